@@ -1,0 +1,282 @@
+"""From a checked configuration to built objects: the only module that reads the configuration and knows every family."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from segkit import checkpoint
+from segkit.config import Config, Named, Table
+from segkit.config import read as read_config
+from segkit.data import SOURCES
+from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
+from segkit.data.cases import Case, Source
+from segkit.data.census import census
+from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, training_loader
+from segkit.data.preprocess import Preprocess
+from segkit.data.splits import SPLITS, Split
+from segkit.labels import Labels
+from segkit.losses import LOSSES, RECIPES, build_loss
+from segkit.models import MODELS
+from segkit.optimizers import OPTIMIZERS, SCHEDULES, build_optimizer
+from segkit.predict import Predictor
+from segkit.train import Experiment, Settings
+
+FROM_DATA = frozenset({"in_channels", "out_channels", "dims"})
+TABLES: dict[str, Table] = {
+    "data": Table(SOURCES, injected=frozenset({"labels"})),
+    "split": Table(SPLITS, injected=frozenset({"cases"})),
+    "augment.albumentations": Table(ALBUMENTATIONS, injected=frozenset({"void"})),
+    "augment.monai": Table(MONAI, injected=frozenset()),
+    "model": Table(MODELS, injected=FROM_DATA),
+    "loss": Table(LOSSES, injected=frozenset({"labels", "census"})),
+    "recipe": Table(RECIPES, injected=frozenset()),
+    "optimizer": Table(OPTIMIZERS, injected=frozenset({"parameters"})),
+    "schedule": Table(SCHEDULES, injected=frozenset({"steps"})),
+}
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration against the tables of every family. Raises ConfigError with all errors at once."""
+    return read_config(path, overrides, TABLES)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The cases of every part of the split, read through one store, and how images are prepared."""
+
+    labels: Labels
+    source: Source
+    split: Split
+    store: CaseStore
+    preprocess: Preprocess
+
+    def cases(self, part: str) -> list[Case]:
+        """The cases of `train`, `validation` or `test`, in the order of the split."""
+        by_name = {case.name: case for case in self.source.cases}
+        return [by_name[name] for name in getattr(self.split, part)]
+
+    def evaluation_set(self, part: str) -> EvaluationSet:
+        return EvaluationSet(self.cases(part), self.store, self.preprocess)
+
+
+def build_labels(config: Config) -> Labels:
+    return Labels(**config.labels.model_dump())
+
+
+def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]) -> Data:
+    """Find the cases, split them and fit the preprocessing on the training part.
+
+    multiple: from the number of spatial axes, which the first case tells, to the padding multiple of the network.
+    """
+    source = SOURCES[config.data.name](labels=labels, **config.data.args)
+    split = SPLITS[config.split.name](source.cases, **config.split.args)
+    store = CaseStore(source, cache=config.loader.cache)
+    by_name = {case.name: case for case in source.cases}
+    training = ((by_name[name], store.read(by_name[name])) for name in split.train)
+    first = store.read(by_name[split.train[0]])
+    preprocess = Preprocess.fit(
+        training,
+        intensity=config.preprocess.intensity,
+        spacing=config.preprocess.spacing,
+        multiple=multiple(first.image.ndim - 1),
+    )
+    return Data(labels, source, split, store, preprocess)
+
+
+def restore_data(config: Config, labels: Labels, preprocess: Preprocess, split: Split | None) -> Data:
+    """The data of a saved run: its split and its fitted preprocessing, nothing fitted again."""
+    source = SOURCES[config.data.name](labels=labels, **config.data.args)
+    split = split or SPLITS[config.split.name](source.cases, **config.split.args)
+    return Data(labels, source, split, CaseStore(source, cache=False), preprocess)
+
+
+def build_model(config: Config, in_channels: int, labels: Labels, dims: int) -> nn.Module:
+    build = MODELS[config.model.name]
+    return build(in_channels=in_channels, out_channels=labels.channels, dims=dims, **config.model.args)
+
+
+def padding_multiple(config: Config, labels: Labels) -> Callable[[int], int]:
+    """What the sides of an image must be multiples of, asked of the network itself, built without memory."""
+
+    def multiple(dims: int) -> int:
+        with torch.device("meta"):
+            return int(build_model(config, 1, labels, dims).multiple)  # pyright: ignore[reportArgumentType]
+
+    return multiple
+
+
+def build_augment_from(config: Config, labels: Labels) -> Augment:
+    engine = config.augment.engine
+    table = {"albumentations": ALBUMENTATIONS, "monai": MONAI}.get(engine, {})
+    transforms = [_build_transform(table, named, labels.void) for named in config.augment.transforms]
+    return build_augment(engine, transforms, labels.void)
+
+
+def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, void: int) -> Any:
+    build = table[named.name]
+    filling = {"void": void} if "void" in inspect.signature(build).parameters else {}
+    return build(**named.args, **filling)
+
+
+def take_census(data: Data) -> np.ndarray:
+    """Pixels of each class in each training case, for class weights."""
+    masks = (data.store.read(case).mask for case in data.cases("train"))
+    return census((mask for mask in masks if mask is not None), data.labels)
+
+
+def needs_census(config: Config) -> bool:
+    return any(isinstance(term.get("class_weights"), str) for term in config.loss)
+
+
+def build_loss_from(config: Config, data: Data) -> nn.Module:
+    counted = take_census(data) if needs_census(config) else None
+    return build_loss([dict(term) for term in config.loss], data.labels, census=counted)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the accelerator that torch finds, else the CPU."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found if found is not None else torch.device("cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but torch finds no CUDA device; use device=auto or device=cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: mps was asked for, but torch finds none; use device=auto or device=cpu")
+    return torch.device(name)
+
+
+def predictor_factory(config: Config, preprocess: Preprocess, dims: int) -> Callable[[nn.Module], Predictor]:
+    """The same way of predicting for validation, evaluation and prediction."""
+    device = choose_device(config.device)
+    window = prediction_window(config, dims, preprocess.multiple)
+
+    def predictor(model: nn.Module) -> Predictor:
+        return Predictor(
+            model, device, preprocess.multiple, window, config.evaluation.overlap, config.train.channels_last
+        )
+
+    return predictor
+
+
+def prediction_window(config: Config, dims: int, multiple: int) -> tuple[int, ...] | None:
+    """`evaluation.window`, or else the training patch for volumes and the whole image for pictures."""
+    window = config.evaluation.window or (config.sampling.patch if dims == 3 else None)
+    if window is None:
+        return None
+    if len(window) != dims:
+        raise ValueError(f"expected evaluation.window with {dims} sides, got {list(window)}")
+    return tuple(-(-side // multiple) * multiple for side in window)
+
+
+def build_experiment(config: Config) -> tuple[Experiment, Data]:
+    """Everything that training needs, in the order in which it depends on each other."""
+    labels = build_labels(config)
+    device = choose_device(config.device)
+    if config.train.precision == "fp16" and device.type == "cpu":
+        raise ValueError("train.precision: fp16 needs an accelerator; use bf16 or fp32 on the CPU")
+    data = build_data(config, labels, multiple=padding_multiple(config, labels))
+    torch.manual_seed(config.seed)
+    dims = len(data.preprocess_dims())
+    model = build_model(config, data.preprocess.channels, labels, dims).to(device)
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)  # pyright: ignore
+    loss = build_loss_from(config, data).to(device)
+    settings, batches = _training(config, data, device)
+    optimizer = build_optimizer(config.optimizer.name, model, dict(config.optimizer.args))
+    experiment = Experiment(
+        labels=labels,
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=SCHEDULES[config.schedule.name](steps=settings.steps, **config.schedule.args),
+        batches=batches,
+        validation=data.evaluation_set("validation") if data.split.validation else None,
+        predictor=predictor_factory(config, data.preprocess, dims),
+        settings=settings,
+        device=device,
+        threshold=config.evaluation.threshold,
+        plain=_plain(config, data),
+    )
+    return experiment, data
+
+
+def _training(config: Config, data: Data, device: torch.device) -> tuple[Settings, Callable[[int], Any]]:
+    training = TrainingSet(
+        data.cases("train"),
+        data.store,
+        data.preprocess,
+        data.labels,
+        build_augment_from(config, data.labels),
+        patch=config.sampling.patch,
+        foreground=config.sampling.foreground,
+        margin=config.sampling.margin,
+        seed=config.seed,
+    )
+    if config.loader.cache:
+        training.prepare()
+    batch = config.loader.batch
+    steps_per_epoch = max(1, len(training) // batch)
+    train = config.train
+    steps = train.steps if train.steps is not None else train.epochs * steps_per_epoch  # pyright: ignore
+    settings = Settings(
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        precision=train.precision,
+        channels_last=train.channels_last,
+        clip_norm=train.clip_norm,
+        ema=train.ema,
+        validate_every=train.validate_every,
+        log_every=train.log_every,
+    )
+
+    def batches(start: int) -> Any:
+        return training_loader(
+            training,
+            batch=batch,
+            workers=config.loader.workers,
+            steps=steps,
+            seed=config.seed,
+            start=start,
+            multiple=data.preprocess.multiple,
+            pin=device.type == "cuda",
+        )
+
+    return settings, batches
+
+
+def _plain(config: Config, data: Data) -> dict[str, Any]:
+    """What a checkpoint holds beside the weights, so that it can be evaluated on its own."""
+    return {"config": config.to_dict(), "preprocess": data.preprocess.to_dict(), "split": data.split.to_json()}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint made ready for prediction."""
+
+    config: Config
+    labels: Labels
+    preprocess: Preprocess
+    predictor: Predictor
+    split: Split
+    step: int
+
+
+def load_trained(path: Path, device: str | None = None) -> Trained:
+    """Rebuild network, labels and preprocessing from a checkpoint alone."""
+    content = checkpoint.load(path)
+    overrides = [f"device={device}"] if device else []
+    config = config_from_dict(content["config"], overrides)
+    labels = build_labels(config)
+    preprocess = Preprocess.from_dict(content["preprocess"])
+    model = build_model(config, preprocess.channels, labels, preprocess.dims)
+    model.load_state_dict(content["model"])
+    predictor = predictor_factory(config, preprocess, preprocess.dims)(model.to(choose_device(config.device)).eval())
+    return Trained(config, labels, preprocess, predictor, Split.from_json(content["split"]), content["step"])

@@ -1,0 +1,151 @@
+"""The `segkit` command. Heavy imports stay inside the functions, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Train segmentation networks, evaluate checkpoints, and learn which losses really differ.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The YAML file of the experiment.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, for instance train.steps=100.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: as the checkpoint says.")]
+
+OUT_OF_MEMORY = 4
+WORKER_DIED = 5
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint of the run.")] = False,
+) -> None:
+    """Train, then evaluate the last checkpoint."""
+    from segkit import workflow
+
+    workflow.train(config, overrides or [], resume=resume)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="A run folder (its last.pt), or a .pt file, which needs --out.")],
+    split: Annotated[str | None, typer.Option(help="train, validation or test; default: as the run evaluated.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Other data of the same layout, all of it evaluated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: the run folder.")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Score a saved checkpoint: cases.csv, scores.json, overlays.png and a table."""
+    from segkit import workflow
+
+    workflow.evaluate(checkpoint, split=split, data=data, out=out, device=device)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Option(help="A run folder (its last.pt), or a .pt file.")],
+    input: Annotated[Path, typer.Option(help="An image, or a folder of images.")],  # noqa: A002
+    output: Annotated[Path, typer.Option(help="The folder for the masks.")],
+    device: DeviceOption = None,
+) -> None:
+    """Write the predicted mask of each image, on the image's own grid."""
+    from segkit import workflow
+
+    workflow.predict(checkpoint, input, output, device=device)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The YAML file of the experiment.")] = None,
+    overrides: Overrides = None,
+    losses: Annotated[str | None, typer.Option(help="Names of losses or recipes, separated by commas.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each loss; three or more to say anything of losses.")] = 3,
+    baseline: Annotated[str | None, typer.Option(help="Compare with this loss only; default: all pairs.")] = None,
+    margin: Annotated[float, typer.Option(min=0, help="Differences inside +- this are equivalent.")] = 0.005,
+    metric: Annotated[str, typer.Option(help="dice or iou.")] = "dice",
+    from_table: Annotated[Path | None, typer.Option(help="A long table to analyse; nothing is trained.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the comparison.")] = Path("comparison"),
+) -> None:
+    """Train each loss with each seed under equal conditions and say which differences are real."""
+    from rich.console import Console
+
+    from segkit.compare.report import Analysis, compare_table
+
+    analysis = Analysis(metric=metric, baseline=baseline, margin=margin)
+    if from_table is not None:
+        compare_table(from_table, out, analysis, Console())
+    elif config is None or not losses:
+        raise typer.BadParameter("give --config and --losses, or --from-table")
+    else:
+        from segkit.compare import execute
+
+        execute.compare(config, overrides or [], losses.split(","), seeds, out, analysis, Console())
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Print the resolved configuration, every default filled in."""
+    from segkit import assemble
+    from segkit.config import dump
+
+    dump(assemble.read(config, overrides or []), sys.stdout)
+
+
+@config_app.command("validate")
+def config_validate(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Check a configuration and list everything that is wrong with it."""
+    from segkit import assemble
+
+    checked = assemble.read(config, overrides or [])
+    typer.echo(f"{config}: valid, digest {checked.digest()}")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of a configuration."""
+    import json
+
+    from segkit.assemble import TABLES
+    from segkit.config import schema
+
+    typer.echo(json.dumps(schema(TABLES), indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; expected errors become a message and an exit code instead of a traceback."""
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(code)
+
+
+def exit_code(error: Exception) -> int | None:
+    """2 usage or configuration, 3 data, 4 out of memory, 5 a worker died, 130 or 143 interrupted; None: a defect."""
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        return code
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return WORKER_DIED
+    return None
+
+
+if __name__ == "__main__":
+    main()

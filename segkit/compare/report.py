@@ -1,0 +1,62 @@
+"""From a long table to comparison.json and a table on the console."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from segkit.compare.statistics import analyse
+from segkit.report.tables import print_comparison
+
+
+class TableError(ValueError):
+    """A long table that cannot be analysed."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """How losses are compared: the metric, the baseline (None: all pairs) and the margin of equivalence."""
+
+    metric: str = "dice"
+    baseline: str | None = None
+    margin: float = 0.005
+
+    @property
+    def family(self) -> str:
+        return "all_pairs" if self.baseline is None else "vs_baseline"
+
+
+def compare_table(path: Path, out: Path, analysis: Analysis, console: Console) -> None:
+    """Analyse a long table that anyone may have made. Raises TableError if it is not there or does not fit."""
+    if not path.is_file():
+        raise TableError(f"expected a long table at {path}, found nothing")
+    table = pd.read_csv(path, dtype={"case": str, "group": str})
+    try:
+        write_comparison(table, out, analysis, None, console)
+    except ValueError as error:
+        raise TableError(f"{path}: {error}") from error
+
+
+def write_comparison(
+    table: pd.DataFrame, out: Path, analysis: Analysis, foreground: Sequence[str] | None, console: Console
+) -> None:
+    """Analyse, write comparison.json, print. foreground: the classes that count; None: all but `background`."""
+    result = analyse(
+        table,
+        metric=analysis.metric,
+        baseline=analysis.baseline,
+        family=analysis.family,
+        margin=analysis.margin,
+        classes=foreground,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    print_comparison(result, console)
+    console.print(f"written to {out}")

@@ -1,0 +1,79 @@
+"""A case: where its files are, what belongs together, and its pixels once read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from segkit.labels import Labels
+
+LISTED = 10  # offending names shown in an error before the rest is only counted
+
+
+class DataError(ValueError):
+    """Bad input data. The message names case, file and value, and says what would mend it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image with its mask.
+
+    name: unique within a source. group: what must not be divided between training and test (patient, drive).
+    split: `train`, `validation` or `test` where the source says so. image, mask: files, None where there are none.
+    """
+
+    name: str
+    group: str
+    split: str | None = None
+    image: Path | None = None
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """The pixels of a case as stored, before any preprocessing.
+
+    image: float32 [C, *S]. mask: uint8 or int32 [*S], [K, *S] where classes overlap, or None.
+    spacing: length D, the distance between pixel centres, in mm for volumes and in pixels for pictures.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    spacing: tuple[float, ...]
+
+
+class Source(Protocol):
+    """Where cases come from. Constructors take the options of the section `data`, and `labels`."""
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """All cases, sorted by name."""
+        ...
+
+    def read(self, case: Case) -> RawCase:
+        """The pixels of one case, the mask's values checked. Raises DataError."""
+        ...
+
+
+def mask_dtype(labels: Labels) -> np.dtype:
+    """The numpy type that masks of these labels are kept in: uint8 or int32."""
+    return np.dtype(str(labels.mask_dtype).removeprefix("torch."))
+
+
+def check_finite(image: np.ndarray, where: str) -> None:
+    """Raise DataError if an image holds NaN or infinite pixels; `where` names case and file."""
+    bad = int(image.size - np.isfinite(image).sum())
+    if bad:
+        raise DataError(
+            f"{where}: expected finite pixel values, got {bad} of {image.size} that are NaN or infinite; "
+            "replace them in the file, for example with 0 or the smallest finite value"
+        )
+
+
+def listed(names: list[str]) -> str:
+    """Up to ten of the names, one a line, and how many more there are."""
+    more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
+    return "".join(f"\n  {name}" for name in [*names[:LISTED], *more])

@@ -1,0 +1,32 @@
+"""How many pixels of each class the cases hold: what class weights are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from segkit.labels import Labels
+
+
+def census(case_masks: Iterable[np.ndarray], labels: Labels) -> np.ndarray:
+    """Count the pixels of each class in each mask: int64 [cases, K]. Ignored and void pixels count nowhere.
+
+    case_masks: masks as `read_mask` gives them, [*S] or [K, *S]. multiclass: K classes. binary: K = 2, negative and
+    positive. multilabel: the positive pixels of each of K classes, which may overlap.
+    """
+    rows = [count_classes(mask, labels) for mask in case_masks]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), len(labels.names))
+
+
+def count_classes(mask: np.ndarray, labels: Labels) -> np.ndarray:
+    """The pixels of each class in one mask, int64 [K]."""
+    if labels.has_mask_channels:
+        return (mask == 1).reshape(len(mask), -1).sum(1)
+    top = max(labels.values)
+    # void and other values that are no class fall in the last bin, which is dropped
+    known = np.where((mask >= 0) & (mask <= top), mask, top + 1)
+    counts = np.bincount(known.reshape(-1), minlength=top + 2)[:-1]
+    if labels.regions is None:
+        return counts
+    return np.array([counts[sorted(set(union))].sum() for union in labels.regions.values()])

@@ -1,0 +1,218 @@
+"""Samples and batches: reading, placing, augmenting, normalising, padding with void."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from segkit.data.augment import Augment, NoAugment
+from segkit.data.cases import Case, RawCase, Source
+from segkit.data.preprocess import Preprocess
+from segkit.data.sampling import BatchSampler, Key, cut, foreground_locations, place_window, sample_seeds
+from segkit.labels import Labels
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case on the grid that the network sees, not yet normalised: `(image - shift) / scale` will do that."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    shift: np.ndarray
+    scale: np.ndarray
+    spacing: tuple[float, ...]
+    foreground: np.ndarray  # coordinates [N, D] of foreground pixels to centre patches on
+
+
+class CaseStore:
+    """Reads cases once if `cache`, each time otherwise."""
+
+    def __init__(self, source: Source, *, cache: bool):
+        self.source, self.cache = source, cache
+        self.raw: dict[str, RawCase] = {}
+
+    def read(self, case: Case) -> RawCase:
+        if case.name in self.raw:
+            return self.raw[case.name]
+        raw = self.source.read(case)
+        if self.cache:
+            self.raw[case.name] = raw
+        return raw
+
+
+class TrainingSet(Dataset):
+    """Random augmented patches, or whole images where `patch` is None, by `Key`.
+
+    Each sample is a pure function of (seed, key.epoch, key.position) and the case, whoever computes it and when.
+    patch: sides [D] of the piece shown to the network. foreground: the share of patches centred on a foreground
+    pixel. margin: how many times larger a piece is augmented before the patch is cut from its middle.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        store: CaseStore,
+        preprocess: Preprocess,
+        labels: Labels,
+        augment: Augment,
+        *,
+        patch: Sequence[int] | None,
+        foreground: float,
+        margin: float,
+        seed: int,
+    ):
+        self.cases, self.store, self.preprocess, self.labels = cases, store, preprocess, labels
+        self.augment = augment
+        self.patch = tuple(patch) if patch is not None else None
+        self.foreground = foreground
+        self.margin = 1.0 if isinstance(augment, NoAugment) else margin
+        self.seed = seed
+        self.prepared: dict[int, Prepared] = {}
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def prepare(self) -> None:
+        """Read every case now, so that worker processes share them."""
+        for number in range(len(self.cases)):
+            self._prepared(number)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        case, prepared = self.cases[key.case], self._prepared(key.case)
+        placing, augmenting = sample_seeds(self.seed, key)
+        image, mask = self._augmented_piece(prepared, placing, augmenting)
+        return as_sample(image, mask, case, prepared.spacing)
+
+    def _augmented_piece(
+        self, prepared: Prepared, placing: np.random.Generator, augmenting: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        dims = prepared.image.ndim - 1
+        size = prepared.image.shape[1:]
+        patch = self.patch or size
+        if len(patch) != dims:
+            raise ValueError(f"expected sampling.patch with {dims} sides, got {list(patch)}")
+        window = place_window(size, patch, self.margin, self._centre(prepared, placing), placing)
+        where = (..., *window.slices)
+        image, mask = self._transform(prepared, prepared.image[where], prepared.mask[where], augmenting)
+        return cut(image, window.offset, patch, 0.0), cut(mask, window.offset, patch, self.labels.void)
+
+    def _transform(
+        self, prepared: Prepared, image: np.ndarray, mask: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        def normalise(image: np.ndarray) -> np.ndarray:
+            return self.preprocess.normalise(image, prepared.shift, prepared.scale)
+
+        if self.augment.before_normalisation:
+            image, mask = self.augment(image, mask, seed)
+            return normalise(image), mask
+        return self.augment(normalise(image), mask, seed)
+
+    def _centre(self, prepared: Prepared, placing: np.random.Generator) -> np.ndarray | None:
+        wanted = placing.random() < self.foreground
+        if not wanted or not len(prepared.foreground):
+            return None
+        return prepared.foreground[placing.integers(len(prepared.foreground))]
+
+    def _prepared(self, number: int) -> Prepared:
+        if number in self.prepared:
+            return self.prepared[number]
+        raw = self.preprocess.resample(self.store.read(self.cases[number]))
+        assert raw.mask is not None
+        shift, scale = self.preprocess.intensity_map(raw.image)
+        dims = raw.image.ndim - 1
+        background = 0 if self.labels.mode == "binary" else self.labels.background_channel
+        locations = (
+            foreground_locations(raw.mask, background, self.labels.void, dims)
+            if self.foreground > 0
+            else np.zeros((0, dims), np.int64)
+        )
+        prepared = Prepared(raw.image, raw.mask, shift, scale, raw.spacing, locations)
+        if self.store.cache:
+            self.prepared[number] = prepared
+        return prepared
+
+
+class EvaluationSet(Dataset):
+    """Whole images as the network sees them, with the mask on the original grid, by case number."""
+
+    def __init__(self, cases: Sequence[Case], store: CaseStore, preprocess: Preprocess):
+        self.cases, self.store, self.preprocess = cases, store, preprocess
+        self.samples: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if number in self.samples:
+            return self.samples[number]
+        raw = self.store.read(self.cases[number])
+        image = network_image(raw, self.preprocess)
+        assert raw.mask is not None
+        sample = as_sample(image, raw.mask, self.cases[number], raw.spacing)
+        if self.store.cache:
+            self.samples[number] = sample
+        return sample
+
+
+def network_image(raw: RawCase, preprocess: Preprocess) -> np.ndarray:
+    """The image as the network sees it, [C, *S]: on the target spacing, normalised."""
+    image = preprocess.resample(raw).image
+    return preprocess.normalise(image, *preprocess.intensity_map(image))
+
+
+def as_sample(image: np.ndarray, mask: np.ndarray, case: Case, spacing: Sequence[float]) -> dict[str, Any]:
+    """The sample of the design: image float32 [C, *S], mask small integers, names and spacing."""
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
+        "mask": torch.from_numpy(np.ascontiguousarray(mask)),
+        "case": case.name,
+        "group": case.group,
+        "spacing": list(spacing),
+    }
+
+
+def collate(samples: Sequence[dict[str, Any]], void: int, multiple: int) -> dict[str, Any]:
+    """Stack samples, padded at their ends to the largest of them and to a multiple: images with 0, masks with void."""
+    dims = samples[0]["image"].ndim - 1
+    largest = [max(sample["image"].shape[1 + axis] for sample in samples) for axis in range(dims)]
+    size = tuple(-(-side // multiple) * multiple for side in largest)
+    start = (0,) * dims
+
+    def stacked(name: str, fill: float) -> torch.Tensor:
+        return torch.from_numpy(np.stack([cut(sample[name].numpy(), start, size, fill) for sample in samples]))
+
+    names = {key: [sample[key] for sample in samples] for key in ("case", "group", "spacing")}
+    return {"image": stacked("image", 0.0), "mask": stacked("mask", void), **names}
+
+
+def _start_worker(_number: int) -> None:
+    """One thread a worker: more would compete with the training itself."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def training_loader(
+    dataset: TrainingSet, *, batch: int, workers: int, steps: int, seed: int, start: int, multiple: int, pin: bool
+) -> DataLoader:
+    """The batches of steps `start` to `steps`, the same with any number of workers."""
+    sampler = BatchSampler(len(dataset), batch, steps, seed, start)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,  # pyright: ignore[reportArgumentType]  (keys instead of numbers)
+        num_workers=workers,
+        collate_fn=partial(collate, void=dataset.labels.void, multiple=multiple),
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+        # a generator of its own, so that loading draws nothing from the generator that training uses
+        generator=torch.Generator().manual_seed(seed),
+        prefetch_factor=4 if workers else None,
+    )
+

@@ -1,0 +1,107 @@
+"""NIfTI volumes: turned to the orientation closest to RAS on reading, and back on writing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segkit.data.cases import DataError
+
+
+def load_nifti(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Read an array turned to RAS, [*S] or [C, *S] with the fourth axis first, and its spacing in mm, length D.
+
+    A picture with two axes stays one. Raises DataError, beginning with `where`, for colours, complex numbers, more
+    than four axes and an affine without inverse; and what nibabel raises for a file that it cannot read.
+    """
+    from nibabel.orientations import apply_orientation
+
+    volume = _open(path)
+    array = _plain_axes(np.asanyarray(volume.dataobj), where)
+    orientation = _orientation(volume.affine, where)
+    flat = array.ndim == 2
+    array = apply_orientation(array[..., None] if flat else array, orientation)
+    spacing = _spacing(volume.affine, orientation)
+    if flat:
+        thin = int(orientation[2, 0])  # where the axis that a picture lacks has come to lie
+        return np.squeeze(array, thin), spacing[:thin] + spacing[thin + 1 :]
+    return (np.moveaxis(array, -1, 0) if array.ndim == 4 else array), spacing
+
+
+def _open(path: Path) -> Any:
+    """The volume, its pixels unread. Typed as Any because nibabel's own types are too general."""
+    import nibabel
+
+    return nibabel.load(path)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _plain_axes(array: np.ndarray, where: str) -> np.ndarray:
+    if array.dtype.fields is not None or np.iscomplexobj(array):
+        raise DataError(f"{where}: expected one real number a voxel, got {array.dtype}; convert it to float32")
+    if array.ndim == 5 and array.shape[3] == 1:
+        array = array[:, :, :, 0]  # images of vectors keep an axis of time
+    if array.ndim not in (2, 3, 4):
+        raise DataError(f"{where}: expected 2 to 4 axes, the fourth being channels, got {list(array.shape)}")
+    return array
+
+
+def _orientation(affine: np.ndarray, where: str) -> np.ndarray:
+    """For each stored axis, the axis of RAS that it becomes and 1 or -1 for its direction, [3, 2]."""
+    from nibabel.orientations import io_orientation
+
+    orientation = io_orientation(affine)
+    if not np.isfinite(orientation).all():
+        raise DataError(f"{where}: the affine has no inverse, so the orientation is unknown: {affine.tolist()}")
+    return orientation
+
+
+def _spacing(affine: np.ndarray, orientation: np.ndarray) -> tuple[float, ...]:
+    """Voxel sides in mm after turning, free of the float32 dust of headers."""
+    stored = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    return tuple(round(float(stored[axis]), 6) for axis in np.argsort(orientation[:, 0]))
+
+
+def check_same_place(image: Path, mask: Path, where: str) -> None:
+    """Raise DataError if image and mask are turned differently although they do not lie in the same place.
+
+    Such a mask has usually lost its header: turning it by it would mirror it against the image. Headers that
+    disagree without changing which voxel meets which are let pass.
+    """
+    from nibabel.orientations import inv_ornt_aff
+
+    volumes = [_open(image), _open(mask)]
+    turns = [_orientation(volume.affine, where) for volume in volumes]
+    if np.array_equal(*turns):
+        return
+    first, second = (
+        volume.affine @ inv_ornt_aff(turn, (*volume.shape, 1)[:3]) for volume, turn in zip(volumes, turns, strict=True)
+    )
+    corners = np.array([[0, 0, 0, 1], [*(side - 1 for side in (*volumes[0].shape, 1)[:3]), 1]])
+    apart_mm = np.abs((first - second) @ corners.T).max()
+    if apart_mm > max(_spacing(volumes[0].affine, turns[0])):
+        raise DataError(
+            f"{where}: expected the mask in the image's place, but the affines put {mask} up to {apart_mm:.1f} mm "
+            "away and turned differently; save the mask with the affine of the image"
+        )
+
+
+def save_nifti_like(image: Path, mask: np.ndarray, path: Path) -> None:
+    """Write a mask that lies on the grid of `load_nifti(image)` on the image's stored grid, with its affine.
+
+    mask: [*S], or [K, *S], whose channels become the fourth axis.
+    """
+    import nibabel
+    from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+
+    volume = _open(image)
+    turn = io_orientation(volume.affine)
+    back = ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), turn)
+    flat = len(volume.shape) == 2
+    if flat:
+        mask = np.expand_dims(mask, mask.ndim - 2 + int(turn[2, 0]))
+    channels = mask.ndim == 4
+    stored = apply_orientation(np.moveaxis(mask, 0, -1) if channels else mask, back)
+    stored = stored[:, :, 0] if flat else stored
+    nibabel.save(nibabel.Nifti1Image(stored, volume.affine), path)  # pyright: ignore[reportPrivateImportUsage]

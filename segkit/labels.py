@@ -1,0 +1,230 @@
+"""What a mask means: class names, exclusive or overlapping classes, and which pixels count.
+
+This module is the only owner of the ignore value. Readers ask it which values are legal, padding asks it
+what to fill with, and losses and metrics receive a `Target` that already says which pixels are valid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Mode = Literal["multiclass", "binary", "multilabel"]
+
+VOID_UINT8 = 255
+VOID_WIDE = 65535
+INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A batch of masks, ready for losses and metrics. Exactly one of `index` and `onehot` is set.
+
+    index: integer [B, *S], class numbers; values under invalid pixels mean nothing.
+    onehot: bool, or floating for soft targets, [B, K, *S].
+    valid: bool [B, *S] or [B, K, *S]; None means that every pixel counts.
+    pixel_weight: floating [B, *S]; None means 1.
+    """
+
+    index: Tensor | None = None
+    onehot: Tensor | None = None
+    valid: Tensor | None = None
+    pixel_weight: Tensor | None = None
+
+    @property
+    def valid_channels(self) -> Tensor | None:
+        """`valid` with a channel axis, [B, 1 or K, *S], to broadcast against logits."""
+        mask = self.index if self.index is not None else self.onehot
+        assert mask is not None
+        per_class = self.onehot is not None and self.valid is not None and self.valid.ndim == mask.ndim
+        return self.valid if self.valid is None or per_class else self.valid.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a data set and the meaning of the numbers in its masks.
+
+    names: the class names, in the order of their numbers. `binary` takes two, [negative, positive], and has
+        one channel; `multiclass` and `multilabel` have one channel a name.
+    mode: `multiclass` for classes that exclude each other, `multilabel` for classes that may overlap.
+    ignore_index: the mask value of pixels that count in neither loss nor score; None if there is none.
+    background: the name of the background class, if one of the names is it. All other classes are foreground.
+    regions: for `multilabel` only: each name as a union of the values of an integer mask,
+        `{"whole": [1, 2], "core": [2]}`; the integer mask is kept and expanded on the device.
+
+    Raises ValueError if the names repeat, do not fit the mode, or if `ignore_index` is the number of a class.
+    """
+
+    names: Sequence[str]
+    mode: Mode = "multiclass"
+    ignore_index: int | None = None
+    background: str = "background"
+    regions: Mapping[str, Sequence[int]] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"expected class names that differ, got {list(self.names)}")
+        if self.mode not in ("multiclass", "binary", "multilabel"):
+            raise ValueError(f"expected mode multiclass, binary or multilabel, got {self.mode!r}")
+        if self.mode == "binary" and len(self.names) != 2:
+            raise ValueError(f"binary labels have two names, [negative, positive], got {list(self.names)}")
+        if self.mode == "multiclass" and len(self.names) < 2:
+            raise ValueError(f"multiclass labels have at least two names, got {list(self.names)}")
+        if not self.names:
+            raise ValueError("expected at least one class name, got none")
+        if self.regions is not None:
+            self._check_regions()
+        if self.ignore_index in self.values:
+            raise ValueError(
+                f"ignore_index {self.ignore_index} is the number of the class {self._name_of(self.ignore_index)!r}; "
+                "choose a number that is no class (255), or leave the class out of the scores instead"
+            )
+
+    def _check_regions(self) -> None:
+        assert self.regions is not None
+        if self.mode != "multilabel":
+            raise ValueError(f"regions overlap, so they need mode multilabel, got {self.mode}")
+        if tuple(self.regions) != self.names:
+            raise ValueError(f"expected one region for each of {list(self.names)}, got {list(self.regions)}")
+
+    def _name_of(self, value: int | None) -> str:
+        exclusive = self.mode != "multilabel" and value is not None
+        return self.names[value] if exclusive else str(value)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the logits: 1 in binary mode, else one a class."""
+        return 1 if self.mode == "binary" else len(self.names)
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The name that each channel, and so each row of a score table, stands for."""
+        return (self.names[1],) if self.mode == "binary" else tuple(self.names)
+
+    @property
+    def void(self) -> int:
+        """The padding value: `ignore_index`, or 255 (65535 above 255 classes) where the data ignore nothing."""
+        if self.ignore_index is not None:
+            return self.ignore_index
+        return VOID_UINT8 if max(self.values) < VOID_UINT8 else VOID_WIDE
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The mask values that mean something, `ignore_index` apart."""
+        if self.regions is not None:
+            return tuple(sorted({0, *(value for union in self.regions.values() for value in union)}))
+        return tuple(range(len(self.names))) if self.mode == "multiclass" else (0, 1)
+
+    @property
+    def has_mask_channels(self) -> bool:
+        """Whether a mask is [K, *S] of 0, 1 and void rather than [*S] of class numbers."""
+        return self.mode == "multilabel" and self.regions is None
+
+    @property
+    def mask_dtype(self) -> torch.dtype:
+        """The smallest integer type that holds every value and void."""
+        fits = 0 <= self.void <= VOID_UINT8 and max(self.values) <= VOID_UINT8
+        return torch.uint8 if fits else torch.int32
+
+    @property
+    def background_channel(self) -> int | None:
+        """The channel of the background class, None where there is none."""
+        exclusive = self.mode == "multiclass" and self.background in self.names
+        return tuple(self.names).index(self.background) if exclusive else None
+
+    @property
+    def foreground(self) -> tuple[int, ...]:
+        """The channels that are not background."""
+        return tuple(channel for channel in range(self.channels) if channel != self.background_channel)
+
+    def target(self, mask: Tensor, spatial: int | None = None, pixel_weight: Tensor | None = None) -> Target:
+        """Say which pixels of a batch of masks count, on the mask's own device and without reading it back.
+
+        mask: integer class numbers [B, *S], or one-hot (bool, 0 and 1) or soft (floating) [B, K, *S]; in binary
+            mode [B, 1, *S] is accepted for [B, *S]. In multiclass a one-hot column of zeros is ignored.
+        spatial: the number of spatial axes, which tells [B, *S] from [B, K, *S]. Without it integer masks are
+            class numbers, except for overlapping classes, and others are one-hot.
+
+        Raises ValueError for a shape that fits neither. A value that is neither a class nor void fails an
+        assertion on the device.
+        """
+        if self._is_index(mask, spatial):
+            return self._index_target(mask, pixel_weight)
+        if mask.ndim < 3 or mask.shape[1] != self.channels:
+            raise ValueError(
+                f"expected a mask [B, *S] of class numbers or [B, {self.channels}, *S] one-hot, "
+                f"got {list(mask.shape)} of {mask.dtype}"
+            )
+        if self.mode == "binary" and not mask.is_floating_point():
+            return self._index_target(mask[:, 0], pixel_weight)
+        return self._onehot_target(mask, pixel_weight)
+
+    def _is_index(self, mask: Tensor, spatial: int | None) -> bool:
+        if spatial is not None:
+            return mask.ndim == spatial + 1
+        return mask.dtype in INDEX_DTYPES and not self.has_mask_channels
+
+    def _index_target(self, mask: Tensor, pixel_weight: Tensor | None) -> Target:
+        if mask.dtype not in (*INDEX_DTYPES, torch.bool):
+            raise ValueError(f"expected an integer mask of class numbers, got {mask.dtype} {list(mask.shape)}")
+        if self.has_mask_channels:
+            raise ValueError(
+                f"overlapping classes need a mask [B, {self.channels}, *S] of 0 and 1, got {list(mask.shape)}; "
+                "to make them from class numbers, give `regions`"
+            )
+        mask = mask.to(torch.uint8) if mask.dtype == torch.bool else mask
+        valid = mask != self.void
+        if self.regions is not None:
+            return Target(onehot=self._expand_regions(mask), valid=valid, pixel_weight=pixel_weight)
+        known = (mask >= 0) & (mask < len(self.names))
+        torch._assert_async(
+            (known | ~valid).all(), f"a mask holds a value that is neither 0 to {len(self.names) - 1} nor {self.void}"
+        )
+        return Target(index=mask, valid=valid, pixel_weight=pixel_weight)
+
+    def _expand_regions(self, mask: Tensor) -> Tensor:
+        assert self.regions is not None
+        unions = [torch.stack([mask == value for value in values]).any(0) for values in self.regions.values()]
+        return torch.stack(unions, dim=1)
+
+    def _onehot_target(self, mask: Tensor, pixel_weight: Tensor | None) -> Target:
+        if mask.is_floating_point():
+            onehot, valid = mask, None
+        else:
+            onehot, valid = mask == 1, mask != self.void if mask.dtype != torch.bool else None
+        if self.mode == "multiclass":
+            somewhere = onehot.sum(1) > 0
+            valid = somewhere if valid is None else somewhere & valid.all(1)
+        return Target(onehot=onehot, valid=valid, pixel_weight=pixel_weight)
+
+    def onehot(self, target: Target | Tensor) -> Tensor:
+        """The one-hot form [B, K, *S] of a target or of an index mask: bool, or soft as given; 0 where not valid."""
+        target = target if isinstance(target, Target) else self.target(target)
+        onehot = target.onehot
+        if onehot is None:
+            assert target.index is not None
+            shape = [1, -1] + [1] * (target.index.ndim - 1)
+            classes = range(1, 2) if self.mode == "binary" else range(len(self.names))
+            numbers = torch.tensor(list(classes), dtype=target.index.dtype, device=target.index.device)
+            onehot = target.index.unsqueeze(1) == numbers.view(shape)
+        valid = target.valid_channels
+        return onehot if valid is None else torch.where(valid, onehot, torch.zeros_like(onehot))
+
+    def decode(self, logits: Tensor, threshold: float = 0.5) -> Tensor:
+        """The mask that logits [B, K, *S] stand for, in the form that masks are stored in.
+
+        multiclass: the class of the largest logit, [B, *S]; `threshold` has no meaning there. binary: 1 where the
+        probability exceeds `threshold`, [B, *S]. multilabel: the same a class, [B, K, *S].
+        """
+        if not 0 < threshold < 1:
+            raise ValueError(f"expected a threshold between 0 and 1, got {threshold}")
+        if self.mode == "multiclass":
+            return logits.argmax(1).to(self.mask_dtype)
+        positive = (logits > math.log(threshold / (1 - threshold))).to(torch.uint8)
+        return positive[:, 0] if self.mode == "binary" else positive

@@ -1,0 +1,5 @@
+"""Losses over logits: `build_loss` makes one from a name, a mapping or a list of terms."""
+
+from segkit.losses.build import LOSSES, RECIPES, WeightedSum, build_loss
+
+__all__ = ["LOSSES", "RECIPES", "WeightedSum", "build_loss"]

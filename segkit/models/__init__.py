@@ -1,0 +1,27 @@
+"""Networks by short name: each entry builds image [B, C, *S] -> logits [B, K, *S] from plain keyword arguments.
+
+`in_channels`, `out_channels` and `dims` come from the data; a network says in `multiple` what each side of an image
+must be a multiple of.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from segkit.models.monai_networks import monai_basic_unet, monai_dynunet, monai_segresnet, monai_unet
+from segkit.models.torchvision_networks import deeplabv3_mobilenet, deeplabv3_resnet50, fcn_resnet50, lraspp_mobilenet
+from segkit.models.unet import UNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "monai_unet": monai_unet,
+    "monai_basic_unet": monai_basic_unet,
+    "monai_dynunet": monai_dynunet,
+    "monai_segresnet": monai_segresnet,
+    "fcn_resnet50": fcn_resnet50,
+    "deeplabv3_resnet50": deeplabv3_resnet50,
+    "deeplabv3_mobilenet": deeplabv3_mobilenet,
+    "lraspp_mobilenet": lraspp_mobilenet,
+}
+
+__all__ = ["MODELS", "UNet"]

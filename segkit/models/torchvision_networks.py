@@ -1,0 +1,62 @@
+"""torchvision's segmentation networks by short name, for 2D images, trained from scratch unless given weights.
+
+torchvision is imported when a network is built.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class MainOutput(nn.Module):
+    """A torchvision network that returns its logits alone; inputs that are not RGB get a first convolution of their own."""
+
+    multiple = 1
+
+    def __init__(self, network: nn.Module, in_channels: int):
+        super().__init__()
+        self.network = network
+        if in_channels != 3:
+            _widen_first_convolution(network, in_channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(image)["out"]
+
+
+def _widen_first_convolution(network: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution by one for `in_channels` channels, freshly initialised."""
+    name, first = next((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
+    parent, _, attribute = name.rpartition(".")
+    padding = (int(first.padding[0]), int(first.padding[1]))
+    size, stride = (first.kernel_size[0], first.kernel_size[1]), (first.stride[0], first.stride[1])
+    new = nn.Conv2d(in_channels, first.out_channels, size, stride, padding, bias=first.bias is not None)
+    setattr(network.get_submodule(parent), attribute, new)
+
+
+def _build(name: str, in_channels: int, out_channels: int, dims: int) -> nn.Module:
+    import torchvision.models.segmentation as networks
+
+    if dims != 2:
+        raise ValueError(f"torchvision's {name} takes 2D images, got {dims} dimensions; choose unet or a monai_ network")
+    build = getattr(networks, name)
+    return MainOutput(build(weights=None, weights_backbone=None, num_classes=out_channels), in_channels)
+
+
+def fcn_resnet50(*, in_channels: int, out_channels: int, dims: int) -> nn.Module:
+    """Fully convolutional network on ResNet-50 (Long et al. 2015)."""
+    return _build("fcn_resnet50", in_channels, out_channels, dims)
+
+
+def deeplabv3_resnet50(*, in_channels: int, out_channels: int, dims: int) -> nn.Module:
+    """DeepLabV3 on ResNet-50 (Chen et al. 2017)."""
+    return _build("deeplabv3_resnet50", in_channels, out_channels, dims)
+
+
+def deeplabv3_mobilenet(*, in_channels: int, out_channels: int, dims: int) -> nn.Module:
+    """DeepLabV3 on MobileNetV3-Large."""
+    return _build("deeplabv3_mobilenet_v3_large", in_channels, out_channels, dims)
+
+
+def lraspp_mobilenet(*, in_channels: int, out_channels: int, dims: int) -> nn.Module:
+    """Lite R-ASPP on MobileNetV3-Large (Howard et al. 2019)."""
+    return _build("lraspp_mobilenet_v3_large", in_channels, out_channels, dims)

@@ -1,0 +1,109 @@
+"""The run folder: what was asked for, where it ran, what happened."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("segkit-trainer", "torch", "torchvision", "monai", "albumentations", "numpy", "scipy")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked."""
+
+
+class Run:
+    """One folder: config.yaml, environment.json, split.json, log.jsonl, checkpoints/, evaluation/<split>/."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "checkpoints" / "best.pt"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    def evaluation(self, split: str) -> Path:
+        return self.folder / "evaluation" / split
+
+    def start(self, *, resume: bool) -> None:
+        """Make the folder ready. Raises RunError if it holds a run and `resume` was not asked for."""
+        if self.last.exists() and not resume:
+            raise RunError(
+                f"{self.folder} already holds a run; continue it with --resume, or choose another folder with run.dir="
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.last.exists():
+            self.log_file.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
+        self.write_json("environment.json", environment())
+
+    def write_json(self, name: str, content: Any) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line. Fields that differ between two equal runs belong under `time`."""
+        with open(self.log_file, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut_log(self, step: int) -> None:
+        """Drop what was logged after `step`, the step of the checkpoint that a run continues from."""
+        if not self.log_file.exists():
+            return
+        lines = [line for line in self.log_file.read_text().splitlines() if _logged_step(line) <= step]
+        self.log_file.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _logged_step(line: str) -> float:
+    """The step of a log line; a line that a crash cut short counts as too late."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, device and revision: what one needs to know to repeat a run."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "revision": _revision(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """The git revision of this code, with a + if files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

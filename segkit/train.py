@@ -1,0 +1,314 @@
+"""The training loop: step, log, validate, save."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from segkit import checkpoint
+from segkit.data.loaders import EvaluationSet
+from segkit.evaluate import foreground_means, score_cases
+from segkit.labels import Labels
+from segkit.predict import Predictor, to_device
+from segkit.runs import Run
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Interrupted(Exception):
+    """Training was asked to stop by a signal; the checkpoint holds everything up to `step`."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; continue with --resume")
+        self.exit_code = 128 + number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. steps, steps_per_epoch, validate_every (epochs), log_every (steps): counts, at least 1.
+
+    clip_norm: largest norm of the gradient, None for no limit. ema: decay of the moving average of the weights,
+    which is then what is validated, evaluated and saved as the model; None for none.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    clip_norm: float | None = None
+    ema: float | None = None
+    validate_every: int = 1
+    log_every: int = 10
+
+
+@dataclass
+class Experiment:
+    """Everything that a run needs, built.
+
+    schedule: step -> factor of the learning rate. batches: first step -> the batches from there to the end.
+    plain: what goes into the checkpoint beside the weights (configuration, preprocessing, labels), plain data.
+    """
+
+    labels: Labels
+    model: nn.Module
+    loss: nn.Module
+    optimizer: Optimizer
+    schedule: Callable[[int], float]
+    batches: Callable[[int], Iterable[dict[str, Any]]]
+    validation: EvaluationSet | None
+    predictor: Callable[[nn.Module], Predictor]
+    settings: Settings
+    device: torch.device
+    threshold: float
+    plain: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """What changes while training, and one step of it."""
+
+    def __init__(self, experiment: Experiment):
+        settings = experiment.settings
+        self.experiment, self.settings = experiment, settings
+        self.model, self.loss, self.optimizer = experiment.model, experiment.loss, experiment.optimizer
+        self.ema = _moving_average(self.model, settings.ema)
+        self.scaler = torch.amp.GradScaler(experiment.device.type, enabled=settings.precision == "fp16")
+        self.step_number = 0
+        self.best: float | None = None
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        return self.ema.module if self.ema is not None else self.model
+
+    def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """One optimiser step. Returns device scalars: `loss`, each unweighted term, `gradient_norm` if clipped."""
+        self._set_learning_rate(self.step_number)
+        image = to_device(batch["image"], self.experiment.device, channels_last=self.settings.channels_last)
+        mask = to_device(batch["mask"], self.experiment.device)
+        with self._autocast():
+            logits = self.model(image)
+        terms = self.loss.terms(logits, mask)  # pyright: ignore[reportCallIssue]
+        total = self.loss.combine(terms)  # pyright: ignore[reportCallIssue]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        norm = self._clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.step_number += 1
+        return {name: value.detach() for name, value in {"loss": total, **terms, **norm}.items()}
+
+    def _autocast(self) -> Any:
+        if self.settings.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.experiment.device.type, AUTOCAST[self.settings.precision])
+
+    def _clip(self) -> dict[str, Tensor]:
+        if self.settings.clip_norm is None:
+            return {}
+        self.scaler.unscale_(self.optimizer)
+        return {"gradient_norm": nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)}
+
+    def _set_learning_rate(self, step: int) -> None:
+        factor = self.experiment.schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def state(self) -> dict[str, Any]:
+        """Everything the loop changes, plain tensors and plain data."""
+        return {
+            **self.experiment.plain,
+            "step": self.step_number,
+            "best": self.best,
+            "model": self.evaluated_model.state_dict(),
+            "training": {
+                "model": self.model.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": _random_state(self.experiment.device),
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        training = state["training"]
+        self.model.load_state_dict(training["model"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(training["ema"])
+        _set_random_state(training["random"], self.experiment.device)
+        self.step_number, self.best = state["step"], state["best"]
+
+
+def fit(experiment: Experiment, run: Run, *, resume: bool = False, console: Console | None = None) -> Trainer:
+    """Train from the start, or from `last.pt` with `resume`, to `settings.steps`, into the run folder.
+
+    Raises Interrupted after SIGINT or SIGTERM, once the step is done and `last.pt` is written.
+    """
+    console = console or Console()
+    run.start(resume=resume)
+    trainer = Trainer(experiment)
+    if run.last.exists():
+        trainer.load_state(checkpoint.load(run.last))
+        run.cut_log(trainer.step_number)
+    else:
+        checkpoint.save(run.last, trainer.state())
+    meter = Meter(experiment.settings.log_every)
+    experiment.model.train()
+    with _progress(console) as progress, _stop_signals() as stop:
+        task = progress.add_task("training", total=experiment.settings.steps, completed=trainer.step_number, note="")
+        meter.start()
+        for batch in experiment.batches(trainer.step_number):
+            meter.data_arrived()
+            scalars = trainer.step(batch)
+            step = trainer.step_number
+            if (record := meter.record(trainer, scalars, len(batch["case"]))) is not None:
+                run.log(record)
+                progress.update(task, note=f"loss {record['loss']:.3f}")
+            if _validates(experiment.settings, step):
+                _validate_and_save(trainer, run, progress.console)
+            elif stop:
+                checkpoint.save(run.last, trainer.state())
+            progress.update(task, completed=step)
+            if stop and step < experiment.settings.steps:
+                raise Interrupted(stop[0], step)
+            meter.step_done()
+    return trainer
+
+
+def _validates(settings: Settings, step: int) -> bool:
+    return step == settings.steps or step % (settings.validate_every * settings.steps_per_epoch) == 0
+
+
+def _validate_and_save(trainer: Trainer, run: Run, console: Console) -> None:
+    """Count Dice and IoU on the validation cases, keep the best checkpoint, save the last."""
+    experiment, step = trainer.experiment, trainer.step_number
+    record: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": step / experiment.settings.steps_per_epoch}
+    improved = False
+    if experiment.validation is not None:
+        started = time.perf_counter()
+        predictor = experiment.predictor(trainer.evaluated_model)
+        cases = score_cases(predictor, experiment.validation, experiment.labels, experiment.threshold)
+        means = foreground_means(cases, experiment.labels)
+        improved = means["dice"] is not None and (trainer.best is None or means["dice"] > trainer.best)
+        trainer.best = means["dice"] if improved else trainer.best
+        record |= {"validation": means, "time": {"validation_seconds": time.perf_counter() - started}}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if value is not None)
+        console.print(f"step {step}  validation {shown or 'without a foreground class'}{'  best' if improved else ''}")
+    run.log(record)
+    state = trainer.state()
+    if improved:
+        checkpoint.save(run.best, state)
+    checkpoint.save(run.last, state)
+
+
+class Meter:
+    """Collects the scalars of `every` steps on the device and reads them back at once."""
+
+    def __init__(self, every: int):
+        self.every = every
+        self.scalars: list[dict[str, Tensor]] = []
+        self.images = 0
+        self.waiting = 0.0
+
+    def start(self) -> None:
+        self.began = self.mark = time.perf_counter()
+
+    def data_arrived(self) -> None:
+        self.waiting += time.perf_counter() - self.mark
+
+    def step_done(self) -> None:
+        self.mark = time.perf_counter()
+
+    def record(self, trainer: Trainer, scalars: dict[str, Tensor], images: int) -> dict[str, Any] | None:
+        """A log line every `every` steps and at the end: means over the steps since the last one."""
+        self.scalars.append(scalars)
+        self.images += images
+        step, settings = trainer.step_number, trainer.settings
+        if step % self.every and step != settings.steps:
+            return None
+        means = torch.stack([torch.stack([one[name].float() for name in scalars]) for one in self.scalars]).mean(0)
+        values = dict(zip(scalars, means.tolist(), strict=True))
+        seconds = time.perf_counter() - self.began
+        record = {
+            "kind": "step",
+            "step": step,
+            "epoch": step / settings.steps_per_epoch,
+            "loss": values.pop("loss"),
+            **({"gradient_norm": values.pop("gradient_norm")} if "gradient_norm" in values else {}),
+            "terms": values,
+            "lr": [group["lr"] for group in trainer.optimizer.param_groups],
+            "time": {"images_per_second": self.images / seconds, "waiting_for_data": self.waiting / seconds},
+        }
+        self.scalars, self.images, self.waiting = [], 0, 0.0
+        self.began = time.perf_counter()
+        return record
+
+
+def _moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def _stop_signals():
+    """Note SIGINT and SIGTERM in a list instead of stopping in the middle of a step; a second one stops at once."""
+    received: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    try:
+        for number in previous:
+            signal.signal(number, note)
+    except ValueError:  # not in the main thread: whoever runs us there looks after signals
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -1,0 +1,184 @@
+"""What each verb of the command line does, from a configuration or a checkpoint to files and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from segkit import assemble, evaluate as evaluation
+from segkit.config import Config, dump
+from segkit.data.loaders import EvaluationSet
+from segkit.labels import Labels
+from segkit.predict import Predictor
+from segkit.runs import Run, RunError
+from segkit.train import fit
+
+CONSOLE = Console()
+
+
+def train(path: Path, overrides: Sequence[str], *, resume: bool) -> None:
+    """Train as the configuration says, evaluate last.pt, print the scores."""
+    from segkit.report.tables import print_scores
+
+    config = assemble.read(path, overrides)
+    run = Run(run_folder(config))
+    result = run_experiment(config, run, resume=resume, console=CONSOLE)
+    print_scores(result, CONSOLE)
+    CONSOLE.print(f"run folder: {run.folder}")
+
+
+def run_folder(config: Config) -> Path:
+    """`run.dir`, or runs/<name>-<digest> in the current directory."""
+    return config.run.dir or Path("runs") / f"{config.name}-{config.digest()}"
+
+
+def run_experiment(config: Config, run: Run, *, resume: bool, console: Console) -> dict[str, Any]:
+    """Train into a run folder and evaluate its last checkpoint there. Returns the scores."""
+    run.start(resume=resume)
+    experiment, data = assemble.build_experiment(config)
+    with open(run.folder / "config.yaml", "w") as file:
+        dump(config, file)
+    run.write_json("split.json", data.split.to_json())
+    for line in header(config, experiment, data):
+        console.print(line, highlight=False)
+    trainer = fit(experiment, run, resume=resume, console=console)
+    part = evaluated_part(config, data.split)
+    predictor = experiment.predictor(trainer.evaluated_model)
+    return write_evaluation(
+        predictor,
+        data.evaluation_set(part),
+        data.labels,
+        run.evaluation(part),
+        split=part,
+        checkpoint=str(run.last.relative_to(run.folder)),
+        selected_on=None,
+        config=config,
+        console=console,
+    )
+
+
+def header(config: Config, experiment: Any, data: assemble.Data) -> list[str]:
+    """What is about to be trained, in a few lines."""
+    parts = ", ".join(f"{len(getattr(data.split, part))} {part}" for part in ("train", "validation", "test"))
+    parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
+    terms = " + ".join(f"{term['weight']:g} {term['name']}" for term in config.loss)
+    settings = experiment.settings
+    return [
+        f"[bold]{config.name}[/bold]  {parts} cases, {data.preprocess.channels} image channels, {experiment.device}",
+        f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
+        f"{settings.steps} steps of {config.loader.batch}, {settings.steps_per_epoch} an epoch",
+    ]
+
+
+def evaluated_part(config: Config, split: Any) -> str:
+    """`evaluation.split`, or else test if there is one, else validation, else train."""
+    part = config.evaluation.split or next(part for part in ("test", "validation", "train") if getattr(split, part))
+    if not getattr(split, part):
+        raise RunError(f"the split has no {part} cases; choose evaluation.split among those it has")
+    return part
+
+
+def write_evaluation(
+    predictor: Predictor,
+    cases: EvaluationSet,
+    labels: Labels,
+    folder: Path,
+    *,
+    split: str,
+    checkpoint: str,
+    selected_on: str | None,
+    config: Config,
+    console: Console,
+) -> dict[str, Any]:
+    """Predict and count every case; write cases.csv, overlays.png and, last, scores.json."""
+
+    def progress(numbers: Any) -> Any:
+        return track(numbers, f"evaluating {split}", console=console, disable=not console.is_terminal)
+
+    threshold = config.evaluation.threshold
+    table = evaluation.score_cases(predictor, cases, labels, threshold, progress)
+    result = evaluation.scores(table, labels, split=split, checkpoint=checkpoint, selected_on=selected_on)
+    if config.evaluation.overlays:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_overlays(predictor, cases, labels, table, folder / "overlays.png", threshold)
+    evaluation.write(folder, table, result)
+    return result
+
+
+def write_overlays(
+    predictor: Predictor, cases: EvaluationSet, labels: Labels, table: pd.DataFrame, path: Path, threshold: float
+) -> None:
+    """Pictures of the worst, median and best case by mean foreground Dice."""
+    from segkit.report.overlays import choose_cases, overlay_figure
+
+    numbers = {case.name: number for number, case in enumerate(cases.cases)}
+    rows = []
+    for what, name, dice in choose_cases(table, labels):
+        sample = cases[numbers[name]]
+        raw = cases.store.read(cases.cases[numbers[name]])
+        predicted = evaluation.predict_case(predictor, sample, labels, threshold)
+        rows.append((f"{what}: {name}, Dice {dice:.3f}", raw.image, raw.mask, predicted.numpy()))
+    if rows:
+        overlay_figure(rows, labels, path)
+
+
+def checkpoint_file(given: Path) -> Path:
+    """A run folder stands for its last.pt."""
+    return Run(given).last if given.is_dir() else given
+
+
+def evaluate(given: Path, *, split: str | None, data: Path | None, out: Path | None, device: str | None) -> None:
+    """Evaluate a checkpoint on a part of its own split, or on all of another folder of the same layout."""
+    from segkit.report.tables import print_scores
+
+    file = checkpoint_file(given)
+    if not given.is_dir() and out is None:
+        raise RunError(f"{given} is a file, not a run folder: say where to write the scores with --out")
+    trained = assemble.load_trained(file, device)
+    cases, part = evaluated_cases(trained, split, data)
+    folder = out if out is not None else Run(given).evaluation(part)
+    chosen_on = "validation" if file.name == "best.pt" else None
+    result = write_evaluation(
+        trained.predictor,
+        cases,
+        trained.labels,
+        folder,
+        split=part,
+        checkpoint=str(file.relative_to(given)) if given.is_dir() else str(file),
+        selected_on=chosen_on,
+        config=trained.config,
+        console=CONSOLE,
+    )
+    print_scores(result, CONSOLE)
+    CONSOLE.print(f"written to {folder}")
+
+
+def evaluated_cases(trained: assemble.Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
+    """The cases to evaluate and what to call them."""
+    if data is not None:
+        return assemble.other_data(trained, data), data.name
+    restored = assemble.restore_data(trained)
+    part = split or evaluated_part(trained.config, restored.split)
+    if part not in ("train", "validation", "test") or not getattr(restored.split, part):
+        available = [name for name in ("train", "validation", "test") if getattr(restored.split, name)]
+        raise RunError(f"expected --split to be one of {', '.join(available)}, got {part}")
+    return restored.evaluation_set(part), part
+
+
+def predict(given: Path, source: Path, output: Path, *, device: str | None) -> None:
+    """Write a mask for each image of a file or folder."""
+    from segkit.data.readers import image_files, read_image
+    from segkit.data.writers import write_mask
+
+    trained = assemble.load_trained(checkpoint_file(given), device)
+    files = image_files(source)
+    output.mkdir(parents=True, exist_ok=True)
+    for file in track(files, "predicting", console=CONSOLE, disable=not CONSOLE.is_terminal):
+        raw = RawCase(*read_image(file), mask=None)
+        write_mask(trained.predict(raw, str(file)), file, output, trained.labels)
+    CONSOLE.print(f"masks of {len(files)} images written to {output}")

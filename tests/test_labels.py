@@ -1,0 +1,135 @@
+"""Labels: names, void, targets, one-hot round trips."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segkit import Labels
+from segkit.labels import INDEX_DTYPES
+
+THREE = Labels(["background", "a", "b"], ignore_index=255)
+BINARY = Labels(["no", "yes"], mode="binary")
+OVERLAPPING = Labels(["whole", "core"], mode="multilabel")
+REGIONS = Labels(["whole", "core"], mode="multilabel", regions={"whole": [1, 2], "core": [2]})
+
+
+def masks(values, dims=2):
+    """Small batches of masks with the given values, as nested lists made into a tensor."""
+    sides = st.tuples(*[st.integers(1, 4)] * (dims + 1))
+    return sides.flatmap(
+        lambda size: st.lists(
+            st.sampled_from(values), min_size=torch.Size(size).numel(), max_size=torch.Size(size).numel()
+        ).map(lambda flat: torch.tensor(flat, dtype=torch.uint8).view(size))
+    )
+
+
+@given(masks([0, 1, 2, 255], dims=3))
+def test_onehot_round_trip(mask):
+    onehot = THREE.onehot(THREE.target(mask))
+    valid = mask != 255
+    assert torch.equal(onehot.sum(1), valid.long())
+    assert torch.equal(onehot.long().argmax(1)[valid], mask.long()[valid])
+
+
+@given(masks([0, 1, 2, 255]))
+def test_onehot_column_of_zeros_is_ignored(mask):
+    target = THREE.target(THREE.onehot(mask), spatial=2)
+    assert torch.equal(target.valid, mask != 255)
+    assert torch.equal(THREE.onehot(target), THREE.onehot(mask))
+
+
+@given(masks([0, 1, 255]))
+def test_binary_forms_agree(mask):
+    with_channel = BINARY.target(mask[:, None], spatial=2)
+    without = BINARY.target(mask, spatial=2)
+    assert torch.equal(with_channel.index, without.index)
+    assert torch.equal(with_channel.valid, mask != 255)
+    assert torch.equal(BINARY.onehot(without)[:, 0], mask == 1)
+
+
+@given(masks([0, 1, 2, 255]))
+def test_regions_are_unions_of_values(mask):
+    target = REGIONS.target(mask)
+    expected = torch.stack([(mask == 1) | (mask == 2), mask == 2], dim=1)
+    assert torch.equal(target.onehot, expected)
+    assert torch.equal(target.valid, mask != 255)
+
+
+def test_overlapping_masks_keep_void_per_class():
+    mask = torch.tensor([[[[1, 255]], [[0, 1]]]], dtype=torch.uint8)
+    target = OVERLAPPING.target(mask)
+    assert torch.equal(target.valid, mask != 255)
+    assert torch.equal(OVERLAPPING.onehot(target), mask == 1)
+
+
+@pytest.mark.parametrize("dtype", INDEX_DTYPES, ids=str)
+def test_integer_types_give_one_target(dtype):
+    labels = Labels(["background", "a", "b"], ignore_index=100)
+    mask = torch.tensor([[[0, 1], [2, 100]]], dtype=dtype)
+    target = labels.target(mask)
+    assert torch.equal(target.index.long(), mask.long())
+    assert target.valid.tolist() == [[[True, True], [True, False]]]
+
+
+@given(masks([0, 1, 2]))
+def test_decode_undoes_onehot(mask):
+    logits = THREE.onehot(mask).float() * 2 - 1
+    assert torch.equal(THREE.decode(logits), mask)
+    assert THREE.decode(logits).dtype == torch.uint8
+
+
+def test_decode_uses_the_threshold():
+    logits = torch.logit(torch.tensor([[[[0.2, 0.4, 0.6]]]]))
+    assert BINARY.decode(logits).tolist() == [[[0, 0, 1]]]
+    assert BINARY.decode(logits, threshold=0.3).tolist() == [[[0, 1, 1]]]
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        BINARY.decode(logits, threshold=1)
+
+
+def test_a_value_that_is_no_class_fails_on_the_device():
+    with pytest.raises(RuntimeError, match="neither 0 to 2 nor 255"):
+        THREE.target(torch.tensor([[[3]]], dtype=torch.uint8))
+
+
+def test_void_is_kept_free_for_padding():
+    assert Labels(["a", "b"]).void == 255
+    assert Labels(["a", "b"], ignore_index=11).void == 11
+    many = Labels([f"class {number}" for number in range(300)])
+    assert many.void == 65535
+    assert many.mask_dtype == torch.int32
+
+
+def test_foreground_is_all_but_background():
+    assert THREE.foreground == (1, 2)
+    assert THREE.background_channel == 0
+    assert Labels(["sky", "road"]).foreground == (0, 1)
+    assert BINARY.foreground == (0,)
+    assert BINARY.channel_names == ("yes",)
+    assert OVERLAPPING.foreground == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": ["a", "a"]}, "names that differ"),
+        ({"names": ["a"], "mode": "multiclass"}, "at least two names"),
+        ({"names": ["a", "b", "c"], "mode": "binary"}, "two names"),
+        ({"names": ["a", "b"], "mode": "soft"}, "multiclass, binary or multilabel"),
+        ({"names": ["a", "b"], "ignore_index": 1}, "the number of the class 'b'"),
+        ({"names": ["a", "b"], "regions": {"a": [1], "b": [2]}}, "need mode multilabel"),
+        ({"names": ["a", "b"], "mode": "multilabel", "regions": {"a": [1]}}, "one region for each"),
+    ],
+)
+def test_labels_refuse(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Labels(**arguments)
+
+
+def test_target_refuses_what_fits_no_form():
+    with pytest.raises(ValueError, match=r"\[B, 3, \*S\] one-hot"):
+        THREE.target(torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="give `regions`"):
+        OVERLAPPING.target(torch.zeros(1, 4, 4, dtype=torch.uint8), spatial=2)
+    with pytest.raises(ValueError, match="integer mask"):
+        THREE.target(torch.zeros(1, 4, 4), spatial=2)

@@ -1,0 +1,8 @@
+"""`segkit compare` as a script: python tools/compare.py --help."""
+
+import sys
+
+from segkit.cli import main
+
+if __name__ == "__main__":
+    main(["compare", *sys.argv[1:]])

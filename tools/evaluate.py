@@ -1,0 +1,8 @@
+"""`segkit evaluate` as a script: python tools/evaluate.py --help."""
+
+import sys
+
+from segkit.cli import main
+
+if __name__ == "__main__":
+    main(["evaluate", *sys.argv[1:]])
