@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from segkit.config import Config, Named, Table
 from segkit.config import read as read_config
 from segkit.data import SOURCES
 from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
-from segkit.data.cases import Case, Source
+from segkit.data.cases import Case, RawCase, Source
 from segkit.data.census import census
-from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, training_loader
+from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, network_image, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.labels import Labels
@@ -71,12 +72,16 @@ def build_labels(config: Config) -> Labels:
     return Labels(**config.labels.model_dump())
 
 
+def build_source(config: Config, labels: Labels) -> Source:
+    return SOURCES[config.data.name](labels=labels, **config.data.args)
+
+
 def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]) -> Data:
     """Find the cases, split them and fit the preprocessing on the training part.
 
     multiple: from the number of spatial axes, which the first case tells, to the padding multiple of the network.
     """
-    source = SOURCES[config.data.name](labels=labels, **config.data.args)
+    source = build_source(config, labels)
     split = SPLITS[config.split.name](source.cases, **config.split.args)
     store = CaseStore(source, cache=config.loader.cache)
     by_name = {case.name: case for case in source.cases}
@@ -91,16 +96,16 @@ def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]
     return Data(labels, source, split, store, preprocess)
 
 
-def restore_data(config: Config, labels: Labels, preprocess: Preprocess, split: Split | None) -> Data:
-    """The data of a saved run: its split and its fitted preprocessing, nothing fitted again."""
-    source = SOURCES[config.data.name](labels=labels, **config.data.args)
-    split = split or SPLITS[config.split.name](source.cases, **config.split.args)
-    return Data(labels, source, split, CaseStore(source, cache=False), preprocess)
-
-
 def build_model(config: Config, in_channels: int, labels: Labels, dims: int) -> nn.Module:
     build = MODELS[config.model.name]
     return build(in_channels=in_channels, out_channels=labels.channels, dims=dims, **config.model.args)
+
+
+def to_format(model: nn.Module, config: Config, dims: int) -> nn.Module:
+    """The network in the memory format that `train.channels_last` asks for."""
+    if not config.train.channels_last:
+        return model
+    return model.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)  # pyright: ignore
 
 
 def padding_multiple(config: Config, labels: Labels) -> Callable[[int], int]:
@@ -153,10 +158,10 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def predictor_factory(config: Config, preprocess: Preprocess, dims: int) -> Callable[[nn.Module], Predictor]:
+def predictor_factory(config: Config, preprocess: Preprocess) -> Callable[[nn.Module], Predictor]:
     """The same way of predicting for validation, evaluation and prediction."""
     device = choose_device(config.device)
-    window = prediction_window(config, dims, preprocess.multiple)
+    window = prediction_window(config, preprocess.dims, preprocess.multiple)
 
     def predictor(model: nn.Module) -> Predictor:
         return Predictor(
@@ -184,10 +189,8 @@ def build_experiment(config: Config) -> tuple[Experiment, Data]:
         raise ValueError("train.precision: fp16 needs an accelerator; use bf16 or fp32 on the CPU")
     data = build_data(config, labels, multiple=padding_multiple(config, labels))
     torch.manual_seed(config.seed)
-    dims = len(data.preprocess_dims())
-    model = build_model(config, data.preprocess.channels, labels, dims).to(device)
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)  # pyright: ignore
+    dims = data.preprocess.dims
+    model = to_format(build_model(config, data.preprocess.channels, labels, dims), config, dims).to(device)
     loss = build_loss_from(config, data).to(device)
     settings, batches = _training(config, data, device)
     optimizer = build_optimizer(config.optimizer.name, model, dict(config.optimizer.args))
@@ -199,7 +202,7 @@ def build_experiment(config: Config) -> tuple[Experiment, Data]:
         schedule=SCHEDULES[config.schedule.name](steps=settings.steps, **config.schedule.args),
         batches=batches,
         validation=data.evaluation_set("validation") if data.split.validation else None,
-        predictor=predictor_factory(config, data.preprocess, dims),
+        predictor=predictor_factory(config, data.preprocess),
         settings=settings,
         device=device,
         threshold=config.evaluation.threshold,
@@ -259,7 +262,7 @@ def _plain(config: Config, data: Data) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint made ready for prediction."""
+    """A checkpoint made ready for prediction, with nothing fitted again."""
 
     config: Config
     labels: Labels
@@ -268,15 +271,45 @@ class Trained:
     split: Split
     step: int
 
+    def predict(self, raw: RawCase) -> np.ndarray:
+        """The mask of one image on the image's own grid."""
+        image = torch.from_numpy(network_image(raw, self.preprocess))
+        logits = self.predictor(image, size=raw.image.shape[1:])
+        return self.labels.decode(logits, self.config.evaluation.threshold)[0].cpu().numpy()
+
+    def data(self) -> Data:
+        """The cases that the checkpoint was trained with, by its own split."""
+        return self._data(self.config, self.split)
+
+    def other_data(self, folder: Path) -> Data:
+        """All cases of another folder of the same layout, as the part `test`."""
+        moved = moved_paths(self.config.data, folder)
+        config = config_from_dict(self.config.to_dict(), [f"data.{name}={path}" for name, path in moved.items()])
+        source = build_source(config, self.labels)
+        return self._data(config, Split(test=tuple(case.name for case in source.cases)))
+
+    def _data(self, config: Config, split: Split) -> Data:
+        source = build_source(config, self.labels)
+        return Data(self.labels, source, split, CaseStore(source, cache=False), self.preprocess)
+
+
+def moved_paths(data: Named, folder: Path) -> dict[str, Path]:
+    """The paths of a data section, with the folder that they have in common replaced by another."""
+    paths = {name: value for name, value in data.args.items() if isinstance(value, Path)}
+    if not paths:
+        raise ValueError(f"--data names a folder, and the data source {data.name} reads none; use --split")
+    common = os.path.commonpath(list(paths.values()))
+    return {name: folder.absolute() / path.relative_to(common) for name, path in paths.items()}
+
 
 def load_trained(path: Path, device: str | None = None) -> Trained:
     """Rebuild network, labels and preprocessing from a checkpoint alone."""
     content = checkpoint.load(path)
-    overrides = [f"device={device}"] if device else []
-    config = config_from_dict(content["config"], overrides)
+    config = config_from_dict(content["config"], [f"device={device}"] if device else [])
     labels = build_labels(config)
     preprocess = Preprocess.from_dict(content["preprocess"])
     model = build_model(config, preprocess.channels, labels, preprocess.dims)
     model.load_state_dict(content["model"])
-    predictor = predictor_factory(config, preprocess, preprocess.dims)(model.to(choose_device(config.device)).eval())
+    model = to_format(model, config, preprocess.dims).to(choose_device(config.device)).eval()
+    predictor = predictor_factory(config, preprocess)(model)
     return Trained(config, labels, preprocess, predictor, Split.from_json(content["split"]), content["step"])

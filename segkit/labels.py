@@ -178,7 +178,7 @@ class Labels:
                 f"overlapping classes need a mask [B, {self.channels}, *S] of 0 and 1, got {list(mask.shape)}; "
                 "to make them from class numbers, give `regions`"
             )
-        mask = mask.to(torch.uint8) if mask.dtype == torch.bool else mask
+        mask = self._comparable(mask)
         valid = mask != self.void
         if self.regions is not None:
             return Target(onehot=self._expand_regions(mask), valid=valid, pixel_weight=pixel_weight)
@@ -187,6 +187,14 @@ class Labels:
             (known | ~valid).all(), f"a mask holds a value that is neither 0 to {len(self.names) - 1} nor {self.void}"
         )
         return Target(index=mask, valid=valid, pixel_weight=pixel_weight)
+
+    def _comparable(self, mask: Tensor) -> Tensor:
+        """The mask in a type that can hold void and every class: torch wraps a number to the tensor's narrow type."""
+        if mask.dtype == torch.bool:
+            mask = mask.to(torch.uint8)
+        limits = torch.iinfo(mask.dtype)
+        fits = limits.min <= self.void <= limits.max and max(self.values) <= limits.max
+        return mask if fits else mask.int()
 
     def _expand_regions(self, mask: Tensor) -> Tensor:
         assert self.regions is not None
@@ -197,10 +205,16 @@ class Labels:
         if mask.is_floating_point():
             onehot, valid = mask, None
         else:
-            onehot, valid = mask == 1, mask != self.void if mask.dtype != torch.bool else None
+            mask = self._comparable(mask)
+            onehot, valid = mask == 1, mask != self.void
+            torch._assert_async(
+                (onehot | (mask == 0) | ~valid).all(), f"a one-hot mask holds a value that is not 0, 1 or {self.void}"
+            )
         if self.mode == "multiclass":
-            somewhere = onehot.sum(1) > 0
-            valid = somewhere if valid is None else somewhere & valid.all(1)
+            classes = onehot.sum(1)
+            if not mask.is_floating_point():
+                torch._assert_async((classes <= 1).all(), "a one-hot mask gives a pixel more than one class")
+            valid = classes > 0 if valid is None else (classes > 0) & valid.all(1)
         return Target(onehot=onehot, valid=valid, pixel_weight=pixel_weight)
 
     def onehot(self, target: Target | Tensor) -> Tensor:
@@ -210,8 +224,8 @@ class Labels:
         if onehot is None:
             assert target.index is not None
             shape = [1, -1] + [1] * (target.index.ndim - 1)
-            classes = range(1, 2) if self.mode == "binary" else range(len(self.names))
-            numbers = torch.tensor(list(classes), dtype=target.index.dtype, device=target.index.device)
+            first = 1 if self.mode == "binary" else 0
+            numbers = torch.arange(first, len(self.names), dtype=target.index.dtype, device=target.index.device)
             onehot = target.index.unsqueeze(1) == numbers.view(shape)
         valid = target.valid_channels
         return onehot if valid is None else torch.where(valid, onehot, torch.zeros_like(onehot))

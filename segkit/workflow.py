@@ -12,7 +12,9 @@ from rich.progress import track
 
 from segkit import assemble, evaluate as evaluation
 from segkit.config import Config, dump
+from segkit.data.cases import RawCase
 from segkit.data.loaders import EvaluationSet
+from segkit.data.splits import PARTS
 from segkit.labels import Labels
 from segkit.predict import Predictor
 from segkit.runs import Run, RunError
@@ -161,13 +163,13 @@ def evaluate(given: Path, *, split: str | None, data: Path | None, out: Path | N
 def evaluated_cases(trained: assemble.Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
     """The cases to evaluate and what to call them."""
     if data is not None:
-        return assemble.other_data(trained, data), data.name
-    restored = assemble.restore_data(trained)
-    part = split or evaluated_part(trained.config, restored.split)
-    if part not in ("train", "validation", "test") or not getattr(restored.split, part):
-        available = [name for name in ("train", "validation", "test") if getattr(restored.split, name)]
+        return trained.other_data(data).evaluation_set("test"), data.name
+    own = trained.data()
+    part = split or evaluated_part(trained.config, own.split)
+    available = [name for name in PARTS if getattr(own.split, name)]
+    if part not in available:
         raise RunError(f"expected --split to be one of {', '.join(available)}, got {part}")
-    return restored.evaluation_set(part), part
+    return own.evaluation_set(part), part
 
 
 def predict(given: Path, source: Path, output: Path, *, device: str | None) -> None:
@@ -179,6 +181,6 @@ def predict(given: Path, source: Path, output: Path, *, device: str | None) -> N
     files = image_files(source)
     output.mkdir(parents=True, exist_ok=True)
     for file in track(files, "predicting", console=CONSOLE, disable=not CONSOLE.is_terminal):
-        raw = RawCase(*read_image(file), mask=None)
-        write_mask(trained.predict(raw, str(file)), file, output, trained.labels)
+        image, spacing = read_image(file)
+        write_mask(trained.predict(RawCase(image, None, spacing)), file, output, trained.labels)
     CONSOLE.print(f"masks of {len(files)} images written to {output}")

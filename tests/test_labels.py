@@ -133,3 +133,25 @@ def test_target_refuses_what_fits_no_form():
         OVERLAPPING.target(torch.zeros(1, 4, 4, dtype=torch.uint8), spatial=2)
     with pytest.raises(ValueError, match="integer mask"):
         THREE.target(torch.zeros(1, 4, 4), spatial=2)
+
+
+@pytest.mark.parametrize(("dtype", "ignore_index"), [(torch.uint8, -1), (torch.int8, 255), (torch.uint8, 300)])
+def test_narrow_types_do_not_wrap(dtype, ignore_index):
+    """255 must not be taken for -1, nor -1 for 255, nor 44 for 300."""
+    labels = Labels(["background", *"abc"], ignore_index=ignore_index)
+    wrapped = torch.tensor([ignore_index]).to(dtype)
+    with pytest.raises(RuntimeError, match="neither 0 to 3"):
+        labels.target(wrapped.view(1, 1, 1))
+
+
+def test_many_classes_need_a_wide_mask_only_for_void():
+    labels = Labels([f"class {number}" for number in range(300)])
+    target = labels.target(torch.tensor([[[255]]], dtype=torch.uint8))
+    assert target.valid.all()
+
+
+def test_onehot_values_are_checked_on_the_device():
+    with pytest.raises(RuntimeError, match="not 0, 1 or 255"):
+        OVERLAPPING.target(torch.full((1, 2, 1, 1), 7, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="more than one class"):
+        THREE.target(torch.ones(1, 3, 1, 1, dtype=torch.uint8), spatial=2)

@@ -339,6 +339,16 @@ def test_class_numbers_and_onehot_masks_are_the_same(name, mode):
     assert labels.target(onehot, spatial=2).index is None or mode == "binary"  # so that two paths were compared
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_onehot_column_with_void_in_it_is_ignored(name):
+    loss = build_loss(name, labels_of("multiclass"))
+    logits, mask = batch("multiclass", (4, 5), ignored=0.0)
+    onehot = torch.stack([mask == c for c in range(3)], 1).to(torch.uint8)
+    onehot[:, 0, :2] = VOID  # the other channels there go on saying 1 or 0
+    mask[:, :2] = VOID
+    assert_close(value_and_gradient(loss, logits, onehot), value_and_gradient(loss, logits, mask))
+
+
 @pytest.mark.parametrize("name", SOFT)
 def test_multilabel_soft_masks_of_0_and_1_are_the_hard_ones(name):
     loss = build_loss(name, labels_of("multilabel"))
@@ -498,7 +508,7 @@ def test_regions_are_the_masks_that_they_stand_for():
     logits, mask = batch("multiclass", (4, 5))
     logits, expanded = logits[:, :2], torch.stack([(mask > 0).to(torch.uint8), (mask == 2).to(torch.uint8)], 1)
     expanded[(mask == VOID).unsqueeze(1).expand_as(expanded)] = VOID
-    spec = list(LOSSES)
+    spec = [*LOSSES, {"name": "cross_entropy", "normalize": "valid"}]
     assert_close(build_loss(spec, regions).terms(logits, mask), build_loss(spec, masks).terms(logits, expanded))
 
 

@@ -21,12 +21,12 @@ RUN = ["loss", "seed", "fold"]
 METRICS = ("dice", "iou")
 ALPHA = 0.05
 MIN_GROUPS, FEW_RUNS, FEW_CASES = 10, 3, 50
-Over = Literal["runs and cases", "runs", "cases", "nothing"]
-SPEAKS_OF: dict[Over, str] = {
-    "runs and cases": "the losses, for new runs and new cases",
-    "runs": "the losses, for new runs on these cases only",
-    "cases": "these checkpoints, for new cases; nothing is said of the losses",
-    "nothing": "these checkpoints on these cases only",
+# what the intervals extend to: the method, and what the results speak of
+TESTS = {
+    "runs and cases": ("two-way t test over runs and groups of cases", "the losses, for new runs and new cases"),
+    "runs": ("t test over runs", "the losses, for new runs on these cases only"),
+    "cases": ("paired t interval over groups of cases", "these checkpoints, for new cases; not of the losses"),
+    "nothing": ("none", "these checkpoints on these cases only; not of the losses"),
 }
 
 
@@ -56,26 +56,24 @@ def analyse(
     Raises ValueError if columns, runs, cases or classes are missing, repeated or out of range.
     """
     rows = _checked_rows(table, metric, classes)
-    losses = list(dict.fromkeys(rows["loss"]))
+    losses = rows["loss"].unique().tolist()
     _check_family(losses, baseline, family, margin)
     runs, values = _group_values(rows, metric)
-    samples = {loss: values[(runs["loss"] == loss).to_numpy()] for loss in losses}
-    spread = _spread(samples)
-    over = _over(samples, spread)
+    study = Study({loss: values[(runs["loss"] == loss).to_numpy()] for loss in losses})
+    pairs = _pairs(losses, baseline, family)
     return {
         "metric": metric,
         "baseline": baseline,
         "family": family,
         "margin": margin,
-        "scope": "losses" if spread.run_df and "runs" in over else "checkpoints",
-        "classes": list(dict.fromkeys(rows["class"])),
+        "scope": study.scope,
+        "classes": rows["class"].unique().tolist(),
         "cases": int(rows["case"].nunique()),
-        "groups": values.shape[1],
-        "run_sd": math.sqrt(spread.run) if spread.run_df else None,
-        "losses": [_loss_result(loss, runs, samples, spread, over) for loss in losses],
-        "pairs": _pair_results(_pairs(losses, baseline, family), samples, spread, over, margin),
-        "method": _method(over, _pairs(losses, baseline, family)),
-        "warnings": _warnings(rows, samples, over),
+        "groups": study.groups,
+        "losses": [_loss_result(loss, runs[runs["loss"] == loss], study) for loss in losses],
+        "pairs": _pair_results(pairs, study, margin),
+        "method": _method(study, pairs),
+        "warnings": _warnings(rows, metric, study),
     }
 
 
@@ -99,7 +97,7 @@ def _checked_rows(table: pd.DataFrame, metric: str, classes: Sequence[str] | Non
     if missing:
         raise ValueError(f"expected columns {needed}, but {missing} are missing")
     rows = table[needed].astype({"class": str, metric: float})
-    known = list(dict.fromkeys(rows["class"]))
+    known = rows["class"].unique().tolist()
     wanted = [name for name in known if name != "background"] if classes is None else list(classes)
     absent = [name for name in wanted if name not in known]
     if absent or not wanted:
@@ -118,14 +116,11 @@ def _check_values(rows: pd.DataFrame, keys: list[str], metric: str) -> None:
         raise ValueError(f"expected {metric} between 0 and 1, got {outside.iloc[0]}; divide percentages by 100")
     repeated = rows[rows.duplicated([*RUN, "case", "class"])]
     if not repeated.empty:
-        raise ValueError(f"expected one row a run, case and class, but this one is repeated: {_first(repeated, keys)}")
+        key = repeated[keys].iloc[0].to_dict()
+        raise ValueError(f"expected one row a run, case and class, but this one is repeated: {key}")
     torn = rows.groupby("case")["group"].nunique()
     if (torn > 1).any():
         raise ValueError(f"expected every case in one group, but case {torn.idxmax()!r} is in {torn.max()}")
-
-
-def _first(rows: pd.DataFrame, columns: list[str]) -> str:
-    return ", ".join(f"{column} {rows[column].iloc[0]}" for column in columns)
 
 
 def _group_values(rows: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -156,49 +151,57 @@ def _sums(values: np.ndarray, code: np.ndarray) -> np.ndarray:
 
 def _check_complete(rows: pd.DataFrame, wide: pd.DataFrame) -> None:
     """A row that is not there is not the same as a class that is in neither: every run needs every case and class."""
+    if len(rows) == wide.size:
+        return
     present = rows.assign(there=1).pivot(index=RUN, columns=["class", "case"], values="there").notna()
     for run in wide.index[~present.all(axis=1)]:
         lacking = present.columns[~present.loc[run]]
         shown = ", ".join(f"{case} ({name})" for name, case in lacking[:5])
         raise ValueError(
-            f"expected every run to have the same cases and classes, but loss {run[0]}, seed {run[1]}, fold {run[2]} "
-            f"lacks {len(lacking)}: {shown}{', ...' if len(lacking) > 5 else ''}; losses are compared on the same "
-            "cases, so evaluate every run on one test set"
+            f"expected the same cases and classes in every run, but loss {run[0]}, seed {run[1]}, fold {run[2]} lacks "
+            f"{shown}{', ...' if len(lacking) > 5 else ''}; evaluate every run on one test set"
         )
 
 
-@dataclass(frozen=True)
-class Spread:
-    """How much runs vary. run: the variance of a run's score, pooled over losses, with run_df degrees of freedom (0:
-    no loss has two runs). residual: for each loss, the variance of what neither its run nor the group explains.
+class Study:
+    """The values of every loss, {loss: [runs, groups]}, and how much they vary.
+
+    run: the variance of a run's score, pooled over losses, with run_df degrees of freedom. residual: for each loss,
+        the variance of what neither run nor group explains; pooled for a loss with one run.
+    over: what the intervals extend to, a key of TESTS: new runs if some loss has two runs, new cases if there are
+        enough groups.
     """
 
-    run: float
-    run_df: int
-    residual: dict[str, float]
+    def __init__(self, samples: dict[str, np.ndarray]):
+        self.samples = samples
+        self.groups = next(iter(samples.values())).shape[1]
+        self.single = {loss for loss, values in samples.items() if len(values) == 1}
+        self.scope = "checkpoints" if len(samples) - len(self.single) < min(2, len(samples)) else "losses"
+        freedom = {loss: len(values) - 1 for loss, values in samples.items()}
+        self.run_df, cells = sum(freedom.values()), max(self.groups - 1, 1)
+        self.run = sum(((v.mean(1) - v.mean()) ** 2).sum() for v in samples.values()) / max(self.run_df, 1)
+        left = {loss: v - v.mean(1, keepdims=True) - v.mean(0) + v.mean() for loss, v in samples.items()}
+        squares = {loss: (values**2).sum() / cells for loss, values in left.items()}
+        pooled = sum(squares.values()) / max(self.run_df, 1)
+        self.residual = {loss: squares[loss] / df if df else pooled for loss, df in freedom.items()}
+        reach = [name for name, there in (("runs", self.run_df), ("cases", self.groups >= MIN_GROUPS)) if there]
+        self.over = " and ".join(reach) or "nothing"
 
+    def estimate(self, signs: dict[str, int]) -> Estimate:
+        """The signed sum of the scores of one or two losses: the mean of a loss, or the difference of a pair.
 
-def _spread(samples: dict[str, np.ndarray]) -> Spread:
-    freedom = {loss: len(values) - 1 for loss, values in samples.items()}
-    run_df, groups = sum(freedom.values()), next(iter(samples.values())).shape[1]
-    if run_df == 0:
-        return Spread(0.0, 0, dict.fromkeys(samples, 0.0))
-    run = sum(float(((values.mean(1) - values.mean()) ** 2).sum()) for values in samples.values()) / run_df
-    squares = {
-        loss: float(((v - v.mean(1, keepdims=True) - v.mean(0) + v.mean()) ** 2).sum()) for loss, v in samples.items()
-    }
-    cells = max(groups - 1, 1)
-    pooled = sum(squares.values()) / (run_df * cells)
-    residual = {loss: squares[loss] / (df * cells) if df else pooled for loss, df in freedom.items()}
-    return Spread(run, run_df, residual)
-
-
-def _over(samples: dict[str, np.ndarray], spread: Spread) -> Over:
-    """What intervals extend to: new runs if some loss has two runs, new cases if there are enough groups."""
-    groups = next(iter(samples.values())).shape[1]
-    if groups >= MIN_GROUPS:
-        return "runs and cases" if spread.run_df else "cases"
-    return "runs" if spread.run_df else "nothing"
+        Var = max(V_run + V_case - V_e, V_run, V_case): both variances hold the residual, so it is taken off once.
+        """
+        profile = np.sum([sign * self.samples[loss].mean(0) for loss, sign in signs.items()], axis=0)
+        shares = {loss: 1 / len(self.samples[loss]) for loss in signs}
+        v_run = self.run * sum(shares.values()) if "runs" in self.over else 0.0
+        v_case = profile.var(ddof=1) / self.groups if "cases" in self.over else 0.0
+        v_e = sum(self.residual[loss] * share for loss, share in shares.items()) / self.groups
+        variance = max(v_run + v_case - v_e, v_run, v_case)
+        parts = [(v_run, self.run_df), (v_case, self.groups - 1)]
+        scaled = sum((part / variance) ** 2 / df for part, df in parts if part > 0)
+        df = 1 / scaled if scaled > 0 else self.run_df + self.groups - 1
+        return Estimate(float(profile.mean()), math.sqrt(variance), 0.0 if self.over == "nothing" else df)
 
 
 @dataclass(frozen=True)
@@ -223,40 +226,14 @@ class Estimate:
         return float(2 * stats.t.sf(abs(self.value) / self.error, self.df))
 
 
-def _estimate(signs: dict[str, int], samples: dict[str, np.ndarray], spread: Spread, over: Over) -> Estimate:
-    """The signed sum of the scores of one or two losses: the mean of a loss, or the difference of a pair.
-
-    Var = max(V_run + V_case - V_e, V_run, V_case): both variances hold the residual, so it is taken off once.
-    """
-    profile = sum(sign * samples[loss].mean(0) for loss, sign in signs.items())
-    assert isinstance(profile, np.ndarray)
-    value, groups = float(profile.mean()), len(profile)
-    if over == "nothing":
-        return Estimate(value, 0.0, 0)
-    v_run = spread.run * sum(1 / len(samples[loss]) for loss in signs) if over != "cases" else 0.0
-    v_case = float(profile.var(ddof=1)) / groups if over != "runs" else 0.0
-    v_e = sum(spread.residual[loss] / (len(samples[loss]) * groups) for loss in signs)
-    variance = max(v_run + v_case - v_e, v_run, v_case)
-    shares = [(v_run, spread.run_df), (v_case, groups - 1)]
-    scaled = sum((part / variance) ** 2 / df for part, df in shares if part > 0) if variance > 0 else 0.0
-    return Estimate(value, math.sqrt(variance), 1 / scaled if scaled > 0 else spread.run_df + groups - 1)
-
-
-def _loss_result(
-    loss: str, runs: pd.DataFrame, samples: dict[str, np.ndarray], spread: Spread, over: Over
-) -> dict[str, Any]:
-    estimate = _estimate({loss: 1}, samples, spread, over)
-    keys = runs.loc[runs["loss"] == loss, ["seed", "fold"]].to_numpy().tolist()
-    scores = samples[loss].mean(1).tolist()
+def _loss_result(loss: str, runs: pd.DataFrame, study: Study) -> dict[str, Any]:
+    estimate = study.estimate({loss: 1})
     result: dict[str, Any] = {"name": loss, "mean": estimate.value, "ci95": estimate.interval()}
     if result["ci95"] is None:
-        result["reason"] = _no_interval()
-    named = zip(keys, scores, strict=True)
-    return result | {"runs": [{"seed": seed, "fold": fold, "mean": score} for (seed, fold), score in named]}
-
-
-def _no_interval() -> str:
-    return f"one run a loss and fewer than {MIN_GROUPS} groups of cases"
+        result["reason"] = f"one run a loss and fewer than {MIN_GROUPS} groups of cases"
+    scores = study.samples[loss].mean(1).tolist()
+    keys = zip(runs["seed"].tolist(), runs["fold"].tolist(), scores, strict=True)
+    return result | {"runs": [{"seed": seed, "fold": fold, "mean": score} for seed, fold, score in keys]}
 
 
 def _pairs(losses: Sequence[str], baseline: str | None, family: str) -> list[tuple[str, str]]:
@@ -266,27 +243,26 @@ def _pairs(losses: Sequence[str], baseline: str | None, family: str) -> list[tup
     return [(b, a) if a == baseline else (a, b) for a, b in itertools.combinations(losses, 2)]
 
 
-def _pair_results(
-    pairs: Sequence[tuple[str, str]], samples: dict[str, np.ndarray], spread: Spread, over: Over, margin: float
-) -> list[dict[str, Any]]:
-    estimates = [_estimate({a: 1, b: -1}, samples, spread, over) for a, b in pairs]
-    single = [[loss for loss in pair if len(samples[loss]) == 1] for pair in pairs]
-    p = [None if alone else estimate.p for alone, estimate in zip(single, estimates, strict=True)]
-    known = [value for value in p if value is not None]
-    holm = iter(multipletests(known, ALPHA, method="holm")[1].tolist() if known else [])
-    results = []
-    for (a, b), estimate, alone, value in zip(pairs, estimates, single, p, strict=True):
-        adjusted = estimate.interval(ALPHA / len(pairs))
-        result = {"a": a, "b": b, "difference": estimate.value, "ci95": estimate.interval()}
-        result |= {"ci95_adjusted": adjusted, "p": value, "p_adjusted": None if alone else next(holm)}
-        result["verdict"] = None if alone or adjusted is None else _verdict(adjusted, margin)
-        if alone:
-            only = " and ".join(alone)
-            result["reason"] = (
-                f"only one run of {only}: how much runs differ is unknown, so the losses are not compared"
-            )
-        results.append(result)
+def _pair_results(pairs: Sequence[tuple[str, str]], study: Study, margin: float) -> list[dict[str, Any]]:
+    results = [_pair_result(pair, study, margin, len(pairs)) for pair in pairs]
+    tested = [result for result in results if result["p"] is not None]
+    if len(tested) > 1:
+        holm = multipletests([result["p"] for result in tested], ALPHA, method="holm")[1]
+        for result, p_adjusted in zip(tested, holm.tolist(), strict=True):
+            result["p_adjusted"] = p_adjusted
     return results
+
+
+def _pair_result(pair: tuple[str, str], study: Study, margin: float, family_size: int) -> dict[str, Any]:
+    a, b = pair
+    estimate = study.estimate({a: 1, b: -1})
+    adjusted = estimate.interval(ALPHA / family_size)
+    result = {"a": a, "b": b, "difference": estimate.value, "ci95": estimate.interval(), "ci95_adjusted": adjusted}
+    single = " and ".join(loss for loss in pair if loss in study.single)
+    if single or adjusted is None:
+        reason = f"only one run of {single}: how much runs differ is unknown, so no loss is called better"
+        return result | {"p": None, "p_adjusted": None, "verdict": None, "reason": reason}
+    return result | {"p": estimate.p, "p_adjusted": estimate.p, "verdict": _verdict(adjusted, margin)}
 
 
 def _verdict(interval: Sequence[float], margin: float) -> str:
@@ -299,37 +275,30 @@ def _verdict(interval: Sequence[float], margin: float) -> str:
     return "worse" if high < 0 else "undecided"
 
 
-def _method(over: Over, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _method(study: Study, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     """How the numbers were made, in words."""
     return {
-        "score": "mean over classes of means over cases; a case counts for a class that any run of any loss or the "
-        "reference has there, and a run that rightly has nothing there counts 1",
-        "test": {
-            "runs and cases": "two-way t test over runs and groups of cases, run variance pooled over losses",
-            "runs": "t test over runs, run variance pooled over losses",
-            "cases": "paired t interval over groups of cases",
-            "nothing": "none",
-        }[over],
-        "speaks_of": SPEAKS_OF[over],
+        "score": "mean over classes of means over cases; a case counts for a class if the class is in the reference or "
+        "in the prediction of any run, and a run that rightly has nothing there counts 1",
+        "test": TESTS[study.over][0] + (", run variance pooled over losses" if study.run_df else ""),
+        "speaks_of": TESTS[study.over][1],
         "p_adjusted": "Holm",
         "ci95_adjusted": f"Bonferroni over {len(pairs)} pairs; the verdict is read from it",
     }
 
 
-def _warnings(rows: pd.DataFrame, samples: dict[str, np.ndarray], over: Over) -> list[str]:
+def _warnings(rows: pd.DataFrame, metric: str, study: Study) -> list[str]:
     """What a reader should know before believing the verdicts, in plain words."""
-    cases, groups = rows["case"].nunique(), next(iter(samples.values())).shape[1]
-    few = {loss: len(values) for loss, values in samples.items() if len(values) < FEW_RUNS}
-    told = []
-    if few:
-        counts = ", ".join(f"{loss} {runs}" for loss, runs in few.items())
-        told.append(f"fewer than {FEW_RUNS} runs ({counts}): how much runs differ is hardly known; add seeds")
-    if cases < FEW_CASES:
-        told.append(f"{cases} cases, fewer than {FEW_CASES}: intervals are rough and may be too narrow")
-    if groups < MIN_GROUPS:
-        told.append(f"{groups} groups of cases, fewer than {MIN_GROUPS}: no interval extends to new cases")
-    if over in ("runs", "cases", "nothing"):
-        told.append(f"the results speak of {SPEAKS_OF[over]}")
-    if rows["fold"].nunique() > 1:
-        told.append("runs of several folds share training images, so they differ less than independent runs would")
-    return told
+    few = ", ".join(f"{loss} {len(values)}" for loss, values in study.samples.items() if len(values) < FEW_RUNS)
+    cases, groups = rows["case"].nunique(), study.groups
+    counted = set(rows.loc[rows[metric].notna(), "class"])
+    never = [name for name in rows["class"].unique() if name not in counted]
+    told = [
+        (few, f"fewer than {FEW_RUNS} runs ({few}): how much runs differ is hardly known; add seeds"),
+        (cases < FEW_CASES, f"{cases} cases, fewer than {FEW_CASES}: intervals are rough and may be too narrow"),
+        (groups < MIN_GROUPS, f"{groups} groups of cases, fewer than {MIN_GROUPS}: no interval extends to new cases"),
+        (study.over != "runs and cases", f"the results speak of {TESTS[study.over][1]}"),
+        (rows["fold"].nunique() > 1, "folds share training images: their runs differ less than independent runs"),
+        (never, f"not in the mean, because no case has them: {', '.join(never)}"),
+    ]
+    return [words for holds, words in told if holds]

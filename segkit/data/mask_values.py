@@ -18,7 +18,7 @@ WIDE = 1 << 16
 
 def value_counts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct values of an integer array, ascending, and how often each occurs."""
-    if mask.size and 0 <= mask.min() and mask.max() < WIDE:
+    if mask.size and mask.min() >= 0 and mask.max() < WIDE:
         counts = np.bincount(mask.reshape(-1))
         values = np.flatnonzero(counts)
         return values, counts[values]

@@ -1,4 +1,4 @@
-"""NIfTI volumes: turned to the orientation closest to RAS on reading, and back on writing."""
+"""NIfTI volumes: turned to the orientation closest to RAS on reading."""
 
 from __future__ import annotations
 
@@ -85,23 +85,3 @@ def check_same_place(image: Path, mask: Path, where: str) -> None:
             f"{where}: expected the mask in the image's place, but the affines put {mask} up to {apart_mm:.1f} mm "
             "away and turned differently; save the mask with the affine of the image"
         )
-
-
-def save_nifti_like(image: Path, mask: np.ndarray, path: Path) -> None:
-    """Write a mask that lies on the grid of `load_nifti(image)` on the image's stored grid, with its affine.
-
-    mask: [*S], or [K, *S], whose channels become the fourth axis.
-    """
-    import nibabel
-    from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
-
-    volume = _open(image)
-    turn = io_orientation(volume.affine)
-    back = ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), turn)
-    flat = len(volume.shape) == 2
-    if flat:
-        mask = np.expand_dims(mask, mask.ndim - 2 + int(turn[2, 0]))
-    channels = mask.ndim == 4
-    stored = apply_orientation(np.moveaxis(mask, 0, -1) if channels else mask, back)
-    stored = stored[:, :, 0] if flat else stored
-    nibabel.save(nibabel.Nifti1Image(stored, volume.affine), path)  # pyright: ignore[reportPrivateImportUsage]

@@ -68,7 +68,10 @@ class Preprocess:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preprocess:
         """What `to_dict` gave."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        options: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+        }
+        return cls(**options)
 
     def resample(self, raw: RawCase) -> RawCase:
         """The case on the target spacing: the image linearly, the mask by nearest neighbours."""

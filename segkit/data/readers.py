@@ -15,7 +15,7 @@ import numpy as np
 
 from segkit.data.cases import DataError, RawCase, check_finite, mask_dtype
 from segkit.data.mask_values import check_mask
-from segkit.data.nifti import check_same_place, load_nifti, save_nifti_like
+from segkit.data.nifti import check_same_place, load_nifti
 from segkit.labels import Labels
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -233,25 +233,3 @@ def _whole_numbers(stored: np.ndarray, where: str) -> np.ndarray:
             f"{float(fractions[0]):g}; probabilities need a threshold first, a resampled mask nearest neighbours"
         )
     return stored.astype(np.int64)
-
-
-def write_mask_like(image: Path, mask: np.ndarray, folder: Path) -> Path:
-    """Write a mask, [*S] or [K, *S], of the image that `read_image` read from a file; return where.
-
-    For NIfTI images a NIfTI mask on the image's own grid and orientation, overlapping classes on the fourth axis;
-    for pictures a PNG of 8 or 16 bits; NPY for NPY and for pictures with overlapping classes.
-    """
-    mask = np.asarray(mask)
-    name = case_name(image)
-    if extension(image) in VOLUMES:
-        path = folder / f"{name}.nii.gz"
-        save_nifti_like(image, mask, path)
-    elif extension(image) == ".npy" or mask.ndim != 2:
-        path = folder / f"{name}.npy"
-        np.save(path, mask)
-    else:
-        from PIL import Image
-
-        path = folder / f"{name}.png"
-        Image.fromarray(mask.astype(np.uint8 if mask.max(initial=0) < 256 else np.uint16)).save(path)
-    return path

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def _chunks(items: Sequence[str], count: int) -> list[Sequence[str]]:
     """Contiguous parts whose lengths differ by at most one, the longer ones first."""
     length, longer = divmod(len(items), count)
     ends = [length * number + min(number, longer) for number in range(count + 1)]
-    return [items[start:stop] for start, stop in zip(ends, ends[1:], strict=False)]
+    return [items[start:stop] for start, stop in pairwise(ends)]
 
 
 def lists_split(

@@ -68,7 +68,11 @@ class WeightedSum(nn.Module):
 
         Raises ValueError if the shapes do not fit, and where a term is not defined for what is given.
         """
-        values = torch.stack(list(self.terms(logits, mask, pixel_weight).values()))
+        return self.combine(self.terms(logits, mask, pixel_weight))
+
+    def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The loss from what `terms` returned."""
+        values = torch.stack(list(terms.values()))
         return (values * self.weights.to(values.dtype)).sum()
 
     def terms(self, logits: Tensor, mask: Tensor, pixel_weight: Tensor | None = None) -> dict[str, Tensor]:
