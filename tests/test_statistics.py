@@ -352,7 +352,7 @@ def broken(change):
     [
         (lambda t: t.drop(columns="group"), r"\['group'\] are missing"),
         (lambda t: t[~((t["seed"] == 1) & (t["loss"] == "loss1") & (t["case"] == "case3"))], "loss1, seed 1.*case3"),
-        (lambda t: pd.concat([t, t.iloc[:1]]), "repeated: .*case0"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "repeated is .*case0"),
         (lambda t: t.assign(dice=t["dice"] * 100), "percentages"),
         (lambda t: t.assign(group=np.arange(len(t))), "case 'case0' is in 4"),
         (lambda t: t.assign(group=None), "blanks"),
@@ -373,7 +373,7 @@ def test_bad_tables_are_refused(change, message):
         ({"family": "vs_baseline"}, "needs a baseline"),
         ({"family": "some"}, "got 'some'"),
         ({"margin": -0.1}, "got -0.1"),
-        ({"classes": ["organ", "liver"]}, r"\['liver'\] not found"),
+        ({"classes": ["organ", "liver"]}, r"'liver'\], got rows of \['organ'\]"),
     ],
 )
 def test_bad_options_are_refused(options, message):

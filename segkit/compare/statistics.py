@@ -1,7 +1,7 @@
 """Do losses differ? From a long table of scores to means, intervals and verdicts.
 
-A loss is a training procedure, so its score varies over runs (seeds) and over cases. Runs are nested in losses and
-cases are shared by all runs; the test is a two-way t test over both, as in multi-reader multi-case studies.
+A loss is a training procedure: its score varies over runs, nested in losses, and over cases, shared by all runs. The
+test is a two-way t test over both, as in multi-reader multi-case studies.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+Rows = Any  # a DataFrame: pandas says too little of its types for a checker
 RUN = ["loss", "seed", "fold"]
 METRICS = ("dice", "iou")
 ALPHA = 0.05
 MIN_GROUPS, FEW_RUNS, FEW_CASES = 10, 3, 50
-# what the intervals extend to: the method, and what the results speak of
-TESTS = {
+TESTS = {  # what the intervals extend to: the method, and what the results speak of
     "runs and cases": ("two-way t test over runs and groups of cases", "the losses, for new runs and new cases"),
     "runs": ("t test over runs", "the losses, for new runs on these cases only"),
     "cases": ("paired t interval over groups of cases", "these checkpoints, for new cases; not of the losses"),
@@ -53,7 +53,7 @@ def analyse(
     the verdict, is Bonferroni's, over all pairs of the family. A loss with one run gets neither p nor verdict; with
     fewer than 10 groups, intervals speak of new runs on the same cases. What is missing is None, with a `reason`.
 
-    Raises ValueError if columns, runs, cases or classes are missing, repeated or out of range.
+    Raises ValueError if columns, cases of a run or classes are missing, rows repeated, or values out of range.
     """
     rows = _checked_rows(table, metric, classes)
     losses = rows["loss"].unique().tolist()
@@ -88,7 +88,7 @@ def _check_family(losses: Sequence[str], baseline: str | None, family: str, marg
         raise ValueError(f"expected a margin of at least 0, got {margin}")
 
 
-def _checked_rows(table: pd.DataFrame, metric: str, classes: Sequence[str] | None) -> pd.DataFrame:
+def _checked_rows(table: Rows, metric: str, classes: Sequence[str] | None) -> Rows:
     """The rows of the classes that count, after checks."""
     if metric not in METRICS:
         raise ValueError(f"expected metric dice or iou, got {metric!r}")
@@ -96,34 +96,31 @@ def _checked_rows(table: pd.DataFrame, metric: str, classes: Sequence[str] | Non
     missing = [column for column in needed if column not in table.columns]
     if missing:
         raise ValueError(f"expected columns {needed}, but {missing} are missing")
-    rows = table[needed].astype({"class": str, metric: float})
+    rows: Rows = table[needed].astype({"class": str, metric: float})
     known = rows["class"].unique().tolist()
     wanted = [name for name in known if name != "background"] if classes is None else list(classes)
-    absent = [name for name in wanted if name not in known]
-    if absent or not wanted:
-        raise ValueError(f"expected rows of the classes {wanted}, {absent or 'none'} not found among {known}")
+    if not wanted or not set(wanted) <= set(known):
+        raise ValueError(f"expected rows of the classes {wanted or 'that are foreground'}, got rows of {known}")
     rows = rows[rows["class"].isin(wanted)]
     _check_values(rows, needed[:-1], metric)
     return rows
 
 
-def _check_values(rows: pd.DataFrame, keys: list[str], metric: str) -> None:
+def _check_values(rows: Rows, keys: list[str], metric: str) -> None:
     empty = [column for column in keys if rows[column].isna().any()]
     if empty:
         raise ValueError(f"expected a value in every row of {empty}, found blanks")
-    outside = rows.loc[(rows[metric] < 0) | (rows[metric] > 1), metric]
-    if not outside.empty:
-        raise ValueError(f"expected {metric} between 0 and 1, got {outside.iloc[0]}; divide percentages by 100")
+    if not rows[metric].dropna().between(0, 1).all():
+        raise ValueError(f"expected {metric} from 0 to 1, got up to {rows[metric].max()}; divide percentages by 100")
     repeated = rows[rows.duplicated([*RUN, "case", "class"])]
     if not repeated.empty:
-        key = repeated[keys].iloc[0].to_dict()
-        raise ValueError(f"expected one row a run, case and class, but this one is repeated: {key}")
+        raise ValueError(f"expected one row a run, case and class, repeated is {repeated[keys].iloc[0].to_dict()}")
     torn = rows.groupby("case")["group"].nunique()
     if (torn > 1).any():
         raise ValueError(f"expected every case in one group, but case {torn.idxmax()!r} is in {torn.max()}")
 
 
-def _group_values(rows: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, np.ndarray]:
+def _group_values(rows: Rows, metric: str) -> tuple[Rows, np.ndarray]:
     """The runs [R] and a value a run and group, [R, G], whose mean over groups is the score of the run.
 
     Scores are means over classes of means over counted cases, and groups differ in size, so a group's value is the
@@ -149,18 +146,18 @@ def _sums(values: np.ndarray, code: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(code, weights=row) for row in values])
 
 
-def _check_complete(rows: pd.DataFrame, wide: pd.DataFrame) -> None:
+def _check_complete(rows: Rows, wide: Rows) -> None:
     """A row that is not there is not the same as a class that is in neither: every run needs every case and class."""
     if len(rows) == wide.size:
         return
     present = rows.assign(there=1).pivot(index=RUN, columns=["class", "case"], values="there").notna()
-    for run in wide.index[~present.all(axis=1)]:
-        lacking = present.columns[~present.loc[run]]
-        shown = ", ".join(f"{case} ({name})" for name, case in lacking[:5])
-        raise ValueError(
-            f"expected the same cases and classes in every run, but loss {run[0]}, seed {run[1]}, fold {run[2]} lacks "
-            f"{shown}{', ...' if len(lacking) > 5 else ''}; evaluate every run on one test set"
-        )
+    loss, seed, fold = present.index[~present.all(axis=1)][0]
+    lacking = present.columns[~present.loc[(loss, seed, fold)]]
+    shown = ", ".join(f"{case} ({name})" for name, case in lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+    raise ValueError(
+        f"expected the same cases and classes in every run, but loss {loss}, seed {seed}, fold {fold} lacks {shown}; "
+        "evaluate every run on one test set"
+    )
 
 
 class Study:
@@ -168,8 +165,7 @@ class Study:
 
     run: the variance of a run's score, pooled over losses, with run_df degrees of freedom. residual: for each loss,
         the variance of what neither run nor group explains; pooled for a loss with one run.
-    over: what the intervals extend to, a key of TESTS: new runs if some loss has two runs, new cases if there are
-        enough groups.
+    over: what intervals extend to, a key of TESTS: new runs if a loss has two, new cases if there are enough groups.
     """
 
     def __init__(self, samples: dict[str, np.ndarray]):
@@ -226,7 +222,7 @@ class Estimate:
         return float(2 * stats.t.sf(abs(self.value) / self.error, self.df))
 
 
-def _loss_result(loss: str, runs: pd.DataFrame, study: Study) -> dict[str, Any]:
+def _loss_result(loss: str, runs: Rows, study: Study) -> dict[str, Any]:
     estimate = study.estimate({loss: 1})
     result: dict[str, Any] = {"name": loss, "mean": estimate.value, "ci95": estimate.interval()}
     if result["ci95"] is None:
@@ -247,7 +243,7 @@ def _pair_results(pairs: Sequence[tuple[str, str]], study: Study, margin: float)
     results = [_pair_result(pair, study, margin, len(pairs)) for pair in pairs]
     tested = [result for result in results if result["p"] is not None]
     if len(tested) > 1:
-        holm = multipletests([result["p"] for result in tested], ALPHA, method="holm")[1]
+        holm: Any = multipletests([result["p"] for result in tested], ALPHA, method="holm")[1]
         for result, p_adjusted in zip(tested, holm.tolist(), strict=True):
             result["p_adjusted"] = p_adjusted
     return results
@@ -287,7 +283,7 @@ def _method(study: Study, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     }
 
 
-def _warnings(rows: pd.DataFrame, metric: str, study: Study) -> list[str]:
+def _warnings(rows: Rows, metric: str, study: Study) -> list[str]:
     """What a reader should know before believing the verdicts, in plain words."""
     few = ", ".join(f"{loss} {len(values)}" for loss, values in study.samples.items() if len(values) < FEW_RUNS)
     cases, groups = rows["case"].nunique(), study.groups

@@ -49,13 +49,13 @@ def check_mask(mask: np.ndarray, labels: Labels, case: str, path: Path | str) ->
 def _legal_text(labels: Labels) -> str:
     values = labels.values
     straight = list(values) == list(range(len(values))) and len(values) > 2
-    text = f"0 to {values[-1]}" if straight else " and ".join(map(str, values))
+    text = f"0 to {max(values)}" if straight else " and ".join(map(str, values))
     return text if labels.ignore_index is None else f"{text}, or {labels.ignore_index} to ignore"
 
 
 def likely_cause(values: Sequence[int], offending: Sequence[int], labels: Labels, path: Path) -> str:
     """What has probably happened, and what mends it. values: all of the mask; offending: those that mean nothing."""
-    last = labels.values[-1]
+    last = max(labels.values)
     if path.suffix.lower() in JPEG:
         return "JPEG does not keep values; export the masks again as PNG"
     if len(offending) >= MANY:

@@ -71,16 +71,18 @@ def check_same_place(image: Path, mask: Path, where: str) -> None:
     """
     from nibabel.orientations import inv_ornt_aff
 
-    volumes = [_open(image), _open(mask)]
-    turns = [_orientation(volume.affine, where) for volume in volumes]
-    if np.array_equal(*turns):
+    volumes = _open(image), _open(mask)
+    first, second = (_orientation(volume.affine, where) for volume in volumes)
+    if np.array_equal(first, second):
         return
-    first, second = (
-        volume.affine @ inv_ornt_aff(turn, (*volume.shape, 1)[:3]) for volume, turn in zip(volumes, turns, strict=True)
-    )
-    corners = np.array([[0, 0, 0, 1], [*(side - 1 for side in (*volumes[0].shape, 1)[:3]), 1]])
-    apart_mm = np.abs((first - second) @ corners.T).max()
-    if apart_mm > max(_spacing(volumes[0].affine, turns[0])):
+    sides = np.array((*volumes[0].shape, 1)[:3])
+    corners = np.array([[0, 0, 0, 1], [*(sides[np.argsort(first[:, 0])] - 1), 1]])
+    places = [
+        corners @ (volume.affine @ inv_ornt_aff(turn, (*volume.shape, 1)[:3])).T
+        for volume, turn in zip(volumes, (first, second), strict=True)
+    ]
+    apart_mm = np.abs(places[0] - places[1]).max()
+    if apart_mm > max(_spacing(volumes[0].affine, first)):
         raise DataError(
             f"{where}: expected the mask in the image's place, but the affines put {mask} up to {apart_mm:.1f} mm "
             "away and turned differently; save the mask with the affine of the image"

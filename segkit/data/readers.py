@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from zlib import error as ZlibError
 
@@ -170,10 +171,11 @@ def _load_picture(path: Path, where: str) -> np.ndarray:
     import cv2
 
     content = path.read_bytes()
-    for first, (last, kind) in LAST_BYTES.items():
-        if content.startswith(first) and last not in content[-TAIL:]:
-            raise DataError(f"{where}: the {kind} file is truncated; copy or export it again")
-    array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    _refuse_truncated(content, where)
+    try:
+        array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise DataError(f"{where}: it cannot be read as a picture ({error})") from error
     if array is None:
         raise DataError(f"{where}: it cannot be read as a picture, it may be truncated or of another format")
     if extension(path) in TIFF and cv2.imcount(str(path)) > 1:
@@ -183,15 +185,23 @@ def _load_picture(path: Path, where: str) -> np.ndarray:
     image = array[None] if array.ndim == 2 else np.moveaxis(array[..., :3][..., ::-1], -1, 0)
     if not np.issubdtype(image.dtype, np.integer):
         return image
-    limits = np.iinfo(image.dtype)
+    limits = np.iinfo(image.dtype.name)
     return (image.astype(np.float32) - limits.min) / np.float32(limits.max - limits.min)
+
+
+def _refuse_truncated(content: bytes, where: str) -> None:
+    for first, (last, kind) in LAST_BYTES.items():
+        if content.startswith(first) and last not in content[-TAIL:]:
+            raise DataError(f"{where}: the {kind} file is truncated; copy or export it again")
 
 
 def _load_index_picture(path: Path, where: str) -> np.ndarray:
     """The numbers [H, W] stored in a picture. Raises DataError for a picture that has colours."""
     from PIL import Image
 
-    with Image.open(path) as picture:
+    content = path.read_bytes()
+    _refuse_truncated(content, where)
+    with Image.open(BytesIO(content)) as picture:
         pages = getattr(picture, "n_frames", 1)
         if pages > 1:
             raise DataError(f"{where}: expected one picture, got a stack of {pages}; {STACK_WAY_OUT}")

@@ -83,4 +83,5 @@ def _pixels(planes: Tensor) -> Tensor:
 
 
 def _assert_known(known: Tensor, values: str) -> None:
-    torch._assert_async(known.all(), f"a prediction holds a value that is not {values}")
+    assert_async = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]
+    assert_async(known.all(), f"a prediction holds a value that is not {values}")

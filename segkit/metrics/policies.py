@@ -20,6 +20,7 @@ from segkit.labels import Labels
 from segkit.metrics.overlap import dice, iou
 
 METRICS = ("dice", "iou")
+Rows = Any  # a part of a table; pandas says too little about its types for a checker
 COUNTS = ["tp", "predicted", "reference"]
 NEVER = "the class is in neither prediction nor reference of any case"
 
@@ -81,7 +82,8 @@ def summarise(cases: pd.DataFrame, labels: Labels, rules: Rules = SEGKIT, *, int
     named in `mean_left_out`. Where there is no interval, `ci95` is None with the reason beside it. `intervals=False`
     leaves the intervals out, for speed.
     """
-    rows = {name: cases[cases["class"] == name] for name in labels.channel_names}
+    table: Rows = cases
+    rows = {name: table[table["class"] == name] for name in labels.channel_names}
     classes = {
         name: {metric: _class_score(of_class, metric, rules, intervals) for metric in METRICS}
         for name, of_class in rows.items()
@@ -100,11 +102,12 @@ def pooled(cases: pd.DataFrame, labels: Labels) -> dict[str, Any]:
 
     None, with the reason beside it, for a class that is in neither throughout; such a class is not in the mean.
     """
-    totals = cases.groupby("class")[COUNTS].sum().reindex(list(labels.channel_names), fill_value=0)
-    table = torch.from_numpy(totals.to_numpy(np.int64, copy=True))
+    table: Rows = cases
+    totals = table.groupby("class")[COUNTS].sum().reindex(list(labels.channel_names), fill_value=0)
+    counts = torch.from_numpy(totals.to_numpy(np.int64, copy=True))
     classes: dict[str, dict[str, Any]] = {
         name: {"dice": _plain(row_dice), "iou": _plain(row_iou)}
-        for name, row_dice, row_iou in zip(totals.index, dice(table).tolist(), iou(table).tolist(), strict=True)
+        for name, row_dice, row_iou in zip(totals.index, dice(counts).tolist(), iou(counts).tolist(), strict=True)
     }
     for score in classes.values():
         if score["dice"] is None:
@@ -117,7 +120,7 @@ def _foreground_names(labels: Labels) -> list[str]:
     return [labels.channel_names[channel] for channel in labels.foreground]
 
 
-def _class_score(rows: pd.DataFrame, metric: str, rules: Rules, intervals: bool) -> dict[str, Any]:
+def _class_score(rows: Rows, metric: str, rules: Rules, intervals: bool) -> dict[str, Any]:
     """Mean, interval and numbers of cases of one class and metric."""
     counted = rows[rows[metric].notna()]
     score: dict[str, Any] = {"mean": _plain(counted[metric].mean())}
@@ -130,7 +133,7 @@ def _class_score(rows: pd.DataFrame, metric: str, rules: Rules, intervals: bool)
     return score | {"cases": len(counted), "missed": int(missed.sum()), "spurious": int(spurious.sum())}
 
 
-def _interval(values: pd.Series, groups: pd.Series, rules: Rules) -> dict[str, Any]:
+def _interval(values: Rows, groups: Rows, rules: Rules) -> dict[str, Any]:
     """The bootstrap interval of the mean of `values`, groups of cases being drawn together; or why there is none."""
     by_group = values.groupby(groups).agg(["sum", "count"])
     if len(by_group) < rules.min_groups:

@@ -1,0 +1,1 @@
+"""Pictures and console tables of what was measured."""

@@ -1,0 +1,214 @@
+"""Pictures of cases: image, reference, prediction and errors side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Patch
+
+from segkit.labels import Labels
+
+# for classes, three of Okabe and Ito's colours and then Tol's muted ones; the rest of Okabe and Ito's are for errors
+PALETTE = (
+    *("#E69F00", "#56B4E9", "#0072B2"),
+    *("#CC6677", "#117733", "#882255", "#DDCC77", "#44AA99", "#AA4499", "#999933", "#332288"),
+)
+CORRECT, SPURIOUS, MISSED, CONFUSED = "#009E73", "#D55E00", "#CC79A7", "#F0E442"
+IGNORED = ("#7F7F7F", "#BFBFBF")
+PANELS = ("image", "reference", "prediction", "errors")
+PANEL_INCHES, LINE_INCHES, OPACITY = 3.0, 0.25, 0.45
+
+Row = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+
+
+def choose_cases(cases: pd.DataFrame, labels: Labels) -> list[tuple[str, str, float]]:
+    """The worst, the median and the best case by mean foreground Dice, as (what, name, Dice).
+
+    The mean is over the foreground classes that the case counts; a case with none is not chosen. The median is the
+    lower of two; equal cases go by name. Two cases are worst and best, one is the only one.
+    """
+    names = _foreground_names(labels)
+    table: Any = cases  # pandas says little about its types
+    means = table[table["class"].isin(names)].groupby("case")["dice"].mean().dropna()
+    ranked = sorted(zip(means.tolist(), means.index.tolist(), strict=True))
+    places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
+    chosen = {1: ["only case"], 2: ["worst", "best"]}.get(len(ranked), list(places) if ranked else [])
+    return [(what, ranked[places.get(what, 0)][1], ranked[places.get(what, 0)][0]) for what in chosen]
+
+
+def overlay_figure(rows: Sequence[Row], labels: Labels, path: Path, title: str | None = None) -> None:
+    """Draw a row a case, (caption, image, mask, prediction), and save it as a picture.
+
+    image: [C, *S], shown as RGB with 3 channels in 2D, else its first channel, from its 1st to its 99th percentile.
+    mask, prediction: [*S] of class numbers, or [K, *S] of 0 and 1. Volumes are shown in the slice along the last axis
+    that has the most foreground in the reference, else in the prediction, and the caption names it. Ignored pixels of
+    the mask are striped grey. Raises ValueError if there are no rows.
+    """
+    if not rows:
+        raise ValueError("expected at least one case to draw, got none")
+    views = [_view(row, labels) for row in rows]
+    heights = [PANEL_INCHES * min(max(view.reference.shape[1] / view.reference.shape[2], 0.3), 2) for view in views]
+    legends = [_class_patches(labels), _error_patches(labels, any(not view.valid.all() for view in views))]
+    columns = [_legend_columns(patches) for patches in legends]
+    lines = [-(-len(patches) // most) for patches, most in zip(legends, columns, strict=True)]
+    parts = [*(height + 0.65 for height in heights), *(LINE_INCHES * (1 + count) for count in lines)]
+    figure = Figure(figsize=(len(PANELS) * PANEL_INCHES, sum(parts) + (0.4 if title else 0)), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=13)
+    bands = np.ravel(np.asarray(figure.subfigures(len(parts), 1, height_ratios=parts)))
+    for band, view in zip(bands[: len(views)], views, strict=True):
+        _draw(band, view, labels)
+    for band, patches, most in zip(bands[len(views) :], legends, columns, strict=True):
+        band.legend(handles=patches, loc="center", ncols=most, frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+@dataclass(frozen=True)
+class View:
+    """What is drawn of one case: image [H, W, 3] from 0 to 1; reference and predicted bool [foreground, H, W], false
+    where not valid; valid [H, W], false where a pixel is ignored for every class."""
+
+    caption: str
+    image: np.ndarray
+    reference: np.ndarray
+    predicted: np.ndarray
+    valid: np.ndarray
+
+
+def _view(row: Row, labels: Labels) -> View:
+    caption, image, mask, prediction = row
+    image = np.asarray(image)
+    reference, valid = _reference_planes(mask, labels, image.ndim - 1)
+    predicted = _predicted_planes(prediction, labels) & valid
+    if image.ndim == 4:
+        number = choose_slice(reference, predicted)
+        caption = f"{caption}, slice {number + 1} of {image.shape[-1]}"
+        image, reference, predicted, valid = (array[..., number] for array in (image[:1], reference, predicted, valid))
+    return View(caption, _displayed(image), reference, predicted, np.asarray(valid.any(0)))
+
+
+def choose_slice(reference: np.ndarray, predicted: np.ndarray) -> int:
+    """The slice along the last axis of [K, *S] with the most foreground in the reference, else in the prediction.
+
+    The first of several; the middle one where both are empty.
+    """
+    for planes in (reference, predicted):
+        if planes.any():
+            return int(planes.any(0).sum(axis=(0, 1)).argmax())
+    return reference.shape[-1] // 2
+
+
+def _reference_planes(mask: np.ndarray, labels: Labels, spatial: int) -> tuple[np.ndarray, np.ndarray]:
+    """The foreground classes [F, *S] and where they count, [1 or F, *S]."""
+    target = labels.target(torch.from_numpy(np.ascontiguousarray(mask))[None], spatial=spatial)
+    planes = labels.onehot(target)[0, list(labels.foreground)].bool()
+    valid = torch.ones_like(planes) if target.valid_channels is None else target.valid_channels[0]
+    return planes.numpy(), (valid if len(valid) == 1 else valid[list(labels.foreground)]).numpy()
+
+
+def _predicted_planes(prediction: np.ndarray, labels: Labels) -> np.ndarray:
+    """The foreground classes of a decoded prediction, [F, *S]."""
+    prediction = np.asarray(prediction)
+    if labels.mode == "multilabel":
+        return prediction == 1
+    numbers = [1] if labels.mode == "binary" else labels.foreground
+    return np.stack([prediction == number for number in numbers])
+
+
+def _displayed(image: np.ndarray) -> np.ndarray:
+    """[C, H, W] -> [H, W, 3] between 0 and 1, from the 1st to the 99th percentile of the finite values."""
+    shown = image if len(image) == 3 else np.repeat(image[:1], 3, axis=0)
+    shown = np.nan_to_num(np.moveaxis(shown, 0, -1).astype(np.float64), posinf=0, neginf=0)
+    low, high = np.percentile(shown, (1, 99))
+    return np.clip((shown - low) / (high - low), 0, 1) if high > low else np.full_like(shown, 0.5)
+
+
+def _draw(band: SubFigure, view: View, labels: Labels) -> None:
+    band.suptitle(textwrap.fill(view.caption, 110), fontsize=11, x=0.01, ha="left")
+    axes = band.subplots(1, len(PANELS))
+    for axis, panel in zip(axes, PANELS, strict=True):
+        axis.set_title(panel, fontsize=9)
+        axis.set_axis_off()
+    plain, reference, predicted, errors = axes
+    plain.imshow(view.image, interpolation="nearest")
+    for axis, planes in ((reference, view.reference), (predicted, view.predicted)):
+        shown = np.array(view.image)
+        for plane, colour in zip(planes, class_colours(labels), strict=True):
+            _tint(shown, plane, colour, OPACITY)
+        axis.imshow(_striped(shown, view.valid), interpolation="nearest")
+        _contours(axis, planes, labels)
+    errors.imshow(_striped(error_map(view), view.valid), interpolation="nearest")
+
+
+def class_colours(labels: Labels) -> list[str]:
+    """A colour for each foreground class, from a fixed palette that starts again after its end."""
+    return [PALETTE[place % len(PALETTE)] for place in range(len(labels.foreground))]
+
+
+def error_map(view: View) -> np.ndarray:
+    """The darkened image with correct, spurious, missed and confused foreground, [H, W, 3].
+
+    Confused is a pixel where one class is missed and another is predicted in its place.
+    """
+    hit = (view.reference & view.predicted).any(0)
+    missed = (view.reference & ~view.predicted).any(0)
+    spurious = (view.predicted & ~view.reference).any(0)
+    shown = 0.6 * view.image.mean(-1, keepdims=True).repeat(3, axis=-1)
+    for plane, colour in ((hit, CORRECT), (spurious, SPURIOUS), (missed, MISSED), (missed & spurious, CONFUSED)):
+        _tint(shown, np.asarray(plane), colour, 0.8)
+    return shown
+
+
+def _tint(shown: np.ndarray, plane: np.ndarray, colour: str, opacity: float) -> None:
+    shown[plane] = (1 - opacity) * shown[plane] + opacity * np.array(to_rgb(colour))
+
+
+def _striped(shown: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Cover ignored pixels with diagonal grey stripes."""
+    rows, columns = np.indices(valid.shape)
+    width = max(2, min(valid.shape) // 32)
+    stripes = np.array([to_rgb(colour) for colour in IGNORED])[(rows + columns) // width % 2]
+    return np.where(valid[..., None], shown, stripes)
+
+
+def _contours(axis: Axes, planes: np.ndarray, labels: Labels) -> None:
+    """Outlines of [F, H, W]; a plane that is all one value has none."""
+    for plane, colour in zip(planes, class_colours(labels), strict=True):
+        if plane.any() and not plane.all():
+            axis.contour(plane, levels=[0.5], colors=[colour], linewidths=1.2)
+
+
+def _foreground_names(labels: Labels) -> list[str]:
+    return [labels.channel_names[channel] for channel in labels.foreground]
+
+
+def _class_patches(labels: Labels) -> list[Patch]:
+    entries = zip(_foreground_names(labels), class_colours(labels), strict=True)
+    return [Patch(facecolor=colour, label=name) for name, colour in entries]
+
+
+def _error_patches(labels: Labels, ignored: bool) -> list[Patch]:
+    entries = [("errors: correct", CORRECT), ("false positive", SPURIOUS), ("false negative", MISSED)]
+    entries += [("wrong class", CONFUSED)] if len(labels.foreground) > 1 else []
+    patches = [Patch(facecolor=colour, label=name) for name, colour in entries]
+    stripes = Patch(facecolor=IGNORED[1], edgecolor=IGNORED[0], hatch="////", label="ignored")
+    return [*patches, stripes] if ignored else patches
+
+
+def _legend_columns(patches: Sequence[Patch]) -> int:
+    """As many columns, six at most, as their longest label leaves room for."""
+    longest = max(len(str(patch.get_label())) for patch in patches)
+    return max(1, min(6, len(patches), 150 // (longest + 8)))

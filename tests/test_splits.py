@@ -1,0 +1,148 @@
+"""Splits: nothing lost, nothing shared, nothing that depends on more than names and seed."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segkit.data import SPLITS, Case, DataError
+from segkit.data.splits import Split, kfold_split, lists_split, source_split
+
+TEN = [Case(f"c{number}", f"g{number}") for number in range(10)]
+EYES = [Case(f"{child}{eye}", str(child)) for child in range(7) for eye in "LR"]
+
+
+@st.composite
+def folded(draw):
+    groups = draw(st.lists(st.integers(1, 4), min_size=3, max_size=12))
+    cases = [Case(f"{group}-{number}", f"g{group}") for group, count in enumerate(groups) for number in range(count)]
+    folds = draw(st.integers(3, len(groups)))
+    fold, test_fold = draw(st.lists(st.integers(0, folds - 1), min_size=2, max_size=2, unique=True))
+    return cases, {"folds": folds, "fold": fold, "test_fold": draw(st.sampled_from([None, test_fold]))}
+
+
+@given(folded(), st.integers(0, 5))
+def test_kfold_divides_cases_but_no_group(given_folds, seed):
+    cases, options = given_folds
+    split = kfold_split(cases, seed=seed, **options)
+    parts = [split.train, split.validation, split.test]
+    assert sorted(name for part in parts for name in part) == sorted(case.name for case in cases)
+    group_of = {case.name: case.group for case in cases}
+    groups = [{group_of[name] for name in part} for part in parts]
+    assert sum(map(len, groups)) == len(set(group_of.values()))
+    assert split.train
+    assert bool(split.test) == (options["test_fold"] is not None)
+
+
+@given(folded(), st.integers(0, 5))
+def test_every_case_validates_once(given_folds, seed):
+    cases, options = given_folds
+    folds = options["folds"]
+    validating = [kfold_split(cases, folds=folds, fold=fold, seed=seed).validation for fold in range(folds)]
+    assert sorted(name for part in validating for name in part) == sorted(case.name for case in cases)
+    group_of = {case.name: case.group for case in cases}
+    sizes = [len({group_of[name] for name in part}) for part in validating]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+
+
+def test_kfold_depends_on_names_and_seed_alone():
+    assert kfold_split(TEN, seed=1) == kfold_split(TEN[::-1], seed=1)
+    assert kfold_split(TEN, seed=1) != kfold_split(TEN, seed=2)
+    assert kfold_split(TEN, fold=0).validation != kfold_split(TEN, fold=1).validation
+    # literal, so that a change of the cut is noticed: the split of a run has to be found again
+    assert kfold_split(EYES, folds=3, seed=0).validation == ("0L", "0R", "2L", "2R", "4L", "4R")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1}, "expected at least 2 folds"),
+        ({"folds": 2, "test_fold": 1}, "expected at least 3 folds"),
+        ({"fold": 5}, "fold and test_fold from 0 to 4, got 5"),
+        ({"test_fold": -1}, "from 0 to 4, got -1"),
+        ({"fold": 2, "test_fold": 2}, "got 2 for both"),
+        ({"folds": 11}, "at least 11 groups for 11 folds, got 10"),
+    ],
+)
+def test_folds_that_do_not_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        kfold_split(TEN, **options)
+
+
+def parts(cases, train, validation, test):
+    names = {name: part for part, chosen in (("train", train), ("validation", validation), ("test", test)) for name in chosen}
+    return [Case(case.name, case.group, names.get(case.name)) for case in cases]
+
+
+def test_source_split():
+    cases = parts(TEN[:4], ["c0", "c2"], ["c1"], ["c3"])
+    assert source_split(cases) == Split(("c0", "c2"), ("c1",), ("c3",))
+    with pytest.raises(DataError, match=r"but 2 do not:\n  c2\n  c3\nuse the split kfold"):
+        source_split(parts(TEN[:4], ["c0"], ["c1"], []))
+
+
+def test_groups_in_two_parts_are_told():
+    with pytest.warns(UserWarning, match="2 groups lie in more than one part(.|\n)*0: train and validation\n  1: train"):
+        source_split(parts(EYES[:4], ["0L", "1R"], ["0R"], ["1L"]))
+    with pytest.warns(UserWarning, match="1 groups"):
+        lists_split(EYES, train=["0L"], validation=["0R"])
+
+
+def test_lists(tmp_path):
+    lists = {"train": ["c3", "c1"], "validation": ["c2"]}
+    expected = Split(("c3", "c1"), ("c2",))
+    assert lists_split(TEN, train=["c3", "c1"], validation=["c2"]) == expected
+    (tmp_path / "split.json").write_text(json.dumps(lists))
+    assert lists_split(TEN, file=tmp_path / "split.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "both or neither"),
+        ({"train": ["c1", "x"], "test": ["y"]}, r"2 names of the split are no case of the data:\n  x\n  y"),
+        ({"train": ["c1", "c2"], "test": ["c2"]}, "named twice:\n  c2"),
+        ({"train": ["c1", "c1"]}, "named twice:\n  c1"),
+        ({"train": [], "test": ["c2"]}, "at least one case to train on"),
+        ({"train": [f"x{number}" for number in range(30)]}, "and 20 more"),
+    ],
+)
+def test_lists_that_do_not_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        lists_split(TEN, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read"), ('["c1"]', "expected lists of case names"), ('{"val": ["c1"]}', "train, validation, test, got val")],
+)
+def test_files_that_do_not_work(tmp_path, content, message):
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        lists_split(TEN, file=tmp_path / "split.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        lists_split(TEN, file=tmp_path / "missing.json")
+
+
+names = st.lists(st.text(max_size=5), max_size=5).map(tuple)
+
+
+@given(names, names, names)
+def test_json_and_hash(train, validation, test):
+    split = Split(train, validation, test)
+    again = Split.from_json(json.loads(json.dumps(split.to_json())))
+    assert again == split
+    assert again.content_hash == split.content_hash
+    assert len(split.content_hash) == 16
+    assert Split((*train, "more"), validation, test).content_hash != split.content_hash
+
+
+def test_split_of_other_keys():
+    with pytest.raises(ValueError, match="train, validation, test, got val"):
+        Split.from_json({"val": []})
+
+
+def test_every_split_is_named():
+    assert list(SPLITS) == ["source", "kfold", "lists"]
