@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from segkit import checkpoint
-from segkit.config import Config, Named, Table
+from segkit.config import Config, Named, Table, check
 from segkit.config import read as read_config
 from segkit.data import SOURCES
 from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
@@ -47,6 +47,11 @@ TABLES: dict[str, Table] = {
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration against the tables of every family. Raises ConfigError with all errors at once."""
     return read_config(path, overrides, TABLES)
+
+
+def restore(content: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a checkpoint holds."""
+    return check(content, overrides, TABLES, source="the configuration in the checkpoint")
 
 
 @dataclass(frozen=True)
@@ -284,7 +289,7 @@ class Trained:
     def other_data(self, folder: Path) -> Data:
         """All cases of another folder of the same layout, as the part `test`."""
         moved = moved_paths(self.config.data, folder)
-        config = config_from_dict(self.config.to_dict(), [f"data.{name}={path}" for name, path in moved.items()])
+        config = restore(self.config.to_dict(), [f"data.{name}={path}" for name, path in moved.items()])
         source = build_source(config, self.labels)
         return self._data(config, Split(test=tuple(case.name for case in source.cases)))
 
@@ -305,7 +310,7 @@ def moved_paths(data: Named, folder: Path) -> dict[str, Path]:
 def load_trained(path: Path, device: str | None = None) -> Trained:
     """Rebuild network, labels and preprocessing from a checkpoint alone."""
     content = checkpoint.load(path)
-    config = config_from_dict(content["config"], [f"device={device}"] if device else [])
+    config = restore(content["config"], [f"device={device}"] if device else [])
     labels = build_labels(config)
     preprocess = Preprocess.from_dict(content["preprocess"])
     model = build_model(config, preprocess.channels, labels, preprocess.dims)

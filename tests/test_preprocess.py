@@ -115,7 +115,9 @@ def test_resizing_equals_scipy(old, new):
     expected = ndimage.map_coordinates(image, points, order=1, mode="nearest")
     np.testing.assert_allclose(linear(image[None], new)[0], expected, rtol=1e-4, atol=1e-4)
     # halfway between two centres either neighbour is right: the later one here
-    indices = [np.clip(np.floor(axis + 0.5 + 1e-9), 0, side - 1).astype(int) for axis, side in zip(grid, old, strict=True)]
+    indices = [
+        np.clip(np.floor(axis + 0.5 + 1e-9), 0, side - 1).astype(int) for axis, side in zip(grid, old, strict=True)
+    ]
     np.testing.assert_array_equal(nearest(image, new), image[np.ix_(*indices)])
 
 
@@ -129,12 +131,12 @@ def test_cases_that_differ_are_named():
         fit(raw(), raw((1, 6, 7)))
     with pytest.raises(DataError, match="case c0 has 2 channels and 2 spatial axes, case c1 has 2 and 3"):
         fit(raw(), raw((2, 6, 7, 8)))
-    with pytest.raises(DataError, match="expected training cases.*got none"):
+    with pytest.raises(DataError, match=r"expected training cases.*got none"):
         fit()
 
 
 def test_other_channels_than_in_training():
-    with pytest.raises(DataError, match="expected an image with 2 channels and 2 spatial axes.*got 3 and 2"):
+    with pytest.raises(DataError, match=r"expected an image with 2 channels and 2 spatial axes.*got 3 and 2"):
         fit(raw()).intensity_map(raw((3, 6, 7)).image)
     with pytest.raises(DataError, match="2 axes, got 3"):
         fit(raw(), spacing="median").resample(raw((2, 4, 4, 4)))

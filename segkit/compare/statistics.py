@@ -240,7 +240,7 @@ def _pairs(losses: Sequence[str], baseline: str | None, family: str) -> list[tup
 
 
 def _pair_results(pairs: Sequence[tuple[str, str]], study: Study, margin: float) -> list[dict[str, Any]]:
-    results = [_pair_result(pair, study, margin, len(pairs)) for pair in pairs]
+    results = [_pair_result(a, b, study, margin, len(pairs)) for a, b in pairs]
     tested = [result for result in results if result["p"] is not None]
     if len(tested) > 1:
         holm: Any = multipletests([result["p"] for result in tested], ALPHA, method="holm")[1]
@@ -249,12 +249,11 @@ def _pair_results(pairs: Sequence[tuple[str, str]], study: Study, margin: float)
     return results
 
 
-def _pair_result(pair: tuple[str, str], study: Study, margin: float, family_size: int) -> dict[str, Any]:
-    a, b = pair
+def _pair_result(a: str, b: str, study: Study, margin: float, family_size: int) -> dict[str, Any]:
     estimate = study.estimate({a: 1, b: -1})
     adjusted = estimate.interval(ALPHA / family_size)
     result = {"a": a, "b": b, "difference": estimate.value, "ci95": estimate.interval(), "ci95_adjusted": adjusted}
-    single = " and ".join(loss for loss in pair if loss in study.single)
+    single = " and ".join(loss for loss in (a, b) if loss in study.single)
     if single or adjusted is None:
         reason = f"only one run of {single}: how much runs differ is unknown, so no loss is called better"
         return result | {"p": None, "p_adjusted": None, "verdict": None, "reason": reason}

@@ -47,9 +47,9 @@ def check_mask(mask: np.ndarray, labels: Labels, case: str, path: Path | str) ->
 
 
 def _legal_text(labels: Labels) -> str:
-    values = labels.values
-    straight = list(values) == list(range(len(values))) and len(values) > 2
-    text = f"0 to {max(values)}" if straight else " and ".join(map(str, values))
+    first, last = labels.values[:-1], max(labels.values)
+    straight = len(first) > 1 and labels.values == tuple(range(len(labels.values)))
+    text = f"0 to {last}" if straight else f"{', '.join(map(str, first))} and {last}"
     return text if labels.ignore_index is None else f"{text}, or {labels.ignore_index} to ignore"
 
 

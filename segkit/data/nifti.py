@@ -14,7 +14,7 @@ def load_nifti(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read an array turned to RAS, [*S] or [C, *S] with the fourth axis first, and its spacing in mm, length D.
 
     A picture with two axes stays one. Raises DataError, beginning with `where`, for colours, complex numbers, more
-    than four axes and an affine without inverse; and what nibabel raises for a file that it cannot read.
+    than four axes and an affine without inverse; OSError and other errors of reading for a file that is damaged.
     """
     from nibabel.orientations import apply_orientation
 
@@ -33,8 +33,12 @@ def load_nifti(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
 def _open(path: Path) -> Any:
     """The volume, its pixels unread. Typed as Any because nibabel's own types are too general."""
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
 
-    return nibabel.load(path)  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        return nibabel.load(path)  # pyright: ignore[reportPrivateImportUsage]
+    except ImageFileError as error:
+        raise OSError(str(error)) from error
 
 
 def _plain_axes(array: np.ndarray, where: str) -> np.ndarray:

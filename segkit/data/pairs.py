@@ -189,7 +189,8 @@ def _matches(folder: Path, pattern: str) -> list[tuple[str, str, Path]]:
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist")
     expression = _expression(pattern)
-    files = sorted(file for file in folder.glob(re.sub(r"\{\w+\}", "*", pattern)) if is_image_file(file))
+    wide = re.sub(r"\{\w+\}", "*", pattern.replace("[", "[[]"))
+    files = sorted(file for file in folder.glob(wide) if is_image_file(file))
     matches = [(expression.fullmatch(file.relative_to(folder).as_posix()), file) for file in files]
     return [(match["case"], match.groupdict().get("annotator") or "", file) for match, file in matches if match]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from zlib import error as ZlibError
 
 import numpy as np
@@ -27,7 +28,7 @@ EXTENSIONS = (*VOLUMES, *PICTURES, ".npy")
 # how a complete file ends: OpenCV fills the rest of a truncated one with grey and says nothing
 LAST_BYTES = {b"\x89PNG": (b"IEND", "PNG"), b"\xff\xd8\xff": (b"\xff\xd9", "JPEG")}
 PNG_GREY_WITH_ALPHA = 4  # byte 25 of a PNG file
-STACK_WAY_OUT = "save it as NIfTI or NPY"
+TIFF_KIND_OF_PAGE, TIFF_REDUCED = 254, 1  # a tag, and its bit for a smaller version of another page
 TAIL = 4096  # some programs append a little to a complete file
 
 
@@ -80,7 +81,7 @@ def read_image(path: Path, case: str | None = None) -> tuple[np.ndarray, tuple[f
             array, spacing = load_nifti(path, where)
             image = array[None] if array.ndim == len(spacing) else array
         elif extension(path) == ".npy":
-            array = np.load(path, allow_pickle=False)
+            array = _load_npy(path, where)
             image = array[None] if array.ndim == 2 else array
             spacing = (1.0,) * (image.ndim - 1)
         else:
@@ -109,7 +110,7 @@ def read_mask(
         if extension(path) in VOLUMES:
             stored, _spacing = load_nifti(path, where)
         elif extension(path) == ".npy":
-            stored = np.load(path, allow_pickle=False)
+            stored = _load_npy(path, where)
         else:
             stored = _load_index_picture(path, where)
     raw = _whole_numbers(_mask_axes(stored, labels, where), where)
@@ -146,8 +147,6 @@ def _where(case: str | None, path: Path) -> str:
 @contextmanager
 def _reading(path: Path, where: str) -> Iterator[None]:
     """Turn what readers raise for a bad file into a DataError that names it."""
-    from nibabel.filebasedimages import ImageFileError
-
     if not path.is_file():
         raise DataError(f"{where}: the file does not exist")
     if not path.stat().st_size:
@@ -158,12 +157,19 @@ def _reading(path: Path, where: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, SyntaxError, ZlibError, ImageFileError, MemoryError) as error:
+    except (OSError, EOFError, ValueError, SyntaxError, ZlibError, MemoryError) as error:
         kind = extension(path).removeprefix(".").upper()
         raise DataError(
             f"{where}: it cannot be read as {kind}, it may be truncated or of another format; "
             f"copy or export it again ({type(error).__name__}: {error})"
         ) from error
+
+
+def _load_npy(path: Path, where: str) -> np.ndarray:
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: expected an array of numbers, got {getattr(array, 'dtype', 'an archive')}")
+    return array
 
 
 def _load_picture(path: Path, where: str) -> np.ndarray:
@@ -179,7 +185,10 @@ def _load_picture(path: Path, where: str) -> np.ndarray:
     if array is None:
         raise DataError(f"{where}: it cannot be read as a picture, it may be truncated or of another format")
     if extension(path) in TIFF and cv2.imcount(str(path)) > 1:
-        raise DataError(f"{where}: expected one picture, got a stack of {cv2.imcount(str(path))}; {STACK_WAY_OUT}")
+        from PIL import Image
+
+        with Image.open(BytesIO(content)) as picture:
+            _refuse_stack(picture, where)
     if content.startswith(b"\x89PNG") and content[25] == PNG_GREY_WITH_ALPHA:
         array = array[..., 0]  # OpenCV repeats the grey three times
     image = array[None] if array.ndim == 2 else np.moveaxis(array[..., :3][..., ::-1], -1, 0)
@@ -195,6 +204,17 @@ def _refuse_truncated(content: bytes, where: str) -> None:
             raise DataError(f"{where}: the {kind} file is truncated; copy or export it again")
 
 
+def _refuse_stack(picture: Any, where: str) -> None:
+    """Raise DataError for a file of several pictures; thumbnails and the levels of a pyramid are none."""
+    pages = 0
+    for page in range(getattr(picture, "n_frames", 1)):
+        picture.seek(page)
+        pages += not getattr(picture, "tag_v2", {}).get(TIFF_KIND_OF_PAGE, 0) & TIFF_REDUCED
+    picture.seek(0)
+    if pages > 1:
+        raise DataError(f"{where}: expected one picture, got a stack of {pages}; save it as NIfTI or NPY")
+
+
 def _load_index_picture(path: Path, where: str) -> np.ndarray:
     """The numbers [H, W] stored in a picture. Raises DataError for a picture that has colours."""
     from PIL import Image
@@ -202,9 +222,7 @@ def _load_index_picture(path: Path, where: str) -> np.ndarray:
     content = path.read_bytes()
     _refuse_truncated(content, where)
     with Image.open(BytesIO(content)) as picture:
-        pages = getattr(picture, "n_frames", 1)
-        if pages > 1:
-            raise DataError(f"{where}: expected one picture, got a stack of {pages}; {STACK_WAY_OUT}")
+        _refuse_stack(picture, where)
         if len(picture.getbands()) > 1:
             raise DataError(
                 f"{where}: expected class numbers, got a colour coded mask (mode {picture.mode}); "
@@ -231,11 +249,9 @@ def _mask_axes(stored: np.ndarray, labels: Labels, where: str) -> np.ndarray:
 
 
 def _whole_numbers(stored: np.ndarray, where: str) -> np.ndarray:
-    """The mask as int64. Raises DataError if it holds fractions, NaN or is no number at all."""
+    """The mask as int64. Raises DataError if it holds fractions or NaN."""
     if stored.dtype.kind in "biu":
         return stored.astype(np.int64)
-    if stored.dtype.kind != "f":
-        raise DataError(f"{where}: expected whole numbers, got values of type {stored.dtype}")
     fractions = stored[~(np.isfinite(stored) & (stored == np.rint(stored)))]
     if fractions.size:
         raise DataError(

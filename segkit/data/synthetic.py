@@ -12,7 +12,7 @@ from segkit.labels import Labels
 
 PART_OFFSET = 1_000_000  # case numbers begin here for each part, so that the size of one part changes no other
 SPREAD = 0.4  # the foreground of a case is its mean share, 40 % more or less
-CONTRAST, BIAS, TEXTURE = 0.25, 0.35, 0.1  # of an object's edge; deviations of what hides its level
+CONTRAST, BIAS, TEXTURE = 0.3, 0.35, 0.1  # of an object's edge; deviations of what hides its level
 EDGE_PX = 0.7  # blur
 
 
@@ -25,7 +25,7 @@ class SyntheticSource:
     size: the sides, two or three. train, validation, test: how many cases each part has.
     foreground: the mean share of pixels that are not background (class 0 where no class is called so; where
         classes overlap, the share in any of them), 0 to 0.9.
-    noise: standard deviation of the noise; an object's edge is a step of 0.25.
+    noise: standard deviation of the noise; an object's edge is a step of 0.3.
     channels: image channels, each with less contrast than the one before and its own bias and noise.
     seed: a case depends on the seed and its own number alone.
 

@@ -66,12 +66,14 @@ def overlay_figure(rows: Sequence[Row], labels: Labels, path: Path, title: str |
     figure = Figure(figsize=(len(PANELS) * PANEL_INCHES, sum(parts) + (0.4 if title else 0)), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, fontsize=13)
+        figure.suptitle(title, fontsize=13, parse_math=False)
     bands = np.ravel(np.asarray(figure.subfigures(len(parts), 1, height_ratios=parts)))
     for band, view in zip(bands[: len(views)], views, strict=True):
         _draw(band, view, labels)
     for band, patches, most in zip(bands[len(views) :], legends, columns, strict=True):
-        band.legend(handles=patches, loc="center", ncols=most, frameon=False, fontsize=9)
+        legend = band.legend(handles=patches, loc="center", ncols=most, frameon=False, fontsize=9)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -137,7 +139,7 @@ def _displayed(image: np.ndarray) -> np.ndarray:
 
 
 def _draw(band: SubFigure, view: View, labels: Labels) -> None:
-    band.suptitle(textwrap.fill(view.caption, 110), fontsize=11, x=0.01, ha="left")
+    band.suptitle(textwrap.fill(view.caption, 110), fontsize=11, x=0.01, ha="left", parse_math=False)
     axes = band.subplots(1, len(PANELS))
     for axis, panel in zip(axes, PANELS, strict=True):
         axis.set_title(panel, fontsize=9)
@@ -161,14 +163,17 @@ def class_colours(labels: Labels) -> list[str]:
 def error_map(view: View) -> np.ndarray:
     """The darkened image with correct, spurious, missed and confused foreground, [H, W, 3].
 
-    Confused is a pixel where one class is missed and another is predicted in its place.
+    Confused is a pixel where one class is missed and another is predicted in its place. Where classes overlap, an
+    error of one hides that another is correct.
     """
-    hit = (view.reference & view.predicted).any(0)
     missed = (view.reference & ~view.predicted).any(0)
     spurious = (view.predicted & ~view.reference).any(0)
+    correct = (view.reference & view.predicted).any(0) & ~missed & ~spurious
     shown = 0.6 * view.image.mean(-1, keepdims=True).repeat(3, axis=-1)
-    for plane, colour in ((hit, CORRECT), (spurious, SPURIOUS), (missed, MISSED), (missed & spurious, CONFUSED)):
-        _tint(shown, np.asarray(plane), colour, 0.8)
+    _tint(shown, correct, CORRECT, 0.8)
+    _tint(shown, spurious & ~missed, SPURIOUS, 0.8)
+    _tint(shown, missed & ~spurious, MISSED, 0.8)
+    _tint(shown, missed & spurious, CONFUSED, 0.8)
     return shown
 
 

@@ -1,0 +1,304 @@
+"""Parsing, overriding and checking of a configuration tree, with the place of every error."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+KeyPath = tuple
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one line an error."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Table:
+    """Entries that a section can name. `injected` are the parameters that the program fills in, not the file."""
+
+    entries: Mapping[str, Any]
+    injected: frozenset[str] = frozenset()
+
+    def model(self, name: str) -> type[BaseModel]:
+        """The signature of an entry as a model: annotations check values, defaults are filled in."""
+        return signature_model(self.entries[name], self.injected)
+
+
+@lru_cache(maxsize=None)
+def signature_model(entry: Callable[..., Any], injected: frozenset[str]) -> type[BaseModel]:
+    function = entry.__init__ if isinstance(entry, type) else entry
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(entry).parameters.items():
+        if name not in injected:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[name] = (hints[name], default)
+    return create_model(entry.__name__, __config__=ConfigDict(extra="forbid", frozen=True, strict=True), **fields)
+
+
+def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """A YAML file as plain data, and the line of every key path. Raises ConfigError with the line of a syntax error."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a configuration file, but {error.strerror or error}") from error
+    try:
+        tree = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise ConfigError(f"{path}{line}: {(error.problem or str(error)).splitlines()[0]}") from error
+    except YAMLError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(tree, CommentedMap):
+        raise ConfigError(f"{path}: expected a mapping with labels, data, model, loss, optimizer, train; got {tree!r}")
+    lines: dict[KeyPath, int] = {}
+    return _plain(tree, (), lines), lines
+
+
+def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
+    if isinstance(node, CommentedMap):
+        for key in node:
+            lines[(*path, key)] = node.lc.key(key)[0] + 1
+        return {_scalar(key): _plain(value, (*path, key), lines) for key, value in node.items()}
+    if isinstance(node, CommentedSeq):
+        for place in range(len(node)):
+            lines[(*path, place)] = node.lc.item(place)[0] + 1
+        return [_plain(value, (*path, place), lines) for place, value in enumerate(node)]
+    return _scalar(node)
+
+
+def _scalar(value: Any) -> Any:
+    """Round-trip scalars as the plain types that they stand for; dates stay text."""
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
+    return value if value is None else str(value)
+
+
+def with_overrides(
+    tree: dict[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], dict[KeyPath, str], list[tuple[int, str]]]:
+    """The tree with `key.path=value` applied, which override each key path comes from, and what could not be applied."""
+    tree = copy.deepcopy(tree)
+    origins: dict[KeyPath, str] = {}
+    errors: list[tuple[int, str]] = []
+    for text in overrides:
+        try:
+            path = _apply(tree, text)
+            origins[path] = f"override '{text}'"
+        except ConfigError as error:
+            errors.append((0, f"override '{text}': {error}"))
+    return tree, origins, errors
+
+
+def _apply(tree: dict[str, Any], text: str) -> KeyPath:
+    dotted, equals, written = text.partition("=")
+    if not equals or not dotted:
+        raise ConfigError("expected key=value, for instance train.steps=100")
+    try:
+        value = YAML(typ="safe", pure=True).load(written)
+    except YAMLError as error:
+        raise ConfigError(f"the value is no YAML: {str(error).splitlines()[0]}") from error
+    path = tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
+    node: Any = tree
+    for key in path[:-1]:
+        node = _step(node, key)
+    if isinstance(node, list):
+        _step(node, path[-1])
+        node[path[-1]] = value
+    elif isinstance(node, dict):
+        node[path[-1]] = value
+    else:
+        raise ConfigError(f"{'.'.join(map(str, path[:-1]))} is {node!r}, which has no keys")
+    partner = {("train", "steps"): "epochs", ("train", "epochs"): "steps"}.get(path)
+    if partner is not None and value is not None:
+        tree["train"].pop(partner, None)
+    return path
+
+
+def _step(node: Any, key: Any) -> Any:
+    if isinstance(node, list):
+        if not isinstance(key, int) or key >= len(node):
+            raise ConfigError(f"expected a list item from 0 to {len(node) - 1}, got '{key}'")
+        return node[key]
+    if isinstance(node, dict):
+        return node.setdefault(key, {})
+    raise ConfigError(f"'{key}' is not reached: what is above it is {node!r}")
+
+
+class Checker:
+    """Checks parts of a tree and collects errors until `finish` raises them, in the order of their lines."""
+
+    def __init__(
+        self,
+        source: str,
+        tables: Mapping[str, Table],
+        lines: dict[KeyPath, int],
+        origins: dict[KeyPath, str],
+        folder: Path,
+        errors: list[tuple[int, str]],
+    ):
+        self.source, self.tables, self.lines, self.origins = source, tables, lines, origins
+        self.folder, self.errors = folder, errors
+
+    def error(self, path: KeyPath, message: str) -> None:
+        override = next((text for key, text in self.origins.items() if _related(key, path)), None)
+        prefixes = [path[:length] for length in range(len(path), 0, -1)]
+        line = next((self.lines[prefix] for prefix in prefixes if prefix in self.lines), 0)
+        place = override or (f"{self.source}:{line}" if line else self.source)
+        dotted = ".".join(map(str, path))
+        self.errors.append((0 if override else line, f"{place}: {dotted + ': ' if dotted else ''}{message}"))
+
+    def finish(self) -> None:
+        if self.errors:
+            raise ConfigError("\n".join(text for _, text in sorted(self.errors, key=lambda error: error[0])))
+
+    def unknown_name(self, path: KeyPath, name: object, known: Iterable[str]) -> None:
+        known = list(known)
+        self.error(path, f"unknown name {name!r}; {_suggestion(name, known)}")
+
+    def known_keys(self, path: KeyPath, value: Mapping[str, Any], known: Iterable[str]) -> None:
+        known = list(known)
+        for key in value:
+            if key not in known:
+                self.error((*path, key), f"unknown key; {_suggestion(key, known)}")
+
+    def one_of(self, value: Any, path: KeyPath, first: str, second: str) -> None:
+        """Exactly one of two keys must have a value."""
+        if isinstance(value, dict) and (value.get(first) is None) == (value.get(second) is None):
+            got = "neither" if value.get(first) is None else "both"
+            self.error(path, f"expected either '{first}' or '{second}', got {got}")
+
+    def choose(self, path: KeyPath, value: Any, table: str) -> tuple[str, dict[str, Any]] | None:
+        """The entry that a section names, and its other keys; a text is a name without arguments."""
+        value = {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            return self.error(path, f"expected a mapping with a name, got {value!r}")
+        if "name" not in value:
+            return self.error(path, "missing required key 'name'")
+        name, known = value["name"], self.tables[table].entries
+        if name not in known:
+            return self.unknown_name((*path, "name"), name, known)
+        return name, {key: one for key, one in value.items() if key != "name"}
+
+    def arguments(
+        self, path: KeyPath, given: dict[str, Any], table: str, name: str, also: Sequence[str] = ("name",)
+    ) -> dict[str, Any] | None:
+        """The arguments of an entry, checked against its signature, with defaults."""
+        checked = self.section(path, given, self.tables[table].model(name), known=also)
+        return None if checked is None else {key: getattr(checked, key) for key in type(checked).model_fields}
+
+    def section(self, path: KeyPath, value: Any, model: type[BaseModel], known: Sequence[str] = ()) -> Any:
+        """The value as an instance of the model, None after an error. `known`: other keys that are allowed here."""
+        if not isinstance(value, dict):
+            return self.error(path, f"expected a mapping, got {value!r}")
+        before = len(self.errors)
+        value = {key: self._path(path, key, one, model) for key, one in value.items()}
+        try:
+            return model(**{str(key): one for key, one in value.items()}) if len(self.errors) == before else None
+        except ValidationError as error:
+            for field, details in _by_field(error).items():
+                self._field_error(path, field, details, value, model, known)
+        return None
+
+    def _field_error(
+        self, path: KeyPath, field: str, details: Any, value: dict[str, Any], model: type[BaseModel], known: Sequence[str]
+    ) -> None:
+        kind = details["type"]
+        if kind == "missing":
+            return self.error(path, f"missing required key '{field}'")
+        if kind == "extra_forbidden":
+            names = [*model.model_fields, *known]
+            return self.error((*path, field), f"unknown key; {_suggestion(field, names)}")
+        place = (*path, field, *[step for step in details["loc"][1:] if isinstance(step, int)])
+        place = place if place in self.lines else (*path, field)
+        if kind in BOUNDS:
+            wanted = details["msg"].removeprefix("Input should be ")
+            return self.error(place, f"expected a value {wanted}, got {details['input']!r}")
+        if field == "format":
+            return self.error(place, f"format {value[field]!r} is newer than this version reads; upgrade segkit-trainer")
+        expected = describe(model.model_fields[field].annotation)
+        return self.error(place, f"expected {expected}, got {value[field]!r}")
+
+    def _path(self, path: KeyPath, key: Any, value: Any, model: type[BaseModel]) -> Any:
+        """Text of a field that holds a path as an absolute path, ${NAME} expanded."""
+        field = model.model_fields.get(key)
+        if field is None or not isinstance(value, str) or Path not in _members(field.annotation):
+            return value
+        for name in VARIABLE.findall(value):
+            if name not in os.environ:
+                self.error((*path, key), f"the environment variable {name} is not set")
+                return value
+        expanded = Path(VARIABLE.sub(lambda found: os.environ[found[1]], value)).expanduser()
+        overridden = any(_related(origin, (*path, key)) for origin in self.origins)
+        return Path(os.path.normpath((Path.cwd() if overridden else self.folder) / expanded))
+
+
+def _related(origin: KeyPath, path: KeyPath) -> bool:
+    """Whether what is at `path` was written by an override of `origin`."""
+    return path[: len(origin)] == origin
+
+
+def _by_field(error: ValidationError) -> dict[str, Any]:
+    """The first problem of each field: a union reports one for each of its members."""
+    found: dict[str, Any] = {}
+    for details in error.errors():
+        found.setdefault(str(details["loc"][0]), details)
+    return found
+
+
+def _suggestion(name: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    is_union = get_origin(annotation) in (typing.Union, types.UnionType)
+    return get_args(annotation) if is_union else (annotation,)
+
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    type(None): "null",
+}
+
+
+def describe(annotation: Any) -> str:
+    """A type in the words of someone who writes YAML."""
+    if annotation in WORDS:
+        return WORDS[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(member) for member in arguments)
+    if origin is Literal:
+        return " or ".join(repr(value) for value in arguments)
+    if origin is typing.Annotated:
+        return describe(arguments[0])
+    if origin in (list, Sequence, tuple):
+        return f"a list, each item {describe(arguments[0])}" if arguments else "a list"
+    if origin in (dict, Mapping):
+        return f"a mapping from {describe(arguments[0])} to {describe(arguments[1])}"
+    return str(annotation)
