@@ -1,9 +1,8 @@
-"""From a checked configuration to built objects: the only module that reads the configuration and knows every family."""
+"""From a checked configuration to built objects: the only module that knows the configuration and every family."""
 
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from segkit import checkpoint
-from segkit.config import Config, Named, Table, check
+from segkit.config import Config, ConfigError, Named, Table, check
 from segkit.config import read as read_config
 from segkit.data import SOURCES
 from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
-from segkit.data.cases import Case, RawCase, Source
+from segkit.data.cases import Case, Source
 from segkit.data.census import census
-from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, network_image, training_loader
+from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.labels import Labels
@@ -187,7 +185,17 @@ def prediction_window(config: Config, dims: int, multiple: int) -> tuple[int, ..
 
 
 def build_experiment(config: Config) -> tuple[Experiment, Data]:
-    """Everything that training needs, in the order in which it depends on each other."""
+    """Everything that training needs. Raises ConfigError for options that do not fit the data or each other."""
+    try:
+        return _build_experiment(config)
+    except ValueError as error:
+        if hasattr(error, "exit_code"):  # bad data, for instance, says so itself
+            raise
+        raise ConfigError(f"{config.name}: {error}") from error
+
+
+def _build_experiment(config: Config) -> tuple[Experiment, Data]:
+    """In the order in which the parts depend on each other."""
     labels = build_labels(config)
     device = choose_device(config.device)
     if config.train.precision == "fp16" and device.type == "cpu":
@@ -263,58 +271,3 @@ def _training(config: Config, data: Data, device: torch.device) -> tuple[Setting
 def _plain(config: Config, data: Data) -> dict[str, Any]:
     """What a checkpoint holds beside the weights, so that it can be evaluated on its own."""
     return {"config": config.to_dict(), "preprocess": data.preprocess.to_dict(), "split": data.split.to_json()}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A checkpoint made ready for prediction, with nothing fitted again."""
-
-    config: Config
-    labels: Labels
-    preprocess: Preprocess
-    predictor: Predictor
-    split: Split
-    step: int
-
-    def predict(self, raw: RawCase) -> np.ndarray:
-        """The mask of one image on the image's own grid."""
-        image = torch.from_numpy(network_image(raw, self.preprocess))
-        logits = self.predictor(image, size=raw.image.shape[1:])
-        return self.labels.decode(logits, self.config.evaluation.threshold)[0].cpu().numpy()
-
-    def data(self) -> Data:
-        """The cases that the checkpoint was trained with, by its own split."""
-        return self._data(self.config, self.split)
-
-    def other_data(self, folder: Path) -> Data:
-        """All cases of another folder of the same layout, as the part `test`."""
-        moved = moved_paths(self.config.data, folder)
-        config = restore(self.config.to_dict(), [f"data.{name}={path}" for name, path in moved.items()])
-        source = build_source(config, self.labels)
-        return self._data(config, Split(test=tuple(case.name for case in source.cases)))
-
-    def _data(self, config: Config, split: Split) -> Data:
-        source = build_source(config, self.labels)
-        return Data(self.labels, source, split, CaseStore(source, cache=False), self.preprocess)
-
-
-def moved_paths(data: Named, folder: Path) -> dict[str, Path]:
-    """The paths of a data section, with the folder that they have in common replaced by another."""
-    paths = {name: value for name, value in data.args.items() if isinstance(value, Path)}
-    if not paths:
-        raise ValueError(f"--data names a folder, and the data source {data.name} reads none; use --split")
-    common = os.path.commonpath(list(paths.values()))
-    return {name: folder.absolute() / path.relative_to(common) for name, path in paths.items()}
-
-
-def load_trained(path: Path, device: str | None = None) -> Trained:
-    """Rebuild network, labels and preprocessing from a checkpoint alone."""
-    content = checkpoint.load(path)
-    config = restore(content["config"], [f"device={device}"] if device else [])
-    labels = build_labels(config)
-    preprocess = Preprocess.from_dict(content["preprocess"])
-    model = build_model(config, preprocess.channels, labels, preprocess.dims)
-    model.load_state_dict(content["model"])
-    model = to_format(model, config, preprocess.dims).to(choose_device(config.device)).eval()
-    predictor = predictor_factory(config, preprocess)(model)
-    return Trained(config, labels, preprocess, predictor, Split.from_json(content["split"]), content["step"])

@@ -14,6 +14,8 @@ FORMAT = 1
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of a newer format."""
 
+    exit_code = 2
+
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write `content` to `path`: after a crash at any moment the file is either the old one or the new one."""

@@ -55,7 +55,7 @@ def evaluate(
 @app.command()
 def predict(
     checkpoint: Annotated[Path, typer.Option(help="A run folder (its last.pt), or a .pt file.")],
-    input: Annotated[Path, typer.Option(help="An image, or a folder of images.")],  # noqa: A002
+    input: Annotated[Path, typer.Option(help="An image, or a folder of images.")],
     output: Annotated[Path, typer.Option(help="The folder for the masks.")],
     device: DeviceOption = None,
 ) -> None:

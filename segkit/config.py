@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
-from segkit.config_check import Checker, ConfigError, Table, parse_file, with_overrides
+from segkit.config_check import Checker, Table
+from segkit.config_tree import ConfigError, parse_file, with_overrides
 
 __all__ = ["Config", "ConfigError", "Named", "Table", "check", "dump", "read", "schema"]
 
@@ -182,7 +183,7 @@ def check(
     lines: Mapping[tuple, int] | None = None,
     folder: Path | None = None,
 ) -> Config:
-    """Check a configuration that is plain data, such as a checkpoint holds. `source` says in errors where it is from."""
+    """Check a configuration that is plain data, such as a checkpoint holds; errors say that it is from `source`."""
     tree, origins, errors = with_overrides(tree, overrides)
     checker = Checker(source, tables, dict(lines or {}), origins, folder or Path.cwd(), errors)
     checker.one_of(tree.get("train"), ("train",), "steps", "epochs")
@@ -296,7 +297,8 @@ def schema(tables: Mapping[str, Table]) -> dict[str, Any]:
     return {
         "sections": {key: model.model_json_schema() for key, model in FIXED.items()},
         "named": {
-            key: {name: table.model(name).model_json_schema() for name, entry in table.entries.items() if callable(entry)}
+            key: {name: table.model(name).model_json_schema() for name in table.entries}
             for key, table in tables.items()
+            if key != "recipe"
         },
     }

@@ -1,8 +1,7 @@
-"""Parsing, overriding and checking of a configuration tree, with the place of every error."""
+"""Checks of a configuration tree against models and signatures, with the place of every error."""
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import os
@@ -11,24 +10,16 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-KeyPath = tuple
+from segkit.config_tree import ConfigError, KeyPath
+
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one line an error."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Table:
         return signature_model(self.entries[name], self.injected)
 
 
-@lru_cache(maxsize=None)
+@cache
 def signature_model(entry: Callable[..., Any], injected: frozenset[str]) -> type[BaseModel]:
     function = entry.__init__ if isinstance(entry, type) else entry
     hints = typing.get_type_hints(function, include_extras=True)
@@ -53,96 +44,6 @@ def signature_model(entry: Callable[..., Any], injected: frozenset[str]) -> type
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[name] = (hints[name], default)
     return create_model(entry.__name__, __config__=ConfigDict(extra="forbid", frozen=True, strict=True), **fields)
-
-
-def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    """A YAML file as plain data, and the line of every key path. Raises ConfigError with the line of a syntax error."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a configuration file, but {error.strerror or error}") from error
-    try:
-        tree = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        raise ConfigError(f"{path}{line}: {(error.problem or str(error)).splitlines()[0]}") from error
-    except YAMLError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(tree, CommentedMap):
-        raise ConfigError(f"{path}: expected a mapping with labels, data, model, loss, optimizer, train; got {tree!r}")
-    lines: dict[KeyPath, int] = {}
-    return _plain(tree, (), lines), lines
-
-
-def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
-    if isinstance(node, CommentedMap):
-        for key in node:
-            lines[(*path, key)] = node.lc.key(key)[0] + 1
-        return {_scalar(key): _plain(value, (*path, key), lines) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        for place in range(len(node)):
-            lines[(*path, place)] = node.lc.item(place)[0] + 1
-        return [_plain(value, (*path, place), lines) for place, value in enumerate(node)]
-    return _scalar(node)
-
-
-def _scalar(value: Any) -> Any:
-    """Round-trip scalars as the plain types that they stand for; dates stay text."""
-    for plain in (bool, int, float, str):
-        if isinstance(value, plain):
-            return plain(value)
-    return value if value is None else str(value)
-
-
-def with_overrides(
-    tree: dict[str, Any], overrides: Sequence[str]
-) -> tuple[dict[str, Any], dict[KeyPath, str], list[tuple[int, str]]]:
-    """The tree with `key.path=value` applied, which override each key path comes from, and what could not be applied."""
-    tree = copy.deepcopy(tree)
-    origins: dict[KeyPath, str] = {}
-    errors: list[tuple[int, str]] = []
-    for text in overrides:
-        try:
-            path = _apply(tree, text)
-            origins[path] = f"override '{text}'"
-        except ConfigError as error:
-            errors.append((0, f"override '{text}': {error}"))
-    return tree, origins, errors
-
-
-def _apply(tree: dict[str, Any], text: str) -> KeyPath:
-    dotted, equals, written = text.partition("=")
-    if not equals or not dotted:
-        raise ConfigError("expected key=value, for instance train.steps=100")
-    try:
-        value = YAML(typ="safe", pure=True).load(written)
-    except YAMLError as error:
-        raise ConfigError(f"the value is no YAML: {str(error).splitlines()[0]}") from error
-    path = tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
-    node: Any = tree
-    for key in path[:-1]:
-        node = _step(node, key)
-    if isinstance(node, list):
-        _step(node, path[-1])
-        node[path[-1]] = value
-    elif isinstance(node, dict):
-        node[path[-1]] = value
-    else:
-        raise ConfigError(f"{'.'.join(map(str, path[:-1]))} is {node!r}, which has no keys")
-    partner = {("train", "steps"): "epochs", ("train", "epochs"): "steps"}.get(path)
-    if partner is not None and value is not None:
-        tree["train"].pop(partner, None)
-    return path
-
-
-def _step(node: Any, key: Any) -> Any:
-    if isinstance(node, list):
-        if not isinstance(key, int) or key >= len(node):
-            raise ConfigError(f"expected a list item from 0 to {len(node) - 1}, got '{key}'")
-        return node[key]
-    if isinstance(node, dict):
-        return node.setdefault(key, {})
-    raise ConfigError(f"'{key}' is not reached: what is above it is {node!r}")
 
 
 class Checker:
@@ -221,7 +122,13 @@ class Checker:
         return None
 
     def _field_error(
-        self, path: KeyPath, field: str, details: Any, value: dict[str, Any], model: type[BaseModel], known: Sequence[str]
+        self,
+        path: KeyPath,
+        field: str,
+        details: Any,
+        value: dict[str, Any],
+        model: type[BaseModel],
+        known: Sequence[str],
     ) -> None:
         kind = details["type"]
         if kind == "missing":
@@ -235,7 +142,9 @@ class Checker:
             wanted = details["msg"].removeprefix("Input should be ")
             return self.error(place, f"expected a value {wanted}, got {details['input']!r}")
         if field == "format":
-            return self.error(place, f"format {value[field]!r} is newer than this version reads; upgrade segkit-trainer")
+            return self.error(
+                place, f"format {value[field]!r} is not one that this version reads; upgrade segkit-trainer"
+            )
         expected = describe(model.model_fields[field].annotation)
         return self.error(place, f"expected {expected}, got {value[field]!r}")
 
@@ -267,7 +176,7 @@ def _by_field(error: ValidationError) -> dict[str, Any]:
 
 
 def _suggestion(name: object, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.65)
     return f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
 
 

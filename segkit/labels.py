@@ -183,7 +183,7 @@ class Labels:
         if self.regions is not None:
             return Target(onehot=self._expand_regions(mask), valid=valid, pixel_weight=pixel_weight)
         known = (mask >= 0) & (mask < len(self.names))
-        torch._assert_async(
+        torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
             (known | ~valid).all(), f"a mask holds a value that is neither 0 to {len(self.names) - 1} nor {self.void}"
         )
         return Target(index=mask, valid=valid, pixel_weight=pixel_weight)
@@ -207,7 +207,7 @@ class Labels:
         else:
             mask = self._comparable(mask)
             onehot, valid = mask == 1, mask != self.void
-            torch._assert_async(
+            torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
                 (onehot | (mask == 0) | ~valid).all(), f"a one-hot mask holds a value that is not 0, 1 or {self.void}"
             )
         if self.mode == "multiclass":

@@ -49,7 +49,7 @@ def sgd(
 
 def constant(*, steps: int, warmup: float = 0.0) -> Schedule:
     """1 throughout, after a linear rise over the first `warmup` of the run (a fraction of its steps)."""
-    return _with_warmup(lambda progress: 1.0, steps, warmup)
+    return _with_warmup(lambda _progress: 1.0, steps, warmup)
 
 
 def poly(*, steps: int, power: float = 0.9, warmup: float = 0.0) -> Schedule:

@@ -19,6 +19,8 @@ PACKAGES = ("segkit-trainer", "torch", "torchvision", "monai", "albumentations",
 class RunError(ValueError):
     """A run folder that cannot be used as asked."""
 
+    exit_code = 2
+
 
 class Run:
     """One folder: config.yaml, environment.json, split.json, log.jsonl, checkpoints/, evaluation/<split>/."""
@@ -41,12 +43,16 @@ class Run:
     def evaluation(self, split: str) -> Path:
         return self.folder / "evaluation" / split
 
-    def start(self, *, resume: bool) -> None:
-        """Make the folder ready. Raises RunError if it holds a run and `resume` was not asked for."""
+    def check_free(self, *, resume: bool) -> None:
+        """Raise RunError if the folder holds a run and `resume` was not asked for."""
         if self.last.exists() and not resume:
             raise RunError(
                 f"{self.folder} already holds a run; continue it with --resume, or choose another folder with run.dir="
             )
+
+    def start(self, *, resume: bool) -> None:
+        """Make the folder ready. Raises RunError as `check_free` does."""
+        self.check_free(resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.last.exists():
             self.log_file.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -20,6 +19,7 @@ from segkit import checkpoint
 from segkit.data.loaders import EvaluationSet
 from segkit.evaluate import foreground_means, score_cases
 from segkit.labels import Labels
+from segkit.meter import Meter, progress_bar
 from segkit.predict import Predictor, to_device
 from segkit.runs import Run
 
@@ -110,6 +110,15 @@ class Trainer:
         self.step_number += 1
         return {name: value.detach() for name, value in {"loss": total, **terms, **norm}.items()}
 
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where training stands: step, epoch, learning rate of each parameter group."""
+        return {
+            "step": self.step_number,
+            "epoch": self.step_number / self.settings.steps_per_epoch,
+            "lr": [group["lr"] for group in self.optimizer.param_groups],
+        }
+
     def _autocast(self) -> Any:
         if self.settings.precision == "fp32":
             return nullcontext()
@@ -166,16 +175,16 @@ def fit(experiment: Experiment, run: Run, *, resume: bool = False, console: Cons
         run.cut_log(trainer.step_number)
     else:
         checkpoint.save(run.last, trainer.state())
-    meter = Meter(experiment.settings.log_every)
+    meter = Meter(experiment.settings.log_every, experiment.settings.steps)
     experiment.model.train()
-    with _progress(console) as progress, _stop_signals() as stop:
+    with progress_bar(console) as progress, _stop_signals() as stop:
         task = progress.add_task("training", total=experiment.settings.steps, completed=trainer.step_number, note="")
         meter.start()
         for batch in experiment.batches(trainer.step_number):
             meter.data_arrived()
             scalars = trainer.step(batch)
             step = trainer.step_number
-            if (record := meter.record(trainer, scalars, len(batch["case"]))) is not None:
+            if (record := meter.record(scalars, len(batch["case"]), trainer.position)) is not None:
                 run.log(record)
                 progress.update(task, note=f"loss {record['loss']:.3f}")
             if _validates(experiment.settings, step):
@@ -213,49 +222,6 @@ def _validate_and_save(trainer: Trainer, run: Run, console: Console) -> None:
     if improved:
         checkpoint.save(run.best, state)
     checkpoint.save(run.last, state)
-
-
-class Meter:
-    """Collects the scalars of `every` steps on the device and reads them back at once."""
-
-    def __init__(self, every: int):
-        self.every = every
-        self.scalars: list[dict[str, Tensor]] = []
-        self.images = 0
-        self.waiting = 0.0
-
-    def start(self) -> None:
-        self.began = self.mark = time.perf_counter()
-
-    def data_arrived(self) -> None:
-        self.waiting += time.perf_counter() - self.mark
-
-    def step_done(self) -> None:
-        self.mark = time.perf_counter()
-
-    def record(self, trainer: Trainer, scalars: dict[str, Tensor], images: int) -> dict[str, Any] | None:
-        """A log line every `every` steps and at the end: means over the steps since the last one."""
-        self.scalars.append(scalars)
-        self.images += images
-        step, settings = trainer.step_number, trainer.settings
-        if step % self.every and step != settings.steps:
-            return None
-        means = torch.stack([torch.stack([one[name].float() for name in scalars]) for one in self.scalars]).mean(0)
-        values = dict(zip(scalars, means.tolist(), strict=True))
-        seconds = time.perf_counter() - self.began
-        record = {
-            "kind": "step",
-            "step": step,
-            "epoch": step / settings.steps_per_epoch,
-            "loss": values.pop("loss"),
-            **({"gradient_norm": values.pop("gradient_norm")} if "gradient_norm" in values else {}),
-            "terms": values,
-            "lr": [group["lr"] for group in trainer.optimizer.param_groups],
-            "time": {"images_per_second": self.images / seconds, "waiting_for_data": self.waiting / seconds},
-        }
-        self.scalars, self.images, self.waiting = [], 0, 0.0
-        self.began = time.perf_counter()
-        return record
 
 
 def _moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -299,16 +265,3 @@ def _stop_signals():
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -10,7 +10,8 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from segkit import assemble, evaluate as evaluation
+from segkit import assemble
+from segkit import evaluate as evaluation
 from segkit.config import Config, dump
 from segkit.data.cases import RawCase
 from segkit.data.loaders import EvaluationSet
@@ -19,6 +20,7 @@ from segkit.labels import Labels
 from segkit.predict import Predictor
 from segkit.runs import Run, RunError
 from segkit.train import fit
+from segkit.trained import Trained, load_trained
 
 CONSOLE = Console()
 
@@ -41,8 +43,9 @@ def run_folder(config: Config) -> Path:
 
 def run_experiment(config: Config, run: Run, *, resume: bool, console: Console) -> dict[str, Any]:
     """Train into a run folder and evaluate its last checkpoint there. Returns the scores."""
-    run.start(resume=resume)
+    run.check_free(resume=resume)
     experiment, data = assemble.build_experiment(config)
+    run.start(resume=resume)
     with open(run.folder / "config.yaml", "w") as file:
         dump(config, file)
     run.write_json("split.json", data.split.to_json())
@@ -141,7 +144,7 @@ def evaluate(given: Path, *, split: str | None, data: Path | None, out: Path | N
     file = checkpoint_file(given)
     if not given.is_dir() and out is None:
         raise RunError(f"{given} is a file, not a run folder: say where to write the scores with --out")
-    trained = assemble.load_trained(file, device)
+    trained = load_trained(file, device)
     cases, part = evaluated_cases(trained, split, data)
     folder = out if out is not None else Run(given).evaluation(part)
     chosen_on = "validation" if file.name == "best.pt" else None
@@ -160,7 +163,7 @@ def evaluate(given: Path, *, split: str | None, data: Path | None, out: Path | N
     CONSOLE.print(f"written to {folder}")
 
 
-def evaluated_cases(trained: assemble.Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
+def evaluated_cases(trained: Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
     """The cases to evaluate and what to call them."""
     if data is not None:
         return trained.other_data(data).evaluation_set("test"), data.name
@@ -177,7 +180,7 @@ def predict(given: Path, source: Path, output: Path, *, device: str | None) -> N
     from segkit.data.readers import image_files, read_image
     from segkit.data.writers import write_mask
 
-    trained = assemble.load_trained(checkpoint_file(given), device)
+    trained = load_trained(checkpoint_file(given), device)
     files = image_files(source)
     output.mkdir(parents=True, exist_ok=True)
     for file in track(files, "predicting", console=CONSOLE, disable=not CONSOLE.is_terminal):

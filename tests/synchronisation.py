@@ -17,7 +17,7 @@ INDEXING = {"aten::index.Tensor", "aten::index_put_", "aten::index_put"}
 class NoWaiting(TorchDispatchMode):
     """Raises AssertionError on operations that read a device tensor back to decide something on the host."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
         boolean = name in INDEXING and any(
             isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1] or []

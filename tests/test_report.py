@@ -221,6 +221,7 @@ def test_scores_are_printed_with_their_rules():
 def test_missing_scores_are_printed_with_their_reasons():
     text = printed(print_scores, scores(9, missing=True) | {"selected_on": "validation"})
     assert "selected on validation" in text
+    assert "no interval: 0 groups" not in text
     assert "no interval: 9 groups of cases, fewer than 10" in text
     assert "not in the mean, because no case has them: b" in text
     assert "nan" not in text.lower()
@@ -243,9 +244,11 @@ def test_comparisons_are_printed_with_verdicts():
     (line,) = [line for line in text.splitlines() if "better" in line and "│" in line]
     assert line.index("dice") < line.index("better") < line.index("focal [x]")
     assert f"{pair['difference']:+.4f}" in line
+    low, high = pair["ci95_adjusted"]
+    assert f"{low:+.3f} to {high:+.3f}" in line
     assert "<0.001" in line
     assert "equivalent means within ±0.005" in text
-    assert "speaks of the losses, for new runs and new cases" in text
+    assert "the results speak of the losses, for new runs and new cases" in text
     assert "warning" not in text
     assert text.index(f"{result['losses'][0]['mean']:.4f}") < text.index(f"{result['losses'][1]['mean']:.4f}")
 

@@ -54,7 +54,7 @@ def test_checkpoint_errors_name_the_file(tmp_path):
     with pytest.raises(CheckpointError, match="it has no format"):
         checkpoint.load(tmp_path / "other.pt")
     (tmp_path / "short.pt").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="short.pt is not a readable"):
+    with pytest.raises(CheckpointError, match=r"short\.pt is not a readable"):
         checkpoint.load(tmp_path / "short.pt")
 
 

@@ -313,6 +313,19 @@ def test_a_loss_with_one_run_among_others_gets_no_verdict():
     assert result["scope"] == "losses"
     assert verdicts["loss0", "loss1"] == verdicts["loss1", "loss2"] == (None, None)
     assert None not in verdicts["loss0", "loss2"]
+    v_run = np.mean([np.var(values[loss].mean(1), ddof=1) for loss in ("loss0", "loss2")]) * (1 / 3 + 1)
+    v_case = np.var(values["loss0"].mean(0) - values["loss1"][0], ddof=1) / 60
+    own, other = (residual_variance(values[loss]) for loss in ("loss0", "loss2"))
+    variance = max(v_run + v_case - (own / 3 + (own + other) / 2) / 60, v_run, v_case)
+    df = variance**2 / (v_run**2 / 4 + v_case**2 / 59)
+    expected = stats.t.ppf(0.975, df) * math.sqrt(variance)
+    assert half(result["pairs"][0]["ci95"]) == pytest.approx(expected)
+    assert variance > max(v_run, v_case)
+
+
+def residual_variance(array):
+    residual = array - array.mean(1, keepdims=True) - array.mean(0) + array.mean()
+    return (residual**2).sum() / ((len(array) - 1) * (array.shape[1] - 1))
 
 
 def test_few_groups_speak_of_these_cases_only():
@@ -324,6 +337,8 @@ def test_few_groups_speak_of_these_cases_only():
     assert result["pairs"][0]["ci95"] == pytest.approx(list(expected.confidence_interval(0.95)))
     assert "on these cases only" in result["method"]["speaks_of"]
     assert any("9 groups" in words for words in result["warnings"])
+    ten = analyse(long_table(simulated(np.random.default_rng(14), 2, 4, 10)))
+    assert "new cases" in ten["method"]["speaks_of"]
     alone = analyse(long_table(simulated(np.random.default_rng(15), 2, 1, 9)))
     assert alone["pairs"][0]["ci95"] is None
     assert alone["losses"][0]["ci95"] is None

@@ -35,9 +35,7 @@ def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss=
     store = CaseStore(source, cache=True)
     preprocess = Preprocess.fit(((case, store.read(case)) for case in train), multiple=4)
     augment = build_augment("albumentations", [ALBUMENTATIONS["horizontal_flip"](p=0.5)], LABELS.void)
-    dataset = TrainingSet(
-        train, store, preprocess, LABELS, augment, patch=[24, 24], foreground=0.5, margin=1.5, seed=1
-    )
+    dataset = TrainingSet(train, store, preprocess, LABELS, augment, patch=[24, 24], foreground=0.5, margin=1.5, seed=1)
     torch.manual_seed(0)
     model = UNet(in_channels=1, out_channels=3, dims=2, widths=[8, 16, 32], dropout=dropout)
     return Experiment(

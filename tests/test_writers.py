@@ -13,9 +13,7 @@ from segkit.data.writers import write_mask
 LABELS = Labels(["background", "a", "b"])
 OVERLAPPING = Labels(["whole", "core"], mode="multilabel")
 ORIENTATIONS = [
-    "".join(codes)
-    for axes in itertools.permutations(["RL", "AP", "SI"])
-    for codes in itertools.product(*axes)
+    "".join(codes) for axes in itertools.permutations(["RL", "AP", "SI"]) for codes in itertools.product(*axes)
 ]
 
 

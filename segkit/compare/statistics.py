@@ -255,7 +255,7 @@ def _pair_result(a: str, b: str, study: Study, margin: float, family_size: int) 
     result = {"a": a, "b": b, "difference": estimate.value, "ci95": estimate.interval(), "ci95_adjusted": adjusted}
     single = " and ".join(loss for loss in (a, b) if loss in study.single)
     if single or adjusted is None:
-        reason = f"only one run of {single}: how much runs differ is unknown, so no loss is called better"
+        reason = f"only one run of {single}: how much runs differ is unknown, so nothing is said of losses"
         return result | {"p": None, "p_adjusted": None, "verdict": None, "reason": reason}
     return result | {"p": estimate.p, "p_adjusted": estimate.p, "verdict": _verdict(adjusted, margin)}
 
@@ -278,7 +278,7 @@ def _method(study: Study, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         "test": TESTS[study.over][0] + (", run variance pooled over losses" if study.run_df else ""),
         "speaks_of": TESTS[study.over][1],
         "p_adjusted": "Holm",
-        "ci95_adjusted": f"Bonferroni over {len(pairs)} pairs; the verdict is read from it",
+        "ci95_adjusted": f"Bonferroni over {len(pairs)} pair{'s' * (len(pairs) != 1)}; the verdict is read from it",
     }
 
 

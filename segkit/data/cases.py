@@ -16,6 +16,8 @@ LISTED = 10  # offending names shown in an error before the rest is only counted
 class DataError(ValueError):
     """Bad input data. The message names case, file and value, and says what would mend it."""
 
+    exit_code = 3
+
 
 @dataclass(frozen=True)
 class Case:

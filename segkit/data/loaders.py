@@ -52,6 +52,8 @@ class TrainingSet(Dataset):
     Each sample is a pure function of (seed, key.epoch, key.position) and the case, whoever computes it and when.
     patch: sides [D] of the piece shown to the network. foreground: the share of patches centred on a foreground
     pixel. margin: how many times larger a piece is augmented before the patch is cut from its middle.
+
+    Raises ValueError for a patch with another number of sides than the images have.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class TrainingSet(Dataset):
         margin: float,
         seed: int,
     ):
+        if patch is not None and len(patch) != preprocess.dims:
+            raise ValueError(f"expected sampling.patch with {preprocess.dims} sides, as the images, got {list(patch)}")
         self.cases, self.store, self.preprocess, self.labels = cases, store, preprocess, labels
         self.augment = augment
         self.patch = tuple(patch) if patch is not None else None
@@ -92,11 +96,8 @@ class TrainingSet(Dataset):
     def _augmented_piece(
         self, prepared: Prepared, placing: np.random.Generator, augmenting: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        dims = prepared.image.ndim - 1
         size = prepared.image.shape[1:]
         patch = self.patch or size
-        if len(patch) != dims:
-            raise ValueError(f"expected sampling.patch with {dims} sides, got {list(patch)}")
         window = place_window(size, patch, self.margin, self._centre(prepared, placing), placing)
         where = (..., *window.slices)
         image, mask = self._transform(prepared, prepared.image[where], prepared.mask[where], augmenting)
@@ -215,4 +216,3 @@ def training_loader(
         generator=torch.Generator().manual_seed(seed),
         prefetch_factor=4 if workers else None,
     )
-

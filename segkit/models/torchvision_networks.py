@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class MainOutput(nn.Module):
-    """A torchvision network that returns its logits alone; inputs that are not RGB get a first convolution of their own."""
+    """A torchvision network that returns its logits alone, with a first convolution of its own for other than RGB."""
 
     multiple = 1
 
@@ -37,7 +37,9 @@ def _build(name: str, in_channels: int, out_channels: int, dims: int) -> nn.Modu
     import torchvision.models.segmentation as networks
 
     if dims != 2:
-        raise ValueError(f"torchvision's {name} takes 2D images, got {dims} dimensions; choose unet or a monai_ network")
+        raise ValueError(
+            f"torchvision's {name} takes 2D images, got {dims} dimensions; choose unet or a monai_ network"
+        )
     build = getattr(networks, name)
     return MainOutput(build(weights=None, weights_backbone=None, num_classes=out_channels), in_channels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -93,9 +94,7 @@ class UNet(nn.Module):
             for level, (inside, outside) in enumerate(zip(inputs, widths, strict=True))
         )
         self.dropout = {2: nn.Dropout2d, 3: nn.Dropout3d}[dims](dropout)
-        self.upsample = nn.ModuleList(
-            TRANSPOSED[dims](coarse, fine, 2, stride=2) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.upsample = nn.ModuleList(TRANSPOSED[dims](coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths))
         self.decoder = nn.ModuleList(
             Stage(dims, 2 * width, width, stride=1, convs=decoder_convs, **kind) for width in widths[:-1]
         )

@@ -170,10 +170,9 @@ def error_map(view: View) -> np.ndarray:
     spurious = (view.predicted & ~view.reference).any(0)
     correct = (view.reference & view.predicted).any(0) & ~missed & ~spurious
     shown = 0.6 * view.image.mean(-1, keepdims=True).repeat(3, axis=-1)
-    _tint(shown, correct, CORRECT, 0.8)
-    _tint(shown, spurious & ~missed, SPURIOUS, 0.8)
-    _tint(shown, missed & ~spurious, MISSED, 0.8)
-    _tint(shown, missed & spurious, CONFUSED, 0.8)
+    planes = (correct, spurious & ~missed, missed & ~spurious, missed & spurious)
+    for plane, colour in zip(planes, (CORRECT, SPURIOUS, MISSED, CONFUSED), strict=True):
+        _tint(shown, np.asarray(plane), colour, 0.8)
     return shown
 
 

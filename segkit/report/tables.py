@@ -13,18 +13,21 @@ VERDICT_STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "unde
 
 
 def print_scores(scores: Mapping[str, Any], console: Console) -> None:
-    """Print the contents of scores.json: a row a class, the mean over foreground classes, and what they mean."""
+    """Print the contents of scores.json: a row a class, the mean over foreground classes, and what they mean.
+
+    The intervals of IoU are in scores.json only.
+    """
     table = Table(title=f"{scores['cases']} cases of {escape(str(scores['split']))}", title_justify="left")
-    table.add_column("class")
-    for heading in ("Dice", "95 % CI", "IoU", "95 % CI", "cases", "missed", "spurious"):
+    table.add_column("class", min_width=12, overflow="fold")  # 80 characters in all, the usual terminal
+    for heading in ("Dice", "95 % CI", "IoU", "cases", "missed", "spurious"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, score in scores["classes"].items():
         dice, iou = score["dice"], score["iou"]
-        shown = [_number(dice["mean"]), _interval(dice.get("ci95")), _number(iou["mean"]), _interval(iou.get("ci95"))]
+        shown = [_number(dice["mean"]), _interval(dice.get("ci95")), _number(iou["mean"])]
         table.add_row(escape(name), *shown, *(str(dice[column]) for column in ("cases", "missed", "spurious")))
     table.add_section()
     mean = scores["mean"]
-    table.add_row("mean over foreground", _number(mean["dice"]), "", _number(mean["iou"]), "", "", "", "", style="bold")
+    table.add_row("foreground", _number(mean["dice"]), "", _number(mean["iou"]), "", "", "", style="bold")
     console.print(table)
     for line in _score_notes(scores):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
@@ -41,8 +44,8 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
     ]
     if scores.get("mean_left_out"):
         notes.append(f"not in the mean, because no case has them: {', '.join(scores['mean_left_out'])}")
-    reasons = {score["dice"].get("ci95_reason") for score in scores["classes"].values()} - {None}
-    notes += [f"no interval: {reason}" for reason in sorted(reasons)]
+    counted = [score["dice"] for score in scores["classes"].values() if score["dice"]["mean"] is not None]
+    notes += sorted({f"no interval: {score['ci95_reason']}" for score in counted if "ci95_reason" in score})
     whole = scores.get("global", {}).get("mean")
     if whole is not None:
         notes.append(f"pooled over all pixels instead: Dice {_number(whole['dice'])}, IoU {_number(whole['iou'])}")
@@ -50,14 +53,18 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
 
 
 def print_comparison(result: Mapping[str, Any], console: Console) -> None:
-    """Print the contents of comparison.json: losses by mean, then pairs with their verdicts, then the warnings."""
+    """Print the contents of comparison.json: losses by mean, then pairs with their verdicts, then the warnings.
+
+    The unadjusted intervals and p are in comparison.json only.
+    """
     console.print(_losses_table(result))
     if result["pairs"]:
         console.print(_pairs_table(result))
     method = result["method"]
     margin = f"equivalent means within ±{result['margin']:g}, by the adjusted interval"
+    told = any(method["speaks_of"] in warning for warning in result["warnings"])
     for line in (
-        f"speaks of {method['speaks_of']}",
+        *([] if told else [f"the results speak of {method['speaks_of']}"]),
         f"{method['test']}; p adjusted by {method['p_adjusted']}; adjusted interval: {method['ci95_adjusted']}",
         f"{margin}; score: {method['score']}",
         *dict.fromkeys(pair["reason"] for pair in result["pairs"] if pair.get("reason")),
@@ -83,15 +90,14 @@ def _losses_table(result: Mapping[str, Any]) -> Table:
 def _pairs_table(result: Mapping[str, Any]) -> Table:
     title = "differences between losses" if result["scope"] == "losses" else "differences between checkpoints"
     table = Table(title=title, title_justify="left")
-    table.add_column("a")
-    table.add_column("verdict")
-    table.add_column("b")
-    for heading in ("a - b", "95 % CI", "adjusted CI", "p", "p adjusted"):
+    table.add_column("a", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("b", overflow="fold")
+    for heading in ("a - b", "adjusted CI", "p adjusted"):
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in result["pairs"]:
         verdict = pair["verdict"]
-        numbers = [f"{pair['difference']:+.4f}", _interval(pair["ci95"], "+"), _interval(pair["ci95_adjusted"], "+")]
-        numbers += [_p(pair["p"]), _p(pair["p_adjusted"])]
+        numbers = [f"{pair['difference']:+.4f}", _interval(pair["ci95_adjusted"], "+"), _p(pair["p_adjusted"])]
         shown = f"[{VERDICT_STYLES[verdict]}]{verdict}[/]" if verdict else "-"
         table.add_row(escape(pair["a"]), shown, escape(pair["b"]), *numbers)
     return table

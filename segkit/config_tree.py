@@ -1,0 +1,119 @@
+"""A configuration as a tree of plain data: parsed from YAML with the line of every key, and overridden."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+KeyPath = tuple
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one line an error."""
+
+    exit_code = 2
+
+
+def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """A YAML file as plain data, and the line of every key path. Raises ConfigError with the line of a syntax error."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a configuration file, but {error.strerror or error}") from error
+    try:
+        tree = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise ConfigError(f"{path}{line}: {(error.problem or str(error)).splitlines()[0]}") from error
+    except YAMLError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(tree, CommentedMap):
+        raise ConfigError(f"{path}: expected a mapping with labels, data, model, loss, optimizer, train; got {tree!r}")
+    lines: dict[KeyPath, int] = {}
+    return _plain(tree, (), lines), lines
+
+
+def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
+    if isinstance(node, CommentedMap):
+        for key in node:
+            lines[(*path, key)] = node.lc.key(key)[0] + 1
+        return {_scalar(key): _plain(value, (*path, key), lines) for key, value in node.items()}
+    if isinstance(node, CommentedSeq):
+        for place in range(len(node)):
+            lines[(*path, place)] = node.lc.item(place)[0] + 1
+        return [_plain(value, (*path, place), lines) for place, value in enumerate(node)]
+    return _scalar(node)
+
+
+def _scalar(value: Any) -> Any:
+    """Round-trip scalars as the plain types that they stand for; dates stay text."""
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
+    return value if value is None else str(value)
+
+
+def with_overrides(
+    tree: dict[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], dict[KeyPath, str], list[tuple[int, str]]]:
+    """The tree with `key.path=value` applied, which override wrote each key path, and what could not be applied."""
+    tree = copy.deepcopy(tree)
+    origins: dict[KeyPath, str] = {}
+    errors: list[tuple[int, str]] = []
+    for text in overrides:
+        try:
+            path = _apply(tree, text)
+            origins[path] = f"override '{text}'"
+        except ConfigError as error:
+            errors.append((0, f"override '{text}': {error}"))
+    return tree, origins, errors
+
+
+def _apply(tree: dict[str, Any], text: str) -> KeyPath:
+    dotted, equals, written = text.partition("=")
+    if not equals or not dotted:
+        raise ConfigError("expected key=value, for instance train.steps=100")
+    try:
+        value = YAML(typ="safe", pure=True).load(written)
+    except YAMLError as error:
+        raise ConfigError(f"the value is no YAML: {str(error).splitlines()[0]}") from error
+    path = tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
+    if path[0] == "loss" and len(path) > 1:
+        tree["loss"] = _with_names(tree.get("loss"))
+    node: Any = tree
+    for key in path[:-1]:
+        node = _step(node, key)
+    if isinstance(node, list):
+        _step(node, path[-1])
+        node[path[-1]] = value
+    elif isinstance(node, dict):
+        node[path[-1]] = value
+    else:
+        raise ConfigError(f"{'.'.join(map(str, path[:-1]))} is {node!r}, which has no keys")
+    partner = {("train", "steps"): "epochs", ("train", "epochs"): "steps"}.get(path)
+    if partner is not None and value is not None:
+        tree["train"].pop(partner, None)
+    return path
+
+
+def _with_names(loss: Any) -> Any:
+    """Losses written as names alone in the form that has keys."""
+    if isinstance(loss, list):
+        return [_with_names(term) for term in loss]
+    return {"name": loss} if isinstance(loss, str) else loss
+
+
+def _step(node: Any, key: Any) -> Any:
+    if isinstance(node, list):
+        if not isinstance(key, int) or key >= len(node):
+            raise ConfigError(f"expected a list item from 0 to {len(node) - 1}, got '{key}'")
+        return node[key]
+    if isinstance(node, dict):
+        return node.setdefault(key, {})
+    raise ConfigError(f"'{key}' is not reached: what is above it is {node!r}")

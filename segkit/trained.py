@@ -1,0 +1,74 @@
+"""A trained network from a checkpoint alone: labels, preprocessing and split as they were, nothing fitted again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segkit import assemble, checkpoint
+from segkit.config import Config, Named
+from segkit.data.cases import RawCase
+from segkit.data.loaders import CaseStore, network_image
+from segkit.data.preprocess import Preprocess
+from segkit.data.splits import Split
+from segkit.labels import Labels
+from segkit.predict import Predictor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint made ready for prediction, with nothing fitted again."""
+
+    config: Config
+    labels: Labels
+    preprocess: Preprocess
+    predictor: Predictor
+    split: Split
+    step: int
+
+    def predict(self, raw: RawCase) -> np.ndarray:
+        """The mask of one image on the image's own grid."""
+        image = torch.from_numpy(network_image(raw, self.preprocess))
+        logits = self.predictor(image, size=raw.image.shape[1:])
+        return self.labels.decode(logits, self.config.evaluation.threshold)[0].cpu().numpy()
+
+    def data(self) -> assemble.Data:
+        """The cases that the checkpoint was trained with, by its own split."""
+        return self._data(self.config, self.split)
+
+    def other_data(self, folder: Path) -> assemble.Data:
+        """All cases of another folder of the same layout, as the part `test`."""
+        moved = moved_paths(self.config.data, folder)
+        config = assemble.restore(self.config.to_dict(), [f"data.{name}={path}" for name, path in moved.items()])
+        source = assemble.build_source(config, self.labels)
+        return self._data(config, Split(test=tuple(case.name for case in source.cases)))
+
+    def _data(self, config: Config, split: Split) -> assemble.Data:
+        source = assemble.build_source(config, self.labels)
+        return assemble.Data(self.labels, source, split, CaseStore(source, cache=False), self.preprocess)
+
+
+def moved_paths(data: Named, folder: Path) -> dict[str, Path]:
+    """The paths of a data section, with the folder that they have in common replaced by another."""
+    paths = {name: value for name, value in data.args.items() if isinstance(value, Path)}
+    if not paths:
+        raise ValueError(f"--data names a folder, and the data source {data.name} reads none; use --split")
+    common = os.path.commonpath(list(paths.values()))
+    return {name: folder.absolute() / path.relative_to(common) for name, path in paths.items()}
+
+
+def load_trained(path: Path, device: str | None = None) -> Trained:
+    """Rebuild network, labels and preprocessing from a checkpoint alone."""
+    content = checkpoint.load(path)
+    config = assemble.restore(content["config"], [f"device={device}"] if device else [])
+    labels = assemble.build_labels(config)
+    preprocess = Preprocess.from_dict(content["preprocess"])
+    model = assemble.build_model(config, preprocess.channels, labels, preprocess.dims)
+    model.load_state_dict(content["model"])
+    model = assemble.to_format(model, config, preprocess.dims).to(assemble.choose_device(config.device)).eval()
+    predictor = assemble.predictor_factory(config, preprocess)(model)
+    return Trained(config, labels, preprocess, predictor, Split.from_json(content["split"]), content["step"])

@@ -1,0 +1,220 @@
+"""The command line from end to end, in processes of its own, on small phantoms."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+TINY = """\
+labels: {names: [background, a, b]}
+data: {name: synthetic, size: [32, 32], train: 8, validation: 4, test: 12, foreground: 0.3, noise: 0.02}
+augment: {engine: albumentations, transforms: [horizontal_flip]}
+loader: {batch: 4}
+model: {name: unet, widths: [8, 16]}
+loss: dice_ce
+optimizer: {name: adamw, lr: 1e-2}
+train: {steps: 8, ema: 0.8, log_every: 4}
+"""
+
+
+def tool(name, *arguments, code=0, folder=None):
+    """Run tools/NAME.py, check its exit code and return what it printed."""
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run, and its configuration."""
+    folder = tmp_path_factory.mktemp("tools")
+    (folder / "tiny.yaml").write_text(TINY)
+    printed = tool("train", "--config", "tiny.yaml", "run.dir=run", folder=folder)
+    return folder, printed
+
+
+def read_scores(folder):
+    return json.loads((folder / "scores.json").read_text())
+
+
+def test_training_leaves_a_complete_run(trained):
+    folder, printed = trained
+    run = folder / "run"
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert files == {
+        "config.yaml",
+        "environment.json",
+        "split.json",
+        "log.jsonl",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "evaluation/test/cases.csv",
+        "evaluation/test/scores.json",
+        "evaluation/test/overlays.png",
+    }
+    assert "8 train, 4 validation, 12 test cases" in printed
+    scores = read_scores(run / "evaluation" / "test")
+    assert scores["cases"] == 12
+    assert scores["checkpoint"] == "checkpoints/last.pt"
+    assert scores["selected_on"] is None
+    cases = pd.read_csv(run / "evaluation" / "test" / "cases.csv")
+    assert len(cases) == 12 * 3
+    means = cases[cases["class"] != "background"].groupby("class")["dice"].mean()
+    assert scores["mean"]["dice"] == pytest.approx(means.mean())
+    assert f"{scores['mean']['dice']:.4f}" in printed
+
+
+def test_evaluating_the_checkpoint_gives_the_same_scores(trained, tmp_path):
+    folder, _ = trained
+    tool("evaluate", "--checkpoint", "run", "--out", tmp_path / "again", folder=folder)
+    first, again = read_scores(folder / "run" / "evaluation" / "test"), read_scores(tmp_path / "again")
+    assert first == again
+
+
+def test_evaluating_another_split_and_the_best_checkpoint(trained, tmp_path):
+    folder, _ = trained
+    tool("evaluate", "--checkpoint", "run", "--split", "validation", folder=folder)
+    last = read_scores(folder / "run" / "evaluation" / "validation")
+    assert last["cases"] == 4
+    best = folder / "run" / "checkpoints" / "best.pt"
+    assert "say where to write" in tool("evaluate", "--checkpoint", best, code=2)
+    tool("evaluate", "--checkpoint", best, "--split", "validation", "--out", tmp_path, folder=folder)
+    scores = read_scores(tmp_path)
+    assert scores["selected_on"] == "validation"
+    logged = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    reached = max(record["validation"]["dice"] for record in logged if record["kind"] == "epoch")
+    assert scores["mean"]["dice"] == pytest.approx(reached, abs=1e-6)
+    printed = tool("evaluate", "--checkpoint", "run", "--split", "tset", code=2, folder=folder)
+    assert "one of train, validation, test, got tset" in printed
+
+
+def test_a_run_is_continued_only_when_asked(trained):
+    folder, _ = trained
+    before = read_scores(folder / "run" / "evaluation" / "test")
+    assert "--resume" in tool("train", "--config", "tiny.yaml", "run.dir=run", code=2, folder=folder)
+    tool("train", "--config", "tiny.yaml", "run.dir=run", "--resume", folder=folder)
+    assert read_scores(folder / "run" / "evaluation" / "test") == before
+
+
+def test_predicting_pictures(trained, tmp_path):
+    folder, _ = trained
+    pixels = np.random.default_rng(0).integers(0, 255, (37, 50)).astype(np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "one.png")
+    Image.fromarray(pixels.T).save(tmp_path / "in" / "two.png")
+    tool("predict", "--checkpoint", "run", "--input", tmp_path / "in", "--output", tmp_path / "out", folder=folder)
+    shapes = {path.name: np.array(Image.open(path)).shape for path in (tmp_path / "out").iterdir()}
+    assert shapes == {"one.png": (37, 50), "two.png": (50, 37)}
+    colour = tmp_path / "colour.png"
+    Image.fromarray(np.repeat(pixels[..., None], 3, axis=2)).save(colour)
+    arguments = ("--checkpoint", "run", "--input", colour, "--output", tmp_path / "no")
+    assert "1 channels" in tool("predict", *arguments, code=3, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--config", "none.yaml"), 2, "none.yaml"),
+        (("--config", "tiny.yaml", "train.stepz=1"), 2, "did you mean 'steps'?"),
+        (("--config", "tiny.yaml", "loss={name: dice, background: false}", "labels.names=[a, b, c]"), 2, "background"),
+        (("--config", "tiny.yaml", "train.precision=fp16", "device=cpu"), 2, "fp16 needs an accelerator"),
+        (("--config", "tiny.yaml", "sampling.patch=[8, 8, 8]"), 2, "2 sides"),
+        (("--config", "tiny.yaml", "data={name: pairs, images: nowhere, masks: nowhere}"), 3, "nowhere"),
+        (("--confg", "tiny.yaml"), 2, "--confg"),
+    ],
+)
+def test_mistakes_give_a_message_and_an_exit_code(trained, tmp_path, arguments, code, message):
+    folder, _ = trained
+    printed = tool("train", *arguments, f"run.dir={tmp_path / 'run'}", code=code, folder=folder)
+    assert message in printed
+
+
+def test_comparing_losses(trained):
+    folder, _ = trained
+    arguments = ("--config", "tiny.yaml", "--losses", "cross_entropy,dice", "--seeds", "2", "--out", "comparison")
+    printed = tool("compare", *arguments, "train.steps=4", folder=folder)
+    out = folder / "comparison"
+    table = pd.read_csv(out / "cases.csv")
+    assert list(table.columns[:11]) == [
+        *("loss", "seed", "fold", "case", "group", "class"),
+        *("tp", "predicted", "reference", "dice", "iou"),
+    ]
+    assert len(table) == 2 * 2 * 12 * 3
+    result = json.loads((out / "comparison.json").read_text())
+    assert {loss["name"]: len(loss["runs"]) for loss in result["losses"]} == {"cross_entropy": 2, "dice": 2}
+    assert result["pairs"][0]["verdict"] in {"better", "worse", "equivalent", "undecided"}
+    assert "fewer than" in printed or "seeds" in printed
+    for loss in result["losses"]:
+        for run in loss["runs"]:
+            (unit,) = (out / "units").glob(f"{loss['name']}-seed{run['seed']}-*")
+            assert run["mean"] == pytest.approx(read_scores(unit / "evaluation" / "test")["mean"]["dice"])
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
+    assert "finished before" in tool("compare", *arguments, "train.steps=4", folder=folder)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")} == stamps
+
+
+def test_one_seed_compares_checkpoints_only(trained):
+    folder, _ = trained
+    arguments = ("--config", "tiny.yaml", "--losses", "cross_entropy,dice", "--seeds", "1", "--out", "single")
+    printed = tool("compare", *arguments, "train.steps=4", folder=folder)
+    result = json.loads((folder / "single" / "comparison.json").read_text())
+    assert result["scope"] == "checkpoints"
+    assert all(pair["verdict"] is None and pair["p"] is None for pair in result["pairs"])
+    assert "checkpoints" in printed
+    assert "better" not in printed
+    again = tool("compare", "--from-table", folder / "single" / "cases.csv", "--out", folder / "table")
+    assert "checkpoints" in again
+    assert json.loads((folder / "table" / "comparison.json").read_text())["losses"] == result["losses"]
+
+
+def test_volumes_from_disk_end_to_end(tmp_path):
+    """MSD layout, sliding windows, MONAI augmentation, class weights from the masks, prediction in NIfTI."""
+    random = np.random.default_rng(0)
+    listed = []
+    for number in range(6):
+        shape = (18 + number, 20, 12)
+        mask = np.zeros(shape, np.uint8)
+        mask[4:12, 5:14, 3:9] = 1
+        image = (mask * 2 + random.normal(size=shape)).astype(np.float32)
+        for kind, array in (("imagesTr", image), ("labelsTr", mask)):
+            (tmp_path / "set" / kind).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.diag([-1, 1, 2, 1])), tmp_path / "set" / kind / f"case_{number}.nii.gz")
+        listed.append({"image": f"./imagesTr/case_{number}.nii.gz", "label": f"./labelsTr/case_{number}.nii.gz"})
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps({"labels": {"0": "bg", "1": "x"}, "training": listed}))
+    (tmp_path / "volume.yaml").write_text(
+        """\
+labels: {names: [background, x]}
+data: {name: msd, root: set}
+split: {name: kfold, folds: 3}
+augment: {engine: monai, transforms: [affine, {name: flip, axes: [0]}]}
+sampling: {patch: [16, 16, 8], foreground: 0.5}
+preprocess: {spacing: [1, 1, 1.5]}
+loader: {batch: 2}
+model: {name: unet, widths: [4, 8], norm: instance}
+loss: weighted_cross_entropy
+optimizer: {name: sgd}
+train: {epochs: 2, channels_last: true}
+"""
+    )
+    tool("train", "--config", "volume.yaml", "run.dir=run", folder=tmp_path)
+    assert read_scores(tmp_path / "run" / "evaluation" / "validation")["cases"] == 2
+    tool("predict", "--checkpoint", "run", "--input", "set/imagesTr", "--output", "out", folder=tmp_path)
+    written = nib.load(tmp_path / "out" / "case_5.nii.gz")
+    assert written.shape == (23, 20, 12)
+    assert np.array_equal(written.affine, np.diag([-1, 1, 2, 1]))
+    tool("evaluate", "--checkpoint", "run", "--data", "set", "--out", "all", folder=tmp_path)
+    assert read_scores(tmp_path / "all")["cases"] == 6
+    weights = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert weights["preprocess"]["spacing"] == [1.0, 1.0, 1.5]
