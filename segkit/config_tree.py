@@ -83,20 +83,21 @@ def _apply(tree: dict[str, Any], text: str) -> KeyPath:
         value = YAML(typ="safe", pure=True).load(written)
     except YAMLError as error:
         raise ConfigError(f"the value is no YAML: {str(error).splitlines()[0]}") from error
-    path = tuple(int(part) if part.isdigit() else part for part in dotted.split("."))
+    parts: list[Any] = [int(part) if part.isdigit() else part for part in dotted.split(".")]
+    path, last = tuple(parts), parts[-1]
     if path[0] == "loss" and len(path) > 1:
         tree["loss"] = _with_names(tree.get("loss"))
     node: Any = tree
     for key in path[:-1]:
         node = _step(node, key)
     if isinstance(node, list):
-        _step(node, path[-1])
-        node[path[-1]] = value
+        _step(node, last)
+        node[last] = value
     elif isinstance(node, dict):
-        node[path[-1]] = value
+        node[last] = value
     else:
         raise ConfigError(f"{'.'.join(map(str, path[:-1]))} is {node!r}, which has no keys")
-    partner = {("train", "steps"): "epochs", ("train", "epochs"): "steps"}.get(path)
+    partner = {"train.steps": "epochs", "train.epochs": "steps"}.get(dotted)
     if partner is not None and value is not None:
         tree["train"].pop(partner, None)
     return path

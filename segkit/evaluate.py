@@ -68,7 +68,7 @@ def scores(
 ) -> dict[str, Any]:
     """The contents of scores.json. selected_on: the split that the checkpoint was chosen by, None for the last one."""
     head = {"format": FORMAT, "split": split, "checkpoint": checkpoint, "selected_on": selected_on}
-    return {**head, "cases": int(cases["case"].nunique()), **summarise(cases, labels)}
+    return {**head, "cases": len(set(cases["case"])), **summarise(cases, labels)}
 
 
 def write(folder: Path, cases: pd.DataFrame, result: dict[str, Any]) -> None:

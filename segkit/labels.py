@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+assert_async = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]  (the one check that never waits)
+
 Mode = Literal["multiclass", "binary", "multilabel"]
 
 VOID_UINT8 = 255
@@ -94,8 +96,7 @@ class Labels:
             raise ValueError(f"expected one region for each of {list(self.names)}, got {list(self.regions)}")
 
     def _name_of(self, value: int | None) -> str:
-        exclusive = self.mode != "multilabel" and value is not None
-        return self.names[value] if exclusive else str(value)
+        return str(value) if value is None or self.mode == "multilabel" else self.names[value]
 
     @property
     def channels(self) -> int:
@@ -183,7 +184,7 @@ class Labels:
         if self.regions is not None:
             return Target(onehot=self._expand_regions(mask), valid=valid, pixel_weight=pixel_weight)
         known = (mask >= 0) & (mask < len(self.names))
-        torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+        assert_async(
             (known | ~valid).all(), f"a mask holds a value that is neither 0 to {len(self.names) - 1} nor {self.void}"
         )
         return Target(index=mask, valid=valid, pixel_weight=pixel_weight)
@@ -207,13 +208,13 @@ class Labels:
         else:
             mask = self._comparable(mask)
             onehot, valid = mask == 1, mask != self.void
-            torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+            assert_async(
                 (onehot | (mask == 0) | ~valid).all(), f"a one-hot mask holds a value that is not 0, 1 or {self.void}"
             )
         if self.mode == "multiclass":
             classes = onehot.sum(1)
             if not mask.is_floating_point():
-                torch._assert_async((classes <= 1).all(), "a one-hot mask gives a pixel more than one class")
+                assert_async((classes <= 1).all(), "a one-hot mask gives a pixel more than one class")
             valid = classes > 0 if valid is None else (classes > 0) & valid.all(1)
         return Target(onehot=onehot, valid=valid, pixel_weight=pixel_weight)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from rich.console import Console
@@ -29,7 +30,7 @@ class Analysis:
     margin: float = 0.005
 
     @property
-    def family(self) -> str:
+    def family(self) -> Literal["all_pairs", "vs_baseline"]:
         return "all_pairs" if self.baseline is None else "vs_baseline"
 
 

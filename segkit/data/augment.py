@@ -166,7 +166,7 @@ class _LazyAffine:
         self.random = state if state is not None else np.random.RandomState(seed)
         return self
 
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
         from monai.transforms.spatial.dictionary import RandAffined
 
         size = sample["image"].shape[1:]
