@@ -29,7 +29,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 class Section(BaseModel):
     """A part of the configuration with fixed keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class LabelsSection(Section):
@@ -184,16 +184,19 @@ def check(
     folder: Path | None = None,
 ) -> Config:
     """Check a configuration that is plain data, such as a checkpoint holds; errors say that it is from `source`."""
+    # defaults come first, so that an override can reach into a section that the file leaves out or leaves empty
+    tree = {**DEFAULTS, **{key: value for key, value in tree.items() if value is not None or key not in DEFAULTS}}
     tree, origins, errors = with_overrides(tree, overrides)
     checker = Checker(source, tables, dict(lines or {}), origins, folder or Path.cwd(), errors)
     checker.one_of(tree.get("train"), ("train",), "steps", "epochs")
     known = [*FIXED, *NAMED, "augment", "loss"]
     general = {key: value for key, value in tree.items() if key not in known}
-    general.setdefault("name", Path(source).stem)
+    if general.get("name") is None:
+        general["name"] = Path(source).stem
     parts: dict[str, Any] = {"general": checker.section((), general, GeneralSection, known=known)}
     for key in known:
-        if key in tree or key in DEFAULTS:
-            parts[key] = _check_part(checker, key, tree.get(key, DEFAULTS.get(key)))
+        if key in tree:
+            parts[key] = _check_part(checker, key, DEFAULTS.get(key) if tree[key] is None else tree[key])
         elif key in REQUIRED:
             checker.error((), f"missing required key '{key}'")
     checker.finish()
@@ -203,11 +206,11 @@ def check(
 
 def _check_part(checker: Checker, key: str, value: Any) -> Any:
     if key in FIXED:
-        return checker.section((key,), {} if value is None else value, FIXED[key])
+        return checker.section((key,), value, FIXED[key])
     if key == "loss":
         return _check_loss(checker, value)
     if key == "augment":
-        return _check_augment(checker, {} if value is None else value)
+        return _check_augment(checker, value)
     return _check_named(checker, (key,), value, key)
 
 
@@ -280,14 +283,16 @@ def _plain(value: Any, *, keep_paths: bool) -> Any:
         kept = {key: one for key, one in value.items() if keep_paths or not isinstance(one, Path)}
         return {key: _plain(one, keep_paths=keep_paths) for key, one in kept.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one, keep_paths=keep_paths) for one in value]
+        return [_plain(one, keep_paths=keep_paths) for one in value if keep_paths or not isinstance(one, Path)]
     return str(value) if isinstance(value, Path) else value
 
 
-def dump(config: Config, file: TextIO) -> None:
+def dump(config: Config, file: TextIO | Path) -> None:
     """Write the resolved configuration as YAML that `read` accepts."""
     yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = None
+    # flow style and folding change some texts: ruamel writes ?0 unquoted, and folds at one of two spaces
+    yaml.default_flow_style = False
+    yaml.width = 2**20
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
     yaml.dump(config.to_dict(), file)
 

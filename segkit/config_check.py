@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import os
 import re
 import types
@@ -43,7 +44,9 @@ def signature_model(entry: Callable[..., Any], injected: frozenset[str]) -> type
         if name not in injected:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[name] = (hints[name], default)
-    return create_model(entry.__name__, __config__=ConfigDict(extra="forbid", frozen=True, strict=True), **fields)
+    # defaults are validated too: a default 0 of a float is 0.0, as it is when the resolved file is read again
+    config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+    return create_model(entry.__name__, __config__=config, **fields)
 
 
 class Checker:
@@ -62,12 +65,18 @@ class Checker:
         self.folder, self.errors = folder, errors
 
     def error(self, path: KeyPath, message: str) -> None:
-        override = next((text for key, text in self.origins.items() if _related(key, path)), None)
+        override = self._override(path)
         prefixes = [path[:length] for length in range(len(path), 0, -1)]
         line = next((self.lines[prefix] for prefix in prefixes if prefix in self.lines), 0)
         place = override or (f"{self.source}:{line}" if line else self.source)
         dotted = ".".join(map(str, path))
         self.errors.append((0 if override else line, f"{place}: {dotted + ': ' if dotted else ''}{message}"))
+
+    def _override(self, path: KeyPath) -> str | None:
+        """The last override that wrote what is at `path`, or made it on the way to a key that the file lacks."""
+        made = bool(path) and path not in self.lines
+        found = [text for key, text in self.origins.items() if _related(key, path) or (made and _related(path, key))]
+        return found[-1] if found else None
 
     def finish(self) -> None:
         if self.errors:
@@ -97,7 +106,7 @@ class Checker:
         if "name" not in value:
             return self.error(path, "missing required key 'name'")
         name, known = value["name"], self.tables[table].entries
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             return self.unknown_name((*path, "name"), name, known)
         return name, {key: one for key, one in value.items() if key != "name"}
 
@@ -115,7 +124,9 @@ class Checker:
         before = len(self.errors)
         value = {key: self._path(path, key, one, model) for key, one in value.items()}
         try:
-            return model(**{str(key): one for key, one in value.items()}) if len(self.errors) == before else None
+            # as JSON, where a list is a tuple and a text a path if that is what the annotation asks for
+            built = model.model_validate_json(json.dumps(value, default=str))
+            return built if len(self.errors) == before else None
         except ValidationError as error:
             for field, details in _by_field(error).items():
                 self._field_error(path, field, details, value, model, known)
@@ -157,7 +168,7 @@ class Checker:
             if name not in os.environ:
                 self.error((*path, key), f"the environment variable {name} is not set")
                 return value
-        expanded = Path(VARIABLE.sub(lambda found: os.environ[found[1]], value)).expanduser()
+        expanded = Path(VARIABLE.sub(lambda found: os.environ[found[1]], value))
         overridden = any(_related(origin, (*path, key)) for origin in self.origins)
         return Path(os.path.normpath((Path.cwd() if overridden else self.folder) / expanded))
 

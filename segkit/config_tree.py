@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 KeyPath = tuple
 
@@ -24,8 +25,9 @@ def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """A YAML file as plain data, and the line of every key path. Raises ConfigError with the line of a syntax error."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a configuration file, but {error.strerror or error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: expected a configuration file, but {reason}") from error
     try:
         tree = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
@@ -41,7 +43,7 @@ def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
 
 def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     if isinstance(node, CommentedMap):
-        for key in node:
+        for key in node.lc.data or ():  # keys merged in by `<<` have no line of their own
             lines[(*path, key)] = node.lc.key(key)[0] + 1
         return {_scalar(key): _plain(value, (*path, key), lines) for key, value in node.items()}
     if isinstance(node, CommentedSeq):
@@ -53,6 +55,8 @@ def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
 
 def _scalar(value: Any) -> Any:
     """Round-trip scalars as the plain types that they stand for; dates stay text."""
+    if isinstance(value, ScalarBoolean):  # an int, not a bool
+        return bool(value)
     for plain in (bool, int, float, str):
         if isinstance(value, plain):
             return plain(value)
@@ -80,10 +84,10 @@ def _apply(tree: dict[str, Any], text: str) -> KeyPath:
     if not equals or not dotted:
         raise ConfigError("expected key=value, for instance train.steps=100")
     try:
-        value = YAML(typ="safe", pure=True).load(written)
+        value = _plain(YAML(typ="rt").load(written), (), {})
     except YAMLError as error:
         raise ConfigError(f"the value is no YAML: {str(error).splitlines()[0]}") from error
-    parts: list[Any] = [int(part) if part.isdigit() else part for part in dotted.split(".")]
+    parts: list[Any] = [int(part) if part.isascii() and part.isdigit() else part for part in dotted.split(".")]
     path, last = tuple(parts), parts[-1]
     if path[0] == "loss" and len(path) > 1:
         tree["loss"] = _with_names(tree.get("loss"))
@@ -116,5 +120,7 @@ def _step(node: Any, key: Any) -> Any:
             raise ConfigError(f"expected a list item from 0 to {len(node) - 1}, got '{key}'")
         return node[key]
     if isinstance(node, dict):
-        return node.setdefault(key, {})
+        if node.get(key) is None:
+            node[key] = {}
+        return node[key]
     raise ConfigError(f"'{key}' is not reached: what is above it is {node!r}")
