@@ -1,0 +1,34 @@
+"""Every shipped configuration is valid, says how to run it, and trains for two steps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from segkit import assemble, workflow
+from segkit.runs import Run
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_header_is_a_result_card(path):
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert f"python tools/train.py --config configs/{path.name}" in header
+    for word in ("minutes", "Dice", "two CPU cores"):
+        assert word in header, f"the header does not say its {word}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_two_steps(path, request, tmp_path):
+    if path.stem != "quickstart":
+        request.getfixturevalue("real_data")
+    overrides = ["train.steps=2", f"run.dir={tmp_path}", "device=cpu", "evaluation.overlays=false"]
+    config = assemble.read(path, [*overrides, "loader.batch=2"])
+    experiment, data = assemble.build_experiment(config)
+    experiment.validation.cases = experiment.validation.cases[:1]  # one case shows as much as all
+    trainer = workflow.fit(experiment, Run(tmp_path), console=Console(quiet=True))
+    assert trainer.step_number == 2
+    assert all(torch.isfinite(parameter).all() for parameter in experiment.model.parameters())
+    assert data.split.train
