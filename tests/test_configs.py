@@ -16,7 +16,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 def test_the_header_is_a_result_card(path):
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert f"python tools/train.py --config configs/{path.name}" in header
-    for word in ("minutes", "Dice", "two CPU cores"):
+    for word in ("minute", "Dice", "two CPU cores"):
         assert word in header, f"the header does not say its {word}"
 
 
