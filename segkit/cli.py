@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -124,6 +125,7 @@ def config_schema() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; expected errors become a message and an exit code instead of a traceback."""
+    warnings.showwarning = show_warning
     try:
         app(args=list(arguments) if arguments is not None else None)
     except Exception as error:
@@ -132,6 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(code)
+
+
+def show_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """segkit's own warnings are about the user's data and settings: the line of code that gives them says nothing."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    shown = f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno).rstrip()
+    typer.echo(shown, err=True)
 
 
 def exit_code(error: Exception) -> int | None:
