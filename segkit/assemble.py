@@ -44,7 +44,7 @@ TABLES: dict[str, Table] = {
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration against the tables of every family. Raises ConfigError with all errors at once."""
-    return read_config(path, overrides, TABLES)
+    return read_config(path, overrides, TABLES, TRIALS)
 
 
 def restore(content: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -67,8 +67,9 @@ class Data:
         by_name = {case.name: case for case in self.source.cases}
         return [by_name[name] for name in getattr(self.split, part)]
 
-    def evaluation_set(self, part: str) -> EvaluationSet:
-        return EvaluationSet(self.cases(part), self.store, self.preprocess)
+    def evaluation_set(self, part: str, *, cache: bool) -> EvaluationSet:
+        """The cases of a part; `cache` keeps them in memory once read, for a set that is gone through often."""
+        return EvaluationSet(self.cases(part), self.source, self.preprocess, cache=cache)
 
 
 def build_labels(config: Config) -> Labels:
@@ -77,6 +78,59 @@ def build_labels(config: Config) -> Labels:
 
 def build_source(config: Config, labels: Labels) -> Source:
     return SOURCES[config.data.name](labels=labels, **config.data.args)
+
+
+def try_loss(config: Config) -> None:
+    """Build the loss with a census in which every class is alike. Labels that do not fit have a trial of their own."""
+    try:
+        labels = build_labels(config)
+    except ValueError:
+        return
+    build_loss([dict(term) for term in config.loss], labels, census=np.ones((1, len(labels.names))))
+
+
+def try_model(config: Config) -> None:
+    """Build the network without memory, for images of as many axes as the patch has, or of any."""
+    patch = config.sampling.patch
+    failures = []
+    for dims in (2, 3) if patch is None else (len(patch),):
+        try:
+            with torch.device("meta"):
+                MODELS[config.model.name](in_channels=1, out_channels=2, dims=dims, **config.model.args)
+            return
+        except ValueError as error:
+            failures.append(error)
+    raise failures[0]
+
+
+def try_sides(config: Config) -> None:
+    """The window must have the axes of the patch, and the spacing too, if it is a list."""
+    patch, window, spacing = config.sampling.patch, config.evaluation.window, config.preprocess.spacing
+    sides = {len(given) for given in (patch, window, spacing) if isinstance(given, list)}
+    if len(sides) > 1:
+        raise ValueError(
+            "expected sampling.patch, evaluation.window and preprocess.spacing with a number for each axis of the "
+            f"images, got {patch}, {window} and {spacing}"
+        )
+
+
+def try_schedule(config: Config) -> None:
+    SCHEDULES[config.schedule.name](steps=1000, **config.schedule.args)
+
+
+def build_split(config: Config) -> Split:
+    """The split alone, for which no image is read."""
+    source = build_source(config, build_labels(config))
+    return SPLITS[config.split.name](source.cases, **config.split.args)
+
+
+TRIALS: dict[str, Callable[[Config], object]] = {
+    "labels": build_labels,
+    "loss": try_loss,
+    "model": try_model,
+    "schedule": try_schedule,
+    "sampling": try_sides,
+}
 
 
 def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]) -> Data:
@@ -102,6 +156,22 @@ def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]
 def build_model(config: Config, in_channels: int, labels: Labels, dims: int) -> nn.Module:
     build = MODELS[config.model.name]
     return build(in_channels=in_channels, out_channels=labels.channels, dims=dims, **config.model.args)
+
+
+def check_network(config: Config, data: Data) -> None:
+    """Show the network a batch without memory. Raises ConfigError if it cannot be trained on one."""
+    dims, multiple = data.preprocess.dims, data.preprocess.multiple
+    if config.sampling.patch is None:
+        return  # images differ in size
+    sides = [-(-side // multiple) * multiple for side in config.sampling.patch]
+    shape = [config.loader.batch, data.preprocess.channels, *sides]
+    try:
+        with torch.device("meta"):
+            build_model(config, shape[1], data.labels, dims).train()(torch.zeros(shape))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{config.name}: model {config.model.name} cannot train on batches {shape}: {error}"
+        ) from error
 
 
 def to_format(model: nn.Module, config: Config, dims: int) -> nn.Module:
@@ -155,9 +225,9 @@ def choose_device(name: str) -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         return found if found is not None else torch.device("cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but torch finds no CUDA device; use device=auto or device=cpu")
+        raise ConfigError("device: cuda was asked for, but torch finds no CUDA device; use device=auto or device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: mps was asked for, but torch finds none; use device=auto or device=cpu")
+        raise ConfigError("device: mps was asked for, but torch finds none; use device=auto or device=cpu")
     return torch.device(name)
 
 
@@ -204,8 +274,9 @@ def _build_experiment(config: Config) -> tuple[Experiment, Data]:
     torch.manual_seed(config.seed)
     dims = data.preprocess.dims
     model = to_format(build_model(config, data.preprocess.channels, labels, dims), config, dims).to(device)
-    loss = build_loss_from(config, data).to(device)
     settings, batches = _training(config, data, device)
+    check_network(config, data)
+    loss = build_loss_from(config, data).to(device)
     optimizer = build_optimizer(config.optimizer.name, model, dict(config.optimizer.args))
     experiment = Experiment(
         labels=labels,
@@ -214,7 +285,7 @@ def _build_experiment(config: Config) -> tuple[Experiment, Data]:
         optimizer=optimizer,
         schedule=SCHEDULES[config.schedule.name](steps=settings.steps, **config.schedule.args),
         batches=batches,
-        validation=data.evaluation_set("validation") if data.split.validation else None,
+        validation=data.evaluation_set("validation", cache=config.loader.cache) if data.split.validation else None,
         predictor=predictor_factory(config, data.preprocess),
         settings=settings,
         device=device,

@@ -35,7 +35,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+        raise CheckpointError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{path} is not a segkit checkpoint: it has no format")
     if content["format"] > FORMAT:

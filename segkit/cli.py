@@ -23,6 +23,7 @@ ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The YAML fil
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, for instance train.steps=100.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: as the checkpoint says.")]
 
+USAGE = 2
 OUT_OF_MEMORY = 4
 WORKER_DIED = 5
 
@@ -41,16 +42,23 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="A run folder (its last.pt), or a .pt file, which needs --out.")],
+    checkpoint: Annotated[
+        list[Path], typer.Option(help="A run folder (its last.pt), or a .pt file, which needs --out.")
+    ],
+    overrides: Overrides = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test; default: as the run evaluated.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Other data of the same layout, all of it evaluated.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Other data of the same layout, all of it evaluated; needs --out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the run folder.")] = None,
     device: DeviceOption = None,
 ) -> None:
     """Score a saved checkpoint: cases.csv, scores.json, overlays.png and a table."""
     from segkit import workflow
 
-    workflow.evaluate(checkpoint, split=split, data=data, out=out, device=device)
+    if len(checkpoint) != 1:
+        raise typer.BadParameter(f"expected one --checkpoint, got {len(checkpoint)}; evaluate them one by one")
+    workflow.evaluate(checkpoint[0], overrides or [], split=split, data=data, out=out, device=device)
 
 
 @app.command()
@@ -148,6 +156,8 @@ def exit_code(error: Exception) -> int | None:
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return code
+    if isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)):
+        return USAGE
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return OUT_OF_MEMORY

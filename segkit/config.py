@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -155,23 +155,39 @@ class Config:
     def digest(self) -> str:
         """12 hexadecimal digits that are the same wherever the same experiment runs: without name, paths, device,
         run folder, workers and logging."""
+        return hashlib.sha256(json.dumps(self._experiment(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
+        """(key, value here, value there) of all that the digest is of and that differs; None where a key is missing."""
+        mine, theirs = _leaves(self._experiment()), _leaves(other._experiment())
+        keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+        return [(key, mine.get(key), theirs.get(key)) for key in keys]
+
+    def _experiment(self) -> dict[str, Any]:
         content = _plain(self, keep_paths=False)
         for section, key in (("loader", "workers"), ("train", "log_every"), ("evaluation", "overlays")):
             del content[section][key]
         for key in ("name", "device", "run"):
             del content[key]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return content
 
 
-def read(path: Path, overrides: Sequence[str], tables: Mapping[str, Table]) -> Config:
+def read(
+    path: Path,
+    overrides: Sequence[str],
+    tables: Mapping[str, Table],
+    trials: Mapping[str, Callable[[Config], object]] | None = None,
+) -> Config:
     """Read and check a YAML file. Raises ConfigError with everything that is wrong with it.
 
+    trials: for sections what else must work without a ValueError, for what no signature can say.
     overrides: `key.path=value`, the value being YAML, list items by number. Setting `train.steps` drops the file's
         `train.epochs` and the other way round. Paths in the file are relative to it, those of overrides to the
         current directory.
     """
     tree, lines = parse_file(path)
-    return check(tree, overrides, tables, source=str(path), lines=lines, folder=Path(path).absolute().parent)
+    folder = Path(path).absolute().parent
+    return check(tree, overrides, tables, source=str(path), lines=lines, folder=folder, trials=trials)
 
 
 def check(
@@ -182,6 +198,7 @@ def check(
     source: str,
     lines: Mapping[tuple, int] | None = None,
     folder: Path | None = None,
+    trials: Mapping[str, Callable[[Config], object]] | None = None,
 ) -> Config:
     """Check a configuration that is plain data, such as a checkpoint holds; errors say that it is from `source`."""
     # defaults come first, so that an override can reach into a section that the file leaves out or leaves empty
@@ -201,7 +218,14 @@ def check(
             checker.error((), f"missing required key '{key}'")
     checker.finish()
     general_part = parts.pop("general").model_dump(exclude={"format"})
-    return Config(**general_part, **parts)
+    config = Config(**general_part, **parts)
+    for key, trial in (trials or {}).items():
+        try:
+            trial(config)
+        except ValueError as error:
+            checker.error((key,), str(error))
+    checker.finish()
+    return config
 
 
 def _check_part(checker: Checker, key: str, value: Any) -> Any:
@@ -285,6 +309,14 @@ def _plain(value: Any, *, keep_paths: bool) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(one, keep_paths=keep_paths) for one in value if keep_paths or not isinstance(one, Path)]
     return str(value) if isinstance(value, Path) else value
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping from dotted keys."""
+    if not isinstance(value, (dict, list)) or not value:
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: leaf for step, one in items for key, leaf in _leaves(one, f"{path}.{step}".lstrip(".")).items()}
 
 
 def dump(config: Config, file: TextIO | Path) -> None:

@@ -89,8 +89,8 @@ def _apply(tree: dict[str, Any], text: str) -> KeyPath:
         raise ConfigError(f"the value is no YAML: {str(error).splitlines()[0]}") from error
     parts: list[Any] = [int(part) if part.isascii() and part.isdigit() else part for part in dotted.split(".")]
     path, last = tuple(parts), parts[-1]
-    if path[0] == "loss" and len(path) > 1:
-        tree["loss"] = _with_names(tree.get("loss"))
+    if len(path) > 1:
+        tree[path[0]] = _with_names(tree.get(path[0]))
     node: Any = tree
     for key in path[:-1]:
         node = _step(node, key)
@@ -107,11 +107,11 @@ def _apply(tree: dict[str, Any], text: str) -> KeyPath:
     return path
 
 
-def _with_names(loss: Any) -> Any:
-    """Losses written as names alone in the form that has keys."""
-    if isinstance(loss, list):
-        return [_with_names(term) for term in loss]
-    return {"name": loss} if isinstance(loss, str) else loss
+def _with_names(section: Any) -> Any:
+    """A section written as a name alone, or as a list of names, in the form that has keys."""
+    if isinstance(section, list):
+        return [_with_names(term) for term in section]
+    return {"name": section} if isinstance(section, str) else section
 
 
 def _step(node: Any, key: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from segkit.metrics.policies import cases_table, summarise
 from segkit.predict import Predictor, to_device
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where scores come from.
+
+    checkpoint: its file. step, steps: how far it was trained, and how far that training was to go. selected_on: the
+    part of the split that it was chosen by, None if it was not chosen by a score.
+    """
+
+    checkpoint: str
+    step: int
+    steps: int
+    selected_on: str | None
 
 
 def score_cases(
@@ -63,12 +78,15 @@ def foreground_means(cases: pd.DataFrame, labels: Labels) -> dict[str, float | N
     return summarise(cases, labels, intervals=False)["mean"]
 
 
-def scores(
-    cases: pd.DataFrame, labels: Labels, *, split: str, checkpoint: str, selected_on: str | None
-) -> dict[str, Any]:
-    """The contents of scores.json. selected_on: the split that the checkpoint was chosen by, None for the last one."""
-    head = {"format": FORMAT, "split": split, "checkpoint": checkpoint, "selected_on": selected_on}
-    return {**head, "cases": len(set(cases["case"])), **summarise(cases, labels)}
+def scores(cases: pd.DataFrame, labels: Labels, *, split: str, origin: Origin) -> dict[str, Any]:
+    """The contents of scores.json."""
+    return {
+        "format": FORMAT,
+        "split": split,
+        **asdict(origin),
+        "cases": len(set(cases["case"])),
+        **summarise(cases, labels),
+    }
 
 
 def write(folder: Path, cases: pd.DataFrame, result: dict[str, Any]) -> None:

@@ -94,6 +94,9 @@ class Labels:
             raise ValueError(f"regions overlap, so they need mode multilabel, got {self.mode}")
         if tuple(self.regions) != self.names:
             raise ValueError(f"expected one region for each of {list(self.names)}, got {list(self.regions)}")
+        empty = [name for name, values in self.regions.items() if not values]
+        if empty:
+            raise ValueError(f"expected at least one mask value in each region, got none for {', '.join(empty)}")
 
     def _name_of(self, value: int | None) -> str:
         return str(value) if value is None or self.mode == "multilabel" else self.names[value]
@@ -181,13 +184,21 @@ class Labels:
             )
         mask = self._comparable(mask)
         valid = mask != self.void
+        self._assert_known(mask, valid)
         if self.regions is not None:
             return Target(onehot=self._expand_regions(mask), valid=valid, pixel_weight=pixel_weight)
-        known = (mask >= 0) & (mask < len(self.names))
-        assert_async(
-            (known | ~valid).all(), f"a mask holds a value that is neither 0 to {len(self.names) - 1} nor {self.void}"
-        )
         return Target(index=mask, valid=valid, pixel_weight=pixel_weight)
+
+    def _assert_known(self, mask: Tensor, valid: Tensor) -> None:
+        if self.regions is None:
+            known = (mask >= 0) & (mask < len(self.names))
+        else:
+            known = torch.stack([mask == value for value in self.values]).any(0)
+        message = f"a mask holds a value that is neither {self._values_in_words()} nor {self.void}"
+        assert_async((known | ~valid).all(), message)
+
+    def _values_in_words(self) -> str:
+        return ", ".join(map(str, self.values)) if self.regions is not None else f"0 to {len(self.names) - 1}"
 
     def _comparable(self, mask: Tensor) -> Tensor:
         """The mask in a type that can hold void and every class: torch wraps a number to the tensor's narrow type."""

@@ -14,8 +14,8 @@ from torch import Tensor
 class Meter:
     """Collects the scalars of `every` steps on the device and reads them back at once."""
 
-    def __init__(self, every: int, steps: int):
-        self.every, self.steps = every, steps
+    def __init__(self, every: int):
+        self.every = every
         self.scalars: list[dict[str, Tensor]] = []
         self.images = 0
         self.waiting = 0.0
@@ -29,14 +29,16 @@ class Meter:
     def step_done(self) -> None:
         self.mark = time.perf_counter()
 
-    def record(self, scalars: dict[str, Tensor], images: int, position: dict[str, Any]) -> dict[str, Any] | None:
-        """A log line every `every` steps and at the end: means over the steps since the last one.
+    def record(
+        self, scalars: dict[str, Tensor], images: int, position: dict[str, Any], *, due: bool
+    ) -> dict[str, Any] | None:
+        """A log line every `every` steps, and where it is due: means over the steps since the last one.
 
         scalars: `loss`, `gradient_norm` if there is one, and the terms. position: step, epoch and learning rates.
         """
         self.scalars.append(scalars)
         self.images += images
-        if position["step"] % self.every and position["step"] != self.steps:
+        if position["step"] % self.every and not due:
             return None
         means = torch.stack([torch.stack([one[name].float() for name in scalars]) for one in self.scalars]).mean(0)
         values = dict(zip(scalars, means.tolist(), strict=True))

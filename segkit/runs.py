@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -50,9 +51,8 @@ class Run:
                 f"{self.folder} already holds a run; continue it with --resume, or choose another folder with run.dir="
             )
 
-    def start(self, *, resume: bool) -> None:
-        """Make the folder ready. Raises RunError as `check_free` does."""
-        self.check_free(resume=resume)
+    def start(self) -> None:
+        """Make the folder ready for a new run or the rest of one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.last.exists():
             self.log_file.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
@@ -64,9 +64,9 @@ class Run:
         path.write_text(json.dumps(content, indent=2) + "\n")
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line. Fields that differ between two equal runs belong under `time`."""
+        """Append one line, NaN and inf as null. Fields that differ between two equal runs belong under `time`."""
         with open(self.log_file, "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
     def cut_log(self, step: int) -> None:
         """Drop what was logged after `step`, the step of the checkpoint that a run continues from."""
@@ -74,6 +74,15 @@ class Run:
             return
         lines = [line for line in self.log_file.read_text().splitlines() if _logged_step(line) <= step]
         self.log_file.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _finite(value: Any) -> Any:
+    """The same plain data with None for NaN and infinities, which JSON has no form for."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _logged_step(line: str) -> float:

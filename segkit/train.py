@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segkit import checkpoint
 from segkit.data.loaders import EvaluationSet
@@ -35,12 +37,25 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
+class Diverged(Exception):
+    """The loss became infinite or NaN, and the weights with it."""
+
+    exit_code = 1
+
+    def __init__(self, step: int, saved: Path):
+        super().__init__(
+            f"the loss was not a finite number in the steps up to {step}, so training is stopped; {saved} is from "
+            "before. Lower optimizer.lr, set train.clip_norm, or train with precision fp32"
+        )
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to train. steps, steps_per_epoch, validate_every (epochs), log_every (steps): counts, at least 1.
 
     clip_norm: largest norm of the gradient, None for no limit. ema: decay of the moving average of the weights,
-    which is then what is validated, evaluated and saved as the model; None for none.
+    which is then what is validated, evaluated and saved as the model; None for none. After n steps the decay is at
+    most (1 + n) / (10 + n), so that a short run forgets its initial weights.
     """
 
     steps: int
@@ -82,14 +97,14 @@ class Trainer:
         settings = experiment.settings
         self.experiment, self.settings = experiment, settings
         self.model, self.loss, self.optimizer = experiment.model, experiment.loss, experiment.optimizer
-        self.ema = _moving_average(self.model, settings.ema)
+        self.average = None if settings.ema is None else copy.deepcopy(self.model).requires_grad_(False)
         self.scaler = torch.amp.GradScaler(experiment.device.type, enabled=settings.precision == "fp16")
         self.step_number = 0
         self.best: float | None = None
 
     @property
     def evaluated_model(self) -> nn.Module:
-        return self.ema.module if self.ema is not None else self.model
+        return self.model if self.average is None else self.average
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One optimiser step. Returns device scalars: `loss`, each unweighted term, `gradient_norm` if clipped."""
@@ -105,9 +120,10 @@ class Trainer:
         norm = self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
         self.step_number += 1
+        if self.average is not None and self.settings.ema is not None:
+            grown = (1 + self.step_number) / (10 + self.step_number)
+            move_average(self.average, self.model, min(self.settings.ema, grown))
         return {name: value.detach() for name, value in {"loss": total, **terms, **norm}.items()}
 
     @property
@@ -140,11 +156,12 @@ class Trainer:
         return {
             **self.experiment.plain,
             "step": self.step_number,
+            "steps": self.settings.steps,
+            "selected_on": None,
             "best": self.best,
             "model": self.evaluated_model.state_dict(),
             "training": {
                 "model": self.model.state_dict(),
-                "ema": None if self.ema is None else self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "random": _random_state(self.experiment.device),
@@ -156,8 +173,8 @@ class Trainer:
         self.model.load_state_dict(training["model"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(training["ema"])
+        if self.average is not None:
+            self.average.load_state_dict(state["model"])
         _set_random_state(training["random"], self.experiment.device)
         self.step_number, self.best = state["step"], state["best"]
 
@@ -165,17 +182,19 @@ class Trainer:
 def fit(experiment: Experiment, run: Run, *, resume: bool = False, console: Console | None = None) -> Trainer:
     """Train from the start, or from `last.pt` with `resume`, to `settings.steps`, into the run folder.
 
-    Raises Interrupted after SIGINT or SIGTERM, once the step is done and `last.pt` is written.
+    Raises Interrupted after SIGINT or SIGTERM, once the step is done and `last.pt` is written, and Diverged for a loss
+    that is not finite, which is noticed every `log_every` steps and before each validation.
     """
     console = console or Console()
-    run.start(resume=resume)
+    run.check_free(resume=resume)
+    run.start()
     trainer = Trainer(experiment)
     if run.last.exists():
         trainer.load_state(checkpoint.load(run.last))
         run.cut_log(trainer.step_number)
     else:
         checkpoint.save(run.last, trainer.state())
-    meter = Meter(experiment.settings.log_every, experiment.settings.steps)
+    meter = Meter(experiment.settings.log_every)
     experiment.model.train()
     with progress_bar(console) as progress, _stop_signals() as stop:
         task = progress.add_task("training", total=experiment.settings.steps, completed=trainer.step_number, note="")
@@ -184,8 +203,13 @@ def fit(experiment: Experiment, run: Run, *, resume: bool = False, console: Cons
             meter.data_arrived()
             scalars = trainer.step(batch)
             step = trainer.step_number
-            if (record := meter.record(scalars, len(batch["case"]), trainer.position)) is not None:
+            record = meter.record(
+                scalars, len(batch["case"]), trainer.position, due=_validates(experiment.settings, step)
+            )
+            if record is not None:
                 run.log(record)
+                if not math.isfinite(record["loss"]):
+                    raise Diverged(step, run.last)
                 progress.update(task, note=f"loss {record['loss']:.3f}")
             if _validates(experiment.settings, step):
                 _validate_and_save(trainer, run, progress.console)
@@ -220,14 +244,22 @@ def _validate_and_save(trainer: Trainer, run: Run, console: Console) -> None:
     run.log(record)
     state = trainer.state()
     if improved:
-        checkpoint.save(run.best, state)
+        checkpoint.save(run.best, {**state, "selected_on": "validation"})
     checkpoint.save(run.last, state)
 
 
-def _moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    if decay is None:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+@torch.no_grad()
+def move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model, for parameters and buffers; counters are copied.
+
+    torch's AveragedModel counts its updates in a tensor and moves that to the device at each of them, which waits.
+    """
+    new = dict(model.state_dict())
+    old = average.state_dict()
+    floating = [name for name, value in old.items() if value.is_floating_point()]
+    torch._foreach_lerp_([old[name] for name in floating], [new[name] for name in floating], 1 - decay)  # pyright: ignore
+    for name in old.keys() - set(floating):
+        old[name].copy_(new[name])
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

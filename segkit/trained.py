@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 
 from segkit import assemble, checkpoint
-from segkit.config import Config, Named
+from segkit.config import Config, ConfigError, Named
 from segkit.data.cases import RawCase
 from segkit.data.loaders import CaseStore, network_image
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import Split
+from segkit.evaluate import Origin
 from segkit.labels import Labels
 from segkit.predict import Predictor
 
@@ -28,7 +30,7 @@ class Trained:
     preprocess: Preprocess
     predictor: Predictor
     split: Split
-    step: int
+    origin: Origin
 
     def predict(self, raw: RawCase) -> np.ndarray:
         """The mask of one image on the image's own grid."""
@@ -43,7 +45,9 @@ class Trained:
     def other_data(self, folder: Path) -> assemble.Data:
         """All cases of another folder of the same layout, as the part `test`."""
         moved = moved_paths(self.config.data, folder)
-        config = assemble.restore(self.config.to_dict(), [f"data.{name}={path}" for name, path in moved.items()])
+        content = self.config.to_dict()
+        content["data"] |= {name: str(path) for name, path in moved.items()}
+        config = assemble.restore(content)
         source = assemble.build_source(config, self.labels)
         return self._data(config, Split(test=tuple(case.name for case in source.cases)))
 
@@ -56,19 +60,30 @@ def moved_paths(data: Named, folder: Path) -> dict[str, Path]:
     """The paths of a data section, with the folder that they have in common replaced by another."""
     paths = {name: value for name, value in data.args.items() if isinstance(value, Path)}
     if not paths:
-        raise ValueError(f"--data names a folder, and the data source {data.name} reads none; use --split")
+        raise ConfigError(f"--data names a folder, and the data source {data.name} reads none; use --split")
     common = os.path.commonpath(list(paths.values()))
     return {name: folder.absolute() / path.relative_to(common) for name, path in paths.items()}
 
 
-def load_trained(path: Path, device: str | None = None) -> Trained:
-    """Rebuild network, labels and preprocessing from a checkpoint alone."""
+CHANGEABLE = ("data.", "evaluation.", "loader.")
+
+
+def load_trained(path: Path, device: str | None = None, overrides: Sequence[str] = ()) -> Trained:
+    """Rebuild network, labels and preprocessing from a checkpoint alone.
+
+    overrides: `key=value` of the sections data, evaluation and loader, for data that lie elsewhere now. Raises
+    ConfigError for others, which would make it another network.
+    """
+    fixed = [text for text in overrides if not text.startswith(CHANGEABLE)]
+    if fixed:
+        raise ConfigError(f"{fixed[0]}: only {', '.join(CHANGEABLE)}* of a trained network can be changed")
     content = checkpoint.load(path)
-    config = assemble.restore(content["config"], [f"device={device}"] if device else [])
+    config = assemble.restore(content["config"], [*overrides, *([f"device={device}"] if device else [])])
     labels = assemble.build_labels(config)
     preprocess = Preprocess.from_dict(content["preprocess"])
     model = assemble.build_model(config, preprocess.channels, labels, preprocess.dims)
     model.load_state_dict(content["model"])
     model = assemble.to_format(model, config, preprocess.dims).to(assemble.choose_device(config.device)).eval()
     predictor = assemble.predictor_factory(config, preprocess)(model)
-    return Trained(config, labels, preprocess, predictor, Split.from_json(content["split"]), content["step"])
+    origin = Origin(str(path), content["step"], content["steps"], content["selected_on"])
+    return Trained(config, labels, preprocess, predictor, Split.from_json(content["split"]), origin)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from segkit import assemble
 from segkit import evaluate as evaluation
+from segkit.checkpoint import load as load_checkpoint
 from segkit.config import Config, dump
 from segkit.data.cases import RawCase
 from segkit.data.loaders import EvaluationSet
-from segkit.data.splits import PARTS
+from segkit.data.splits import PARTS, Split
 from segkit.labels import Labels
 from segkit.predict import Predictor
 from segkit.runs import Run, RunError
@@ -33,7 +36,7 @@ def train(path: Path, overrides: Sequence[str], *, resume: bool) -> None:
     run = Run(run_folder(config))
     result = run_experiment(config, run, resume=resume, console=CONSOLE)
     print_scores(result, CONSOLE)
-    CONSOLE.print(f"run folder: {run.folder}")
+    CONSOLE.print(f"run folder: {run.folder}", markup=False)
 
 
 def run_folder(config: Config) -> Path:
@@ -44,27 +47,44 @@ def run_folder(config: Config) -> Path:
 def run_experiment(config: Config, run: Run, *, resume: bool, console: Console) -> dict[str, Any]:
     """Train into a run folder and evaluate its last checkpoint there. Returns the scores."""
     run.check_free(resume=resume)
+    if run.last.exists():
+        check_same_experiment(config, run)
     experiment, data = assemble.build_experiment(config)
-    run.start(resume=resume)
+    part = evaluated_part(config, data.split)
+    run.start()
     with open(run.folder / "config.yaml", "w") as file:
         dump(config, file)
     run.write_json("split.json", data.split.to_json())
     for line in header(config, experiment, data):
         console.print(line, highlight=False)
     trainer = fit(experiment, run, resume=resume, console=console)
-    part = evaluated_part(config, data.split)
-    predictor = experiment.predictor(trainer.evaluated_model)
     return write_evaluation(
-        predictor,
-        data.evaluation_set(part),
+        experiment.predictor(trainer.evaluated_model),
+        data.evaluation_set(part, cache=False),
         data.labels,
         run.evaluation(part),
         split=part,
-        checkpoint=str(run.last.relative_to(run.folder)),
-        selected_on=None,
+        origin=evaluation.Origin(
+            str(run.last.relative_to(run.folder)), trainer.step_number, experiment.settings.steps, None
+        ),
         config=config,
         console=console,
     )
+
+
+def check_same_experiment(config: Config, run: Run) -> None:
+    """Raise RunError if the run's checkpoint is of another experiment, with what differs."""
+    content = load_checkpoint(run.last)
+    before = assemble.restore(content["config"])
+    differing = [f"{key}: {old!r} in the run, {new!r} now" for key, old, new in before.differences(config)]
+    if not differing and Split.from_json(content["split"]) != assemble.build_split(config):
+        differing = [f"the cases or their split, which were those of {run.folder / 'split.json'}"]
+    if differing:
+        shown = "".join(f"\n  {line}" for line in differing)
+        raise RunError(
+            f"{run.folder} holds a run of another experiment; different are{shown}\n"
+            "continue as it was started, or choose another folder with run.dir="
+        )
 
 
 def header(config: Config, experiment: Any, data: assemble.Data) -> list[str]:
@@ -72,9 +92,9 @@ def header(config: Config, experiment: Any, data: assemble.Data) -> list[str]:
     parts = ", ".join(f"{len(getattr(data.split, part))} {part}" for part in ("train", "validation", "test"))
     parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
     terms = " + ".join(f"{term['weight']:g} {term['name']}" for term in config.loss)
-    settings = experiment.settings
+    settings, channels = experiment.settings, data.preprocess.channels
     return [
-        f"[bold]{config.name}[/bold]  {parts} cases, {data.preprocess.channels} image channels, {experiment.device}",
+        f"[bold]{escape(config.name)}[/bold]  {parts} cases, {channels} image channels, {experiment.device}",
         f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
         f"{settings.steps} steps of {config.loader.batch}, {settings.steps_per_epoch} an epoch",
     ]
@@ -95,8 +115,7 @@ def write_evaluation(
     folder: Path,
     *,
     split: str,
-    checkpoint: str,
-    selected_on: str | None,
+    origin: evaluation.Origin,
     config: Config,
     console: Console,
 ) -> dict[str, Any]:
@@ -107,7 +126,7 @@ def write_evaluation(
 
     threshold = config.evaluation.threshold
     table = evaluation.score_cases(predictor, cases, labels, threshold, progress)
-    result = evaluation.scores(table, labels, split=split, checkpoint=checkpoint, selected_on=selected_on)
+    result = evaluation.scores(table, labels, split=split, origin=origin)
     if config.evaluation.overlays:
         folder.mkdir(parents=True, exist_ok=True)
         write_overlays(predictor, cases, labels, table, folder / "overlays.png", threshold)
@@ -125,7 +144,7 @@ def write_overlays(
     rows = []
     for what, name, dice in choose_cases(table, labels):
         sample = cases[numbers[name]]
-        raw = cases.store.read(cases.cases[numbers[name]])
+        raw = cases.raw(numbers[name])
         predicted = evaluation.predict_case(predictor, sample, labels, threshold)
         rows.append((f"{what}: {name}, Dice {dice:.3f}", raw.image, raw.mask, predicted.numpy()))
     if rows:
@@ -134,56 +153,71 @@ def write_overlays(
 
 def checkpoint_file(given: Path) -> Path:
     """A run folder stands for its last.pt."""
-    return Run(given).last if given.is_dir() else given
+    return given if given.suffix == ".pt" else Run(given).last
 
 
-def evaluate(given: Path, *, split: str | None, data: Path | None, out: Path | None, device: str | None) -> None:
+def evaluate(
+    given: Path,
+    overrides: Sequence[str],
+    *,
+    split: str | None,
+    data: Path | None,
+    out: Path | None,
+    device: str | None,
+) -> None:
     """Evaluate a checkpoint on a part of its own split, or on all of another folder of the same layout."""
     from segkit.report.tables import print_scores
 
     file = checkpoint_file(given)
-    if not given.is_dir() and out is None:
-        raise RunError(f"{given} is a file, not a run folder: say where to write the scores with --out")
-    trained = load_trained(file, device)
+    of_run = file != given
+    if split is not None and data is not None:
+        raise RunError("give --split, a part of the run's own data, or --data, all of other data; not both")
+    if out is None and (not of_run or data is not None):
+        reason = f"{given} is a file" if not of_run else "--data is not the run's own data"
+        raise RunError(f"{reason}, so there is no place in a run folder for the scores: say with --out where to write")
+    trained = load_trained(file, device, overrides)
     cases, part = evaluated_cases(trained, split, data)
     folder = out if out is not None else Run(given).evaluation(part)
-    chosen_on = "validation" if file.name == "best.pt" else None
     result = write_evaluation(
         trained.predictor,
         cases,
         trained.labels,
         folder,
         split=part,
-        checkpoint=str(file.relative_to(given)) if given.is_dir() else str(file),
-        selected_on=chosen_on,
+        origin=replace(trained.origin, checkpoint=str(file.relative_to(given)) if of_run else str(file)),
         config=trained.config,
         console=CONSOLE,
     )
     print_scores(result, CONSOLE)
-    CONSOLE.print(f"written to {folder}")
+    CONSOLE.print(f"written to {folder}", markup=False)
 
 
 def evaluated_cases(trained: Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
     """The cases to evaluate and what to call them."""
     if data is not None:
-        return trained.other_data(data).evaluation_set("test"), data.name
+        return trained.other_data(data).evaluation_set("test", cache=False), f"all of {data}"
     own = trained.data()
     part = split or evaluated_part(trained.config, own.split)
     available = [name for name in PARTS if getattr(own.split, name)]
     if part not in available:
         raise RunError(f"expected --split to be one of {', '.join(available)}, got {part}")
-    return own.evaluation_set(part), part
+    return own.evaluation_set(part, cache=False), part
 
 
 def predict(given: Path, source: Path, output: Path, *, device: str | None) -> None:
-    """Write a mask for each image of a file or folder."""
+    """Write a mask for each image of a file or folder. Raises RunError if a mask would replace an image."""
     from segkit.data.readers import image_files, read_image
-    from segkit.data.writers import write_mask
+    from segkit.data.writers import mask_files, write_mask
 
     trained = load_trained(checkpoint_file(given), device)
     files = image_files(source)
+    images = {file.resolve() for file in files}
+    for file in files:
+        replaced = [mask for mask in mask_files(file, output, trained.labels) if mask.resolve() in images]
+        if replaced:
+            raise RunError(f"the mask of {file} would replace the image {replaced[0]}; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     for file in track(files, "predicting", console=CONSOLE, disable=not CONSOLE.is_terminal):
         image, spacing = read_image(file)
         write_mask(trained.predict(RawCase(image, None, spacing)), file, output, trained.labels)
-    CONSOLE.print(f"masks of {len(files)} images written to {output}")
+    CONSOLE.print(f"masks of {len(files)} images written to {output}", markup=False)

@@ -1,5 +1,6 @@
 """Every shipped configuration is valid, says how to run it, and trains for two steps."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from rich.console import Console
 
 from segkit import assemble, workflow
+from segkit.config import schema
 from segkit.runs import Run
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -18,6 +20,8 @@ def test_the_header_is_a_result_card(path):
     assert f"python tools/train.py --config configs/{path.name}" in header
     for word in ("minute", "Dice", "two CPU cores"):
         assert word in header, f"the header does not say its {word}"
+    assert re.search(r"[\d:.]+ minutes?", header)
+    assert re.search(r"(Dice|mIoU)\D* 0\.\d{3}", header)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -32,3 +36,18 @@ def test_two_steps(path, request, tmp_path):
     assert trainer.step_number == 2
     assert all(torch.isfinite(parameter).all() for parameter in experiment.model.parameters())
     assert data.split.train
+
+
+def test_every_key_is_documented():
+    page = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
+    described = schema(assemble.TABLES)
+    keys = [f"{key}" for section in described["sections"].values() for key in section["properties"]]
+    names = [
+        name
+        for table, entries in described["named"].items()
+        if table not in ("data", "split", "loss")
+        for name in entries
+    ]
+    elsewhere = {"names", "mode", "ignore_index", "background", "regions"}  # of labels, in docs/data.md
+    missing = [word for word in (*keys, *names) if word not in elsewhere and not re.search(rf"`(\w+\.)?{word}`", page)]
+    assert not missing

@@ -128,7 +128,7 @@ def test_evaluation_keeps_the_mask_on_its_own_grid():
     preprocess = Preprocess.fit(
         ((case, store.read(case)) for case in source.cases), intensity="none", spacing=[2.0, 2.0], multiple=1
     )
-    sample = EvaluationSet(list(source.cases), store, preprocess)[0]
+    sample = EvaluationSet(list(source.cases), source, preprocess, cache=True)[0]
     assert sample["image"].shape == (1, 6, 5)
     assert sample["mask"].shape == (12, 10)
 

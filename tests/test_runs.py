@@ -60,16 +60,17 @@ def test_checkpoint_errors_name_the_file(tmp_path):
 
 def test_a_run_is_not_overwritten(tmp_path):
     run = Run(tmp_path / "run")
-    run.start(resume=False)
+    run.check_free(resume=False)
+    run.start()
     checkpoint.save(run.last, {"step": 0})
     with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
-        run.start(resume=False)
-    run.start(resume=True)
+        run.check_free(resume=False)
+    run.check_free(resume=True)
 
 
 def test_the_environment_is_recorded(tmp_path):
     run = Run(tmp_path / "run")
-    run.start(resume=False)
+    run.start()
     recorded = json.loads((run.folder / "environment.json").read_text())
     assert recorded["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert recorded["threads"] == torch.get_num_threads()

@@ -168,6 +168,14 @@ def test_splits_by_folder(tmp_path):
         PairsSource(**options, splits={"train": "train", "test": "train"})
 
 
+def test_equal_names_in_two_parts_are_two_cases(tmp_path):
+    files = ["train/a.png", "train/b.png", "val/a.png"]
+    options = folder(tmp_path, files, [name.replace("/", "annot/") for name in files])
+    options |= {"images": tmp_path / "images/{split}", "masks": tmp_path / "masks/{split}annot"}
+    source = PairsSource(**options, splits={"train": "train", "validation": "val"})
+    assert [case.name for case in source.cases] == ["train/a", "train/b", "validation/a"]
+
+
 def test_folders_without_files(tmp_path):
     options = folder(tmp_path, ["a.png"])
     with pytest.raises(DataError, match=r"the folder .*masks does not exist"):

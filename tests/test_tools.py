@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_evaluating_another_split_and_the_best_checkpoint(trained, tmp_path):
     last = read_scores(folder / "run" / "evaluation" / "validation")
     assert last["cases"] == 4
     best = folder / "run" / "checkpoints" / "best.pt"
-    assert "say where to write" in tool("evaluate", "--checkpoint", best, code=2)
+    assert "say with --out where to write" in tool("evaluate", "--checkpoint", best, code=2)
     tool("evaluate", "--checkpoint", best, "--split", "validation", "--out", tmp_path, folder=folder)
     scores = read_scores(tmp_path)
     assert scores["selected_on"] == "validation"
@@ -108,6 +109,27 @@ def test_a_run_is_continued_only_when_asked(trained):
     assert read_scores(folder / "run" / "evaluation" / "test") == before
 
 
+def test_a_run_is_not_continued_as_another_experiment(trained):
+    folder, _ = trained
+    before = (folder / "run" / "config.yaml").read_text()
+    changed = ("loss=focal", "model.widths=[8, 32]")
+    printed = tool("train", "--config", "tiny.yaml", "run.dir=run", *changed, "--resume", code=2, folder=folder)
+    assert "loss.0.name: 'dice' in the run, 'focal' now" in printed
+    assert "model.widths.1: 16 in the run, 32 now" in printed
+    assert (folder / "run" / "config.yaml").read_text() == before
+
+
+def test_other_data_need_a_place_for_their_scores(trained):
+    folder, _ = trained
+    for arguments, message in (
+        (("--data", "somewhere"), "say with --out where to write"),
+        (("--data", "somewhere", "--split", "test", "--out", "other"), "not both"),
+        (("--checkpoint", "run"), "expected one --checkpoint, got 2"),
+        (("model.widths=[4, 8]",), "only data."),
+    ):
+        assert message in tool("evaluate", "--checkpoint", "run", *arguments, code=2, folder=folder)
+
+
 def test_predicting_pictures(trained, tmp_path):
     folder, _ = trained
     pixels = np.random.default_rng(0).integers(0, 255, (37, 50)).astype(np.uint8)
@@ -117,6 +139,9 @@ def test_predicting_pictures(trained, tmp_path):
     tool("predict", "--checkpoint", "run", "--input", tmp_path / "in", "--output", tmp_path / "out", folder=folder)
     shapes = {path.name: np.array(Image.open(path)).shape for path in (tmp_path / "out").iterdir()}
     assert shapes == {"one.png": (37, 50), "two.png": (50, 37)}
+    arguments = ("--checkpoint", "run", "--input", tmp_path / "in", "--output", tmp_path / "in")
+    assert "would replace the image" in tool("predict", *arguments, code=2, folder=folder)
+    assert np.array_equal(np.array(Image.open(tmp_path / "in" / "one.png")), pixels)
     colour = tmp_path / "colour.png"
     Image.fromarray(np.repeat(pixels[..., None], 3, axis=2)).save(colour)
     arguments = ("--checkpoint", "run", "--input", colour, "--output", tmp_path / "no")
@@ -155,14 +180,53 @@ def test_comparing_losses(trained):
     result = json.loads((out / "comparison.json").read_text())
     assert {loss["name"]: len(loss["runs"]) for loss in result["losses"]} == {"cross_entropy": 2, "dice": 2}
     assert result["pairs"][0]["verdict"] in {"better", "worse", "equivalent", "undecided"}
-    assert "fewer than" in printed or "seeds" in printed
+    assert "fewer than 3 runs (cross_entropy 2, dice 2)" in printed
     for loss in result["losses"]:
         for run in loss["runs"]:
             (unit,) = (out / "units").glob(f"{loss['name']}-seed{run['seed']}-*")
             assert run["mean"] == pytest.approx(read_scores(unit / "evaluation" / "test")["mean"]["dice"])
+    # scores of another part of the split are not those of the comparison
+    unit = next((out / "units").iterdir())
+    tool("evaluate", "--checkpoint", unit, "--split", "train", folder=folder)
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
     assert "finished before" in tool("compare", *arguments, "train.steps=4", folder=folder)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")} == stamps
+    assert pd.read_csv(out / "cases.csv").equals(table)
+
+
+def test_a_failing_loss_stops_no_other(tmp_path):
+    """No weight follows from the masks for a class that is in none of them."""
+    random = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for number in range(6):
+            pixels = random.integers(0, 2 if kind == "masks" else 255, (16, 16)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{number}.png")
+    text = re.sub("data: .*", "data: {name: pairs, images: images, masks: masks}\nsplit: {name: kfold, folds: 2}", TINY)
+    (tmp_path / "four.yaml").write_text(text)
+    arguments = ("--config", "four.yaml", "--losses", "weighted_cross_entropy,dice", "--seeds", "1", "--out", "failing")
+    printed = tool("compare", *arguments, "train.steps=2", code=1, folder=tmp_path)
+    assert "1 of 2 units failed" in printed
+    assert "no training case contains b" in printed
+    result = json.loads((tmp_path / "failing" / "comparison.json").read_text())
+    assert list(result["failed"]) == ["weighted_cross_entropy, seed 0"]
+    assert [loss["name"] for loss in result["losses"]] == ["dice"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--losses", "dice,dice"), "names of losses that differ"),
+        (("--losses", "dice", "--metric", "hd95"), "one of dice, iou"),
+        (("--losses", "dice", "--baseline", "dcie"), "--baseline to be one of dice"),
+        (("--losses", "dice", "seed=7"), "the comparison sets seed"),
+    ],
+)
+def test_a_comparison_is_checked_before_anything_is_trained(trained, arguments, message):
+    folder, _ = trained
+    printed = tool("compare", "--config", "tiny.yaml", "--out", "checked", *arguments, code=2, folder=folder)
+    assert message in printed
+    assert not (folder / "checked").exists()
 
 
 def test_one_seed_compares_checkpoints_only(trained):

@@ -19,7 +19,7 @@ from segkit.models.unet import UNet
 from segkit.optimizers import SCHEDULES, build_optimizer
 from segkit.predict import Predictor
 from segkit.runs import Run
-from segkit.train import Experiment, Interrupted, Settings, Trainer, fit
+from segkit.train import Diverged, Experiment, Interrupted, Settings, Trainer, fit
 
 LABELS = Labels(["background", "a", "b"], ignore_index=255)
 QUIET = Console(quiet=True)
@@ -47,7 +47,7 @@ def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss=
         batches=lambda start: training_loader(
             dataset, batch=4, workers=workers, steps=steps, seed=1, start=start, multiple=4, pin=False
         ),
-        validation=EvaluationSet([by_name[name] for name in split.validation], store, preprocess),
+        validation=EvaluationSet([by_name[name] for name in split.validation], source, preprocess, cache=True),
         predictor=lambda model: Predictor(model, CPU, 4),
         settings=Settings(steps=steps, steps_per_epoch=2, clip_norm=1.0, ema=ema, log_every=2, **settings),
         device=CPU,
@@ -87,6 +87,7 @@ def test_a_run_folder_holds_what_it_says(tmp_path):
     assert saved["config"] == {"seed": 1}
     best = max(record["validation"]["dice"] for record in records if record["kind"] == "epoch")
     assert checkpoint.load(run.best)["best"] == saved["best"] == best
+    assert (checkpoint.load(run.best)["selected_on"], saved["selected_on"]) == ("validation", None)
 
 
 def test_it_learns(tmp_path):
@@ -114,6 +115,28 @@ def test_two_runs_and_a_resumed_one_are_equal_to_the_bit(tmp_path, ema):
     fit(make_experiment(ema=ema), broken, resume=True, console=QUIET)
     assert_same(weights(whole), weights(broken))
     assert log_of(whole) == log_of(broken)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    """The weights of the checkpoint are from before, and the log is still JSON."""
+    run = Run(tmp_path)
+    with pytest.raises(Diverged, match="steps up to 4, so training is stopped") as stopped:
+        fit(poisoned_from(make_experiment(), 3), run, console=QUIET)
+    assert stopped.value.exit_code == 1
+    assert log_of(run)[-1]["loss"] is None
+    saved = checkpoint.load(run.last)
+    assert saved["step"] == 2
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+def poisoned_from(experiment, step):
+    """The same experiment with NaN images from a step on."""
+
+    def batches(start):
+        for number, batch in enumerate(experiment.batches(start), start):
+            yield batch if number < step else {**batch, "image": batch["image"] * torch.nan}
+
+    return replace(experiment, batches=batches)
 
 
 def interrupted_after(experiment, steps, error):
@@ -150,14 +173,16 @@ def test_signals_finish_the_step_and_save(tmp_path, number, code):
 
 
 def test_the_moving_average_is_what_is_saved(tmp_path):
-    """Decay 0.5 over three steps, by hand."""
-    experiment = make_experiment(steps=3, ema=0.5, dropout=0.0)
+    """Three steps by hand: the decay is limited to 2/11 after the first, and counters are no averages."""
+    experiment = make_experiment(steps=3, ema=0.22, dropout=0.0)
     trainer = Trainer(experiment)
-    averages = None
-    for batch in experiment.batches(0):
+    averages = experiment.model.head.weight.detach().clone()
+    for batch, decay in zip(experiment.batches(0), (2 / 11, 0.22, 0.22), strict=True):
         trainer.step(batch)
-        now = experiment.model.head.weight.detach().clone()
-        averages = now if averages is None else (averages + now) / 2
+        averages = decay * averages + (1 - decay) * experiment.model.head.weight.detach()
+    counters = [value for name, value in trainer.state()["model"].items() if name.endswith("num_batches_tracked")]
+    assert counters
+    assert all(value == 3 for value in counters)
     torch.testing.assert_close(trainer.state()["model"]["head.weight"], averages)
     assert not torch.equal(averages, experiment.model.head.weight)
     del tmp_path
@@ -176,9 +201,12 @@ def test_clipping_limits_the_step():
     torch.testing.assert_close(moved.detach(), torch.tensor(1e-3), rtol=1e-3, atol=0)  # float32 differences
 
 
-def test_a_step_never_waits_for_the_device():
+@pytest.mark.parametrize(
+    "settings", [{}, {"ema": 0.9}, {"precision": "bf16"}, {"channels_last": True}], ids=lambda one: "-".join(one)
+)
+def test_a_step_never_waits_for_the_device(settings):
     """Everything of the step but the optimiser's own work, under a mode that refuses to read tensors back."""
-    experiment = make_experiment(steps=2)
+    experiment = make_experiment(steps=2, **settings)
     trainer = Trainer(experiment)
     batches = list(experiment.batches(0))
     trainer.step(batches[0])
@@ -194,9 +222,10 @@ def test_the_mode_would_notice():
         torch.ones(3)[torch.tensor([True, False, True])]
 
 
-def test_a_step_runs_on_the_meta_device():
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_step_runs_on_the_meta_device(ema):
     """The meta device holds no numbers, so any look at one fails."""
-    experiment = make_experiment(steps=1)
+    experiment = make_experiment(steps=1, ema=ema)
     experiment.model.to("meta")
     experiment.loss.to("meta")
     experiment.optimizer = build_optimizer("adamw", experiment.model, {"lr": 1e-2})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +10,18 @@ import pandas as pd
 from rich.console import Console
 
 from segkit import assemble, workflow
-from segkit.compare.plan import Unit, check_losses, unit_folder
+from segkit.compare.plan import Unit, check_losses, check_overrides, unit_folder
 from segkit.compare.report import Analysis, write_comparison
 from segkit.runs import Run
+from segkit.train import Diverged, Interrupted
 
 COLUMNS = ["loss", "seed", "fold"]
+
+
+class UnitsFailed(Exception):
+    """Some units of a comparison ended with an error."""
+
+    exit_code = 1
 
 
 def compare(
@@ -25,13 +33,22 @@ def compare(
     analysis: Analysis,
     console: Console,
 ) -> None:
-    """Train every loss with every seed, gather the long table in cases.csv and analyse it in comparison.json."""
-    units = make_units(path, overrides, losses, seeds, out)
-    table = execute(units, console)
-    table.to_csv(out / "cases.csv", index=False)
-    labels = assemble.build_labels(units[0].config)
-    foreground = [labels.channel_names[channel] for channel in labels.foreground]
-    write_comparison(table, out, analysis, foreground, console)
+    """Train every loss with every seed, gather the long table in cases.csv and analyse it in comparison.json.
+
+    A unit that fails does not stop the others; they are listed, in comparison.json too, and in UnitsFailed at the end.
+    """
+    units = make_units(path, overrides, check_losses(losses, analysis.baseline), seeds, out)
+    table, failed = execute(units, console)
+    told = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
+    if table is not None:
+        table.to_csv(out / "cases.csv", index=False)
+        labels = assemble.build_labels(units[0].config)
+        foreground = [labels.channel_names[channel] for channel in labels.foreground]
+        write_comparison(table, out, analysis, foreground, console, failed)
+    if failed:
+        raise UnitsFailed(
+            f"{len(failed)} of {len(units)} units failed:{told}\nmend the cause and run the command again"
+        )
 
 
 def make_units(path: Path, overrides: Sequence[str], losses: Sequence[str], seeds: int, out: Path) -> list[Unit]:
@@ -39,34 +56,52 @@ def make_units(path: Path, overrides: Sequence[str], losses: Sequence[str], seed
 
     Raises ConfigError if the configuration does not fit one of the losses, before anything is trained.
     """
+    check_overrides(overrides)
     units = []
     for seed in range(seeds):
-        for loss in check_losses(losses):
+        for loss in losses:
             config = assemble.read(path, [*overrides, f"loss={loss}", f"seed={seed}"])
-            fold = int(config.split.args.get("fold", 0))
-            units.append(Unit(loss, seed, fold, config, unit_folder(out, loss, config)))
+            split = assemble.build_split(config)
+            part = workflow.evaluated_part(config, split)
+            folder = unit_folder(out, loss, config, split.content_hash)
+            units.append(Unit(loss, seed, int(config.split.args.get("fold", 0)), part, config, folder))
     return units
 
 
-def execute(units: Sequence[Unit], console: Console) -> pd.DataFrame:
-    """Train and evaluate what is not finished, and gather the long table of all units."""
-    tables = []
+def execute(units: Sequence[Unit], console: Console) -> tuple[pd.DataFrame | None, dict[str, str]]:
+    """Train and evaluate what is not finished. Returns the long table of the units that did, and why others did not."""
+    tables, failed = [], {}
     for number, unit in enumerate(units, 1):
         console.rule(f"{unit.loss}, seed {unit.seed} ({number} of {len(units)})")
-        tables.append(run_unit(unit, console))
-    return pd.concat(tables, ignore_index=True)
+        try:
+            tables.append(run_unit(unit, console))
+        except Interrupted:
+            raise
+        except (ValueError, RuntimeError, Diverged) as error:
+            failed[f"{unit.loss}, seed {unit.seed}"] = str(error)
+            console.print(f"failed: {error}", style="red", markup=False)
+    return (pd.concat(tables, ignore_index=True) if tables else None), failed
 
 
 def run_unit(unit: Unit, console: Console) -> pd.DataFrame:
     """The rows of one unit, trained now, continued where it was interrupted, or read if it is finished."""
     run = Run(unit.folder)
-    finished = sorted(unit.folder.glob("evaluation/*/scores.json"))
-    if not finished:
-        workflow.run_experiment(unit.config, run, resume=True, console=console)
-        finished = sorted(unit.folder.glob("evaluation/*/scores.json"))
+    folder = run.evaluation(unit.part)
+    if finished(unit):
+        console.print(f"finished before: {unit.folder}", markup=False)
     else:
-        console.print(f"finished before: {unit.folder}")
-    table = pd.read_csv(finished[0].parent / "cases.csv", dtype={"case": str, "group": str})
+        workflow.run_experiment(unit.config, run, resume=True, console=console)
+    table = pd.read_csv(folder / "cases.csv", dtype={"case": str, "group": str})
     for place, (name, value) in enumerate(zip(COLUMNS, (unit.loss, unit.seed, unit.fold), strict=True)):
         table.insert(place, name, value)
     return table
+
+
+def finished(unit: Unit) -> bool:
+    """Whether the part that counts was evaluated with the last checkpoint of the whole training."""
+    run = Run(unit.folder)
+    scores = run.evaluation(unit.part) / "scores.json"
+    if not scores.is_file():
+        return False
+    content = json.loads(scores.read_text())
+    return content["checkpoint"] == str(run.last.relative_to(run.folder)) and content["step"] == content["steps"]

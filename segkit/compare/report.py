@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,8 @@ from typing import Literal
 import pandas as pd
 from rich.console import Console
 
-from segkit.compare.statistics import analyse
+from segkit.compare.statistics import METRICS, analyse
+from segkit.config import ConfigError
 from segkit.report.tables import print_comparison
 
 
@@ -28,6 +29,10 @@ class Analysis:
     metric: str = "dice"
     baseline: str | None = None
     margin: float = 0.005
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ConfigError(f"expected --metric to be one of {', '.join(METRICS)}, got {self.metric}")
 
     @property
     def family(self) -> Literal["all_pairs", "vs_baseline"]:
@@ -46,9 +51,17 @@ def compare_table(path: Path, out: Path, analysis: Analysis, console: Console) -
 
 
 def write_comparison(
-    table: pd.DataFrame, out: Path, analysis: Analysis, foreground: Sequence[str] | None, console: Console
+    table: pd.DataFrame,
+    out: Path,
+    analysis: Analysis,
+    foreground: Sequence[str] | None,
+    console: Console,
+    failed: Mapping[str, str] | None = None,
 ) -> None:
-    """Analyse, write comparison.json, print. foreground: the classes that count; None: all but `background`."""
+    """Analyse, write comparison.json, print.
+
+    foreground: the classes that count; None: all but `background`. failed: runs that ended with an error, and why.
+    """
     result = analyse(
         table,
         metric=analysis.metric,
@@ -57,6 +70,10 @@ def write_comparison(
         margin=analysis.margin,
         classes=foreground,
     )
+    result["failed"] = dict(failed or {})
+    result["warnings"] += [
+        f"not in the comparison, because it failed: {run} ({why})" for run, why in result["failed"].items()
+    ]
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     print_comparison(result, console)

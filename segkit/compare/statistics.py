@@ -41,7 +41,8 @@ def analyse(
     """Compare losses; returns the contents of comparison.json.
 
     table: a row a loss, seed, fold, case and class, with columns loss, seed, fold, case, group, class and `metric`,
-        `dice` or `iou`, between 0 and 1. A run is a (seed, fold). The value is NaN where the class is in neither
+        `dice` or `iou`, between 0 and 1. Without a column fold there is one, without a column group every case is a
+        group. A run is a (seed, fold). The value is NaN where the class is in neither
         prediction nor reference: if that is so in every run of every loss, the case is not counted for the class;
         otherwise those runs were right and count 1, so that all runs are judged on the same cases.
     baseline: with the family `vs_baseline`, every other loss is compared with it; it is b in its pairs.
@@ -92,6 +93,8 @@ def _checked_rows(table: Rows, metric: str, classes: Sequence[str] | None) -> Ro
     """The rows of the classes that count, after checks."""
     if metric not in METRICS:
         raise ValueError(f"expected metric dice or iou, got {metric!r}")
+    absent: dict[str, Any] = {"fold": 0, "group": table.get("case")}
+    table = table.assign(**{name: value for name, value in absent.items() if name not in table})
     needed = [*RUN, "case", "group", "class", metric]
     missing = [column for column in needed if column not in table.columns]
     if missing:

@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from pydantic import Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class AugmentError(ValueError):
+    """A transform that does not fit the images."""
+
+    exit_code = 2
 
 
 class Augment(Protocol):
-    """image [C, *S] and mask [*S] or [K, *S] -> the same, transformed by the draws that belong to `seed`."""
+    """image [C, *S] and mask [*S] or [K, *S] -> the same, transformed by the draws that belong to `seed`.
+
+    before_normalisation: whether it takes images in [0, 1], with outliers outside, or else normalised ones.
+    """
 
     before_normalisation: bool
 
@@ -38,23 +50,23 @@ def _albumentations() -> Any:
     return albumentations
 
 
-def horizontal_flip(*, p: float = 0.5) -> Any:
+def horizontal_flip(*, p: Share = 0.5) -> Any:
     """Mirror left and right."""
     return _albumentations().HorizontalFlip(p=p)
 
 
-def vertical_flip(*, p: float = 0.5) -> Any:
+def vertical_flip(*, p: Share = 0.5) -> Any:
     """Mirror top and bottom."""
     return _albumentations().VerticalFlip(p=p)
 
 
-def rotate90(*, p: float = 0.5) -> Any:
+def rotate90(*, p: Share = 0.5) -> Any:
     """Turn by a random multiple of 90 degrees."""
     return _albumentations().RandomRotate90(p=p)
 
 
 def affine(
-    *, void: int, rotate: float = 15.0, scale: float = 0.15, shift: float = 0.05, shear: float = 0.0, p: float = 0.5
+    *, void: int, rotate: float = 15.0, scale: float = 0.15, shift: float = 0.05, shear: float = 0.0, p: Share = 0.5
 ) -> Any:
     """Rotate by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides, shear by degrees."""
     return _albumentations().Affine(
@@ -68,36 +80,36 @@ def affine(
     )
 
 
-def elastic(*, void: int, alpha: float = 50.0, sigma: float = 7.0, p: float = 0.3) -> Any:
+def elastic(*, void: int, alpha: float = 50.0, sigma: float = 7.0, p: Share = 0.3) -> Any:
     """Smooth random displacement (Simard et al. 2003) of strength `alpha` and smoothness `sigma` pixels."""
     transform = _albumentations().ElasticTransform
     return transform(alpha=alpha, sigma=sigma, border_mode=0, fill=0, fill_mask=void, p=p)
 
 
-def brightness_contrast(*, brightness: float = 0.2, contrast: float = 0.2, p: float = 0.5) -> Any:
+def brightness_contrast(*, brightness: float = 0.2, contrast: float = 0.2, p: Share = 0.5) -> Any:
     """Add up to `brightness` of the value range, scale contrast by 1 +- `contrast`."""
     limits = {"brightness_limit": (-brightness, brightness), "contrast_limit": (-contrast, contrast)}
     return _albumentations().RandomBrightnessContrast(**limits, p=p)
 
 
-def gamma(*, low: float = 0.8, high: float = 1.25, p: float = 0.3) -> Any:
+def gamma(*, low: float = 0.8, high: float = 1.25, p: Share = 0.3) -> Any:
     """Raise values in [0, 1] to a random power between `low` and `high`."""
     return _albumentations().RandomGamma(gamma_limit=(100 * low, 100 * high), p=p)
 
 
-def hue_saturation(*, hue: float = 0.05, saturation: float = 0.2, p: float = 0.3) -> Any:
+def hue_saturation(*, hue: float = 0.05, saturation: float = 0.2, p: Share = 0.3) -> Any:
     """Shift hue and saturation of RGB images by shares of their ranges."""
     return _albumentations().ColorJitter(
         brightness=(1, 1), contrast=(1, 1), saturation=(1 - saturation, 1 + saturation), hue=(-hue, hue), p=p
     )
 
 
-def gaussian_noise(*, sd: float = 0.05, p: float = 0.3) -> Any:
+def gaussian_noise(*, sd: float = 0.05, p: Share = 0.3) -> Any:
     """Add Gaussian noise with a standard deviation of up to `sd` of the value range."""
     return _albumentations().GaussNoise(std_range=(0.0, sd), p=p)
 
 
-def gaussian_blur(*, sigma: float = 1.5, p: float = 0.2) -> Any:
+def gaussian_blur(*, sigma: float = 1.5, p: Share = 0.2) -> Any:
     """Blur with a Gaussian of up to `sigma` pixels."""
     return _albumentations().GaussianBlur(sigma_limit=(0.3, sigma), blur_limit=0, p=p)
 
@@ -117,7 +129,11 @@ ALBUMENTATIONS: dict[str, Callable[..., Any]] = {
 
 
 class AlbumentationsAugment:
-    """Albumentations on pictures: image float32 [C, H, W], mask [H, W] or [K, H, W]."""
+    """Albumentations on pictures in [0, 1]: image float32 [C, H, W], mask [H, W] or [K, H, W].
+
+    Transforms of brightness and colour clip what lies outside. Raises AugmentError for volumes, and where a transform
+    needs other channels.
+    """
 
     before_normalisation = True
 
@@ -126,21 +142,22 @@ class AlbumentationsAugment:
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if image.ndim != 3:
-            raise ValueError(f"albumentations takes pictures [C, H, W], got {list(image.shape)}; use engine: monai")
-        low, high = min(0.0, float(image.min())), max(1.0, float(image.max()))
-        unit = (image - low) / (high - low) if (low, high) != (0.0, 1.0) else image
+            raise AugmentError(f"albumentations takes pictures [C, H, W], got {list(image.shape)}; use engine: monai")
         self.compose.set_random_seed(seed)
-        moved = self.compose(
-            image=np.ascontiguousarray(unit.transpose(1, 2, 0)),
-            mask=np.ascontiguousarray(mask if mask.ndim == 2 else mask.transpose(1, 2, 0)),
-        )
+        try:
+            moved = self.compose(
+                image=np.ascontiguousarray(image.transpose(1, 2, 0)),
+                mask=np.ascontiguousarray(mask if mask.ndim == 2 else mask.transpose(1, 2, 0)),
+            )
+        except TypeError as error:  # what it says of channels that are not 1 or 3
+            raise AugmentError(f"a transform does not fit an image {list(image.shape)}: {error}") from error
         out, out_mask = moved["image"], moved["mask"]
         out = out[..., None] if out.ndim == 2 else out
         out_mask = out_mask if out_mask.ndim == 2 else out_mask.transpose(2, 0, 1)
-        return out.transpose(2, 0, 1).astype(np.float32) * (high - low) + low, out_mask.astype(mask.dtype)
+        return out.transpose(2, 0, 1).astype(np.float32), out_mask.astype(mask.dtype)
 
 
-def monai_flip(*, axes: list[int], p: float = 0.5) -> Any:
+def monai_flip(*, axes: list[int], p: Share = 0.5) -> Any:
     """Mirror each of the spatial `axes` (0 is the first) with probability `p`."""
     from monai.transforms.compose import Compose
     from monai.transforms.spatial.dictionary import RandFlipd
@@ -149,7 +166,7 @@ def monai_flip(*, axes: list[int], p: float = 0.5) -> Any:
 
 
 def monai_affine(
-    *, rotate: float = 15.0, scale: float = 0.15, shift: float = 0.05, shear: float = 0.0, p: float = 0.5
+    *, rotate: float = 15.0, scale: float = 0.15, shift: float = 0.05, shear: float = 0.0, p: Share = 0.5
 ) -> Any:
     """Rotate about every axis by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides."""
     return _LazyAffine(np.deg2rad(rotate), scale, shift, np.deg2rad(shear), p)
@@ -185,35 +202,35 @@ class _LazyAffine:
         return transform(sample)
 
 
-def monai_gaussian_noise(*, sd: float = 0.1, p: float = 0.2) -> Any:
+def monai_gaussian_noise(*, sd: float = 0.1, p: Share = 0.2) -> Any:
     """Add Gaussian noise with a standard deviation of up to `sd` (of the normalised image)."""
     from monai.transforms.intensity.dictionary import RandGaussianNoised
 
     return RandGaussianNoised(["image"], prob=p, std=sd)
 
 
-def monai_gaussian_smooth(*, sigma: float = 1.0, p: float = 0.1) -> Any:
+def monai_gaussian_smooth(*, sigma: float = 1.0, p: Share = 0.1) -> Any:
     """Blur with a Gaussian of 0.25 to `sigma` voxels."""
     from monai.transforms.intensity.dictionary import RandGaussianSmoothd
 
     return RandGaussianSmoothd(["image"], (0.25, sigma), (0.25, sigma), (0.25, sigma), prob=p)
 
 
-def monai_scale_intensity(*, factor: float = 0.25, p: float = 0.3) -> Any:
+def monai_scale_intensity(*, factor: float = 0.25, p: Share = 0.3) -> Any:
     """Multiply the image by 1 +- `factor`."""
     from monai.transforms.intensity.dictionary import RandScaleIntensityd
 
     return RandScaleIntensityd(["image"], factor, prob=p)
 
 
-def monai_shift_intensity(*, offset: float = 0.1, p: float = 0.3) -> Any:
+def monai_shift_intensity(*, offset: float = 0.1, p: Share = 0.3) -> Any:
     """Add up to +- `offset` (standard deviations of the image, after zscore) to the image."""
     from monai.transforms.intensity.dictionary import RandShiftIntensityd
 
     return RandShiftIntensityd(["image"], offset, prob=p)
 
 
-def monai_gamma(*, low: float = 0.7, high: float = 1.5, p: float = 0.3) -> Any:
+def monai_gamma(*, low: float = 0.7, high: float = 1.5, p: Share = 0.3) -> Any:
     """Raise the image, scaled to its own range, to a random power between `low` and `high`."""
     from monai.transforms.intensity.dictionary import RandAdjustContrastd
 
@@ -256,7 +273,10 @@ class MonaiAugment:
         random = np.random.RandomState(seed % 2**32)
         for transform in self.transforms:
             transform.set_random_state(state=random)
-            sample = transform(sample)
+            try:
+                sample = transform(sample)
+            except (RuntimeError, IndexError) as error:
+                raise AugmentError(f"a transform does not fit an image {list(image.shape)}: {error}") from error
         moved = (np.asarray(sample["mask"]) + self.void).round().astype(mask.dtype)
         return np.asarray(sample["image"], dtype=np.float32), moved if mask.ndim > dims else moved[0]
 

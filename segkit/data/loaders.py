@@ -26,12 +26,13 @@ class Prepared:
     mask: np.ndarray
     shift: np.ndarray
     scale: np.ndarray
+    limits: tuple[float, float]  # what is 0 and 1 to augmentation that comes before normalisation
     spacing: tuple[float, ...]
     foreground: np.ndarray  # coordinates [N, D] of foreground pixels to centre patches on
 
 
 class CaseStore:
-    """Reads cases once if `cache`, each time otherwise."""
+    """Reads cases once if `cache`, each time otherwise, until they are forgotten."""
 
     def __init__(self, source: Source, *, cache: bool):
         self.source, self.cache = source, cache
@@ -44,6 +45,10 @@ class CaseStore:
         if self.cache:
             self.raw[case.name] = raw
         return raw
+
+    def forget(self, case: Case) -> None:
+        """Let go of a case that is kept in another form."""
+        self.raw.pop(case.name, None)
 
 
 class TrainingSet(Dataset):
@@ -110,8 +115,9 @@ class TrainingSet(Dataset):
             return self.preprocess.normalise(image, prepared.shift, prepared.scale)
 
         if self.augment.before_normalisation:
-            image, mask = self.augment(image, mask, seed)
-            return normalise(image), mask
+            low, high = prepared.limits
+            image, mask = self.augment((image - low) / (high - low), mask, seed)
+            return normalise(image * (high - low) + low), mask
         return self.augment(normalise(image), mask, seed)
 
     def _centre(self, prepared: Prepared, placing: np.random.Generator) -> np.ndarray | None:
@@ -133,32 +139,49 @@ class TrainingSet(Dataset):
             if self.foreground > 0
             else np.zeros((0, dims), np.int64)
         )
-        prepared = Prepared(raw.image, raw.mask, shift, scale, raw.spacing, locations)
+        prepared = Prepared(raw.image, raw.mask, shift, scale, unit_limits(raw.image), raw.spacing, locations)
         if self.store.cache:
             self.prepared[number] = prepared
+            self.store.forget(self.cases[number])
         return prepared
 
 
 class EvaluationSet(Dataset):
-    """Whole images as the network sees them, with the mask on the original grid, by case number."""
+    """Whole images as the network sees them, with the mask on the original grid, by case number.
 
-    def __init__(self, cases: Sequence[Case], store: CaseStore, preprocess: Preprocess):
-        self.cases, self.store, self.preprocess = cases, store, preprocess
+    cache: keep them once read.
+    """
+
+    def __init__(self, cases: Sequence[Case], source: Source, preprocess: Preprocess, *, cache: bool):
+        self.cases, self.source, self.preprocess, self.cache = cases, source, preprocess, cache
         self.samples: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self.cases)
 
+    def raw(self, number: int) -> RawCase:
+        """The case as stored."""
+        return self.source.read(self.cases[number])
+
     def __getitem__(self, number: int) -> dict[str, Any]:
         if number in self.samples:
             return self.samples[number]
-        raw = self.store.read(self.cases[number])
+        raw = self.raw(number)
         image = network_image(raw, self.preprocess)
         assert raw.mask is not None
         sample = as_sample(image, raw.mask, self.cases[number], raw.spacing)
-        if self.store.cache:
+        if self.cache:
             self.samples[number] = sample
         return sample
+
+
+def unit_limits(image: np.ndarray) -> tuple[float, float]:
+    """0 and 1 for pictures that lie between them, else the 0.5th and the 99.5th percentile, so that a few bright pixels
+    do not make all others dark."""
+    if image.min() >= 0 and image.max() <= 1:
+        return 0.0, 1.0
+    low, high = np.percentile(image, (0.5, 99.5))
+    return (float(low), float(high)) if high > low else (float(low), float(low) + 1.0)
 
 
 def network_image(raw: RawCase, preprocess: Preprocess) -> np.ndarray:

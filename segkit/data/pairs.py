@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,7 +63,7 @@ class PairsSource:
             strays += [f"mask without image: {mask_of[name]}" for name in mask_of if name not in image_of]
         if unpaired == "refuse":
             refuse_unpaired(strays)
-        self.cases = sorted_cases(cases, Path(images))
+        self.cases = sorted_cases(distinguished(cases), Path(images))
 
     def read(self, case: Case) -> RawCase:
         """The pixels of one case, the mask's values checked. Raises DataError."""
@@ -98,6 +98,13 @@ def refuse_unpaired(strays: Sequence[str]) -> None:
             f"{len(strays)} files have no partner:{listed(list(strays))}\n"
             "mend the names or the patterns, or leave these files out with `unpaired: skip` under `data`"
         )
+
+
+def distinguished(cases: Sequence[Case]) -> list[Case]:
+    """Cases as they are, or with their part of the split in front, `train/0001`, if two parts use one name."""
+    image_of: dict[str, Path | None] = {}
+    shared = any(image_of.setdefault(case.name, case.image) != case.image for case in cases)
+    return [replace(case, name=f"{case.split}/{case.name}") for case in cases] if shared else list(cases)
 
 
 def sorted_cases(cases: Sequence[Case], folder: Path) -> tuple[Case, ...]:

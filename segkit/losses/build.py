@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from segkit.labels import Labels, Target
 from segkit.losses.lovasz import LovaszSoftmax
@@ -66,7 +67,8 @@ class WeightedSum(nn.Module):
         mask: class numbers [B, *S], or one-hot or soft [B, K, *S], as in `Labels.target`.
         pixel_weight: [B, *S], 0 or more.
 
-        Raises ValueError if the shapes do not fit, and where a term is not defined for what is given.
+        Raises ValueError if the shapes do not fit, and where a term is not defined for what is given; a second
+        derivative raises RuntimeError.
         """
         return self.combine(self.terms(logits, mask, pixel_weight))
 
@@ -78,6 +80,8 @@ class WeightedSum(nn.Module):
     def terms(self, logits: Tensor, mask: Tensor, pixel_weight: Tensor | None = None) -> dict[str, Tensor]:
         """Each term's value by name, scalars, without their weights; arguments as for the call."""
         self._check_shapes(logits, mask, pixel_weight)
+        if not torch.compiler.is_compiling():
+            logits = _FirstOrder.apply(logits)  # pyright: ignore[reportAssignmentType]
         target = self.labels.target(mask, spatial=logits.ndim - 2, pixel_weight=pixel_weight)
         logits = select_valid(logits, target)
         results = [run(logits, target) for run in self.passes]
@@ -105,6 +109,19 @@ class WeightedSum(nn.Module):
                     f"expected a {name} to fit logits {list(logits.shape)}, {expected}"
                     f"{' or with channels' if name == 'mask' else ''}, got {list(given.shape)}"
                 )
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The identity, through which no second derivative goes: no loss here has a backward meant for one."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:  # noqa: ARG004
+        return logits.view_as(logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient
 
 
 def select_valid(logits: Tensor, target: Target) -> Tensor:

@@ -1,4 +1,4 @@
-"""torchvision's segmentation networks by short name, for 2D images, trained from scratch unless given weights.
+"""torchvision's segmentation networks by short name, for 2D images, trained from scratch.
 
 torchvision is imported when a network is built.
 """

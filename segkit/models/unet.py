@@ -86,6 +86,11 @@ class UNet(nn.Module):
             raise ValueError(f"expected images of 2 or 3 dimensions, got {dims}")
         if len(widths) < 2:
             raise ValueError(f"expected at least two widths, finest first, got {list(widths)}")
+        if min(widths) < 1 or min(encoder_convs, decoder_convs) < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                "expected widths, encoder_convs and decoder_convs of at least 1 and dropout from 0 to below 1, got "
+                f"{list(widths)}, {encoder_convs}, {decoder_convs} and {dropout}"
+            )
         kind = {"norm": norm, "residual": residual}
         inputs = [in_channels, *widths[:-1]]
         self.multiple = 2 ** (len(widths) - 1)
