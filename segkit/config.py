@@ -5,103 +5,29 @@ The program hands in tables of what can be named (losses, networks, sources); an
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Any, TextIO
 
-from pydantic import BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
 from segkit.config_check import Checker, Table
+from segkit.config_sections import (
+    Augment,
+    Config,
+    EvaluationSection,
+    GeneralSection,
+    LabelsSection,
+    LoaderSection,
+    Named,
+    PreprocessSection,
+    RunSection,
+    SamplingSection,
+    TrainSection,
+)
 from segkit.config_tree import ConfigError, parse_file, with_overrides
 
 __all__ = ["Config", "ConfigError", "Named", "Table", "check", "dump", "read", "schema"]
-
-FORMAT = 1
-Count = Annotated[int, Field(ge=1)]
-Sides = list[Count]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
-class Section(BaseModel):
-    """A part of the configuration with fixed keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class LabelsSection(Section):
-    names: list[str]
-    mode: Literal["multiclass", "binary", "multilabel"] = "multiclass"
-    ignore_index: int | None = None
-    background: str = "background"
-    regions: dict[str, list[int]] | None = None
-
-
-class PreprocessSection(Section):
-    intensity: Literal["zscore", "dataset", "percentile", "none"] = "zscore"
-    spacing: list[float] | Literal["median"] | None = None
-
-
-class SamplingSection(Section):
-    patch: Sides | None = None
-    foreground: Annotated[float, Field(ge=0, le=1)] = 0.0
-    margin: Annotated[float, Field(ge=1)] = 1.5
-
-
-class LoaderSection(Section):
-    batch: Count = 4
-    workers: Annotated[int, Field(ge=0)] = 0
-    cache: bool = True
-
-
-class TrainSection(Section):
-    steps: Count | None = None
-    epochs: Count | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = False
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    validate_every: Count = 1
-    log_every: Count = 10
-
-
-class EvaluationSection(Section):
-    split: Literal["train", "validation", "test"] | None = None
-    window: Sides | None = None
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    overlays: bool = True
-
-
-class RunSection(Section):
-    dir: Path | None = None
-
-
-class GeneralSection(Section):
-    """The keys of the top level that are no section."""
-
-    format: Literal[1] = FORMAT
-    name: str
-    seed: Annotated[int, Field(ge=0)] = 0
-    device: Device = "auto"
-
-
-@dataclass(frozen=True)
-class Named:
-    """An entry of a table with its arguments, every default filled in."""
-
-    name: str
-    args: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Augment:
-    engine: Literal["none", "albumentations", "monai"]
-    transforms: tuple[Named, ...]
-
 
 FIXED = {
     "labels": LabelsSection,
@@ -124,52 +50,6 @@ DEFAULTS: dict[str, Any] = {
     "run": {},
 }
 REQUIRED = ("labels", "data", "model", "loss", "optimizer", "train")
-
-
-@dataclass(frozen=True)
-class Config:
-    """A checked configuration. `loss` is a tuple of terms, {"name", "weight", **options}."""
-
-    name: str
-    seed: int
-    device: Device
-    labels: LabelsSection
-    data: Named
-    split: Named
-    preprocess: PreprocessSection
-    augment: Augment
-    sampling: SamplingSection
-    loader: LoaderSection
-    model: Named
-    loss: tuple[Mapping[str, Any], ...]
-    optimizer: Named
-    schedule: Named
-    train: TrainSection
-    evaluation: EvaluationSection
-    run: RunSection
-
-    def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain data that `check` accepts again; paths are text."""
-        return {"format": FORMAT, **_plain(self, keep_paths=True)}
-
-    def digest(self) -> str:
-        """12 hexadecimal digits that are the same wherever the same experiment runs: without name, paths, device,
-        run folder, workers and logging."""
-        return hashlib.sha256(json.dumps(self._experiment(), sort_keys=True).encode()).hexdigest()[:12]
-
-    def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
-        """(key, value here, value there) of all that the digest is of and that differs; None where a key is missing."""
-        mine, theirs = _leaves(self._experiment()), _leaves(other._experiment())
-        keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
-        return [(key, mine.get(key), theirs.get(key)) for key in keys]
-
-    def _experiment(self) -> dict[str, Any]:
-        content = _plain(self, keep_paths=False)
-        for section, key in (("loader", "workers"), ("train", "log_every"), ("evaluation", "overlays")):
-            del content[section][key]
-        for key in ("name", "device", "run"):
-            del content[key]
-        return content
 
 
 def read(
@@ -293,30 +173,6 @@ def _check_term(checker: Checker, path: tuple, entry: Any) -> dict[str, Any] | N
         checker.error((*path, "weight"), f"expected a number of at least 0, got {weight!r}")
     args = checker.arguments(path, given, "loss", name, also=("name", "weight"))
     return None if args is None else {"name": name, "weight": float(weight), **args}
-
-
-def _plain(value: Any, *, keep_paths: bool) -> Any:
-    """Dataclasses, sections and mappings as dictionaries; `name` and arguments of an entry side by side."""
-    if isinstance(value, Named):
-        value = {"name": value.name, **value.args}
-    elif isinstance(value, Section):
-        value = dict(value)
-    elif isinstance(value, (Config, Augment)):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):
-        kept = {key: one for key, one in value.items() if keep_paths or not isinstance(one, Path)}
-        return {key: _plain(one, keep_paths=keep_paths) for key, one in kept.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one, keep_paths=keep_paths) for one in value if keep_paths or not isinstance(one, Path)]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one mapping from dotted keys."""
-    if not isinstance(value, (dict, list)) or not value:
-        return {path: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {key: leaf for step, one in items for key, leaf in _leaves(one, f"{path}.{step}".lstrip(".")).items()}
 
 
 def dump(config: Config, file: TextIO | Path) -> None:
