@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from segkit.class_weights import Weighted, with_class_weights
 from segkit.config import Config, ConfigError, Named, Table, check
 from segkit.config import read as read_config
 from segkit.data import SOURCES
 from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
 from segkit.data.cases import Case, Source
-from segkit.data.census import census
 from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES, build_loss
+from segkit.losses.like import PRESETS
+from segkit.losses.schedules import WEIGHT_SCHEDULES
 from segkit.models import MODELS
 from segkit.optimizers import OPTIMIZERS, SCHEDULES, build_optimizer
 from segkit.predict import Predictor
@@ -36,8 +37,10 @@ TABLES: dict[str, Table] = {
     "augment.albumentations": Table(ALBUMENTATIONS, injected=frozenset({"void"})),
     "augment.monai": Table(MONAI, injected=frozenset()),
     "model": Table(MODELS, injected=FROM_DATA),
-    "loss": Table(LOSSES, injected=frozenset({"labels", "census"})),
+    "loss": Table(LOSSES, injected=frozenset({"labels", "census", "reduce"})),
     "recipe": Table(RECIPES, injected=frozenset()),
+    "weight": Table(WEIGHT_SCHEDULES, injected=frozenset()),
+    "like": Table(PRESETS, injected=frozenset()),
     "optimizer": Table(OPTIMIZERS, injected=frozenset({"parameters"})),
     "schedule": Table(SCHEDULES, injected=frozenset({"steps"})),
 }
@@ -158,21 +161,6 @@ def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, void
     return build(**named.args, **filling)
 
 
-def take_census(data: Data) -> np.ndarray:
-    """Pixels of each class in each training case, for class weights."""
-    masks = (data.store.read(case).mask for case in data.cases("train"))
-    return census((mask for mask in masks if mask is not None), data.labels)
-
-
-def needs_census(config: Config) -> bool:
-    return any(isinstance(term.get("class_weights"), str) for term in config.loss)
-
-
-def build_loss_from(config: Config, data: Data) -> nn.Module:
-    counted = take_census(data) if needs_census(config) else None
-    return build_loss([dict(term) for term in config.loss], data.labels, census=counted)
-
-
 def choose_device(name: str) -> torch.device:
     """`auto` is the accelerator that torch finds, else the CPU."""
     if name == "auto":
@@ -208,17 +196,30 @@ def prediction_window(config: Config, dims: int, multiple: int) -> tuple[int, ..
     return tuple(-(-side // multiple) * multiple for side in window)
 
 
-def build_experiment(config: Config) -> tuple[Experiment, Data]:
-    """Everything that training needs. Raises ConfigError for options that do not fit the data or each other."""
+@dataclass(frozen=True)
+class Built:
+    """Everything that training needs. config: with class weights as numbers, which `weighted` tells."""
+
+    experiment: Experiment
+    data: Data
+    config: Config
+    weighted: Sequence[Weighted]
+
+
+def build_experiment(config: Config, cache: Path | None = None) -> Built:
+    """Build what a configuration says. Raises ConfigError for options that do not fit the data or each other.
+
+    cache: a folder for what is counted in the data and holds for other runs on them too.
+    """
     try:
-        return _build_experiment(config)
+        return _build_experiment(config, cache)
     except ValueError as error:
         if hasattr(error, "exit_code"):  # bad data, for instance, says so itself
             raise
         raise ConfigError(f"{config.name}: {error}") from error
 
 
-def _build_experiment(config: Config) -> tuple[Experiment, Data]:
+def _build_experiment(config: Config, cache: Path | None) -> Built:
     """In the order in which the parts depend on each other."""
     labels = build_labels(config)
     device = choose_device(config.device)
@@ -230,7 +231,8 @@ def _build_experiment(config: Config) -> tuple[Experiment, Data]:
     model = to_format(build_model(config, data.preprocess.channels, labels, dims), config, dims).to(device)
     settings, batches = _training(config, data, device)
     check_network(config, data)
-    loss = build_loss_from(config, data).to(device)
+    resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
+    loss = build_loss([dict(term) for term in resolved.loss], labels).to(device)
     optimizer = build_optimizer(config.optimizer.name, model, dict(config.optimizer.args))
     experiment = Experiment(
         labels=labels,
@@ -246,7 +248,7 @@ def _build_experiment(config: Config) -> tuple[Experiment, Data]:
         threshold=config.evaluation.threshold,
         plain=_plain(config, data),
     )
-    return experiment, data
+    return Built(experiment, data, resolved, weighted)
 
 
 def _training(config: Config, data: Data, device: torch.device) -> tuple[Settings, Callable[[int], Any]]:
@@ -276,6 +278,7 @@ def _training(config: Config, data: Data, device: torch.device) -> tuple[Setting
         ema=train.ema,
         validate_every=train.validate_every,
         log_every=train.log_every,
+        gradients_every=train.gradients_every,
     )
 
     def batches(start: int) -> Any:

@@ -24,10 +24,11 @@ from segkit.config_sections import (
     RunSection,
     SamplingSection,
     TrainSection,
+    plain_named,
 )
 from segkit.config_tree import ConfigError, parse_file, with_overrides
 
-__all__ = ["Config", "ConfigError", "Named", "Table", "check", "dump", "read", "schema"]
+__all__ = ["Config", "ConfigError", "Named", "Table", "check", "dump", "plain_named", "read", "schema"]
 
 FIXED = {
     "labels": LabelsSection,
@@ -168,11 +169,27 @@ def _check_term(checker: Checker, path: tuple, entry: Any) -> dict[str, Any] | N
     if chosen is None:
         return None
     name, given = chosen
-    weight = given.pop("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-        checker.error((*path, "weight"), f"expected a number of at least 0, got {weight!r}")
-    args = checker.arguments(path, given, "loss", name, also=("name", "weight"))
-    return None if args is None else {"name": name, "weight": float(weight), **args}
+    weight = _check_weight(checker, (*path, "weight"), given.pop("weight", 1.0))
+    like = given.pop("like", None)
+    if like is not None and (not isinstance(like, str) or like not in checker.tables["like"].entries):
+        checker.unknown_name((*path, "like"), like, checker.tables["like"].entries)
+    args = checker.arguments(path, given, "loss", name, also=("name", "weight", "like"))
+    if args is None:
+        return None
+    if like is not None:  # what is not written out is then set by the library's own defaults, not by ours
+        args = {"like": like, **{key: value for key, value in args.items() if key in given}}
+    return {"name": name, "weight": weight, **args}
+
+
+def _check_weight(checker: Checker, path: tuple, value: Any) -> Any:
+    """A number, or the name and arguments of a schedule."""
+    if isinstance(value, dict):
+        chosen = checker.choose(path, value, "weight")
+        args = None if chosen is None else checker.arguments(path, chosen[1], "weight", chosen[0])
+        return None if chosen is None or args is None else {"name": chosen[0], **args}
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        return checker.error(path, f"expected a number of at least 0, or a schedule, got {value!r}")
+    return float(value)
 
 
 def dump(config: Config, file: TextIO | Path) -> None:
@@ -192,6 +209,6 @@ def schema(tables: Mapping[str, Table]) -> dict[str, Any]:
         "named": {
             key: {name: table.model(name).model_json_schema() for name in table.entries}
             for key, table in tables.items()
-            if key != "recipe"
+            if key not in ("recipe", "like")
         },
     }

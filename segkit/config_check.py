@@ -217,6 +217,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(repr(value) for value in arguments)
     if origin is typing.Annotated:
         return describe(arguments[0])
+    if typing.is_typeddict(annotation) or hasattr(annotation, "__required_keys__"):
+        return f"a mapping with {', '.join(annotation.__annotations__)}"
     if origin in (list, Sequence, tuple):
         return f"a list, each item {describe(arguments[0])}" if arguments else "a list"
     if origin in (dict, Mapping):

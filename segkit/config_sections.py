@@ -57,6 +57,7 @@ class TrainSection(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     validate_every: Count = 1
     log_every: Count = 10
+    gradients_every: Count = 100
 
 
 class EvaluationSection(Section):
@@ -133,7 +134,12 @@ class Config:
 
     def _experiment(self) -> dict[str, Any]:
         content = _plain(self, keep_paths=False)
-        for section, key in (("loader", "workers"), ("train", "log_every"), ("evaluation", "overlays")):
+        for section, key in (
+            ("loader", "workers"),
+            ("train", "log_every"),
+            ("train", "gradients_every"),
+            ("evaluation", "overlays"),
+        ):
             del content[section][key]
         for key in ("name", "device", "run"):
             del content[key]
@@ -154,6 +160,11 @@ def _plain(value: Any, *, keep_paths: bool) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(one, keep_paths=keep_paths) for one in value if keep_paths or not isinstance(one, Path)]
     return str(value) if isinstance(value, Path) else value
+
+
+def plain_named(named: Named) -> dict[str, Any]:
+    """The name and the arguments of an entry as plain data, paths as text."""
+    return _plain(named, keep_paths=True)
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:

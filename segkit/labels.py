@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,6 +23,13 @@ VOID_WIDE = 65535
 INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+def unequal(mask: Tensor, value: int) -> Tensor:
+    """mask != value, bool; through bytes, which on a CPU takes a tenth of the time that a bool result does."""
+    if mask.dtype != torch.uint8 or torch.compiler.is_compiling():
+        return mask != value
+    return torch.ne(mask, value, out=torch.empty_like(mask)).view(torch.bool)
+
+
 @dataclass(frozen=True)
 class Target:
     """A batch of masks, ready for losses and metrics. Exactly one of `index` and `onehot` is set.
@@ -30,7 +37,7 @@ class Target:
     index: integer [B, *S], class numbers; values under invalid pixels mean nothing.
     onehot: bool, or floating for soft targets, [B, K, *S].
     valid: bool [B, *S] or [B, K, *S]; None means that every pixel counts.
-    pixel_weight: floating [B, *S]; None means 1.
+    pixel_weight: floating [B, *S] or [B, K, *S]; None means 1.
     """
 
     index: Tensor | None = None
@@ -39,12 +46,23 @@ class Target:
     pixel_weight: Tensor | None = None
 
     @property
+    def valid_per_class(self) -> bool:
+        """Whether `valid` is [B, K, *S]: pixels that count for some classes only."""
+        return self._has_channels(self.valid)
+
+    @property
+    def weight_per_class(self) -> bool:
+        """Whether `pixel_weight` is [B, 1 or K, *S]."""
+        return self._has_channels(self.pixel_weight)
+
+    def _has_channels(self, given: Tensor | None) -> bool:
+        ndim = self.index.ndim + 1 if self.index is not None else self.onehot.ndim  # pyright: ignore
+        return given is not None and given.ndim == ndim
+
+    @property
     def valid_channels(self) -> Tensor | None:
         """`valid` with a channel axis, [B, 1 or K, *S], to broadcast against logits."""
-        mask = self.index if self.index is not None else self.onehot
-        assert mask is not None
-        per_class = self.onehot is not None and self.valid is not None and self.valid.ndim == mask.ndim
-        return self.valid if self.valid is None or per_class else self.valid.unsqueeze(1)
+        return self.valid if self.valid is None or self.valid_per_class else self.valid.unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,11 @@ class Labels:
         fits = 0 <= self.void <= VOID_UINT8 and max(self.values) <= VOID_UINT8
         return torch.uint8 if fits else torch.int32
 
+    def channel_numbers(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The class number that each channel of an index mask stands for, [K]."""
+        first = 1 if self.mode == "binary" else 0
+        return torch.arange(first, len(self.names), dtype=dtype, device=device)
+
     @property
     def background_channel(self) -> int | None:
         """The channel of the background class, None where there is none."""
@@ -147,26 +170,59 @@ class Labels:
         """The channels that are not background."""
         return tuple(channel for channel in range(self.channels) if channel != self.background_channel)
 
-    def target(self, mask: Tensor, spatial: int | None = None, pixel_weight: Tensor | None = None) -> Target:
+    def target(
+        self,
+        mask: Tensor,
+        spatial: int | None = None,
+        pixel_weight: Tensor | None = None,
+        valid: Tensor | None = None,
+        *,
+        check: bool = True,
+    ) -> Target:
         """Say which pixels of a batch of masks count, on the mask's own device and without reading it back.
 
         mask: integer class numbers [B, *S], or one-hot (bool, 0 and 1) or soft (floating) [B, K, *S]; in binary
             mode [B, 1, *S] is accepted for [B, *S]. In multiclass a one-hot column of zeros is ignored.
         spatial: the number of spatial axes, which tells [B, *S] from [B, K, *S]. Without it integer masks are
             class numbers, except for overlapping classes, and others are one-hot.
+        valid: bool [B, *S], or [B, K, *S] for classes that were not annotated everywhere ([B, K, 1, ...] for whole
+            images); what it leaves out counts no more than what the mask ignores.
+        check: false leaves the check of exclusive class numbers to a caller that counts them, see `assert_counted`.
 
         Raises ValueError for a shape that fits neither. A value that is neither a class nor void fails an
         assertion on the device.
         """
+        target = self._target(mask, spatial, pixel_weight, check)
+        return target if valid is None else self._restricted(target, valid)
+
+    def _restricted(self, target: Target, valid: Tensor) -> Target:
+        """The target without the pixels that `valid` leaves out."""
+        spatial = target.index.shape[1:] if target.index is not None else target.onehot.shape[2:]  # pyright: ignore
+        if valid.dtype != torch.bool or valid.ndim not in (len(spatial) + 1, len(spatial) + 2):
+            raise ValueError(
+                f"expected valid as bool [B, *S] or [B, {self.channels}, *S], got {list(valid.shape)} of {valid.dtype}"
+            )
+        if valid.ndim == len(spatial) + 2:
+            valid = valid.expand(-1, self.channels, *spatial)
+            known = target.valid_channels
+        else:
+            known = target.valid
+            valid = valid.unsqueeze(1) if known is not None and target.valid_per_class else valid
+        index = target.index
+        if index is not None and valid.ndim == index.ndim:
+            index = torch.where(valid, index, self.void)
+        return replace(target, index=index, valid=valid if known is None else valid & known)
+
+    def _target(self, mask: Tensor, spatial: int | None, pixel_weight: Tensor | None, check: bool) -> Target:
         if self._is_index(mask, spatial):
-            return self._index_target(mask, pixel_weight)
+            return self._index_target(mask, pixel_weight, check)
         if mask.ndim < 3 or mask.shape[1] != self.channels:
             raise ValueError(
                 f"expected a mask [B, *S] of class numbers or [B, {self.channels}, *S] one-hot, "
                 f"got {list(mask.shape)} of {mask.dtype}"
             )
         if self.mode == "binary" and not mask.is_floating_point():
-            return self._index_target(mask[:, 0], pixel_weight)
+            return self._index_target(mask[:, 0], pixel_weight, check)
         return self._onehot_target(mask, pixel_weight)
 
     def _is_index(self, mask: Tensor, spatial: int | None) -> bool:
@@ -174,7 +230,7 @@ class Labels:
             return mask.ndim == spatial + 1
         return mask.dtype in INDEX_DTYPES and not self.has_mask_channels
 
-    def _index_target(self, mask: Tensor, pixel_weight: Tensor | None) -> Target:
+    def _index_target(self, mask: Tensor, pixel_weight: Tensor | None, check: bool) -> Target:
         if mask.dtype not in (*INDEX_DTYPES, torch.bool):
             raise ValueError(f"expected an integer mask of class numbers, got {mask.dtype} {list(mask.shape)}")
         if self.has_mask_channels:
@@ -183,19 +239,30 @@ class Labels:
                 "to make them from class numbers, give `regions`"
             )
         mask = self._comparable(mask)
-        valid = mask != self.void
-        self._assert_known(mask, valid)
+        valid = unequal(mask, self.void)
+        if check or self.mode != "multiclass":
+            self._assert_known(mask, valid)
         if self.regions is not None:
             return Target(onehot=self._expand_regions(mask), valid=valid, pixel_weight=pixel_weight)
         return Target(index=mask, valid=valid, pixel_weight=pixel_weight)
 
     def _assert_known(self, mask: Tensor, valid: Tensor) -> None:
         if self.regions is None:
-            known = (mask >= 0) & (mask < len(self.names))
+            known = mask < len(self.names)
+            known = known if mask.dtype == torch.uint8 else known & (mask >= 0)
         else:
             known = torch.stack([mask == value for value in self.values]).any(0)
-        message = f"a mask holds a value that is neither {self._values_in_words()} nor {self.void}"
-        assert_async((known | ~valid).all(), message)
+        # void is no class, so a pixel is either known or not valid
+        assert_async((known == valid).all(), self._unknown_value)
+
+    def assert_counted(self, counts: Tensor, valid: Tensor) -> None:
+        """What `target` asserts of class numbers in multiclass, from the pixels of each class [B, K] and the valid
+        pixels [B, K] that were counted anyway: every valid pixel must be one of a class."""
+        assert_async((counts.sum(1) == valid[:, 0]).all(), self._unknown_value)
+
+    @property
+    def _unknown_value(self) -> str:
+        return f"a mask holds a value that is neither {self._values_in_words()} nor {self.void}"
 
     def _values_in_words(self) -> str:
         return ", ".join(map(str, self.values)) if self.regions is not None else f"0 to {len(self.names) - 1}"
@@ -236,8 +303,7 @@ class Labels:
         if onehot is None:
             assert target.index is not None
             shape = [1, -1] + [1] * (target.index.ndim - 1)
-            first = 1 if self.mode == "binary" else 0
-            numbers = torch.arange(first, len(self.names), dtype=target.index.dtype, device=target.index.device)
+            numbers = self.channel_numbers(target.index.dtype, target.index.device)
             onehot = target.index.unsqueeze(1) == numbers.view(shape)
         valid = target.valid_channels
         return onehot if valid is None else torch.where(valid, onehot, torch.zeros_like(onehot))

@@ -20,7 +20,9 @@ from torch.optim import Optimizer
 from segkit import checkpoint
 from segkit.data.loaders import EvaluationSet
 from segkit.evaluate import foreground_means, score_cases
+from segkit.guards import dead_terms
 from segkit.labels import Labels
+from segkit.losses.diagnostics import term_gradients
 from segkit.meter import Meter, progress_bar
 from segkit.predict import Predictor, to_device
 from segkit.runs import Run
@@ -51,7 +53,8 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. steps, steps_per_epoch, validate_every (epochs), log_every (steps): counts, at least 1.
+    """How to train. steps, steps_per_epoch, validate_every (epochs), log_every and gradients_every (steps): counts, at
+    least 1; the last says how often the share of each term in the gradient is looked at.
 
     clip_norm: largest norm of the gradient, None for no limit. ema: decay of the moving average of the weights,
     which is then what is validated, evaluated and saved as the model; None for none. After n steps the decay is at
@@ -66,6 +69,7 @@ class Settings:
     ema: float | None = None
     validate_every: int = 1
     log_every: int = 10
+    gradients_every: int = 100
 
 
 @dataclass
@@ -99,6 +103,7 @@ class Trainer:
         self.model, self.loss, self.optimizer = experiment.model, experiment.loss, experiment.optimizer
         self.average = None if settings.ema is None else copy.deepcopy(self.model).requires_grad_(False)
         self.scaler = torch.amp.GradScaler(experiment.device.type, enabled=settings.precision == "fp16")
+        self.gradients: dict[str, dict[str, Tensor]] | None = None  # of the terms, until they are logged
         self.step_number = 0
         self.best: float | None = None
 
@@ -109,10 +114,13 @@ class Trainer:
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One optimiser step. Returns device scalars: `loss`, each unweighted term, `gradient_norm` if clipped."""
         self._set_learning_rate(self.step_number)
+        self.loss.set_progress(self.step_number / self.settings.steps)  # pyright: ignore[reportCallIssue]
         image = to_device(batch["image"], self.experiment.device, channels_last=self.settings.channels_last)
         mask = to_device(batch["mask"], self.experiment.device)
         with self._autocast():
             logits = self.model(image)
+        if self.step_number == 0 or (self.step_number + 1) % self.settings.gradients_every == 0:
+            self.gradients = term_gradients(self.loss, logits, mask)
         terms = self.loss.terms(logits, mask)  # pyright: ignore[reportCallIssue]
         total = self.loss.combine(terms)  # pyright: ignore[reportCallIssue]
         self.optimizer.zero_grad(set_to_none=True)
@@ -203,11 +211,13 @@ def fit(experiment: Experiment, run: Run, *, resume: bool = False, console: Cons
             meter.data_arrived()
             scalars = trainer.step(batch)
             step = trainer.step_number
+            if step == 1:
+                _warn_of_dead_terms(trainer, run, progress.console)
             record = meter.record(
                 scalars, len(batch["case"]), trainer.position, due=_validates(experiment.settings, step)
             )
             if record is not None:
-                run.log(record)
+                run.log({**record, **_logged_gradients(trainer)})
                 if not math.isfinite(record["loss"]):
                     raise Diverged(step, run.last)
                 progress.update(task, note=f"loss {record['loss']:.3f}")
@@ -220,6 +230,24 @@ def fit(experiment: Experiment, run: Run, *, resume: bool = False, console: Cons
                 raise Interrupted(stop[0], step)
             meter.step_done()
     return trainer
+
+
+def _warn_of_dead_terms(trainer: Trainer, run: Run, console: Console) -> None:
+    """Read the gradients of the first batch back, once, and say which terms train nothing."""
+    assert trainer.gradients is not None
+    for warning in dead_terms({name: norm.item() for name, norm in trainer.gradients["norm"].items()}):
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        run.log({"kind": "warning", "step": trainer.step_number, "message": warning})
+
+
+def _logged_gradients(trainer: Trainer) -> dict[str, Any]:
+    """The share and the cosine of the terms since they were last looked at, as a field of a log line."""
+    found, trainer.gradients = trainer.gradients, None
+    if found is None or len(found["norm"]) < 2:
+        return {}
+    return {
+        "gradients": {key: {name: value.item() for name, value in found[key].items()} for key in ("share", "cosine")}
+    }
 
 
 def _validates(settings: Settings, step: int) -> bool:

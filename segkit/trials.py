@@ -24,7 +24,8 @@ def try_loss(config: Config) -> None:
         labels = Labels(**config.labels.model_dump())
     except ValueError:
         return
-    build_loss([dict(term) for term in config.loss], labels, census=np.ones((1, len(labels.names))))
+    alike = np.ones((1, len(labels.names)))
+    build_loss([dict(term) for term in config.loss], labels, census={"pixels": alike, "components": alike})
 
 
 def try_model(config: Config) -> None:

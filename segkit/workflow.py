@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from segkit.config import Config, dump
 from segkit.data.cases import RawCase
 from segkit.data.loaders import EvaluationSet
 from segkit.data.splits import PARTS, Split
+from segkit.guards import loss_notes, loss_warnings
 from segkit.labels import Labels
 from segkit.predict import Predictor
 from segkit.runs import Run, RunError
@@ -49,14 +50,14 @@ def run_experiment(config: Config, run: Run, *, resume: bool, console: Console) 
     run.check_free(resume=resume)
     if run.last.exists():
         check_same_experiment(config, run)
-    experiment, data = assemble.build_experiment(config)
+    built = assemble.build_experiment(config, cache=run.folder.parent)
+    experiment, data = built.experiment, built.data
     part = evaluated_part(config, data.split)
     run.start()
     with open(run.folder / "config.yaml", "w") as file:
-        dump(config, file)
+        dump(built.config, file)
     run.write_json("split.json", data.split.to_json())
-    for line in header(config, experiment, data):
-        console.print(line, highlight=False)
+    print_header(config, built, console)
     trainer = fit(experiment, run, resume=resume, console=console)
     return write_evaluation(
         experiment.predictor(trainer.evaluated_model),
@@ -87,17 +88,38 @@ def check_same_experiment(config: Config, run: Run) -> None:
         )
 
 
+def print_header(config: Config, built: assemble.Built, console: Console) -> None:
+    """What is about to be trained, and what is known to be wrong with it."""
+    from segkit.report.tables import print_class_weights
+
+    for line in header(config, built.experiment, built.data):
+        console.print(line, highlight=False)
+    for weighted in built.weighted:
+        print_class_weights(weighted.term, weighted.method, weighted.names, weighted.share, weighted.weights, console)
+    for note in loss_notes(config.loss):
+        console.print(note, style="dim", highlight=False, markup=False)
+    for warning in loss_warnings(config.loss):
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+
+
 def header(config: Config, experiment: Any, data: assemble.Data) -> list[str]:
     """What is about to be trained, in a few lines."""
     parts = ", ".join(f"{len(getattr(data.split, part))} {part}" for part in ("train", "validation", "test"))
     parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
-    terms = " + ".join(f"{term['weight']:g} {term['name']}" for term in config.loss)
+    terms = " + ".join(f"{shown_weight(term['weight'])} {term['name']}" for term in config.loss)
     settings, channels = experiment.settings, data.preprocess.channels
     return [
         f"[bold]{escape(config.name)}[/bold]  {parts} cases, {channels} image channels, {experiment.device}",
         f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
         f"{settings.steps} steps of {config.loader.batch}, {settings.steps_per_epoch} an epoch",
     ]
+
+
+def shown_weight(weight: Any) -> str:
+    """A number, or the name of a schedule with its arguments."""
+    if not isinstance(weight, Mapping):
+        return f"{weight:g}"
+    return f"({weight['name']} {', '.join(f'{key} {value:g}' for key, value in weight.items() if key != 'name')})"
 
 
 def evaluated_part(config: Config, split: Any) -> str:

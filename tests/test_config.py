@@ -146,7 +146,11 @@ extra: 1
         ("loss: dice", "loss: dise", "loss: unknown name 'dise'; did you mean 'dice'?"),
         ("loss: dice", "loss: []", "loss: expected a name, a mapping or a list of them, got an empty list"),
         ("loss: dice", "loss: {per: batch}", "loss: missing required key 'name'"),
-        ("loss: dice", "loss: {name: dice, weight: -1}", "loss.weight: expected a number of at least 0, got -1"),
+        (
+            "loss: dice",
+            "loss: {name: dice, weight: -1}",
+            "loss.weight: expected a number of at least 0, or a schedule, got -1",
+        ),
         ("loss: dice", "loss: {name: dice, labels: 1}", "loss.labels: unknown key"),
         ("model: {name: unet}", "model: [unet]", "experiment.yaml:3: model: expected a mapping with a name"),
         ("images: images", "images: 7", "data.images: expected a path, got 7"),

@@ -231,7 +231,10 @@ def test_a_configuration_is_frozen(write):
         ({"loss": "diec"}, "x.yaml:4: loss: unknown name 'diec'; did you mean 'dice'?"),
         ({"loss": "[]"}, "x.yaml:4: loss: expected a name, a mapping or a list of them, got an empty list"),
         ({"loss": "[{name: dice, per: images}]"}, "x.yaml:4: loss.0.per: expected 'batch' or 'image', got 'images'"),
-        ({"loss": "{name: dice, weight: -1}"}, "x.yaml:4: loss.weight: expected a number of at least 0, got -1"),
+        (
+            {"loss": "{name: dice, weight: -1}"},
+            "x.yaml:4: loss.weight: expected a number of at least 0, or a schedule, got -1",
+        ),
         (
             {"loss": "{name: dice, eps: small}"},
             "x.yaml:4: loss.eps: expected a number or a list, each item a number, got 'small'",

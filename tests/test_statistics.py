@@ -365,7 +365,7 @@ def broken(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop(columns="group"), r"\['group'\] are missing"),
+        (lambda t: t.drop(columns="seed"), r"\['seed'\] are missing"),
         (lambda t: t[~((t["seed"] == 1) & (t["loss"] == "loss1") & (t["case"] == "case3"))], "loss1, seed 1.*case3"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "repeated is .*case0"),
         (lambda t: t.assign(dice=t["dice"] * 100), "percentages"),

@@ -1,10 +1,12 @@
-"""Speed against peers, interleaved in one run: python tools/benchmark.py train."""
+"""Speed against peers, interleaved in one run: python tools/benchmark.py train, or losses with memory and accuracy."""
 
 import argparse
 import copy
 import statistics
 import time
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -19,6 +21,8 @@ from segkit.train import Experiment, Settings, Trainer
 
 LABELS = Labels(["background", "a", "b"])
 CPU = torch.device("cpu")
+TABLES = ("speed", "memory", "accuracy")  # of the losses
+PEERS = "monai|segmentation_models_pytorch|kornia|timm"  # whose warnings are theirs
 
 
 def benchmark_train(rounds: int) -> Table:
@@ -92,9 +96,34 @@ def interleaved(first: Callable[[], None], second: Callable[[], None], rounds: i
     return seconds
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["train"])
-    parser.add_argument("--rounds", type=int, default=300)
-    arguments = parser.parse_args()
+def run_train(arguments: argparse.Namespace) -> None:
     Console().print(benchmark_train(arguments.rounds))
+
+
+def run_losses(arguments: argparse.Namespace) -> None:
+    warnings.filterwarnings("ignore", module=PEERS)
+    from benchmark_losses import SHAPES, benchmark_losses  # what it imports takes seconds, and train needs none of it
+
+    shapes = arguments.shape or SHAPES
+    benchmark_losses(shapes, arguments.rounds, arguments.threads, arguments.tables, arguments.markdown)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    train = commands.add_parser("train", help="the training step beside a bare loop")
+    train.set_defaults(run=run_train)
+    train.add_argument("--rounds", type=int, default=300)
+    losses = commands.add_parser("losses", help="losses beside torch, MONAI, smp and kornia: speed, memory, accuracy")
+    losses.set_defaults(run=run_losses)
+    losses.add_argument("--rounds", type=int, default=15)
+    losses.add_argument("--threads", type=int, default=2, help="of torch")
+    losses.add_argument("--shape", nargs="+", help="of the logits, such as 4x4x512x512; all three if left out")
+    losses.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="which to make; all if left out")
+    losses.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

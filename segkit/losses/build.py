@@ -8,149 +8,115 @@ import itertools
 import math
 import types
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import nn
+from typing_extensions import is_typeddict
 
-from segkit.labels import Labels, Target
-from segkit.losses.lovasz import LovaszSoftmax
-from segkit.losses.pixel import CrossEntropy, Focal
+from segkit.labels import Labels
+from segkit.losses.like import preset
+from segkit.losses.lovasz import LovaszHinge, LovaszSoftmax
+from segkit.losses.pixel import CrossEntropy, Focal, PolyCrossEntropy
+from segkit.losses.reduce import GlobalSum, Reduce, keep
 from segkit.losses.region import Dice, Jaccard
+from segkit.losses.schedules import WEIGHT_SCHEDULES, WeightSchedule, constant
+from segkit.losses.topk import TopkCrossEntropy
+from segkit.losses.tversky import FocalTversky, GeneralizedDice, Tversky
+from segkit.losses.weighted_sum import Scale, WeightedSum
 
 LOSSES: dict[str, type[nn.Module]] = {
     "cross_entropy": CrossEntropy,
-    "dice": Dice,
+    "poly_cross_entropy": PolyCrossEntropy,
+    "topk_cross_entropy": TopkCrossEntropy,
     "focal": Focal,
+    "dice": Dice,
     "jaccard": Jaccard,
+    "tversky": Tversky,
+    "focal_tversky": FocalTversky,
+    "generalized_dice": GeneralizedDice,
     "lovasz_softmax": LovaszSoftmax,
+    "lovasz_hinge": LovaszHinge,
 }
 
 RECIPES: dict[str, list[dict[str, Any]]] = {
     "weighted_cross_entropy": [{"name": "cross_entropy", "class_weights": "median_frequency"}],
     "dice_ce": [{"name": "dice"}, {"name": "cross_entropy"}],
     "ce_lovasz": [{"name": "cross_entropy"}, {"name": "lovasz_softmax"}],
+    "ce_then_lovasz": [
+        {"name": "cross_entropy"},
+        {"name": "lovasz_softmax", "weight": {"name": "after", "fraction": 0.5}},
+    ],
     "dice_focal": [{"name": "dice"}, {"name": "focal"}],
+    "dice_topk": [{"name": "dice"}, {"name": "topk_cross_entropy"}],
 }
 
-INJECTED = ("labels", "census")  # given by build_loss, never written by the user
+INJECTED = ("labels", "census", "reduce")  # given by build_loss, never written by the user
 TermSpec = str | Mapping[str, Any]
 
 
-class WeightedSum(nn.Module):
-    """The sum of weight * term over the terms of a loss.
-
-    terms: modules by name. Each has `score(result)` and names in `needs` the pass that makes the result from
-        (logits, target), or else it has `forward(logits, target)`. Equal passes run once a call.
-    weights: one number a term; they live in the buffer `weights`.
-    """
-
-    def __init__(self, labels: Labels, terms: Mapping[str, nn.Module], weights: Sequence[float]) -> None:
-        super().__init__()
-        self.labels = labels
-        self.names = list(terms)
-        self.members = nn.ModuleList(terms.values())
-        self.weights: Tensor
-        self.register_buffer("weights", torch.tensor([float(weight) for weight in weights]))
-        needs = [getattr(term, "needs", None) for term in terms.values()]
-        self.passes: list[Any] = []
-        for needed in needs:
-            if needed is not None and needed not in self.passes:
-                self.passes.append(needed)
-        self.pass_of = [None if needed is None else self.passes.index(needed) for needed in needs]
-
-    def forward(self, logits: Tensor, mask: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
-        """The loss, a scalar of at least float32; 0 with gradient 0 if every pixel is ignored.
-
-        logits: floating [B, K, *S]; values under ignored pixels do not matter, be they NaN.
-        mask: class numbers [B, *S], or one-hot or soft [B, K, *S], as in `Labels.target`.
-        pixel_weight: [B, *S], 0 or more.
-
-        Raises ValueError if the shapes do not fit, and where a term is not defined for what is given; a second
-        derivative raises RuntimeError.
-        """
-        return self.combine(self.terms(logits, mask, pixel_weight))
-
-    def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The loss from what `terms` returned."""
-        values = torch.stack(list(terms.values()))
-        return (values * self.weights.to(values.dtype)).sum()
-
-    def terms(self, logits: Tensor, mask: Tensor, pixel_weight: Tensor | None = None) -> dict[str, Tensor]:
-        """Each term's value by name, scalars, without their weights; arguments as for the call."""
-        self._check_shapes(logits, mask, pixel_weight)
-        if not torch.compiler.is_compiling():
-            logits = _FirstOrder.apply(logits)  # pyright: ignore[reportAssignmentType]
-        target = self.labels.target(mask, spatial=logits.ndim - 2, pixel_weight=pixel_weight)
-        logits = select_valid(logits, target)
-        results = [run(logits, target) for run in self.passes]
-        values = {}
-        members = cast("Iterable[Any]", self.members)  # what a term has is in the class docstring
-        for name, term, pass_number in zip(self.names, members, self.pass_of, strict=True):
-            values[name] = term(logits, target) if pass_number is None else term.score(results[pass_number])
-        return values
-
-    def _check_shapes(self, logits: Tensor, mask: Tensor, pixel_weight: Tensor | None) -> None:
-        channels = self.labels.channels
-        if not logits.is_floating_point() or logits.ndim < 3 or logits.shape[1] != channels:
-            raise ValueError(
-                f"expected floating logits [B, {channels}, *S], one channel for each of "
-                f"{', '.join(self.labels.channel_names)}, got {list(logits.shape)} of {logits.dtype}"
-            )
-        expected = [logits.shape[0], *logits.shape[2:]]
-        for name, given in (("mask", mask), ("pixel_weight", pixel_weight)):
-            if given is None:
-                continue
-            has_channels = name == "mask" and given.ndim == logits.ndim
-            shape = [given.shape[0], *given.shape[2 if has_channels else 1 :]]
-            if shape != expected:
-                raise ValueError(
-                    f"expected a {name} to fit logits {list(logits.shape)}, {expected}"
-                    f"{' or with channels' if name == 'mask' else ''}, got {list(given.shape)}"
-                )
-
-
-class _FirstOrder(torch.autograd.Function):
-    """The identity, through which no second derivative goes: no loss here has a backward meant for one."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:  # noqa: ARG004
-        return logits.view_as(logits)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        return gradient
-
-
-def select_valid(logits: Tensor, target: Target) -> Tensor:
-    """Logits in at least float32, with 0 at ignored pixels, which get no gradient whatever is there."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    valid = target.valid_channels
-    return logits if valid is None else torch.where(valid, logits, 0)
-
-
-def build_loss(spec: TermSpec | Sequence[TermSpec], labels: Labels, census: Any = None) -> WeightedSum:
+def build_loss(
+    spec: TermSpec | Sequence[TermSpec], labels: Labels, census: Any = None, group: Any = None
+) -> WeightedSum:
     """Build the loss that a name, a mapping or a list of these describes.
 
     spec: the name of a loss or of a recipe, `{"name": ..., "weight": 1, ...}` with the options of that loss, or
-        a list of names and mappings of losses.
-    census: integers [cases, classes] of the valid pixels a training case and class, for named class weights.
+        a list of names and mappings of losses. `weight` is a number, or a schedule over the run such as
+        `{"name": "linear", "start": 0, "end": 1}`. `like` names a library: options that are not given are set so that
+        the value and the gradient are that library's.
+    census: integers [cases, classes] of the valid pixels a training case and class, for named class weights; or a
+        mapping with these under `pixels` and the components under `components`.
+    group: processes (of torch.distributed) over which the sums are taken, each with its part of the batch. The value is
+        then that of the whole batch on every one, and the mean of their gradients its gradient.
 
     Raises ValueError for a name, an option or a value that is not known, with the nearest one that is.
     """
+    reduce: Reduce = keep if group is None else GlobalSum(group)
     terms: dict[str, nn.Module] = {}
-    weights = []
+    schedules, scales = [], []
     for term in _term_mappings(spec):
         options = dict(term)
         name, weight = options.pop("name", None), options.pop("weight", 1.0)
         cls = _loss_class(name)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-            raise ValueError(f"loss {name}: expected weight as a number of 0 or more, got {weight!r}")
-        terms[_free_name(name, terms)] = _build_term(name, cls, options, labels, census)
-        weights.append(weight)
-    return WeightedSum(labels, terms, weights)
+        schedules.append(_weight_schedule(name, weight))
+        options, scale = _as_in_library(name, cls, options, labels)
+        terms[_free_name(name, terms)] = _build_term(name, cls, options, labels, census, reduce)
+        scales.append(scale)
+    return WeightedSum(labels, terms, schedules, scales, reduce)
+
+
+def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
+    """A number of 0 or more, or a mapping with the name and the arguments of a schedule."""
+    if isinstance(weight, Mapping):
+        options = dict(weight)
+        name = options.pop("name", None)
+        if name not in WEIGHT_SCHEDULES:
+            raise ValueError(
+                f"loss {loss}: expected weight as a number, or a mapping with a name among "
+                f"{', '.join(WEIGHT_SCHEDULES)}, got {name!r}{_nearest(name, WEIGHT_SCHEDULES)}"
+            )
+        _check_options(f"loss {loss}, weight {name}", WEIGHT_SCHEDULES[name], options)
+        return WEIGHT_SCHEDULES[name](**options)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise ValueError(f"loss {loss}: expected weight as a number of 0 or more, got {weight!r}")
+    return constant(value=float(weight))
+
+
+def _as_in_library(
+    name: str, cls: type[nn.Module], options: dict[str, Any], labels: Labels
+) -> tuple[dict[str, Any], Scale]:
+    """The options with those of the library that `like` names, where not given, and what it scales the value by."""
+    library = options.pop("like", None)
+    if library is None:
+        return options, Scale()
+    found = preset(library, name)
+    knobs = dict(found.knobs)
+    if labels.background_channel is None:
+        knobs.pop("background", None)
+    if labels.mode != "multiclass":
+        knobs.pop("link", None)
+    options = {**knobs, **options}
+    defaults = {key: one.default for key, one in inspect.signature(cls).parameters.items() if key not in INJECTED}
+    return options, found.scale({**defaults, **options}, labels)
 
 
 def _term_mappings(spec: TermSpec | Sequence[TermSpec]) -> list[Mapping[str, Any]]:
@@ -173,12 +139,24 @@ def _loss_class(name: Any) -> type[nn.Module]:
     raise ValueError(f"expected a loss name among {', '.join(LOSSES)}, got {name!r}{_nearest(name, LOSSES)}")
 
 
-def _build_term(name: str, cls: type[nn.Module], options: Mapping[str, Any], labels: Labels, census: Any) -> nn.Module:
+def _build_term(
+    name: str, cls: type[nn.Module], options: Mapping[str, Any], labels: Labels, census: Any, reduce: Reduce
+) -> nn.Module:
     """Check the options against the signature, and let the class check what they mean together."""
     here = f"loss {name}, mode {labels.mode}"
+    _check_options(here, cls, options)
+    given = {"labels": labels, "census": census, "reduce": reduce}
     parameters = inspect.signature(cls).parameters
-    known = [parameter for parameter in parameters if parameter not in INJECTED]
-    hints = get_type_hints(cls.__init__)
+    try:
+        return cls(**{key: given[key] for key in INJECTED if key in parameters}, **options)
+    except ValueError as error:
+        raise ValueError(f"{here}: {error}") from error
+
+
+def _check_options(here: str, entry: Any, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that the signature has not, or a value that its annotation does not allow."""
+    known = [parameter for parameter in inspect.signature(entry).parameters if parameter not in INJECTED]
+    hints = get_type_hints(entry.__init__ if isinstance(entry, type) else entry)
     for option, value in options.items():
         if option not in known:
             raise ValueError(
@@ -189,11 +167,6 @@ def _build_term(name: str, cls: type[nn.Module], options: Mapping[str, Any], lab
             raise ValueError(
                 f"{here}: expected {option} as {_describe(hints[option])}, got {value!r}{_nearest(value, allowed)}"
             )
-    given = {"labels": labels, "census": census}
-    try:
-        return cls(**{key: given[key] for key in INJECTED if key in parameters}, **options)
-    except ValueError as error:
-        raise ValueError(f"{here}: {error}") from error
 
 
 def _free_name(name: str, taken: Container[str]) -> str:
@@ -225,6 +198,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return any(type(value) is type(known) and value == known for known in get_args(annotation))
     if get_origin(annotation) is list:
         return isinstance(value, (list, tuple)) and all(_fits(item, get_args(annotation)[0]) for item in value)
+    if is_typeddict(annotation):
+        return isinstance(value, Mapping)  # what is in it is checked where it is used
     if annotation is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return type(value) is annotation or (annotation is type(None) and value is None)
@@ -238,5 +213,7 @@ def _describe(annotation: Any) -> str:
         return " or ".join(repr(value) for value in get_args(annotation))
     if get_origin(annotation) is list:
         return f"a list of {_describe(get_args(annotation)[0])}"
+    if is_typeddict(annotation):
+        return f"a mapping with {', '.join(annotation.__annotations__)}"
     names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "none"}
     return names.get(annotation, str(annotation))

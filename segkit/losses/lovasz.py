@@ -1,4 +1,4 @@
-"""The Lovász extension of the Jaccard loss, by sorting."""
+"""The Lovász losses: which classes count, and the mean over them."""
 
 from __future__ import annotations
 
@@ -8,44 +8,73 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
-from segkit.losses.region import mean_over_counted
-from segkit.losses.statistics import probabilities
+from segkit.losses.chunks import Batch, Room, link_of, pieces
+from segkit.losses.lovasz_methods import (
+    Bins,
+    Counting,
+    Errors,
+    EvenBins,
+    HingeErrors,
+    Method,
+    OctaveBins,
+    ProbabilityErrors,
+    Sorting,
+    lovasz_losses,
+)
+from segkit.losses.reduce import Reduce, keep
+from segkit.losses.region import divided, mean_over_counted
 
-IGNORED = -1.0  # an error below every real one: ignored pixels sort behind all others and take part in no count
+Per = Literal["batch", "image"]
+Classes = Literal["present", "all"] | list[str | int]
 
 
-def jaccard_increments(foreground: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the Jaccard loss grows by as the pixels of a group join the errors one by one, [G, N] of `dtype`.
+class ChosenMean(nn.Module):
+    """Which classes count, and the mean over them; its options are those of the Lovász losses.
 
-    foreground, valid: bool [G, N] in the order of falling errors, ignored pixels last.
-
-    After i pixels, F_i of them foreground and B_i background, of G foreground ones in all, the loss is
-    1 - I / U with I = G - F_i and U = G + B_i. The difference of two of these has a closed form in whole numbers;
-    subtracting the losses themselves in float32 costs several digits of the gradient.
+    per: `batch` puts the pixels of the batch together; `image` averages over the counted classes of each image,
+        then over the images that have any.
+    classes: `present` counts those in the reference of the group, `all` every class, and a list of class names
+        or numbers these; an absent class that is counted has its largest error as loss.
     """
-    size = foreground.sum(1, keepdim=True)
-    hits = foreground.cumsum(1)
-    rank = torch.arange(1, foreground.shape[1] + 1, device=foreground.device)
-    intersection, union = size - hits, size + rank - hits
-    # without foreground the first pixel takes the loss from 0 to 1, and there U (U - 1) is 0
-    first = (size == 0) & (rank == 1)
-    numerator = torch.where(foreground | first, 1, intersection)
-    denominator = torch.where(foreground, union, union * (union - 1)).clamp(min=1)
-    return torch.where(valid, numerator.to(dtype) / denominator.to(dtype), 0)
 
+    def __init__(self, labels: Labels, reduce: Reduce, per: Per, classes: Classes) -> None:
+        super().__init__()
+        self.labels, self.reduce, self.per = labels, reduce, per
+        self.present_only = isinstance(classes, str) and classes == "present"
+        self.chosen: Tensor
+        chosen = torch.zeros(labels.channels, dtype=torch.bool)
+        chosen[_channels_of(classes, labels)] = True
+        self.register_buffer("chosen", chosen, persistent=False)
 
-def lovasz_losses(errors: Tensor, foreground: Tensor) -> Tensor:
-    """The Lovász extension of the Jaccard loss of one class, [G].
+    def forward(self, logits: Tensor, target: Target, method: Method, name: str) -> Tensor:
+        """The mean of the losses, a scalar; 0 with gradient 0 if nothing is counted."""
+        _refuse_unsupported(target, name)
+        batch = Batch(logits, target, self.labels, method.errors.link)
+        groups = 1 if self.per == "batch" else logits.shape[0]
+        weights = self._counted(batch, method)
+        total, number = mean_over_counted(lovasz_losses(batch, method, groups), weights)
+        if self.per == "image":
+            total, number = self.reduce(total, number)
+        return divided(total, number)
 
-    errors: [G, N], |onehot - probability| of each pixel of a group, or IGNORED.
-    foreground: bool [G, N], the valid pixels of the class.
-    """
-    falling, order = errors.detach().sort(1, descending=True)
-    increments = jaccard_increments(foreground.gather(1, order), falling >= 0, errors.dtype)
-    # Back in the order of the pixels the loss is a plain weighted sum, and its gradient needs no sorting. `order`
-    # is a permutation, so the scatter writes every place once.
-    increments = torch.zeros_like(increments).scatter(1, order, increments)
-    return (errors * increments).sum(1)
+    @torch.no_grad()
+    def _counted(self, batch: Batch, method: Method) -> Tensor:
+        """1 for each group and class that is counted, [G, K]."""
+        held = [torch.zeros(len(batch.logits), batch.logits.shape[1], dtype=torch.bool, device=batch.logits.device)]
+        room = Room()
+        for piece in pieces(batch.logits):
+            mask = batch.mask_chunk(piece, room)
+            shown = mask.share > 0 if self.present_only else torch.ones_like(mask.share, dtype=torch.bool)
+            found = shown.any(-1) if mask.valid is None else (shown & mask.valid).any(-1)
+            if torch.compiler.is_compiling():
+                held = [found]
+            else:
+                held[0][piece.images] |= found
+        counted = (held[0] & self.chosen).to(batch.work_type)
+        if self.per == "image":
+            return counted
+        # processes that count together hold a class if one of them does
+        return (method.reduce(counted.sum(0, keepdim=True))[0] > 0).to(batch.work_type)
 
 
 class LovaszSoftmax(nn.Module):
@@ -53,66 +82,91 @@ class LovaszSoftmax(nn.Module):
 
     A softmax in multiclass, else a sigmoid a channel.
 
-    per: `batch` sorts the pixels of the batch together; `image` averages over the counted classes of each image,
-        then over the images that have any.
-    classes: `present` counts those in the reference of the group, `all` every class, and a list of class names
-        or numbers these; an absent class that is counted has its largest probability as loss.
+    mode: `histogram` counts errors in `bins` bins of equal width instead of sorting them: the loss is off by at most
+        1 / (2 bins), and with several processes it is that of the whole batch; `exact` sorts, and is that of each
+        process alone.
+    per, classes: see `ChosenMean`.
 
     Ignored pixels take part in no count; all ignored gives 0. In [0, 1]. Raises ValueError for soft targets and
-    pixel weights, for which it is not defined.
+    pixel weights, for which it is not defined, and at build for less than 16 bins.
     """
 
     def __init__(
         self,
         *,
         labels: Labels,
-        per: Literal["batch", "image"] = "batch",
-        classes: Literal["present", "all"] | list[str | int] = "present",
+        reduce: Reduce = keep,
+        per: Per = "batch",
+        classes: Classes = "present",
+        mode: Literal["histogram", "exact"] = "histogram",
+        bins: int = 65536,
     ) -> None:
         super().__init__()
-        self.labels, self.per = labels, per
-        self.present_only = isinstance(classes, str) and classes == "present"
-        self.channels = _channels_of(classes, labels)
+        errors = ProbabilityErrors(link_of(labels))
+        self.method = _method(errors, mode, EvenBins(_checked_bins(bins)), reduce if per == "batch" else keep)
+        self.mean = ChosenMean(labels, reduce, per, classes)
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
-        """The loss of logits [B, K, *S], finite under ignored pixels; a scalar."""
-        _refuse_unsupported(target)
-        predicted = probabilities(logits, self.labels)
-        # one class at a time, so that the memory of a sort is that of one channel
-        pairs = [self._of_channel(predicted, target, channel) for channel in self.channels]
-        losses, counted = (torch.stack(column, 1) for column in zip(*pairs, strict=True))
-        return mean_over_counted(losses, counted.to(losses.dtype))
-
-    def _of_channel(self, predicted: Tensor, target: Target, channel: int) -> tuple[Tensor, Tensor]:
-        """The loss of one class and whether it counts, each [G], G = 1 or B."""
-        foreground = _foreground(target, channel, self.labels)
-        errors = torch.where(foreground, 1 - predicted[:, channel], predicted[:, channel])
-        valid = target.valid_channels
-        if valid is not None:
-            valid = valid[:, channel if valid.shape[1] > 1 else 0]
-            errors, foreground = torch.where(valid, errors, IGNORED), foreground & valid
-        groups = 1 if self.per == "batch" else errors.shape[0]
-        errors, foreground = errors.reshape(groups, -1), foreground.reshape(groups, -1)
-        counted = foreground.any(1) if self.present_only else (errors.detach() >= 0).any(1)
-        return lovasz_losses(errors, foreground), counted
+        """The loss of logits [B, K, *S], a scalar."""
+        return self.mean(logits, target, self.method, "lovasz_softmax")
 
 
-def _foreground(target: Target, channel: int, labels: Labels) -> Tensor:
-    """The pixels of the class that a channel stands for, bool [B, *S]; anything under ignored pixels."""
-    if target.index is not None:
-        return target.index == (1 if labels.mode == "binary" else channel)
-    assert target.onehot is not None
-    return target.onehot[:, channel]
+class LovaszHinge(nn.Module):
+    """The convex closure of the Jaccard loss at the errors max(0, 1 - z) of each class's logit z where the class is,
+    max(0, 1 + z) elsewhere (Yu & Blaschko 2015).
+
+    mode: `histogram` counts errors in `bins` bins, as many for each doubling of the error from 2^-8 to 2^8; the loss
+        is off by at most 8 / bins of itself, and with several processes it is that of the whole batch; `exact` sorts,
+        and is that of each process alone.
+    per, classes: see `ChosenMean`.
+
+    Ignored pixels take part in no count; all ignored gives 0. In [0, inf). Raises ValueError for soft targets and pixel
+    weights, and at build in multiclass, where the classes' logits mean something only beside each other, and for less
+    than 16 bins.
+    """
+
+    def __init__(
+        self,
+        *,
+        labels: Labels,
+        reduce: Reduce = keep,
+        per: Per = "batch",
+        classes: Classes = "present",
+        mode: Literal["histogram", "exact"] = "histogram",
+        bins: int = 65536,
+    ) -> None:
+        super().__init__()
+        if labels.mode == "multiclass":
+            raise ValueError(
+                "a hinge sets each logit against 0, and logits of exclusive classes mean something only beside each "
+                "other; use lovasz_softmax"
+            )
+        self.method = _method(HingeErrors(), mode, OctaveBins(_checked_bins(bins)), reduce if per == "batch" else keep)
+        self.mean = ChosenMean(labels, reduce, per, classes)
+
+    def forward(self, logits: Tensor, target: Target) -> Tensor:
+        """The loss of logits [B, K, *S], a scalar."""
+        return self.mean(logits, target, self.method, "lovasz_hinge")
 
 
-def _refuse_unsupported(target: Target) -> None:
+def _method(errors: Errors, mode: str, bins: Bins, reduce: Reduce) -> Method:
+    return Sorting(errors) if mode == "exact" else Counting(errors, bins, reduce)
+
+
+def _checked_bins(bins: int) -> int:
+    if bins < 16:
+        raise ValueError(f"expected bins of 16 or more, got {bins}")
+    return bins
+
+
+def _refuse_unsupported(target: Target, name: str) -> None:
     if target.onehot is not None and target.onehot.is_floating_point():
-        raise ValueError("lovasz_softmax is defined for hard targets, got a floating one; use jaccard or dice there")
+        raise ValueError(f"{name} is defined for hard targets, got a floating one; use jaccard or dice there")
     if target.pixel_weight is not None:
-        raise ValueError("lovasz_softmax counts pixels, so it knows no pixel_weight; use jaccard or dice with one")
+        raise ValueError(f"{name} counts pixels, so it knows no pixel_weight; use jaccard or dice with one")
 
 
-def _channels_of(classes: Literal["present", "all"] | list[str | int], labels: Labels) -> list[int]:
+def _channels_of(classes: Classes, labels: Labels) -> list[int]:
     if isinstance(classes, str):
         return list(range(labels.channels))
     names = labels.channel_names

@@ -3,145 +3,145 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segkit.labels import Labels, Target
-from segkit.losses.statistics import weight_map
+from segkit.labels import Labels
+from segkit.losses.chunks import Link, link_of
+from segkit.losses.reduce import Reduce, keep
+from segkit.losses.region import divided
+from segkit.losses.statistics import MaskSums, PixelSums, PixelTotals
 from segkit.losses.weights import ClassWeights, resolve_class_weights
 
-Link = Literal["softmax", "sigmoid"]
+Normalize = Literal["weights", "valid", "numel"]
 
 
 @dataclass(frozen=True)
-class Likelihood:
-    """The log-probability of what each pixel shows, and what its class weight hangs on.
+class NegativeLog:
+    """-log p, the cross-entropy of a pixel; p is the probability of what it shows."""
 
-    log_likelihood: [B, E, *S]. Exclusive classes, hard target: of the pixel's class, E = 1. Exclusive classes,
-        soft target: of every class, to be weighted by its share, E = classes. Channels that stand alone: of the
-        truth about each channel, E = channels.
-    index: int64 [B, *S], the pixel's class, 0 where ignored; hard targets of exclusive classes only.
-    share: floating [B, E, *S]; soft targets of exclusive classes only.
-    target: the target it was made from.
+    soft = True
+    constant_slope = -1.0
+
+    def value(self, log_likelihood: Tensor) -> Tensor:
+        return -log_likelihood
+
+    def slope(self, likelihood: Tensor) -> Tensor:
+        return torch.full_like(likelihood, -1)
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """-log p + epsilon (1 - p): the cross-entropy with the first term of its expansion in 1 - p raised by epsilon."""
+
+    epsilon: float
+    soft = True
+    constant_slope = None
+
+    def value(self, log_likelihood: Tensor) -> Tensor:
+        return -log_likelihood - self.epsilon * torch.expm1(log_likelihood)
+
+    def slope(self, likelihood: Tensor) -> Tensor:
+        return -1 - self.epsilon * likelihood
+
+
+@dataclass(frozen=True)
+class FocalLog:
+    """-(1 - p)^gamma log p."""
+
+    gamma: float
+    soft = False
+    constant_slope = None
+
+    def value(self, log_likelihood: Tensor) -> Tensor:
+        distance = (-torch.expm1(log_likelihood)).clamp(min=_smallest(log_likelihood))
+        return -log_likelihood * distance**self.gamma
+
+    def slope(self, likelihood: Tensor) -> Tensor:
+        # Below gamma 1 the slope is infinite at p = 1, and infinity times log p = 0 would be NaN. At the smallest
+        # normal number it is finite, and a pixel there has no gradient to give anyway.
+        smallest = _smallest(likelihood)
+        distance = (1 - likelihood).clamp_(min=smallest)
+        rising = likelihood.clamp(min=smallest).log_().mul_(likelihood).mul_(self.gamma)
+        return rising.sub_(distance).mul_(distance.pow_(self.gamma - 1))
+
+
+def _smallest(values: Tensor) -> float:
+    return torch.finfo(values.dtype).tiny
+
+
+class PixelMean(nn.Module):
+    """The mean over pixels that pixel terms have in common; its options are theirs.
+
+    class_weights: w, one a class; binary [negative, positive]; multilabel one a channel; or a method of
+        `segkit.losses.weights`.
+    normalize: the sum is divided by the sum of w over the valid pixels (`weights`), their number (`valid`) or the
+        number of all pixels (`numel`). Where classes stand alone, a pixel of a channel is an entry. Pixel weights
+        multiply w, so they are in the divisor with `weights` only.
+    reduce: sums over processes.
+    factors: further weights, shaped as `PixelSums.class_weights`, that are in the sum and never in the divisor.
     """
 
-    log_likelihood: Tensor
-    index: Tensor | None
-    share: Tensor | None
-    target: Target
+    def __init__(
+        self,
+        labels: Labels,
+        census: Any,
+        reduce: Reduce,
+        link: Link,
+        class_weights: ClassWeights,
+        normalize: Normalize,
+        factors: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.link: Link = link
+        self.normalize, self.reduce = normalize, reduce
+        self.class_weights: Tensor
+        self.factors: Tensor
+        weights = resolve_class_weights(class_weights, labels, census)
+        weights = weights if link == "softmax" else _sides(weights, labels)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("factors", torch.ones_like(weights) if factors is None else factors, persistent=False)
+        self.weighted = bool((self.class_weights * self.factors != 1).any())
 
     @property
-    def entries(self) -> int:
-        """How many entries of the mean a pixel makes: 1 for exclusive classes, else one a channel."""
-        exclusive = self.index is not None or self.share is not None
-        return 1 if exclusive else self.log_likelihood.shape[1]
+    def weights(self) -> Tensor | None:
+        """What the pass multiplies each entry with; None for 1."""
+        return self.class_weights * self.factors if self.weighted else None
+
+    def forward(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
+        """The mean, a scalar; 0 over nothing. count: what to divide by instead of this batch's own divisor."""
+        total, own = self.reduce(totals.total, self.count(totals.mask))
+        return divided(total, own if count is None else count)
+
+    def count(self, mask: MaskSums) -> Tensor:
+        """The divisor, by the masks alone, a scalar."""
+        if self.normalize == "weights":
+            weights = self.class_weights.to(mask.pixels.dtype)
+            if self.link == "softmax":
+                return (mask.reference * weights).sum()
+            return (mask.reference * weights[1] + (mask.pixels - mask.reference) * weights[0]).sum()
+        entries = mask.valid if self.normalize == "valid" else torch.full_like(mask.valid, mask.size)
+        return (entries[:, :1] if self.link == "softmax" else entries).sum()
 
 
-@dataclass(frozen=True)
-class LikelihoodPass:
-    """A pass that a pixel term names in `needs`; terms that name equal passes share one run."""
-
-    labels: Labels
-    link: Link
-
-    def __call__(self, logits: Tensor, target: Target) -> Likelihood:
-        """Likelihood of logits [B, K, *S], finite under ignored pixels."""
-        soft = target.onehot is not None and target.onehot.is_floating_point()
-        if self.link == "softmax":
-            return softmax_likelihood(logits, target, self.labels, soft)
-        if self.labels.mode == "binary":
-            return binary_likelihood(logits, target, self.labels, soft)
-        onehot = self.labels.onehot(target)
-        return Likelihood(sigmoid_log_likelihood(logits, onehot), None, None, target)
-
-
-def softmax_likelihood(logits: Tensor, target: Target, labels: Labels, soft: bool) -> Likelihood:
-    """The likelihood under a softmax over the channels."""
-    log_probabilities = logits.log_softmax(1)
-    if soft:
-        return Likelihood(log_probabilities, None, labels.onehot(target).to(logits.dtype), target)
-    index = class_index(target)
-    return Likelihood(log_probabilities.gather(1, index.unsqueeze(1)), index, None, target)
-
-
-def binary_likelihood(logits: Tensor, target: Target, labels: Labels, soft: bool) -> Likelihood:
-    """The likelihood of [negative, positive] under a sigmoid of the one channel."""
-    if soft:
-        share = labels.onehot(target).to(logits.dtype)
-        both = torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], 1)
-        return Likelihood(both, None, torch.cat([1 - share, share], 1), target)
-    index = class_index(target)
-    return Likelihood(sigmoid_log_likelihood(logits, index.unsqueeze(1) == 1), index, None, target)
-
-
-def class_index(target: Target) -> Tensor:
-    """The class number of each pixel, int64 [B, *S], 0 where ignored."""
-    if target.index is None:
-        assert target.onehot is not None
-        return target.onehot.to(torch.uint8).argmax(1)  # argmax knows no bool
-    return (target.index if target.valid is None else torch.where(target.valid, target.index, 0)).long()
-
-
-def sigmoid_log_likelihood(logits: Tensor, onehot: Tensor) -> Tensor:
-    """log p where `onehot` is set and log(1 - p) elsewhere, [B, K, *S]; for a soft `onehot` their mixture."""
-    if onehot.is_floating_point():
-        share = onehot.to(logits.dtype)
-        return share * F.logsigmoid(logits) + (1 - share) * F.logsigmoid(-logits)
-    return F.logsigmoid(torch.where(onehot, logits, -logits))
-
-
-def entry_weights(likelihood: Likelihood, class_weights: Tensor) -> Tensor:
-    """Class weight times share times pixel weight of each entry, [B, E, *S]; 0 where ignored."""
-    log_likelihood = likelihood.log_likelihood
-    class_weights = class_weights.to(log_likelihood.dtype)
-    if likelihood.index is not None:
-        weights = class_weights[likelihood.index].unsqueeze(1)
-    else:
-        weights = class_weights.view(1, -1, *[1] * (log_likelihood.ndim - 2))
-    if likelihood.share is not None:
-        weights = weights * likelihood.share
-    of_pixel = weight_map(likelihood.target, log_likelihood.dtype)
-    return (weights if of_pixel is None else weights * of_pixel).expand_as(log_likelihood)
-
-
-def normalised(
-    losses: Tensor, weights: Tensor, likelihood: Likelihood, normalize: Literal["weights", "valid", "numel"]
-) -> Tensor:
-    """sum(weights * losses), over the sum of the weights, the valid entries or all entries; 0 over nothing."""
-    total = (weights * losses).sum()
-    valid = likelihood.target.valid_channels
-    if normalize == "weights":
-        count = weights.sum()
-    elif normalize == "valid" and valid is not None:
-        count = valid.sum() * (likelihood.entries // valid.shape[1])
-    else:
-        return total / (losses.numel() // losses.shape[1] * likelihood.entries)
-    return total / torch.where(count > 0, count, 1)
-
-
-def focal_factor(log_likelihood: Tensor, gamma: float) -> Tensor:
-    """(1 - p)^gamma from log p, accurate near p = 1."""
-    # Below gamma 1 the slope is infinite at p = 1, and infinity times log p = 0 would be NaN. At the smallest
-    # normal number the slope is still finite, and a pixel there has no gradient to give anyway.
-    smallest = torch.finfo(log_likelihood.dtype).tiny
-    return (-torch.expm1(log_likelihood)).clamp(min=smallest) ** gamma
+def _sides(weights: Tensor, labels: Labels) -> Tensor:
+    """One weight a class as [2, K]: of the absence and the presence of what each channel stands for."""
+    return weights.view(2, 1) if labels.mode == "binary" else torch.stack([weights, weights])
 
 
 class CrossEntropy(nn.Module):
     """-sum_i w_i log p_i(class of i) / Z; softmax for exclusive classes, else binary cross-entropy a channel.
 
-    class_weights: w, one a class; binary [negative, positive]; multilabel one a channel; or a method of
-        `segkit.losses.weights`.
-    normalize: Z is the sum of w over the valid pixels (`weights`), their number (`valid`) or the number of all
-        pixels (`numel`). Where classes overlap, an entry is a pixel of a channel. Pixel weights multiply w, so
-        they are in Z with `weights` only.
+    class_weights, normalize: see `PixelMean`.
+    label_smoothing: s in [0, 1): each pixel shows its class with share 1 - s, and all classes with s / K more each
+        (Szegedy et al. 2016); where channels stand alone, presence and absence with s / 2 more each.
 
     Targets may be soft. Ignored pixels count for nothing, apart from `numel`; all ignored gives 0. In [0, inf).
-    Raises ValueError at build for class weights that do not fit the classes.
+    Raises ValueError at build for class weights that do not fit the classes, and for another label_smoothing.
     """
 
     def __init__(
@@ -149,31 +149,82 @@ class CrossEntropy(nn.Module):
         *,
         labels: Labels,
         census: Any = None,
+        reduce: Reduce = keep,
         class_weights: ClassWeights = None,
-        normalize: Literal["weights", "valid", "numel"] = "weights",
+        normalize: Normalize = "weights",
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.class_weights: Tensor
-        self.register_buffer("class_weights", resolve_class_weights(class_weights, labels, census), persistent=False)
-        self.normalize: Literal["weights", "valid", "numel"] = normalize
-        self.needs = LikelihoodPass(labels, "softmax" if labels.mode == "multiclass" else "sigmoid")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"expected label_smoothing of at least 0 and less than 1, got {label_smoothing}")
+        self.smoothing = label_smoothing
+        self.mean = PixelMean(labels, census, reduce, link_of(labels), class_weights, normalize)
 
-    def score(self, likelihood: Likelihood) -> Tensor:
+    @property
+    def sums(self) -> PixelSums:
+        return PixelSums("cross_entropy", self.mean.link, NegativeLog(), self.mean.weights, self.smoothing)
+
+    def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
-        weights = entry_weights(likelihood, self.class_weights)
-        return normalised(-likelihood.log_likelihood, weights, likelihood, self.normalize)
+        return self.mean(totals, count)
+
+    def count(self, mask: MaskSums) -> Tensor:
+        """The divisor Z."""
+        return self.mean.count(mask)
+
+
+class PolyCrossEntropy(nn.Module):
+    """sum_i w_i (-log p_i + epsilon (1 - p_i)) / Z, Poly-1 (Leng et al. 2022).
+
+    epsilon: -1 or more; 0 is the cross-entropy, the paper's 1 for pictures stresses pixels that are nearly right.
+    class_weights, normalize: see `PixelMean`. The class weight multiplies both parts.
+
+    Targets may be soft. Ignored pixels count for nothing, apart from `numel`; all ignored gives 0. Raises ValueError at
+    build for a smaller epsilon, with which a wrong pixel could lower the loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        labels: Labels,
+        census: Any = None,
+        reduce: Reduce = keep,
+        epsilon: float = 1.0,
+        class_weights: ClassWeights = None,
+        normalize: Normalize = "weights",
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(epsilon) and epsilon >= -1):
+            raise ValueError(f"expected epsilon of -1 or more, got {epsilon}")
+        self.function = Polynomial(epsilon)
+        self.mean = PixelMean(labels, census, reduce, link_of(labels), class_weights, normalize)
+
+    @property
+    def sums(self) -> PixelSums:
+        return PixelSums("poly_cross_entropy", self.mean.link, self.function, self.mean.weights)
+
+    def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
+        """The loss, a scalar."""
+        return self.mean(totals, count)
+
+    def count(self, mask: MaskSums) -> Tensor:
+        """The divisor Z."""
+        return self.mean.count(mask)
 
 
 class Focal(nn.Module):
-    """-sum_i w_i (1 - p_i)^gamma log p_i / sum_i w_i, p_i being the probability of the truth (Lin et al. 2017).
+    """-sum_i w_i alpha_i (1 - p_i)^gamma log p_i / Z, p_i being the probability of the truth (Lin et al. 2017).
 
     gamma: 0 or more; 0 is the cross-entropy.
     link: `softmax`, the default in multiclass, or `sigmoid`, the default elsewhere. In multiclass `sigmoid` sets
         each class against the rest, a mean over valid pixels times classes, with one class weight a channel.
-    class_weights: as for the cross-entropy.
+    alpha: a factor that is not in Z. A number between 0 and 1 is that of the foreground (`link: softmax`) or of the
+        presence of each class (`sigmoid`), and 1 - alpha that of the background or of absence; a list has one for
+        each class (`softmax`) or for the presence of each channel (`sigmoid`).
+    class_weights, normalize: see `PixelMean`.
 
-    Ignored pixels count for nothing; all ignored gives 0. In [0, inf). Raises ValueError for soft targets, and at
-    build for `softmax` outside multiclass.
+    Ignored pixels count for nothing, apart from `numel`; all ignored gives 0. In [0, inf). Raises ValueError for soft
+    targets, and at build for `softmax` outside multiclass and an alpha that does not fit.
     """
 
     def __init__(
@@ -181,25 +232,32 @@ class Focal(nn.Module):
         *,
         labels: Labels,
         census: Any = None,
+        reduce: Reduce = keep,
         gamma: float = 2.0,
         link: Link | None = None,
+        alpha: float | list[float] | None = None,
         class_weights: ClassWeights = None,
+        normalize: Normalize = "weights",
     ) -> None:
         super().__init__()
         if not (math.isfinite(gamma) and gamma >= 0):
             raise ValueError(f"expected gamma of 0 or more, got {gamma}")
-        self.class_weights: Tensor
-        self.register_buffer("class_weights", resolve_class_weights(class_weights, labels, census), persistent=False)
-        self.gamma = gamma
-        self.needs = LikelihoodPass(labels, _focal_link(link, labels))
+        self.function = FocalLog(gamma)
+        chosen = _focal_link(link, labels)
+        factors = None if alpha is None else _alpha_factors(alpha, chosen, labels)
+        self.mean = PixelMean(labels, census, reduce, chosen, class_weights, normalize, factors)
 
-    def score(self, likelihood: Likelihood) -> Tensor:
+    @property
+    def sums(self) -> PixelSums:
+        return PixelSums("focal", self.mean.link, self.function, self.mean.weights)
+
+    def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
-        onehot = likelihood.target.onehot
-        if onehot is not None and onehot.is_floating_point():
-            raise ValueError("focal is defined for hard targets, got a floating one; use cross_entropy or dice there")
-        losses = -likelihood.log_likelihood * focal_factor(likelihood.log_likelihood, self.gamma)
-        return normalised(losses, entry_weights(likelihood, self.class_weights), likelihood, "weights")
+        return self.mean(totals, count)
+
+    def count(self, mask: MaskSums) -> Tensor:
+        """The divisor Z."""
+        return self.mean.count(mask)
 
 
 def _focal_link(link: Link | None, labels: Labels) -> Link:
@@ -210,3 +268,24 @@ def _focal_link(link: Link | None, labels: Labels) -> Link:
     if link == "softmax":
         raise ValueError("link softmax makes classes exclude each other, and these may overlap; use link sigmoid")
     return "sigmoid"
+
+
+def _alpha_factors(alpha: float | Sequence[float], link: Link, labels: Labels) -> Tensor:
+    """In the shape of `PixelSums.class_weights`."""
+    numbers = [float(one) for one in (alpha if isinstance(alpha, Sequence) else [alpha])]
+    if not all(0 <= one <= 1 for one in numbers) or (isinstance(alpha, Sequence) and len(numbers) != labels.channels):
+        raise ValueError(
+            f"expected alpha from 0 to 1, as one number or as a list for {', '.join(labels.channel_names)}, got {alpha}"
+        )
+    if link == "sigmoid":
+        present = torch.tensor(numbers).expand(labels.channels)
+        return torch.stack([1 - present, present])
+    if isinstance(alpha, Sequence):
+        return torch.tensor(numbers)
+    if labels.background_channel is None:
+        raise ValueError(
+            f"alpha {alpha} sets foreground against {labels.background!r}, and no class is called so; give a list"
+        )
+    factors = torch.full((labels.channels,), numbers[0])
+    factors[labels.background_channel] = 1 - numbers[0]
+    return factors

@@ -10,39 +10,47 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels
-from segkit.losses.statistics import RegionPass, Statistics
+from segkit.losses.chunks import link_of
+from segkit.losses.reduce import Reduce, keep
+from segkit.losses.statistics import MaskSums, RegionSums, Statistics
 from segkit.losses.weights import ClassWeights, resolve_class_weights
 
 Per = Literal["batch", "image"]
 Empty = Literal["present", "keep", "zero"]
+Eps = tuple[float, float]
 
 
-def dice_losses(statistics: Statistics, eps: tuple[float, float]) -> Tensor:
+def dice_losses(statistics: Statistics, eps: Eps) -> Tensor:
     """1 - (2 tp + eps_n) / (predicted + reference + eps_d) for each group and class, [B, K]."""
     size = statistics.predicted + statistics.reference
-    return 1 - _ratio(2 * statistics.tp + eps[0], size + eps[1])
+    return 1 - ratio(2 * statistics.tp + eps[0], size + eps[1])
 
 
-def jaccard_losses(statistics: Statistics, eps: tuple[float, float]) -> Tensor:
+def jaccard_losses(statistics: Statistics, eps: Eps) -> Tensor:
     """1 - (tp + eps_n) / (predicted + reference - tp + eps_d) for each group and class, [B, K]."""
     union = statistics.predicted + statistics.reference - statistics.tp
-    return 1 - _ratio(statistics.tp + eps[0], union + eps[1])
+    return 1 - ratio(statistics.tp + eps[0], union + eps[1])
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     # a class that is nowhere, with eps 0, is 0 / 0; it is not counted, and its gradient must not be NaN
     return numerator / torch.where(denominator > 0, denominator, 1)
 
 
-def mean_over_counted(losses: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean over the classes of each group, then over the groups with any weight; 0 over none.
+def mean_over_counted(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted mean over the classes of each group, summed over the groups with any weight, and their number.
 
     losses, weights: [B, K]; a class that is not counted has weight 0.
     """
     total = weights.sum(1)
     counted = total > 0
     of_group = (weights * losses).sum(1) / torch.where(counted, total, 1)
-    return of_group.sum() / counted.sum().clamp(min=1)
+    return of_group.sum(), counted.sum().to(losses.dtype)
+
+
+def divided(total: Tensor, count: Tensor) -> Tensor:
+    """total / count; 0 over nothing."""
+    return total / torch.where(count > 0, count, 1)
 
 
 class ClassMean(nn.Module):
@@ -54,13 +62,21 @@ class ClassMean(nn.Module):
         (`keep`), or is counted with loss 0 (`zero`). Where everything is ignored, nothing is counted.
     background: false drops the background class.
     class_weights: one a channel, or a method; the mean divides by the sum of those that are counted.
+    reduce: sums over processes; the sums themselves with `batch`, means of images with `image`.
     """
 
     def __init__(
-        self, *, labels: Labels, census: Any, per: Per, empty: Empty, background: bool, class_weights: ClassWeights
+        self,
+        labels: Labels,
+        census: Any,
+        reduce: Reduce,
+        per: Per,
+        empty: Empty,
+        background: bool,
+        class_weights: ClassWeights,
     ) -> None:
         super().__init__()
-        self.per, self.empty = per, empty
+        self.per, self.empty, self.reduce = per, empty, reduce
         self.class_weights: Tensor
         weights = _channel_weights(class_weights, labels, census)
         if not background:
@@ -70,16 +86,31 @@ class ClassMean(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def pool(self, statistics: Statistics) -> Statistics:
-        """The groups to score: the batch as one, or each image."""
-        return statistics.pooled() if self.per == "batch" else statistics
+        """The groups to score: the whole batch as one, or each image."""
+        return Statistics(*self.reduce(*statistics.pooled().tensors)) if self.per == "batch" else statistics
 
-    def forward(self, losses: Tensor, statistics: Statistics) -> Tensor:
-        """The mean of losses [B, K] of pooled statistics, a scalar; 0 with gradient 0 if nothing is counted."""
-        present = statistics.reference > 0
-        counted = present if self.empty == "present" else statistics.pixels > 0
+    def weights(self, reference: Tensor, pixels: Tensor) -> Tensor:
+        """What each class of each group counts in the mean, [B, K]."""
+        counted = reference > 0 if self.empty == "present" else pixels > 0
+        return counted * self.class_weights.to(reference.dtype)
+
+    def forward(self, losses: Tensor, statistics: Statistics, count: Tensor | None = None) -> Tensor:
+        """The mean of losses [B, K] of pooled statistics, a scalar; 0 with gradient 0 if nothing is counted.
+
+        count: what to divide the sum over images by instead of their number, with `per: image`.
+        """
         if self.empty == "zero":
-            losses = torch.where(present, losses, 0)
-        return mean_over_counted(losses, counted * self.class_weights.to(losses.dtype))
+            losses = torch.where(statistics.reference > 0, losses, 0)
+        total, groups = mean_over_counted(losses, self.weights(statistics.reference, statistics.pixels))
+        if self.per == "image":
+            total, groups = self.reduce(total, groups)
+        return divided(total, groups if count is None else count)
+
+    def count(self, mask: MaskSums) -> Tensor | None:
+        """How many images count, by their masks alone; None where the sums of the batch are pooled."""
+        if self.per == "batch":
+            return None
+        return (self.weights(mask.reference, mask.pixels).sum(1) > 0).sum().to(mask.pixels.dtype)
 
 
 def _channel_weights(class_weights: ClassWeights, labels: Labels, census: Any) -> Tensor:
@@ -102,7 +133,8 @@ def _background_channel(labels: Labels) -> int:
     return labels.background_channel
 
 
-def _eps_pair(eps: float | Sequence[float], empty: Empty) -> tuple[float, float]:
+def eps_pair(eps: float | Sequence[float], empty: Empty = "present") -> Eps:
+    """[numerator, denominator] from the option `eps`. Raises ValueError for others than numbers of 0 or more."""
     pair = (eps, eps) if isinstance(eps, (int, float)) else tuple(eps)
     if len(pair) != 2 or not all(math.isfinite(part) and part >= 0 for part in pair):
         raise ValueError(f"expected eps as one number of 0 or more, or [numerator, denominator], got {eps}")
@@ -128,6 +160,7 @@ class Dice(nn.Module):
         *,
         labels: Labels,
         census: Any = None,
+        reduce: Reduce = keep,
         per: Per = "batch",
         power: Literal[1, 2] = 1,
         eps: float | list[float] = 1e-5,
@@ -136,23 +169,27 @@ class Dice(nn.Module):
         class_weights: ClassWeights = None,
     ) -> None:
         super().__init__()
-        self.eps = _eps_pair(eps, empty)
-        self.needs = RegionPass(labels, power)
-        self.mean = ClassMean(
-            labels=labels, census=census, per=per, empty=empty, background=background, class_weights=class_weights
-        )
+        self.eps = eps_pair(eps, empty)
+        self.sums = RegionSums(link_of(labels), power)
+        self.mean = ClassMean(labels, census, reduce, per, empty, background, class_weights)
 
-    def score(self, statistics: Statistics) -> Tensor:
+    def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
         statistics = self.mean.pool(statistics)
-        return self.mean(dice_losses(statistics, self.eps), statistics)
+        return self.mean(dice_losses(statistics, self.eps), statistics, count)
+
+    def count(self, mask: MaskSums) -> Tensor | None:
+        """How many images count, by their masks alone; None where the sums of the batch are pooled."""
+        return self.mean.count(mask)
 
 
 class Jaccard(nn.Module):
-    """1 - (tp + eps_n) / (predicted + reference - tp + eps_d), averaged over classes; options as for `Dice`.
+    """1 - (tp + eps_n) / (predicted + reference - tp + eps_d), averaged over classes (Rahman & Wang 2016).
 
-    Targets may be soft. Ignored pixels are in no sum; all ignored gives 0. In [0, 1] for equal eps.
-    Raises ValueError at build where `Dice` does.
+    per, power, eps, empty, background, class_weights: as for `dice`.
+
+    Targets may be soft, which makes it the Jaccard metric loss (Wang et al. 2023). Ignored pixels are in no sum; all
+    ignored gives 0. In [0, 1] for equal eps. Raises ValueError at build where `dice` does.
     """
 
     def __init__(
@@ -160,6 +197,7 @@ class Jaccard(nn.Module):
         *,
         labels: Labels,
         census: Any = None,
+        reduce: Reduce = keep,
         per: Per = "batch",
         power: Literal[1, 2] = 1,
         eps: float | list[float] = 1e-5,
@@ -168,13 +206,15 @@ class Jaccard(nn.Module):
         class_weights: ClassWeights = None,
     ) -> None:
         super().__init__()
-        self.eps = _eps_pair(eps, empty)
-        self.needs = RegionPass(labels, power)
-        self.mean = ClassMean(
-            labels=labels, census=census, per=per, empty=empty, background=background, class_weights=class_weights
-        )
+        self.eps = eps_pair(eps, empty)
+        self.sums = RegionSums(link_of(labels), power)
+        self.mean = ClassMean(labels, census, reduce, per, empty, background, class_weights)
 
-    def score(self, statistics: Statistics) -> Tensor:
+    def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
         statistics = self.mean.pool(statistics)
-        return self.mean(jaccard_losses(statistics, self.eps), statistics)
+        return self.mean(jaccard_losses(statistics, self.eps), statistics, count)
+
+    def count(self, mask: MaskSums) -> Tensor | None:
+        """How many images count, by their masks alone; None where the sums of the batch are pooled."""
+        return self.mean.count(mask)

@@ -1,15 +1,25 @@
-"""The pass over the logits that the region terms share: sums of probabilities for each image and class."""
+"""The one pass over the logits that the terms of a loss share: sums over pixels for each image and class.
+
+A term says what sums it needs (`RegionSums`, `PixelSums`); terms of one link share its softmax or sigmoid and their
+backward. The backward is written out (see `kernels`): from the slope of the loss for each sum it makes the gradient of
+the logits piece by piece, so that nothing is kept for it but the logits and the mask.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from segkit.labels import Labels, Target
+from segkit.losses.chunks import Batch, Link, MaskChunk, Piece, Room, pieces, refuse_second_derivative, weighted_sum
+from segkit.losses.kernels import KERNELS, TP, Needs, PixelSums, RegionSums
+
+__all__ = ["Link", "MaskSums", "PixelSums", "PixelTotals", "RegionSums", "Statistics", "mask_sums", "run_pass"]
+
+Sums = RegionSums | PixelSums
 
 
 @dataclass(frozen=True)
@@ -29,64 +39,137 @@ class Statistics:
     reference: Tensor
     pixels: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.tp, self.predicted, self.reference, self.pixels
+
     def pooled(self) -> Statistics:
         """The sums over the batch, [1, K]."""
-        fields = (self.tp, self.predicted, self.reference, self.pixels)
-        return Statistics(*(field.sum(0, keepdim=True) for field in fields))
+        return Statistics(*(sums.sum(0, keepdim=True) for sums in self.tensors))
 
 
 @dataclass(frozen=True)
-class RegionPass:
-    """A pass that a region term names in `needs`; terms that name equal passes share one run."""
+class PixelTotals:
+    """What pixel terms are made of: the sum of the function over the batch, a scalar, and the sums over the mask."""
 
-    labels: Labels
-    power: Literal[1, 2] = 1
-
-    def __call__(self, logits: Tensor, target: Target) -> Statistics:
-        """Statistics of logits [B, K, *S], finite under ignored pixels."""
-        return region_statistics(probabilities(logits, self.labels), target, self.labels, self.power)
+    total: Tensor
+    mask: MaskSums
 
 
-def probabilities(logits: Tensor, labels: Labels) -> Tensor:
-    """Softmax over exclusive classes, else a sigmoid for each channel, [B, K, *S]."""
-    return logits.softmax(1) if labels.mode == "multiclass" else logits.sigmoid()
+@dataclass(frozen=True)
+class MaskSums:
+    """What the target alone says, each floating [B, K] and without gradient.
 
-
-def weight_map(target: Target, dtype: torch.dtype) -> Tensor | None:
-    """What each pixel counts for, [B, 1 or K, *S]: its pixel weight, 0 where ignored; None if all count for 1.
-
-    Weights under ignored pixels are selected out, not multiplied, so that NaN there does no harm.
+    reference, squared: the pixels of each class, times their weights; for soft targets the sums of the shares and of
+    their squares. pixels: the valid pixels times their weights. valid: their number. size: all pixels of an image.
     """
-    valid = target.valid_channels
-    if target.pixel_weight is None:
-        return None if valid is None else valid.to(dtype)
-    weight = target.pixel_weight.to(dtype).unsqueeze(1)
-    return weight if valid is None else torch.where(valid, weight, 0)
+
+    reference: Tensor
+    squared: Tensor
+    pixels: Tensor
+    valid: Tensor
+    size: int
 
 
-def region_statistics(probabilities: Tensor, target: Target, labels: Labels, power: Literal[1, 2]) -> Statistics:
-    """Sum probabilities [B, K, *S] into Statistics. Every operation is deterministic."""
-    onehot = labels.onehot(target)
-    if onehot.is_floating_point():
-        onehot = onehot.to(probabilities.dtype)
-        # A product would be least at p = 1 whatever the share. sum(min(p, g)) is the (sum p + sum g - sum |p - g|) / 2
-        # of Wang et al. 2023 without its cancellation.
-        overlap, share = torch.minimum(probabilities, onehot), onehot**power
+@torch.no_grad()
+def mask_sums(batch: Batch) -> MaskSums:
+    """The sums over the target of a batch."""
+    totals, room = [_accumulator(batch, batch.logits.shape[1]) for _ in range(4)], Room()
+    for piece in pieces(batch.logits):
+        totals = _added(totals, piece, _of_mask(batch.mask_chunk(piece, room)))
+    first, second, counted, valid = (total.to(batch.work_type) for total in totals)
+    return MaskSums(first, second, counted, valid, batch.size)
+
+
+def _of_mask(mask: MaskChunk) -> list[Tensor]:
+    """The four sums of `MaskSums` over a chunk, [b, K] each."""
+    images, channels, pixels = mask.share.shape
+    everything = torch.full((images, channels), pixels, dtype=mask.share.dtype, device=mask.share.device)
+    valid = everything if mask.valid is None else mask.valid.sum(-1).expand_as(everything)
+    counted = valid if mask.weight is None else mask.weight.sum(-1).expand_as(everything)
+    first = weighted_sum(mask.share, mask.weight)
+    return [first, weighted_sum(mask.share.square(), mask.weight) if mask.soft else first, counted, valid]
+
+
+def run_pass(batch: Batch, asked: Sequence[Sums]) -> list[Statistics | PixelTotals]:
+    """Everything that was asked for, in one pass; what is asked twice is summed once. `batch.link` is that of all.
+
+    Raises ValueError if a pixel function is asked for that is not defined for the target.
+    """
+    needs = Needs.of(asked)
+    needs.check(batch)
+    if torch.compiler.is_compiling():  # plain operations, of which the compiler makes a fused pass itself
+        room = Room()
+        chunk = batch.chunk(next(pieces(batch.logits)), room)
+        sums = [
+            *KERNELS[batch.link].sums(chunk, needs, room),
+            *(one.to(batch.work_type) for one in _of_mask(chunk.mask)),
+        ]
     else:
-        overlap, share = torch.where(onehot, probabilities, 0), onehot
-    weight = weight_map(target, probabilities.dtype)
-    tp = _weighted_sum(overlap, weight)
-    everywhere = math.prod(probabilities.shape[2:])
-    return Statistics(
-        tp=tp,
-        predicted=_weighted_sum(probabilities**power if power == 2 else probabilities, weight),
-        reference=_weighted_sum(share, weight).to(probabilities.dtype),
-        pixels=torch.full_like(tp, everywhere) if weight is None else weight.flatten(2).sum(2).expand_as(tp),
+        sums = _SharedPass.apply(batch.logits, batch, needs)
+        assert isinstance(sums, tuple)
+    reference, squared, pixels, valid = sums[-4:]
+    mask = MaskSums(reference, squared, pixels, valid, batch.size)
+    if batch.target.index is not None and batch.labels.mode == "multiclass" and batch.plain:
+        batch.labels.assert_counted(mask.reference, mask.valid)
+    found = dict(zip(needs.names, sums[:-4], strict=True))
+    totals = iter([sums for name, sums in found.items() if name[0] == "pixel"])  # in the order they were asked for
+    return [
+        PixelTotals(next(totals).sum(), mask) if isinstance(one, PixelSums) else _statistics(one, found, mask)
+        for one in asked
+    ]
+
+
+def _statistics(asked: RegionSums, found: dict[Any, Tensor], mask: MaskSums) -> Statistics:
+    reference = mask.reference if asked.power == 1 else mask.squared
+    return Statistics(found[TP], found["predicted", asked.power], reference, mask.pixels)
+
+
+class _SharedPass(torch.autograd.Function):
+    """(logits, batch, needs) -> the sums that `needs` names, [B, K] or [B, 1] each, and the four of `MaskSums`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, batch: Batch, needs: Needs) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(logits)
+        ctx.batch, ctx.needs = batch, needs
+        channels = [1 if name[0] == "pixel" else logits.shape[1] for name in needs.names] + 4 * [logits.shape[1]]
+        totals, room = [_accumulator(batch, number) for number in channels], Room()
+        for piece in pieces(logits):
+            chunk = batch.chunk(piece, room)
+            of_mask = _of_mask(chunk.mask)
+            totals = _added(totals, piece, [*KERNELS[batch.link].sums(chunk, needs, room), *of_mask])
+        sums = tuple(total.to(batch.work_type) for total in totals)
+        ctx.mark_non_differentiable(*sums[-4:])
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        refuse_second_derivative()
+        (logits,) = ctx.saved_tensors
+        batch, needs, room = ctx.batch, ctx.needs, Room()
+        gradient = torch.empty_like(logits)
+        flat = gradient.flatten(2)
+        for piece in pieces(logits):
+            here = dict(zip(needs.names, (slope[piece.images] for slope in slopes[:-4]), strict=True))
+            place = flat[piece.images, :, piece.pixels]
+            out = place if place.dtype == batch.work_type else torch.empty_like(place, dtype=batch.work_type)
+            KERNELS[batch.link].gradient(batch.chunk(piece, room), needs, here, room, out)
+            if out is not place:
+                place.copy_(out)
+        return gradient, None, None
+
+
+def _accumulator(batch: Batch, channels: int) -> Tensor:
+    """Zeros [B, channels] in float64 where the device has it, so that adding up pieces costs no digits."""
+    device = batch.logits.device
+    return torch.zeros(
+        batch.logits.shape[0], channels, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
     )
 
 
-def _weighted_sum(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Sum [B, K, *S] over space, [B, K]."""
-    if weight is not None:
-        values = torch.where(values, weight, 0) if values.dtype == torch.bool else values * weight
-    return values.flatten(2).sum(2)
+def _added(totals: Sequence[Tensor], piece: Piece, sums: Sequence[Tensor]) -> list[Tensor]:
+    if torch.compiler.is_compiling():
+        return [total + one for total, one in zip(totals, sums, strict=True)]
+    for total, one in zip(totals, sums, strict=True):
+        total[piece.images] += one
+    return list(totals)

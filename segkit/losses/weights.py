@@ -2,43 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Required, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from segkit.labels import Labels
 
-Method = Literal["inverse", "sqrt_inverse", "median_frequency", "enet"]
+Method = Literal["inverse", "sqrt_inverse", "median_frequency", "enet", "effective_number"]
 METHODS: tuple[str, ...] = get_args(Method)
+Counts = Literal["pixels", "images", "components"]
+
+
+class FromCensus(TypedDict, total=False):
+    """A method with its options: `cap`, the largest weight there may be; then, with `mean_one`, all are divided by
+    their mean. beta, counts: of `effective_number`, the overlap of the samples and what counts as one."""
+
+    method: Required[Method]
+    cap: float
+    mean_one: bool
+    beta: float
+    counts: Literal["images", "components"]
+
 
 # "none" is what YAML 1.2 makes of `class_weights: none`
-ClassWeights = list[float] | Method | Literal["none"] | None
+ClassWeights = list[float] | Method | FromCensus | Literal["none"] | None
 
 
-def class_weights(method: str, census: Any, names: Sequence[str] | None = None) -> Tensor:
-    """Weights [K] from a census: integers [cases, K] of valid pixels a case and class (2 classes in binary mode).
+def class_weights(method: str | Mapping[str, Any], census: Any, names: Sequence[str] | None = None) -> Tensor:
+    """Weights [K] from a census, float64.
+
+    method: a name, or a mapping as `FromCensus`.
+    census: integers [cases, K] of valid pixels a case and class (2 classes in binary mode), or a mapping with these
+        under `pixels` and the connected components under `components`.
 
     With n_c the pixels of class c, N all pixels and f_c = n_c / N:
-    inverse: N / (K n_c).  sqrt_inverse: its square root.  enet: 1 / ln(1.02 + f_c).
+    inverse: N / (K n_c).  sqrt_inverse: its square root.  enet: 1 / ln(1.02 + f_c) (Paszke et al. 2016).
     median_frequency: median(q) / q_c, q_c being n_c over the pixels of the cases that contain c
         (Eigen & Fergus 2015).
+    effective_number: (1 - beta) / (1 - beta^m_c), m_c being the images or components of class c, with mean 1
+        (Cui et al. 2019). On pixels, beta^m is 0 for every class and all weights are alike.
     Where classes overlap, N is the sum over the classes.
 
-    Raises ValueError for an unknown method, a census of another shape and a class that no case contains.
+    Raises ValueError for an unknown method or option, a census of another shape or without components where they are
+    needed, and a class that no case contains.
     """
-    if method not in METHODS:
-        raise ValueError(f"expected class_weights to be a list or one of {', '.join(METHODS)}, got {method!r}")
-    counts = _checked_census(census, names)
+    options: dict[str, Any] = dict(method) if isinstance(method, Mapping) else {"method": method}
+    name = options.get("method")
+    if name not in METHODS:
+        raise ValueError(f"expected class_weights to be a list or one of {', '.join(METHODS)}, got {name!r}")
+    _check_options(options)
+    weights = _weights(name, options, census, names)
+    if "cap" in options:
+        weights = weights.clamp(max=options["cap"])
+    return weights / weights.mean() if options.get("mean_one", name == "effective_number") else weights
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    unknown = [key for key in options if key not in FromCensus.__annotations__]
+    if unknown:
+        raise ValueError(f"expected class_weights with {', '.join(FromCensus.__annotations__)}, got {unknown[0]!r}")
+    foreign = [key for key in ("beta", "counts") if key in options and options["method"] != "effective_number"]
+    if foreign:
+        raise ValueError(f"{foreign[0]} belongs to effective_number, got it with {options['method']}")
+    if not options.get("cap", 1) > 0:
+        raise ValueError(f"expected a cap above 0, got {options['cap']}")
+    if not 0 < options.get("beta", 0.5) < 1:
+        raise ValueError(f"expected beta between 0 and 1, got {options['beta']}")
+    if options.get("counts", "images") not in ("images", "components"):
+        raise ValueError(f"expected counts as images or components, got {options['counts']!r}")
+
+
+def _weights(name: str, options: Mapping[str, Any], census: Any, names: Sequence[str] | None) -> Tensor:
+    counts = _checked_census(_part(census, "pixels"), names)
     total = counts.sum(0)
-    if method == "median_frequency":
+    if name == "effective_number":
+        samples = (counts > 0).double()
+        if options.get("counts", "images") == "components":
+            samples = _checked_census(_part(census, "components"), names)
+        return (1 - options.get("beta", 0.999)) / (1 - options.get("beta", 0.999) ** samples.sum(0))
+    if name == "median_frequency":
         frequency = total / torch.where(counts > 0, counts.sum(1, keepdim=True), 0).sum(0)
         return frequency.quantile(0.5) / frequency
-    if method == "enet":
+    if name == "enet":
         return 1 / torch.log(1.02 + total / total.sum())
     inverse = total.sum() / (len(total) * total)
-    return inverse if method == "inverse" else inverse.sqrt()
+    return inverse if name == "inverse" else inverse.sqrt()
+
+
+def _part(census: Any, name: str) -> Any:
+    """The pixels or components of a census, which may be the pixels alone."""
+    if isinstance(census, Mapping) and name in census:
+        return census[name]
+    if isinstance(census, Mapping) or name != "pixels":
+        raise ValueError(
+            f"expected a census with {name}: a mapping {{'pixels': [cases, classes], 'components': ...}}, "
+            f"got {sorted(census) if isinstance(census, Mapping) else 'pixels alone'}"
+        )
+    return census
+
+
+def needs_components(chosen: Any) -> bool:
+    """Whether a `class_weights` option is made from connected components."""
+    return isinstance(chosen, Mapping) and chosen.get("counts") == "components"
+
+
+def is_from_census(chosen: Any) -> bool:
+    """Whether a `class_weights` option is made from a census."""
+    return isinstance(chosen, Mapping) or (isinstance(chosen, str) and chosen != "none")
 
 
 def _checked_census(census: Any, names: Sequence[str] | None) -> Tensor:
@@ -66,7 +139,7 @@ def resolve_class_weights(chosen: ClassWeights, labels: Labels, census: Any = No
     """
     if chosen is None or chosen == "none":
         return torch.ones(len(labels.names))
-    if isinstance(chosen, str):
+    if isinstance(chosen, (str, Mapping)):
         if census is None:
             raise ValueError(
                 f"class_weights {chosen!r} need a census of the training cases: pass census=, integers "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -52,6 +52,19 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def print_class_weights(
+    term: str, method: str, names: Sequence[str], share: Sequence[float], weights: Sequence[float], console: Console
+) -> None:
+    """The weight that each class got from the data, beside its share of the training pixels."""
+    table = Table(title=f"class weights of {term}: {method}", title_justify="left")
+    table.add_column("class", overflow="fold")
+    for heading in ("share of pixels", "weight"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, part, weight in zip(names, share, weights, strict=True):
+        table.add_row(escape(name), f"{100 * part:.3g} %", f"{weight:.4g}")
+    console.print(table)
+
+
 def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     """Print the contents of comparison.json: losses by mean, then pairs with their verdicts, then the warnings.
 
@@ -93,7 +106,7 @@ def _pairs_table(result: Mapping[str, Any]) -> Table:
     table.add_column("a", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     table.add_column("b", overflow="fold")
-    for heading in ("a - b", "adjusted CI", "p adjusted"):
+    for heading in ("a - b", "adjusted CI", "p adj."):
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in result["pairs"]:
         verdict = pair["verdict"]

@@ -1,0 +1,90 @@
+"""Class weights that a configuration leaves to the data: counted once, kept in a file, written out as numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segkit.config import Config, plain_named
+from segkit.data.cases import Case
+from segkit.data.census import full_census
+from segkit.data.loaders import CaseStore
+from segkit.labels import Labels
+from segkit.losses.weights import class_weights, is_from_census
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """The weights that a term got from the data. share: of the pixels, of each class, by which they were chosen."""
+
+    term: str
+    method: str
+    names: Sequence[str]
+    share: Sequence[float]
+    weights: Sequence[float]
+
+
+def with_class_weights(
+    config: Config, labels: Labels, cases: Sequence[Case], store: CaseStore, folder: Path | None
+) -> tuple[Config, list[Weighted]]:
+    """The configuration with named class weights as lists of numbers, and what they are, a table a term.
+
+    cases: the training part. folder: where the census is kept for runs on the same masks; None counts afresh.
+    """
+    if not any(is_from_census(term.get("class_weights")) for term in config.loss):
+        return config, []
+    census = _census(config, labels, cases, store, folder)
+    terms, found = [], []
+    for term in config.loss:
+        chosen = term.get("class_weights")
+        if chosen is not None and is_from_census(chosen):
+            numbers = class_weights(chosen, census, labels.names).float().tolist()
+            term = {**term, "class_weights": numbers}
+            found.append(Weighted(term["name"], _method(chosen), labels.names, _shares(census), numbers))
+        terms.append(term)
+    return replace(config, loss=tuple(terms)), found
+
+
+def _method(chosen: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in chosen.items()) if isinstance(chosen, Mapping) else chosen
+
+
+def _shares(census: Mapping[str, np.ndarray]) -> list[float]:
+    totals = census["pixels"].sum(0)
+    return (totals / totals.sum()).tolist()
+
+
+def _census(
+    config: Config, labels: Labels, cases: Sequence[Case], store: CaseStore, folder: Path | None
+) -> dict[str, np.ndarray]:
+    file = None if folder is None else folder / f"census-{_digest(config, cases)}.json"
+    if file is not None and file.is_file():
+        return {name: np.array(rows, dtype=np.int64) for name, rows in json.loads(file.read_text()).items()}
+    masks = (store.read(case).mask for case in cases)
+    counted = full_census((mask for mask in masks if mask is not None), labels)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({name: rows.tolist() for name, rows in counted.items()}))
+        temporary.replace(file)
+    return counted
+
+
+def _digest(config: Config, cases: Sequence[Case]) -> str:
+    """Of all that the census depends on: labels, source, cases, and the size and time of every mask file."""
+    files = [(case.name, *_stamp(case.mask)) for case in cases]
+    content = [config.labels.model_dump(), plain_named(config.data), files]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stamp(file: Path | None) -> tuple[int, int]:
+    if file is None:
+        return 0, 0
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,42 @@
+"""Warnings at the start of a run, for what can be seen before it has cost anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from segkit.losses.diagnostics import DEAD
+
+POOLING = ("dice", "jaccard", "tversky", "focal_tversky", "generalized_dice", "lovasz_softmax", "lovasz_hinge")
+
+
+def loss_warnings(terms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is known to go wrong with a loss, from its resolved terms."""
+    names = [term["name"] for term in terms]
+    if all(name.startswith("lovasz") for name in names):
+        return [
+            f"{' and '.join(names)} alone seldom trains a network from scratch: its gradient favours few pixels before "
+            "the prediction is roughly right. loss=ce_lovasz adds the cross-entropy, loss=ce_then_lovasz begins with it"
+        ]
+    return []
+
+
+def loss_notes(terms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which score a loss stands for, where that is not the one that the run reports."""
+    pooled = [term["name"] for term in terms if term["name"] in POOLING and term.get("per", "batch") == "batch"]
+    if not pooled:
+        return []
+    return [
+        f"{', '.join(pooled)} per: batch is closest to the scores pooled over all pixels; the headline of a run is the "
+        "mean over cases, to which per: image is closest"
+    ]
+
+
+def dead_terms(norms: Mapping[str, float]) -> list[str]:
+    """A warning for each term whose gradient on the first batch is nothing, from the norms by name."""
+    return [
+        f"the gradient of {name} is {norm:.1g} on the first batch, so it trains nothing: look whether the batch holds "
+        "a class that counts, and at eps, class weights and the ignore value"
+        for name, norm in norms.items()
+        if norm < DEAD
+    ]
