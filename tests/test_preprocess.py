@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from segkit import Labels
 from segkit.data import Case, DataError, RawCase
-from segkit.data.census import census
+from segkit.data.census import census, full_census
 from segkit.data.preprocess import Preprocess, linear, nearest
 
 RANDOM = np.random.default_rng(0)
@@ -189,3 +189,12 @@ def test_census_equals_the_onehot():
     mask = RANDOM.choice([0, 1, 2, 255], (5, 6)).astype(np.uint8)
     onehot = VOID.onehot(torch.from_numpy(mask)[None])
     assert census([mask], VOID)[0].tolist() == onehot.sum((0, 2, 3)).tolist()
+
+
+def test_components_touch_at_corners_and_ignored_pixels_are_none():
+    mask = np.array([[1, 0, 0, 2], [0, 1, 255, 0], [0, 0, 0, 1]], np.uint8)
+    found = full_census([mask], Labels(["background", "a", "b"], ignore_index=255))
+    assert found["components"].tolist() == [[1, 2, 1]]
+    assert found["pixels"].tolist() == [[7, 3, 1]]
+    overlapping = full_census([np.array([[[1, 0, 1]], [[0, 0, 255]]], np.uint8)], Labels(["a", "b"], "multilabel", 255))
+    assert overlapping["components"].tolist() == [[2, 0]]

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 TINY = """\
@@ -282,3 +283,47 @@ train: {epochs: 2, channels_last: true}
     assert read_scores(tmp_path / "all")["cases"] == 6
     weights = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert weights["preprocess"]["spacing"] == [1.0, 1.0, 1.5]
+
+
+def test_class_weights_are_printed_written_as_numbers_and_counted_once(tmp_path):
+    text = TINY.replace("loss: dice_ce", "loss: {name: cross_entropy, class_weights: {method: inverse, cap: 4}}")
+    (tmp_path / "tiny.yaml").write_text(text)
+    printed = tool("train", "--config", "tiny.yaml", "run.dir=runs/a", folder=tmp_path)
+    assert "class weights of cross_entropy: method inverse, cap 4" in printed
+    (file,) = (tmp_path / "runs").glob("census-*.json")
+    pixels = np.array(json.loads(file.read_text())["pixels"]).sum(0)
+    weights = np.minimum(4, pixels.sum() / (3 * pixels))
+    written = YAML(typ="safe").load((tmp_path / "runs" / "a" / "config.yaml").read_text())["loss"][0]["class_weights"]
+    assert written == pytest.approx(weights.tolist())
+    # another run reads the count: one that is changed is the one that is used
+    file.write_text(json.dumps({"pixels": [[100, 100, 100]], "components": [[1, 1, 1]]}))
+    tool("train", "--config", "tiny.yaml", "run.dir=runs/b", folder=tmp_path)
+    written = YAML(typ="safe").load((tmp_path / "runs" / "b" / "config.yaml").read_text())["loss"][0]["class_weights"]
+    assert written == [1.0, 1.0, 1.0]
+
+
+def test_schedules_and_presets_from_yaml(tmp_path):
+    terms = "[cross_entropy, {name: dice, like: monai, weight: {name: linear, start: 0, end: 2}}]"
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("loss: dice_ce", f"loss: {terms}"))
+    printed = tool("train", "--config", "tiny.yaml", "run.dir=run", "train.gradients_every=4", folder=tmp_path)
+    assert "1 cross_entropy + (linear start 0, end 2, begin 0, until 1) dice" in printed
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    steps = [record for record in log if record["kind"] == "step"]
+    found = [record["gradients"] for record in steps if "gradients" in record]
+    # looked at in the steps 1, 4 and 8, of which the first has weight 0 for dice
+    assert [one["share"]["dice"] > 0 for one in found] == [False, True, True]
+    assert all(sum(one["share"].values()) == pytest.approx(1) for one in found)
+    assert all(-1 <= one["cosine"]["cross_entropy, dice"] <= 1 for one in found)
+    resolved = YAML(typ="safe").load((tmp_path / "run" / "config.yaml").read_text())["loss"][1]
+    assert resolved == {
+        "name": "dice",
+        "like": "monai",
+        "weight": {"name": "linear", "start": 0.0, "end": 2.0, "begin": 0.0, "until": 1.0},
+    }
+
+
+def test_a_lovasz_loss_alone_is_warned_of(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("loss: dice_ce", "loss: lovasz_softmax"))
+    printed = tool("train", "--config", "tiny.yaml", "run.dir=run", "train.steps=1", folder=tmp_path)
+    assert "warning: lovasz_softmax alone" in printed
+    assert "loss=ce_lovasz" in printed

@@ -151,9 +151,8 @@ def interrupted_after(experiment, steps, error):
     return replace(experiment, batches=batches)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_finish_the_step_and_save(tmp_path, number, code):
-    experiment = make_experiment()
+def signalled(experiment, number):
+    """The experiment with a signal before its third batch."""
 
     def batches(start):
         for position, batch in enumerate(experiment.batches(start), start):
@@ -161,9 +160,14 @@ def test_signals_finish_the_step_and_save(tmp_path, number, code):
                 signal.raise_signal(number)
             yield batch
 
+    return replace(experiment, batches=batches)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_finish_the_step_and_save(tmp_path, number, code):
     run = Run(tmp_path)
     with pytest.raises(Interrupted, match=r"after step 3; continue with --resume") as stopped:
-        fit(replace(experiment, batches=batches), run, console=QUIET)
+        fit(signalled(make_experiment(), number), run, console=QUIET)
     assert stopped.value.exit_code == code
     assert checkpoint.load(run.last)["step"] == 3
     fit(make_experiment(), run, resume=True, console=QUIET)
@@ -232,3 +236,23 @@ def test_a_step_runs_on_the_meta_device(ema):
     experiment.device = torch.device("meta")
     scalars = Trainer(experiment).step(next(iter(experiment.batches(0))))
     assert all(value.is_meta and value.shape == () for value in scalars.values())
+
+
+def test_a_term_without_gradient_is_warned_of(tmp_path):
+    """With an eps as large as this, a Dice loss hardly depends on what is predicted."""
+    drowned = {"name": "dice", "eps": [0.0, 1e12]}
+    run = Run(tmp_path / "run")
+    fit(make_experiment(1, loss=[drowned, "cross_entropy"]), run, console=QUIET)
+    (warning,) = [record["message"] for record in log_of(run) if record["kind"] == "warning"]
+    assert "the gradient of dice is" in warning
+
+
+def test_a_schedule_goes_on_after_a_resume(tmp_path):
+    """The weights of terms at a step depend on nothing but the step."""
+    terms = ["cross_entropy", {"name": "dice", "weight": {"name": "linear", "start": 0, "end": 3}}]
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    fit(make_experiment(loss=terms), whole, console=QUIET)
+    with pytest.raises(Interrupted):
+        fit(signalled(make_experiment(loss=terms), signal.SIGINT), parts, console=QUIET)
+    fit(make_experiment(loss=terms), parts, resume=True, console=QUIET)
+    assert_same(weights(whole), weights(parts))

@@ -162,9 +162,9 @@ class Softmax:
             if number == 0 and not needs.powers:
                 _softmax_pixel_gradient(p, mask, asked, slope, room, out)
             else:
-                further = room("further", p.shape, p, p.dtype)
-                assert further is not None
-                out.add_(_softmax_pixel_gradient(p, mask, asked, slope, room, further))
+                product = room("product", p.shape, p, p.dtype)
+                assert product is not None
+                out.add_(_softmax_pixel_gradient(p, mask, asked, slope, room, product))
 
 
 def _softmax_total(log_p: Tensor, mask: MaskChunk, asked: PixelSums, room: Room) -> Tensor:

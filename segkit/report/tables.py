@@ -56,7 +56,8 @@ def print_class_weights(
     term: str, method: str, names: Sequence[str], share: Sequence[float], weights: Sequence[float], console: Console
 ) -> None:
     """The weight that each class got from the data, beside its share of the training pixels."""
-    table = Table(title=f"class weights of {term}: {method}", title_justify="left")
+    console.print(f"class weights of {term}: {method}", markup=False, highlight=False)
+    table = Table()
     table.add_column("class", overflow="fold")
     for heading in ("share of pixels", "weight"):
         table.add_column(heading, justify="right", no_wrap=True)
