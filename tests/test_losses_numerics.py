@@ -7,6 +7,7 @@ import torch
 from loss_oracle import MODES, MODES_OF, batch, labels_of, value_and_gradient
 from torch.testing import assert_close
 
+from segkit.labels import Labels
 from segkit.losses import LOSSES, build_loss
 from segkit.losses.lovasz_methods import sorted_increments
 from segkit.losses.pixel import FocalLog
@@ -32,13 +33,38 @@ def test_the_focal_factor_is_accurate_near_certainty():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_summed_in_float32(dtype):
+    """Eight million pixels, whose sum a half cannot hold."""
     rng = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 3, 512, 512, generator=rng).to(dtype)
-    mask = torch.randint(3, (2, 512, 512), generator=rng, dtype=torch.uint8)
-    loss = build_loss([name for name in LOSSES if name not in MODES_OF], labels_of("multiclass"))
+    logits = torch.randn(8, 2, 1024, 1024, generator=rng).to(dtype)
+    mask = torch.randint(2, (8, 1024, 1024), generator=rng, dtype=torch.uint8)
+    loss = build_loss(["cross_entropy", "dice", "lovasz_softmax"], Labels(["background", "a"]))
     terms = loss.terms(logits, mask)
     assert all(value.dtype == torch.float32 for value in terms.values())
     assert_close(terms, loss.terms(logits.double(), mask), check_dtype=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_half_precision_logits(dtype):
+    logits, mask = batch("multiclass", (32, 32), dtype=torch.float32)
+    loss = build_loss([name for name in LOSSES if name not in MODES_OF], labels_of("multiclass"))
+    value, gradient = value_and_gradient(loss, logits.to(dtype), mask)
+    expected, exact = value_and_gradient(loss, logits.to(dtype).double(), mask)
+    assert_close(value, expected, check_dtype=False)
+    assert gradient.dtype == dtype
+    assert_close(gradient, exact.to(dtype))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("lovasz_softmax", "multiclass"), ("lovasz_hinge", "multilabel")])
+@pytest.mark.parametrize("per", ["batch", "image"])
+def test_the_histogram_is_as_near_as_it_says(name, mode, per):
+    logits, mask = batch(mode, (96, 96))
+    options = {"name": name, "per": per}
+    value, gradient = value_and_gradient(build_loss({**options, "mode": "exact"}, labels_of(mode)), logits, mask)
+    for bins in (64, 4096, 65536):
+        found, slopes = value_and_gradient(build_loss({**options, "bins": bins}, labels_of(mode)), logits, mask)
+        promised = 1 / (2 * bins) if name == "lovasz_softmax" else 8 / bins * value
+        assert abs(found - value) <= promised
+    assert (slopes - gradient).norm() < 1e-3 * gradient.norm()
 
 
 def test_lovasz_gradients_keep_their_digits():
@@ -65,3 +91,15 @@ def test_a_class_that_is_nowhere_with_eps_0():
     value.backward()
     assert value == 0
     assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("spec", ["cross_entropy", {"name": "focal", "gamma": 0.0}, "topk_cross_entropy", "dice"])
+def test_a_class_with_a_logit_of_minus_infinity_is_ruled_out(spec):
+    """As if the class did not exist, where no pixel shows it."""
+    logits, mask = batch("multiclass", (4, 5), absent=2)
+    ruled_out = logits.clone()
+    ruled_out[:, 2] = -torch.inf
+    value, gradient = value_and_gradient(build_loss(spec, labels_of("multiclass")), ruled_out, mask)
+    two = Labels(["background", "a"], ignore_index=255)
+    assert_close((value, gradient[:, :2]), value_and_gradient(build_loss(spec, two), logits[:, :2], mask))
+    assert (gradient[:, 2] == 0).all()

@@ -200,11 +200,12 @@ def softmax(chunk: Chunk, room: Room) -> Tensor:
 
 
 def log_softmax(chunk: Chunk, room: Room) -> Tensor:
-    """Their logarithms, [b, K, n], 0 where nothing counts."""
+    """Their logarithms, [b, K, n], 0 where nothing counts, and finite, so that 0 times one is 0."""
+    lowest = torch.finfo(chunk.logits.dtype).min
     if torch.compiler.is_compiling():
-        return select(_selected_logits(chunk).log_softmax(1), some_valid(chunk.mask))
+        return select(_selected_logits(chunk).log_softmax(1).clamp(min=lowest), some_valid(chunk.mask))
     log_p = aten._log_softmax.out(chunk.logits, 1, False, out=_room_for("p", chunk, room))
-    return select(log_p, some_valid(chunk.mask))
+    return select(log_p.clamp_(min=lowest), some_valid(chunk.mask))
 
 
 def _room_for(name: str, chunk: Chunk, room: Room) -> Tensor | None:

@@ -172,7 +172,7 @@ def _softmax_total(log_p: Tensor, mask: MaskChunk, asked: PixelSums, room: Room)
     total = weighted_sum(_softmax_values(log_p, mask, asked, room), mask.weight)
     if total.shape[1] > 1 and asked.class_weights is not None:
         total = total * asked.class_weights.to(log_p.dtype)
-    total = total.sum(1, keepdim=True)
+    total = total.sum(1, keepdim=True) * (asked.function.constant_slope or 1)
     if asked.smoothing:
         spread = weighted_sum(asked.function.value(log_p), mask.weight)
         if asked.class_weights is not None:
@@ -183,11 +183,9 @@ def _softmax_total(log_p: Tensor, mask: MaskChunk, asked: PixelSums, room: Room)
 
 def _softmax_values(log_p: Tensor, mask: MaskChunk, asked: PixelSums, room: Room) -> Tensor:
     """The pixel function times the share of each class, [b, K, n], without class weights; or, where it has to be taken
-    of the pixel's class alone, with them, [b, 1, n]."""
-    constant = asked.function.constant_slope
-    if constant is not None:  # a multiple of log p
-        values = torch.mul(log_p, mask.share, out=room("product", log_p.shape, log_p, log_p.dtype))
-        return values * constant if torch.compiler.is_compiling() else values.mul_(constant)
+    of the pixel's class alone, with them, [b, 1, n]. Of a function that is a multiple of log p, the log p alone."""
+    if asked.function.constant_slope is not None:
+        return torch.mul(log_p, mask.share, out=room("product", log_p.shape, log_p, log_p.dtype))
     if mask.soft:
         return asked.function.value(log_p) * mask.share
     of_truth = torch.mul(log_p, mask.share, out=room("product", log_p.shape, log_p, log_p.dtype)).sum(1, keepdim=True)
@@ -247,6 +245,7 @@ def pixel_losses(chunk: Chunk, asked: PixelSums, room: Room) -> tuple[Tensor, Te
     mask = chunk.mask
     if asked.link == "softmax":
         values = _softmax_values(log_softmax(chunk, room), mask, asked, room).sum(1, keepdim=True)
+        values = values * (asked.function.constant_slope or 1)
     else:
         values = select(_sigmoid_values(chunk.logits, mask, asked), mask.valid)
     return values, torch.ones_like(values, dtype=torch.bool) if mask.valid is None else mask.valid.expand_as(values)
