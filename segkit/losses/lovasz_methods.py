@@ -82,14 +82,15 @@ class EvenBins:
 class OctaveBins:
     """Bins for errors without an upper bound: each doubling from 2^-8 to 2^8 in `number` / 16 equal parts.
 
-    Below and above lie in the first and the last bin. In between the loss changes by at most 8 / number of itself.
+    Below and above lie in the first and the last bin; errors in the first count as 0, and change the loss by less than
+    2^-8 even together. In between the loss changes by at most 8 / number of itself.
     """
 
     number: int
 
     def of(self, errors: Tensor) -> Tensor:
         mantissa, exponent = torch.frexp(errors)  # mantissa in [0.5, 1)
-        octave = exponent.to(errors.dtype) + 7 + 2 * mantissa - 1
+        octave = torch.where(errors > 0, exponent.to(errors.dtype) + 6 + 2 * mantissa, 0)
         return (octave * (self.number // 16)).clamp_(0, self.number - 1).long()
 
     def centres(self, like: Tensor) -> Tensor:
