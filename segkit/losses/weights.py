@@ -104,11 +104,6 @@ def _part(census: Any, name: str) -> Any:
     return census
 
 
-def needs_components(chosen: Any) -> bool:
-    """Whether a `class_weights` option is made from connected components."""
-    return isinstance(chosen, Mapping) and chosen.get("counts") == "components"
-
-
 def is_from_census(chosen: Any) -> bool:
     """Whether a `class_weights` option is made from a census."""
     return isinstance(chosen, Mapping) or (isinstance(chosen, str) and chosen != "none")
