@@ -36,6 +36,10 @@ class Piece:
     images: slice
     pixels: slice
 
+    def of(self, tensor: Tensor) -> Tensor:
+        """The piece of a tensor [B, K, *S], [b, K, n], in the tensor's own memory if its layout allows."""
+        return tensor.flatten(2)[self.images, :, self.pixels]
+
 
 @dataclass(frozen=True)
 class MaskChunk:
@@ -68,15 +72,28 @@ class Room:
 
     def __init__(self) -> None:
         self.held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
 
     def __call__(self, name: str, shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor | None:
-        if torch.compiler.is_compiling():
-            return None
-        size = math.prod(shape)
-        held = self.held.get((name, dtype))
-        if held is None or held.numel() < size:
-            held = self.held[name, dtype] = torch.empty(size, dtype=dtype, device=like.device)
-        return held[:size].view(shape)
+        return None if torch.compiler.is_compiling() else self.take(name, shape, like, dtype)
+
+    def take(self, name: str, shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """The memory of that name, with anything in it."""
+        place = (name, dtype, tuple(shape))
+        if place not in self.views:
+            size, held = math.prod(shape), self.held.get((name, dtype))
+            if held is None or held.numel() < size:
+                held = self.held[name, dtype] = torch.empty(size, dtype=dtype, device=like.device)
+            self.views[place] = held[:size].view(shape)
+        return self.views[place]
+
+    def for_kept(self, name: str, like: Tensor, kept: Tensor | None) -> Tensor | None:
+        """Where to make what is also to be left in `kept`: right there if an operation can write to it, else here."""
+        return kept if kept is not None and kept.is_contiguous() else self(name, like.shape, like, like.dtype)
+
+    def copy(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """A contiguous copy."""
+        return self.take(name, tensor.shape, tensor, dtype).copy_(tensor)
 
 
 def pieces(logits: Tensor) -> Iterator[Piece]:
@@ -127,11 +144,9 @@ class Batch:
 
     def chunk(self, piece: Piece, room: Room) -> Chunk:
         """One piece; what it holds is good until the next one is made with the same room."""
-        logits = self.logits.flatten(2)[piece.images, :, piece.pixels]
+        logits = piece.of(self.logits)
         if not torch.compiler.is_compiling() and not (logits.is_contiguous() and logits.dtype == self.work_type):
-            copy = room("logits", logits.shape, logits, self.work_type)
-            assert copy is not None
-            logits = copy.copy_(logits)
+            logits = room.copy("logits", logits, self.work_type)
         return Chunk(logits.to(self.work_type), self.mask_chunk(piece, room))
 
     def mask_chunk(self, piece: Piece, room: Room) -> MaskChunk:
@@ -191,12 +206,19 @@ def refuse_second_derivative() -> None:
         raise RuntimeError("losses have no second derivative; leave create_graph=True out")
 
 
-def softmax(chunk: Chunk, room: Room) -> Tensor:
-    """The probabilities of exclusive classes, [b, K, n], 0 where nothing counts."""
+def leave(values: Tensor, kept: Tensor | None) -> Tensor:
+    """The values, which are also left in `kept`, if given."""
+    if kept is not None and kept is not values:
+        kept.copy_(values)
+    return values
+
+
+def softmax(chunk: Chunk, room: Room, kept: Tensor | None = None) -> Tensor:
+    """The probabilities of exclusive classes, [b, K, n], 0 where nothing counts; also left in `kept`, if given."""
     if torch.compiler.is_compiling():
         return select(_selected_logits(chunk).softmax(1), some_valid(chunk.mask))
-    p = aten._softmax.out(chunk.logits, 1, False, out=_room_for("p", chunk, room))
-    return select(p, some_valid(chunk.mask))
+    p = aten._softmax.out(chunk.logits, 1, False, out=room.for_kept("p", chunk.logits, kept))
+    return leave(select(p, some_valid(chunk.mask)), kept)
 
 
 def log_softmax(chunk: Chunk, room: Room) -> Tensor:
@@ -204,12 +226,8 @@ def log_softmax(chunk: Chunk, room: Room) -> Tensor:
     lowest = torch.finfo(chunk.logits.dtype).min
     if torch.compiler.is_compiling():
         return select(_selected_logits(chunk).log_softmax(1).clamp(min=lowest), some_valid(chunk.mask))
-    log_p = aten._log_softmax.out(chunk.logits, 1, False, out=_room_for("p", chunk, room))
+    log_p = aten._log_softmax.out(chunk.logits, 1, False, out=room.for_kept("p", chunk.logits, None))
     return select(log_p.clamp_(min=lowest), some_valid(chunk.mask))
-
-
-def _room_for(name: str, chunk: Chunk, room: Room) -> Tensor | None:
-    return room(name, chunk.logits.shape, chunk.logits, chunk.logits.dtype)
 
 
 def _selected_logits(chunk: Chunk) -> Tensor:

@@ -19,7 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segkit.losses.chunks import Batch, Chunk, Link, MaskChunk, Room, aten, log_softmax, select, softmax, weighted_sum
+from segkit.losses.chunks import (
+    Batch,
+    Chunk,
+    Link,
+    MaskChunk,
+    Room,
+    aten,
+    leave,
+    log_softmax,
+    select,
+    softmax,
+    weighted_sum,
+)
 
 TP = ("tp",)  # the name of the sum of the overlaps
 
@@ -84,6 +96,19 @@ class Needs:
         region = [TP, *(("predicted", power) for power in self.powers)] if self.powers else []
         return [*region, *(("pixel", number) for number in range(len(self.pixel)))]
 
+    def channels(self, name: tuple[Any, ...], channels: int) -> int:
+        """How many numbers an image has of a sum: a pixel function one, for all classes together."""
+        return 1 if name[0] == "pixel" else channels
+
+    def width(self, channels: int) -> int:
+        """The numbers of an image in all."""
+        return sum(self.channels(name, channels) for name in self.names)
+
+    def named(self, sums: Tensor, channels: int) -> dict[tuple[Any, ...], Tensor]:
+        """Sums that lie side by side, [b, width], by name, [b, K or 1] each."""
+        parts = sums.split([self.channels(name, channels) for name in self.names], 1)
+        return dict(zip(self.names, parts, strict=True))
+
     def check(self, batch: Batch) -> None:
         """Raise ValueError if a pixel function is not defined for the target."""
         for one in self.pixel:
@@ -135,36 +160,51 @@ def _of_sum(slopes: Slopes, name: tuple[Any, ...], like: Tensor) -> Tensor:
 class Softmax:
     """Classes that exclude each other."""
 
+    probabilities = staticmethod(softmax)
+
     @staticmethod
-    def sums(chunk: Chunk, needs: Needs, room: Room) -> list[Tensor]:
-        """The sums of a chunk in the order of `needs.names`, [b, K] each, [b, 1] for pixel functions."""
+    def kept_probabilities(kept: Tensor, room: Room) -> Tensor:
+        """The probabilities that `sums` left in what `gradient` will get as `out`: in place where that is safe.
+
+        On a CPU the backward of a softmax reads all classes of a pixel before it writes them; elsewhere nobody says so.
+        """
+        in_place = kept.is_contiguous() and kept.device.type == "cpu"
+        return kept if in_place else room.copy("p", kept, kept.dtype)
+
+    @staticmethod
+    def sums(chunk: Chunk, needs: Needs, room: Room, kept: Tensor | None) -> list[Tensor]:
+        """The sums of a chunk in the order of `needs.names`, [b, K] each, [b, 1] for pixel functions.
+
+        kept: where to leave the probabilities, [b, K, n]; None to forget them.
+        """
         sums = []
         if needs.powers:
-            sums = region_sums(softmax(chunk, room), chunk.mask, needs, room)
+            sums = region_sums(softmax(chunk, room, kept), chunk.mask, needs, room)
         if needs.pixel:
             log_p = log_softmax(chunk, room)
             sums += [_softmax_total(log_p, chunk.mask, one, room) for one in needs.pixel]
         return sums
 
     @staticmethod
-    def gradient(chunk: Chunk, needs: Needs, slopes: Slopes, room: Room, out: Tensor) -> None:
+    def gradient(p: Tensor, mask: MaskChunk, needs: Needs, slopes: Slopes, room: Room, out: Tensor) -> None:
         """Write the gradient of a chunk's logits into `out` [b, K, n], from the slopes in the shapes of the sums."""
-        mask, p = chunk.mask, softmax(chunk, room)
+        # p may lie in `out`, so what else is made of it comes first
+        of_pixels = room.take("of pixels", p.shape, p, p.dtype) if needs.powers else out
+        for number, asked in enumerate(needs.pixel):
+            slope = _of_sum(slopes, ("pixel", number), p)
+            place = room.take("product", p.shape, p, p.dtype) if number else of_pixels
+            one = _softmax_pixel_gradient(p, mask, asked, slope, room, place)
+            if number:
+                of_pixels.add_(one)
         if needs.powers:
             of_p = _probability_slope(p, mask, needs, slopes, room)
             # the operation takes its result to be contiguous
-            place = out if out.is_contiguous() else room("gradient", p.shape, p, p.dtype)
+            place = out if out.is_contiguous() else room.take("gradient", p.shape, p, p.dtype)
             aten._softmax_backward_data.out(of_p, p, 1, p.dtype, grad_input=place)
-            if place is not None and place is not out:
+            if needs.pixel:
+                torch.add(place, of_pixels, out=out)
+            elif place is not out:
                 out.copy_(place)
-        for number, asked in enumerate(needs.pixel):
-            slope = _of_sum(slopes, ("pixel", number), p)
-            if number == 0 and not needs.powers:
-                _softmax_pixel_gradient(p, mask, asked, slope, room, out)
-            else:
-                product = room("product", p.shape, p, p.dtype)
-                assert product is not None
-                out.add_(_softmax_pixel_gradient(p, mask, asked, slope, room, product))
 
 
 def _softmax_total(log_p: Tensor, mask: MaskChunk, asked: PixelSums, room: Room) -> Tensor:
@@ -255,28 +295,37 @@ class Sigmoid:
     """Classes, or channels, that stand alone."""
 
     @staticmethod
-    def sums(chunk: Chunk, needs: Needs, room: Room) -> list[Tensor]:
-        """The sums of a chunk in the order of `needs.names`, [b, K] each, [b, 1] for pixel functions."""
-        mask, logits = chunk.mask, chunk.logits
+    def probabilities(chunk: Chunk, room: Room, kept: Tensor | None = None) -> Tensor:
+        """The probability of each channel, [b, K, n], 0 where it does not count; also left in `kept`, if given."""
         if torch.compiler.is_compiling():
-            logits = select(logits, mask.valid)
-        sums = []
+            return select(select(chunk.logits, chunk.mask.valid).sigmoid(), chunk.mask.valid)
+        p = torch.sigmoid(chunk.logits, out=room.for_kept("p", chunk.logits, kept))
+        return leave(select(p, chunk.mask.valid), kept)
+
+    @staticmethod
+    def kept_probabilities(kept: Tensor, room: Room) -> Tensor:
+        """The probabilities that `sums` left in what `gradient` will get as `out`, which is written last."""
+        return kept if kept.is_contiguous() else room.copy("p", kept, kept.dtype)
+
+    @staticmethod
+    def sums(chunk: Chunk, needs: Needs, room: Room, kept: Tensor | None) -> list[Tensor]:
+        """The sums of a chunk in the order of `needs.names`, [b, K] each, [b, 1] for pixel functions.
+
+        kept: where to leave the probabilities, [b, K, n]; None to forget them.
+        """
+        mask, sums = chunk.mask, []
+        logits = select(chunk.logits, mask.valid) if torch.compiler.is_compiling() else chunk.logits
         if needs.powers:
-            p = torch.sigmoid(logits, out=room("p", logits.shape, logits, logits.dtype))
-            sums = region_sums(select(p, mask.valid), mask, needs, room)
+            sums = region_sums(Sigmoid.probabilities(chunk, room, kept), mask, needs, room)
         for one in needs.pixel:
             values = select(_sigmoid_values(logits, mask, one), mask.valid)
             sums.append(weighted_sum(values, mask.weight).sum(1, keepdim=True))
         return sums
 
     @staticmethod
-    def gradient(chunk: Chunk, needs: Needs, slopes: Slopes, room: Room, out: Tensor) -> None:
+    def gradient(p: Tensor, mask: MaskChunk, needs: Needs, slopes: Slopes, room: Room, out: Tensor) -> None:
         """Write the gradient of a chunk's logits into `out` [b, K, n], from the slopes in the shapes of the sums."""
-        mask = chunk.mask
-        p = torch.sigmoid(chunk.logits, out=room("p", chunk.logits.shape, chunk.logits, chunk.logits.dtype))
-        gradient = room("gradient", p.shape, p, p.dtype)
-        assert p is not None
-        assert gradient is not None
+        gradient = room.take("gradient", p.shape, p, p.dtype)
         gradient.zero_()
         if needs.powers:
             gradient += _probability_slope(p, mask, needs, slopes, room).mul_(p).mul_(1 - p)

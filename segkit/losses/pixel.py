@@ -43,7 +43,7 @@ class Polynomial:
     constant_slope = None
 
     def value(self, log_likelihood: Tensor) -> Tensor:
-        return -log_likelihood - self.epsilon * torch.expm1(log_likelihood)
+        return -log_likelihood + self.epsilon * (1 - log_likelihood.exp())
 
     def slope(self, likelihood: Tensor) -> Tensor:
         return -1 - self.epsilon * likelihood
@@ -58,7 +58,7 @@ class FocalLog:
     constant_slope = None
 
     def value(self, log_likelihood: Tensor) -> Tensor:
-        distance = (-torch.expm1(log_likelihood)).clamp(min=_smallest(log_likelihood))
+        distance = (1 - log_likelihood.exp()).clamp_(min=_smallest(log_likelihood))
         return -log_likelihood * distance**self.gamma
 
     def slope(self, likelihood: Tensor) -> Tensor:

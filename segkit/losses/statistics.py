@@ -2,14 +2,14 @@
 
 A term says what sums it needs (`RegionSums`, `PixelSums`); terms of one link share its softmax or sigmoid and their
 backward. The backward is written out (see `kernels`): from the slope of the loss for each sum it makes the gradient of
-the logits piece by piece, so that nothing is kept for it but the logits and the mask.
+the logits piece by piece, so that nothing is kept for it but the logits, the mask and the memory of the gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -74,21 +74,26 @@ class MaskSums:
 @torch.no_grad()
 def mask_sums(batch: Batch) -> MaskSums:
     """The sums over the target of a batch."""
-    totals, room = [_accumulator(batch, batch.logits.shape[1]) for _ in range(4)], Room()
-    for piece in pieces(batch.logits):
-        totals = _added(totals, piece, _of_mask(batch.mask_chunk(piece, room)))
-    first, second, counted, valid = (total.to(batch.work_type) for total in totals)
-    return MaskSums(first, second, counted, valid, batch.size)
+    room = Room()
+    totals = _totals(batch, 4 * batch.logits.shape[1], lambda piece: _of_mask(batch.mask_chunk(piece, room)))
+    return _as_mask_sums(totals, batch)
 
 
 def _of_mask(mask: MaskChunk) -> list[Tensor]:
     """The four sums of `MaskSums` over a chunk, [b, K] each."""
     images, channels, pixels = mask.share.shape
-    everything = torch.full((images, channels), pixels, dtype=mask.share.dtype, device=mask.share.device)
-    valid = everything if mask.valid is None else mask.valid.sum(-1).expand_as(everything)
-    counted = valid if mask.weight is None else mask.weight.sum(-1).expand_as(everything)
+    if mask.valid is None:
+        valid = torch.full((images, channels), pixels, dtype=mask.share.dtype, device=mask.share.device)
+    else:
+        valid = mask.valid.sum(-1).expand(images, channels)
+    counted = valid if mask.weight is None else mask.weight.sum(-1).expand(images, channels)
     first = weighted_sum(mask.share, mask.weight)
     return [first, weighted_sum(mask.share.square(), mask.weight) if mask.soft else first, counted, valid]
+
+
+def _as_mask_sums(totals: Tensor, batch: Batch) -> MaskSums:
+    reference, squared, pixels, valid = totals.chunk(4, 1)
+    return MaskSums(reference, squared, pixels, valid, batch.size)
 
 
 def run_pass(batch: Batch, asked: Sequence[Sums]) -> list[Statistics | PixelTotals]:
@@ -101,18 +106,14 @@ def run_pass(batch: Batch, asked: Sequence[Sums]) -> list[Statistics | PixelTota
     if torch.compiler.is_compiling():  # plain operations, of which the compiler makes a fused pass itself
         room = Room()
         chunk = batch.chunk(next(pieces(batch.logits)), room)
-        sums = [
-            *KERNELS[batch.link].sums(chunk, needs, room),
-            *(one.to(batch.work_type) for one in _of_mask(chunk.mask)),
-        ]
+        sums = torch.cat(KERNELS[batch.link].sums(chunk, needs, room, None), 1)
+        of_mask = torch.cat([one.to(batch.work_type) for one in _of_mask(chunk.mask)], 1)
     else:
-        sums = _SharedPass.apply(batch.logits, batch, needs)
-        assert isinstance(sums, tuple)
-    reference, squared, pixels, valid = sums[-4:]
-    mask = MaskSums(reference, squared, pixels, valid, batch.size)
+        sums, of_mask = cast(tuple[Tensor, Tensor], _SharedPass.apply(batch.logits, batch, needs))
+    mask = _as_mask_sums(of_mask, batch)
     if batch.target.index is not None and batch.labels.mode == "multiclass" and batch.plain:
         batch.labels.assert_counted(mask.reference, mask.valid)
-    found = dict(zip(needs.names, sums[:-4], strict=True))
+    found = needs.named(sums, batch.logits.shape[1])
     totals = iter([sums for name, sums in found.items() if name[0] == "pixel"])  # in the order they were asked for
     return [
         PixelTotals(next(totals).sum(), mask) if isinstance(one, PixelSums) else _statistics(one, found, mask)
@@ -126,50 +127,69 @@ def _statistics(asked: RegionSums, found: dict[Any, Tensor], mask: MaskSums) -> 
 
 
 class _SharedPass(torch.autograd.Function):
-    """(logits, batch, needs) -> the sums that `needs` names, [B, K] or [B, 1] each, and the four of `MaskSums`."""
+    """(logits, batch, needs) -> the sums that `needs` names, [B, their channels], and the four of `MaskSums`.
+
+    The exponentials of a softmax are most of the work, so probabilities that the sums are made of are not made twice:
+    they are kept in the memory that the backward turns into the gradient. The peak is that of making them again, since
+    a gradient has to be somewhere. A second backward through the same graph does make them again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, batch: Batch, needs: Needs) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, logits: Tensor, batch: Batch, needs: Needs) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(logits)
         ctx.batch, ctx.needs = batch, needs
-        channels = [1 if name[0] == "pixel" else logits.shape[1] for name in needs.names] + 4 * [logits.shape[1]]
-        totals, room = [_accumulator(batch, number) for number in channels], Room()
-        for piece in pieces(logits):
+        kernel, room, channels = KERNELS[batch.link], Room(), logits.shape[1]
+        keeps = needs.powers and ctx.needs_input_grad[0] and logits.dtype == batch.work_type
+        ctx.kept = _like(logits) if keeps else None
+
+        def of_piece(piece: Piece) -> list[Tensor]:
             chunk = batch.chunk(piece, room)
-            of_mask = _of_mask(chunk.mask)
-            totals = _added(totals, piece, [*KERNELS[batch.link].sums(chunk, needs, room), *of_mask])
-        sums = tuple(total.to(batch.work_type) for total in totals)
-        ctx.mark_non_differentiable(*sums[-4:])
-        return sums
+            place = None if ctx.kept is None else piece.of(ctx.kept)
+            return [*kernel.sums(chunk, needs, room, place), *_of_mask(chunk.mask)]
+
+        width = needs.width(channels)
+        totals = _totals(batch, width + 4 * channels, of_piece)
+        sums, of_mask = totals[:, :width].contiguous(), totals[:, width:].contiguous()
+        ctx.mark_non_differentiable(of_mask)
+        return sums, of_mask
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
         refuse_second_derivative()
         (logits,) = ctx.saved_tensors
-        batch, needs, room = ctx.batch, ctx.needs, Room()
-        gradient = torch.empty_like(logits)
-        flat = gradient.flatten(2)
+        batch, needs, kernel, room = ctx.batch, ctx.needs, KERNELS[ctx.batch.link], Room()
+        kept, ctx.kept = ctx.kept, None  # it goes out as the gradient
+        gradient = _like(logits) if kept is None else kept
         for piece in pieces(logits):
-            here = dict(zip(needs.names, (slope[piece.images] for slope in slopes[:-4]), strict=True))
-            place = flat[piece.images, :, piece.pixels]
-            out = place if place.dtype == batch.work_type else torch.empty_like(place, dtype=batch.work_type)
-            KERNELS[batch.link].gradient(batch.chunk(piece, room), needs, here, room, out)
+            place = piece.of(gradient)
+            if kept is None:
+                chunk = batch.chunk(piece, room)
+                p, mask = kernel.probabilities(chunk, room), chunk.mask
+            else:
+                p, mask = kernel.kept_probabilities(place, room), batch.mask_chunk(piece, room)
+            out = place if place.dtype == p.dtype else torch.empty_like(place, dtype=p.dtype)
+            kernel.gradient(p, mask, needs, needs.named(slopes[0][piece.images], logits.shape[1]), room, out)
             if out is not place:
                 place.copy_(out)
         return gradient, None, None
 
 
-def _accumulator(batch: Batch, channels: int) -> Tensor:
-    """Zeros [B, channels] in float64 where the device has it, so that adding up pieces costs no digits."""
+def _like(logits: Tensor) -> Tensor:
+    """Memory for a gradient, of which `Piece.of` is a view."""
+    return torch.empty_like(logits.flatten(2)).view(logits.shape)
+
+
+def _totals(batch: Batch, width: int, of_piece: Callable[[Piece], list[Tensor]]) -> Tensor:
+    """What `of_piece` gives, [b, some of the width] each, side by side and added up over the pieces, [B, width].
+
+    In float64 where the device has it, so that adding up pieces costs no digits, then in the batch's work type.
+    """
     device = batch.logits.device
-    return torch.zeros(
-        batch.logits.shape[0], channels, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
-    )
-
-
-def _added(totals: Sequence[Tensor], piece: Piece, sums: Sequence[Tensor]) -> list[Tensor]:
+    precise = torch.float32 if device.type == "mps" else torch.float64
     if torch.compiler.is_compiling():
-        return [total + one for total, one in zip(totals, sums, strict=True)]
-    for total, one in zip(totals, sums, strict=True):
-        total[piece.images] += one
-    return list(totals)
+        totals = torch.cat(of_piece(next(pieces(batch.logits))), 1)
+    else:
+        totals = torch.zeros(batch.logits.shape[0], width, dtype=precise, device=device)
+        for piece in pieces(batch.logits):
+            totals[piece.images].add_(torch.cat(of_piece(piece), 1))
+    return totals.to(batch.work_type)
