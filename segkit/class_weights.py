@@ -13,6 +13,7 @@ import numpy as np
 
 from segkit.config import Config, plain_named
 from segkit.data.cases import Case
+from segkit.data.census import census as pixel_census
 from segkit.data.census import full_census
 from segkit.data.loaders import CaseStore
 from segkit.labels import Labels
@@ -37,9 +38,11 @@ def with_class_weights(
 
     cases: the training part. folder: where the census is kept for runs on the same masks; None counts afresh.
     """
-    if not any(is_from_census(term.get("class_weights")) for term in config.loss):
+    methods = [term["class_weights"] for term in config.loss if is_from_census(term.get("class_weights"))]
+    if not methods:
         return config, []
-    census = _census(config, labels, cases, store, folder)
+    components = any(isinstance(method, Mapping) and method.get("counts") == "components" for method in methods)
+    census = _census(config, labels, cases, store, folder, components)
     terms, found = [], []
     for term in config.loss:
         chosen = term.get("class_weights")
@@ -61,13 +64,15 @@ def _shares(census: Mapping[str, np.ndarray]) -> list[float]:
 
 
 def _census(
-    config: Config, labels: Labels, cases: Sequence[Case], store: CaseStore, folder: Path | None
+    config: Config, labels: Labels, cases: Sequence[Case], store: CaseStore, folder: Path | None, components: bool
 ) -> dict[str, np.ndarray]:
-    file = None if folder is None else folder / f"census-{_digest(config, cases)}.json"
+    """The census of the cases; components take far longer to count than pixels, so they have a file of their own."""
+    kind = "components" if components else "pixels"
+    file = None if folder is None else folder / f"census-{kind}-{_digest(config, cases)}.json"
     if file is not None and file.is_file():
         return {name: np.array(rows, dtype=np.int64) for name, rows in json.loads(file.read_text()).items()}
-    masks = (store.read(case).mask for case in cases)
-    counted = full_census((mask for mask in masks if mask is not None), labels)
+    masks = (mask for case in cases if (mask := store.read(case).mask) is not None)
+    counted = full_census(masks, labels) if components else {"pixels": pixel_census(masks, labels)}
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")

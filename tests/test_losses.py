@@ -215,9 +215,21 @@ def test_pieces_make_no_difference(options, mode, layout, monkeypatch):
     logits, mask = batch(mode, (11, 17))  # 187 pixels: pieces of 64, 64 and 59
     whole = value_and_gradient(loss, logits, mask)
     monkeypatch.setattr(chunks, "ELEMENTS", {"cpu": 64})
-    monkeypatch.setattr(chunks, "ELEMENTS_WHOLE", {"cpu": 64})
     assert len(list(chunks.pieces(logits))) == 6
     assert_close(value_and_gradient(loss, logits.to(memory_format=layout), mask), whole, check_stride=False)
+
+
+@pytest.mark.parametrize(("name", "mode"), DEFAULTS)
+def test_any_layout_and_a_second_backward(name, mode):
+    loss = build_loss(name, labels_of(mode))
+    logits, mask = batch(mode, (6, 7))
+    turned = logits.transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()  # columns first in memory
+    value = loss(turned, mask)
+    (first,) = torch.autograd.grad(value, turned, retain_graph=True)
+    first = first.clone()
+    (second,) = torch.autograd.grad(value, turned)
+    assert_close((value.detach(), first), value_and_gradient(loss, logits, mask), check_stride=False)
+    assert_close(second, first)
 
 
 @pytest.mark.parametrize("space", SPACES, ids=["2d", "3d"])

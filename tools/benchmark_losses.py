@@ -34,6 +34,11 @@ from torch import Tensor
 from segkit import Labels
 from segkit.losses import build_loss
 
+ABOUT = """\
+A call is a loss and its gradient with respect to the logits. All libraries take part in every round, in turn. A column
+`asked` is what this project set itself: the largest ratio to the fastest of the others, the most memory, the largest
+error. Values of one row are of one kind of loss, not always the same number: each library has its own defaults.\
+"""
 SHAPES = ("4x4x512x512", "2x21x512x512", "2x3x96x96x96")
 LIBRARIES = ("segkit", "torch", "MONAI", "smp", "kornia")
 PACKAGES = {"torch": "torch", "MONAI": "monai", "smp": "segmentation-models-pytorch", "kornia": "kornia"}
@@ -138,8 +143,8 @@ def benchmark_losses(
         "accuracy": accuracy_sheets,
     }
     console = Console(width=120)
-    written = [circumstances(threads)]
-    console.print(written[0], highlight=False)
+    written = [circumstances(threads), ABOUT]
+    console.print(*written, sep="\n", highlight=False)
     for name in tables:
         for sheet in makers[name]():
             console.print("", sheet.title, as_rich(sheet), sheet.note, sep="\n", highlight=False)

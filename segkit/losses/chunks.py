@@ -14,10 +14,10 @@ from segkit.labels import Labels, Target
 
 Link = Literal["softmax", "sigmoid"]
 
-# Elements of the logits in a piece: on a CPU it should stay in the cache between operations, but an image that is not
-# cut need not be copied; elsewhere it should keep the device busy for longer than it takes to start an operation.
-ELEMENTS = {"cpu": 2**19}
-ELEMENTS_WHOLE = {"cpu": 2**20}
+# Elements of the logits in a piece, at most: on a CPU it should stay in the cache between operations, but be large
+# enough to be worth waking the threads; elsewhere it should keep the device busy for longer than it takes to start an
+# operation.
+ELEMENTS = {"cpu": 2**20}
 ELEMENTS_ELSEWHERE = 2**25
 aten = torch.ops.aten  # some operations that torch has, but not under a public name
 ALIGNED = 64  # pixels, so that every row of a piece begins where vector instructions like it
@@ -60,10 +60,14 @@ class MaskChunk:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a batch: logits of at least float32 [b, K, n], anything under ignored pixels, and the mask."""
+    """A piece of a batch: logits of at least float32 [b, K, n], anything under ignored pixels, and the mask.
+
+    spare: whether the logits are a copy, so that who needs them no more may put something else in their place.
+    """
 
     logits: Tensor
     mask: MaskChunk
+    spare: bool
 
 
 class Room:
@@ -102,15 +106,18 @@ def pieces(logits: Tensor) -> Iterator[Piece]:
     if torch.compiler.is_compiling():
         yield Piece(slice(None), slice(None))
         return
-    device = logits.device.type
-    elements = ELEMENTS_WHOLE.get(device, ELEMENTS_ELSEWHERE)
-    if channels * pixels > elements:
-        elements = ELEMENTS.get(device, ELEMENTS_ELSEWHERE)
-    at_once = max(ALIGNED, elements // max(1, channels) // ALIGNED * ALIGNED)  # pixels
-    together = max(1, at_once // max(1, pixels))  # images
+    elements = ELEMENTS.get(logits.device.type, ELEMENTS_ELSEWHERE)
+    number = max(1, math.ceil(channels * pixels / elements))  # of pieces of equal size in an image
+    at_once = max(ALIGNED, math.ceil(pixels / number / ALIGNED) * ALIGNED)  # pixels
+    together = max(1, elements // max(1, channels * pixels))  # images
     for first in range(0, images, together):
         for start in range(0, pixels, at_once):
             yield Piece(slice(first, first + together), slice(start, start + at_once))
+
+
+def memory_for_gradient(logits: Tensor) -> Tensor:
+    """Memory shaped as logits [B, K, *S], in their layout if `Piece.of` is a view of it, else contiguous."""
+    return torch.empty_like(logits.flatten(2)).view(logits.shape)
 
 
 @dataclass(frozen=True)
@@ -144,10 +151,12 @@ class Batch:
 
     def chunk(self, piece: Piece, room: Room) -> Chunk:
         """One piece; what it holds is good until the next one is made with the same room."""
-        logits = piece.of(self.logits)
-        if not torch.compiler.is_compiling() and not (logits.is_contiguous() and logits.dtype == self.work_type):
-            logits = room.copy("logits", logits, self.work_type)
-        return Chunk(logits.to(self.work_type), self.mask_chunk(piece, room))
+        logits, mask = piece.of(self.logits), self.mask_chunk(piece, room)
+        if torch.compiler.is_compiling():
+            return Chunk(logits.to(self.work_type), mask, spare=False)
+        if logits.is_contiguous() and logits.dtype == self.work_type:
+            return Chunk(logits, mask, spare=False)
+        return Chunk(room.copy("logits", logits, self.work_type), mask, spare=True)
 
     def mask_chunk(self, piece: Piece, room: Room) -> MaskChunk:
         """One piece of the target, good until the next one is made with the same room."""

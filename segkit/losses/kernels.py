@@ -160,14 +160,19 @@ def _of_sum(slopes: Slopes, name: tuple[Any, ...], like: Tensor) -> Tensor:
 class Softmax:
     """Classes that exclude each other."""
 
-    probabilities = staticmethod(softmax)
+    @staticmethod
+    def probabilities(chunk: Chunk, room: Room) -> Tensor:
+        """The probabilities, [b, K, n], 0 where nothing counts; in place of the logits where that is safe.
+
+        On a CPU a softmax and its backward read all classes of a pixel before they write them; elsewhere nobody says
+        so.
+        """
+        in_place = chunk.spare and chunk.logits.device.type == "cpu"
+        return softmax(chunk, room, chunk.logits if in_place else None)
 
     @staticmethod
     def kept_probabilities(kept: Tensor, room: Room) -> Tensor:
-        """The probabilities that `sums` left in what `gradient` will get as `out`: in place where that is safe.
-
-        On a CPU the backward of a softmax reads all classes of a pixel before it writes them; elsewhere nobody says so.
-        """
+        """The probabilities that `sums` left in what `gradient` will get as `out`; in place where that is safe."""
         in_place = kept.is_contiguous() and kept.device.type == "cpu"
         return kept if in_place else room.copy("p", kept, kept.dtype)
 
@@ -198,8 +203,9 @@ class Softmax:
                 of_pixels.add_(one)
         if needs.powers:
             of_p = _probability_slope(p, mask, needs, slopes, room)
-            # the operation takes its result to be contiguous
-            place = out if out.is_contiguous() else room.take("gradient", p.shape, p, p.dtype)
+            # the operation takes its result to be contiguous; see `probabilities` for its being in place
+            in_place = of_p if p.device.type == "cpu" else room.take("gradient", p.shape, p, p.dtype)
+            place = out if out.is_contiguous() else in_place
             aten._softmax_backward_data.out(of_p, p, 1, p.dtype, grad_input=place)
             if needs.pixel:
                 torch.add(place, of_pixels, out=out)

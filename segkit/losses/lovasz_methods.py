@@ -8,7 +8,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from segkit.losses.chunks import Batch, Chunk, Link, Room, aten, pieces, refuse_second_derivative, select, softmax
+from segkit.losses.chunks import (
+    Batch,
+    Chunk,
+    Link,
+    Room,
+    aten,
+    memory_for_gradient,
+    pieces,
+    refuse_second_derivative,
+    select,
+    softmax,
+)
 from segkit.losses.reduce import Reduce, keep
 
 
@@ -243,19 +254,20 @@ class Counting:
 
     def prepare(self, batch: Batch, groups: int) -> tuple[Tensor, Tensor]:
         channels, number = batch.logits.shape[1], self.bins.number
-        counts = torch.zeros(groups * channels * 2 * number, dtype=torch.int64, device=batch.logits.device)
+        # 32 bits hold the pixels of a batch, and more of the table stays in the cache
+        counts = torch.zeros(groups * channels * 2 * number, dtype=torch.int32, device=batch.logits.device)
         room = Room()
         for piece in pieces(batch.logits):
             chunk = batch.chunk(piece, room)
             places = self._places(chunk, piece, groups)
-            counts.scatter_add_(0, places.flatten(), _valid(chunk).flatten().long())
-        (counts,) = self.reduce(counts)
+            counts.scatter_add_(0, places.flatten(), _valid(chunk).flatten().int())
+        (counts,) = self.reduce(counts.long())
         centres = self.bins.centres(batch.logits.new_empty(0, dtype=batch.work_type))
         return histogram_losses(counts.view(groups, channels, 2, number), centres)
 
     def increments(self, chunk: Chunk, piece: Any, known: Tensor) -> Tensor:
         places = self._places(chunk, piece, known.shape[0])
-        return known.reshape(-1)[places].mul_(_valid(chunk))
+        return known.take(places).mul_(_valid(chunk))
 
     def _places(self, chunk: Chunk, piece: Any, groups: int) -> Tensor:
         """Where each pixel is counted in a flat [G, K, 2, N], int64 [b, K, n]."""
@@ -282,15 +294,13 @@ class _Lovasz(torch.autograd.Function):
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative()
         logits, known = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        flat = gradient.flatten(2)
-        room = Room()
+        gradient, room = memory_for_gradient(logits), Room()
         for piece in pieces(logits):
             chunk = ctx.batch.chunk(piece, room)
             of_error = ctx.method.increments(chunk, piece, known)
             of_loss = (slopes[piece.images] if len(slopes) > 1 else slopes).unsqueeze(-1).to(of_error.dtype)
             of_loss = of_loss * ctx.method.reduce.processes  # see GlobalSum
-            flat[piece.images, :, piece.pixels] = ctx.method.errors.gradient(chunk, of_error * of_loss)
+            piece.of(gradient).copy_(ctx.method.errors.gradient(chunk, of_error * of_loss))
         return gradient, None, None, None
 
 
