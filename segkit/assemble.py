@@ -20,6 +20,7 @@ from segkit.data.cases import Case, Source
 from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
+from segkit.evaluate import Scoring, build_scoring
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES, build_loss
 from segkit.losses.like import PRESETS
@@ -184,6 +185,20 @@ def predictor_factory(config: Config, preprocess: Preprocess) -> Callable[[nn.Mo
         )
 
     return predictor
+
+
+def scoring_of(config: Config, labels: Labels) -> Scoring:
+    """What an evaluation measures, and by which rules. Raises ValueError for names that are none."""
+    chosen = config.evaluation
+    return build_scoring(
+        labels,
+        metrics=chosen.metrics,
+        rules=chosen.rules,
+        exclude_classes=chosen.exclude_classes,
+        tolerance_mm=chosen.tolerance_mm,
+        threshold=chosen.threshold,
+        calibration=chosen.calibration,
+    )
 
 
 def prediction_window(config: Config, dims: int, multiple: int) -> tuple[int, ...] | None:

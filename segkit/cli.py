@@ -43,22 +43,57 @@ def train(
 @app.command()
 def evaluate(
     checkpoint: Annotated[
-        list[Path], typer.Option(help="A run folder (its last.pt), or a .pt file, which needs --out.")
-    ],
+        list[Path] | None,
+        typer.Option(help="A run folder (its last.pt), or a .pt file, which needs --out. Several for a table of all."),
+    ] = None,
     overrides: Overrides = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test; default: as the run evaluated.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names separated by commas, such as dice,hd95,nsd.")] = None,
+    rules: Annotated[
+        str | None, typer.Option(help="segkit, nnunet, monai, torchmetrics, mmseg or smp: what empty classes count.")
+    ] = None,
+    predictions: Annotated[Path | None, typer.Option(help="A folder of masks that any tool predicted.")] = None,
+    references: Annotated[Path | None, typer.Option(help="The folder of the masks they are judged by.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Of --predictions: class names by number: background,a,b.")
+    ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(help="Of --predictions: the reference value that counts nowhere.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Of --predictions: a regular expression whose first group is the patient.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Other data of the same layout, all of it evaluated; needs --out.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the run folder.")] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Score a saved checkpoint: cases.csv, scores.json, overlays.png and a table."""
+    """Score checkpoints, or a folder of predicted masks: cases.csv, scores.json, pictures and a table."""
     from segkit import workflow
 
-    if len(checkpoint) != 1:
-        raise typer.BadParameter(f"expected one --checkpoint, got {len(checkpoint)}; evaluate them one by one")
-    workflow.evaluate(checkpoint[0], overrides or [], split=split, data=data, out=out, device=device)
+    if bool(checkpoint) == bool(predictions):
+        raise typer.BadParameter("give --checkpoint, or --predictions with --references, --classes and --out")
+    if predictions is not None:
+        if references is None or classes is None or out is None:
+            raise typer.BadParameter("--predictions needs --references, --classes and --out too")
+        unused = {"--split": split, "--data": data, "--device": device, "key=value": overrides}
+        given = [name for name, value in unused.items() if value]
+        if given:
+            raise typer.BadParameter(f"--predictions takes no {', '.join(given)}: nothing is predicted")
+        workflow.evaluate_predictions(
+            predictions,
+            references,
+            classes.split(","),
+            out,
+            ignore=ignore,
+            metrics=metrics.split(",") if metrics else ["dice", "iou"],
+            rules=rules or "segkit",
+            group=group,
+        )
+        return
+    chosen = [f"evaluation.metrics=[{metrics}]"] * bool(metrics) + [f"evaluation.rules={rules}"] * bool(rules)
+    workflow.evaluate(checkpoint or [], [*(overrides or []), *chosen], split=split, data=data, out=out, device=device)
 
 
 @app.command()

@@ -65,6 +65,11 @@ class EvaluationSection(Section):
     window: Sides | None = None
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    metrics: Annotated[list[str], Field(min_length=1)] = ["dice", "iou"]
+    rules: str = "segkit"
+    exclude_classes: list[str] = []
+    tolerance_mm: Annotated[float, Field(gt=0)] = 1.0
+    calibration: bool = False
     overlays: bool = True
 
 

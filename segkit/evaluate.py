@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from segkit.data.cases import DataError
 from segkit.data.loaders import EvaluationSet
 from segkit.labels import Labels
-from segkit.metrics import count
-from segkit.metrics.policies import cases_table, summarise
+from segkit.metrics.boundary import boundary_counts
+from segkit.metrics.calibration import CalibrationCounts
+from segkit.metrics.calibration_summary import calibration_of, calibration_scores
+from segkit.metrics.counts import tally
+from segkit.metrics.gather import gather_cases, share_of
+from segkit.metrics.policies import SEGKIT, Rules, rules_by_name
+from segkit.metrics.summary import summarise
+from segkit.metrics.surface import SURFACE_METRICS, image_diagonal, surface_scores
+from segkit.metrics.table import BOUNDARY, COUNTS, DIAGONAL, PIXELS, cases_table, check_metrics
 from segkit.predict import Predictor, to_device
 
 FORMAT = 1
@@ -35,31 +45,198 @@ class Origin:
     selected_on: str | None
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What is measured and by which rules. Raises ValueError for metrics that are none.
+
+    threshold: of the probability, in binary and multilabel mode. calibration: whether probabilities are judged too.
+    """
+
+    metrics: tuple[str, ...] = ("dice", "iou")
+    rules: Rules = field(default_factory=lambda: SEGKIT)
+    threshold: float = 0.5
+    calibration: bool = False
+
+    def __post_init__(self) -> None:
+        check_metrics(self.metrics)
+
+    @property
+    def surface(self) -> list[str]:
+        """The metrics that need surfaces, which are measured on the CPU."""
+        return [metric for metric in self.metrics if metric in SURFACE_METRICS]
+
+
+def build_scoring(
+    labels: Labels,
+    *,
+    metrics: Sequence[str],
+    rules: str = "segkit",
+    exclude_classes: Sequence[str] = (),
+    tolerance_mm: float = 1.0,
+    threshold: float = 0.5,
+    calibration: bool = False,
+) -> Scoring:
+    """A scoring from names. Raises ValueError for metrics, rules or classes that are none."""
+    unknown = [name for name in exclude_classes if name not in labels.channel_names]
+    if unknown:
+        raise ValueError(
+            f"expected exclude_classes to be some of {', '.join(labels.channel_names)}, got {', '.join(unknown)}"
+        )
+    preset = rules_by_name(rules)
+    chosen = replace(preset, exclude_classes=tuple(exclude_classes), tolerance_mm=tolerance_mm)
+    return Scoring(tuple(metrics), chosen, threshold, calibration)
+
+
+DICE_AND_IOU = Scoring()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The table of cases, and what is known of all cases together.
+
+    matrix: int64 [K, K], rows the reference, columns the prediction; None where classes overlap. calibration: the
+    contents of `calibration` in scores.json, None if it was not asked for.
+    """
+
+    cases: pd.DataFrame
+    matrix: np.ndarray | None
+    calibration: dict[str, Any] | None
+
+
+class Scorer:
+    """Counts case after case into one table on the device, which is read back once, at the end."""
+
+    def __init__(self, cases: int, labels: Labels, scoring: Scoring, device: torch.device):
+        self.labels, self.scoring = labels, scoring
+        columns = [*COUNTS, *PIXELS, *(BOUNDARY if "boundary_iou" in scoring.metrics else [])]
+        self.columns = columns
+        self.table = torch.zeros(cases, labels.channels, len(columns), dtype=torch.int64, device=device)
+        self.unknown = torch.zeros(cases, 2, dtype=torch.int64, device=device)
+        self.matrix: Tensor | None = None
+        self.calibration: dict[str, CalibrationCounts] = {}
+        self.measured: dict[str, list[list[float]]] = {name: [] for name in [*scoring.surface, DIAGONAL]}
+        self.names: list[str] = []
+        self.groups: list[str] = []
+
+    def add(
+        self,
+        case: str,
+        group: str,
+        prediction: Tensor,
+        mask: Tensor,
+        spacing: Sequence[float],
+        probabilities: Tensor | None = None,
+    ) -> None:
+        """Take in a case: prediction and mask [1, ...] as `count` takes them, on the device; spacing in mm."""
+        found = tally(prediction, mask, self.labels)
+        parts = [found.counts, found.pixels[..., None], found.ignored[..., None]]
+        if "boundary_iou" in self.scoring.metrics:
+            width = ("ratio", self.scoring.rules.boundary_ratio)
+            parts.append(boundary_counts(prediction, mask, self.labels, width))
+        row = len(self.names)
+        self.table[row] = torch.cat(parts, -1)[0]
+        self.unknown[row] = found.unknown[0]
+        if found.matrix is not None:
+            self.matrix = found.matrix[0] if self.matrix is None else self.matrix + found.matrix[0]
+        if self.scoring.calibration and probabilities is not None:
+            self._judge(probabilities, mask)
+        if self.scoring.surface:
+            self._measure(prediction, mask, spacing)
+        self.names.append(case)
+        self.groups.append(group)
+
+    def _judge(self, probabilities: Tensor, mask: Tensor) -> None:
+        found = calibration_of(probabilities, mask, self.labels)
+        self.calibration = {
+            name: self.calibration[name] + new if self.calibration else new for name, new in found.items()
+        }
+
+    def _measure(self, prediction: Tensor, mask: Tensor, spacing: Sequence[float]) -> None:
+        """Surfaces of each class, which are found on the CPU."""
+        rules, scores = self.scoring.rules, []
+        for predicted, reference in structures(prediction.cpu(), mask.cpu(), self.labels):
+            scores.append(
+                surface_scores(
+                    predicted,
+                    reference,
+                    spacing,
+                    self.scoring.surface,
+                    tolerance_mm=rules.tolerance_mm,
+                    hd95=rules.hd95,
+                    assd=rules.assd,
+                    nsd=rules.nsd,
+                )
+            )
+            scores[-1][DIAGONAL] = image_diagonal(predicted.shape, spacing)
+        for name, column in self.measured.items():
+            column.append([score[name] for score in scores])
+
+    def result(self, group: ProcessGroup | None = None) -> Scored:
+        """Everything, read back at once. group: of processes that share the cases; each gets the whole result.
+
+        Raises DataError for a case that holds a value that is no class.
+        """
+        table = self.table[: len(self.names)].cpu().numpy()
+        self._refuse_unknown(self.unknown[: len(self.names)].cpu().numpy())
+        measured = {name: np.array(column).reshape(len(column), -1) for name, column in self.measured.items() if column}
+        columns = {name: table[..., place] for place, name in enumerate(self.columns) if name not in COUNTS} | measured
+        cases = cases_table(
+            self.names,
+            self.groups,
+            table[..., : len(COUNTS)],
+            self.labels,
+            columns=columns,
+            metrics=self.scoring.metrics,
+            rules=self.scoring.rules,
+        )
+        matrix = None if self.matrix is None else self.matrix.cpu().numpy()
+        cases, matrix, calibration = gather_cases(cases, matrix, self.calibration, group)
+        return Scored(cases, matrix, calibration_scores(calibration, self.labels) if self.scoring.calibration else None)
+
+    def _refuse_unknown(self, unknown: np.ndarray) -> None:
+        for case, (predicted, reference) in zip(self.names, unknown.tolist(), strict=True):
+            if predicted or reference:
+                raise DataError(
+                    f"case {case}: expected the values {self.labels.values_in_words}, got {predicted} pixels of the "
+                    f"prediction and {reference} of the mask that hold another one"
+                )
+
+
+def structures(prediction: Tensor, mask: Tensor, labels: Labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Predicted and reference pixels of each channel, bool [*S], from [1, ...]; ignored pixels are in neither."""
+    spatial = prediction.ndim - (2 if labels.mode == "multilabel" else 1)
+    target = labels.target(mask, spatial=spatial)
+    numbers = labels.channel_numbers(prediction.dtype, prediction.device).tolist()
+    for channel, number in enumerate(numbers):
+        predicted = prediction[0, channel] == 1 if labels.mode == "multilabel" else prediction[0] == number
+        reference = target.index[0] == number if target.index is not None else target.onehot[0, channel]  # pyright: ignore
+        valid = target.valid_channels
+        counts = torch.ones_like(predicted) if valid is None else valid[0, channel if valid.shape[1] > 1 else 0]
+        yield (predicted & counts).numpy(), (reference & counts).numpy()
+
+
 def score_cases(
     predictor: Predictor,
     cases: EvaluationSet,
     labels: Labels,
-    threshold: float = 0.5,
+    scoring: Scoring = DICE_AND_IOU,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> pd.DataFrame:
-    """Predict and count every case on its own grid: one row a case and class, with tp, predicted, reference, dice, iou.
+    group: ProcessGroup | None = None,
+) -> Scored:
+    """Predict and count every case on its own grid. `track` wraps the case numbers, for a progress bar.
 
-    The counts stay on the device and are read back once. `track` wraps the case numbers, for a progress bar.
+    group: of processes that share the cases; each takes its share, and all get the whole result.
     """
-    counts = torch.zeros(len(cases), labels.channels, 3, dtype=torch.int64, device=predictor.device)
-    names, groups = [], []
-    for number in track(range(len(cases))):
+    mine = share_of(len(cases), group)
+    scorer = Scorer(len(mine), labels, scoring, predictor.device)
+    for number in track(mine):
         sample = cases[number]
-        counts[number] = _count_case(predictor, sample, labels, threshold)
-        names.append(sample["case"])
-        groups.append(sample["group"])
-    return cases_table(names, groups, counts.cpu().numpy(), labels)
-
-
-def _count_case(predictor: Predictor, sample: dict[str, Any], labels: Labels, threshold: float) -> Tensor:
-    mask = to_device(sample["mask"][None], predictor.device)
-    logits = predictor(sample["image"], size=spatial_size(sample["mask"], labels))
-    return count(labels.decode(logits, threshold), mask, labels)[0]
+        mask = to_device(sample["mask"][None], predictor.device)
+        logits = labels.resample(predictor(sample["image"]), spatial_size(sample["mask"], labels))
+        probabilities = labels.probabilities(logits) if scoring.calibration else None
+        prediction = labels.decode(logits, scoring.threshold)
+        scorer.add(sample["case"], sample["group"], prediction, mask, sample["spacing"], probabilities)
+    return scorer.result(group)
 
 
 def spatial_size(mask: Tensor, labels: Labels) -> tuple[int, ...]:
@@ -69,7 +246,7 @@ def spatial_size(mask: Tensor, labels: Labels) -> tuple[int, ...]:
 
 def predict_case(predictor: Predictor, sample: dict[str, Any], labels: Labels, threshold: float = 0.5) -> Tensor:
     """The predicted mask of one case on its own grid, on the CPU, in the form that masks are stored in."""
-    logits = predictor(sample["image"], size=spatial_size(sample["mask"], labels))
+    logits = labels.resample(predictor(sample["image"]), spatial_size(sample["mask"], labels))
     return labels.decode(logits, threshold)[0].cpu()
 
 
@@ -78,21 +255,35 @@ def foreground_means(cases: pd.DataFrame, labels: Labels) -> dict[str, float | N
     return summarise(cases, labels, intervals=False)["mean"]
 
 
-def scores(cases: pd.DataFrame, labels: Labels, *, split: str, origin: Origin) -> dict[str, Any]:
-    """The contents of scores.json."""
-    return {
+def scores(scored: Scored, labels: Labels, scoring: Scoring, *, split: str, origin: Origin | None) -> dict[str, Any]:
+    """The contents of scores.json. origin: None for predictions that were there already."""
+    source = asdict(origin) if origin is not None else {"checkpoint": None, "selected_on": None}
+    result = {
         "format": FORMAT,
         "split": split,
-        **asdict(origin),
-        "cases": len(set(cases["case"])),
-        **summarise(cases, labels),
+        **source,
+        "cases": len(set(scored.cases["case"])),
+        "ignored_pixels": _ignored(scored.cases, labels),
+        **summarise(scored.cases, labels, scoring.rules, metrics=scoring.metrics),
     }
+    if scored.calibration is not None:
+        result["calibration"] = scored.calibration
+    return result
 
 
-def write(folder: Path, cases: pd.DataFrame, result: dict[str, Any]) -> None:
-    """Write cases.csv, and then scores.json, whose presence says that the evaluation is complete."""
+def _ignored(cases: Any, labels: Labels) -> int:
+    """Pixels that the masks ignore; of overlapping classes, those of all classes added up."""
+    pixels = cases["ignored"].sum()
+    return int(pixels if labels.mode == "multilabel" else pixels // labels.channels)
+
+
+def write(folder: Path, scored: Scored, labels: Labels, result: dict[str, Any]) -> None:
+    """Write cases.csv, confusion.csv, and then scores.json, whose presence says that the evaluation is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    cases.to_csv(folder / "cases.csv", index=False)
+    scored.cases.assign(rules=result["rules"]["name"]).to_csv(folder / "cases.csv", index=False)
+    if scored.matrix is not None:
+        names = pd.Index(labels.channel_names, name="reference \\ prediction")
+        pd.DataFrame(scored.matrix, index=names, columns=list(labels.channel_names)).to_csv(folder / "confusion.csv")
     temporary = folder / "scores.json.tmp"
     temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     temporary.replace(folder / "scores.json")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 assert_async = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]  (the one check that never waits)
@@ -20,6 +21,7 @@ Mode = Literal["multiclass", "binary", "multilabel"]
 
 VOID_UINT8 = 255
 VOID_WIDE = 65535
+INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -238,7 +240,7 @@ class Labels:
                 f"overlapping classes need a mask [B, {self.channels}, *S] of 0 and 1, got {list(mask.shape)}; "
                 "to make them from class numbers, give `regions`"
             )
-        mask = self._comparable(mask)
+        mask = self.comparable(mask)
         valid = unequal(mask, self.void)
         if check or self.mode != "multiclass":
             self._assert_known(mask, valid)
@@ -262,13 +264,15 @@ class Labels:
 
     @property
     def _unknown_value(self) -> str:
-        return f"a mask holds a value that is neither {self._values_in_words()} nor {self.void}"
+        return f"a mask holds a value that is neither {self.values_in_words} nor {self.void}"
 
-    def _values_in_words(self) -> str:
+    @property
+    def values_in_words(self) -> str:
+        """The mask values that mean something, for messages."""
         return ", ".join(map(str, self.values)) if self.regions is not None else f"0 to {len(self.names) - 1}"
 
-    def _comparable(self, mask: Tensor) -> Tensor:
-        """The mask in a type that can hold void and every class: torch wraps a number to the tensor's narrow type."""
+    def comparable(self, mask: Tensor) -> Tensor:
+        """A mask in a type that can hold void and every class: torch wraps a number to the tensor's narrow type."""
         if mask.dtype == torch.bool:
             mask = mask.to(torch.uint8)
         limits = torch.iinfo(mask.dtype)
@@ -284,7 +288,7 @@ class Labels:
         if mask.is_floating_point():
             onehot, valid = mask, None
         else:
-            mask = self._comparable(mask)
+            mask = self.comparable(mask)
             onehot, valid = mask == 1, mask != self.void
             assert_async(
                 (onehot | (mask == 0) | ~valid).all(), f"a one-hot mask holds a value that is not 0, 1 or {self.void}"
@@ -307,6 +311,20 @@ class Labels:
             onehot = target.index.unsqueeze(1) == numbers.view(shape)
         valid = target.valid_channels
         return onehot if valid is None else torch.where(valid, onehot, torch.zeros_like(onehot))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax over the classes in multiclass, else a sigmoid a channel: [B, K, *S] -> [B, K, *S]."""
+        return logits.softmax(1) if self.mode == "multiclass" else logits.sigmoid()
+
+    def resample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Logits of the probabilities at another size: [B, K, *S] -> [B, K, *size], linear between pixel centres.
+
+        Probabilities are what lies between those of two pixels; logits, which know no bounds, are not.
+        """
+        if tuple(size) == tuple(logits.shape[2:]):
+            return logits
+        p = F.interpolate(self.probabilities(logits), size=tuple(size), mode=INTERPOLATION[len(size)])
+        return p.log() if self.mode == "multiclass" else p.logit()
 
     def decode(self, logits: Tensor, threshold: float = 0.5) -> Tensor:
         """The mask that logits [B, K, *S] stand for, in the form that masks are stored in.

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Network = Callable[[Tensor], Tensor]
-INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def sliding_window(image: Tensor, network: Network, window: Sequence[int], overlap: float = 0.5) -> Tensor:
@@ -41,10 +40,9 @@ def whole_image(image: Tensor, network: Network, multiple: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network with all it takes to predict one image: image [C, *S] on the network's grid -> logits.
+    """A network with all it takes to predict one image [C, *S]. window: None predicts whole images.
 
-    window: None predicts whole images. size: where given, the logits are resampled to it (linearly, before any
-    decision is taken), so that a mask lies on the image's own grid.
+    The logits lie on the grid of the image that the network sees; `labels.resample` takes them to another.
     """
 
     model: nn.Module
@@ -54,16 +52,14 @@ class Predictor:
     overlap: float = 0.5
     channels_last: bool = False
 
-    def __call__(self, image: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """[C, *S] -> logits [1, K, *size] on the device, in float32. Leaves the model's mode as it was."""
+    def __call__(self, image: Tensor) -> Tensor:
+        """[C, *S] -> logits [1, K, *S] on the device, in float32. Leaves the model's mode as it was."""
         training = self.model.training
         self.model.eval()
         with torch.inference_mode():
             batch = to_device(image[None], self.device, channels_last=self.channels_last)
             logits = self._logits(batch).float()
         self.model.train(training)
-        if size is not None and tuple(size) != tuple(logits.shape[2:]):
-            logits = F.interpolate(logits, size=tuple(size), mode=INTERPOLATION[len(size)])
         return logits
 
     def _logits(self, batch: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from segkit import checkpoint
 from segkit.data.loaders import EvaluationSet
-from segkit.evaluate import foreground_means, score_cases
+from segkit.evaluate import Scoring, foreground_means, score_cases
 from segkit.guards import dead_terms
 from segkit.labels import Labels
 from segkit.losses.diagnostics import term_gradients
@@ -262,8 +262,9 @@ def _validate_and_save(trainer: Trainer, run: Run, console: Console) -> None:
     if experiment.validation is not None:
         started = time.perf_counter()
         predictor = experiment.predictor(trainer.evaluated_model)
-        cases = score_cases(predictor, experiment.validation, experiment.labels, experiment.threshold)
-        means = foreground_means(cases, experiment.labels)
+        scoring = Scoring(threshold=experiment.threshold)
+        scored = score_cases(predictor, experiment.validation, experiment.labels, scoring)
+        means = foreground_means(scored.cases, experiment.labels)
         improved = means["dice"] is not None and (trainer.best is None or means["dice"] > trainer.best)
         trainer.best = means["dice"] if improved else trainer.best
         record |= {"validation": means, "time": {"validation_seconds": time.perf_counter() - started}}

@@ -35,7 +35,7 @@ class Trained:
     def predict(self, raw: RawCase) -> np.ndarray:
         """The mask of one image on the image's own grid."""
         image = torch.from_numpy(network_image(raw, self.preprocess))
-        logits = self.predictor(image, size=raw.image.shape[1:])
+        logits = self.labels.resample(self.predictor(image), raw.image.shape[1:])
         return self.labels.decode(logits, self.config.evaluation.threshold)[0].cpu().numpy()
 
     def data(self) -> assemble.Data:

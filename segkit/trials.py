@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from segkit.config import Config
+from segkit.evaluate import build_scoring
 from segkit.labels import Labels
 from segkit.losses import build_loss
 from segkit.models import MODELS
@@ -57,10 +58,16 @@ def try_schedule(config: Config) -> None:
     SCHEDULES[config.schedule.name](steps=1000, **config.schedule.args)
 
 
+def try_scoring(config: Config) -> None:
+    chosen, labels = config.evaluation, Labels(**config.labels.model_dump())
+    build_scoring(labels, metrics=chosen.metrics, rules=chosen.rules, exclude_classes=chosen.exclude_classes)
+
+
 TRIALS: dict[str, Callable[[Config], object]] = {
     "labels": try_labels,
     "loss": try_loss,
     "model": try_model,
     "schedule": try_schedule,
     "sampling": try_sides,
+    "evaluation": try_scoring,
 }

@@ -19,6 +19,7 @@ from segkit.config import Config, dump
 from segkit.data.cases import RawCase
 from segkit.data.loaders import EvaluationSet
 from segkit.data.splits import PARTS, Split
+from segkit.folders import score_folder
 from segkit.guards import loss_notes, loss_warnings
 from segkit.labels import Labels
 from segkit.predict import Predictor
@@ -141,19 +142,35 @@ def write_evaluation(
     config: Config,
     console: Console,
 ) -> dict[str, Any]:
-    """Predict and count every case; write cases.csv, overlays.png and, last, scores.json."""
-
-    def progress(numbers: Any) -> Any:
-        return track(numbers, f"evaluating {split}", console=console, disable=not console.is_terminal)
-
-    threshold = config.evaluation.threshold
-    table = evaluation.score_cases(predictor, cases, labels, threshold, progress)
-    result = evaluation.scores(table, labels, split=split, origin=origin)
+    """Predict and count every case; write tables and pictures and, last, scores.json."""
+    scoring = assemble.scoring_of(config, labels)
+    scored = evaluation.score_cases(predictor, cases, labels, scoring, progress(f"evaluating {split}", console))
+    result = evaluation.scores(scored, labels, scoring, split=split, origin=origin)
     if config.evaluation.overlays:
         folder.mkdir(parents=True, exist_ok=True)
-        write_overlays(predictor, cases, labels, table, folder / "overlays.png", threshold)
-    evaluation.write(folder, table, result)
+        write_overlays(predictor, cases, labels, scored.cases, folder / "overlays.png", scoring.threshold)
+        write_figures(scored, labels, folder)
+    evaluation.write(folder, scored, labels, result)
     return result
+
+
+def progress(what: str, console: Console) -> Any:
+    """What shows how far a loop has come, where the output is a terminal."""
+
+    def tracked(numbers: Any) -> Any:
+        return track(numbers, what, console=console, disable=not console.is_terminal)
+
+    return tracked
+
+
+def write_figures(scored: evaluation.Scored, labels: Labels, folder: Path) -> None:
+    """Pictures of the confusion matrix and of how honest the probabilities are, where there are such."""
+    from segkit.report.figures import confusion_figure, reliability_figure
+
+    if scored.matrix is not None:
+        confusion_figure(scored.matrix, labels.channel_names, folder / "confusion.png")
+    if scored.calibration is not None:
+        reliability_figure(scored.calibration, folder / "reliability.png")
 
 
 def write_overlays(
@@ -179,7 +196,7 @@ def checkpoint_file(given: Path) -> Path:
 
 
 def evaluate(
-    given: Path,
+    given: Sequence[Path],
     overrides: Sequence[str],
     *,
     split: str | None,
@@ -187,9 +204,40 @@ def evaluate(
     out: Path | None,
     device: str | None,
 ) -> None:
-    """Evaluate a checkpoint on a part of its own split, or on all of another folder of the same layout."""
-    from segkit.report.tables import print_scores
+    """Evaluate checkpoints on a part of their own split, or on all of another folder of the same layout."""
+    from segkit.report.tables import print_scores, print_side_by_side
 
+    names = short_names(given)
+    results = {}
+    for name, one in names.items():
+        folder = None if out is None else out / name if len(names) > 1 else out
+        results[name] = _evaluate(one, overrides, split=split, data=data, out=folder, device=device)
+        print_scores(results[name], CONSOLE)
+    if len(results) > 1:
+        print_side_by_side(results, CONSOLE)
+
+
+def short_names(given: Sequence[Path]) -> dict[str, Path]:
+    """A name for each checkpoint: the last parts of its path that tell it from the others, joined by a dash.
+
+    Raises RunError for a checkpoint that is given twice.
+    """
+    paths = [path.resolve() for path in given]
+    if len(set(paths)) < len(paths):
+        raise RunError(f"expected different checkpoints, got one twice: {', '.join(map(str, given))}")
+    parts = next(number for number in range(1, 1000) if len({path.parts[-number:] for path in paths}) == len(paths))
+    return {"-".join(path.with_suffix("").parts[-parts:]): one for path, one in zip(paths, given, strict=True)}
+
+
+def _evaluate(
+    given: Path,
+    overrides: Sequence[str],
+    *,
+    split: str | None,
+    data: Path | None,
+    out: Path | None,
+    device: str | None,
+) -> dict[str, Any]:
     file = checkpoint_file(given)
     of_run = file != given
     if split is not None and data is not None:
@@ -210,8 +258,34 @@ def evaluate(
         config=trained.config,
         console=CONSOLE,
     )
-    print_scores(result, CONSOLE)
     CONSOLE.print(f"written to {folder}", markup=False)
+    return result
+
+
+def evaluate_predictions(
+    predictions: Path,
+    references: Path,
+    classes: Sequence[str],
+    out: Path,
+    *,
+    ignore: int | None,
+    metrics: Sequence[str],
+    rules: str,
+    group: str | None,
+) -> None:
+    """Evaluate a folder of masks, whatever predicted them, and print the scores."""
+    from segkit.report.tables import print_scores
+
+    labels = Labels(list(classes), ignore_index=ignore)
+    scoring = evaluation.build_scoring(labels, metrics=metrics, rules=rules)
+    shown = progress(f"evaluating {predictions}", CONSOLE)
+    scored = score_folder(predictions, references, labels, scoring, group=group, track=shown)
+    result = evaluation.scores(scored, labels, scoring, split=f"all of {predictions}", origin=None)
+    out.mkdir(parents=True, exist_ok=True)
+    write_figures(scored, labels, out)
+    evaluation.write(out, scored, labels, result)
+    print_scores(result, CONSOLE)
+    CONSOLE.print(f"written to {out}", markup=False)
 
 
 def evaluated_cases(trained: Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:

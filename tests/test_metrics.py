@@ -18,7 +18,10 @@ from torchmetrics.functional.segmentation import dice_score
 from segkit import Labels
 from segkit.labels import INDEX_DTYPES
 from segkit.metrics import count, dice, iou
-from segkit.metrics.policies import Rules, cases_table, pooled, summarise
+from segkit.metrics.intervals import Bootstrap
+from segkit.metrics.policies import Rules
+from segkit.metrics.summary import pooled, summarise
+from segkit.metrics.table import cases_table
 
 THREE = Labels(["background", "a", "b"], ignore_index=255)
 BINARY = Labels(["no", "yes"], mode="binary", ignore_index=255)

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from segkit import Labels
 from segkit.compare.statistics import analyse
-from segkit.metrics.policies import cases_table, summarise
+from segkit.metrics.summary import summarise
+from segkit.metrics.table import cases_table
 from segkit.report import overlays
 from segkit.report.overlays import choose_cases, choose_slice, error_map, overlay_figure
 from segkit.report.tables import print_comparison, print_scores

@@ -1,174 +1,172 @@
-"""From counts to reported scores: what an empty class counts, how cases are averaged, and the intervals.
+"""The rules that turn counts and distances into reported numbers: what an empty class counts, how cases are averaged.
 
-The rules are plain data and travel with every number that they made.
+Rules are plain data and travel with every number that they made. Other tools' rules are presets, so that their numbers
+can be had beside ours; docs/evaluation.md has them in a table.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
-import torch
-from scipy import stats
+from segkit.metrics.intervals import Bootstrap
+from segkit.metrics.surface import Average, Elements, Percentile
 
-from segkit.labels import Labels
-from segkit.metrics.overlap import dice, iou
+Cell = float | Literal["worst"] | None
+Aggregation = Literal["class_case", "case_class", "pairs", "global", "micro"]
+AGGREGATIONS: dict[Aggregation, str] = {
+    "class_case": "mean over cases for each class, then over classes",
+    "case_class": "mean over classes for each case, then over cases",
+    "pairs": "mean over all pairs of a case and a class",
+    "global": "counts summed over cases for each class, then mean over classes",
+    "micro": "counts summed over cases and classes",
+}
 
-METRICS = ("dice", "iou")
-Rows = Any  # a part of a table; pandas says too little about its types for a checker
-COUNTS = ["tp", "predicted", "reference"]
-NEVER = "the class is in neither prediction nor reference of any case"
+
+@dataclass(frozen=True)
+class Empty:
+    """What a case counts for a class that is in neither prediction nor reference, is spurious (predicted only), or is
+    missed (in the reference only): a number, `worst` for the diagonal of the image, None for not being counted."""
+
+    neither: Cell
+    spurious: Cell
+    missed: Cell
+
+
+OVERLAP = Empty(neither=None, spurious=0.0, missed=0.0)
+DISTANCE = Empty(neither=None, spurious="worst", missed="worst")
+EMPTY: dict[str, Empty] = {
+    **dict.fromkeys(("dice", "iou", "boundary_iou", "nsd", "precision"), OVERLAP),
+    "recall": Empty(neither=None, spurious=None, missed=0.0),
+    "volume_difference": Empty(neither=None, spurious=None, missed=-1.0),
+    **dict.fromkeys(("hd", "hd95", "assd"), DISTANCE),
+}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the numbers of a score table mean. The first five say it in words, the last four are used.
+    """What the numbers of a score table mean.
 
-    min_groups: with fewer groups of cases there is no interval. confidence, resamples, seed: of the bootstrap.
+    empty: a metric's table of empty classes; a metric that is not in it is always what its formula says.
+    aggregation: how cases and classes become one number, for each metric that is not averaged as `class_case`.
+    background: whether the mean takes the background class in. exclude_classes: rows that are left out of table and
+        mean; their pixels still count for the other classes, unlike ignored ones.
+    absent: what a class counts in the mean that no case counts: a number, None for nothing; NaN makes the mean NaN.
+    hd95, assd, nsd: the modes of `segkit.metrics.surface`. tolerance_mm: of NSD.
+    boundary_ratio: the width of the band of boundary IoU, as a share of the image diagonal.
+    bootstrap: of the intervals.
     """
 
     name: str = "segkit"
-    overlap: str = "per case: one value a case and class"
-    neither: str = "a class in neither prediction nor reference is not counted; missed and spurious count 0"
-    mean: str = "mean over cases for each class, then over the foreground classes that have a counted case"
-    interval: str = "BCa bootstrap of groups of cases"
-    confidence: float = 0.95
-    resamples: int = 2000
-    seed: int = 0
-    min_groups: int = 10
+    empty: Mapping[str, Empty] = field(default_factory=lambda: EMPTY)
+    aggregation: Mapping[str, Aggregation] = field(default_factory=dict)
+    background: bool = False
+    exclude_classes: tuple[str, ...] = ()
+    absent: float | None = None
+    hd95: Percentile = "directed"
+    assd: Average = "pooled"
+    nsd: Elements = "area"
+    tolerance_mm: float = 1.0
+    boundary_ratio: float = 0.02
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def aggregated(self, metric: str) -> Aggregation:
+        """How the metric is averaged."""
+        return self.aggregation.get(metric, "class_case")
+
+    def full_name(self, metric: str) -> str:
+        """The metric with its aggregation, such as dice/class_case."""
+        return f"{metric}/{self.aggregated(metric)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The rules as JSON takes them."""
-        return asdict(self)
+        """The rules as JSON takes them, every metric's table written out."""
+        return {
+            "name": self.name,
+            "empty": {
+                name: {cell: _plain(value) for cell, value in vars(row).items()} for name, row in self.empty.items()
+            },
+            "aggregation": {"default": "class_case", **self.aggregation},
+            "background": self.background,
+            "exclude_classes": list(self.exclude_classes),
+            "absent": _plain(self.absent),
+            "surface": {"hd95": self.hd95, "assd": self.assd, "nsd": self.nsd, "tolerance_mm": self.tolerance_mm},
+            "boundary_ratio": self.boundary_ratio,
+            "interval": {"method": "BCa bootstrap of groups of cases; percentile for medians", **vars(self.bootstrap)},
+        }
+
+    def in_words(self, metrics: Sequence[str]) -> list[str]:
+        """What a reader of a table of these metrics has to know, a line each."""
+        lines = [f"rules {self.name}: {self._mean_in_words(metrics)}"]
+        by_row: dict[str, list[str]] = {}
+        for metric in metrics:
+            by_row.setdefault(_in_words(self.empty.get(metric)), []).append(metric)
+        return lines + [f"{', '.join(names)}: {row}" for row, names in by_row.items()]
+
+    def _mean_in_words(self, metrics: Sequence[str]) -> str:
+        by_way: dict[Aggregation, list[str]] = {}
+        for metric in metrics:
+            by_way.setdefault(self.aggregated(metric), []).append(metric)
+        classes = "all classes" if self.background else "foreground classes"
+        without = f" without {', '.join(self.exclude_classes)}" if self.exclude_classes else ""
+        ways = [
+            AGGREGATIONS[way] + (f" ({', '.join(names)})" if len(by_way) > 1 else "") for way, names in by_way.items()
+        ]
+        return f"{'; '.join(ways)}; {classes}{without}"
+
+
+def _in_words(row: Empty | None) -> str:
+    if row is None:
+        return "what the formula says, also for an empty class"
+    cells = {name: "is not counted" if cell is None else f"counts {cell}" for name, cell in vars(row).items()}
+    return f"a class in neither {cells['neither']}, spurious {cells['spurious']}, missed {cells['missed']}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_overlap(row: Empty) -> dict[str, Empty]:
+    return {**EMPTY, **dict.fromkeys(("dice", "iou"), row)}
 
 
 SEGKIT = Rules()
+MONAI_DISTANCE = Empty(neither=None, spurious=math.inf, missed=math.inf)
+PRESETS: dict[str, Rules] = {
+    "segkit": SEGKIT,
+    # compute_metrics_on_folder: nanmean over cases of each label, then a mean that NaN goes through
+    "nnunet": Rules(name="nnunet", absent=math.nan),
+    # DiceMetric and MeanIoU with their defaults; HD95 of a missed structure is NaN and so not counted
+    "monai": Rules(
+        name="monai",
+        empty={
+            **_with_overlap(Empty(neither=None, spurious=None, missed=0.0)),
+            "hd": MONAI_DISTANCE,
+            "assd": MONAI_DISTANCE,
+            "hd95": Empty(neither=None, spurious=None, missed=None),
+        },
+        aggregation=dict.fromkeys(("dice", "iou", "hd", "hd95", "assd", "nsd"), "case_class"),
+        background=True,
+        nsd="voxel",
+    ),
+    # segmentation.DiceScore (macro, samplewise) and segmentation.MeanIoU with their defaults
+    "torchmetrics": Rules(name="torchmetrics", aggregation={"dice": "case_class", "iou": "pairs"}, background=True),
+    # IoUMetric: nanmean over classes
+    "mmseg": Rules(name="mmseg", aggregation={"dice": "global", "iou": "global"}, background=True),
+    # iou_score and f1_score with reduction="macro" and zero_division=1
+    "smp": Rules(
+        name="smp",
+        empty=_with_overlap(Empty(neither=1.0, spurious=0.0, missed=0.0)),
+        aggregation={"dice": "global", "iou": "global"},
+        background=True,
+    ),
+}
 
 
-def cases_table(names: Sequence[str], groups: Sequence[str], counts: np.ndarray, labels: Labels) -> pd.DataFrame:
-    """One row a case and class, from counts [N, K, 3]: case, group, class, tp, predicted, reference, dice, iou.
-
-    Dice and IoU are NaN where the class is in neither. Raises ValueError if the numbers of names, groups or classes
-    do not fit the counts.
-    """
-    expected = (len(names), labels.channels, 3)
-    if counts.shape != expected or len(groups) != len(names):
-        raise ValueError(
-            f"expected counts {list(expected)} and {len(names)} groups for {len(names)} cases, "
-            f"got {list(counts.shape)} and {len(groups)}"
-        )
-    flat = torch.from_numpy(np.ascontiguousarray(counts)).reshape(-1, 3)
-    return pd.DataFrame(
-        {
-            "case": np.repeat(np.asarray(names, dtype=object), labels.channels),
-            "group": np.repeat(np.asarray(groups, dtype=object), labels.channels),
-            "class": list(labels.channel_names) * len(names),
-            **{column: flat[:, place].numpy() for place, column in enumerate(COUNTS)},
-            "dice": dice(flat).numpy(),
-            "iou": iou(flat).numpy(),
-        }
-    )
-
-
-def summarise(cases: pd.DataFrame, labels: Labels, rules: Rules = SEGKIT, *, intervals: bool = True) -> dict[str, Any]:
-    """The rules, classes, mean and global parts of scores.json, from the table of cases.
-
-    A class that no case counts has mean None with the reason beside it, and is not in the mean over classes but
-    named in `mean_left_out`. Where there is no interval, `ci95` is None with the reason beside it. `intervals=False`
-    leaves the intervals out, for speed.
-    """
-    table: Rows = cases
-    rows = {name: table[table["class"] == name] for name in labels.channel_names}
-    classes = {
-        name: {metric: _class_score(of_class, metric, rules, intervals) for metric in METRICS}
-        for name, of_class in rows.items()
-    }
-    foreground = _foreground_names(labels)
-    means = {metric: _mean([classes[name][metric]["mean"] for name in foreground]) for metric in METRICS}
-    left_out = [name for name in foreground if classes[name]["dice"]["mean"] is None]
-    summary = {"rules": rules.to_dict(), "classes": classes, "mean": means, "mean_left_out": left_out}
-    if means["dice"] is None:
-        summary["mean_reason"] = "no case has a foreground class in its prediction or reference"
-    return summary | {"global": pooled(cases, labels)}
-
-
-def pooled(cases: pd.DataFrame, labels: Labels) -> dict[str, Any]:
-    """Dice and IoU of the whole data set: counts are summed over cases first; then a mean over foreground classes.
-
-    None, with the reason beside it, for a class that is in neither throughout; such a class is not in the mean.
-    """
-    table: Rows = cases
-    totals = table.groupby("class")[COUNTS].sum().reindex(list(labels.channel_names), fill_value=0)
-    counts = torch.from_numpy(totals.to_numpy(np.int64, copy=True))
-    classes: dict[str, dict[str, Any]] = {
-        name: {"dice": _plain(row_dice), "iou": _plain(row_iou)}
-        for name, row_dice, row_iou in zip(totals.index, dice(counts).tolist(), iou(counts).tolist(), strict=True)
-    }
-    for score in classes.values():
-        if score["dice"] is None:
-            score["reason"] = NEVER
-    foreground = [classes[name] for name in _foreground_names(labels)]
-    return {"classes": classes, "mean": {metric: _mean([score[metric] for score in foreground]) for metric in METRICS}}
-
-
-def _foreground_names(labels: Labels) -> list[str]:
-    return [labels.channel_names[channel] for channel in labels.foreground]
-
-
-def _class_score(rows: Rows, metric: str, rules: Rules, intervals: bool) -> dict[str, Any]:
-    """Mean, interval and numbers of cases of one class and metric."""
-    counted = rows[rows[metric].notna()]
-    score: dict[str, Any] = {"mean": _plain(counted[metric].mean())}
-    if counted.empty:
-        score["mean_reason"] = NEVER
-    if intervals:
-        score |= _interval(counted[metric], counted["group"], rules)
-    missed = (rows["reference"] > 0) & (rows["predicted"] == 0)
-    spurious = (rows["reference"] == 0) & (rows["predicted"] > 0)
-    return score | {"cases": len(counted), "missed": int(missed.sum()), "spurious": int(spurious.sum())}
-
-
-def _interval(values: Rows, groups: Rows, rules: Rules) -> dict[str, Any]:
-    """The bootstrap interval of the mean of `values`, groups of cases being drawn together; or why there is none."""
-    by_group = values.groupby(groups).agg(["sum", "count"])
-    if len(by_group) < rules.min_groups:
-        return {"ci95": None, "ci95_reason": f"{len(by_group)} groups of cases, fewer than {rules.min_groups}"}
-    sums, sizes = by_group["sum"].to_numpy(float), by_group["count"].to_numpy(float)
-    if np.ptp(sums / sizes) == 0:
-        return {"ci95": None, "ci95_reason": "all groups of cases have the same mean"}
-    low, high = _bca(sums, sizes, rules)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return {"ci95": None, "ci95_reason": "the bootstrap is degenerate: almost all groups have the same mean"}
-    return {"ci95": [low, high]}
-
-
-def _bca(sums: np.ndarray, sizes: np.ndarray, rules: Rules) -> tuple[float, float]:
-    """The BCa interval of sum(sums) / sum(sizes), the mean over cases, under resampling of groups."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        interval = stats.bootstrap(
-            (sums, sizes),
-            lambda total, size, axis: total.sum(axis) / size.sum(axis),
-            paired=True,
-            vectorized=True,
-            n_resamples=rules.resamples,
-            confidence_level=rules.confidence,
-            method="BCa",
-            rng=np.random.default_rng(rules.seed),
-        ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
-def _plain(value: float) -> float | None:
-    """A number as JSON takes it: NaN is None."""
-    return None if math.isnan(value) else float(value)
+def rules_by_name(name: str) -> Rules:
+    """A preset. Raises ValueError for a name that is none."""
+    if name not in PRESETS:
+        raise ValueError(f"expected rules to be one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]

@@ -13,43 +13,95 @@ VERDICT_STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "unde
 
 
 def print_scores(scores: Mapping[str, Any], console: Console) -> None:
-    """Print the contents of scores.json: a row a class, the mean over foreground classes, and what they mean.
+    """Print the contents of scores.json: a row a class, the mean over classes, and what they mean.
 
-    The intervals of IoU are in scores.json only.
+    The interval is that of the first metric; those of the others, and the medians, are in scores.json only.
     """
+    metrics = list(scores["metrics"])
     table = Table(title=f"{scores['cases']} cases of {escape(str(scores['split']))}", title_justify="left")
-    table.add_column("class", min_width=12, overflow="fold")  # 80 characters in all, the usual terminal
-    for heading in ("Dice", "95 % CI", "IoU", "cases", "missed", "spurious"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("class", min_width=12, overflow="fold")  # with Dice and IoU 80 characters, the usual terminal
+    headings = [heading(metric) for metric in metrics]
+    for column in (headings[0], "95 % CI", *headings[1:], "cases", "missed", "spurious"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, score in scores["classes"].items():
-        dice, iou = score["dice"], score["iou"]
-        shown = [_number(dice["mean"]), _interval(dice.get("ci95")), _number(iou["mean"])]
-        table.add_row(escape(name), *shown, *(str(dice[column]) for column in ("cases", "missed", "spurious")))
+        first = score[metrics[0]]
+        values = [_number(score[metric]["mean"]) for metric in metrics]
+        numbers = [str(first[column]) for column in ("cases", "missed", "spurious")]
+        table.add_row(escape(name), values[0], _interval(first.get("ci95")), *values[1:], *numbers)
     table.add_section()
-    mean = scores["mean"]
-    table.add_row("foreground", _number(mean["dice"]), "", _number(mean["iou"]), "", "", "", style="bold")
+    means = [_number(scores["mean"][metric]) for metric in metrics]
+    averaged = "all classes" if scores["rules"]["background"] else "foreground"
+    table.add_row(averaged, means[0], "", *means[1:], "", "", "", style="bold")
     console.print(table)
     for line in _score_notes(scores):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
 
 
+def heading(metric: str) -> str:
+    """How a column of this metric is called."""
+    names = {"dice": "Dice", "iou": "IoU", "boundary_iou": "b. IoU", "volume_difference": "vol. diff."}
+    return names.get(metric, metric.upper() if metric in ("hd", "hd95", "assd", "nsd") else metric)
+
+
+def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """A table a metric: a row a class, a column a checkpoint. It says nothing of whether a difference is real."""
+    first = next(iter(results.values()))
+    for metric, full_name in first["metrics"].items():
+        table = Table(title=f"{full_name}, side by side", title_justify="left")
+        table.add_column("class", overflow="fold")
+        for name in results:
+            table.add_column(escape(name), justify="right", overflow="fold")
+        for of_class in first["classes"]:
+            cells = [result["classes"].get(of_class, {}).get(metric, {}).get("mean") for result in results.values()]
+            table.add_row(escape(of_class), *map(_number, cells))
+        table.add_section()
+        table.add_row("mean", *(_number(result["mean"].get(metric)) for result in results.values()), style="bold")
+        console.print(table)
+    for line in (
+        f"rules {first['rules']['name']}",
+        *(f"{name}: selected on {result['selected_on']}" for name, result in results.items() if result["selected_on"]),
+        "these are single trained networks: whether their losses differ, segkit compare says",
+    ):
+        console.print(f"  {escape(line)}", style="dim", highlight=False)
+
+
 def _score_notes(scores: Mapping[str, Any]) -> list[str]:
     """What the table cannot say: checkpoint, rules, classes left out, why intervals are missing."""
-    selected = scores.get("selected_on")
-    chosen = f"selected on {selected}" if selected else "not selected by a score"
-    rules = scores["rules"]
-    notes = [
-        f"checkpoint: {scores['checkpoint']}, {chosen}",
-        f"rules {rules['name']}: {rules['overlap']}; {rules['neither']}; {rules['mean']}",
-    ]
-    if scores.get("mean_left_out"):
+    notes = []
+    if scores["checkpoint"] is not None:
+        selected = scores["selected_on"]
+        chosen = f"selected on {selected}" if selected else "not selected by a score"
+        notes.append(f"checkpoint: {scores['checkpoint']}, {chosen}")
+        if selected and selected == scores["split"]:
+            notes.append(f"it was chosen by its score on {selected}, so this score flatters it")
+    notes += scores["rules_in_words"]
+    if scores["mean_left_out"]:
         notes.append(f"not in the mean, because no case has them: {', '.join(scores['mean_left_out'])}")
-    counted = [score["dice"] for score in scores["classes"].values() if score["dice"]["mean"] is not None]
+    if scores.get("mean_reason"):
+        notes.append(f"no mean: {scores['mean_reason']}")
+    first = next(iter(scores["metrics"]))
+    counted = [score[first] for score in scores["classes"].values() if score[first]["mean"] is not None]
     notes += sorted({f"no interval: {score['ci95_reason']}" for score in counted if "ci95_reason" in score})
-    whole = scores.get("global", {}).get("mean")
-    if whole is not None:
-        notes.append(f"pooled over all pixels instead: Dice {_number(whole['dice'])}, IoU {_number(whole['iou'])}")
+    notes += scores.get("interval_notes", [])
+    whole = scores["global"]["mean"]
+    notes.append(f"pooled over all pixels instead: Dice {_number(whole['dice'])}, IoU {_number(whole['iou'])}")
+    if "calibration" in scores:
+        notes.append(_calibration_note(scores["calibration"]))
     return notes
+
+
+def _calibration_note(calibration: Mapping[str, Any]) -> str:
+    kind = "toplabel" if "toplabel" in calibration else "classwise"
+    parts = []
+    for region, score in calibration[kind].items():
+        ece = score["ece"]
+        shown = (
+            _number(ece)
+            if not isinstance(ece, Mapping)
+            else ", ".join(f"{name} {_number(one)}" for name, one in ece.items())
+        )
+        parts.append(f"{region} {shown}")
+    return f"calibration error ({kind}, {calibration['rules']['bins']} bins): {'; '.join(parts)}"
 
 
 def print_class_weights(

@@ -1,0 +1,107 @@
+"""Judging a folder of predicted masks by a folder of references, whatever tool predicted them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segkit.data.cases import DataError
+from segkit.data.nifti import check_same_place, load_nifti
+from segkit.data.readers import VOLUMES, case_name, extension, image_files, read_mask
+from segkit.evaluate import Scored, Scorer, Scoring
+from segkit.labels import Labels
+
+
+def score_folder(
+    predictions: Path,
+    references: Path,
+    labels: Labels,
+    scoring: Scoring,
+    *,
+    group: str | None = None,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Scored:
+    """Count and measure every case; prediction and reference are files of one name, but for the ending.
+
+    Volumes are compared in millimetres, by the spacing of the reference; pictures and arrays in pixels. group: a
+    regular expression whose first group is the patient that a case is of; without it each case is its own.
+
+    Raises DataError for a folder without masks, a case that only one folder has, shapes or places that differ, values
+    that are no class, pixels and millimetres in one folder, and a `group` that does not match.
+    """
+    pairs = paired_files(predictions, references)
+    kinds = {extension(reference) in VOLUMES for _, reference in pairs.values()}
+    if len(kinds) > 1:
+        raise DataError(f"expected one kind of files in {references}, got volumes in mm and others in pixels")
+    groups = {case: _group(case, group) for case in pairs}
+    scorer, names = Scorer(len(pairs), labels, scoring, torch.device("cpu")), list(pairs)
+    for number in track(range(len(names))):
+        case = names[number]
+        prediction, reference, spacing = read_case(case, *pairs[case], labels)
+        scorer.add(case, groups[case], torch.from_numpy(prediction)[None], torch.from_numpy(reference)[None], spacing)
+    return scorer.result()
+
+
+def paired_files(predictions: Path, references: Path) -> dict[str, tuple[Path, Path]]:
+    """The files of each case, sorted. Raises DataError if a folder is empty or a case is in one of them only."""
+    for folder in (predictions, references):
+        if not folder.is_dir():
+            raise DataError(f"expected a folder of masks, found none at {folder}")
+    predicted, wanted = (
+        {case_name(file): file for file in image_files(folder)} for folder in (predictions, references)
+    )
+    for missing, where, there in (
+        (sorted(wanted.keys() - predicted.keys()), predictions, references),
+        (sorted(predicted.keys() - wanted.keys()), references, predictions),
+    ):
+        if missing:
+            shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+            raise DataError(
+                f"{len(missing)} cases of {there} have no file in {where}: {shown}; every case needs both, under one "
+                "name, since a case that is left out would be missing from the means"
+            )
+    return {case: (predicted[case], wanted[case]) for case in sorted(wanted)}
+
+
+def read_case(
+    case: str, prediction: Path, reference: Path, labels: Labels
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """Both masks on one grid, and its spacing. Raises DataError if the masks do not lie on each other."""
+    known = read_mask(reference, labels, case=case)
+    # what a prediction says of ignored pixels does not matter, but it has to be a class
+    guessed = read_mask(prediction, Labels(labels.names, labels.mode, regions=labels.regions), case=case)
+    if guessed.shape != known.shape:
+        raise DataError(
+            f"case {case}: expected a prediction of the size {list(known.shape)} of {reference}, got "
+            f"{list(guessed.shape)} in {prediction}; resample it to the reference with nearest neighbours"
+        )
+    in_mm = [extension(file) in VOLUMES for file in (prediction, reference)]
+    if in_mm[0] != in_mm[1]:
+        raise DataError(f"case {case}: expected two volumes or none, got {prediction} and {reference}")
+    if not all(in_mm):
+        return guessed, known, (1.0,) * (known.ndim - labels.has_mask_channels)
+    check_same_place(reference, prediction, f"case {case}, file {prediction}")
+    spacings = [load_nifti(file, f"case {case}, file {file}")[1] for file in (prediction, reference)]
+    if not np.allclose(*spacings, rtol=0.01):
+        shown = [" x ".join(f"{side:g}" for side in spacing) for spacing in spacings]
+        raise DataError(
+            f"case {case}: expected the voxels of {reference}, {shown[1]} mm, got {shown[0]} mm in {prediction}; "
+            "copy the header of the reference if it is the same grid, else resample the prediction"
+        )
+    return guessed, known, spacings[1]
+
+
+def _group(case: str, pattern: str | None) -> str:
+    if pattern is None:
+        return case
+    try:
+        found = re.search(pattern, case)
+    except re.error as error:
+        raise DataError(f"--group {pattern!r} is no regular expression: {error}") from error
+    if found is None or not found.groups():
+        raise DataError(f"case {case}: expected a name that --group {pattern!r} finds, with its first group in it")
+    return found.group(1)

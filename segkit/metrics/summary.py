@@ -1,0 +1,217 @@
+"""From the table of cases to reported numbers, by rules: means, medians, intervals, and what they leave out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from segkit.labels import Labels
+from segkit.metrics.intervals import Intervals, mean_intervals, median_intervals, ratio_intervals
+from segkit.metrics.overlap import generalized_dice
+from segkit.metrics.policies import SEGKIT, Rules
+from segkit.metrics.table import COUNTS, FROM_COUNTS, Table, raw_score, ruled
+
+NEVER = "the class is in neither prediction nor reference of any case"
+NOTHING = "no case has a counted class in its prediction or reference"
+INFINITE = "a missed or spurious structure counts as infinitely far, by these rules"
+POOLED = ("global", "micro")
+
+
+def summarise(
+    cases: pd.DataFrame,
+    labels: Labels,
+    rules: Rules = SEGKIT,
+    *,
+    metrics: Sequence[str] = ("dice", "iou"),
+    intervals: bool = True,
+) -> dict[str, Any]:
+    """The rules, metrics, classes, mean and global parts of scores.json, from a table that these rules have scored.
+
+    A class that no case counts has mean None with the reason beside it, and is not in the mean over classes but named
+    in `mean_left_out`. Where there is no interval, it is None with the reason beside it. `intervals=False` leaves
+    the intervals out, for speed.
+    """
+    table: Table = cases
+    names = [name for name in labels.channel_names if name not in rules.exclude_classes]
+    values = {metric: _by_case(table, metric, names) for metric in metrics}
+    bounds, notes = _all_bounds(table, values, names, rules) if intervals else ({}, [])
+    rows = {name: table[table["class"] == name] for name in names}
+    classes = {
+        name: {
+            metric: _class_score(rows[name], metric, values[metric][:, place], rules) | bounds.get((metric, name), {})
+            for metric in metrics
+        }
+        for place, name in enumerate(names)
+    }
+    averaged = _averaged(labels, names, rules)
+    means = {metric: _mean(table, values[metric], metric, names, averaged, rules) for metric in metrics}
+    first = classes[averaged[0]] if averaged else {}
+    left_out = [name for name in averaged if first and classes[name][metrics[0]]["mean"] is None]
+    summary = {
+        "rules": rules.to_dict(),
+        "rules_in_words": rules.in_words(metrics),
+        "metrics": {metric: rules.full_name(metric) for metric in metrics},
+        "classes": classes,
+        "mean": {metric: _plain(mean) for metric, mean in means.items()},
+        "mean_left_out": left_out,
+        "interval_notes": notes,
+    }
+    if any(math.isnan(mean) for mean in means.values()):
+        summary["mean_reason"] = NOTHING if len(left_out) == len(averaged) else f"{NEVER}: {', '.join(left_out)}"
+    elif any(math.isinf(mean) for mean in means.values()):
+        summary["mean_reason"] = INFINITE
+    return summary | {"generalized_dice": _generalized(table, averaged), "global": pooled(cases, labels, rules)}
+
+
+def pooled(cases: pd.DataFrame, labels: Labels, rules: Rules = SEGKIT) -> dict[str, Any]:
+    """Dice and IoU of the whole data set: counts are summed over cases first; then a mean over classes.
+
+    None, with the reason beside it, for a class that is in neither throughout; such a class is not in the mean.
+    """
+    names = [name for name in labels.channel_names if name not in rules.exclude_classes]
+    totals = _totals(cases, names)
+    scores = {metric: raw_score(totals, metric) for metric in ("dice", "iou")}
+    classes: dict[str, dict[str, Any]] = {
+        name: {metric: _plain(scores[metric][place]) for metric in scores} for place, name in enumerate(names)
+    }
+    for score in classes.values():
+        if score["dice"] is None:
+            score["reason"] = NEVER
+    averaged = [names.index(name) for name in _averaged(labels, names, rules)]
+    means = {metric: _plain(_nanmean(scores[metric][averaged])) for metric in scores}
+    return {"classes": classes, "mean": means}
+
+
+def _averaged(labels: Labels, names: Sequence[str], rules: Rules) -> list[str]:
+    """The classes that the mean is over."""
+    channels = range(labels.channels) if rules.background else labels.foreground
+    return [labels.channel_names[channel] for channel in channels if labels.channel_names[channel] in names]
+
+
+def _by_case(table: Table, metric: str, names: Sequence[str]) -> np.ndarray:
+    """A metric as float64 [cases, classes]."""
+    return table.pivot(index="case", columns="class", values=metric).reindex(columns=list(names)).to_numpy(float)
+
+
+def _groups(table: Table) -> np.ndarray:
+    """The group of each case, in the order of `_by_case`."""
+    return table.drop_duplicates("case").set_index("case").sort_index()["group"].to_numpy(str)
+
+
+def _totals(table: Table, names: Sequence[str]) -> Table:
+    """The counts of each class summed over cases, a row a class."""
+    columns = [
+        column
+        for column in table.columns
+        if column in {name for made_of, _ in FROM_COUNTS.values() for name in made_of}
+    ]
+    return table.groupby("class")[columns].sum().reindex(list(names), fill_value=0).reset_index()
+
+
+def _pooled_scores(table: Table, metric: str, names: Sequence[str], rules: Rules) -> np.ndarray:
+    totals = _totals(table, names)
+    return ruled(raw_score(totals, metric), totals, rules.empty.get(metric))
+
+
+def _class_score(rows: Table, metric: str, values: np.ndarray, rules: Rules) -> dict[str, Any]:
+    """Mean, median and numbers of cases of one class and metric."""
+    counted = values[~np.isnan(values)]
+    mean = _nanmean(values)
+    if rules.aggregated(metric) in POOLED:
+        name = rows["class"].iloc[0] if len(rows) else ""
+        mean = float(_pooled_scores(rows, metric, [name], rules)[0])
+    score: dict[str, Any] = {"mean": _plain(mean)}
+    if score["mean"] is None:
+        score["mean_reason"] = INFINITE if math.isinf(mean) else NEVER
+    if len(counted):
+        score["median"] = _plain(float(np.median(counted)))
+    missed = (rows["reference"] > 0) & (rows["predicted"] == 0)
+    spurious = (rows["reference"] == 0) & (rows["predicted"] > 0)
+    return score | {"cases": len(counted), "missed": int(missed.sum()), "spurious": int(spurious.sum())}
+
+
+def _mean(
+    table: Table, values: np.ndarray, metric: str, names: Sequence[str], averaged: Sequence[str], rules: Rules
+) -> float:
+    """The metric as one number, by its aggregation; NaN where nothing is counted."""
+    places = [names.index(name) for name in averaged]
+    way = rules.aggregated(metric)
+    if way == "pairs":
+        return _nanmean(values[:, places])
+    if way == "case_class":
+        return _nanmean(np.array([_nanmean(row) for row in values[:, places]]))
+    if way == "micro":
+        totals = _totals(table[table["class"].isin(list(averaged))], averaged)
+        total = totals.drop(columns="class").sum().to_frame().T
+        return float(ruled(raw_score(total, metric), total, rules.empty.get(metric))[0])
+    of_classes = (
+        _pooled_scores(table, metric, names, rules)[places]
+        if way == "global"
+        else np.array([_nanmean(values[:, place]) for place in places])
+    )
+    if rules.absent is not None:
+        of_classes = np.where(np.isnan(of_classes), rules.absent, of_classes)
+        return float(of_classes.mean()) if len(of_classes) else math.nan
+    return _nanmean(of_classes)
+
+
+def _generalized(table: Table, averaged: Sequence[str]) -> dict[str, Any]:
+    """The generalised Dice score of each case over the averaged classes, as a mean over cases."""
+    counts = np.stack([_by_case(table, column, averaged) for column in COUNTS], -1)
+    scores = generalized_dice(torch.from_numpy(np.nan_to_num(counts))).numpy() if counts.size else np.array([])
+    return {"mean": _plain(_nanmean(scores)), "cases": int((~np.isnan(scores)).sum())}
+
+
+def _all_bounds(
+    table: Table, values: dict[str, np.ndarray], names: Sequence[str], rules: Rules
+) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str]]:
+    """`ci95`, `median_ci95` and why there are none, for each metric and class, all columns in one bootstrap; and what
+    a reader should know of them."""
+    groups, columns = _groups(table), [(metric, name) for metric in values for name in names]
+    everything = torch.from_numpy(np.concatenate(list(values.values()), 1))
+    means = mean_intervals(everything, groups, rules.bootstrap)
+    medians = median_intervals(everything, groups, rules.bootstrap)
+    found = {
+        column: _bounds(means, place, "ci95") | _bounds(medians, place, "median_ci95")
+        for place, column in enumerate(columns)
+    }
+    for metric in values:
+        if rules.aggregated(metric) in POOLED and metric in ("dice", "iou"):
+            ratios = _pooled_intervals(table, metric, names, groups, rules)
+            for place, name in enumerate(names):
+                found[metric, name] |= _bounds(ratios, place, "ci95")
+    return found, means.notes
+
+
+def _pooled_intervals(table: Table, metric: str, names: Sequence[str], groups: np.ndarray, rules: Rules) -> Intervals:
+    tp, predicted, reference = (torch.from_numpy(_by_case(table, column, names)) for column in COUNTS)
+    twice = metric == "dice"
+    return ratio_intervals(
+        2 * tp if twice else tp, predicted + reference - (0 if twice else tp), groups, rules.bootstrap
+    )
+
+
+def _bounds(intervals: Intervals, place: int, name: str) -> dict[str, Any]:
+    reason = intervals.reasons[place]
+    if reason is not None:
+        return {name: None, f"{name}_reason": reason}
+    return {name: [float(intervals.low[place]), float(intervals.high[place])]}
+
+
+def _nanmean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return math.fsum(known) / len(known) if len(known) and np.isfinite(known).all() else _of_extremes(known)
+
+
+def _of_extremes(known: np.ndarray) -> float:
+    return float(known.sum()) if len(known) else math.nan
+
+
+def _plain(value: float) -> float | None:
+    """A number as JSON takes it: NaN and infinity are None."""
+    return float(value) if math.isfinite(value) else None

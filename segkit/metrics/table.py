@@ -1,0 +1,116 @@
+"""The table of cases: a row a case and class, with everything that was counted and the scores that rules make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from segkit.labels import Labels
+from segkit.metrics.overlap import dice, iou, precision, recall, specificity, volume_difference
+from segkit.metrics.policies import SEGKIT, Cell, Empty, Rules
+from segkit.metrics.surface import SURFACE_METRICS
+
+COUNTS = ["tp", "predicted", "reference"]
+PIXELS = ["pixels", "ignored"]
+BOUNDARY = ["boundary_tp", "boundary_predicted", "boundary_reference"]
+DIAGONAL = "diagonal_mm"
+Table = Any  # pandas says too little about its types for a checker
+
+# what of a table each score is made of, and how; surface scores are in the table as they were measured
+FROM_COUNTS: dict[str, tuple[list[str], Callable[[Tensor], Tensor]]] = {
+    "dice": (COUNTS, dice),
+    "iou": (COUNTS, iou),
+    "precision": (COUNTS, precision),
+    "recall": (COUNTS, recall),
+    "specificity": ([*COUNTS, "pixels"], lambda row: specificity(row[..., :3], row[..., 3])),
+    "volume_difference": (COUNTS, volume_difference),
+    "boundary_iou": (BOUNDARY, iou),
+}
+METRICS = (*FROM_COUNTS, *SURFACE_METRICS)
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raise ValueError for a metric that is none, for none at all, and for one named twice."""
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown or not metrics or len(set(metrics)) != len(metrics):
+        raise ValueError(f"expected metrics to be different ones of {', '.join(METRICS)}, got {', '.join(metrics)}")
+
+
+def cases_table(
+    names: Sequence[str],
+    groups: Sequence[str],
+    counts: np.ndarray,
+    labels: Labels,
+    *,
+    columns: Mapping[str, np.ndarray] | None = None,
+    metrics: Sequence[str] = ("dice", "iou"),
+    rules: Rules = SEGKIT,
+) -> pd.DataFrame:
+    """One row a case and class: case, group, class, tp, predicted, reference, the other columns, and the metrics.
+
+    counts: int64 [N, K, 3]. columns: what else was counted or measured, [N, K] each: `pixels` for specificity,
+    `boundary_*` for boundary IoU, `hd` and the like in mm as measured, and `diagonal_mm` for them.
+    A score that the rules do not count is NaN. Raises ValueError if the numbers of names, groups or classes do not fit
+    the counts, if a name comes twice, or a column is missing that a metric is made of.
+    """
+    expected = (len(names), labels.channels, 3)
+    if counts.shape != expected or len(groups) != len(names):
+        raise ValueError(
+            f"expected counts {list(expected)} and {len(groups)} groups for {len(names)} cases, "
+            f"got {list(counts.shape)} and {len(groups)}"
+        )
+    rows = {
+        "case": np.repeat(np.asarray(names, dtype=object), labels.channels),
+        "group": np.repeat(np.asarray(groups, dtype=object), labels.channels),
+        "class": list(labels.channel_names) * len(names),
+        **{column: counts[..., place].reshape(-1) for place, column in enumerate(COUNTS)},
+        **{column: np.asarray(values).reshape(-1) for column, values in (columns or {}).items()},
+    }
+    return scored(pd.DataFrame(rows), metrics, rules)
+
+
+def scored(table: Table, metrics: Sequence[str], rules: Rules) -> pd.DataFrame:
+    """The table with each metric as the rules have it."""
+    check_metrics(metrics)
+    table = table.copy()
+    for metric in metrics:
+        needed = [*(FROM_COUNTS[metric][0] if metric in FROM_COUNTS else [metric, DIAGONAL]), *COUNTS]
+        missing = [column for column in needed if column not in table.columns]
+        if missing:
+            raise ValueError(f"{metric} is made of {', '.join(needed)}; the table has no {', '.join(missing)}")
+        table[metric] = ruled(raw_score(table, metric), table, rules.empty.get(metric))
+    return table
+
+
+def raw_score(table: Table, metric: str) -> np.ndarray:
+    """What the formula says, float64 [rows]; NaN where it says nothing."""
+    if metric not in FROM_COUNTS:
+        return table[metric].to_numpy(float)
+    columns, formula = FROM_COUNTS[metric]
+    return formula(torch.from_numpy(table[columns].to_numpy(np.float64, copy=True))).numpy()
+
+
+def ruled(values: np.ndarray, table: Table, row: Empty | None) -> np.ndarray:
+    """The values, with what the rules say where a class is in neither prediction nor reference, spurious or missed."""
+    if row is None:
+        return values
+    predicted, reference = table["predicted"].to_numpy() > 0, table["reference"].to_numpy() > 0
+    cells: list[tuple[Cell, np.ndarray]] = [
+        (row.neither, ~predicted & ~reference),
+        (row.spurious, predicted & ~reference),
+        (row.missed, ~predicted & reference),
+    ]
+    for cell, where in cells:
+        values = np.where(where, _worth(cell, table), values)
+    return values
+
+
+def _worth(cell: Cell, table: Table) -> np.ndarray | float:
+    if cell == "worst":
+        return table[DIAGONAL].to_numpy(float)
+    return np.nan if cell is None else float(cell)
