@@ -29,6 +29,7 @@ from segkit.metrics.table import BOUNDARY, COUNTS, DIAGONAL, PIXELS, cases_table
 from segkit.predict import Predictor, to_device
 
 FORMAT = 1
+UNKNOWN = ["unknown_prediction", "unknown_mask"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class Scorer:
         self.unknown = torch.zeros(cases, 2, dtype=torch.int64, device=device)
         self.matrix: Tensor | None = None
         self.calibration: dict[str, CalibrationCounts] = {}
-        self.measured: dict[str, list[list[float]]] = {name: [] for name in [*scoring.surface, DIAGONAL]}
+        asked = [*scoring.surface, DIAGONAL] if scoring.surface else []
+        self.measured: dict[str, list[list[float]]] = {name: [] for name in asked}
         self.names: list[str] = []
         self.groups: list[str] = []
 
@@ -176,30 +178,34 @@ class Scorer:
 
         Raises DataError for a case that holds a value that is no class.
         """
-        table = self.table[: len(self.names)].cpu().numpy()
-        self._refuse_unknown(self.unknown[: len(self.names)].cpu().numpy())
-        measured = {name: np.array(column).reshape(len(column), -1) for name, column in self.measured.items() if column}
-        columns = {name: table[..., place] for place, name in enumerate(self.columns) if name not in COUNTS} | measured
+        table, shape = self.table[: len(self.names)].cpu().numpy(), (len(self.names), self.labels.channels)
+        unknown = self.unknown[: len(self.names), None].expand(*shape, 2).cpu().numpy()
         cases = cases_table(
             self.names,
             self.groups,
             table[..., : len(COUNTS)],
             self.labels,
-            columns=columns,
+            columns={name: table[..., place] for place, name in enumerate(self.columns) if name not in COUNTS}
+            | {name: np.array(column, float).reshape(shape) for name, column in self.measured.items()}
+            | {name: unknown[..., place] for place, name in enumerate(UNKNOWN)},
             metrics=self.scoring.metrics,
             rules=self.scoring.rules,
         )
         matrix = None if self.matrix is None else self.matrix.cpu().numpy()
+        # what is wrong with a case is said after all have met, so that no process waits for one that has stopped
         cases, matrix, calibration = gather_cases(cases, matrix, self.calibration, group)
-        return Scored(cases, matrix, calibration_scores(calibration, self.labels) if self.scoring.calibration else None)
+        refuse_unknown(cases, self.labels)
+        judged = calibration_scores(calibration, self.labels) if calibration else None
+        return Scored(cases.drop(columns=UNKNOWN), matrix, judged)
 
-    def _refuse_unknown(self, unknown: np.ndarray) -> None:
-        for case, (predicted, reference) in zip(self.names, unknown.tolist(), strict=True):
-            if predicted or reference:
-                raise DataError(
-                    f"case {case}: expected the values {self.labels.values_in_words}, got {predicted} pixels of the "
-                    f"prediction and {reference} of the mask that hold another one"
-                )
+
+def refuse_unknown(cases: Any, labels: Labels) -> None:
+    """Raise DataError for the first case in which a value is no class."""
+    for row in cases[(cases[UNKNOWN] > 0).any(axis=1)].to_dict("records"):
+        raise DataError(
+            f"case {row['case']}: expected the values {labels.values_in_words}, got {row[UNKNOWN[0]]} pixels of the "
+            f"prediction and {row[UNKNOWN[1]]} of the mask that hold another one"
+        )
 
 
 def structures(prediction: Tensor, mask: Tensor, labels: Labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:

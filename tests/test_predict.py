@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
+from segkit import Labels
 from segkit.predict import Predictor, sliding_window, whole_image
 
 
@@ -75,8 +75,13 @@ def test_predictor_slides_only_where_it_must(size, windows):
     assert model.sizes in ([(8, 8)] * windows, [(8, 8)])  # windows of one image may go through in one batch
 
 
-def test_predictor_resamples_logits_to_the_mask():
-    predictor = Predictor(Recorder(), torch.device("cpu"))
-    image = torch.randn(1, 6, 8)
-    expected = F.interpolate(pointwise(image[None]), size=(12, 16), mode="bilinear")
-    torch.testing.assert_close(predictor(image, size=(12, 16)), expected)
+@pytest.mark.parametrize("labels", [Labels(["no", "yes"]), Labels(["x", "y"], mode="multilabel")])
+def test_probabilities_are_resampled_to_the_mask_not_logits(labels):
+    """Between a sure and an unsure pixel: the mean of the probabilities, whatever the sure one's logit."""
+    logits = torch.tensor([[[[50.0, -1.0]], [[-50.0, 1.0]]]])
+    one, other = labels.probabilities(logits)[0, 0, 0].tolist()
+    resampled = labels.resample(logits, (1, 4))
+    shown = labels.probabilities(resampled)[0, 0, 0].tolist()
+    assert shown == pytest.approx([one, 0.75 * one + 0.25 * other, 0.25 * one + 0.75 * other, other], abs=1e-6)
+    assert labels.decode(resampled).shape[-1] == 4
+    assert labels.resample(logits, (1, 2)) is logits

@@ -65,6 +65,8 @@ def test_training_leaves_a_complete_run(trained):
         "evaluation/test/cases.csv",
         "evaluation/test/scores.json",
         "evaluation/test/overlays.png",
+        "evaluation/test/confusion.csv",
+        "evaluation/test/confusion.png",
     }
     assert "8 train, 4 validation, 12 test cases" in printed
     scores = read_scores(run / "evaluation" / "test")
@@ -125,10 +127,37 @@ def test_other_data_need_a_place_for_their_scores(trained):
     for arguments, message in (
         (("--data", "somewhere"), "say with --out where to write"),
         (("--data", "somewhere", "--split", "test", "--out", "other"), "not both"),
-        (("--checkpoint", "run"), "expected one --checkpoint, got 2"),
+        (("--checkpoint", "run"), "expected different checkpoints, got one twice"),
+        (("--metrics", "dice,hd59"), "expected metrics to be different ones of dice, iou"),
+        (("--rules", "nnunett"), "expected rules to be one of segkit, nnunet"),
+        (("--predictions", "somewhere"), "give --checkpoint, or --predictions"),
         (("model.widths=[4, 8]",), "only data."),
     ):
         assert message in tool("evaluate", "--checkpoint", "run", *arguments, code=2, folder=folder)
+
+
+def test_several_checkpoints_side_by_side(trained, tmp_path):
+    folder, _ = trained
+    last, best = (folder / "run" / "checkpoints" / name for name in ("last.pt", "best.pt"))
+    asked = ("--metrics", "dice,hd95,nsd", "--rules", "monai", "evaluation.calibration=true", "--split", "validation")
+    printed = tool("evaluate", "--checkpoint", last, "--checkpoint", best, *asked, "--out", tmp_path, folder=folder)
+    assert "dice/case_class, side by side" in printed
+    assert "best: selected on validation" in printed
+    assert "flatters it" in printed
+    scores = {name: read_scores(tmp_path / name) for name in ("last", "best")}
+    for score in scores.values():
+        assert list(score["metrics"]) == ["dice", "hd95", "nsd"]
+        assert score["rules"]["name"] == "monai"
+        assert f"{score['mean']['dice']:.4f}" in printed
+        assert 0 <= score["calibration"]["toplabel"]["all"]["ece"] <= 1
+    files = {path.name for path in (tmp_path / "last").iterdir()}
+    pictures = {"overlays.png", "confusion.png", "reliability.png"}
+    assert files == {"cases.csv", "scores.json", "confusion.csv", *pictures}
+    cases = pd.read_csv(tmp_path / "last" / "cases.csv")
+    assert set(cases["rules"]) == {"monai"}
+    matrix = pd.read_csv(tmp_path / "last" / "confusion.csv", index_col=0)
+    assert matrix.to_numpy().sum() == 4 * 32 * 32
+    assert np.diag(matrix).tolist() == cases.groupby("class")["tp"].sum()[matrix.columns].tolist()
 
 
 def test_predicting_pictures(trained, tmp_path):

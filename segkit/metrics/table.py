@@ -15,6 +15,7 @@ from segkit.metrics.overlap import dice, iou, precision, recall, specificity, vo
 from segkit.metrics.policies import SEGKIT, Cell, Empty, Rules
 from segkit.metrics.surface import SURFACE_METRICS
 
+KEYS = ["case", "group", "class"]
 COUNTS = ["tp", "predicted", "reference"]
 PIXELS = ["pixels", "ignored"]
 BOUNDARY = ["boundary_tp", "boundary_predicted", "boundary_reference"]
@@ -75,7 +76,7 @@ def cases_table(
 
 
 def scored(table: Table, metrics: Sequence[str], rules: Rules) -> pd.DataFrame:
-    """The table with each metric as the rules have it."""
+    """The table with each metric as the rules have it, after the counts."""
     check_metrics(metrics)
     table = table.copy()
     for metric in metrics:
@@ -84,7 +85,8 @@ def scored(table: Table, metrics: Sequence[str], rules: Rules) -> pd.DataFrame:
         if missing:
             raise ValueError(f"{metric} is made of {', '.join(needed)}; the table has no {', '.join(missing)}")
         table[metric] = ruled(raw_score(table, metric), table, rules.empty.get(metric))
-    return table
+    first = [column for column in table.columns if column in KEYS + COUNTS]
+    return table[[*first, *metrics, *(column for column in table.columns if column not in {*first, *metrics})]]
 
 
 def raw_score(table: Table, metric: str) -> np.ndarray:
