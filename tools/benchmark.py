@@ -1,4 +1,4 @@
-"""Speed against peers, interleaved in one run: python tools/benchmark.py train, or losses with memory and accuracy."""
+"""Speed against peers, interleaved in one run: python tools/benchmark.py train, losses or metrics."""
 
 import argparse
 import copy
@@ -108,6 +108,13 @@ def run_losses(arguments: argparse.Namespace) -> None:
     benchmark_losses(shapes, arguments.rounds, arguments.threads, arguments.tables, arguments.markdown)
 
 
+def run_metrics(arguments: argparse.Namespace) -> None:
+    warnings.filterwarnings("ignore", module=PEERS)
+    from benchmark_metrics import benchmark_metrics
+
+    benchmark_metrics(arguments.rounds, arguments.threads, arguments.markdown)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -121,6 +128,11 @@ def main() -> None:
     losses.add_argument("--shape", nargs="+", help="of the logits, such as 4x4x512x512; all three if left out")
     losses.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="which to make; all if left out")
     losses.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    metrics = commands.add_parser("metrics", help="counts and surfaces beside MONAI, torchmetrics and smp")
+    metrics.set_defaults(run=run_metrics)
+    metrics.add_argument("--rounds", type=int, default=7)
+    metrics.add_argument("--threads", type=int, default=2, help="of torch")
+    metrics.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -8,14 +8,11 @@ average over images; smp's focal loss is a sigmoid for each class, that of the o
 """
 
 import contextlib
-import datetime
-import importlib.metadata
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,11 @@ import kornia.losses
 import segmentation_models_pytorch.losses as smp
 import torch
 import torch.nn.functional as F
+from benchmark_tables import Sheet, as_markdown, as_rich, asked, circumstances
 from monai.losses.dice import DiceCELoss, DiceLoss, GeneralizedDiceLoss
 from monai.losses.focal_loss import FocalLoss
 from monai.losses.tversky import TverskyLoss
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from segkit import Labels
@@ -41,7 +38,6 @@ error. Values of one row are of one kind of loss, not always the same number: ea
 """
 SHAPES = ("4x4x512x512", "2x21x512x512", "2x3x96x96x96")
 LIBRARIES = ("segkit", "torch", "MONAI", "smp", "kornia")
-PACKAGES = {"torch": "torch", "MONAI": "monai", "smp": "segmentation-models-pytorch", "kornia": "kornia"}
 SHARES = (0.1, 0.01, 0.001, 0.0001)
 WARM_UP = 3  # rounds
 SLOW, SLOW_EVERY = 1.0, 5  # contestants that need more seconds a call take part in every fifth round only
@@ -59,16 +55,6 @@ class Row:
     peers: Mapping[str, Loss]
     time: float | None = None
     memory: float | None = 2.0
-
-
-@dataclass
-class Sheet:
-    """A table, to be printed or written. The first column is text, the others numbers."""
-
-    title: str
-    headings: Sequence[str]
-    rows: list[list[str]] = field(default_factory=list)
-    note: str = ""
 
 
 def with_channel(loss: Loss) -> Loss:
@@ -153,19 +139,6 @@ def benchmark_losses(
                 markdown.write_text("\n\n".join(written) + "\n", encoding="utf-8")
 
 
-def circumstances(threads: int) -> str:
-    versions = ", ".join(f"{name} {importlib.metadata.version(package)}" for name, package in PACKAGES.items())
-    return f"{versions}; {processor()}, threads: {threads}; {datetime.date.today().isoformat()}"
-
-
-def processor() -> str:
-    """The model name of the CPU, as far as the system tells."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def speed_sheet(shape: str, rounds: int) -> Sheet:
     """Milliseconds of each call, the least over the rounds, for every row."""
     sheet = Sheet(
@@ -190,10 +163,6 @@ def milliseconds(seconds: Sequence[float], rounds: int) -> str:
 
 def over_best(numbers: Mapping[str, float]) -> float:
     return numbers["segkit"] / min(number for library, number in numbers.items() if library != "segkit")
-
-
-def asked(largest: float | None) -> str:
-    return "-" if largest is None else f"≤ {largest:g}"
 
 
 def random_batch(shape: str) -> tuple[Tensor, Tensor]:
@@ -376,18 +345,3 @@ def errors_of(loss: Loss, logits: Tensor, mask: Tensor, exact: tuple[float, Tens
     (slope,) = torch.autograd.grad(value, logits)
     difference = slope.double() - exact[1]
     return abs(value.item() - exact[0]), (difference.norm() / exact[1].norm()).item()
-
-
-def as_rich(sheet: Sheet) -> Table:
-    table = Table()
-    for number, heading in enumerate(sheet.headings):
-        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
-    for row in sheet.rows:
-        table.add_row(*row)
-    return table
-
-
-def as_markdown(sheet: Sheet) -> str:
-    lines = [sheet.headings, [":--", *["--:"] * (len(sheet.headings) - 1)], *sheet.rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"**{sheet.title}**\n\n{table}\n\n{sheet.note}".rstrip()

@@ -112,9 +112,10 @@ def _exclusive(prediction: Tensor, mask: Tensor, labels: Labels) -> Tally:
     """One histogram of (reference, prediction) pairs an image, of [B, N], in which all that is no class is one more."""
     end = labels.channels
     bins = torch.zeros(len(mask), (end + 1) ** 2, dtype=torch.int64, device=mask.device)
+    ones = bins.new_ones(mask.shape[1])  # in memory: adding one number seen many times takes twice as long
     for of_image, predicted, reference in zip(bins, prediction, mask, strict=True):
         place = _pairs(_with_rest(predicted, end), _with_rest(reference, end), end)
-        of_image.scatter_add_(0, place, place.new_ones(()).expand_as(place))
+        of_image.scatter_add_(0, place, ones)
     pairs = bins.unflatten(1, (end + 1, end + 1))
     matrix = pairs[:, :end, :end]
     ignored = mask.shape[1] - unequal(mask, labels.void).view(torch.uint8).sum(1, dtype=torch.int64)
