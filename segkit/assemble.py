@@ -188,17 +188,20 @@ def predictor_factory(config: Config, preprocess: Preprocess) -> Callable[[nn.Mo
 
 
 def scoring_of(config: Config, labels: Labels) -> Scoring:
-    """What an evaluation measures, and by which rules. Raises ValueError for names that are none."""
+    """What an evaluation measures, and by which rules. Raises ConfigError for names that are none."""
     chosen = config.evaluation
-    return build_scoring(
-        labels,
-        metrics=chosen.metrics,
-        rules=chosen.rules,
-        exclude_classes=chosen.exclude_classes,
-        tolerance_mm=chosen.tolerance_mm,
-        threshold=chosen.threshold,
-        calibration=chosen.calibration,
-    )
+    try:
+        return build_scoring(
+            labels,
+            metrics=chosen.metrics,
+            rules=chosen.rules,
+            exclude_classes=chosen.exclude_classes,
+            tolerance_mm=chosen.tolerance_mm,
+            threshold=chosen.threshold,
+            calibration=chosen.calibration,
+        )
+    except ValueError as error:
+        raise ConfigError(f"evaluation: {error}") from error
 
 
 def prediction_window(config: Config, dims: int, multiple: int) -> tuple[int, ...] | None:

@@ -220,13 +220,14 @@ def evaluate(
 def short_names(given: Sequence[Path]) -> dict[str, Path]:
     """A name for each checkpoint: the last parts of its path that tell it from the others, joined by a dash.
 
-    Raises RunError for a checkpoint that is given twice.
+    A run's last.pt is called as the run. Raises RunError for a checkpoint that is given twice.
     """
-    paths = [path.resolve() for path in given]
-    if len(set(paths)) < len(paths):
+    files = [checkpoint_file(path).resolve() for path in given]
+    if len(set(files)) < len(files):
         raise RunError(f"expected different checkpoints, got one twice: {', '.join(map(str, given))}")
-    parts = next(number for number in range(1, 1000) if len({path.parts[-number:] for path in paths}) == len(paths))
-    return {"-".join(path.with_suffix("").parts[-parts:]): one for path, one in zip(paths, given, strict=True)}
+    parts = [[part for part in file.with_suffix("").parts if part not in ("checkpoints", "last")] for file in files]
+    enough = next(number for number in range(1, 100) if len({tuple(one[-number:]) for one in parts}) == len(parts))
+    return {"-".join(one[-enough:]): path for one, path in zip(parts, given, strict=True)}
 
 
 def _evaluate(
@@ -276,8 +277,11 @@ def evaluate_predictions(
     """Evaluate a folder of masks, whatever predicted them, and print the scores."""
     from segkit.report.tables import print_scores
 
-    labels = Labels(list(classes), ignore_index=ignore)
-    scoring = evaluation.build_scoring(labels, metrics=metrics, rules=rules)
+    try:
+        labels = Labels(list(classes), ignore_index=ignore)
+        scoring = evaluation.build_scoring(labels, metrics=metrics, rules=rules)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     shown = progress(f"evaluating {predictions}", CONSOLE)
     scored = score_folder(predictions, references, labels, scoring, group=group, track=shown)
     result = evaluation.scores(scored, labels, scoring, split=f"all of {predictions}", origin=None)

@@ -36,13 +36,17 @@ def masks(seed, count=4, shape=(12, 14), void=0.1):
     return prediction, reference
 
 
-def scorer_of(prediction, reference, labels=LABELS, scoring=EVERYTHING, spacing=(2.0, 0.5)):
-    scorer = Scorer(len(prediction), labels, scoring, CPU)
+def sure_of(prediction):
+    """Probabilities [1, 3, *S] whose largest is that of the predicted class."""
+    logits = 3 * torch.nn.functional.one_hot(prediction.long().clamp(max=2), 3).movedim(-1, 1).float()
+    return logits.softmax(1)
+
+
+def scorer_of(prediction, reference, scoring=EVERYTHING, spacing=(2.0, 0.5)):
+    scorer = Scorer(len(prediction), LABELS, scoring, CPU)
     for number, (guessed, known) in enumerate(zip(prediction, reference, strict=True)):
         guessed, known = torch.as_tensor(guessed)[None], torch.as_tensor(known)[None]
-        logits = torch.nn.functional.one_hot(guessed.long().clamp(max=2), 3).movedim(-1, 1).float() * 3
-        probabilities = logits.softmax(1) if labels is LABELS else None
-        scorer.add(f"case{number}", f"group{number % 2}", guessed, known, spacing, probabilities)
+        scorer.add(f"case{number}", f"group{number % 2}", guessed, known, spacing, sure_of(guessed))
     return scorer
 
 
@@ -230,8 +234,7 @@ def work_in_a_process(rank, world, cases, folder):
     scorer = Scorer(len(mine), LABELS, EVERYTHING, CPU)
     for number in mine:
         guessed, known = torch.as_tensor(prediction[number])[None], torch.as_tensor(reference[number])[None]
-        probabilities = (torch.nn.functional.one_hot(guessed.long().clamp(max=2), 3).movedim(-1, 1).float() * 3).softmax(1)
-        scorer.add(f"case{number}", f"group{number % 2}", guessed, known, (2.0, 0.5), probabilities)
+        scorer.add(f"case{number}", f"group{number % 2}", guessed, known, (2.0, 0.5), sure_of(guessed))
     scored = scorer.result(dist.group.WORLD)
     torch.save((scored.cases.to_dict("list"), scored.matrix, scored.calibration), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

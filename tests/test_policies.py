@@ -213,7 +213,7 @@ def test_rules_in_words_name_what_differs():
     assert "all classes" in words
     assert "spurious is not counted, missed counts 0" in words
     ours = " ".join(Rules(exclude_classes=("a",)).in_words(["hd95", "specificity"]))
-    assert "missed counts worst" in ours
+    assert "missed counts the image diagonal" in ours
     assert "foreground classes without a" in ours
     assert "what the formula says" in ours
     assert PRESETS["torchmetrics"].full_name("iou") == "iou/pairs"

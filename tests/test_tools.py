@@ -144,18 +144,18 @@ def test_several_checkpoints_side_by_side(trained, tmp_path):
     assert "dice/case_class, side by side" in printed
     assert "best: selected on validation" in printed
     assert "flatters it" in printed
-    scores = {name: read_scores(tmp_path / name) for name in ("last", "best")}
+    scores = {name: read_scores(tmp_path / name) for name in ("run", "best")}
     for score in scores.values():
         assert list(score["metrics"]) == ["dice", "hd95", "nsd"]
         assert score["rules"]["name"] == "monai"
         assert f"{score['mean']['dice']:.4f}" in printed
         assert 0 <= score["calibration"]["toplabel"]["all"]["ece"] <= 1
-    files = {path.name for path in (tmp_path / "last").iterdir()}
+    files = {path.name for path in (tmp_path / "run").iterdir()}
     pictures = {"overlays.png", "confusion.png", "reliability.png"}
     assert files == {"cases.csv", "scores.json", "confusion.csv", *pictures}
-    cases = pd.read_csv(tmp_path / "last" / "cases.csv")
+    cases = pd.read_csv(tmp_path / "run" / "cases.csv")
     assert set(cases["rules"]) == {"monai"}
-    matrix = pd.read_csv(tmp_path / "last" / "confusion.csv", index_col=0)
+    matrix = pd.read_csv(tmp_path / "run" / "confusion.csv", index_col=0)
     assert matrix.to_numpy().sum() == 4 * 32 * 32
     assert np.diag(matrix).tolist() == cases.groupby("class")["tp"].sum()[matrix.columns].tolist()
 

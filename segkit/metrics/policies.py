@@ -119,8 +119,14 @@ class Rules:
 def _in_words(row: Empty | None) -> str:
     if row is None:
         return "what the formula says, also for an empty class"
-    cells = {name: "is not counted" if cell is None else f"counts {cell}" for name, cell in vars(row).items()}
+    cells = {name: _cell_in_words(cell) for name, cell in vars(row).items()}
     return f"a class in neither {cells['neither']}, spurious {cells['spurious']}, missed {cells['missed']}"
+
+
+def _cell_in_words(cell: Cell) -> str:
+    if cell is None:
+        return "is not counted"
+    return "counts the image diagonal" if cell == "worst" else f"counts {cell:g}"
 
 
 def _plain(value: Any) -> Any:
