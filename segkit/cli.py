@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from segkit._version import VERSION
+
 app = typer.Typer(
-    help="Train segmentation networks, evaluate checkpoints, and learn which losses really differ.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -26,6 +27,21 @@ DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; 
 USAGE = 2
 OUT_OF_MEMORY = 4
 WORKER_DIED = 5
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"segkit {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def segkit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Train segmentation networks, evaluate checkpoints, and learn which losses really differ."""
 
 
 @app.command()

@@ -8,11 +8,14 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 PACKAGES = ("segkit-trainer", "torch", "torchvision", "monai", "albumentations", "numpy", "scipy")
 
@@ -50,6 +53,26 @@ class Run:
             raise RunError(
                 f"{self.folder} already holds a run; continue it with --resume, or choose another folder with run.dir="
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training into this folder meanwhile; the end of the process, however it comes,
+        lets go of it. Raises RunError if another one is at it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"another process is training into {self.folder}; wait for it, or choose another folder with run.dir="
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+            if [file.name for file in self.folder.iterdir()] == ["lock"]:  # nothing has come of it
+                (self.folder / "lock").unlink()
+                self.folder.rmdir()
 
     def start(self) -> None:
         """Make the folder ready for a new run or the rest of one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,10 +48,38 @@ def run_folder(config: Config) -> Path:
 
 
 def run_experiment(config: Config, run: Run, *, resume: bool, console: Console) -> dict[str, Any]:
-    """Train into a run folder and evaluate its last checkpoint there. Returns the scores."""
+    """Train into a run folder and evaluate its last checkpoint there. Returns the scores.
+
+    A run that is finished is not trained again; its scores are returned. Raises RunError if the folder holds another
+    experiment, if it holds an unfinished run and `resume` was not asked for, or if another process is training there.
+    """
+    with run.locked():
+        return finished_scores(config, run, console) or _train_and_evaluate(config, run, resume, console)
+
+
+def finished_scores(config: Config, run: Run, console: Console) -> dict[str, Any] | None:
+    """The scores of a run that has come to its end; None if there is something left to do.
+
+    A checkpoint of before the first step holds nothing worth keeping: it is left by a run that failed at once, and does
+    not keep the mended configuration from starting.
+    """
+    if not run.last.exists():
+        return None
+    content = load_checkpoint(run.last)
+    if content["step"] == 0:
+        run.last.unlink()
+        return None
+    check_same_experiment(config, run, content)
+    file = run.evaluation(evaluated_part(config, Split.from_json(content["split"]))) / "scores.json"
+    scores = json.loads(file.read_text()) if file.exists() else None
+    if scores is None or not scores["step"] == content["step"] == content["steps"]:
+        return None
+    console.print(f"{run.folder} holds the finished run; nothing is trained", markup=False, highlight=False)
+    return scores
+
+
+def _train_and_evaluate(config: Config, run: Run, resume: bool, console: Console) -> dict[str, Any]:
     run.check_free(resume=resume)
-    if run.last.exists():
-        check_same_experiment(config, run)
     built = assemble.build_experiment(config, cache=run.folder.parent)
     experiment, data = built.experiment, built.data
     part = evaluated_part(config, data.split)
@@ -74,9 +103,8 @@ def run_experiment(config: Config, run: Run, *, resume: bool, console: Console) 
     )
 
 
-def check_same_experiment(config: Config, run: Run) -> None:
-    """Raise RunError if the run's checkpoint is of another experiment, with what differs."""
-    content = load_checkpoint(run.last)
+def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any]) -> None:
+    """Raise RunError if the run's checkpoint, `content`, is of another experiment, with what differs."""
     before = assemble.restore(content["config"])
     differing = [f"{key}: {old!r} in the run, {new!r} now" for key, old, new in before.differences(config)]
     if not differing and Split.from_json(content["split"]) != assemble.build_split(config):

@@ -4,8 +4,10 @@ import warnings
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from segkit import cli
+from segkit._version import VERSION
 from segkit.data import Case
 from segkit.data.splits import lists_split
 
@@ -33,3 +35,8 @@ def test_own_warnings_name_no_line_of_code(capsys):
 )
 def test_exit_codes(error, code):
     assert cli.exit_code(error) == code
+
+
+def test_the_version():
+    printed = CliRunner().invoke(cli.app, ["--version"])
+    assert (printed.exit_code, printed.output) == (0, f"segkit {VERSION}\n")

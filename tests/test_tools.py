@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
+
+from segkit import checkpoint
+from segkit.runs import Run
 
 ROOT = Path(__file__).parents[1]
 TINY = """\
@@ -60,6 +64,7 @@ def test_training_leaves_a_complete_run(trained):
         "environment.json",
         "split.json",
         "log.jsonl",
+        "lock",
         "checkpoints/last.pt",
         "checkpoints/best.pt",
         "evaluation/test/cases.csv",
@@ -104,12 +109,34 @@ def test_evaluating_another_split_and_the_best_checkpoint(trained, tmp_path):
     assert "one of train, validation, test, got tset" in printed
 
 
-def test_a_run_is_continued_only_when_asked(trained):
+def test_a_finished_run_prints_its_scores_and_an_unfinished_one_is_continued_only_when_asked(trained, tmp_path):
     folder, _ = trained
     before = read_scores(folder / "run" / "evaluation" / "test")
-    assert "--resume" in tool("train", "--config", "tiny.yaml", "run.dir=run", code=2, folder=folder)
-    tool("train", "--config", "tiny.yaml", "run.dir=run", "--resume", folder=folder)
-    assert read_scores(folder / "run" / "evaluation" / "test") == before
+    printed = tool("train", "--config", "tiny.yaml", "run.dir=run", folder=folder)
+    assert "holds the finished run; nothing is trained" in printed
+    assert f"{before['mean']['dice']:.4f}" in printed
+    shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "evaluation")
+    arguments = ("--config", "tiny.yaml", f"run.dir={tmp_path / 'run'}")
+    assert "--resume" in tool("train", *arguments, code=2, folder=folder)
+    tool("train", *arguments, "--resume", folder=folder)
+    assert read_scores(tmp_path / "run" / "evaluation" / "test") == before
+
+
+def test_a_run_that_failed_at_once_does_not_keep_the_mended_one_from_starting(trained, tmp_path):
+    folder, _ = trained
+    content = checkpoint.load(folder / "run" / "checkpoints" / "last.pt")
+    checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", {**content, "step": 0})
+    tool("train", "--config", "tiny.yaml", f"run.dir={tmp_path / 'run'}", "loss=dice", folder=folder)
+    assert read_scores(tmp_path / "run" / "evaluation" / "test")["step"] == 8
+
+
+def test_two_processes_do_not_train_into_one_folder(trained, tmp_path):
+    folder, _ = trained
+    with Run(tmp_path / "run").locked():
+        printed = tool("train", "--config", "tiny.yaml", f"run.dir={tmp_path / 'run'}", code=2, folder=folder)
+    assert "another process is training into" in printed
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 def test_a_run_is_not_continued_as_another_experiment(trained):
