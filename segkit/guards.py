@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segkit.losses.diagnostics import DEAD
+from segkit.losses.like import preset
 
 POOLING = ("dice", "jaccard", "tversky", "focal_tversky", "generalized_dice", "lovasz_softmax", "lovasz_hinge")
 
@@ -21,15 +22,27 @@ def loss_warnings(terms: Sequence[Mapping[str, Any]]) -> list[str]:
     return []
 
 
-def loss_notes(terms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which score a loss stands for, where that is not the one that the run reports."""
-    pooled = [term["name"] for term in terms if term["name"] in POOLING and term.get("per", "batch") == "batch"]
-    if not pooled:
+def loss_notes(terms: Sequence[Mapping[str, Any]], *, pooled: bool = False) -> list[str]:
+    """Which score a loss stands for, where that is not the one that the run reports.
+
+    pooled: whether the rules of the evaluation add up counts over cases.
+    """
+    per = "image" if pooled else "batch"
+    other = [term["name"] for term in terms if term["name"] in POOLING and _per(term) == per]
+    if not other:
         return []
+    stands_for = ("scores pooled over all pixels", "per: batch"), ("mean over cases", "per: image")
+    (theirs, _), (headline, way) = stands_for[::-1] if pooled else stands_for
     return [
-        f"{', '.join(pooled)} per: batch is closest to the scores pooled over all pixels; the headline of a run is the "
-        "mean over cases, to which per: image is closest"
+        f"{', '.join(other)} per: {per} is closest to the {theirs}; the headline of this run is the {headline}, to "
+        f"which {way} is closest"
     ]
+
+
+def _per(term: Mapping[str, Any]) -> str:
+    """Over what a term pools, which a library named by `like` may say."""
+    knobs = preset(term["like"], term["name"]).knobs if term.get("like") else {}
+    return term.get("per") or knobs.get("per", "batch")
 
 
 def dead_terms(norms: Mapping[str, float]) -> list[str]:

@@ -125,7 +125,8 @@ def print_header(config: Config, built: assemble.Built, console: Console) -> Non
         console.print(line, highlight=False)
     for weighted in built.weighted:
         print_class_weights(weighted.term, weighted.method, weighted.names, weighted.share, weighted.weights, console)
-    for note in loss_notes(config.loss):
+    pooled = assemble.scoring_of(config, built.data.labels).rules.aggregated("dice") in ("global", "micro")
+    for note in loss_notes(config.loss, pooled=pooled):
         console.print(note, style="dim", highlight=False, markup=False)
     for warning in loss_warnings(config.loss):
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import weakref
+
 import pytest
 import torch
 from loss_oracle import MODES, MODES_OF, batch, labels_of, value_and_gradient
@@ -26,9 +30,9 @@ def test_focal_gradients_are_finite_where_the_prediction_is_certain(mode, gamma)
 
 
 def test_the_focal_factor_is_accurate_near_certainty():
-    log_likelihood = torch.tensor([-1e-20, -1e-9, -1e-3, -2.0])
+    log_likelihood = torch.tensor([-1e-20, -1e-9, -1e-3, -0.0499, -0.0501, -2.0])
     expected = -log_likelihood.double() * (-torch.expm1(log_likelihood.double())) ** 0.5
-    assert_close(FocalLog(0.5).value(log_likelihood), expected.float())
+    assert_close(FocalLog(0.5).value(log_likelihood), expected.float(), rtol=2e-6, atol=0)  # of itself, however small
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -104,3 +108,100 @@ def test_a_class_with_a_logit_of_minus_infinity_is_ruled_out(spec):
     two = Labels(["background", "a"], ignore_index=255)
     assert_close((value, gradient[:, :2]), value_and_gradient(build_loss(spec, two), logits[:, :2], mask))
     assert (gradient[:, 2] == 0).all()
+
+
+MULTICLASS_THREE = Labels(["a", "b", "c"], ignore_index=255)
+BINARY_TWO = Labels(["no", "yes"], mode="binary", ignore_index=255)
+
+
+def test_masks_of_more_pixels_than_float32_counts_are_accepted():
+    """16,974,593 pixels: rounding the counts of the classes one by one would make their sum differ from all."""
+    mask = torch.zeros(1, 257, 257, 257, dtype=torch.uint8)
+    mask[0, 0, 0, :3] = torch.tensor([1, 2, 2])
+    logits = torch.zeros(()).expand(1, 3, 257, 257, 257)
+    assert build_loss("cross_entropy", MULTICLASS_THREE)(logits, mask).item() == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize("mode", ["histogram", "exact"])
+@pytest.mark.parametrize(("name", "labels"), [("lovasz_softmax", MULTICLASS_THREE), ("lovasz_hinge", BINARY_TWO)])
+def test_a_logit_that_is_not_a_number_shows(name, labels, mode):
+    logits = torch.randn(1, labels.channels, 8, 8)
+    logits[0, 0, 2, 3] = math.nan
+    value = build_loss({"name": name, "mode": mode}, labels)(logits, torch.zeros(1, 8, 8, dtype=torch.uint8))
+    assert value.isnan()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "dice_ce", "lovasz_softmax"])
+def test_a_mask_changed_before_the_backward_is_noticed(name):
+    logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+    mask = torch.randint(0, 3, (1, 8, 8), dtype=torch.uint8)
+    value = build_loss(name, MULTICLASS_THREE)(logits, mask)
+    mask[mask == 0] = 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "lovasz_softmax"])
+def test_nothing_is_held_after_the_backward(name):
+    logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+    mask = torch.randint(0, 3, (1, 8, 8), dtype=torch.uint8)
+    images = (logits * 1, mask.clone())
+    held = [weakref.ref(image) for image in images]
+    value = build_loss(name, MULTICLASS_THREE)(*images)
+    value.backward()
+    del images
+    gc.collect()
+    assert [one() for one in held] == [None, None]
+    assert value.isfinite()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "poly_cross_entropy"])
+@pytest.mark.parametrize("size", [8.0, 16.0, 30.0])
+def test_gradients_of_sure_negatives_keep_their_digits(name, size):
+    """1 - (1 - p) has none left where p is small."""
+    logits = -size * torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).add(0.5)
+    mask = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    loss = build_loss(name, BINARY_TWO)
+    gradients = []
+    for precision in (torch.float32, torch.float64):
+        given = logits.to(precision).requires_grad_()
+        gradients.append(torch.autograd.grad(loss(given, mask), given)[0].double())
+    assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"name": "cross_entropy", "class_weights": [0.3, 1.7, 0.9]}, {"name": "focal"}])
+def test_autocast_around_the_loss_changes_nothing(options):
+    options = options if options["name"] != "focal" else {**options, "alpha": [0.3, 0.7, 0.9]}
+    logits = torch.randn(1, 3, 16, 16, requires_grad=True)
+    mask = torch.randint(0, 3, (1, 16, 16), dtype=torch.uint8)
+    loss = build_loss(options, MULTICLASS_THREE)
+    plain = loss(logits, mask)
+    (expected,) = torch.autograd.grad(plain, logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(logits, mask)
+        (gradient,) = torch.autograd.grad(value, logits)
+    assert torch.equal(value, plain)
+    assert torch.equal(gradient, expected)
+
+
+def test_the_normaliser_takes_one_hot_masks_of_whole_numbers():
+    index = torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)
+    index[0, 0] = 255
+    onehot = MULTICLASS_THREE.onehot(index).to(torch.uint8)
+    loss, logits = build_loss("cross_entropy", MULTICLASS_THREE), torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="say which with spatial=3 or spatial=2"):
+        loss.normaliser([onehot])
+    found = loss(logits, onehot, normaliser=loss.normaliser([onehot], spatial=2))
+    assert found == loss(logits, index, normaliser=loss.normaliser([index]))
+    binary, mask = build_loss("cross_entropy", BINARY_TWO), torch.rand(2, 8, 8) < 0.5
+    whole = binary(logits[:, :1], mask)
+    assert binary(logits[:, :1], mask, normaliser=binary.normaliser([mask])) == pytest.approx(whole.item())
+
+
+def test_weights_follow_the_schedule_after_a_state_is_loaded():
+    loss, other = (build_loss("ce_then_lovasz", MULTICLASS_THREE) for _ in range(2))
+    loss.set_progress(1.0)
+    other.load_state_dict(loss.state_dict())
+    fresh = build_loss("ce_then_lovasz", MULTICLASS_THREE)
+    other.set_progress(0.0)
+    assert torch.equal(other.weights, fresh.weights)

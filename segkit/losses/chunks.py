@@ -149,6 +149,15 @@ class Batch:
         onehot = self.target.onehot
         return onehot is not None and onehot.is_floating_point()
 
+    @property
+    def target_tensors(self) -> tuple[Tensor | None, ...]:
+        """What autograd has to keep beside the logits, and to watch for changes in place."""
+        return self.target.index, self.target.onehot, self.target.valid, self.target.pixel_weight
+
+    def without_tensors(self) -> BatchForm:
+        """What is left of the batch once autograd keeps its tensors."""
+        return BatchForm(self.labels, self.link)
+
     def chunk(self, piece: Piece, room: Room) -> Chunk:
         """One piece; what it holds is good until the next one is made with the same room."""
         logits, mask = piece.of(self.logits), self.mask_chunk(piece, room)
@@ -188,6 +197,18 @@ class Batch:
             valid=_cut(given.valid, piece, 2 if given.valid_per_class else 1),
             pixel_weight=_cut(given.pixel_weight, piece, 2 if given.weight_per_class else 1),
         )
+
+
+@dataclass(frozen=True)
+class BatchForm:
+    """A batch without its tensors, so that these live no longer than autograd keeps them."""
+
+    labels: Labels
+    link: Link
+
+    def with_tensors(self, logits: Tensor, *target: Tensor | None) -> Batch:
+        """The batch, from its logits and its `target_tensors`."""
+        return Batch(logits, Target(*target), self.labels, self.link)
 
 
 def _cut(tensor: Tensor | None, piece: Piece, spatial: int) -> Tensor | None:

@@ -18,7 +18,8 @@ def term_gradients(loss: nn.Module, logits: Tensor | Sequence[Tensor], mask: Ten
     all are 0, 0. cosine: between the gradients of two terms, by `first, second`.
     """
     heads = [logits] if isinstance(logits, Tensor) else list(logits)
-    leaves = [head.detach().requires_grad_() for head in heads]
+    # half precision would lose the gradients, which are not scaled here
+    leaves = [head.detach().to(torch.promote_types(head.dtype, torch.float32)).requires_grad_() for head in heads]
     terms: dict[str, Tensor] = loss.terms(leaves[0] if isinstance(logits, Tensor) else leaves, mask)  # pyright: ignore
     rows = []
     for value in terms.values():

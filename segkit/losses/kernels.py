@@ -51,8 +51,8 @@ class PixelFunction(Protocol):
 
     def value(self, log_likelihood: Tensor) -> Tensor: ...
 
-    def slope(self, likelihood: Tensor) -> Tensor:
-        """The slope with respect to the log-probability, from the probability itself."""
+    def slope(self, likelihood: Tensor, other: Tensor) -> Tensor:
+        """The slope with respect to the log-probability, from the probability itself and that of all else."""
         ...
 
 
@@ -240,8 +240,11 @@ def _softmax_values(log_p: Tensor, mask: MaskChunk, asked: PixelSums, room: Room
 
 
 def _weight_of_pixel(mask: MaskChunk, class_weights: Tensor) -> Tensor:
-    """The class weight of each pixel of a hard mask, [b, 1, n]; 0 where ignored."""
-    return class_weights.to(mask.share.dtype).view(1, 1, -1) @ mask.share
+    """The class weight of each pixel of a hard mask, [b, 1, n]; 0 where ignored.
+
+    Not by a matrix product, which autocast and TF32 would round.
+    """
+    return (class_weights.to(mask.share.dtype).view(1, -1, 1) * mask.share).sum(1, keepdim=True)
 
 
 def _softmax_pixel_gradient(
@@ -261,7 +264,7 @@ def _slope_of_pixel(p: Tensor, mask: MaskChunk, asked: PixelSums, slope: Tensor,
     constant = asked.function.constant_slope
     if constant is None:
         of_truth = torch.mul(p, mask.share, out=room("product", p.shape, p, p.dtype)).sum(1, keepdim=True)
-        slope = slope * asked.function.slope(of_truth)
+        slope = slope * asked.function.slope(of_truth, 1 - of_truth)
     else:
         slope = slope * constant
     if asked.class_weights is not None:
@@ -273,7 +276,7 @@ def _shared_slope(p: Tensor, mask: MaskChunk, asked: PixelSums, slope: Tensor) -
     """dL/d log p of every class, [b, K, n], where a pixel has shares of several."""
     constant = asked.function.constant_slope
     of_log_p = mask.share * ((1 - asked.smoothing) * slope)
-    of_log_p = of_log_p * (asked.function.slope(p) if constant is None else constant)
+    of_log_p = of_log_p * (asked.function.slope(p, 1 - p) if constant is None else constant)
     if asked.smoothing:
         assert constant is not None
         even = (constant * asked.smoothing / p.shape[1] * slope).expand_as(p).contiguous()
@@ -368,11 +371,12 @@ def _sigmoid_slope(p: Tensor, mask: MaskChunk, asked: PixelSums) -> Tensor:
     """The slope of a pixel function with respect to each logit, [b, K, n]."""
     total = torch.zeros_like(p)
     for share, sign, weight in _truths(mask, asked):
-        likelihood = torch.where(sign > 0, p, 1 - p)
+        present = sign > 0
+        likelihood, other = torch.where(present, p, 1 - p), torch.where(present, 1 - p, p)
         constant = asked.function.constant_slope
-        slope = asked.function.slope(likelihood) if constant is None else constant
-        # d log sigmoid(sign z) / dz
-        total = total + slope * (1 - likelihood) * sign * share * weight
+        slope = asked.function.slope(likelihood, other) if constant is None else constant
+        # d log sigmoid(sign z) / dz; 1 - (1 - p) would have lost the digits of a small p
+        total = total + slope * other * sign * share * weight
     return total
 
 

@@ -116,8 +116,9 @@ class LovaszHinge(nn.Module):
     max(0, 1 + z) elsewhere (Yu & Blaschko 2015).
 
     mode: `histogram` counts errors in `bins` bins, as many for each doubling of the error from 2^-8 to 2^8; the loss
-        is off by at most 8 / bins of itself and 2^-8, and with several processes it is that of the whole batch; `exact`
-        sorts, and is that of each process alone.
+        is off by at most 8 / bins of itself and 2^-8 as long as no logit is beyond 255 on the wrong side (errors above
+        256 count as 256), and with several processes it is that of the whole batch; `exact` sorts, and is that of each
+        process alone.
     per, classes: see `ChosenMean`.
 
     Ignored pixels take part in no count; all ignored gives 0. In [0, inf). Raises ValueError for soft targets and pixel

@@ -82,7 +82,7 @@ class EvenBins:
     number: int
 
     def of(self, errors: Tensor) -> Tensor:
-        return (errors * self.number).clamp_(max=self.number - 1).long()
+        return (errors * self.number).nan_to_num_(0).clamp_(max=self.number - 1).long()
 
     def centres(self, like: Tensor) -> Tensor:
         steps = torch.arange(self.number, dtype=like.dtype, device=like.device)
@@ -164,7 +164,8 @@ class ProbabilityErrors:
     def _probabilities(self, chunk: Chunk) -> Tensor:
         if self.link == "softmax":
             return softmax(chunk, Room())
-        return select(chunk.logits.sigmoid(), chunk.mask.valid)
+        logits = select(chunk.logits, chunk.mask.valid) if torch.compiler.is_compiling() else chunk.logits
+        return select(logits.sigmoid(), chunk.mask.valid)
 
     def of(self, chunk: Chunk) -> Tensor:
         # 1 - p where the class is, p elsewhere
@@ -185,7 +186,8 @@ class HingeErrors:
     link: Link = "sigmoid"
 
     def of(self, chunk: Chunk) -> Tensor:
-        return select(1 + chunk.logits * (1 - 2 * chunk.mask.share), chunk.mask.valid).clamp_(min=0)
+        logits = select(chunk.logits, chunk.mask.valid) if torch.compiler.is_compiling() else chunk.logits
+        return select(1 + logits * (1 - 2 * chunk.mask.share), chunk.mask.valid).clamp_(min=0)
 
     def gradient(self, chunk: Chunk, slopes: Tensor) -> Tensor:
         return slopes * (1 - 2 * chunk.mask.share) * (self.of(chunk) > 0)
@@ -256,20 +258,23 @@ class Counting:
         channels, number = batch.logits.shape[1], self.bins.number
         # 32 bits hold the pixels of a batch, and more of the table stays in the cache
         counts = torch.zeros(groups * channels * 2 * number, dtype=torch.int32, device=batch.logits.device)
-        room = Room()
+        room, nothing = Room(), torch.zeros((), dtype=batch.work_type, device=batch.logits.device)
         for piece in pieces(batch.logits):
             chunk = batch.chunk(piece, room)
-            places = self._places(chunk, piece, groups)
+            errors = self.errors.of(chunk)
+            nothing = nothing + 0 * errors.sum()  # NaN is in no bin, so it is carried beside them
+            places = self._places(errors, chunk, piece, groups)
             counts.scatter_add_(0, places.flatten(), _valid(chunk).flatten().int())
         (counts,) = self.reduce(counts.long())
         centres = self.bins.centres(batch.logits.new_empty(0, dtype=batch.work_type))
-        return histogram_losses(counts.view(groups, channels, 2, number), centres)
+        losses, known = histogram_losses(counts.view(groups, channels, 2, number), centres)
+        return losses + nothing, known + nothing
 
     def increments(self, chunk: Chunk, piece: Any, known: Tensor) -> Tensor:
-        places = self._places(chunk, piece, known.shape[0])
+        places = self._places(self.errors.of(chunk), chunk, piece, known.shape[0])
         return known.take(places).mul_(_valid(chunk))
 
-    def _places(self, chunk: Chunk, piece: Any, groups: int) -> Tensor:
+    def _places(self, errors: Tensor, chunk: Chunk, piece: Any, groups: int) -> Tensor:
         """Where each pixel is counted in a flat [G, K, 2, N], int64 [b, K, n]."""
         share = chunk.mask.share
         images, channels, _ = share.shape
@@ -277,7 +282,7 @@ class Counting:
         group = torch.arange(first, first + images, device=share.device).clamp(max=groups - 1).view(-1, 1, 1)
         channel = torch.arange(channels, device=share.device).view(1, -1, 1)
         rows = (group * channels + channel) * 2 + share.long()
-        return rows.mul_(self.bins.number).add_(self.bins.of(self.errors.of(chunk)))
+        return rows.mul_(self.bins.number).add_(self.bins.of(errors))
 
 
 class _Lovasz(torch.autograd.Function):
@@ -286,17 +291,19 @@ class _Lovasz(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, batch: Batch, method: Method, groups: int) -> Tensor:
         losses, known = method.prepare(batch, groups)
-        ctx.save_for_backward(logits, known)
-        ctx.batch, ctx.method = batch, method
+        ctx.save_for_backward(known, logits, *batch.target_tensors)
+        ctx.without_tensors, ctx.method = batch.without_tensors(), method
         return losses
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative()
-        logits, known = ctx.saved_tensors
+        known, *tensors = ctx.saved_tensors
+        batch: Batch = ctx.without_tensors.with_tensors(*tensors)
+        logits = batch.logits
         gradient, room = memory_for_gradient(logits), Room()
         for piece in pieces(logits):
-            chunk = ctx.batch.chunk(piece, room)
+            chunk = batch.chunk(piece, room)
             of_error = ctx.method.increments(chunk, piece, known)
             of_loss = (slopes[piece.images] if len(slopes) > 1 else slopes).unsqueeze(-1).to(of_error.dtype)
             of_loss = of_loss * ctx.method.reduce.processes  # see GlobalSum

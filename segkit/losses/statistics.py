@@ -86,7 +86,7 @@ def mask_sums(batch: Batch) -> MaskSums:
     """The sums over the target of a batch."""
     room = Room()
     totals = _totals(batch, 4 * batch.logits.shape[1], lambda piece: _of_mask(batch.mask_chunk(piece, room)))
-    return _as_mask_sums(totals, batch)
+    return _as_mask_sums(totals.to(batch.work_type), batch)
 
 
 def _of_mask(mask: MaskChunk) -> list[Tensor]:
@@ -98,7 +98,10 @@ def _of_mask(mask: MaskChunk) -> list[Tensor]:
         bits = mask.valid.view(torch.uint8)  # whose sum takes a third of the time
         valid = bits.sum(-1, dtype=torch.int32).expand(images, channels)
     counted = valid if mask.weight is None else mask.weight.sum(-1).expand(images, channels)
-    first = weighted_sum(mask.share, mask.weight)
+    if torch.compiler.is_compiling() and mask.weight is None and not mask.soft:  # in one piece of any number of pixels
+        first = mask.share.sum(-1, dtype=precise_type(mask.share.device))
+    else:
+        first = weighted_sum(mask.share, mask.weight)
     return [first, weighted_sum(mask.share.square(), mask.weight) if mask.soft else first, counted, valid]
 
 
@@ -118,14 +121,15 @@ def run_pass(batch: Batch, asked: Sequence[Sums]) -> list[Statistics | PixelTota
         room = Room()
         chunk = batch.chunk(next(pieces(batch.logits)), room)
         sums = torch.cat(KERNELS[batch.link].sums(chunk, needs, room, None), 1)
-        of_mask = torch.cat([one.to(batch.work_type) for one in _of_mask(chunk.mask)], 1)
+        of_mask = torch.cat([one.to(precise_type(batch.logits.device)) for one in _of_mask(chunk.mask)], 1)
     else:
         sums, of_mask = cast(
             tuple[Tensor, Tensor], _SharedPass.apply(batch.logits, batch, needs, torch.is_grad_enabled())
         )
-    mask = _as_mask_sums(of_mask, batch)
     if batch.target.index is not None and batch.labels.mode == "multiclass" and batch.plain:
-        batch.labels.assert_counted(mask.reference, mask.valid)
+        counted = _as_mask_sums(of_mask, batch)  # before rounding: float32 does not tell numbers above 2^24 apart
+        batch.labels.assert_counted(counted.reference, counted.valid)
+    mask = _as_mask_sums(of_mask.to(batch.work_type), batch)
     found = needs.named(sums, batch.logits.shape[1])
     totals = iter([sums for name, sums in found.items() if name[0] == "pixel"])  # in the order they were asked for
     return [
@@ -151,8 +155,8 @@ class _SharedPass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, batch: Batch, needs: Needs, training: bool) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(logits)
-        ctx.batch, ctx.needs = batch, needs
+        ctx.save_for_backward(logits, *batch.target_tensors)
+        ctx.without_tensors, ctx.needs = batch.without_tensors(), needs
         kernel, room, channels = KERNELS[batch.link], Room(), logits.shape[1]
         keeps = training and logits.requires_grad and needs.powers and logits.dtype == batch.work_type
         ctx.kept = memory_for_gradient(logits) if keeps else None
@@ -164,15 +168,15 @@ class _SharedPass(torch.autograd.Function):
 
         width = needs.width(channels)
         totals = _totals(batch, width + 4 * channels, of_piece)
-        sums, of_mask = totals[:, :width].contiguous(), totals[:, width:].contiguous()
+        sums, of_mask = totals[:, :width].to(batch.work_type), totals[:, width:].contiguous()
         ctx.mark_non_differentiable(of_mask)
         return sums, of_mask
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative()
-        (logits,) = ctx.saved_tensors
-        batch, needs, kernel, room = ctx.batch, ctx.needs, KERNELS[ctx.batch.link], Room()
+        batch, needs, room = ctx.without_tensors.with_tensors(*ctx.saved_tensors), ctx.needs, Room()
+        logits, kernel = batch.logits, KERNELS[batch.link]
         kept, ctx.kept = ctx.kept, None  # it goes out as the gradient
         gradient = memory_for_gradient(logits) if kept is None else kept
         for piece in pieces(logits):
@@ -192,14 +196,18 @@ class _SharedPass(torch.autograd.Function):
 def _totals(batch: Batch, width: int, of_piece: Callable[[Piece], list[Tensor]]) -> Tensor:
     """What `of_piece` gives, [b, some of the width] each, side by side and added up over the pieces, [B, width].
 
-    In float64 where the device has it, so that adding up pieces costs no digits, then in the batch's work type.
+    In float64 where the device has it, so that adding up pieces costs no digits.
     """
-    device = batch.logits.device
-    precise = torch.float32 if device.type == "mps" else torch.float64
     if torch.compiler.is_compiling():
         totals = torch.cat(of_piece(next(pieces(batch.logits))), 1)
     else:
-        totals = torch.zeros(batch.logits.shape[0], width, dtype=precise, device=device)
+        device = batch.logits.device
+        totals = torch.zeros(batch.logits.shape[0], width, dtype=precise_type(device), device=device)
         for piece in pieces(batch.logits):
             totals[piece.images].add_(torch.cat(of_piece(piece), 1))
-    return totals.to(batch.work_type)
+    return totals
+
+
+def precise_type(device: torch.device) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64

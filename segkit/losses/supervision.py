@@ -66,9 +66,7 @@ class DeepSupervision(nn.Module):
         for head, weight in zip(heads, self.head_weights(len(heads)), strict=True):
             if weight == 0:
                 continue
-            given = [
-                None if one is None else _at_size(one, size, head.shape[2:]) for one in (mask, pixel_weight, valid)
-            ]
+            given = [_at_size(one, size, head.shape[2:]) for one in (mask, pixel_weight, valid)]
             for name, value in self.loss.terms(head, *given).items():  # pyright: ignore[reportArgumentType]
                 totals[name] = totals.get(name, 0) + weight * value
         idle = [head for head, weight in zip(heads, self.head_weights(len(heads)), strict=True) if weight == 0]
@@ -82,9 +80,10 @@ class DeepSupervision(nn.Module):
         return totals
 
 
-def _at_size(mask: Tensor, size: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Every n-th pixel of a mask whose last axes are `size`, from the middle of each block."""
-    if tuple(size) == tuple(wanted):
+def _at_size(mask: Tensor | None, size: Sequence[int], wanted: Sequence[int]) -> Tensor | None:
+    """Every n-th pixel of a mask whose last axes are `size`, from the middle of each block; one that has 1 pixel for
+    the whole image, as `valid` may, is for every size."""
+    if mask is None or tuple(size) == tuple(wanted) or all(side == 1 for side in mask.shape[-len(size) :]):
         return mask
     if any(full % part for full, part in zip(size, wanted, strict=True)):
         raise ValueError(f"expected heads whose sides divide those of the finest, {list(size)}, got {list(wanted)}")

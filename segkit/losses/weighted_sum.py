@@ -59,17 +59,13 @@ class WeightedSum(nn.Module):
         self.names = list(terms)
         self.members = nn.ModuleList(terms.values())
         self.schedules, self.scales = list(schedules), list(scales)
-        self.current = [schedule(0.0) for schedule in schedules]
         self.weights: Tensor
-        self.register_buffer("weights", torch.tensor(self.current))
+        self.register_buffer("weights", torch.tensor([schedule(0.0) for schedule in schedules]))
 
     def set_progress(self, progress: float) -> None:
         """Set the weights for a step; progress is its number over that of all steps. Waits for no device."""
         for place, schedule in enumerate(self.schedules):
-            weight = schedule(progress)
-            if weight != self.current[place]:
-                self.weights[place].fill_(weight)
-                self.current[place] = weight
+            self.weights[place].fill_(schedule(progress))
 
     def forward(
         self,
@@ -144,12 +140,15 @@ class WeightedSum(nn.Module):
         masks: Sequence[Tensor],
         pixel_weights: Sequence[Tensor] | None = None,
         valids: Sequence[Tensor] | None = None,
+        spatial: int | None = None,
     ) -> Normaliser:
         """For gradients that are accumulated over micro-batches, what to hand to the call of each.
 
         masks: of all micro-batches (and of this process alone, where there are several), as for the call; so are
         pixel_weights and valids. Pixel terms, and region terms with `per: image`, then add up to the loss of one large
         batch; the others are defined on the micro-batch, and their mean is taken.
+        spatial: the number of spatial axes. Without it whole numbers are class numbers [B, *S]; raises ValueError where
+        they may as well be one-hot.
         """
         counts: dict[str, Tensor | None] = {}
         for name, term in zip(self.names, self._terms, strict=True):
@@ -157,21 +156,35 @@ class WeightedSum(nn.Module):
             for place, mask in enumerate(masks) if hasattr(term, "sums") else ():
                 weight = None if pixel_weights is None else pixel_weights[place]
                 valid = None if valids is None else valids[place]
-                parts.append(term.count(self._mask_sums(mask, term.sums.link, weight, valid)))
+                parts.append(term.count(self._mask_sums(mask, term.sums.link, weight, valid, spatial)))
             if not parts or parts[0] is None:
                 counts[name] = None
             else:
                 (counts[name],) = self.reduce(torch.stack(parts).sum())
         return Normaliser(counts, len(masks))
 
-    def _mask_sums(self, mask: Tensor, link: Link, weight: Tensor | None, valid: Tensor | None) -> MaskSums:
-        has_channels = mask.is_floating_point() or mask.dtype == torch.bool or self.labels.has_mask_channels
-        spatial = mask.ndim - (2 if has_channels else 1)
+    def _mask_sums(
+        self, mask: Tensor, link: Link, weight: Tensor | None, valid: Tensor | None, spatial: int | None
+    ) -> MaskSums:
+        spatial = self._spatial_axes(mask) if spatial is None else spatial
         target = self.labels.target(mask, spatial, weight, valid)
         shape = (mask.shape[0], self.labels.channels, *mask.shape[mask.ndim - spatial :])
         # a mask alone tells the sums; the logits here are a shape without memory of its own
         logits = torch.zeros((), device=mask.device).expand(shape)
         return mask_sums(Batch(logits, target, self.labels, link))
+
+    def _spatial_axes(self, mask: Tensor) -> int:
+        """The number of spatial axes of a mask that no logits stand beside."""
+        if mask.is_floating_point() or self.labels.has_mask_channels:
+            return mask.ndim - 2
+        if mask.ndim > 3 and mask.shape[1] == self.labels.channels:
+            if self.labels.mode == "binary":
+                return mask.ndim - 2
+            raise ValueError(
+                f"a mask {list(mask.shape)} of {mask.dtype} may be class numbers of volumes or the one-hot form of "
+                "pictures; say which with spatial=3 or spatial=2"
+            )
+        return mask.ndim - 1
 
     def _check_shapes(self, logits: Tensor, mask: Tensor, pixel_weight: Tensor | None) -> None:
         channels = self.labels.channels
