@@ -51,8 +51,11 @@ class PixelFunction(Protocol):
 
     def value(self, log_likelihood: Tensor) -> Tensor: ...
 
-    def slope(self, likelihood: Tensor, other: Tensor) -> Tensor:
-        """The slope with respect to the log-probability, from the probability itself and that of all else."""
+    def slope(self, likelihood: Tensor, other: Tensor | None) -> Tensor:
+        """The slope with respect to the log-probability, from the probability itself.
+
+        other: that of all else, where it is known to more digits than 1 - likelihood has.
+        """
         ...
 
 
@@ -264,7 +267,7 @@ def _slope_of_pixel(p: Tensor, mask: MaskChunk, asked: PixelSums, slope: Tensor,
     constant = asked.function.constant_slope
     if constant is None:
         of_truth = torch.mul(p, mask.share, out=room("product", p.shape, p, p.dtype)).sum(1, keepdim=True)
-        slope = slope * asked.function.slope(of_truth, 1 - of_truth)
+        slope = slope * asked.function.slope(of_truth, None)
     else:
         slope = slope * constant
     if asked.class_weights is not None:
@@ -276,7 +279,7 @@ def _shared_slope(p: Tensor, mask: MaskChunk, asked: PixelSums, slope: Tensor) -
     """dL/d log p of every class, [b, K, n], where a pixel has shares of several."""
     constant = asked.function.constant_slope
     of_log_p = mask.share * ((1 - asked.smoothing) * slope)
-    of_log_p = of_log_p * (asked.function.slope(p, 1 - p) if constant is None else constant)
+    of_log_p = of_log_p * (asked.function.slope(p, None) if constant is None else constant)
     if asked.smoothing:
         assert constant is not None
         even = (constant * asked.smoothing / p.shape[1] * slope).expand_as(p).contiguous()

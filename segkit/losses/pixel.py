@@ -30,7 +30,7 @@ class NegativeLog:
     def value(self, log_likelihood: Tensor) -> Tensor:
         return -log_likelihood
 
-    def slope(self, likelihood: Tensor, other: Tensor) -> Tensor:  # noqa: ARG002
+    def slope(self, likelihood: Tensor, other: Tensor | None) -> Tensor:  # noqa: ARG002
         return torch.full_like(likelihood, -1)
 
 
@@ -45,7 +45,7 @@ class Polynomial:
     def value(self, log_likelihood: Tensor) -> Tensor:
         return -log_likelihood + self.epsilon * _one_minus_exp(log_likelihood)
 
-    def slope(self, likelihood: Tensor, other: Tensor) -> Tensor:  # noqa: ARG002
+    def slope(self, likelihood: Tensor, other: Tensor | None) -> Tensor:  # noqa: ARG002
         return -1 - self.epsilon * likelihood
 
 
@@ -61,12 +61,17 @@ class FocalLog:
         distance = _one_minus_exp(log_likelihood).clamp(min=_smallest(log_likelihood))
         return -log_likelihood * distance**self.gamma
 
-    def slope(self, likelihood: Tensor, other: Tensor) -> Tensor:
+    def slope(self, likelihood: Tensor, other: Tensor | None) -> Tensor:
         # Below gamma 1 the slope is infinite at p = 1, and infinity times log p = 0 would be NaN. At the smallest
         # normal number it is finite, and a pixel there has no gradient to give anyway.
         smallest = _smallest(likelihood)
-        distance = other.clamp(min=smallest)
-        rising = likelihood.clamp(min=smallest).log_().mul_(likelihood).mul_(self.gamma)
+        log_likelihood = likelihood.clamp(min=smallest).log_()
+        if other is None:
+            distance = (1 - likelihood).clamp_(min=smallest)
+        else:
+            distance = other.clamp(min=smallest)
+            log_likelihood = torch.where(other < 0.5, torch.log1p(-other), log_likelihood)
+        rising = log_likelihood.mul_(likelihood).mul_(self.gamma)
         return rising.sub_(distance).mul_(distance.pow_(self.gamma - 1))
 
 
