@@ -187,6 +187,9 @@ def predictor_factory(config: Config, preprocess: Preprocess) -> Callable[[nn.Mo
     return predictor
 
 
+MODES = ("tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio")
+
+
 def scoring_of(config: Config, labels: Labels) -> Scoring:
     """What an evaluation measures, and by which rules. Raises ConfigError for names that are none."""
     chosen = config.evaluation
@@ -196,9 +199,9 @@ def scoring_of(config: Config, labels: Labels) -> Scoring:
             metrics=chosen.metrics,
             rules=chosen.rules,
             exclude_classes=chosen.exclude_classes,
-            tolerance_mm=chosen.tolerance_mm,
             threshold=chosen.threshold,
             calibration=chosen.calibration,
+            modes={name: getattr(chosen, name) for name in MODES},
         )
     except ValueError as error:
         raise ConfigError(f"evaluation: {error}") from error

@@ -76,6 +76,10 @@ def evaluate(
     ignore: Annotated[
         int | None, typer.Option(help="Of --predictions: the reference value that counts nowhere.")
     ] = None,
+    values: Annotated[
+        str | None, typer.Option(help="Of --predictions: values of the files that stand for others: 255:1,7:0.")
+    ] = None,
+    tolerance: Annotated[float | None, typer.Option(min=0, help="Of NSD, in mm, or pixels for pictures.")] = None,
     group: Annotated[
         str | None, typer.Option(help="Of --predictions: a regular expression whose first group is the patient.")
     ] = None,
@@ -100,16 +104,42 @@ def evaluate(
         workflow.evaluate_predictions(
             predictions,
             references,
-            classes.split(","),
+            _list(classes),
             out,
             ignore=ignore,
-            metrics=metrics.split(",") if metrics else ["dice", "iou"],
+            values=_value_map(values),
+            metrics=_list(metrics or "dice,iou"),
             rules=rules or "segkit",
+            tolerance=tolerance,
             group=group,
         )
         return
-    chosen = [f"evaluation.metrics=[{metrics}]"] * bool(metrics) + [f"evaluation.rules={rules}"] * bool(rules)
+    unused = {
+        "--references": references,
+        "--classes": classes,
+        "--ignore": ignore,
+        "--group": group,
+        "--values": values,
+    }
+    given = [name for name, value in unused.items() if value is not None]
+    if given:
+        raise typer.BadParameter(f"{', '.join(given)} belong to --predictions; a checkpoint knows its own data")
+    asked = {"metrics": metrics and f"[{metrics}]", "rules": rules, "tolerance_mm": tolerance}
+    chosen = [f"evaluation.{name}={value}" for name, value in asked.items() if value is not None]
     workflow.evaluate(checkpoint or [], [*(overrides or []), *chosen], split=split, data=data, out=out, device=device)
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _value_map(text: str | None) -> dict[int, int]:
+    """255:1,7:0 as numbers."""
+    try:
+        pairs = [part.split(":") for part in _list(text)] if text else []
+        return {int(value): int(number) for value, number in pairs}
+    except ValueError as error:
+        raise typer.BadParameter(f"expected --values as 255:1,7:0, got {text}") from error
 
 
 @app.command()

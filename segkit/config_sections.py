@@ -60,6 +60,13 @@ class TrainSection(Section):
     gradients_every: Count = 100
 
 
+# what can be measured again without training again, and so makes no other experiment
+REPORTED = (
+    *("metrics", "rules", "exclude_classes", "tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio"),
+    *("calibration", "overlays"),
+)
+
+
 class EvaluationSection(Section):
     split: Literal["train", "validation", "test"] | None = None
     window: Sides | None = None
@@ -69,6 +76,10 @@ class EvaluationSection(Section):
     rules: str = "segkit"
     exclude_classes: list[str] = []
     tolerance_mm: Annotated[float, Field(gt=0)] = 1.0
+    hd95: Literal["directed", "pooled", "area"] | None = None
+    assd: Literal["pooled", "mean_of_means"] | None = None
+    nsd: Literal["area", "voxel"] | None = None
+    boundary_ratio: Annotated[float, Field(gt=0)] | None = None
     calibration: bool = False
     overlays: bool = True
 
@@ -143,7 +154,7 @@ class Config:
             ("loader", "workers"),
             ("train", "log_every"),
             ("train", "gradients_every"),
-            ("evaluation", "overlays"),
+            *(("evaluation", key) for key in REPORTED),
         ):
             del content[section][key]
         for key in ("name", "device", "run"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from segkit.metrics.table import BOUNDARY, COUNTS, DIAGONAL, PIXELS, cases_table
 from segkit.predict import Predictor, to_device
 
 FORMAT = 1
+ALWAYS = ("dice", "iou")
 UNKNOWN = ["unknown_prediction", "unknown_mask"]
 
 
@@ -50,16 +51,19 @@ class Origin:
 class Scoring:
     """What is measured and by which rules. Raises ValueError for metrics that are none.
 
-    threshold: of the probability, in binary and multilabel mode. calibration: whether probabilities are judged too.
+    metrics: beside Dice and IoU, which are always there, and first. threshold: of the probability, in binary and
+    multilabel mode. calibration: whether probabilities are judged too.
     """
 
-    metrics: tuple[str, ...] = ("dice", "iou")
+    metrics: tuple[str, ...] = ALWAYS
     rules: Rules = field(default_factory=lambda: SEGKIT)
     threshold: float = 0.5
     calibration: bool = False
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
+        others = tuple(metric for metric in self.metrics if metric not in ALWAYS)
+        object.__setattr__(self, "metrics", (*ALWAYS, *others))
 
     @property
     def surface(self) -> list[str]:
@@ -73,18 +77,21 @@ def build_scoring(
     metrics: Sequence[str],
     rules: str = "segkit",
     exclude_classes: Sequence[str] = (),
-    tolerance_mm: float = 1.0,
     threshold: float = 0.5,
     calibration: bool = False,
+    modes: Mapping[str, Any] | None = None,
 ) -> Scoring:
-    """A scoring from names. Raises ValueError for metrics, rules or classes that are none."""
+    """A scoring from names. modes: fields of `Rules` that are to be other than in the preset; None is as there.
+
+    Raises ValueError for metrics, rules, classes or modes that are none.
+    """
     unknown = [name for name in exclude_classes if name not in labels.channel_names]
     if unknown:
         raise ValueError(
             f"expected exclude_classes to be some of {', '.join(labels.channel_names)}, got {', '.join(unknown)}"
         )
-    preset = rules_by_name(rules)
-    chosen = replace(preset, exclude_classes=tuple(exclude_classes), tolerance_mm=tolerance_mm)
+    changes = {name: value for name, value in (modes or {}).items() if value is not None}
+    chosen = replace(rules_by_name(rules), exclude_classes=tuple(exclude_classes), **changes)
     return Scoring(tuple(metrics), chosen, threshold, calibration)
 
 
@@ -228,10 +235,12 @@ def score_cases(
     scoring: Scoring = DICE_AND_IOU,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     group: ProcessGroup | None = None,
+    keep: Callable[[int, Tensor], None] | None = None,
 ) -> Scored:
     """Predict and count every case on its own grid. `track` wraps the case numbers, for a progress bar.
 
-    group: of processes that share the cases; each takes its share, and all get the whole result.
+    group: of processes that share the cases; each takes its share, and all get the whole result. keep: what to do with
+    the predicted mask of each case, by its number.
     """
     mine = share_of(len(cases), group)
     scorer = Scorer(len(mine), labels, scoring, predictor.device)
@@ -242,18 +251,14 @@ def score_cases(
         probabilities = labels.probabilities(logits) if scoring.calibration else None
         prediction = labels.decode(logits, scoring.threshold)
         scorer.add(sample["case"], sample["group"], prediction, mask, sample["spacing"], probabilities)
+        if keep is not None:
+            keep(number, prediction[0])
     return scorer.result(group)
 
 
 def spatial_size(mask: Tensor, labels: Labels) -> tuple[int, ...]:
     """The sides of a mask [*S] or [K, *S]."""
     return tuple(mask.shape[1:] if labels.has_mask_channels else mask.shape)
-
-
-def predict_case(predictor: Predictor, sample: dict[str, Any], labels: Labels, threshold: float = 0.5) -> Tensor:
-    """The predicted mask of one case on its own grid, on the CPU, in the form that masks are stored in."""
-    logits = labels.resample(predictor(sample["image"]), spatial_size(sample["mask"], labels))
-    return labels.decode(logits, threshold)[0].cpu()
 
 
 def foreground_means(cases: pd.DataFrame, labels: Labels) -> dict[str, float | None]:
@@ -277,6 +282,13 @@ def scores(scored: Scored, labels: Labels, scoring: Scoring, *, split: str, orig
     return result
 
 
+def is_of(scores: Mapping[str, Any], scoring: Scoring, steps: int) -> bool:
+    """Whether a scores.json is of a network trained for all of these steps, and of this scoring."""
+    wanted = scoring.rules.to_dict(), list(scoring.metrics), scoring.calibration
+    found = scores.get("rules"), list(scores.get("metrics", [])), "calibration" in scores
+    return scores["step"] == scores["steps"] == steps and found == wanted
+
+
 def _ignored(cases: Any, labels: Labels) -> int:
     """Pixels that the masks ignore; of overlapping classes, those of all classes added up."""
     pixels = cases["ignored"].sum()
@@ -286,7 +298,7 @@ def _ignored(cases: Any, labels: Labels) -> int:
 def write(folder: Path, scored: Scored, labels: Labels, result: dict[str, Any]) -> None:
     """Write cases.csv, confusion.csv, and then scores.json, whose presence says that the evaluation is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    scored.cases.assign(rules=result["rules"]["name"]).to_csv(folder / "cases.csv", index=False)
+    scored.cases.assign(rules=result["rules"]["id"]).to_csv(folder / "cases.csv", index=False)
     if scored.matrix is not None:
         names = pd.Index(labels.channel_names, name="reference \\ prediction")
         pd.DataFrame(scored.matrix, index=names, columns=list(labels.channel_names)).to_csv(folder / "confusion.csv")

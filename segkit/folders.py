@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from segkit.data.nifti import check_same_place, load_nifti
 from segkit.data.readers import VOLUMES, case_name, extension, image_files, read_mask
 from segkit.evaluate import Scored, Scorer, Scoring
 from segkit.labels import Labels
+from segkit.runs import RunError
 
 
 def score_folder(
@@ -23,12 +24,14 @@ def score_folder(
     scoring: Scoring,
     *,
     group: str | None = None,
+    values: Mapping[int, int] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Scored:
     """Count and measure every case; prediction and reference are files of one name, but for the ending.
 
     Volumes are compared in millimetres, by the spacing of the reference; pictures and arrays in pixels. group: a
-    regular expression whose first group is the patient that a case is of; without it each case is its own.
+    regular expression whose first group is the patient that a case is of; without it each case is its own. values:
+    replaces values of the files by class numbers, in both folders.
 
     Raises DataError for a folder without masks, a case that only one folder has, shapes or places that differ, values
     that are no class, pixels and millimetres in one folder, and a `group` that does not match.
@@ -41,7 +44,7 @@ def score_folder(
     scorer, names = Scorer(len(pairs), labels, scoring, torch.device("cpu")), list(pairs)
     for number in track(range(len(names))):
         case = names[number]
-        prediction, reference, spacing = read_case(case, *pairs[case], labels)
+        prediction, reference, spacing = read_case(case, *pairs[case], labels, values)
         scorer.add(case, groups[case], torch.from_numpy(prediction)[None], torch.from_numpy(reference)[None], spacing)
     return scorer.result()
 
@@ -68,12 +71,13 @@ def paired_files(predictions: Path, references: Path) -> dict[str, tuple[Path, P
 
 
 def read_case(
-    case: str, prediction: Path, reference: Path, labels: Labels
+    case: str, prediction: Path, reference: Path, labels: Labels, values: Mapping[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """Both masks on one grid, and its spacing. Raises DataError if the masks do not lie on each other."""
-    known = read_mask(reference, labels, case=case)
+    known = read_mask(reference, labels, values, case, way_out=_of_reference)
     # what a prediction says of ignored pixels does not matter, but it has to be a class
-    guessed = read_mask(prediction, Labels(labels.names, labels.mode, regions=labels.regions), case=case)
+    classes = Labels(labels.names, labels.mode, regions=labels.regions)
+    guessed = read_mask(prediction, classes, values, case, way_out=_of_prediction)
     if guessed.shape != known.shape:
         raise DataError(
             f"case {case}: expected a prediction of the size {list(known.shape)} of {reference}, got "
@@ -84,7 +88,6 @@ def read_case(
         raise DataError(f"case {case}: expected two volumes or none, got {prediction} and {reference}")
     if not all(in_mm):
         return guessed, known, (1.0,) * (known.ndim - labels.has_mask_channels)
-    check_same_place(reference, prediction, f"case {case}, file {prediction}")
     spacings = [load_nifti(file, f"case {case}, file {file}")[1] for file in (prediction, reference)]
     if not np.allclose(*spacings, rtol=0.01):
         shown = [" x ".join(f"{side:g}" for side in spacing) for spacing in spacings]
@@ -92,7 +95,26 @@ def read_case(
             f"case {case}: expected the voxels of {reference}, {shown[1]} mm, got {shown[0]} mm in {prediction}; "
             "copy the header of the reference if it is the same grid, else resample the prediction"
         )
+    check_same_place(reference, prediction, f"case {case}, file {prediction}", exactly=True)
     return guessed, known, spacings[1]
+
+
+def _of_reference(present: Sequence[int], offending: Sequence[int], labels: Labels, _file: Path) -> str:
+    return _way_out(present, offending, labels, f"; if it marks pixels that count nowhere, --ignore {offending[0]}")
+
+
+def _of_prediction(present: Sequence[int], offending: Sequence[int], labels: Labels, _file: Path) -> str:
+    return _way_out(present, offending, labels, "; a prediction has to name a class everywhere, ignored pixels too")
+
+
+def _way_out(present: Sequence[int], offending: Sequence[int], labels: Labels, last: str) -> str:
+    """What may be wrong with values that are no class, in terms of the options of the command."""
+    if set(present) <= {0, 255} and max(labels.values) == 1:
+        return "it looks like a binary mask of 0 and 255: give --values 255:1"
+    return (
+        f"if {offending[0]} is a class, name it in --classes; if it stands for another one, give for example "
+        f"--values {offending[0]}:0{last}"
+    )
 
 
 def _group(case: str, pattern: str | None) -> str:
@@ -101,7 +123,7 @@ def _group(case: str, pattern: str | None) -> str:
     try:
         found = re.search(pattern, case)
     except re.error as error:
-        raise DataError(f"--group {pattern!r} is no regular expression: {error}") from error
+        raise RunError(f"--group {pattern!r} is no regular expression: {error}") from error
     if found is None or not found.groups():
         raise DataError(f"case {case}: expected a name that --group {pattern!r} finds, with its first group in it")
     return found.group(1)

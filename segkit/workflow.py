@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
+from torch import Tensor
 
 from segkit import assemble
 from segkit import evaluate as evaluation
@@ -72,7 +75,8 @@ def finished_scores(config: Config, run: Run, console: Console) -> dict[str, Any
     check_same_experiment(config, run, content)
     file = run.evaluation(evaluated_part(config, Split.from_json(content["split"]))) / "scores.json"
     scores = json.loads(file.read_text()) if file.exists() else None
-    if scores is None or not scores["step"] == content["step"] == content["steps"]:
+    scoring = assemble.scoring_of(config, assemble.build_labels(config))
+    if scores is None or not evaluation.is_of(scores, scoring, content["steps"]):
         return None
     console.print(f"{run.folder} holds the finished run; nothing is trained", markup=False, highlight=False)
     return scores
@@ -173,12 +177,18 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """Predict and count every case; write tables and pictures and, last, scores.json."""
     scoring = assemble.scoring_of(config, labels)
-    scored = evaluation.score_cases(predictor, cases, labels, scoring, progress(f"evaluating {split}", console))
-    result = evaluation.scores(scored, labels, scoring, split=split, origin=origin)
-    if config.evaluation.overlays:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_overlays(predictor, cases, labels, scored.cases, folder / "overlays.png", scoring.threshold)
-        write_figures(scored, labels, folder)
+    shown = progress(f"evaluating {split}", console)
+    with tempfile.TemporaryDirectory() as place:
+        # which cases are drawn is known at the end; keeping masks in files costs less than predicting again
+        def keep(number: int, mask: Tensor) -> None:
+            np.save(Path(place) / f"{number}.npy", mask.cpu().numpy())
+
+        kept = keep if config.evaluation.overlays else None
+        scored = evaluation.score_cases(predictor, cases, labels, scoring, shown, keep=kept)
+        result = evaluation.scores(scored, labels, scoring, split=split, origin=origin)
+        if config.evaluation.overlays:
+            write_overlays(cases, labels, scored.cases, Path(place), folder / "overlays.png")
+            write_figures(scored, labels, folder)
     evaluation.write(folder, scored, labels, result)
     return result
 
@@ -202,19 +212,16 @@ def write_figures(scored: evaluation.Scored, labels: Labels, folder: Path) -> No
         reliability_figure(scored.calibration, folder / "reliability.png")
 
 
-def write_overlays(
-    predictor: Predictor, cases: EvaluationSet, labels: Labels, table: pd.DataFrame, path: Path, threshold: float
-) -> None:
-    """Pictures of the worst, median and best case by mean foreground Dice."""
+def write_overlays(cases: EvaluationSet, labels: Labels, table: pd.DataFrame, masks: Path, path: Path) -> None:
+    """Pictures of the worst, median and best case by mean foreground Dice. masks: where the predicted ones lie."""
     from segkit.report.overlays import choose_cases, overlay_figure
 
     numbers = {case.name: number for number, case in enumerate(cases.cases)}
     rows = []
     for what, name, dice in choose_cases(table, labels):
-        sample = cases[numbers[name]]
         raw = cases.raw(numbers[name])
-        predicted = evaluation.predict_case(predictor, sample, labels, threshold)
-        rows.append((f"{what}: {name}, Dice {dice:.3f}", raw.image, raw.mask, predicted.numpy()))
+        predicted = np.load(masks / f"{numbers[name]}.npy")
+        rows.append((f"{what}: {name}, Dice {dice:.3f}", raw.image, raw.mask, predicted))
     if rows:
         overlay_figure(rows, labels, path)
 
@@ -243,7 +250,9 @@ def evaluate(
         results[name] = _evaluate(one, overrides, split=split, data=data, out=folder, device=device)
         print_scores(results[name], CONSOLE)
     if len(results) > 1:
-        print_side_by_side(results, CONSOLE)
+        table = print_side_by_side(results, CONSOLE)
+        if out is not None:
+            table.to_csv(out / "side_by_side.csv", index=False)
 
 
 def short_names(given: Sequence[Path]) -> dict[str, Path]:
@@ -275,6 +284,12 @@ def _evaluate(
     if out is None and (not of_run or data is not None):
         reason = f"{given} is a file" if not of_run else "--data is not the run's own data"
         raise RunError(f"{reason}, so there is no place in a run folder for the scores: say with --out where to write")
+    judged_otherwise = [text for text in overrides if text.startswith("evaluation.")]
+    if out is None and judged_otherwise:
+        raise RunError(
+            f"{judged_otherwise[0]}: the scores in the run folder are by the run's own configuration, and comparisons "
+            "read them; say with --out where to write others"
+        )
     trained = load_trained(file, device, overrides)
     cases, part = evaluated_cases(trained, split, data)
     folder = out if out is not None else Run(given).evaluation(part)
@@ -299,8 +314,10 @@ def evaluate_predictions(
     out: Path,
     *,
     ignore: int | None,
+    values: Mapping[int, int],
     metrics: Sequence[str],
     rules: str,
+    tolerance: float | None,
     group: str | None,
 ) -> None:
     """Evaluate a folder of masks, whatever predicted them, and print the scores."""
@@ -308,11 +325,13 @@ def evaluate_predictions(
 
     try:
         labels = Labels(list(classes), ignore_index=ignore)
-        scoring = evaluation.build_scoring(labels, metrics=metrics, rules=rules)
+        scoring = evaluation.build_scoring(labels, metrics=metrics, rules=rules, modes={"tolerance_mm": tolerance})
     except ValueError as error:
         raise RunError(str(error)) from error
+    if out.resolve() in (predictions.resolve(), references.resolve()):
+        raise RunError(f"{out} holds masks: choose another folder for the scores with --out")
     shown = progress(f"evaluating {predictions}", CONSOLE)
-    scored = score_folder(predictions, references, labels, scoring, group=group, track=shown)
+    scored = score_folder(predictions, references, labels, scoring, group=group, values=values, track=shown)
     result = evaluation.scores(scored, labels, scoring, split=f"all of {predictions}", origin=None)
     out.mkdir(parents=True, exist_ok=True)
     write_figures(scored, labels, out)

@@ -21,6 +21,7 @@ from segkit.folders import score_folder
 from segkit.metrics import count
 from segkit.metrics.policies import PRESETS
 from segkit.metrics.surface import image_diagonal, surface_scores
+from segkit.runs import RunError
 
 LABELS = Labels(["background", "a", "b"], ignore_index=255)
 OVERLAPPING = Labels(["whole", "core"], mode="multilabel", ignore_index=255)
@@ -213,13 +214,57 @@ def test_bad_volumes(tmp_path):
 
 
 def test_groups_that_do_not_match(folders):
-    for group, message in (("(x)", "expected a name that --group"), ("(", "is no regular expression")):
-        with pytest.raises(DataError, match=message):
+    for group, kind, message in (
+        ("(x)", DataError, "expected a name that --group"),
+        ("(", RunError, "is no regular expression"),
+    ):
+        with pytest.raises(kind, match=message):
             score_folder(*folders, LABELS, Scoring(), group=group)
 
 
+def test_a_prediction_that_lies_elsewhere(tmp_path):
+    mask = np.zeros((6, 6, 6), np.uint8)
+    save(tmp_path / "r", "x", mask, spacing=(1.0, 1.0, 1.0))
+    (tmp_path / "p").mkdir()
+    moved = np.diag([1.0, 1.0, 1.0, 1.0])
+    for shift, refused in ((0.2, False), (50.0, True)):
+        moved[0, 3] = shift
+        nib.save(nib.Nifti1Image(mask, moved), tmp_path / "p" / "x.nii.gz")
+        if refused:
+            with pytest.raises(DataError, match=r"up to 50.0 mm away; save the mask"):
+                score_folder(tmp_path / "p", tmp_path / "r", LABELS, Scoring())
+        else:
+            score_folder(tmp_path / "p", tmp_path / "r", LABELS, Scoring())
+
+
+def test_values_that_stand_for_others_and_the_way_out(tmp_path):
+    mask = np.zeros((5, 6), np.uint8)
+    mask[1:3] = 255
+    for where in ("p", "r"):
+        save(tmp_path / where, "x", mask)
+    labels = Labels(["no", "yes"])
+    with pytest.raises(DataError, match=r"a binary mask of 0 and 255: give --values 255:1"):
+        score_folder(tmp_path / "p", tmp_path / "r", labels, Scoring())
+    scored = score_folder(tmp_path / "p", tmp_path / "r", labels, Scoring(), values={255: 1})
+    assert scored.cases["dice"].tolist() == [1, 1]
+    with pytest.raises(DataError, match=r"a prediction has to name a class everywhere"):
+        score_folder(tmp_path / "p", tmp_path / "r", LABELS, Scoring())
+    command = ["evaluate", "--predictions", str(tmp_path / "p"), "--references", str(tmp_path / "r")]
+    options = ["--classes", "no, yes", "--values", "255:1", "--metrics", "dice, nsd", "--tolerance", "2"]
+    printed = CliRunner().invoke(app, [*command, *options, "--out", str(tmp_path / "out")])
+    assert printed.exit_code == 0, printed.output
+    assert set(pd.read_csv(tmp_path / "out" / "cases.csv")["rules"].str.split("+").str[0]) == {"segkit"}
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["rules"]["surface"]["tolerance_mm"] == 2.0
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, *options, "--out", str(tmp_path / "p")])
+    assert stopped.value.code == 2
+
+
 def test_building_a_scoring_from_names():
-    scoring = build_scoring(LABELS, metrics=["dice"], rules="mmseg", exclude_classes=["b"], tolerance_mm=2.0)
+    modes = {"tolerance_mm": 2.0, "hd95": None}
+    scoring = build_scoring(LABELS, metrics=["nsd"], rules="mmseg", exclude_classes=["b"], modes=modes)
+    assert scoring.metrics == ("dice", "iou", "nsd")
+    assert scoring.rules.hd95 == "directed"
     assert scoring.rules.aggregation == PRESETS["mmseg"].aggregation
     assert (scoring.rules.exclude_classes, scoring.rules.tolerance_mm) == (("b",), 2.0)
     with pytest.raises(ValueError, match="exclude_classes to be some of background, a, b, got c"):
@@ -227,7 +272,7 @@ def test_building_a_scoring_from_names():
 
 
 def work_in_a_process(rank, world, cases, folder):
-    """Score every `world`-th case, and one that another process has too; keep what the group gets."""
+    """Score every `world`-th case, and keep what the group gets."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     prediction, reference = masks(4, count=cases)
     mine = list(range(rank, cases, world))

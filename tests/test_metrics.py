@@ -347,13 +347,13 @@ def test_missing_intervals_and_means_have_reasons():
     absent = summary["classes"]["b"]["dice"]
     assert (absent["mean"], absent["ci95"], absent["cases"]) == (None, None, 0)
     assert "neither" in absent["mean_reason"]
-    assert summary["mean_left_out"] == ["b"]
+    assert summary["mean_left_out"] == {"dice": ["b"], "iou": ["b"]}
     assert summary["mean"] == {"dice": 1.0, "iou": 1.0}
     assert summary["global"]["classes"]["b"]["dice"] is None
     json.dumps(summary, allow_nan=False)
     nothing = summarise(cases[cases["class"] == "b"], THREE)
     assert nothing["mean"] == {"dice": None, "iou": None}
-    assert "no case" in nothing["mean_reason"]
+    assert "no case" in nothing["mean_reason"]["dice"]
 
 
 def test_all_classes_are_foreground_without_a_background():

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,14 @@ import pytest
 import segmentation_models_pytorch.metrics as smp
 import torch
 from monai.metrics.generalized_dice import compute_generalized_dice
+from monai.metrics.hausdorff_distance import HausdorffDistanceMetric
 from monai.metrics.meandice import DiceMetric
 from monai.metrics.meaniou import MeanIoU as MonaiIoU
+from monai.metrics.surface_dice import SurfaceDiceMetric
 from torchmetrics.segmentation import DiceScore, MeanIoU
 
 from segkit import Labels
+from segkit.evaluate import Scorer, Scoring
 from segkit.metrics.counts import tally
 from segkit.metrics.policies import AGGREGATIONS, EMPTY, PRESETS, Empty, Rules, rules_by_name
 from segkit.metrics.summary import summarise
@@ -59,6 +63,24 @@ def test_monai(seed):
     for name, metric in (("dice", DiceMetric()), ("iou", MonaiIoU())):
         metric(one_hot(prediction), one_hot(reference))
         assert ours[name] == pytest.approx(metric.aggregate().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", TRIALS)
+def test_monai_surfaces(seed):
+    """With their defaults: the background is in no mean, and HD95 of a missed structure is not counted."""
+    prediction, reference = random_masks(seed, images=3, side=9)
+    scoring = Scoring(("hd95", "nsd"), replace(PRESETS["monai"], tolerance_mm=1.0))
+    scorer = Scorer(3, LABELS, scoring, torch.device("cpu"))
+    for number in range(3):
+        one = slice(number, number + 1)
+        scorer.add(f"case{number}", "x", prediction[one], reference[one], (1.0, 1.0))
+    found = summarise(scorer.result().cases, LABELS, scoring.rules, metrics=scoring.metrics, intervals=False)["mean"]
+    for name, metric in (
+        ("hd95", HausdorffDistanceMetric(percentile=95)),
+        ("nsd", SurfaceDiceMetric(class_thresholds=[1.0] * 3)),
+    ):
+        metric(one_hot(prediction), one_hot(reference))
+        assert found[name] == pytest.approx(metric.aggregate().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", TRIALS)
@@ -146,7 +168,7 @@ def test_one_prediction_has_five_mean_ious(way, expected):
     labels = Labels(["first", "a", "b"])
     reference = torch.tensor([[[0, 0], [1, 1]], [[0, 2], [2, 1]]])
     prediction = torch.tensor([[[0, 1], [1, 1]], [[0, 2], [1, 1]]])
-    rules = Rules(aggregation={"iou": way}, background=True)
+    rules = Rules(aggregation={"iou": way}, background=("iou",))
     table = table_of(prediction, reference, rules, labels=labels)
     assert summarise(table, labels, rules, intervals=False)["mean"]["iou"] == pytest.approx(expected, abs=5e-5)
     assert set(GOLDEN) == set(AGGREGATIONS)
@@ -217,6 +239,30 @@ def test_rules_in_words_name_what_differs():
     assert "foreground classes without a" in ours
     assert "what the formula says" in ours
     assert PRESETS["torchmetrics"].full_name("iou") == "iou/pairs"
+
+
+def test_rules_that_are_not_as_in_their_preset_have_another_id():
+    assert PRESETS["monai"].id == "monai"
+    changed = replace(PRESETS["monai"], tolerance_mm=2.0)
+    assert changed.id.startswith("monai+")
+    assert changed.id == replace(PRESETS["monai"], tolerance_mm=2.0).id != replace(changed, tolerance_mm=3.0).id
+    assert changed.to_dict()["id"] == changed.id
+
+
+def test_what_is_left_out_is_said_for_each_metric():
+    """A class that is only ever spurious: it counts 0 for Dice, nothing for recall."""
+    counts = np.zeros((2, 4, 3), np.int64)
+    counts[:, 0] = 9
+    counts[:, 1] = [0, 4, 0]
+    counts[:, 2] = [3, 4, 5]
+    metrics = ("dice", "iou", "recall")
+    table = cases_table(["x", "y"], ["x", "y"], counts, LABELS, metrics=metrics)
+    summary = summarise(table, LABELS, metrics=metrics, intervals=False)
+    assert summary["mean_left_out"] == {"dice": ["c"], "iou": ["c"], "recall": ["a", "c"]}
+    assert "neither" in summary["classes"]["c"]["recall"]["mean_reason"]
+    assert "spurious" in summary["classes"]["a"]["recall"]["mean_reason"]
+    assert summary["mean"]["dice"] == pytest.approx((0 + 2 / 3) / 2)
+    assert summary["mean"]["recall"] == pytest.approx(3 / 5)
 
 
 def test_unknown_names_are_told_what_there_is():

@@ -224,7 +224,7 @@ def test_missing_scores_are_printed_with_their_reasons():
     assert "selected on validation" in text
     assert "no interval: 0 groups" not in text
     assert "no interval: 9 groups of cases, fewer than 10" in text
-    assert "not in the mean, because no case has them: b" in text
+    assert "not in the mean of Dice, because no case counts them: b" in text
     assert "nan" not in text.lower()
 
 

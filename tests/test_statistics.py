@@ -431,3 +431,16 @@ def test_a_real_difference_is_found():
     generator = np.random.default_rng(19)
     found = [only_pair(simulated(generator, 2, 5, 100, shift=0.02))["verdict"] for _ in range(20)]
     assert found.count("better") >= 18
+
+
+def test_scores_that_rules_left_out_are_no_perfect_scores():
+    """A case without a value counts 1 where the class is in neither, not where it was missed or spurious."""
+    rows = [
+        {"loss": loss, "seed": seed, "fold": 0, "case": case, "group": case, "class": "a", "tp": 0, "predicted": 5}
+        | {"reference": 0, "dice": np.nan if case == "c1" else 0.5, "iou": 0.3}
+        for loss in ("x", "y")
+        for seed in range(2)
+        for case in ("c1", "c2")
+    ]
+    with pytest.raises(ValueError, match=r"got none for class a of case c1 \(4 such rows\)"):
+        analyse(pd.DataFrame(rows))

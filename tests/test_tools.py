@@ -155,8 +155,10 @@ def test_other_data_need_a_place_for_their_scores(trained):
         (("--data", "somewhere"), "say with --out where to write"),
         (("--data", "somewhere", "--split", "test", "--out", "other"), "not both"),
         (("--checkpoint", "run"), "expected different checkpoints, got one twice"),
-        (("--metrics", "dice,hd59"), "expected metrics to be different ones of dice, iou"),
-        (("--rules", "nnunett"), "expected rules to be one of segkit, nnunet"),
+        (("--metrics", "dice,hd59", "--out", "x"), "expected metrics to be different ones of dice, iou"),
+        (("--rules", "nnunett", "--out", "x"), "expected rules to be one of segkit, nnunet"),
+        (("--metrics", "hd95"), "comparisons read them; say with --out where to write others"),
+        (("--ignore", "255", "--group", "x"), "--ignore, --group belong to --predictions"),
         (("--predictions", "somewhere"), "give --checkpoint, or --predictions"),
         (("model.widths=[4, 8]",), "only data."),
     ):
@@ -166,17 +168,19 @@ def test_other_data_need_a_place_for_their_scores(trained):
 def test_several_checkpoints_side_by_side(trained, tmp_path):
     folder, _ = trained
     last, best = (folder / "run" / "checkpoints" / name for name in ("last.pt", "best.pt"))
-    asked = ("--metrics", "dice,hd95,nsd", "--rules", "monai", "evaluation.calibration=true", "--split", "validation")
+    asked = ("--metrics", "hd95,nsd", "--rules", "monai", "evaluation.calibration=true", "--split", "validation")
     printed = tool("evaluate", "--checkpoint", last, "--checkpoint", best, *asked, "--out", tmp_path, folder=folder)
     assert "dice/case_class, side by side" in printed
     assert "best: selected on validation" in printed
     assert "flatters it" in printed
     scores = {name: read_scores(tmp_path / name) for name in ("run", "best")}
     for score in scores.values():
-        assert list(score["metrics"]) == ["dice", "hd95", "nsd"]
+        assert list(score["metrics"]) == ["dice", "iou", "hd95", "nsd"]
         assert score["rules"]["name"] == "monai"
         assert f"{score['mean']['dice']:.4f}" in printed
         assert 0 <= score["calibration"]["toplabel"]["all"]["ece"] <= 1
+    table = pd.read_csv(tmp_path / "side_by_side.csv")
+    assert len(table) == 2 * 4 * 3
     files = {path.name for path in (tmp_path / "run").iterdir()}
     pictures = {"overlays.png", "confusion.png", "reliability.png"}
     assert files == {"cases.csv", "scores.json", "confusion.csv", *pictures}

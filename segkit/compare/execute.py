@@ -10,8 +10,11 @@ import pandas as pd
 from rich.console import Console
 
 from segkit import assemble, workflow
+from segkit import evaluate as evaluation
 from segkit.compare.plan import Unit, check_losses, check_overrides, unit_folder
 from segkit.compare.report import Analysis, write_comparison
+from segkit.metrics.policies import SEGKIT
+from segkit.metrics.table import scored
 from segkit.runs import Run
 from segkit.train import Diverged, Interrupted
 
@@ -43,7 +46,9 @@ def compare(
     if table is not None:
         table.to_csv(out / "cases.csv", index=False)
         labels = assemble.build_labels(units[0].config)
-        foreground = [labels.channel_names[channel] for channel in labels.foreground]
+        excluded = units[0].config.evaluation.exclude_classes
+        names = [labels.channel_names[channel] for channel in labels.foreground]
+        foreground = [name for name in names if name not in excluded]
         write_comparison(table, out, analysis, foreground, console, failed)
     if failed:
         raise UnitsFailed(
@@ -92,6 +97,8 @@ def run_unit(unit: Unit, console: Console) -> pd.DataFrame:
     else:
         workflow.run_experiment(unit.config, run, resume=True, console=console)
     table = pd.read_csv(folder / "cases.csv", dtype={"case": str, "group": str})
+    # whatever rules the unit reports by, all units of a comparison are scored by one
+    table = scored(table, ("dice", "iou"), SEGKIT).assign(rules=SEGKIT.name)
     for place, (name, value) in enumerate(zip(COLUMNS, (unit.loss, unit.seed, unit.fold), strict=True)):
         table.insert(place, name, value)
     return table
@@ -104,4 +111,6 @@ def finished(unit: Unit) -> bool:
     if not scores.is_file():
         return False
     content = json.loads(scores.read_text())
-    return content["checkpoint"] == str(run.last.relative_to(run.folder)) and content["step"] == content["steps"]
+    scoring = assemble.scoring_of(unit.config, assemble.build_labels(unit.config))
+    whole = evaluation.is_of(content, scoring, content["steps"])
+    return whole and content["checkpoint"] == str(run.last.relative_to(run.folder))

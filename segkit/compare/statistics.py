@@ -99,6 +99,7 @@ def _checked_rows(table: Rows, metric: str, classes: Sequence[str] | None) -> Ro
     missing = [column for column in needed if column not in table.columns]
     if missing:
         raise ValueError(f"expected columns {needed}, but {missing} are missing")
+    _check_counted(table, metric)
     rows: Rows = table[needed].astype({"class": str, metric: float})
     known = rows["class"].unique().tolist()
     wanted = [name for name in known if name != "background"] if classes is None else list(classes)
@@ -121,6 +122,20 @@ def _check_values(rows: Rows, keys: list[str], metric: str) -> None:
     torn = rows.groupby("case")["group"].nunique()
     if (torn > 1).any():
         raise ValueError(f"expected every case in one group, but case {torn.idxmax()!r} is in {torn.max()}")
+
+
+def _check_counted(rows: Rows, metric: str) -> None:
+    """A case without a value is one in which the class is in neither prediction nor reference; where the counts say
+    otherwise, rules that do not count it would count as a perfect score here."""
+    if not {"predicted", "reference"} <= set(rows.columns):
+        return
+    odd = rows[rows[metric].isna() & ((rows["predicted"] > 0) | (rows["reference"] > 0))]
+    if len(odd):
+        first = odd.iloc[0]
+        raise ValueError(
+            f"expected a value of {metric} wherever a class is in prediction or reference, got none for class "
+            f"{first['class']} of case {first['case']} ({len(odd)} such rows); score the table by one rule first"
+        )
 
 
 def _group_values(rows: Rows, metric: str) -> tuple[Rows, np.ndarray]:

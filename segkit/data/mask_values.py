@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ SHOWN = 6  # offending values listed before the rest is only counted
 MANY = 16  # so many values that are no class are not class numbers
 JPEG = (".jpg", ".jpeg")
 WIDE = 1 << 16
+WayOut = Callable[[Sequence[int], Sequence[int], Labels, Path], str]  # values present, offending ones, labels, file
 
 
 def value_counts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +26,7 @@ def value_counts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(mask, return_counts=True)
 
 
-def check_mask(mask: np.ndarray, labels: Labels, case: str, path: Path | str) -> None:
+def check_mask(mask: np.ndarray, labels: Labels, case: str, path: Path | str, way_out: WayOut | None = None) -> None:
     """Raise DataError if a mask, any integer shape, holds a value that is neither a class nor `ignore_index`.
 
     The message names case and file, the values with their pixels, the likely cause and the line of YAML for it.
@@ -39,7 +40,7 @@ def check_mask(mask: np.ndarray, labels: Labels, case: str, path: Path | str) ->
     pixels = [int(count) for count in counts[unknown]]
     shown = [f"{value} ({count} pixels)" for value, count in zip(offending[:SHOWN], pixels, strict=False)]
     more = f" and {len(offending) - SHOWN} more" if len(offending) > SHOWN else ""
-    cause = likely_cause([int(value) for value in values], offending, labels, Path(path))
+    cause = (way_out or likely_cause)([int(value) for value in values], offending, labels, Path(path))
     raise DataError(
         f"case {case}, file {path}: expected the mask values {_legal_text(labels)}, "
         f"got {', '.join(shown)}{more}; {cause}"

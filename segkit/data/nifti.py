@@ -67,17 +67,17 @@ def _spacing(affine: np.ndarray, orientation: np.ndarray) -> tuple[float, ...]:
     return tuple(round(float(stored[axis]), 6) for axis in np.argsort(orientation[:, 0]))
 
 
-def check_same_place(image: Path, mask: Path, where: str) -> None:
+def check_same_place(image: Path, mask: Path, where: str, *, exactly: bool = False) -> None:
     """Raise DataError if image and mask are turned differently although they do not lie in the same place.
 
     Such a mask has usually lost its header: turning it by it would mirror it against the image. Headers that
-    disagree without changing which voxel meets which are let pass.
+    disagree without changing which voxel meets which are let pass; with `exactly` only up to half a voxel.
     """
     from nibabel.orientations import inv_ornt_aff
 
     volumes = _open(image), _open(mask)
     first, second = (_orientation(volume.affine, where) for volume in volumes)
-    if np.array_equal(first, second):
+    if np.array_equal(first, second) and not exactly:
         return
     sides = np.array((*volumes[0].shape, 1)[:3])
     corners = np.array([[0, 0, 0, 1], [*(sides[np.argsort(first[:, 0])] - 1), 1]])
@@ -86,8 +86,8 @@ def check_same_place(image: Path, mask: Path, where: str) -> None:
         for volume, turn in zip(volumes, (first, second), strict=True)
     ]
     apart_mm = np.abs(places[0] - places[1]).max()
-    if apart_mm > max(_spacing(volumes[0].affine, first)):
+    if apart_mm > max(_spacing(volumes[0].affine, first)) * (0.5 if exactly else 1):
         raise DataError(
             f"{where}: expected the mask in the image's place, but the affines put {mask} up to {apart_mm:.1f} mm "
-            "away and turned differently; save the mask with the affine of the image"
+            f"away{'' if exactly else ' and turned differently'}; save the mask with the affine of the image"
         )

@@ -16,7 +16,7 @@ from zlib import error as ZlibError
 import numpy as np
 
 from segkit.data.cases import DataError, RawCase, check_finite, mask_dtype
-from segkit.data.mask_values import check_mask
+from segkit.data.mask_values import WayOut, check_mask, likely_cause
 from segkit.data.nifti import check_same_place, load_nifti
 from segkit.labels import Labels
 
@@ -94,12 +94,17 @@ def read_image(path: Path, case: str | None = None) -> tuple[np.ndarray, tuple[f
 
 
 def read_mask(
-    path: Path, labels: Labels, value_map: Mapping[int, int] | None = None, case: str | None = None
+    path: Path,
+    labels: Labels,
+    value_map: Mapping[int, int] | None = None,
+    case: str | None = None,
+    way_out: WayOut = likely_cause,
 ) -> np.ndarray:
     """Read a mask as class numbers [*S], or as [K, *S] of 0 and 1 for overlapping classes: uint8 or int32.
 
     Palette pictures give palette indices, 1-bit pictures 0 and 1; floating values are accepted if all are whole.
-    value_map: replaces values of the file by class numbers, all at once; values that it does not name stay.
+    value_map: replaces values of the file by class numbers, all at once; values that it does not name stay. way_out:
+    says what to do about values that are no class.
 
     Raises DataError for an unreadable file, a colour picture, a wrong number of axes, and values that are
     neither a class nor `ignore_index`.
@@ -117,7 +122,7 @@ def read_mask(
     mask = raw.copy() if value_map else raw
     for value, number in (value_map or {}).items():
         mask[raw == value] = number
-    check_mask(mask, labels, case if case is not None else case_name(path), path)
+    check_mask(mask, labels, case if case is not None else case_name(path), path, way_out)
     return np.ascontiguousarray(mask, dtype=mask_dtype(labels))
 
 

@@ -6,6 +6,8 @@ can be had beside ours; docs/evaluation.md has them in a table.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,8 +53,9 @@ class Rules:
 
     empty: a metric's table of empty classes; a metric that is not in it is always what its formula says.
     aggregation: how cases and classes become one number, for each metric that is not averaged as `class_case`.
-    background: whether the mean takes the background class in. exclude_classes: rows that are left out of table and
-        mean; their pixels still count for the other classes, unlike ignored ones.
+    background: the metrics whose mean takes the background class in.
+    exclude_classes: rows that are left out of tables and means; their pixels still count for the other classes,
+        unlike ignored ones.
     absent: what a class counts in the mean that no case counts: a number, None for nothing; NaN makes the mean NaN.
     hd95, assd, nsd: the modes of `segkit.metrics.surface`. tolerance_mm: of NSD.
     boundary_ratio: the width of the band of boundary IoU, as a share of the image diagonal.
@@ -62,7 +65,7 @@ class Rules:
     name: str = "segkit"
     empty: Mapping[str, Empty] = field(default_factory=lambda: EMPTY)
     aggregation: Mapping[str, Aggregation] = field(default_factory=dict)
-    background: bool = False
+    background: tuple[str, ...] = ()
     exclude_classes: tuple[str, ...] = ()
     absent: float | None = None
     hd95: Percentile = "directed"
@@ -80,15 +83,25 @@ class Rules:
         """The metric with its aggregation, such as dice/class_case."""
         return f"{metric}/{self.aggregated(metric)}"
 
+    @property
+    def id(self) -> str:
+        """The name, and where they are not as the preset has them, a digest of all that they are."""
+        if self == PRESETS.get(self.name):
+            return self.name
+        content = json.dumps(self._plain(), sort_keys=True)
+        return f"{self.name}+{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
     def to_dict(self) -> dict[str, Any]:
         """The rules as JSON takes them, every metric's table written out."""
+        return {"name": self.name, "id": self.id, **self._plain()}
+
+    def _plain(self) -> dict[str, Any]:
         return {
-            "name": self.name,
             "empty": {
                 name: {cell: _plain(value) for cell, value in vars(row).items()} for name, row in self.empty.items()
             },
             "aggregation": {"default": "class_case", **self.aggregation},
-            "background": self.background,
+            "background": list(self.background),
             "exclude_classes": list(self.exclude_classes),
             "absent": _plain(self.absent),
             "surface": {"hd95": self.hd95, "assd": self.assd, "nsd": self.nsd, "tolerance_mm": self.tolerance_mm},
@@ -108,7 +121,11 @@ class Rules:
         by_way: dict[Aggregation, list[str]] = {}
         for metric in metrics:
             by_way.setdefault(self.aggregated(metric), []).append(metric)
-        classes = "all classes" if self.background else "foreground classes"
+        with_background = [metric for metric in metrics if metric in self.background]
+        classes = "foreground classes"
+        if with_background:
+            only = f", for {', '.join(with_background)}" if len(with_background) < len(metrics) else ""
+            classes = f"all classes{only}" if not only else f"foreground classes{only} all classes"
         without = f" without {', '.join(self.exclude_classes)}" if self.exclude_classes else ""
         ways = [
             AGGREGATIONS[way] + (f" ({', '.join(names)})" if len(by_way) > 1 else "") for way, names in by_way.items()
@@ -154,19 +171,21 @@ PRESETS: dict[str, Rules] = {
             "hd95": Empty(neither=None, spurious=None, missed=None),
         },
         aggregation=dict.fromkeys(("dice", "iou", "hd", "hd95", "assd", "nsd"), "case_class"),
-        background=True,
+        background=("dice", "iou"),
         nsd="voxel",
     ),
     # segmentation.DiceScore (macro, samplewise) and segmentation.MeanIoU with their defaults
-    "torchmetrics": Rules(name="torchmetrics", aggregation={"dice": "case_class", "iou": "pairs"}, background=True),
+    "torchmetrics": Rules(
+        name="torchmetrics", aggregation={"dice": "case_class", "iou": "pairs"}, background=("dice", "iou")
+    ),
     # IoUMetric: nanmean over classes
-    "mmseg": Rules(name="mmseg", aggregation={"dice": "global", "iou": "global"}, background=True),
+    "mmseg": Rules(name="mmseg", aggregation={"dice": "global", "iou": "global"}, background=("dice", "iou")),
     # iou_score and f1_score with reduction="macro" and zero_division=1
     "smp": Rules(
         name="smp",
         empty=_with_overlap(Empty(neither=1.0, spurious=0.0, missed=0.0)),
         aggregation={"dice": "global", "iou": "global"},
-        background=True,
+        background=("dice", "iou"),
     ),
 }
 

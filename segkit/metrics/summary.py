@@ -17,6 +17,7 @@ from segkit.metrics.policies import SEGKIT, Rules
 from segkit.metrics.table import COUNTS, FROM_COUNTS, Table, raw_score, ruled
 
 NEVER = "the class is in neither prediction nor reference of any case"
+NOT_COUNTED = "the class is missed or spurious where it is at all, which these rules do not count for this metric"
 NOTHING = "no case has a counted class in its prediction or reference"
 INFINITE = "a missed or spurious structure counts as infinitely far, by these rules"
 POOLED = ("global", "micro")
@@ -48,24 +49,33 @@ def summarise(
         }
         for place, name in enumerate(names)
     }
-    averaged = _averaged(labels, names, rules)
-    means = {metric: _mean(table, values[metric], metric, names, averaged, rules) for metric in metrics}
-    first = classes[averaged[0]] if averaged else {}
-    left_out = [name for name in averaged if first and classes[name][metrics[0]]["mean"] is None]
+    averaged = {metric: _averaged(labels, names, rules, metric) for metric in metrics}
+    means = {metric: _mean(table, values[metric], metric, names, averaged[metric], rules) for metric in metrics}
+    left_out = {
+        metric: [name for name in averaged[metric] if classes[name][metric]["cases"] == 0] for metric in metrics
+    }
+    reasons = {metric: _mean_reason(mean, left_out[metric], averaged[metric]) for metric, mean in means.items()}
     summary = {
         "rules": rules.to_dict(),
         "rules_in_words": rules.in_words(metrics),
         "metrics": {metric: rules.full_name(metric) for metric in metrics},
         "classes": classes,
         "mean": {metric: _plain(mean) for metric, mean in means.items()},
-        "mean_left_out": left_out,
+        "mean_left_out": {metric: missing for metric, missing in left_out.items() if missing},
+        "mean_reason": {metric: reason for metric, reason in reasons.items() if reason},
         "interval_notes": notes,
     }
-    if any(math.isnan(mean) for mean in means.values()):
-        summary["mean_reason"] = NOTHING if len(left_out) == len(averaged) else f"{NEVER}: {', '.join(left_out)}"
-    elif any(math.isinf(mean) for mean in means.values()):
-        summary["mean_reason"] = INFINITE
-    return summary | {"generalized_dice": _generalized(table, averaged), "global": pooled(cases, labels, rules)}
+    generalized = _generalized(table, _averaged(labels, names, rules, "generalized_dice"))
+    return summary | {"generalized_dice": generalized, "global": pooled(cases, labels, rules)}
+
+
+def _mean_reason(mean: float, left_out: Sequence[str], averaged: Sequence[str]) -> str | None:
+    """Why a mean over classes is no number."""
+    if math.isinf(mean):
+        return INFINITE
+    if not math.isnan(mean):
+        return None
+    return NOTHING if len(left_out) == len(averaged) else f"no case counts {', '.join(left_out)}"
 
 
 def pooled(cases: pd.DataFrame, labels: Labels, rules: Rules = SEGKIT) -> dict[str, Any]:
@@ -82,14 +92,15 @@ def pooled(cases: pd.DataFrame, labels: Labels, rules: Rules = SEGKIT) -> dict[s
     for score in classes.values():
         if score["dice"] is None:
             score["reason"] = NEVER
-    averaged = [names.index(name) for name in _averaged(labels, names, rules)]
-    means = {metric: _plain(_nanmean(scores[metric][averaged])) for metric in scores}
-    return {"classes": classes, "mean": means}
+    places = {metric: [names.index(name) for name in _averaged(labels, names, rules, metric)] for metric in scores}
+    means = {metric: _plain(_nanmean(scores[metric][places[metric]])) for metric in scores}
+    result: dict[str, Any] = {"classes": classes, "mean": means}
+    return result if None not in means.values() else result | {"mean_reason": NOTHING}
 
 
-def _averaged(labels: Labels, names: Sequence[str], rules: Rules) -> list[str]:
-    """The classes that the mean is over."""
-    channels = range(labels.channels) if rules.background else labels.foreground
+def _averaged(labels: Labels, names: Sequence[str], rules: Rules, metric: str) -> list[str]:
+    """The classes that the mean of a metric is over."""
+    channels = range(labels.channels) if metric in rules.background else labels.foreground
     return [labels.channel_names[channel] for channel in channels if labels.channel_names[channel] in names]
 
 
@@ -125,13 +136,15 @@ def _class_score(rows: Table, metric: str, values: np.ndarray, rules: Rules) -> 
     if rules.aggregated(metric) in POOLED:
         name = rows["class"].iloc[0] if len(rows) else ""
         mean = float(_pooled_scores(rows, metric, [name], rules)[0])
-    score: dict[str, Any] = {"mean": _plain(mean)}
-    if score["mean"] is None:
-        score["mean_reason"] = INFINITE if math.isinf(mean) else NEVER
-    if len(counted):
-        score["median"] = _plain(float(np.median(counted)))
     missed = (rows["reference"] > 0) & (rows["predicted"] == 0)
     spurious = (rows["reference"] == 0) & (rows["predicted"] > 0)
+    score: dict[str, Any] = {"mean": _plain(mean)}
+    if score["mean"] is None:
+        shown = missed.any() or spurious.any()
+        score["mean_reason"] = INFINITE if math.isinf(mean) else NOT_COUNTED if shown else NEVER
+    if len(counted):
+        score["median"] = _plain(float(np.median(counted)))
+        score |= {"median_reason": INFINITE} if score["median"] is None else {}
     return score | {"cases": len(counted), "missed": int(missed.sum()), "spurious": int(spurious.sum())}
 
 
@@ -164,7 +177,8 @@ def _generalized(table: Table, averaged: Sequence[str]) -> dict[str, Any]:
     """The generalised Dice score of each case over the averaged classes, as a mean over cases."""
     counts = np.stack([_by_case(table, column, averaged) for column in COUNTS], -1)
     scores = generalized_dice(torch.from_numpy(np.nan_to_num(counts))).numpy() if counts.size else np.array([])
-    return {"mean": _plain(_nanmean(scores)), "cases": int((~np.isnan(scores)).sum())}
+    found = {"mean": _plain(_nanmean(scores)), "cases": int((~np.isnan(scores)).sum())}
+    return found if found["mean"] is not None else found | {"mean_reason": NOTHING}
 
 
 def _all_bounds(
@@ -189,7 +203,7 @@ def _all_bounds(
 
 
 def _pooled_intervals(table: Table, metric: str, names: Sequence[str], groups: np.ndarray, rules: Rules) -> Intervals:
-    tp, predicted, reference = (torch.from_numpy(_by_case(table, column, names)) for column in COUNTS)
+    tp, predicted, reference = (torch.tensor(_by_case(table, column, names)) for column in COUNTS)
     twice = metric == "dice"
     return ratio_intervals(
         2 * tp if twice else tp, predicted + reference - (0 if twice else tp), groups, rules.bootstrap

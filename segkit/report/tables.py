@@ -5,36 +5,56 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+METRICS_A_TABLE = 4
 VERDICT_STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "undecided": "yellow"}
 
 
 def print_scores(scores: Mapping[str, Any], console: Console) -> None:
     """Print the contents of scores.json: a row a class, the mean over classes, and what they mean.
 
-    The interval is that of the first metric; those of the others, and the medians, are in scores.json only.
+    Further metrics are in tables of their own, so that none is wider than 80 characters. The intervals of all but
+    Dice, and the medians, are in scores.json only.
     """
-    metrics = list(scores["metrics"])
     table = Table(title=f"{scores['cases']} cases of {escape(str(scores['split']))}", title_justify="left")
-    table.add_column("class", min_width=12, overflow="fold")  # with Dice and IoU 80 characters, the usual terminal
-    headings = [heading(metric) for metric in metrics]
-    for column in (headings[0], "95 % CI", *headings[1:], "cases", "missed", "spurious"):
+    table.add_column("class", min_width=12, overflow="fold")
+    for column in ("Dice", "95 % CI", "IoU", "cases", "missed", "spurious"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, score in scores["classes"].items():
-        first = score[metrics[0]]
-        values = [_number(score[metric]["mean"]) for metric in metrics]
-        numbers = [str(first[column]) for column in ("cases", "missed", "spurious")]
-        table.add_row(escape(name), values[0], _interval(first.get("ci95")), *values[1:], *numbers)
+        dice, iou = score["dice"], score["iou"]
+        shown = [_number(dice["mean"]), _interval(dice.get("ci95")), _number(iou["mean"])]
+        table.add_row(escape(name), *shown, *(str(dice[column]) for column in ("cases", "missed", "spurious")))
     table.add_section()
-    means = [_number(scores["mean"][metric]) for metric in metrics]
-    averaged = "all classes" if scores["rules"]["background"] else "foreground"
-    table.add_row(averaged, means[0], "", *means[1:], "", "", "", style="bold")
+    mean, name = scores["mean"], _averaged(scores, "dice")
+    table.add_row(name, _number(mean["dice"]), "", _number(mean["iou"]), "", "", "", style="bold")
     console.print(table)
+    others = [metric for metric in scores["metrics"] if metric not in ("dice", "iou")]
+    for start in range(0, len(others), METRICS_A_TABLE):
+        console.print(_further_table(scores, others[start : start + METRICS_A_TABLE]))
     for line in _score_notes(scores):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
+
+
+def _further_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
+    """Means of a few metrics, each with the number of cases that count."""
+    table = Table()
+    table.add_column("class", min_width=12, overflow="fold")
+    for metric in metrics:
+        table.add_column(f"{heading(metric)} (cases)", justify="right")
+    for name, score in scores["classes"].items():
+        table.add_row(escape(name), *(f"{_number(score[m]['mean'])} ({score[m]['cases']})" for m in metrics))
+    table.add_section()
+    names = dict.fromkeys(_averaged(scores, metric) for metric in metrics)
+    table.add_row(" / ".join(names), *(_number(scores["mean"][metric]) for metric in metrics), style="bold")
+    return table
+
+
+def _averaged(scores: Mapping[str, Any], metric: str) -> str:
+    return "all classes" if metric in scores["rules"]["background"] else "foreground"
 
 
 def heading(metric: str) -> str:
@@ -43,26 +63,49 @@ def heading(metric: str) -> str:
     return names.get(metric, metric.upper() if metric in ("hd", "hd95", "assd", "nsd") else metric)
 
 
-def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Console) -> None:
-    """A table a metric: a row a class, a column a checkpoint. It says nothing of whether a difference is real."""
-    first = next(iter(results.values()))
-    for metric, full_name in first["metrics"].items():
-        table = Table(title=f"{full_name}, side by side", title_justify="left")
+def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Console) -> pd.DataFrame:
+    """A table a metric: a row a class, a column a checkpoint. Returned as one table too, a row a checkpoint, metric and
+    class, with the cases that count, missed and spurious ones. It says nothing of whether a difference is real."""
+    for metric in dict.fromkeys(metric for result in results.values() for metric in result["metrics"]):
+        full_names = dict.fromkeys(result["metrics"].get(metric, metric) for result in results.values())
+        table = Table(title=f"{', '.join(full_names)}, side by side", title_justify="left")
         table.add_column("class", overflow="fold")
         for name in results:
             table.add_column(escape(name), justify="right", overflow="fold")
-        for of_class in first["classes"]:
+        for of_class in dict.fromkeys(name for result in results.values() for name in result["classes"]):
             cells = [result["classes"].get(of_class, {}).get(metric, {}).get("mean") for result in results.values()]
             table.add_row(escape(of_class), *map(_number, cells))
         table.add_section()
         table.add_row("mean", *(_number(result["mean"].get(metric)) for result in results.values()), style="bold")
         console.print(table)
-    for line in (
-        f"rules {first['rules']['name']}",
-        *(f"{name}: selected on {result['selected_on']}" for name, result in results.items() if result["selected_on"]),
-        "these are single trained networks: whether their losses differ, segkit compare says",
-    ):
+    for line in _side_by_side_notes(results):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
+    return pd.DataFrame(
+        [
+            {"checkpoint": name, "metric": full_name, "class": of_class, "rules": result["rules"]["id"]}
+            | {key: score[metric][key] for key in ("mean", "cases", "missed", "spurious")}
+            for name, result in results.items()
+            for metric, full_name in result["metrics"].items()
+            for of_class, score in result["classes"].items()
+        ]
+    )
+
+
+def _side_by_side_notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What makes the columns differ beside the networks."""
+    chosen = {name: result["selected_on"] for name, result in results.items() if result["selected_on"]}
+    notes = [f"{name}: selected on {part}" for name, part in chosen.items()]
+    for what, of in (
+        ("classes", lambda result: list(result["classes"])),
+        ("rules", lambda result: result["rules"]["id"]),
+        ("split", lambda result: result["split"]),
+        ("number of cases", lambda result: result["cases"]),
+    ):
+        found = {name: of(result) for name, result in results.items()}
+        if len({str(value) for value in found.values()}) > 1:
+            shown = "; ".join(f"{name}: {value}" for name, value in found.items())
+            notes.append(f"not of one kind, the {what} differ: {shown}")
+    return [*notes, "these are single trained networks: whether their losses differ, segkit compare says"]
 
 
 def _score_notes(scores: Mapping[str, Any]) -> list[str]:
@@ -75,10 +118,9 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
         if selected and selected == scores["split"]:
             notes.append(f"it was chosen by its score on {selected}, so this score flatters it")
     notes += scores["rules_in_words"]
-    if scores["mean_left_out"]:
-        notes.append(f"not in the mean, because no case has them: {', '.join(scores['mean_left_out'])}")
-    if scores.get("mean_reason"):
-        notes.append(f"no mean: {scores['mean_reason']}")
+    for metric, names in scores["mean_left_out"].items():
+        notes.append(f"not in the mean of {heading(metric)}, because no case counts them: {', '.join(names)}")
+    notes += [f"no mean of {heading(metric)}: {reason}" for metric, reason in scores["mean_reason"].items()]
     first = next(iter(scores["metrics"]))
     counted = [score[first] for score in scores["classes"].values() if score[first]["mean"] is not None]
     notes += sorted({f"no interval: {score['ci95_reason']}" for score in counted if "ci95_reason" in score})
