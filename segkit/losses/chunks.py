@@ -100,13 +100,16 @@ class Room:
         return self.take(name, tensor.shape, tensor, dtype).copy_(tensor)
 
 
-def pieces(logits: Tensor) -> Iterator[Piece]:
-    """Pieces that cover a batch [B, K, *S] exactly; one piece while compiling, where fusion does the same."""
+def pieces(logits: Tensor, smaller: int = 1) -> Iterator[Piece]:
+    """Pieces that cover a batch [B, K, *S] exactly; one piece while compiling, where fusion does the same.
+
+    smaller: how many times smaller than usual, for what needs so many times more memory for each element of a piece.
+    """
     images, channels, pixels = logits.shape[0], logits.shape[1], logits[0, 0].numel()
     if torch.compiler.is_compiling():
         yield Piece(slice(None), slice(None))
         return
-    elements = ELEMENTS.get(logits.device.type, ELEMENTS_ELSEWHERE)
+    elements = ELEMENTS.get(logits.device.type, ELEMENTS_ELSEWHERE) // smaller
     number = max(1, math.ceil(channels * pixels / elements))  # of pieces of equal size in an image
     at_once = max(ALIGNED, math.ceil(pixels / number / ALIGNED) * ALIGNED)  # pixels
     together = max(1, elements // max(1, channels * pixels))  # images
@@ -148,6 +151,13 @@ class Batch:
         """Whether the target has shares between 0 and 1."""
         onehot = self.target.onehot
         return onehot is not None and onehot.is_floating_point()
+
+    def pieces(self, smaller: int = 1) -> Iterator[Piece]:
+        """The pieces of the batch; smaller ones where not everything is done in memory that is used again."""
+        index = self.target.index
+        simple = self.logits.is_contiguous() and self.logits.dtype == self.work_type
+        lean = simple and self.link == "softmax" and index is not None and index.dtype == torch.uint8
+        return pieces(self.logits, smaller if lean else 4 * smaller)
 
     @property
     def target_tensors(self) -> tuple[Tensor | None, ...]:

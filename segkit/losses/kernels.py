@@ -99,6 +99,14 @@ class Needs:
         region = [TP, *(("predicted", power) for power in self.powers)] if self.powers else []
         return [*region, *(("pixel", number) for number in range(len(self.pixel)))]
 
+    @property
+    def smaller(self) -> int:
+        """How much smaller pieces have to be for what is made on the way to stay within the size of the logits."""
+        plain = all(one.class_weights is None and not one.smoothing for one in self.pixel)
+        lean = plain and self.powers in ((), (1,)) and len(self.pixel) + len(self.powers) < 2
+        constant = all(one.function.constant_slope is not None for one in self.pixel)
+        return 1 if lean or (plain and constant and self.powers == (1,) and len(self.pixel) == 1) else 2
+
     def channels(self, name: tuple[Any, ...], channels: int) -> int:
         """How many numbers an image has of a sum: a pixel function one, for all classes together."""
         return 1 if name[0] == "pixel" else channels

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
-from segkit.losses.chunks import Batch, Room, link_of, pieces
+from segkit.losses.chunks import Batch, Room, link_of
 from segkit.losses.lovasz_methods import (
     Bins,
     Counting,
@@ -62,7 +62,7 @@ class ChosenMean(nn.Module):
         """1 for each group and class that is counted, [G, K]."""
         held = [torch.zeros(len(batch.logits), batch.logits.shape[1], dtype=torch.bool, device=batch.logits.device)]
         room = Room()
-        for piece in pieces(batch.logits):
+        for piece in batch.pieces():
             mask = batch.mask_chunk(piece, room)
             shown = mask.share > 0 if self.present_only else torch.ones_like(mask.share, dtype=torch.bool)
             found = shown.any(-1) if mask.valid is None else (shown & mask.valid).any(-1)

@@ -229,7 +229,7 @@ class Sorting:
         share = torch.empty_like(known, dtype=torch.bool)
         valid = torch.empty_like(share)
         room = Room()
-        for piece in pieces(batch.logits):
+        for piece in batch.pieces():
             chunk = batch.chunk(piece, room)
             known[piece.images, :, piece.pixels] = self.errors.of(chunk)
             share[piece.images, :, piece.pixels] = chunk.mask.share > 0
@@ -259,7 +259,7 @@ class Counting:
         # 32 bits hold the pixels of a batch, and more of the table stays in the cache
         counts = torch.zeros(groups * channels * 2 * number, dtype=torch.int32, device=batch.logits.device)
         room, nothing = Room(), torch.zeros((), dtype=batch.work_type, device=batch.logits.device)
-        for piece in pieces(batch.logits):
+        for piece in batch.pieces():
             chunk = batch.chunk(piece, room)
             errors = self.errors.of(chunk)
             nothing = nothing + 0 * errors.sum()  # NaN is in no bin, so it is carried beside them
@@ -302,7 +302,7 @@ class _Lovasz(torch.autograd.Function):
         batch: Batch = ctx.without_tensors.with_tensors(*tensors)
         logits = batch.logits
         gradient, room = memory_for_gradient(logits), Room()
-        for piece in pieces(logits):
+        for piece in batch.pieces():
             chunk = batch.chunk(piece, room)
             of_error = ctx.method.increments(chunk, piece, known)
             of_loss = (slopes[piece.images] if len(slopes) > 1 else slopes).unsqueeze(-1).to(of_error.dtype)

@@ -167,7 +167,7 @@ class _SharedPass(torch.autograd.Function):
             return [*kernel.sums(chunk, needs, room, place), *_of_mask(chunk.mask)]
 
         width = needs.width(channels)
-        totals = _totals(batch, width + 4 * channels, of_piece)
+        totals = _totals(batch, width + 4 * channels, of_piece, needs.smaller)
         sums, of_mask = totals[:, :width].to(batch.work_type), totals[:, width:].contiguous()
         ctx.mark_non_differentiable(of_mask)
         return sums, of_mask
@@ -179,7 +179,7 @@ class _SharedPass(torch.autograd.Function):
         logits, kernel = batch.logits, KERNELS[batch.link]
         kept, ctx.kept = ctx.kept, None  # it goes out as the gradient
         gradient = memory_for_gradient(logits) if kept is None else kept
-        for piece in pieces(logits):
+        for piece in batch.pieces(needs.smaller):
             place = piece.of(gradient)
             if kept is None:
                 chunk = batch.chunk(piece, room)
@@ -193,7 +193,7 @@ class _SharedPass(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def _totals(batch: Batch, width: int, of_piece: Callable[[Piece], list[Tensor]]) -> Tensor:
+def _totals(batch: Batch, width: int, of_piece: Callable[[Piece], list[Tensor]], smaller: int = 1) -> Tensor:
     """What `of_piece` gives, [b, some of the width] each, side by side and added up over the pieces, [B, width].
 
     In float64 where the device has it, so that adding up pieces costs no digits.
@@ -203,7 +203,7 @@ def _totals(batch: Batch, width: int, of_piece: Callable[[Piece], list[Tensor]])
     else:
         device = batch.logits.device
         totals = torch.zeros(batch.logits.shape[0], width, dtype=precise_type(device), device=device)
-        for piece in pieces(batch.logits):
+        for piece in batch.pieces(smaller):
             totals[piece.images].add_(torch.cat(of_piece(piece), 1))
     return totals
 

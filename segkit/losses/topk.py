@@ -57,7 +57,7 @@ class TopkCrossEntropy(nn.Module):
         shape, device = (batch.logits.shape[0], entries, batch.size), batch.logits.device
         losses = torch.empty(shape, dtype=batch.work_type, device=device)
         valid = torch.empty(shape, dtype=torch.bool, device=device)
-        for piece in pieces(batch.logits):
+        for piece in batch.pieces():
             place = (piece.images, slice(None), piece.pixels)
             losses[place], valid[place] = pixel_losses(batch.chunk(piece, room), self.asked, room)
         return losses, valid
