@@ -90,7 +90,7 @@ def evaluate(
     device: DeviceOption = None,
 ) -> None:
     """Score checkpoints, or a folder of predicted masks: cases.csv, scores.json, pictures and a table."""
-    from segkit import workflow
+    from segkit import judging
 
     if bool(checkpoint) == bool(predictions):
         raise typer.BadParameter("give --checkpoint, or --predictions with --references, --classes and --out")
@@ -101,7 +101,7 @@ def evaluate(
         given = [name for name, value in unused.items() if value]
         if given:
             raise typer.BadParameter(f"--predictions takes no {', '.join(given)}: nothing is predicted")
-        workflow.evaluate_predictions(
+        judging.evaluate_predictions(
             predictions,
             references,
             _list(classes),
@@ -126,7 +126,7 @@ def evaluate(
         raise typer.BadParameter(f"{', '.join(given)} belong to --predictions; a checkpoint knows its own data")
     asked = {"metrics": metrics and f"[{metrics}]", "rules": rules, "tolerance_mm": tolerance}
     chosen = [f"evaluation.{name}={value}" for name, value in asked.items() if value is not None]
-    workflow.evaluate(checkpoint or [], [*(overrides or []), *chosen], split=split, data=data, out=out, device=device)
+    judging.evaluate(checkpoint or [], [*(overrides or []), *chosen], split=split, data=data, out=out, device=device)
 
 
 def _list(text: str) -> list[str]:

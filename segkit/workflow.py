@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from torch import Tensor
 
 from segkit import assemble
 from segkit import evaluate as evaluation
 from segkit.checkpoint import load as load_checkpoint
 from segkit.config import Config, dump
 from segkit.data.cases import RawCase
-from segkit.data.loaders import EvaluationSet
-from segkit.data.splits import PARTS, Split
-from segkit.folders import score_folder
+from segkit.data.splits import Split
 from segkit.guards import loss_notes, loss_warnings
-from segkit.labels import Labels
-from segkit.predict import Predictor
+from segkit.judging import checkpoint_file, evaluated_part, write_evaluation
 from segkit.runs import Run, RunError
 from segkit.train import fit
-from segkit.trained import Trained, load_trained
+from segkit.trained import load_trained
 
 CONSOLE = Console()
 
@@ -154,202 +146,6 @@ def shown_weight(weight: Any) -> str:
     if not isinstance(weight, Mapping):
         return f"{weight:g}"
     return f"({weight['name']} {', '.join(f'{key} {value:g}' for key, value in weight.items() if key != 'name')})"
-
-
-def evaluated_part(config: Config, split: Any) -> str:
-    """`evaluation.split`, or else test if there is one, else validation, else train."""
-    part = config.evaluation.split or next(part for part in ("test", "validation", "train") if getattr(split, part))
-    if not getattr(split, part):
-        raise RunError(f"the split has no {part} cases; choose evaluation.split among those it has")
-    return part
-
-
-def write_evaluation(
-    predictor: Predictor,
-    cases: EvaluationSet,
-    labels: Labels,
-    folder: Path,
-    *,
-    split: str,
-    origin: evaluation.Origin,
-    config: Config,
-    console: Console,
-) -> dict[str, Any]:
-    """Predict and count every case; write tables and pictures and, last, scores.json."""
-    scoring = assemble.scoring_of(config, labels)
-    shown = progress(f"evaluating {split}", console)
-    with tempfile.TemporaryDirectory() as place:
-        # which cases are drawn is known at the end; keeping masks in files costs less than predicting again
-        def keep(number: int, mask: Tensor) -> None:
-            np.save(Path(place) / f"{number}.npy", mask.cpu().numpy())
-
-        kept = keep if config.evaluation.overlays else None
-        scored = evaluation.score_cases(predictor, cases, labels, scoring, shown, keep=kept)
-        result = evaluation.scores(scored, labels, scoring, split=split, origin=origin)
-        if config.evaluation.overlays:
-            write_overlays(cases, labels, scored.cases, Path(place), folder / "overlays.png")
-            write_figures(scored, labels, folder)
-    evaluation.write(folder, scored, labels, result)
-    return result
-
-
-def progress(what: str, console: Console) -> Any:
-    """What shows how far a loop has come, where the output is a terminal."""
-
-    def tracked(numbers: Any) -> Any:
-        return track(numbers, what, console=console, disable=not console.is_terminal)
-
-    return tracked
-
-
-def write_figures(scored: evaluation.Scored, labels: Labels, folder: Path) -> None:
-    """Pictures of the confusion matrix and of how honest the probabilities are, where there are such."""
-    from segkit.report.figures import confusion_figure, reliability_figure
-
-    if scored.matrix is not None:
-        confusion_figure(scored.matrix, labels.channel_names, folder / "confusion.png")
-    if scored.calibration is not None:
-        reliability_figure(scored.calibration, folder / "reliability.png")
-
-
-def write_overlays(cases: EvaluationSet, labels: Labels, table: pd.DataFrame, masks: Path, path: Path) -> None:
-    """Pictures of the worst, median and best case by mean foreground Dice. masks: where the predicted ones lie."""
-    from segkit.report.overlays import choose_cases, overlay_figure
-
-    numbers = {case.name: number for number, case in enumerate(cases.cases)}
-    rows = []
-    for what, name, dice in choose_cases(table, labels):
-        raw = cases.raw(numbers[name])
-        predicted = np.load(masks / f"{numbers[name]}.npy")
-        rows.append((f"{what}: {name}, Dice {dice:.3f}", raw.image, raw.mask, predicted))
-    if rows:
-        overlay_figure(rows, labels, path)
-
-
-def checkpoint_file(given: Path) -> Path:
-    """A run folder stands for its last.pt."""
-    return given if given.suffix == ".pt" else Run(given).last
-
-
-def evaluate(
-    given: Sequence[Path],
-    overrides: Sequence[str],
-    *,
-    split: str | None,
-    data: Path | None,
-    out: Path | None,
-    device: str | None,
-) -> None:
-    """Evaluate checkpoints on a part of their own split, or on all of another folder of the same layout."""
-    from segkit.report.tables import print_scores, print_side_by_side
-
-    names = short_names(given)
-    results = {}
-    for name, one in names.items():
-        folder = None if out is None else out / name if len(names) > 1 else out
-        results[name] = _evaluate(one, overrides, split=split, data=data, out=folder, device=device)
-        print_scores(results[name], CONSOLE)
-    if len(results) > 1:
-        table = print_side_by_side(results, CONSOLE)
-        if out is not None:
-            table.to_csv(out / "side_by_side.csv", index=False)
-
-
-def short_names(given: Sequence[Path]) -> dict[str, Path]:
-    """A name for each checkpoint: the last parts of its path that tell it from the others, joined by a dash.
-
-    A run's last.pt is called as the run. Raises RunError for a checkpoint that is given twice.
-    """
-    files = [checkpoint_file(path).resolve() for path in given]
-    if len(set(files)) < len(files):
-        raise RunError(f"expected different checkpoints, got one twice: {', '.join(map(str, given))}")
-    parts = [[part for part in file.with_suffix("").parts if part not in ("checkpoints", "last")] for file in files]
-    enough = next(number for number in range(1, 100) if len({tuple(one[-number:]) for one in parts}) == len(parts))
-    return {"-".join(one[-enough:]): path for one, path in zip(parts, given, strict=True)}
-
-
-def _evaluate(
-    given: Path,
-    overrides: Sequence[str],
-    *,
-    split: str | None,
-    data: Path | None,
-    out: Path | None,
-    device: str | None,
-) -> dict[str, Any]:
-    file = checkpoint_file(given)
-    of_run = file != given
-    if split is not None and data is not None:
-        raise RunError("give --split, a part of the run's own data, or --data, all of other data; not both")
-    if out is None and (not of_run or data is not None):
-        reason = f"{given} is a file" if not of_run else "--data is not the run's own data"
-        raise RunError(f"{reason}, so there is no place in a run folder for the scores: say with --out where to write")
-    judged_otherwise = [text for text in overrides if text.startswith("evaluation.")]
-    if out is None and judged_otherwise:
-        raise RunError(
-            f"{judged_otherwise[0]}: the scores in the run folder are by the run's own configuration, and comparisons "
-            "read them; say with --out where to write others"
-        )
-    trained = load_trained(file, device, overrides)
-    cases, part = evaluated_cases(trained, split, data)
-    folder = out if out is not None else Run(given).evaluation(part)
-    result = write_evaluation(
-        trained.predictor,
-        cases,
-        trained.labels,
-        folder,
-        split=part,
-        origin=replace(trained.origin, checkpoint=str(file.relative_to(given)) if of_run else str(file)),
-        config=trained.config,
-        console=CONSOLE,
-    )
-    CONSOLE.print(f"written to {folder}", markup=False)
-    return result
-
-
-def evaluate_predictions(
-    predictions: Path,
-    references: Path,
-    classes: Sequence[str],
-    out: Path,
-    *,
-    ignore: int | None,
-    values: Mapping[int, int],
-    metrics: Sequence[str],
-    rules: str,
-    tolerance: float | None,
-    group: str | None,
-) -> None:
-    """Evaluate a folder of masks, whatever predicted them, and print the scores."""
-    from segkit.report.tables import print_scores
-
-    try:
-        labels = Labels(list(classes), ignore_index=ignore)
-        scoring = evaluation.build_scoring(labels, metrics=metrics, rules=rules, modes={"tolerance_mm": tolerance})
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    if out.resolve() in (predictions.resolve(), references.resolve()):
-        raise RunError(f"{out} holds masks: choose another folder for the scores with --out")
-    shown = progress(f"evaluating {predictions}", CONSOLE)
-    scored = score_folder(predictions, references, labels, scoring, group=group, values=values, track=shown)
-    result = evaluation.scores(scored, labels, scoring, split=f"all of {predictions}", origin=None)
-    out.mkdir(parents=True, exist_ok=True)
-    write_figures(scored, labels, out)
-    evaluation.write(out, scored, labels, result)
-    print_scores(result, CONSOLE)
-    CONSOLE.print(f"written to {out}", markup=False)
-
-
-def evaluated_cases(trained: Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
-    """The cases to evaluate and what to call them."""
-    if data is not None:
-        return trained.other_data(data).evaluation_set("test", cache=False), f"all of {data}"
-    own = trained.data()
-    part = split or evaluated_part(trained.config, own.split)
-    available = [name for name in PARTS if getattr(own.split, name)]
-    if part not in available:
-        raise RunError(f"expected --split to be one of {', '.join(available)}, got {part}")
-    return own.evaluation_set(part, cache=False), part
 
 
 def predict(given: Path, source: Path, output: Path, *, device: str | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from segkit import assemble, workflow
+from segkit import assemble, judging, workflow
 from segkit import evaluate as evaluation
 from segkit.compare.plan import Unit, check_losses, check_overrides, unit_folder
 from segkit.compare.report import Analysis, write_comparison
@@ -67,7 +67,7 @@ def make_units(path: Path, overrides: Sequence[str], losses: Sequence[str], seed
         for loss in losses:
             config = assemble.read(path, [*overrides, f"loss={loss}", f"seed={seed}"])
             split = assemble.build_split(config)
-            part = workflow.evaluated_part(config, split)
+            part = judging.evaluated_part(config, split)
             folder = unit_folder(out, loss, config, split.content_hash)
             units.append(Unit(loss, seed, int(config.split.args.get("fold", 0)), part, config, folder))
     return units

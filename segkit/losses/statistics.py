@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from segkit.losses.asked import TP, Needs, PixelSums, RegionSums
 from segkit.losses.chunks import (
     Batch,
     Link,
@@ -25,7 +26,7 @@ from segkit.losses.chunks import (
     refuse_second_derivative,
     weighted_sum,
 )
-from segkit.losses.kernels import KERNELS, TP, Needs, PixelSums, RegionSums
+from segkit.losses.kernels import KERNELS
 
 __all__ = ["Link", "MaskSums", "PixelSums", "PixelTotals", "RegionSums", "Statistics", "mask_sums", "run_pass"]
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
+from segkit.losses.asked import Needs, PixelSums
 from segkit.losses.chunks import Batch, Room, link_of, pieces
-from segkit.losses.kernels import Needs, PixelSums, pixel_losses
+from segkit.losses.kernels import pixel_losses
 from segkit.losses.pixel import NegativeLog
 from segkit.losses.region import divided
 from segkit.losses.statistics import PixelTotals, run_pass
