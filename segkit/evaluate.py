@@ -18,10 +18,9 @@ from segkit.data.cases import DataError
 from segkit.data.loaders import EvaluationSet
 from segkit.labels import Labels
 from segkit.metrics.boundary import boundary_counts
-from segkit.metrics.calibration import CalibrationCounts
 from segkit.metrics.calibration_summary import calibration_of, calibration_scores
 from segkit.metrics.counts import tally
-from segkit.metrics.gather import gather_cases, share_of
+from segkit.metrics.gather import Part, add_parts, gather_parts, gather_table, share_of
 from segkit.metrics.policies import SEGKIT, Rules, rules_by_name
 from segkit.metrics.summary import summarise
 from segkit.metrics.surface import SURFACE_METRICS, image_diagonal, surface_scores
@@ -114,14 +113,16 @@ class Scored:
 class Scorer:
     """Counts case after case into one table on the device, which is read back once, at the end."""
 
-    def __init__(self, cases: int, labels: Labels, scoring: Scoring, device: torch.device):
+    def __init__(self, cases: int, labels: Labels, scoring: Scoring, device: torch.device, *, shared: bool = False):
+        """shared: whether `result` is to put the parts of several processes together, so that a case that two of them
+        have can be taken out of confusion matrix and calibration too, which are then kept for each case."""
         self.labels, self.scoring = labels, scoring
         columns = [*COUNTS, *PIXELS, *(BOUNDARY if "boundary_iou" in scoring.metrics else [])]
         self.columns = columns
         self.table = torch.zeros(cases, labels.channels, len(columns), dtype=torch.int64, device=device)
         self.unknown = torch.zeros(cases, 2, dtype=torch.int64, device=device)
-        self.matrix: Tensor | None = None
-        self.calibration: dict[str, CalibrationCounts] = {}
+        self.whole: Part = (None, {})
+        self.parts: dict[str, Part] | None = {} if shared else None
         asked = [*scoring.surface, DIAGONAL] if scoring.surface else []
         self.measured: dict[str, list[list[float]]] = {name: [] for name in asked}
         self.names: list[str] = []
@@ -145,20 +146,17 @@ class Scorer:
         row = len(self.names)
         self.table[row] = torch.cat(parts, -1)[0]
         self.unknown[row] = found.unknown[0]
-        if found.matrix is not None:
-            self.matrix = found.matrix[0] if self.matrix is None else self.matrix + found.matrix[0]
-        if self.scoring.calibration and probabilities is not None:
-            self._judge(probabilities, mask)
+        asked = probabilities if self.scoring.calibration else None
+        calibration = {} if asked is None else calibration_of(asked, mask, self.labels)
+        part: Part = (None if found.matrix is None else found.matrix[0], calibration)
+        if self.parts is None:
+            self.whole = add_parts(self.whole, part)
+        else:
+            self.parts[case] = part
         if self.scoring.surface:
             self._measure(prediction, mask, spacing)
         self.names.append(case)
         self.groups.append(group)
-
-    def _judge(self, probabilities: Tensor, mask: Tensor) -> None:
-        found = calibration_of(probabilities, mask, self.labels)
-        self.calibration = {
-            name: self.calibration[name] + new if self.calibration else new for name, new in found.items()
-        }
 
     def _measure(self, prediction: Tensor, mask: Tensor, spacing: Sequence[float]) -> None:
         """Surfaces of each class, which are found on the CPU."""
@@ -181,7 +179,8 @@ class Scorer:
             column.append([score[name] for score in scores])
 
     def result(self, group: ProcessGroup | None = None) -> Scored:
-        """Everything, read back at once. group: of processes that share the cases; each gets the whole result.
+        """Everything, read back at once. group: of processes that share the cases; each gets the whole result, a case
+        that several have once. Needs `shared`.
 
         Raises DataError for a case that holds a value that is no class.
         """
@@ -198,12 +197,12 @@ class Scorer:
             metrics=self.scoring.metrics,
             rules=self.scoring.rules,
         )
-        matrix = None if self.matrix is None else self.matrix.cpu().numpy()
+        cases = gather_table(cases, group)
+        matrix, calibration = self.whole if group is None else gather_parts(self.parts or {}, group)
         # what is wrong with a case is said after all have met, so that no process waits for one that has stopped
-        cases, matrix, calibration = gather_cases(cases, matrix, self.calibration, group)
         refuse_unknown(cases, self.labels)
         judged = calibration_scores(calibration, self.labels) if calibration else None
-        return Scored(cases.drop(columns=UNKNOWN), matrix, judged)
+        return Scored(cases.drop(columns=UNKNOWN), None if matrix is None else matrix.cpu().numpy(), judged)
 
 
 def refuse_unknown(cases: Any, labels: Labels) -> None:
@@ -243,7 +242,7 @@ def score_cases(
     the predicted mask of each case, by its number.
     """
     mine = share_of(len(cases), group)
-    scorer = Scorer(len(mine), labels, scoring, predictor.device)
+    scorer = Scorer(len(mine), labels, scoring, predictor.device, shared=group is not None)
     for number in track(mine):
         sample = cases[number]
         mask = to_device(sample["mask"][None], predictor.device)

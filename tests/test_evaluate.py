@@ -272,11 +272,11 @@ def test_building_a_scoring_from_names():
 
 
 def work_in_a_process(rank, world, cases, folder):
-    """Score every `world`-th case, and keep what the group gets."""
+    """Score every `world`-th case, and the first one in every process; keep what the group gets."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     prediction, reference = masks(4, count=cases)
-    mine = list(range(rank, cases, world))
-    scorer = Scorer(len(mine), LABELS, EVERYTHING, CPU)
+    mine = sorted({*range(rank, cases, world), *([0] if cases > 1 else [])})
+    scorer = Scorer(len(mine), LABELS, EVERYTHING, CPU, shared=True)
     for number in mine:
         guessed, known = torch.as_tensor(prediction[number])[None], torch.as_tensor(reference[number])[None]
         scorer.add(f"case{number}", f"group{number % 2}", guessed, known, (2.0, 0.5), sure_of(guessed))
@@ -285,7 +285,7 @@ def work_in_a_process(rank, world, cases, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("cases", [5, 1], ids=["unequal shares", "a process without cases"])
+@pytest.mark.parametrize("cases", [5, 1], ids=["unequal shares, one case twice", "a process without cases"])
 def test_two_processes_give_the_table_of_one(cases, tmp_path):
     whole = scorer_of(*masks(4, count=cases)).result()
     mp.spawn(work_in_a_process, (2, cases, str(tmp_path)), nprocs=2)  # pyright: ignore

@@ -26,4 +26,5 @@ def test_processes_that_differ_about_a_case_are_refused():
 def test_alone_everything_stays_as_it_is():
     assert list(gather.share_of(5, None)) == [0, 1, 2, 3, 4]
     one = table("x")
-    assert gather.gather_cases(one, None, {}, None) == (one, None, {})
+    assert gather.gather_table(one, None) is one
+    assert gather.add_parts((None, {}), (None, {})) == (None, {})

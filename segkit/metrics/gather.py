@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from segkit.metrics.calibration import CalibrationCounts
 
-Parts = tuple[pd.DataFrame, np.ndarray | None, dict[str, CalibrationCounts]]
+# the confusion matrix of a case, and its histograms by name
+Part = tuple[Tensor | None, dict[str, CalibrationCounts]]
 
 
 def share_of(cases: int, group: ProcessGroup | None) -> range:
@@ -22,31 +23,44 @@ def share_of(cases: int, group: ProcessGroup | None) -> range:
     return range(dist.get_rank(group), cases, dist.get_world_size(group))
 
 
-def gather_cases(
-    cases: pd.DataFrame,
-    matrix: np.ndarray | None,
-    calibration: Mapping[str, CalibrationCounts],
-    group: ProcessGroup | None,
-) -> Parts:
-    """The tables of all processes as one, a case a time, sorted by case; matrices and histograms added up.
+def gather_table(cases: pd.DataFrame, group: ProcessGroup | None) -> pd.DataFrame:
+    """The tables of all processes as one, each case once, sorted by case; without a group, the table as it is.
 
     A case that several processes have, as where a sampler fills up its last batch, is kept once; it has to be the same.
-    Matrices and histograms know no cases, so each process may only add what `share_of` gives it. A process without
-    cases takes part. Without a group, everything as it is. Raises ValueError if two processes differ about a case.
+    A process without cases takes part. Raises ValueError if two processes differ about a case.
     """
     if group is None:
-        return cases, matrix, dict(calibration)
+        return cases
+    tables = [table for table in _from_all(cases, group) if len(table)]
+    return _without_duplicates(pd.concat(tables, ignore_index=True)) if tables else cases
+
+
+def gather_parts(parts: Mapping[str, Part], group: ProcessGroup) -> Part:
+    """The matrices and histograms of all cases of all processes added up, each case once; on the CPU."""
+    on_host = {
+        case: (None if matrix is None else matrix.cpu(), {name: _on_host(one) for name, one in counts.items()})
+        for case, (matrix, counts) in parts.items()
+    }
+    merged: dict[str, Part] = {}
+    for found in _from_all(on_host, group):
+        merged = {**found, **merged}
+    total: Part = (None, {})
+    for case in sorted(merged):
+        total = add_parts(total, merged[case])
+    return total
+
+
+def add_parts(total: Part, part: Part) -> Part:
+    """Two parts together; a part of nothing is (None, {})."""
+    matrices = [matrix for matrix in (total[0], part[0]) if matrix is not None]
+    counts = {name: total[1][name] + new if name in total[1] else new for name, new in part[1].items()}
+    return (sum(matrices[1:], matrices[0]) if matrices else None), counts or total[1]
+
+
+def _from_all(mine: Any, group: ProcessGroup) -> list[Any]:
     parts: list[Any] = [None] * dist.get_world_size(group)
-    on_host = {name: _on_host(counts) for name, counts in calibration.items()}
-    dist.all_gather_object(parts, (cases, matrix, on_host), group=group)
-    tables = [table for table, _, _ in parts if len(table)]
-    matrices = [one for _, one, _ in parts if one is not None]
-    histograms = [one for _, _, one in parts if one]
-    return (
-        _without_duplicates(pd.concat(tables, ignore_index=True)) if tables else cases,
-        np.sum(matrices, 0) if matrices else None,
-        {name: _added([one[name] for one in histograms]) for name in (histograms[0] if histograms else {})},
-    )
+    dist.all_gather_object(parts, mine, group=group)
+    return parts
 
 
 def _without_duplicates(table: pd.DataFrame) -> pd.DataFrame:
@@ -61,8 +75,3 @@ def _without_duplicates(table: pd.DataFrame) -> pd.DataFrame:
 
 def _on_host(counts: CalibrationCounts) -> CalibrationCounts:
     return CalibrationCounts(**{name: tensor.cpu() for name, tensor in vars(counts).items()})
-
-
-def _added(parts: list[CalibrationCounts]) -> CalibrationCounts:
-    first, *rest = parts
-    return sum(rest, first)
