@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segkit.labels import Labels, Target, assert_async
+from segkit.metrics.counts import check_pair
 
 Width = tuple[Literal["ratio"], float] | tuple[Literal["pixels"], int]
 
@@ -33,7 +34,7 @@ def boundary_counts(prediction: Tensor, mask: Tensor, labels: Labels, width: Wid
     Source: Cheng, Girshick, Dollár, Berg and Kirillov, Boundary IoU, 2021.
     """
     prediction, mask = (_without_channel(given, labels) for given in (prediction, mask))
-    _check(prediction, mask, labels)
+    check_pair(prediction, mask, labels)
     spatial = prediction.ndim - (2 if labels.mode == "multilabel" else 1)
     radius = band_radius(width, prediction.shape[-spatial:])
     target = labels.target(mask, spatial=spatial)
@@ -44,21 +45,6 @@ def boundary_counts(prediction: Tensor, mask: Tensor, labels: Labels, width: Wid
     # a class at a time: pooling needs floating point, which for all classes at once is four bytes a pixel and class
     classes = zip(predicted.unbind(1), reference.unbind(1), valid.unbind(1), strict=True)
     return torch.stack([_band_counts(*planes, radius) for planes in classes], dim=1)
-
-
-def _check(prediction: Tensor, mask: Tensor, labels: Labels) -> None:
-    if prediction.is_floating_point() or mask.is_floating_point():
-        raise ValueError(
-            f"expected whole numbers, got a prediction of {prediction.dtype} and a mask of {mask.dtype}; "
-            "decode logits first, with labels.decode(logits)"
-        )
-    shape = list(prediction.shape)
-    if labels.mode == "multilabel" and (len(shape) < 3 or shape[1] != labels.channels):
-        raise ValueError(f"expected a prediction [B, {labels.channels}, *S] of 0 and 1, got {shape}")
-    fitting = [shape, [shape[0], *shape[2:]]] if labels.regions is not None else [shape]
-    if list(mask.shape) not in fitting:
-        expected = " or ".join(str(fit) for fit in fitting)
-        raise ValueError(f"expected a mask {expected} for a prediction {shape}, got {list(mask.shape)}")
 
 
 def band_radius(width: Width, sides: Sequence[int]) -> int:

@@ -68,7 +68,7 @@ def tally(prediction: Tensor, mask: Tensor, labels: Labels) -> Tally:
     Whole numbers are added up, so the order of pixels, images or pieces of a volume makes no difference.
     """
     prediction, mask = _without_channel(prediction, mask, labels)
-    _check(prediction, mask, labels)
+    check_pair(prediction, mask, labels)
     prediction, mask = labels.comparable(prediction), labels.comparable(mask)
     prediction, mask = _flat(prediction, prediction, labels), _flat(mask, prediction, labels)
     of_piece = _exclusive if labels.mode == "multiclass" else _overlapping
@@ -87,7 +87,8 @@ def _without_channel(prediction: Tensor, mask: Tensor, labels: Labels) -> tuple[
     return prediction, mask
 
 
-def _check(prediction: Tensor, mask: Tensor, labels: Labels) -> None:
+def check_pair(prediction: Tensor, mask: Tensor, labels: Labels) -> None:
+    """Raise ValueError for a prediction that is not decoded, and for shapes that do not fit each other."""
     if prediction.is_floating_point() or mask.is_floating_point():
         raise ValueError(
             f"expected whole numbers, got a prediction of {prediction.dtype} and a mask of {mask.dtype}; "
