@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluate import Scoring, build_scoring
 from segkit.labels import Labels
-from segkit.losses import LOSSES, RECIPES, build_loss
+from segkit.losses import LOSSES, RECIPES, build_loss, expanded
 from segkit.losses.like import PRESETS
 from segkit.losses.schedules import WEIGHT_SCHEDULES
 from segkit.models import MODELS
@@ -219,7 +219,10 @@ def prediction_window(config: Config, dims: int, multiple: int) -> tuple[int, ..
 
 @dataclass(frozen=True)
 class Built:
-    """Everything that training needs. config: with class weights as numbers, which `weighted` tells."""
+    """Everything that training needs.
+
+    config: with class weights as numbers, which `weighted` tells, and with the options that `like` stands for.
+    """
 
     experiment: Experiment
     data: Data
@@ -253,7 +256,9 @@ def _build_experiment(config: Config, cache: Path | None) -> Built:
     settings, batches = _training(config, data, device)
     check_network(config, data)
     resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
-    loss = build_loss([dict(term) for term in resolved.loss], labels).to(device)
+    resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
+    loss = build_loss([dict(term) for term in resolved.loss], labels)
+    loss = (loss.float() if device.type == "mps" else loss).to(device)  # which has no float64
     optimizer = build_optimizer(config.optimizer.name, model, dict(config.optimizer.args))
     experiment = Experiment(
         labels=labels,

@@ -47,7 +47,7 @@ def with_class_weights(
     for term in config.loss:
         chosen = term.get("class_weights")
         if chosen is not None and is_from_census(chosen):
-            numbers = class_weights(chosen, census, labels.names).float().tolist()
+            numbers = class_weights(chosen, census, labels.names).tolist()
             term = {**term, "class_weights": numbers}
             found.append(Weighted(term["name"], _method(chosen), labels.names, _shares(census), numbers))
         terms.append(term)

@@ -62,6 +62,14 @@ class Target:
         return given is not None and given.ndim == ndim
 
     @property
+    def extent(self) -> list[int]:
+        """[B, *S]."""
+        if self.index is not None:
+            return list(self.index.shape)
+        assert self.onehot is not None
+        return [self.onehot.shape[0], *self.onehot.shape[2:]]
+
+    @property
     def valid_channels(self) -> Tensor | None:
         """`valid` with a channel axis, [B, 1 or K, *S], to broadcast against logits."""
         return self.valid if self.valid is None or self.valid_per_class else self.valid.unsqueeze(1)
@@ -199,13 +207,16 @@ class Labels:
 
     def _restricted(self, target: Target, valid: Tensor) -> Target:
         """The target without the pixels that `valid` leaves out."""
-        spatial = target.index.shape[1:] if target.index is not None else target.onehot.shape[2:]  # pyright: ignore
-        if valid.dtype != torch.bool or valid.ndim not in (len(spatial) + 1, len(spatial) + 2):
+        images, *spatial = target.extent
+        per_class = [images, self.channels, *spatial]
+        of_images = [images, self.channels, *(1 for _side in spatial)]
+        if valid.dtype != torch.bool or list(valid.shape) not in ([images, *spatial], per_class, of_images):
             raise ValueError(
-                f"expected valid as bool [B, *S] or [B, {self.channels}, *S], got {list(valid.shape)} of {valid.dtype}"
+                f"expected valid as bool {[images, *spatial]}, {per_class} or {of_images}, "
+                f"got {list(valid.shape)} of {valid.dtype}"
             )
-        if valid.ndim == len(spatial) + 2:
-            valid = valid.expand(-1, self.channels, *spatial)
+        if valid.ndim == len(per_class):
+            valid = valid.expand(per_class)
             known = target.valid_channels
         else:
             known = target.valid

@@ -68,9 +68,9 @@ def test_the_effective_number_counts_images_or_components(counts, samples):
     [
         ({"method": "inverse", "cop": 2}, "got 'cop'"),
         ({"cap": 2}, "got None"),
-        ({"method": "inverse", "cap": 0}, "a cap above 0, got 0"),
+        ({"method": "inverse", "cap": 0}, "cap of class_weights as a number above 0, got 0"),
         ({"method": "inverse", "beta": 0.9}, "beta belongs to effective_number, got it with inverse"),
-        ({"method": "effective_number", "beta": 1.0}, "beta between 0 and 1"),
+        ({"method": "effective_number", "beta": 1.0}, "as a number between 0 and 1, got 1.0"),
         ({"method": "effective_number", "counts": "pixels"}, "images or components, got 'pixels'"),
     ],
 )

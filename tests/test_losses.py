@@ -498,6 +498,24 @@ def test_a_head_of_weight_0_has_a_gradient_of_0_whatever_it_says():
     assert all((one.grad != 0).any() for one in logits[:2])
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_micro_batches_of_heads_add_up(drop_last):
+    logits, mask = heads()
+    mask[0, :5] = VOID
+    loss = DeepSupervision(
+        build_loss([{"name": "dice", "per": "image"}, "cross_entropy"], labels_of("multiclass")), drop_last=drop_last
+    )
+    whole = loss(logits, mask)
+    normaliser = loss.normaliser([mask[:1], mask[1:]], sizes=[tuple(head.shape[2:]) for head in logits])
+    parts = [
+        loss([head[image : image + 1] for head in logits], mask[image : image + 1], normaliser=normaliser)
+        for image in range(2)
+    ]
+    assert_close(sum(parts), whole)
+    with pytest.raises(ValueError, match="a normaliser for each of 2 heads, got 3"):
+        loss(logits[:2], mask, normaliser=normaliser)
+
+
 def test_heads_that_do_not_divide():
     logits, mask = heads(((8, 8), (3, 3)))
     with pytest.raises(ValueError, match=r"sides divide those of the finest, \[8, 8\], got \[3, 3\]"):

@@ -47,6 +47,16 @@ from segkit.losses.weights import class_weights
         ({"name": "cross_entropy", "class_weights": "median"}, "binary", "did you mean median_frequency"),
         ({"name": "cross_entropy", "class_weights": "inverse"}, "multiclass", "pass census=.*or give the weights"),
         ("weighted_cross_entropy", "multiclass", "cross_entropy, mode multiclass: class_weights 'median_freq"),
+        ({"name": "dice", "weight": {"name": ["linear"]}}, "multiclass", r"among constant, .* got \['linear'\]"),
+        ({"name": "dice", "weight": {"name": "linear", "end": -1}}, "multiclass", "weight linear: .* got end -1"),
+        ({"name": "dice", "weight": {"name": "after", "before": math.nan}}, "multiclass", "got before nan"),
+        ({"name": "dice", "weight": {"name": "cosine", "end": math.inf}}, "multiclass", "got end inf"),
+        ({"name": "dice", "weight": {"name": "linear", "begin": 0.5, "until": 0.5}}, "multiclass", "begin < until"),
+        ({"name": "dice", "class_weights": {"method": "inverse", "cap": "5"}}, "multiclass", "cap .* above 0, got '5'"),
+        ({"name": "dice", "class_weights": {"method": "inverse", "mean_one": "no"}}, "multiclass", "got 'no'"),
+        ({"name": "dice", "class_weights": {"method": "effective_number", "beta": "x"}}, "multiclass", "got 'x'"),
+        ({"name": "dice", "class_weights": {"method": "effective_number", "counts": [1]}}, "multiclass", "got \\[1\\]"),
+        ({"name": "dice", "class_weights": {"method": ["enet"]}}, "multiclass", "list or one of inverse"),
         ({"name": "focal", "gamma": -0.5}, "multiclass", "gamma of 0 or more, got -0.5"),
         ({"name": "focal", "link": "softmax"}, "binary", "focal, mode binary: .* over two classes it is the sigmoid"),
         ({"name": "focal", "link": "softmax"}, "multilabel", "classes exclude each other"),
@@ -60,7 +70,7 @@ from segkit.losses.weights import class_weights
 )  # fmt: skip
 def test_what_cannot_be_built(spec, mode, message):
     with pytest.raises(ValueError, match=message):
-        build_loss(spec, labels_of(mode))
+        build_loss(spec, labels_of(mode), census=[[1, 2, 3]] if "method" in str(spec) else None)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +113,7 @@ def test_lovasz_refuses_pixel_weights():
     [
         ((1, 2, 4, 4), (1, 4, 4), None, r"floating logits \[B, 3, \*S\], .* background, a, b, got \[1, 2, 4, 4\]"),
         ((3, 4), (3, 4), None, r"got \[3, 4\]"),
+        ((0, 3, 4, 4), (0, 4, 4), None, r"at least one pixel, got \[0, 3, 4, 4\]; drop an empty batch"),
         ((1, 3, 4, 4), (1, 4, 5), None, r"expected a mask to fit logits \[1, 3, 4, 4\], .* got \[1, 4, 5\]"),
         ((2, 3, 4, 4), (1, 4, 4), None, r"expected a mask to fit .* got \[1, 4, 4\]"),
         ((1, 3, 4, 4), (1, 2, 4, 4), None, r"expected a mask .* got \[1, 2, 4, 4\]"),
@@ -122,3 +133,10 @@ def test_shapes_that_do_not_fit(logits, mask, weight, message):
 def test_logits_must_be_floating():
     with pytest.raises(ValueError, match=r"expected floating logits .* torch\.int64"):
         build_loss("dice", labels_of("binary"))(torch.zeros(1, 1, 2, 2).long(), torch.zeros(1, 2, 2).long())
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5), (1, 4, 4), (2, 4, 4, 4), (2, 2, 4, 4), (2, 3, 1, 4), (2, 3, 4)])
+def test_a_map_of_valid_pixels_that_does_not_fit(shape):
+    logits, mask = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"valid as bool \[2, 4, 4\], \[2, 3, 4, 4\] or \[2, 3, 1, 1\], got"):
+        build_loss("dice", labels_of("multiclass"))(logits, mask, valid=torch.ones(shape, dtype=torch.bool))

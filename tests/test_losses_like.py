@@ -28,9 +28,9 @@ EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-13}  # of two ways to compute
 Theirs = Callable[[Tensor, Tensor, str], Tensor]
 
 
-def labels_of(mode: str) -> Labels:
+def labels_of(mode: str, ignoring: bool = True) -> Labels:
     names = ["background", "a"] if mode == "binary" else ["background", "a", "b"]
-    return Labels(names, mode=mode, ignore_index=VOID)
+    return Labels(names, mode=mode, ignore_index=VOID if ignoring else None)
 
 
 def batch(mode: str, situation: str = "plain") -> tuple[Tensor, Tensor]:
@@ -46,6 +46,9 @@ def batch(mode: str, situation: str = "plain") -> tuple[Tensor, Tensor]:
         second[second == 1] = 0
     if situation == "ignored":
         mask[torch.rand(shape, generator=rng) < 0.3] = VOID
+    if situation == "ignored pixels":
+        ignored = torch.rand((2, 1, *space), generator=rng) < 0.3
+        mask[ignored.expand(shape) if mode == "multilabel" else ignored[:, 0]] = VOID
     return logits, mask
 
 
@@ -57,7 +60,7 @@ def value_and_gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tupl
 
 
 def ours(options: dict[str, Any], mode: str, mask: Tensor) -> Callable[[Tensor], Tensor]:
-    loss = build_loss(options, labels_of(mode))
+    loss = build_loss(options, labels_of(mode, bool((mask == VOID).any())))
     return lambda logits: loss(logits, mask)
 
 
@@ -206,6 +209,7 @@ def loop_cross_entropy(weights: list[float] | None = None, divide_by: str = "wei
 
     def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
         total, counts = torch.zeros((), dtype=logits.dtype), {"weights": 0.0, "valid": 0, "numel": mask.numel()}
+        counts["pixels"] = int((mask != VOID).sum()) / (logits.shape[1] if mode == "multilabel" else 1)
         for entry in entries(logits, mask, mode):
             if mode == "multiclass" and not entry.present:
                 continue
@@ -314,7 +318,8 @@ class Case:
     """A preset in a mode with options of ours, and the same by the library.
 
     situations: `absent` has no pixel of the second class, `ignored` ignores a third of the pixels (where the library
-        can do that, and not otherwise than here), `volume` has three spatial axes.
+        can do that, and not otherwise than here), and `ignored pixels` for all overlapping classes at once; `volume`
+        has three spatial axes.
     kept: the type of floating numbers that the library keeps. tolerance: of values and gradients.
     """
 
@@ -428,14 +433,14 @@ for modes, situations in ((("multiclass", "multilabel"), VOLUME), ("binary", ("p
     )
 # its focal loss computes in float32, where default tolerances are right
 FLOAT32: dict[str, Any] = {"kept": torch.float32, "tolerance": {}}
-for modes, situations in ((("multiclass", "multilabel"), VOLUME), ("binary", EVERY)):
+for modes, situations in (("multilabel", VOLUME), (("multiclass", "binary"), EVERY)):
     add("monai", "focal", modes, monai("FocalLoss", activation=False), situations, **FLOAT32)
     theirs = monai("FocalLoss", activation=False, alpha=0.25, gamma=1.5)
     add("monai", "focal", modes, theirs, situations, {"alpha": 0.25, "gamma": 1.5}, **FLOAT32)
 theirs = monai("FocalLoss", activation=False, weight=WEIGHTS)
 add("monai", "focal", ("multiclass", "multilabel"), theirs, VOLUME, WEIGHTED, **FLOAT32)
 theirs = monai("FocalLoss", activation=False, use_softmax=True, weight=WEIGHTS, alpha=0.25)
-add("monai", "focal", "multiclass", theirs, VOLUME, {"link": "softmax", **WEIGHTED, "alpha": 0.25}, **FLOAT32)
+add("monai", "focal", "multiclass", theirs, EVERY, {"link": "softmax", **WEIGHTED, "alpha": 0.25}, **FLOAT32)
 theirs = monai("FocalLoss", activation=False, use_softmax=True, alpha=[0.25, 0.5, 0.75])
 add("monai", "focal", "multiclass", theirs, VOLUME, {"link": "softmax", "alpha": [0.25, 0.5, 0.75]}, **FLOAT32)
 
@@ -483,7 +488,9 @@ add("kornia", "lovasz_hinge", "binary", kornia_hinge)
 add("nnunet", "cross_entropy", "multiclass", loop_cross_entropy(), EVERY)
 add("nnunet", "cross_entropy", "multiclass", loop_cross_entropy(WEIGHTS), EVERY, WEIGHTED)
 add("nnunet", "cross_entropy", OVERLAP, loop_cross_entropy(), VOLUME)
+add("nnunet", "cross_entropy", OVERLAP, loop_cross_entropy(divide_by="pixels"), ("ignored pixels",))
 add("nnunet", "topk_cross_entropy", "multiclass", loop_topk(0.1), VOLUME)
+add("nnunet", "topk_cross_entropy", "multiclass", loop_topk(0.19), VOLUME, {"share": 0.19})
 FOREGROUND = {"multiclass": 1}
 add("nnunet", "dice", MODES, loop_region(negative_dice, first=FOREGROUND), EVERY)
 add("nnunet", "dice", MODES, loop_region(negative_dice, first=FOREGROUND, batch_wide=True), EVERY, {"per": "batch"})
@@ -566,7 +573,7 @@ FROZEN: dict[tuple[str, str, str], float] = {
 def test_frozen_values(entry: tuple[str, str, str]):
     library, loss, mode = entry
     logits, mask = fixed_batch(*entry)
-    value = build_loss({"name": loss, "like": library}, labels_of(mode))(logits, mask)
+    value = ours({"name": loss, "like": library}, mode, mask)(logits)
     assert_close(value.item(), FROZEN[entry], **EXACT)
 
 
@@ -618,6 +625,10 @@ def test_modes_that_a_library_has_not_or_has_wrong_are_refused_with_the_reason(l
         ({"name": "dice", "like": "monai", "class_weights": "inverse"}, "multiclass", "as a list"),
         ({"name": "tversky", "like": "mmseg", "class_weights": {"method": "enet"}}, "multiclass", "as a list"),
         ({"name": "focal", "like": "monai", "alpha": [0.25, 0.5, 0.75]}, "multilabel", "list of alpha"),
+        ({"name": "dice", "like": "monai"}, "multilabel", "pixels of no class"),
+        ({"name": "tversky", "like": "monai"}, "multilabel", "pixels of no class"),
+        ({"name": "focal", "like": "monai"}, "multilabel", "pixels of no class"),
+        ({"name": "topk_cross_entropy", "like": "nnunet"}, "multiclass", "share of all pixels"),
         # what the loss itself refuses is still refused by the loss
         ({"name": "dice", "like": "monai", "class_weights": []}, "multiclass", "expected 3 class_weights"),
         ({"name": "dice", "like": "monai", "class_weights": ["a", 1, 1]}, "multiclass", "expected class_weights"),
@@ -714,14 +725,6 @@ def test_monai_counts_an_image_without_any_class_in_generalized_dice():
     mask[1] = 0
     value, expected = both("monai", "generalized_dice", monai("GeneralizedDiceLoss"), logits, mask)
     assert_close(value / 2, expected, **SINGLE)
-
-
-@pytest.mark.parametrize("link", ["sigmoid", "softmax"])
-def test_monai_focal_with_ignored_pixels_is_larger_by_the_number_of_channels(link: str):
-    logits, mask = batch("multiclass", "ignored")
-    theirs = monai("FocalLoss", activation=False, use_softmax=link == "softmax")
-    value, expected = both("monai", "focal", theirs, logits.float(), mask, link=link)
-    assert_close(3 * value, expected)
 
 
 @pytest.mark.parametrize(

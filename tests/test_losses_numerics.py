@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
+import pickle
 import weakref
 
 import pytest
@@ -35,16 +37,24 @@ def test_the_focal_factor_is_accurate_near_certainty():
     assert_close(FocalLog(0.5).value(log_likelihood), expected.float(), rtol=2e-6, atol=0)  # of itself, however small
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "lovasz_softmax"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_summed_in_float32(dtype):
+def test_half_precision_logits_are_summed_in_float32(dtype, name):
     """Eight million pixels, whose sum a half cannot hold."""
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(8, 2, 1024, 1024, generator=rng).to(dtype)
     mask = torch.randint(2, (8, 1024, 1024), generator=rng, dtype=torch.uint8)
-    loss = build_loss(["cross_entropy", "dice", "lovasz_softmax"], Labels(["background", "a"]))
-    terms = loss.terms(logits, mask)
-    assert all(value.dtype == torch.float32 for value in terms.values())
-    assert_close(terms, loss.terms(logits.double(), mask), check_dtype=False)
+    loss = build_loss(name, Labels(["background", "a"]))
+
+    def scaled(logits, mask):  # as a gradient scaler does: without it a half has no number for a pixel's gradient
+        return 2.0**20 * loss(logits, mask)
+
+    value, gradient = value_and_gradient(scaled, logits, mask)
+    expected, exact = value_and_gradient(scaled, logits.double(), mask)
+    assert value.dtype == torch.float32
+    assert_close(value, expected, check_dtype=False)
+    assert gradient.dtype == dtype
+    assert_close(gradient, exact.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -205,3 +215,43 @@ def test_weights_follow_the_schedule_after_a_state_is_loaded():
     fresh = build_loss("ce_then_lovasz", MULTICLASS_THREE)
     other.set_progress(0.0)
     assert torch.equal(other.weights, fresh.weights)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "dice"])
+def test_class_weights_are_as_exact_as_the_logits(name):
+    weights = [0.3, 0.7, 1.1]
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 8, 8, generator=rng, dtype=torch.float64)
+    mask = torch.randint(3, (2, 8, 8), generator=rng)
+    options = {} if name == "dice" else {"normalize": "valid"}
+    value = build_loss({"name": name, "class_weights": weights, **options}, MULTICLASS_THREE)(logits, mask)
+    p, shown = logits.softmax(1), torch.nn.functional.one_hot(mask, 3).movedim(-1, 1).double()
+    truth, w = (p * shown).sum(1), torch.tensor(weights, dtype=torch.float64)
+    overlap, size = (p * shown).sum((0, 2, 3)), (p + shown).sum((0, 2, 3))
+    expected = {
+        "cross_entropy": (-truth.log() * w[mask]).mean(),
+        "focal": (-((1 - truth) ** 2) * truth.log() * w[mask]).mean(),
+        "dice": (w * (1 - (2 * overlap + 1e-5) / (size + 1e-5))).sum() / w.sum(),
+    }
+    assert_close(value, expected[name], rtol=1e-13, atol=0)
+
+
+def test_a_loss_can_be_pickled_and_copied():
+    loss = build_loss("ce_then_lovasz", MULTICLASS_THREE)
+    logits, mask = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))
+    for other in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+        other.set_progress(1.0)
+        loss.set_progress(1.0)
+        assert torch.equal(other(logits, mask), loss(logits, mask))
+
+
+@pytest.mark.parametrize(
+    ("share", "rounding", "pixels", "expected"),
+    [(0.1, "up", 30, 3), (0.1, "up", 31, 4), (0.1, "down", 39, 3), (0.29, "down", 100, 29), (0.1, "down", 1, 1)],
+)
+def test_how_many_pixels_a_share_is(share, rounding, pixels, expected):
+    loss = build_loss({"name": "topk_cross_entropy", "share": share, "rounding": rounding}, MULTICLASS_THREE)
+    logits = torch.randn(1, 3, pixels, 1, dtype=torch.float64)
+    mask = torch.randint(3, (1, pixels, 1))
+    losses = torch.nn.functional.cross_entropy(logits, mask, reduction="none").flatten()
+    assert_close(loss(logits, mask), losses.topk(expected).values.mean())

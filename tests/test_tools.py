@@ -379,6 +379,10 @@ def test_schedules_and_presets_from_yaml(tmp_path):
         "name": "dice",
         "like": "monai",
         "weight": {"name": "linear", "start": 0.0, "end": 2.0, "begin": 0.0, "until": 1.0},
+        # what the library stands for
+        "per": "image",
+        "empty": "keep",
+        "eps": 1e-5,
     }
 
 

@@ -19,7 +19,7 @@ from segkit.losses.lovasz import LovaszHinge, LovaszSoftmax
 from segkit.losses.pixel import CrossEntropy, Focal, PolyCrossEntropy
 from segkit.losses.reduce import GlobalSum, Reduce, keep
 from segkit.losses.region import Dice, Jaccard
-from segkit.losses.schedules import WEIGHT_SCHEDULES, WeightSchedule, constant
+from segkit.losses.schedules import WEIGHT_SCHEDULES, Constant, WeightSchedule
 from segkit.losses.topk import TopkCrossEntropy
 from segkit.losses.tversky import FocalTversky, GeneralizedDice, Tversky
 from segkit.losses.weighted_sum import Scale, WeightedSum
@@ -74,13 +74,12 @@ def build_loss(
     terms: dict[str, nn.Module] = {}
     schedules, scales = [], []
     for term in _term_mappings(spec):
-        options = dict(term)
-        name, weight = options.pop("name", None), options.pop("weight", 1.0)
-        cls = _loss_class(name)
+        cls = _loss_class(term.get("name"))
+        options = expanded(term, labels)
+        name, weight, library = options.pop("name"), options.pop("weight", 1.0), options.pop("like", None)
         schedules.append(_weight_schedule(name, weight))
-        options, scale = _as_in_library(name, cls, options, labels)
+        scales.append(_library_scale(name, library, options, labels))
         terms[_free_name(name, terms)] = _build_term(name, cls, options, labels, census, reduce)
-        scales.append(scale)
     return WeightedSum(labels, terms, schedules, scales, reduce)
 
 
@@ -89,34 +88,44 @@ def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
     if isinstance(weight, Mapping):
         options = dict(weight)
         name = options.pop("name", None)
-        if name not in WEIGHT_SCHEDULES:
+        if not isinstance(name, str) or name not in WEIGHT_SCHEDULES:
             raise ValueError(
                 f"loss {loss}: expected weight as a number, or a mapping with a name among "
                 f"{', '.join(WEIGHT_SCHEDULES)}, got {name!r}{_nearest(name, WEIGHT_SCHEDULES)}"
             )
         _check_options(f"loss {loss}, weight {name}", WEIGHT_SCHEDULES[name], options)
-        return WEIGHT_SCHEDULES[name](**options)
+        try:
+            return WEIGHT_SCHEDULES[name](**options)
+        except ValueError as error:
+            raise ValueError(f"loss {loss}, weight {name}: {error}") from error
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise ValueError(f"loss {loss}: expected weight as a number of 0 or more, got {weight!r}")
-    return constant(value=float(weight))
+    return Constant(value=float(weight))
 
 
-def _as_in_library(
-    name: str, cls: type[nn.Module], options: dict[str, Any], labels: Labels
-) -> tuple[dict[str, Any], Scale]:
-    """The options with those of the library that `like` names, where not given, and what it scales the value by."""
-    library = options.pop("like", None)
+def expanded(term: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
+    """A term with what `like` stands for written out; `like` stays, for the factor that goes with it.
+
+    Raises ValueError for an unknown library, and where it has no such loss or has it wrong.
+    """
+    library = term.get("like")
     if library is None:
-        return options, Scale()
-    found = preset(library, name)
-    knobs = dict(found.knobs)
+        return dict(term)
+    knobs = dict(preset(library, term["name"]).knobs)
     if labels.background_channel is None:
         knobs.pop("background", None)
     if labels.mode != "multiclass":
         knobs.pop("link", None)
-    options = {**knobs, **options}
-    defaults = {key: one.default for key, one in inspect.signature(cls).parameters.items() if key not in INJECTED}
-    return options, found.scale({**defaults, **options}, labels)
+    return {"name": term["name"], "like": library, **knobs, **term}
+
+
+def _library_scale(name: str, library: Any, options: Mapping[str, Any], labels: Labels) -> Scale:
+    """What `like` scales the value by; the options are those that `expanded` gave."""
+    if library is None:
+        return Scale()
+    signature = inspect.signature(LOSSES[name]).parameters
+    defaults = {key: one.default for key, one in signature.items() if key not in INJECTED}
+    return preset(library, name).scale({**defaults, **options}, labels)
 
 
 def _term_mappings(spec: TermSpec | Sequence[TermSpec]) -> list[Mapping[str, Any]]:

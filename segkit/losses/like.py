@@ -83,7 +83,36 @@ def _softmax_over_classes(options: Options, labels: Labels) -> Scale | Refusal:
 def _monai_focal(options: Options, labels: Labels) -> Scale | Refusal:
     if isinstance(options.get("alpha"), (list, tuple)) and not _takes_softmax(options, labels):
         return Refusal("with a list of alpha it leaves the absence of a class at 1, here it is 1 - alpha")
-    return _softmax_over_classes(options, labels)
+    if labels.ignore_index is None:
+        return _softmax_over_classes(options, labels)
+    if labels.mode == "multilabel":
+        return Refusal(NO_CLASS_IGNORED)
+    # told what to ignore, it divides the sum over channels by the pixels instead of by pixels times channels
+    return Scale(1.0 if _takes_softmax(options, labels) else labels.channels)
+
+
+def _monai_region(options: Options, labels: Labels) -> Scale | Refusal:
+    if labels.mode == "multilabel" and labels.ignore_index is not None:
+        return Refusal(NO_CLASS_IGNORED)
+    return _weights_over_classes(options, labels)
+
+
+def _monai_tversky(options: Options, labels: Labels) -> Scale | Refusal:
+    found = _monai_region(options, labels)
+    return Scale() if isinstance(found, Scale) else found  # it knows no class weights
+
+
+def _nnunet_cross_entropy(options: Options, labels: Labels) -> Scale | Refusal:
+    weighted = _weighted_over_pixels(options, labels)
+    if weighted == Scale() and labels.mode == "multilabel" and labels.ignore_index is not None:
+        return Scale(labels.channels)  # as soon as something may be ignored, it divides by pixels instead of entries
+    return weighted
+
+
+def _nnunet_topk(_options: Options, labels: Labels) -> Scale | Refusal:
+    if labels.ignore_index is not None:
+        return Refusal("it takes the share of all pixels, the ignored ones too, and these as pixels of loss 0")
+    return Scale()
 
 
 def _weighted_over_pixels(options: Options, labels: Labels) -> Scale | Refusal:
@@ -107,6 +136,7 @@ def _negative(_options: Options, _labels: Labels) -> Scale | Refusal:
     return Scale(1.0, -1.0)
 
 
+NO_CLASS_IGNORED = "with overlapping classes its ignore_index also leaves out the pixels of no class; leave `like` out"
 MONAI_REGION = {"per": "image", "empty": "keep"}
 SMP_REGION = {"per": "batch", "empty": "zero", "eps": 0.0}
 KORNIA_REGION = {"per": "image", "empty": "present", "eps": [0.0, 1e-8]}
@@ -121,7 +151,8 @@ ONE_SET = {"multilabel": Refusal("it puts the pixels of all channels into one se
 MONAI_NOTE = (
     "class_weights are its weight (with background: false it wants one for each other class); power: 2 is its "
     "squared_pred, per: batch its batch; soft targets are as with its soft_label=True; an image that is ignored "
-    "altogether counts as 0 in its mean; with overlapping classes its ignore_index leaves out the pixels of no class"
+    "altogether counts as 0 in its mean; refused for overlapping classes with an ignore_index, where its own also "
+    "leaves out the pixels of no class"
 )
 KORNIA_NOTE = "two spatial axes only; an image that is ignored altogether counts as 1 in its mean"
 
@@ -148,16 +179,17 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             {"multilabel": Refusal("it takes a softmax over classes that overlap")},
             "with one-hot targets it divides by all pixels: normalize: numel",
         ),
-        "dice": Preset("monai.losses.DiceLoss", {**MONAI_REGION, "eps": 1e-5}, _weights_over_classes, note=MONAI_NOTE),
+        "dice": Preset("monai.losses.DiceLoss", {**MONAI_REGION, "eps": 1e-5}, _monai_region, note=MONAI_NOTE),
         "jaccard": Preset(
             "monai.losses.DiceLoss(jaccard=True)",
             {**MONAI_REGION, "eps": 0.5e-5},
-            _weights_over_classes,
+            _monai_region,
             note=f"smooth_nr=smooth_dr=s is eps: s / 2; {MONAI_NOTE}",
         ),
         "tversky": Preset(
             "monai.losses.TverskyLoss",
             {**MONAI_REGION, "eps": 1e-5, "alpha": 0.5, "beta": 0.5},
+            _monai_tversky,
             note=f"it knows no class_weights; {MONAI_NOTE}",
         ),
         "focal_tversky": Refusal(
@@ -173,8 +205,9 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             "monai.losses.FocalLoss",
             {"link": "sigmoid", "gamma": 2.0, "normalize": "valid"},
             _monai_focal,
-            note="use_softmax=True is link: softmax, where a single alpha sets class 0 against the others; with "
-            "ignore_index it is larger by the number of channels than without, which is not reproduced",
+            note="use_softmax=True is link: softmax, where a single alpha sets class 0 against the others; with an "
+            "ignore_index it is larger by the number of channels than without, as it is here; refused for overlapping "
+            "classes with one, where its own also leaves out the pixels of no class",
         ),
     },
     "smp": {
@@ -247,14 +280,15 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
         "cross_entropy": Preset(
             "nnU-Net's RobustCrossEntropyLoss, or the BCEWithLogitsLoss of DC_and_BCE_loss for regions",
             {"normalize": "weights"},
-            _weighted_over_pixels,
-            note="where pixels are ignored, that of regions is larger there by their number, which is not reproduced",
+            _nnunet_cross_entropy,
+            note="with an ignore label that of regions is larger by their number than without, as it is here",
         ),
         "topk_cross_entropy": Preset(
             "nnU-Net's TopKLoss(k=10)",
-            {"share": 0.1},
-            not_for=SOFTMAX_ONLY,
-            note="the share is of all pixels there, the ignored ones too, rounded down; here of the valid, rounded up",
+            {"share": 0.1, "rounding": "down"},
+            _nnunet_topk,
+            SOFTMAX_ONLY,
+            "refused with an ignore_index: its share is of all pixels, the ignored ones too",
         ),
         "dice": Preset(
             "nnU-Net's MemoryEfficientSoftDiceLoss(do_bg=False, smooth=1e-5)",

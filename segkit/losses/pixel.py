@@ -291,14 +291,14 @@ def _alpha_factors(alpha: float | Sequence[float], link: Link, labels: Labels) -
             f"expected alpha from 0 to 1, as one number or as a list for {', '.join(labels.channel_names)}, got {alpha}"
         )
     if link == "sigmoid":
-        present = torch.tensor(numbers).expand(labels.channels)
+        present = torch.tensor(numbers, dtype=torch.float64).expand(labels.channels)
         return torch.stack([1 - present, present])
     if isinstance(alpha, Sequence):
-        return torch.tensor(numbers)
+        return torch.tensor(numbers, dtype=torch.float64)
     if labels.background_channel is None:
         raise ValueError(
             f"alpha {alpha} sets foreground against {labels.background!r}, and no class is called so; give a list"
         )
-    factors = torch.full((labels.channels,), numbers[0])
+    factors = torch.full((labels.channels,), numbers[0], dtype=torch.float64)
     factors[labels.background_channel] = 1 - numbers[0]
     return factors

@@ -121,7 +121,7 @@ def _channel_weights(class_weights: ClassWeights, labels: Labels, census: Any) -
             f"only {labels.names[1]!r} has a channel, so there is no mean over classes for class_weights to change; "
             "leave them out, or give them to cross_entropy"
         )
-    return torch.ones(1)
+    return torch.ones(1, dtype=torch.float64)
 
 
 def _background_channel(labels: Labels) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from segkit.losses.weighted_sum import WeightedSum
+from segkit.losses.weighted_sum import Normaliser, WeightedSum
 
 
 class DeepSupervision(nn.Module):
@@ -42,9 +42,10 @@ class DeepSupervision(nn.Module):
         mask: Tensor,
         pixel_weight: Tensor | None = None,
         valid: Tensor | None = None,
+        normaliser: Sequence[Normaliser] | None = None,
     ) -> Tensor:
         """The loss, a scalar. logits: [B, K, *S_h] of each head, finest first, or one tensor; the rest as for it."""
-        return self.loss.combine(self.terms(logits, mask, pixel_weight, valid))
+        return self.loss.combine(self.terms(logits, mask, pixel_weight, valid, normaliser))
 
     def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss from what `terms` returned."""
@@ -56,20 +57,34 @@ class DeepSupervision(nn.Module):
         mask: Tensor,
         pixel_weight: Tensor | None = None,
         valid: Tensor | None = None,
+        normaliser: Sequence[Normaliser] | None = None,
     ) -> dict[str, Tensor]:
-        """Each term by name, summed over the heads with their weights."""
+        """Each term by name, summed over the heads with their weights.
+
+        Raises ValueError for no head, for sides that do not divide those of the finest, and for normalisers of another
+        number of heads.
+        """
         heads = [logits] if isinstance(logits, Tensor) else list(logits)
         if not heads:
             raise ValueError("expected the logits of at least one head, got none")
+        weights = self.head_weights(len(heads))
+        if normaliser is not None and len(normaliser) != len(heads):
+            raise ValueError(f"expected a normaliser for each of {len(heads)} heads, got {len(normaliser)}")
         size = heads[0].shape[2:]
         totals: dict[str, Tensor] = {}
-        for head, weight in zip(heads, self.head_weights(len(heads)), strict=True):
+        for place, (head, weight) in enumerate(zip(heads, weights, strict=True)):
             if weight == 0:
                 continue
-            given = [_at_size(one, size, head.shape[2:]) for one in (mask, pixel_weight, valid)]
-            for name, value in self.loss.terms(head, *given).items():  # pyright: ignore[reportArgumentType]
+            of_head = self.loss.terms(
+                head,
+                _at_size(mask, size, head.shape[2:]),
+                None if pixel_weight is None else _at_size(pixel_weight, size, head.shape[2:]),
+                None if valid is None else _at_size(valid, size, head.shape[2:]),
+                None if normaliser is None else normaliser[place],
+            )
+            for name, value in of_head.items():
                 totals[name] = totals.get(name, 0) + weight * value
-        idle = [head for head, weight in zip(heads, self.head_weights(len(heads)), strict=True) if weight == 0]
+        idle = [head for head, weight in zip(heads, weights, strict=True) if weight == 0]
         if idle:
             # selected out, not multiplied: NaN times 0 is NaN
             nothing = torch.stack(
@@ -79,11 +94,37 @@ class DeepSupervision(nn.Module):
             totals[first] = totals[first] + nothing.sum()
         return totals
 
+    def normaliser(
+        self,
+        masks: Sequence[Tensor],
+        pixel_weights: Sequence[Tensor] | None = None,
+        valids: Sequence[Tensor] | None = None,
+        *,
+        sizes: Sequence[Sequence[int]],
+    ) -> list[Normaliser]:
+        """For each head what `WeightedSum.normaliser` gives.
 
-def _at_size(mask: Tensor | None, size: Sequence[int], wanted: Sequence[int]) -> Tensor | None:
+        sizes: the spatial sides of the logits of each head, finest first; the masks have those of the first.
+        """
+
+        def at(head: Sequence[int], given: Sequence[Tensor]) -> list[Tensor]:
+            return [_at_size(one, sizes[0], head) for one in given]
+
+        return [
+            self.loss.normaliser(
+                at(head, masks),
+                None if pixel_weights is None else at(head, pixel_weights),
+                None if valids is None else at(head, valids),
+                len(head),
+            )
+            for head in sizes
+        ]
+
+
+def _at_size(mask: Tensor, size: Sequence[int], wanted: Sequence[int]) -> Tensor:
     """Every n-th pixel of a mask whose last axes are `size`, from the middle of each block; one that has 1 pixel for
     the whole image, as `valid` may, is for every size."""
-    if mask is None or tuple(size) == tuple(wanted) or all(side == 1 for side in mask.shape[-len(size) :]):
+    if tuple(size) == tuple(wanted) or all(side == 1 for side in mask.shape[-len(size) :]):
         return mask
     if any(full % part for full, part in zip(size, wanted, strict=True)):
         raise ValueError(f"expected heads whose sides divide those of the finest, {list(size)}, got {list(wanted)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +14,26 @@ from segkit.losses.chunks import Batch, Room, link_of, pieces
 from segkit.losses.kernels import pixel_losses
 from segkit.losses.pixel import NegativeLog
 from segkit.losses.region import divided
-from segkit.losses.statistics import PixelTotals, run_pass
+from segkit.losses.statistics import PixelTotals, precise_type, run_pass
 
 
 class TopkCrossEntropy(nn.Module):
     """The mean of the cross-entropy over the `share` of valid pixels where it is largest (Wu et al. 2016).
 
-    share: in (0, 1]; the number of pixels is rounded up, over the batch. Where channels stand alone, an entry is a
-        pixel of a channel. Pixels at the threshold share what is left of that number, so that order does not matter.
+    share: in (0, 1], of the batch. Where channels stand alone, an entry is a pixel of a channel. Pixels at the
+        threshold share what is left of that number, so that order does not matter.
+    rounding: of the number of pixels, `up` or `down`, but to no less than one.
 
     The threshold is found by bisection of its bits, without sorting and without reading anything back. Targets may be
     soft. Ignored pixels are not among those counted; all ignored gives 0. In [0, inf). Raises ValueError for pixel
     weights, which would have to change the ranking, and at build for another share.
     """
 
-    def __init__(self, *, labels: Labels, share: float = 0.1) -> None:
+    def __init__(self, *, labels: Labels, share: float = 0.1, rounding: Literal["up", "down"] = "up") -> None:
         super().__init__()
         if not 0 < share <= 1:
             raise ValueError(f"expected share above 0 and up to 1, got {share}")
-        self.labels, self.share = labels, share
+        self.labels, self.share, self.rounding = labels, share, rounding
         self.asked = PixelSums("topk_cross_entropy", link_of(labels), NegativeLog())
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
@@ -42,12 +44,20 @@ class TopkCrossEntropy(nn.Module):
         Needs.of([self.asked]).check(batch)
         with torch.no_grad():
             losses, valid = self._losses(batch)
-            number = (valid.sum() * self.share).ceil()
+            number = self._number(valid.sum())
             chosen = largest(losses, valid, number).to(batch.work_type).view(losses.shape[0], -1, *logits.shape[2:])
         weighted = replace(batch, target=replace(target, pixel_weight=chosen))
         (totals,) = run_pass(weighted, [self.asked])
         assert isinstance(totals, PixelTotals)
         return divided(totals.total, number)
+
+    def _number(self, valid: Tensor) -> Tensor:
+        """How many of so many valid entries count."""
+        # 0.1 * 30 is a little more than 3, which is not meant to round up to 4; 0.29 * 100 a little less than 29
+        number = valid.to(precise_type(valid.device)) * self.share
+        slack = 4 * torch.finfo(number.dtype).eps * number
+        rounded = (number - slack).ceil() if self.rounding == "up" else (number + slack).floor()
+        return torch.where(valid > 0, rounded.clamp(min=1), 0)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of each entry and whether it is valid, [B, 1 or K, N]."""

@@ -60,7 +60,7 @@ class WeightedSum(nn.Module):
         self.members = nn.ModuleList(terms.values())
         self.schedules, self.scales = list(schedules), list(scales)
         self.weights: Tensor
-        self.register_buffer("weights", torch.tensor([schedule(0.0) for schedule in schedules]))
+        self.register_buffer("weights", torch.tensor([schedule(0.0) for schedule in schedules], dtype=torch.float64))
 
     def set_progress(self, progress: float) -> None:
         """Set the weights for a step; progress is its number over that of all steps. Waits for no device."""
@@ -193,6 +193,8 @@ class WeightedSum(nn.Module):
                 f"expected floating logits [B, {channels}, *S], one channel for each of "
                 f"{', '.join(self.labels.channel_names)}, got {list(logits.shape)} of {logits.dtype}"
             )
+        if 0 in logits.shape:
+            raise ValueError(f"expected logits of at least one pixel, got {list(logits.shape)}; drop an empty batch")
         expected = [logits.shape[0], *logits.shape[2:]]
         for name, given in (("mask", mask), ("pixel_weight", pixel_weight)):
             if given is None:

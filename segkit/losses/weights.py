@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Required, get_args
 
 import torch
@@ -60,19 +60,29 @@ def class_weights(method: str | Mapping[str, Any], census: Any, names: Sequence[
     return weights / weights.mean() if options.get("mean_one", name == "effective_number") else weights
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# what each option of a method may be, and this in words
+_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "method": (lambda method: method in METHODS, f"one of {', '.join(METHODS)}"),
+    "cap": (lambda cap: _is_number(cap) and cap > 0, "a number above 0"),
+    "mean_one": (lambda mean_one: isinstance(mean_one, bool), "true or false"),
+    "beta": (lambda beta: _is_number(beta) and 0 < beta < 1, "a number between 0 and 1"),
+    "counts": (lambda counts: counts in ("images", "components"), "images or components"),
+}
+
+
 def _check_options(options: Mapping[str, Any]) -> None:
-    unknown = [key for key in options if key not in FromCensus.__annotations__]
-    if unknown:
-        raise ValueError(f"expected class_weights with {', '.join(FromCensus.__annotations__)}, got {unknown[0]!r}")
-    foreign = [key for key in ("beta", "counts") if key in options and options["method"] != "effective_number"]
-    if foreign:
-        raise ValueError(f"{foreign[0]} belongs to effective_number, got it with {options['method']}")
-    if not options.get("cap", 1) > 0:
-        raise ValueError(f"expected a cap above 0, got {options['cap']}")
-    if not 0 < options.get("beta", 0.5) < 1:
-        raise ValueError(f"expected beta between 0 and 1, got {options['beta']}")
-    if options.get("counts", "images") not in ("images", "components"):
-        raise ValueError(f"expected counts as images or components, got {options['counts']!r}")
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise ValueError(f"expected class_weights with {', '.join(_OPTIONS)}, got {name!r}")
+        fits, words = _OPTIONS[name]
+        if not fits(value):
+            raise ValueError(f"expected {name} of class_weights as {words}, got {value!r}")
+        if name in ("beta", "counts") and options["method"] != "effective_number":
+            raise ValueError(f"{name} belongs to effective_number, got it with {options['method']}")
 
 
 def _weights(name: str, options: Mapping[str, Any], census: Any, names: Sequence[str] | None) -> Tensor:
@@ -127,21 +137,21 @@ def _checked_census(census: Any, names: Sequence[str] | None) -> Tensor:
 
 
 def resolve_class_weights(chosen: ClassWeights, labels: Labels, census: Any = None) -> Tensor:
-    """The option `class_weights` as a float32 tensor, one weight for each of `labels.names`; ones for None.
+    """The option `class_weights` as a float64 tensor, one weight for each of `labels.names`; ones for None.
 
     Raises ValueError for a named method without a census, a wrong length, and weights that are negative, not
     finite or all zero.
     """
     if chosen is None or chosen == "none":
-        return torch.ones(len(labels.names))
+        return torch.ones(len(labels.names), dtype=torch.float64)
     if isinstance(chosen, (str, Mapping)):
         if census is None:
             raise ValueError(
                 f"class_weights {chosen!r} need a census of the training cases: pass census=, integers "
                 f"[cases, {len(labels.names)}] of pixels a class, or give the weights themselves as a list"
             )
-        return class_weights(chosen, census, labels.names).float()
-    weights = torch.tensor([float(weight) for weight in chosen])
+        return class_weights(chosen, census, labels.names)
+    weights = torch.tensor([float(weight) for weight in chosen], dtype=torch.float64)
     if len(weights) != len(labels.names):
         raise ValueError(
             f"expected {len(labels.names)} class_weights, for {', '.join(labels.names)}, "
