@@ -73,8 +73,19 @@ def evaluate(
     classes: Annotated[
         str | None, typer.Option(help="Of --predictions: class names by number: background,a,b.")
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="Of --predictions: multiclass (default), binary, or multilabel, [K, ...] of 0, 1."),
+    ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(help="Of --predictions: classes as unions of values, whole:1+2,core:2, in place of --classes."),
+    ] = None,
     ignore: Annotated[
         int | None, typer.Option(help="Of --predictions: the reference value that counts nowhere.")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(help="Classes that are left out of tables and means; their pixels still count.")
     ] = None,
     values: Annotated[
         str | None, typer.Option(help="Of --predictions: values of the files that stand for others: 255:1,7:0.")
@@ -95,8 +106,10 @@ def evaluate(
     if bool(checkpoint) == bool(predictions):
         raise typer.BadParameter("give --checkpoint, or --predictions with --references, --classes and --out")
     if predictions is not None:
-        if references is None or classes is None or out is None:
-            raise typer.BadParameter("--predictions needs --references, --classes and --out too")
+        if references is None or (classes is None and regions is None) or out is None:
+            raise typer.BadParameter("--predictions needs --references, --classes (or --regions) and --out too")
+        if regions is not None and (classes is not None or mode not in (None, "multilabel")):
+            raise typer.BadParameter("--regions are the classes, and overlap: leave --classes and --mode out")
         unused = {"--split": split, "--data": data, "--device": device, "key=value": overrides}
         given = [name for name, value in unused.items() if value]
         if given:
@@ -104,9 +117,12 @@ def evaluate(
         judging.evaluate_predictions(
             predictions,
             references,
-            _list(classes),
+            _list(classes or "") if regions is None else list(_regions(regions)),
             out,
+            mode=mode or "multiclass" if regions is None else "multilabel",
+            regions=None if regions is None else _regions(regions),
             ignore=ignore,
+            exclude=_list(exclude) if exclude else [],
             values=_value_map(values),
             metrics=_list(metrics or "dice,iou"),
             rules=rules or "segkit",
@@ -117,6 +133,8 @@ def evaluate(
     unused = {
         "--references": references,
         "--classes": classes,
+        "--mode": mode,
+        "--regions": regions,
         "--ignore": ignore,
         "--group": group,
         "--values": values,
@@ -124,13 +142,27 @@ def evaluate(
     given = [name for name, value in unused.items() if value is not None]
     if given:
         raise typer.BadParameter(f"{', '.join(given)} belong to --predictions; a checkpoint knows its own data")
-    asked = {"metrics": metrics and f"[{metrics}]", "rules": rules, "tolerance_mm": tolerance}
+    asked = {
+        "metrics": metrics and f"[{metrics}]",
+        "rules": rules,
+        "exclude_classes": exclude and f"[{exclude}]",
+        "tolerance_mm": tolerance,
+    }
     chosen = [f"evaluation.{name}={value}" for name, value in asked.items() if value is not None]
     judging.evaluate(checkpoint or [], [*(overrides or []), *chosen], split=split, data=data, out=out, device=device)
 
 
 def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
+
+
+def _regions(text: str) -> dict[str, list[int]]:
+    """whole:1+2+3,core:2+3 as lists of values."""
+    try:
+        pairs = [part.split(":") for part in _list(text)]
+        return {name: [int(value) for value in union.split("+")] for name, union in pairs}
+    except ValueError as error:
+        raise typer.BadParameter(f"expected --regions as whole:1+2+3,core:2+3, got {text}") from error
 
 
 def _value_map(text: str | None) -> dict[int, int]:

@@ -101,7 +101,8 @@ DICE_AND_IOU = Scoring()
 class Scored:
     """The table of cases, and what is known of all cases together.
 
-    matrix: int64 [K, K], rows the reference, columns the prediction; None where classes overlap. calibration: the
+    matrix: int64 [C, C] for the C classes of `labels.names`, rows the reference, columns the prediction; None where
+    classes overlap. calibration: the
     contents of `calibration` in scores.json, None if it was not asked for.
     """
 
@@ -180,10 +181,12 @@ class Scorer:
 
     def result(self, group: ProcessGroup | None = None) -> Scored:
         """Everything, read back at once. group: of processes that share the cases; each gets the whole result, a case
-        that several have once. Needs `shared`.
+        that several have once.
 
-        Raises DataError for a case that holds a value that is no class.
+        Raises DataError for a case that holds a value that is no class, and ValueError for a group without `shared`.
         """
+        if group is not None and self.parts is None:
+            raise ValueError("expected a scorer that was made with shared=True to be given a group")
         table, shape = self.table[: len(self.names)].cpu().numpy(), (len(self.names), self.labels.channels)
         unknown = self.unknown[: len(self.names), None].expand(*shape, 2).cpu().numpy()
         cases = cases_table(
@@ -297,10 +300,12 @@ def _ignored(cases: Any, labels: Labels) -> int:
 def write(folder: Path, scored: Scored, labels: Labels, result: dict[str, Any]) -> None:
     """Write cases.csv, confusion.csv, and then scores.json, whose presence says that the evaluation is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    scored.cases.assign(rules=result["rules"]["id"]).to_csv(folder / "cases.csv", index=False)
+    cases: Any = scored.cases
+    reported = cases[~cases["class"].isin(result["rules"]["exclude_classes"])]
+    reported.assign(rules=result["rules"]["id"]).to_csv(folder / "cases.csv", index=False)
     if scored.matrix is not None:
-        names = pd.Index(labels.channel_names, name="reference \\ prediction")
-        pd.DataFrame(scored.matrix, index=names, columns=list(labels.channel_names)).to_csv(folder / "confusion.csv")
+        names = pd.Index(labels.names, name="reference \\ prediction")
+        pd.DataFrame(scored.matrix, index=names, columns=list(labels.names)).to_csv(folder / "confusion.csv")
     temporary = folder / "scores.json.tmp"
     temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     temporary.replace(folder / "scores.json")

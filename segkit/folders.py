@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from segkit.data.cases import DataError
-from segkit.data.nifti import check_same_place, load_nifti
+from segkit.data.nifti import check_same_place, read_spacing
 from segkit.data.readers import VOLUMES, case_name, extension, image_files, read_mask
 from segkit.evaluate import Scored, Scorer, Scoring
 from segkit.labels import Labels
@@ -44,8 +44,11 @@ def score_folder(
     scorer, names = Scorer(len(pairs), labels, scoring, torch.device("cpu")), list(pairs)
     for number in track(range(len(names))):
         case = names[number]
-        prediction, reference, spacing = read_case(case, *pairs[case], labels, values)
-        scorer.add(case, groups[case], torch.from_numpy(prediction)[None], torch.from_numpy(reference)[None], spacing)
+        *masks, spacing = read_case(case, *pairs[case], labels, values)
+        prediction, reference = (torch.from_numpy(mask)[None] for mask in masks)
+        if labels.regions is not None:  # which are unions of what is predicted, as they are of the reference
+            prediction = labels.onehot(labels.target(prediction)).to(torch.uint8)
+        scorer.add(case, groups[case], prediction, reference, spacing)
     return scorer.result()
 
 
@@ -88,7 +91,7 @@ def read_case(
         raise DataError(f"case {case}: expected two volumes or none, got {prediction} and {reference}")
     if not all(in_mm):
         return guessed, known, (1.0,) * (known.ndim - labels.has_mask_channels)
-    spacings = [load_nifti(file, f"case {case}, file {file}")[1] for file in (prediction, reference)]
+    spacings = [read_spacing(file, f"case {case}, file {file}") for file in (prediction, reference)]
     if not np.allclose(*spacings, rtol=0.01):
         shown = [" x ".join(f"{side:g}" for side in spacing) for spacing in spacings]
         raise DataError(

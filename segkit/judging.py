@@ -135,7 +135,10 @@ def evaluate_predictions(
     classes: Sequence[str],
     out: Path,
     *,
+    mode: Any = "multiclass",
+    regions: Mapping[str, Sequence[int]] | None = None,
     ignore: int | None,
+    exclude: Sequence[str] = (),
     values: Mapping[int, int],
     metrics: Sequence[str],
     rules: str,
@@ -146,8 +149,10 @@ def evaluate_predictions(
     from segkit.report.tables import print_scores
 
     try:
-        labels = Labels(list(classes), ignore_index=ignore)
-        scoring = evaluation.build_scoring(labels, metrics=metrics, rules=rules, modes={"tolerance_mm": tolerance})
+        labels = Labels(list(classes), mode, ignore_index=ignore, regions=regions)
+        scoring = evaluation.build_scoring(
+            labels, metrics=metrics, rules=rules, exclude_classes=exclude, modes={"tolerance_mm": tolerance}
+        )
     except ValueError as error:
         raise RunError(str(error)) from error
     if out.resolve() in (predictions.resolve(), references.resolve()):
@@ -205,7 +210,7 @@ def write_figures(scored: evaluation.Scored, labels: Labels, folder: Path) -> No
     from segkit.report.figures import confusion_figure, reliability_figure
 
     if scored.matrix is not None:
-        confusion_figure(scored.matrix, labels.channel_names, folder / "confusion.png")
+        confusion_figure(scored.matrix, labels.names, folder / "confusion.png")
     if scored.calibration is not None:
         reliability_figure(scored.calibration, folder / "reliability.png")
 

@@ -294,3 +294,91 @@ def test_two_processes_give_the_table_of_one(cases, tmp_path):
         pd.testing.assert_frame_equal(pd.DataFrame(table), whole.cases)
         assert np.array_equal(matrix, whole.matrix)
         assert calibration["toplabel"] == whole.calibration["toplabel"]
+
+
+def test_a_folder_of_binary_masks_and_its_confusion_matrix(tmp_path):
+    prediction, reference = (mask[:3] == 1 for mask in masks(5))
+    for number in range(3):
+        save(tmp_path / "p", f"c{number}", 255 * prediction[number].astype(np.uint8))
+        save(tmp_path / "r", f"c{number}", 255 * reference[number].astype(np.uint8))
+    command = ["evaluate", "--predictions", str(tmp_path / "p"), "--references", str(tmp_path / "r")]
+    options = ["--classes", "no,yes", "--mode", "binary", "--values", "255:1", "--out", str(tmp_path / "out")]
+    printed = CliRunner().invoke(app, [*command, *options])
+    assert printed.exit_code == 0, printed.output
+    matrix = pd.read_csv(tmp_path / "out" / "confusion.csv", index_col=0)
+    assert matrix.index.tolist() == matrix.columns.tolist() == ["no", "yes"]
+    expected = [
+        [(~reference & ~prediction).sum(), (~reference & prediction).sum()],
+        [(reference & ~prediction).sum(), (reference & prediction).sum()],
+    ]
+    assert matrix.to_numpy().tolist() == expected
+    assert (tmp_path / "out" / "confusion.png").exists()
+
+
+def test_a_folder_of_regions(tmp_path):
+    """Of class numbers on both sides, as unions."""
+    prediction, reference = (mask[:3] for mask in masks(6))
+    for number in range(3):
+        save(tmp_path / "p", f"c{number}", prediction[number])
+        save(tmp_path / "r", f"c{number}", reference[number])
+    command = ["evaluate", "--predictions", str(tmp_path / "p"), "--references", str(tmp_path / "r")]
+    options = [
+        "--regions",
+        "whole:1+2,core:2",
+        "--ignore",
+        "255",
+        "--metrics",
+        "dice,hd",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    printed = CliRunner().invoke(app, [*command, *options])
+    assert printed.exit_code == 0, printed.output
+    cases = pd.read_csv(tmp_path / "out" / "cases.csv")
+    known = reference != 255
+    for name, union in (("whole", (1, 2)), ("core", (2,))):
+        of_class = cases[cases["class"] == name]
+        a, b = (np.isin(mask, union) & known for mask in (prediction, reference))
+        assert of_class["tp"].tolist() == (a & b).sum((1, 2)).tolist()
+        assert of_class["predicted"].tolist() == a.sum((1, 2)).tolist()
+    refused = CliRunner().invoke(app, [*command, *options, "--classes", "a,b"])
+    assert refused.exit_code == 2
+    assert CliRunner().invoke(app, [*command, "--regions", "whole", "--out", "x"]).exit_code == 2
+
+
+def test_a_folder_of_overlapping_planes(tmp_path):
+    rng = np.random.default_rng(0)
+    planes = {where: rng.integers(0, 2, (2, 6, 7)).astype(np.uint8) for where in ("p", "r")}
+    for where, mask in planes.items():
+        (tmp_path / where).mkdir()
+        np.save(tmp_path / where / "x.npy", mask)
+    labels = Labels(["a", "b"], "multilabel")
+    scored = score_folder(tmp_path / "p", tmp_path / "r", labels, Scoring())
+    assert scored.cases["tp"].tolist() == (planes["p"] & planes["r"]).sum((1, 2)).tolist()
+    assert scored.matrix is None
+
+
+def test_excluded_classes_are_in_no_table(folders, tmp_path):
+    command = [
+        "evaluate",
+        "--predictions",
+        str(folders[0]),
+        "--references",
+        str(folders[1]),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    arguments = ["--classes", "background,a,b", "--ignore", "255", "--exclude", "b", "--metrics", "generalized_dice"]
+    printed = CliRunner().invoke(app, [*command, *arguments])
+    assert printed.exit_code == 0, printed.output
+    cases = pd.read_csv(tmp_path / "out" / "cases.csv")
+    assert set(cases["class"]) == {"background", "a"}
+    # of one foreground class alone it is the Dice score
+    foreground = cases[cases["class"] == "a"]
+    assert foreground["generalized_dice"].tolist() == pytest.approx(foreground["dice"].tolist(), nan_ok=True)
+    assert "generalised Dice" in printed.output
+
+
+def test_a_group_needs_a_shared_scorer():
+    with pytest.raises(ValueError, match="shared=True"):
+        Scorer(1, LABELS, Scoring(), CPU).result(group=object())  # pyright: ignore[reportArgumentType]

@@ -19,7 +19,7 @@ from torchmetrics.segmentation import DiceScore, MeanIoU
 from segkit import Labels
 from segkit.evaluate import Scorer, Scoring
 from segkit.metrics.counts import tally
-from segkit.metrics.policies import AGGREGATIONS, EMPTY, PRESETS, Empty, Rules, rules_by_name
+from segkit.metrics.policies import AGGREGATIONS, EMPTY, OF_CASES, PRESETS, Empty, Rules, rules_by_name
 from segkit.metrics.summary import summarise
 from segkit.metrics.table import METRICS, cases_table, scored
 
@@ -179,13 +179,21 @@ def test_one_prediction_has_five_mean_ious(way, expected):
 def test_generalized_dice_is_that_of_monai(seed):
     prediction, reference = random_masks(seed)
     rules = PRESETS["segkit"]
-    ours = summarise(table_of(prediction, reference, rules), LABELS, rules, intervals=False)["generalized_dice"]
+    table = table_of(prediction, reference, rules, ("dice", "iou", "generalized_dice"))
+    summary = summarise(table, LABELS, rules, metrics=("dice", "generalized_dice"))
+    ours = summary["of_cases"]["generalized_dice"]
+    assert list(summary["classes"]["background"]) == ["dice"]
+    assert summary["metrics"] == {"dice": "dice/class_case", "generalized_dice": "generalized_dice/case"}
     # MONAI counts a case with no foreground in prediction and reference as 1
     planes = one_hot(prediction), one_hot(reference)
     theirs = compute_generalized_dice(*planes, include_background=False, sum_over_classes=True).flatten()
     empty = ((prediction == 0) & (reference == 0)).flatten(1).all(1)
     assert ours["mean"] == pytest.approx(theirs[~empty].mean().item(), abs=1e-6)
     assert ours["cases"] == int((~empty).sum())
+    assert ours["median"] == pytest.approx(theirs[~empty].double().quantile(0.5).item(), abs=1e-6)
+    by_case = table.drop_duplicates("case")["generalized_dice"].to_numpy()
+    assert by_case[~empty.numpy()] == pytest.approx(theirs[~empty].tolist(), abs=1e-6)
+    assert np.isnan(by_case[empty.numpy()]).all()
 
 
 def test_excluded_classes_are_no_ignored_pixels():
@@ -206,7 +214,7 @@ ROWS = [("neither", 0, 0), ("spurious", 5, 0), ("missed", 0, 5)]
 
 
 @pytest.mark.parametrize(("cell", "predicted", "reference"), ROWS)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric not in OF_CASES])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_cell_of_every_table(preset, metric, cell, predicted, reference):
     rules = PRESETS[preset]
@@ -273,3 +281,56 @@ def test_unknown_names_are_told_what_there_is():
         scored(pd.DataFrame({"tp": []}), ["dize"], Rules())
     with pytest.raises(ValueError, match=r"hd95 is made of.*no hd95, diagonal_mm"):
         scored(pd.DataFrame({"tp": [1], "predicted": [1], "reference": [1]}), ["hd95"], Rules())
+
+
+def test_generalized_dice_has_an_interval_by_groups():
+    prediction, reference = random_masks(1)
+    rules = PRESETS["segkit"]
+    names = [f"case{number}" for number in range(len(prediction))]
+    times = 60 // len(names) + 1
+    counts = np.tile(tally(prediction, reference, LABELS).counts.numpy(), (times, 1, 1))
+    cases = [f"{name}_{time}" for time in range(times) for name in names]
+    table = cases_table(cases, cases, counts, LABELS, metrics=["generalized_dice"], rules=rules)
+    score = summarise(table, LABELS, rules, metrics=["generalized_dice"])["of_cases"]["generalized_dice"]
+    assert score["ci95"][0] < score["mean"] < score["ci95"][1]
+    assert score["median_ci95"][0] <= score["median"] <= score["median_ci95"][1]
+    nothing = cases_table(["x"], ["x"], np.zeros((1, 4, 3), np.int64), LABELS, metrics=["generalized_dice"])
+    empty = summarise(nothing, LABELS, rules, metrics=["generalized_dice"])["of_cases"]["generalized_dice"]
+    assert (empty["mean"], empty["cases"]) == (None, 0)
+    assert "no case has" in empty["mean_reason"]
+
+
+def test_what_a_mean_rests_on():
+    """Of two cases, one misses a class, one invents another; a third class is in neither."""
+    counts = np.zeros((2, 4, 3), np.int64)
+    counts[:, 0] = 50
+    counts[0, 1], counts[1, 1] = (5, 5, 5), (0, 0, 5)
+    counts[1, 2] = 0, 5, 0
+    summary = summarise(cases_table(["x", "y"], ["x", "y"], counts, LABELS), LABELS, intervals=False)
+    assert summary["mean_counts"]["dice"] == {"classes": 2, "pairs": 3, "missed": 1, "spurious": 1}
+    pooled = summary["global"]["classes"]
+    by_name = {
+        name: [pooled[name][key] for key in ("cases", "missed", "spurious")] for name in LABELS.channel_names[1:]
+    }
+    assert list(by_name.values()) == [[2, 1, 0], [1, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("way", ["global", "micro", "mean"])
+def test_aggregations_that_a_metric_has_not(way):
+    with pytest.raises(ValueError, match=r"hd95"):
+        Rules(aggregation={"hd95": way})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "classes", "ignored"), [(torch.int8, 127, -1), (torch.int8, 128, -1), (torch.int16, 300, -7)]
+)
+def test_narrow_and_signed_masks(dtype, classes, ignored):
+    labels = Labels([f"c{number}" for number in range(classes)], ignore_index=ignored)
+    reference = torch.arange(classes).repeat(3)[None, None]
+    prediction = reference.roll(1, -1).to(dtype)
+    reference = torch.where(torch.arange(3 * classes) % 7 == 0, ignored, reference).to(dtype)
+    found = tally(prediction, reference, labels)
+    wide = tally(prediction.long(), reference.long(), labels)
+    assert all(torch.equal(getattr(found, name), getattr(wide, name)) for name in ("counts", "ignored", "unknown"))
+    assert int(found.unknown.sum()) == 0
+    assert int(found.ignored[0, 0]) == len(range(0, 3 * classes, 7))

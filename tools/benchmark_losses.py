@@ -32,7 +32,8 @@ from segkit import Labels
 from segkit.losses import build_loss
 
 ABOUT = """\
-A call is a loss and its gradient with respect to the logits. All libraries take part in every round, in turn. A column
+A call is a loss and its gradient with respect to the logits. All losses of all libraries take part in every round, in
+turn. A column
 `asked` is what this project set itself: the largest ratio to the fastest of the others, the most memory, the largest
 error. Values of one row are of one kind of loss, not always the same number: each library has its own defaults.\
 """
@@ -44,6 +45,7 @@ SLOW, SLOW_EVERY = 1.0, 5  # contestants that need more seconds a call take part
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Call = Callable[[], Any]
+Entry = tuple[str, str]  # the names of a loss and of a library
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,16 @@ def speed_sheet(shape: str, rounds: int) -> Sheet:
         note="ratio: segkit over the fastest of the others; medians: the same of the medians of the rounds.\n"
         f"(n): n rounds only, since a call takes more than {SLOW:g} s.",
     )
+    logits, mask = random_batch(shape)
+    calls = {
+        (name, library): call for name, row in ROWS.items() for library, call in calls_of(row, logits, mask).items()
+    }
+    seconds = in_turn(calls, rounds)
     for name, row in ROWS.items():
-        seconds = in_turn(calls_of(row, *random_batch(shape)), rounds)
-        minima = {library: min(taken) for library, taken in seconds.items()}
-        medians = {library: statistics.median(taken) for library, taken in seconds.items()}
-        cells = {library: milliseconds(taken, rounds) for library, taken in seconds.items()}
+        taken = {library: seconds[name, library] for library in LIBRARIES if (name, library) in seconds}
+        minima = {library: min(times) for library, times in taken.items()}
+        medians = {library: statistics.median(times) for library, times in taken.items()}
+        cells = {library: milliseconds(times, rounds) for library, times in taken.items()}
         ratios = [f"{over_best(numbers):.2f}" for numbers in (minima, medians)]
         sheet.rows.append([name, *(cells.get(library, "-") for library in LIBRARIES), *ratios, asked(row.time)])
     return sheet
@@ -193,16 +200,20 @@ def gradient(loss: Loss, logits: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss(logits, mask), logits)
 
 
-def in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, all in turn in each round, so that a machine that changes its speed changes it for all."""
-    slow: set[str] = set()
+def in_turn(calls: Mapping[Entry, Call], rounds: int) -> dict[Entry, list[float]]:
+    """Seconds of each call, all in turn in each round, so that a machine that changes its speed changes it for all.
+
+    Losses take turns too, not libraries alone: a machine may be slow for longer than all rounds of one loss take, and
+    slower for arithmetic in the cache than for memory.
+    """
+    slow: set[Entry] = set()
     for _round in range(WARM_UP):
-        slow |= {name for name, call in calls.items() if name not in slow and seconds_of(call) > SLOW}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+        slow |= {entry for entry, call in calls.items() if entry not in slow and seconds_of(call) > SLOW}
+    seconds: dict[Entry, list[float]] = {entry: [] for entry in calls}
     for number in range(rounds):
-        for name, call in calls.items():
-            if name not in slow or number % SLOW_EVERY == 0:
-                seconds[name].append(seconds_of(call))
+        for entry, call in calls.items():
+            if entry not in slow or number % SLOW_EVERY == 0:
+                seconds[entry].append(seconds_of(call))
     return seconds
 
 

@@ -49,7 +49,7 @@ def compare(
         excluded = units[0].config.evaluation.exclude_classes
         names = [labels.channel_names[channel] for channel in labels.foreground]
         foreground = [name for name in names if name not in excluded]
-        write_comparison(table, out, analysis, foreground, console, failed)
+        write_comparison(table, out, analysis, foreground, console, failed, SEGKIT.to_dict())
     if failed:
         raise UnitsFailed(
             f"{len(failed)} of {len(units)} units failed:{told}\nmend the cause and run the command again"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Console
@@ -57,10 +57,12 @@ def write_comparison(
     foreground: Sequence[str] | None,
     console: Console,
     failed: Mapping[str, str] | None = None,
+    rules: Mapping[str, Any] | None = None,
 ) -> None:
     """Analyse, write comparison.json, print.
 
     foreground: the classes that count; None: all but `background`. failed: runs that ended with an error, and why.
+    rules: those that scored the table; None if nobody but the table itself knows.
     """
     result = analyse(
         table,
@@ -70,6 +72,7 @@ def write_comparison(
         margin=analysis.margin,
         classes=foreground,
     )
+    result["rules"] = dict(rules) if rules is not None else _rules_of(table)
     result["failed"] = dict(failed or {})
     result["warnings"] += [
         f"not in the comparison, because it failed: {run} ({why})" for run, why in result["failed"].items()
@@ -78,3 +81,11 @@ def write_comparison(
     (out / "comparison.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     print_comparison(result, console)
     console.print(f"written to {out}")
+
+
+def _rules_of(table: pd.DataFrame) -> dict[str, Any]:
+    """What a table says of the rules that scored it, in its column `rules`."""
+    if "rules" not in table.columns:
+        return {"id": None, "reason": "the table has no column `rules`"}
+    names = sorted(set(table["rules"].astype(str)))
+    return {"id": names[0]} if len(names) == 1 else {"id": None, "reason": f"rows by {', '.join(names)}"}

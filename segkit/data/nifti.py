@@ -23,11 +23,26 @@ def load_nifti(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     orientation = _orientation(volume.affine, where)
     flat = array.ndim == 2
     array = apply_orientation(array[..., None] if flat else array, orientation)
-    spacing = _spacing(volume.affine, orientation)
+    spacing = _spacing_of(volume, orientation)
     if flat:
-        thin = int(orientation[2, 0])  # where the axis that a picture lacks has come to lie
-        return np.squeeze(array, thin), spacing[:thin] + spacing[thin + 1 :]
+        return np.squeeze(array, _lacking(orientation)), spacing
     return (np.moveaxis(array, -1, 0) if array.ndim == 4 else array), spacing
+
+
+def read_spacing(path: Path, where: str) -> tuple[float, ...]:
+    """The spacing that `load_nifti` gives, from the header alone."""
+    volume = _open(path)
+    return _spacing_of(volume, _orientation(volume.affine, where))
+
+
+def _spacing_of(volume: Any, orientation: np.ndarray) -> tuple[float, ...]:
+    spacing, lacking = _spacing(volume.affine, orientation), _lacking(orientation)
+    return spacing[:lacking] + spacing[lacking + 1 :] if len(volume.shape) == 2 else spacing
+
+
+def _lacking(orientation: np.ndarray) -> int:
+    """Where the axis that a picture lacks has come to lie."""
+    return int(orientation[2, 0])
 
 
 def _open(path: Path) -> Any:

@@ -20,8 +20,8 @@ class Tally:
 
     counts: [B, K, 3], true positives, predicted and reference pixels. pixels: [B, K], those that count for a class.
     ignored: [B, K], those that the mask ignores. unknown: [B, 2], those whose prediction, and whose mask, holds a value
-    that is no class; they are in none of the other numbers. matrix: [B, K, K] in multiclass, rows the reference,
-    columns the prediction; None where classes overlap, and in binary mode, where counts and pixels say the same.
+    that is no class; they are in none of the other numbers. matrix: [B, C, C] for the C classes of `labels.names`, rows
+    the reference, columns the prediction; None where classes overlap.
     """
 
     counts: Tensor
@@ -133,6 +133,8 @@ def _with_rest(values: Tensor, end: int) -> Tensor:
     """Values with `end` for all that is not below it. For bytes a clamp does it, in a tenth of the time of `where`."""
     if values.dtype == torch.uint8:
         return values.clamp(max=end) if end < torch.iinfo(torch.uint8).max else values
+    if end > torch.iinfo(values.dtype).max:
+        values = values.int()
     return torch.where((values >= 0) & (values < end), values, end)
 
 
@@ -156,8 +158,15 @@ def _overlapping(prediction: Tensor, mask: Tensor, labels: Labels) -> Tally:
         pixels=_pixels(valid),
         ignored=_pixels(void.expand_as(prediction)),
         unknown=torch.stack([_pixels(counted & ~decided).sum(1), _pixels(~known).sum(1)], 1),
-        matrix=None,
+        matrix=_two_by_two(counts[:, 0], _pixels(valid)[:, 0]) if labels.mode == "binary" else None,
     )
+
+
+def _two_by_two(counts: Tensor, pixels: Tensor) -> Tensor:
+    """The confusion matrix [B, 2, 2] of negative and positive, from counts [B, 3] of the positive and pixels [B]."""
+    tp, predicted, reference = counts.unbind(-1)
+    fp, fn = predicted - tp, reference - tp
+    return torch.stack([pixels - tp - fp - fn, fp, fn, tp], -1).unflatten(-1, (2, 2))
 
 
 def _planes(mask: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from segkit.metrics.intervals import Bootstrap
-from segkit.metrics.surface import Average, Elements, Percentile
+from segkit.metrics.surface import SURFACE_METRICS, Average, Elements, Percentile
 
 Cell = float | Literal["worst"] | None
 Aggregation = Literal["class_case", "case_class", "pairs", "global", "micro"]
@@ -25,6 +25,8 @@ AGGREGATIONS: dict[Aggregation, str] = {
     "global": "counts summed over cases for each class, then mean over classes",
     "micro": "counts summed over cases and classes",
 }
+POOLED = ("global", "micro")
+OF_CASES = ("generalized_dice",)  # one score a case, of all its classes together
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,21 @@ class Rules:
     boundary_ratio: float = 0.02
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for an aggregation that is none, or none for its metric."""
+        for metric, way in self.aggregation.items():
+            if way not in AGGREGATIONS:
+                raise ValueError(f"expected the aggregation of {metric} among {', '.join(AGGREGATIONS)}, got {way!r}")
+            if way in POOLED and metric in (*SURFACE_METRICS, *OF_CASES):
+                raise ValueError(f"{metric} is measured for each case and not made of sums over cases, so not {way}")
+
     def aggregated(self, metric: str) -> Aggregation:
         """How the metric is averaged."""
         return self.aggregation.get(metric, "class_case")
 
     def full_name(self, metric: str) -> str:
         """The metric with its aggregation, such as dice/class_case."""
-        return f"{metric}/{self.aggregated(metric)}"
+        return f"{metric}/case" if metric in OF_CASES else f"{metric}/{self.aggregated(metric)}"
 
     @property
     def id(self) -> str:
@@ -113,13 +123,13 @@ class Rules:
         """What a reader of a table of these metrics has to know, a line each."""
         lines = [f"rules {self.name}: {self._mean_in_words(metrics)}"]
         by_row: dict[str, list[str]] = {}
-        for metric in metrics:
+        for metric in (metric for metric in metrics if metric not in OF_CASES):
             by_row.setdefault(_in_words(self.empty.get(metric)), []).append(metric)
         return lines + [f"{', '.join(names)}: {row}" for row, names in by_row.items()]
 
     def _mean_in_words(self, metrics: Sequence[str]) -> str:
         by_way: dict[Aggregation, list[str]] = {}
-        for metric in metrics:
+        for metric in (metric for metric in metrics if metric not in OF_CASES):
             by_way.setdefault(self.aggregated(metric), []).append(metric)
         with_background = [metric for metric in metrics if metric in self.background]
         classes = "foreground classes"

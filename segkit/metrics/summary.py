@@ -12,15 +12,13 @@ import torch
 
 from segkit.labels import Labels
 from segkit.metrics.intervals import Intervals, mean_intervals, median_intervals, ratio_intervals
-from segkit.metrics.overlap import generalized_dice
-from segkit.metrics.policies import SEGKIT, Rules
-from segkit.metrics.table import COUNTS, FROM_COUNTS, Table, raw_score, ruled
+from segkit.metrics.policies import OF_CASES, POOLED, SEGKIT, Rules
+from segkit.metrics.table import COUNTS, FROM_COUNTS, Table, averaged_classes, raw_score, ruled
 
 NEVER = "the class is in neither prediction nor reference of any case"
 NOT_COUNTED = "the class is missed or spurious where it is at all, which these rules do not count for this metric"
 NOTHING = "no case has a counted class in its prediction or reference"
 INFINITE = "a missed or spurious structure counts as infinitely far, by these rules"
-POOLED = ("global", "micro")
 
 
 def summarise(
@@ -33,14 +31,20 @@ def summarise(
 ) -> dict[str, Any]:
     """The rules, metrics, classes, mean and global parts of scores.json, from a table that these rules have scored.
 
+    metrics: those of a case as a whole, such as generalized_dice, are under `of_cases`, all others under `classes`.
+    `mean_counts` says what each mean rests on: classes, pairs of a case and a class, missed and spurious ones.
     A class that no case counts has mean None with the reason beside it, and is not in the mean over classes but named
     in `mean_left_out`. Where there is no interval, it is None with the reason beside it. `intervals=False` leaves
     the intervals out, for speed.
     """
     table: Table = cases
+    of_cases = {
+        metric: _case_score(table, metric, rules, intervals=intervals) for metric in metrics if metric in OF_CASES
+    }
+    all_metrics, metrics = metrics, [metric for metric in metrics if metric not in OF_CASES]
     names = [name for name in labels.channel_names if name not in rules.exclude_classes]
     values = {metric: _by_case(table, metric, names) for metric in metrics}
-    bounds, notes = _all_bounds(table, values, names, rules) if intervals else ({}, [])
+    bounds, notes = _all_bounds(table, values, names, rules) if intervals and metrics else ({}, [])
     rows = {name: table[table["class"] == name] for name in names}
     classes = {
         name: {
@@ -49,7 +53,7 @@ def summarise(
         }
         for place, name in enumerate(names)
     }
-    averaged = {metric: _averaged(labels, names, rules, metric) for metric in metrics}
+    averaged = {metric: averaged_classes(labels, rules, metric) for metric in metrics}
     means = {metric: _mean(table, values[metric], metric, names, averaged[metric], rules) for metric in metrics}
     left_out = {
         metric: [name for name in averaged[metric] if classes[name][metric]["cases"] == 0] for metric in metrics
@@ -58,15 +62,22 @@ def summarise(
     summary = {
         "rules": rules.to_dict(),
         "rules_in_words": rules.in_words(metrics),
-        "metrics": {metric: rules.full_name(metric) for metric in metrics},
+        "metrics": {metric: rules.full_name(metric) for metric in all_metrics},
         "classes": classes,
         "mean": {metric: _plain(mean) for metric, mean in means.items()},
+        "mean_counts": {metric: _rests_on([classes[name][metric] for name in averaged[metric]]) for metric in metrics},
         "mean_left_out": {metric: missing for metric, missing in left_out.items() if missing},
         "mean_reason": {metric: reason for metric, reason in reasons.items() if reason},
         "interval_notes": notes,
     }
-    generalized = _generalized(table, _averaged(labels, names, rules, "generalized_dice"))
-    return summary | {"generalized_dice": generalized, "global": pooled(cases, labels, rules)}
+    return summary | ({"of_cases": of_cases} if of_cases else {}) | {"global": pooled(cases, labels, rules)}
+
+
+def _rests_on(scores: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """What a mean over classes rests on, from the scores of these."""
+    sums = {name: sum(score[name] for score in scores) for name in ("cases", "missed", "spurious")}
+    counted = sum(score["cases"] > 0 for score in scores)
+    return {"classes": counted, "pairs": sums["cases"], "missed": sums["missed"], "spurious": sums["spurious"]}
 
 
 def _mean_reason(mean: float, left_out: Sequence[str], averaged: Sequence[str]) -> str | None:
@@ -81,27 +92,24 @@ def _mean_reason(mean: float, left_out: Sequence[str], averaged: Sequence[str]) 
 def pooled(cases: pd.DataFrame, labels: Labels, rules: Rules = SEGKIT) -> dict[str, Any]:
     """Dice and IoU of the whole data set: counts are summed over cases first; then a mean over classes.
 
+    `cases` are those where a class is in prediction or reference, `missed` and `spurious` those where in one only.
     None, with the reason beside it, for a class that is in neither throughout; such a class is not in the mean.
     """
     names = [name for name in labels.channel_names if name not in rules.exclude_classes]
     totals = _totals(cases, names)
     scores = {metric: raw_score(totals, metric) for metric in ("dice", "iou")}
+    rows: Table = cases
     classes: dict[str, dict[str, Any]] = {
-        name: {metric: _plain(scores[metric][place]) for metric in scores} for place, name in enumerate(names)
+        name: {metric: _plain(scores[metric][place]) for metric in scores} | _shown(rows[rows["class"] == name])
+        for place, name in enumerate(names)
     }
     for score in classes.values():
         if score["dice"] is None:
             score["reason"] = NEVER
-    places = {metric: [names.index(name) for name in _averaged(labels, names, rules, metric)] for metric in scores}
+    places = {metric: [names.index(name) for name in averaged_classes(labels, rules, metric)] for metric in scores}
     means = {metric: _plain(_nanmean(scores[metric][places[metric]])) for metric in scores}
     result: dict[str, Any] = {"classes": classes, "mean": means}
     return result if None not in means.values() else result | {"mean_reason": NOTHING}
-
-
-def _averaged(labels: Labels, names: Sequence[str], rules: Rules, metric: str) -> list[str]:
-    """The classes that the mean of a metric is over."""
-    channels = range(labels.channels) if metric in rules.background else labels.foreground
-    return [labels.channel_names[channel] for channel in channels if labels.channel_names[channel] in names]
 
 
 def _by_case(table: Table, metric: str, names: Sequence[str]) -> np.ndarray:
@@ -136,16 +144,22 @@ def _class_score(rows: Table, metric: str, values: np.ndarray, rules: Rules) -> 
     if rules.aggregated(metric) in POOLED:
         name = rows["class"].iloc[0] if len(rows) else ""
         mean = float(_pooled_scores(rows, metric, [name], rules)[0])
-    missed = (rows["reference"] > 0) & (rows["predicted"] == 0)
-    spurious = (rows["reference"] == 0) & (rows["predicted"] > 0)
+    shown = _shown(rows)
     score: dict[str, Any] = {"mean": _plain(mean)}
     if score["mean"] is None:
-        shown = missed.any() or spurious.any()
-        score["mean_reason"] = INFINITE if math.isinf(mean) else NOT_COUNTED if shown else NEVER
+        somewhere = shown["missed"] or shown["spurious"]
+        score["mean_reason"] = INFINITE if math.isinf(mean) else NOT_COUNTED if somewhere else NEVER
     if len(counted):
         score["median"] = _plain(float(np.median(counted)))
         score |= {"median_reason": INFINITE} if score["median"] is None else {}
-    return score | {"cases": len(counted), "missed": int(missed.sum()), "spurious": int(spurious.sum())}
+    return score | {**shown, "cases": len(counted)}
+
+
+def _shown(rows: Table) -> dict[str, int]:
+    """In how many cases a class is in prediction or reference, and where it is in one of the two only."""
+    predicted, reference = rows["predicted"] > 0, rows["reference"] > 0
+    numbers = {"cases": predicted | reference, "missed": reference & ~predicted, "spurious": predicted & ~reference}
+    return {name: int(where.sum()) for name, where in numbers.items()}
 
 
 def _mean(
@@ -173,12 +187,19 @@ def _mean(
     return _nanmean(of_classes)
 
 
-def _generalized(table: Table, averaged: Sequence[str]) -> dict[str, Any]:
-    """The generalised Dice score of each case over the averaged classes, as a mean over cases."""
-    counts = np.stack([_by_case(table, column, averaged) for column in COUNTS], -1)
-    scores = generalized_dice(torch.from_numpy(np.nan_to_num(counts))).numpy() if counts.size else np.array([])
-    found = {"mean": _plain(_nanmean(scores)), "cases": int((~np.isnan(scores)).sum())}
-    return found if found["mean"] is not None else found | {"mean_reason": NOTHING}
+def _case_score(table: Table, metric: str, rules: Rules, *, intervals: bool) -> dict[str, Any]:
+    """Mean, median and their intervals of a metric that a case has one value of."""
+    of_case = np.array(table.drop_duplicates("case").set_index("case").sort_index()[metric], dtype=float)
+    counted = of_case[~np.isnan(of_case)]
+    score: dict[str, Any] = {"mean": _plain(_nanmean(of_case)), "cases": len(counted)}
+    if not len(counted):
+        return score | {"mean_reason": NOTHING}
+    score["median"] = float(np.median(counted))
+    if not intervals:
+        return score
+    groups, values = _groups(table), torch.from_numpy(of_case[:, None])
+    means = _bounds(mean_intervals(values, groups, rules.bootstrap), 0, "ci95")
+    return score | means | _bounds(median_intervals(values, groups, rules.bootstrap), 0, "median_ci95")
 
 
 def _all_bounds(

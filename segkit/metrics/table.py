@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from segkit.labels import Labels
-from segkit.metrics.overlap import dice, iou, precision, recall, specificity, volume_difference
-from segkit.metrics.policies import SEGKIT, Cell, Empty, Rules
+from segkit.metrics.overlap import dice, generalized_dice, iou, precision, recall, specificity, volume_difference
+from segkit.metrics.policies import OF_CASES, SEGKIT, Cell, Empty, Rules
 from segkit.metrics.surface import SURFACE_METRICS
 
 KEYS = ["case", "group", "class"]
@@ -32,7 +32,7 @@ FROM_COUNTS: dict[str, tuple[list[str], Callable[[Tensor], Tensor]]] = {
     "volume_difference": (COUNTS, volume_difference),
     "boundary_iou": (BOUNDARY, iou),
 }
-METRICS = (*FROM_COUNTS, *SURFACE_METRICS)
+METRICS = (*FROM_COUNTS, *SURFACE_METRICS, *OF_CASES)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -56,8 +56,10 @@ def cases_table(
 
     counts: int64 [N, K, 3]. columns: what else was counted or measured, [N, K] each: `pixels` for specificity,
     `boundary_*` for boundary IoU, `hd` and the like in mm as measured, and `diagonal_mm` for them.
-    A score that the rules do not count is NaN. Raises ValueError if the numbers of names, groups or classes do not fit
-    the counts, if a name comes twice, or a column is missing that a metric is made of.
+    A score that the rules do not count is NaN; one of a case as a whole is in each of its rows.
+
+    Raises ValueError if the numbers of names, groups or classes do not fit the counts, if a name comes twice, or a
+    column is missing that a metric is made of.
     """
     expected = (len(names), labels.channels, 3)
     if counts.shape != expected or len(groups) != len(names):
@@ -72,14 +74,29 @@ def cases_table(
         **{column: counts[..., place].reshape(-1) for place, column in enumerate(COUNTS)},
         **{column: np.asarray(values).reshape(-1) for column, values in (columns or {}).items()},
     }
-    return scored(pd.DataFrame(rows), metrics, rules)
+    return scored(pd.DataFrame(rows), metrics, rules, averaged=averaged_classes(labels, rules, "generalized_dice"))
 
 
-def scored(table: Table, metrics: Sequence[str], rules: Rules) -> pd.DataFrame:
-    """The table with each metric as the rules have it, after the counts."""
+def averaged_classes(labels: Labels, rules: Rules, metric: str) -> list[str]:
+    """The classes that the mean of a metric is over."""
+    channels = range(labels.channels) if metric in rules.background else labels.foreground
+    names = [labels.channel_names[channel] for channel in channels]
+    return [name for name in names if name not in rules.exclude_classes]
+
+
+def scored(table: Table, metrics: Sequence[str], rules: Rules, averaged: Sequence[str] = ()) -> pd.DataFrame:
+    """The table with each metric as the rules have it, after the counts.
+
+    averaged: the classes that a score of a case as a whole is of.
+    """
     check_metrics(metrics)
     table = table.copy()
     for metric in metrics:
+        if metric in OF_CASES:
+            if not averaged:
+                raise ValueError(f"{metric} is of several classes together, and there are none to be averaged")
+            table[metric] = table["case"].map(_of_case(table[table["class"].isin(list(averaged))]))
+            continue
         needed = [*(FROM_COUNTS[metric][0] if metric in FROM_COUNTS else [metric, DIAGONAL]), *COUNTS]
         missing = [column for column in needed if column not in table.columns]
         if missing:
@@ -87,6 +104,13 @@ def scored(table: Table, metrics: Sequence[str], rules: Rules) -> pd.DataFrame:
         table[metric] = ruled(raw_score(table, metric), table, rules.empty.get(metric))
     first = [column for column in table.columns if column in KEYS + COUNTS]
     return table[[*first, *metrics, *(column for column in table.columns if column not in {*first, *metrics})]]
+
+
+def _of_case(rows: Table) -> dict[str, float]:
+    """The generalised Dice score of each case over its rows; NaN where there is none of their classes."""
+    by_case = rows.pivot(index="case", columns="class", values=COUNTS)
+    counts = torch.from_numpy(by_case.to_numpy(np.float64, copy=True)).unflatten(1, (len(COUNTS), -1)).mT
+    return dict(zip(by_case.index, generalized_dice(counts).tolist(), strict=True))
 
 
 def raw_score(table: Table, metric: str) -> np.ndarray:

@@ -30,11 +30,14 @@ def print_scores(scores: Mapping[str, Any], console: Console) -> None:
         table.add_row(escape(name), *shown, *(str(dice[column]) for column in ("cases", "missed", "spurious")))
     table.add_section()
     mean, name = scores["mean"], _averaged(scores, "dice")
-    table.add_row(name, _number(mean["dice"]), "", _number(mean["iou"]), "", "", "", style="bold")
+    rests_on = [str(scores["mean_counts"]["dice"][column]) for column in ("pairs", "missed", "spurious")]
+    table.add_row(name, _number(mean["dice"]), "", _number(mean["iou"]), *rests_on, style="bold")
     console.print(table)
-    others = [metric for metric in scores["metrics"] if metric not in ("dice", "iou")]
+    others = [metric for metric in scores["mean"] if metric not in ("dice", "iou")]
     for start in range(0, len(others), METRICS_A_TABLE):
         console.print(_further_table(scores, others[start : start + METRICS_A_TABLE]))
+    if "of_cases" in scores:
+        console.print(_case_table(scores["of_cases"]))
     for line in _score_notes(scores):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
 
@@ -53,13 +56,31 @@ def _further_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     return table
 
 
+def _case_table(of_cases: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Metrics that a case has one value of."""
+    table = Table()
+    table.add_column("of a case", min_width=12, overflow="fold")
+    for column in ("mean", "95 % CI", "median", "cases"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for metric, score in of_cases.items():
+        numbers = [_number(score["mean"]), _interval(score.get("ci95")), _number(score.get("median"))]
+        table.add_row(heading(metric), *numbers, str(score["cases"]))
+    return table
+
+
 def _averaged(scores: Mapping[str, Any], metric: str) -> str:
     return "all classes" if metric in scores["rules"]["background"] else "foreground"
 
 
 def heading(metric: str) -> str:
     """How a column of this metric is called."""
-    names = {"dice": "Dice", "iou": "IoU", "boundary_iou": "b. IoU", "volume_difference": "vol. diff."}
+    names = {
+        "dice": "Dice",
+        "iou": "IoU",
+        "boundary_iou": "b. IoU",
+        "volume_difference": "vol. diff.",
+        "generalized_dice": "generalised Dice",
+    }
     return names.get(metric, metric.upper() if metric in ("hd", "hd95", "assd", "nsd") else metric)
 
 
@@ -67,16 +88,17 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
     """A table a metric: a row a class, a column a checkpoint. Returned as one table too, a row a checkpoint, metric and
     class, with the cases that count, missed and spurious ones. It says nothing of whether a difference is real."""
     for metric in dict.fromkeys(metric for result in results.values() for metric in result["metrics"]):
+        per_class = any(metric in result["mean"] for result in results.values())
         full_names = dict.fromkeys(result["metrics"].get(metric, metric) for result in results.values())
         table = Table(title=f"{', '.join(full_names)}, side by side", title_justify="left")
         table.add_column("class", overflow="fold")
         for name in results:
             table.add_column(escape(name), justify="right", overflow="fold")
-        for of_class in dict.fromkeys(name for result in results.values() for name in result["classes"]):
+        for of_class in dict.fromkeys(name for result in results.values() for name in result["classes"] if per_class):
             cells = [result["classes"].get(of_class, {}).get(metric, {}).get("mean") for result in results.values()]
             table.add_row(escape(of_class), *map(_number, cells))
         table.add_section()
-        table.add_row("mean", *(_number(result["mean"].get(metric)) for result in results.values()), style="bold")
+        table.add_row("mean", *(_number(_mean_of(result, metric)) for result in results.values()), style="bold")
         console.print(table)
     for line in _side_by_side_notes(results):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
@@ -87,8 +109,20 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
             for name, result in results.items()
             for metric, full_name in result["metrics"].items()
             for of_class, score in result["classes"].items()
+            if metric in score
+        ]
+        + [
+            {"checkpoint": name, "metric": result["metrics"][metric], "class": "", "rules": result["rules"]["id"]}
+            | {"mean": score["mean"], "cases": score["cases"]}
+            for name, result in results.items()
+            for metric, score in result.get("of_cases", {}).items()
         ]
     )
+
+
+def _mean_of(result: Mapping[str, Any], metric: str) -> float | None:
+    """The one number of a metric; None if it was not asked for."""
+    return result["mean"].get(metric, result.get("of_cases", {}).get(metric, {}).get("mean"))
 
 
 def _side_by_side_notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
