@@ -91,4 +91,4 @@ def largest(values: Tensor, valid: Tensor, number: Tensor) -> Tensor:
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
     above, ties = bits > low, bits == low
     rest = (number - above.sum()) / ties.sum().clamp(min=1)
-    return above + ties * rest
+    return torch.where(ties, rest.to(values.dtype), 0).add_(above)

@@ -43,7 +43,7 @@ def print_scores(scores: Mapping[str, Any], console: Console) -> None:
 
 
 def _further_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
-    """Means of a few metrics, each with the number of cases that count."""
+    """Means of a few metrics, each with the number of cases, or of pairs of a case and a class, that count."""
     table = Table()
     table.add_column("class", min_width=12, overflow="fold")
     for metric in metrics:
@@ -52,7 +52,8 @@ def _further_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
         table.add_row(escape(name), *(f"{_number(score[m]['mean'])} ({score[m]['cases']})" for m in metrics))
     table.add_section()
     names = dict.fromkeys(_averaged(scores, metric) for metric in metrics)
-    table.add_row(" / ".join(names), *(_number(scores["mean"][metric]) for metric in metrics), style="bold")
+    means = (f"{_number(scores['mean'][m])} ({scores['mean_counts'][m]['pairs']})" for m in metrics)
+    table.add_row(" / ".join(names), *means, style="bold")
     return table
 
 
