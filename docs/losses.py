@@ -10,6 +10,8 @@ import re
 import typing
 from pathlib import Path
 
+import torch
+
 from segkit import Labels
 from segkit.config_check import describe
 from segkit.losses import LOSSES, RECIPES, build_loss
@@ -84,8 +86,13 @@ loss = build_loss([{"name": "dice"}, {"name": "cross_entropy", "weight": 0.5}], 
 loss(logits, mask)  # scalar
 loss.terms(logits, mask)  # {"dice": ..., "cross_entropy": ...}, unweighted
 loss(logits, mask, pixel_weight=weight)  # [B, *S]
-loss(logits, mask, valid=annotated)  # bool [B, *S], or [B, K, *S] where not every class was annotated
+loss(logits, mask, valid=seen)  # bool [B, *S]
+build_loss("dice", labels)(logits, mask, valid=annotated)  # bool [B, K, *S] where not every class was annotated
 ```
+
+`valid` of each class, [B, K, *S] or [B, K, 1, ...] for whole images, is for losses in which every class has a sum of its own
+(the column `valid [B, K]` below): all of them where classes stand alone, region and Lovász losses also under a softmax. A
+cross-entropy under a softmax has one number a pixel, which cannot count for some classes only, and refuses it.
 """
 
 WEIGHTS = """## Class weights
@@ -173,12 +180,13 @@ def page() -> str:
 
 
 def overview() -> str:
-    rows = ["## All of them", "", "| name | formula | modes | soft targets |", "|---|---|---|---|"]
+    rows = ["## All of them", "", "| name | formula | modes | soft targets | valid [B, K] |", "|---|---|---|---|---|"]
     for name, cls in LOSSES.items():
         formula = _paragraphs(cls)[0].rstrip(".").replace("|", "\\|")
         modes = [mode for mode in MODES if _builds(name, mode)]
         soft = "yes" if _takes_soft(name) else "no"
-        rows.append(f"| [`{name}`](#{name}) | {formula} | {'all' if len(modes) == 3 else ', '.join(modes)} | {soft} |")
+        shown = "all" if len(modes) == 3 else ", ".join(modes)
+        rows.append(f"| [`{name}`](#{name}) | {formula} | {shown} | {soft} | {_valid_in(name, modes)} |")
     return "\n".join([*rows, ""])
 
 
@@ -290,6 +298,21 @@ def _builds(name: str, mode: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _valid_in(name: str, modes: typing.Sequence[str]) -> str:
+    """The modes in which a loss takes validity of each class."""
+    taking = []
+    for mode in modes:
+        labels = _labels(mode)
+        logits = torch.zeros(1, labels.channels, 2, 2)
+        mask = torch.zeros(logits.shape if mode == "multilabel" else (1, 2, 2), dtype=torch.uint8)
+        try:
+            build_loss(name, labels)(logits, mask, valid=torch.ones_like(logits, dtype=torch.bool))
+        except ValueError:
+            continue
+        taking.append(mode)
+    return "all modes" if len(taking) == 3 else ", ".join(taking)
 
 
 def _labels(mode: str) -> Labels:

@@ -257,8 +257,7 @@ def _build_experiment(config: Config, cache: Path | None) -> Built:
     check_network(config, data)
     resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
     resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
-    loss = build_loss([dict(term) for term in resolved.loss], labels)
-    loss = (loss.float() if device.type == "mps" else loss).to(device)  # which has no float64
+    loss = build_loss([dict(term) for term in resolved.loss], labels).to(device)
     optimizer = build_optimizer(config.optimizer.name, model, dict(config.optimizer.args))
     experiment = Experiment(
         labels=labels,

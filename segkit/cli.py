@@ -160,18 +160,24 @@ def _regions(text: str) -> dict[str, list[int]]:
     """whole:1+2+3,core:2+3 as lists of values."""
     try:
         pairs = [part.split(":") for part in _list(text)]
-        return {name: [int(value) for value in union.split("+")] for name, union in pairs}
+        regions = {name: [int(value) for value in union.split("+")] for name, union in pairs}
+        if len(regions) < len(pairs):
+            raise ValueError("a name comes twice")
+        return regions
     except ValueError as error:
-        raise typer.BadParameter(f"expected --regions as whole:1+2+3,core:2+3, got {text}") from error
+        raise typer.BadParameter(f"expected --regions as whole:1+2+3,core:2+3, each name once, got {text}") from error
 
 
 def _value_map(text: str | None) -> dict[int, int]:
     """255:1,7:0 as numbers."""
     try:
         pairs = [part.split(":") for part in _list(text)] if text else []
-        return {int(value): int(number) for value, number in pairs}
+        numbers = {int(value): int(number) for value, number in pairs}
+        if len(numbers) < len(pairs):
+            raise ValueError("a value comes twice")
+        return numbers
     except ValueError as error:
-        raise typer.BadParameter(f"expected --values as 255:1,7:0, got {text}") from error
+        raise typer.BadParameter(f"expected --values as 255:1,7:0, each value once, got {text}") from error
 
 
 @app.command()

@@ -89,6 +89,8 @@ def build_scoring(
         raise ValueError(
             f"expected exclude_classes to be some of {', '.join(labels.channel_names)}, got {', '.join(unknown)}"
         )
+    if all(labels.channel_names[channel] in exclude_classes for channel in labels.foreground):
+        raise ValueError(f"exclude_classes {', '.join(exclude_classes)} leave no foreground class for a mean; keep one")
     changes = {name: value for name, value in (modes or {}).items() if value is not None}
     chosen = replace(rules_by_name(rules), exclude_classes=tuple(exclude_classes), **changes)
     return Scoring(tuple(metrics), chosen, threshold, calibration)
@@ -275,6 +277,7 @@ def scores(scored: Scored, labels: Labels, scoring: Scoring, *, split: str, orig
         "format": FORMAT,
         "split": split,
         **source,
+        "threshold": None if labels.mode == "multiclass" else scoring.threshold,
         "cases": len(set(scored.cases["case"])),
         "ignored_pixels": _ignored(scored.cases, labels),
         **summarise(scored.cases, labels, scoring.rules, metrics=scoring.metrics),
@@ -288,7 +291,9 @@ def is_of(scores: Mapping[str, Any], scoring: Scoring, steps: int) -> bool:
     """Whether a scores.json is of a network trained for all of these steps, and of this scoring."""
     wanted = scoring.rules.to_dict(), list(scoring.metrics), scoring.calibration
     found = scores.get("rules"), list(scores.get("metrics", [])), "calibration" in scores
-    return scores["step"] == scores["steps"] == steps and found == wanted
+    threshold = scores.get("threshold", "unknown")  # which scores of an earlier version do not say
+    same = found == wanted and (threshold is None or threshold == scoring.threshold)
+    return same and "mean_intervals" in scores and scores["step"] == scores["steps"] == steps
 
 
 def _ignored(cases: Any, labels: Labels) -> int:

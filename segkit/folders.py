@@ -114,8 +114,9 @@ def _way_out(present: Sequence[int], offending: Sequence[int], labels: Labels, l
     """What may be wrong with values that are no class, in terms of the options of the command."""
     if set(present) <= {0, 255} and max(labels.values) == 1:
         return "it looks like a binary mask of 0 and 255: give --values 255:1"
+    named = "--classes" if labels.regions is None else "one of the unions of --regions"
     return (
-        f"if {offending[0]} is a class, name it in --classes; if it stands for another one, give for example "
+        f"if {offending[0]} is a class, name it in {named}; if it stands for another one, give for example "
         f"--values {offending[0]}:0{last}"
     )
 

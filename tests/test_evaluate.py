@@ -1,5 +1,6 @@
 """Scoring predictions: folders of masks of any tool, surfaces and calibration in the table, several processes."""
 
+import io
 import json
 
 import nibabel as nib
@@ -10,24 +11,28 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
+from rich.console import Console
 from synchronisation import NoWaiting
 from typer.testing import CliRunner
 
 from segkit import Labels
 from segkit.cli import app, main
 from segkit.data.cases import DataError
-from segkit.evaluate import Scorer, Scoring, build_scoring, structures
+from segkit.evaluate import Origin, Scorer, Scoring, build_scoring, is_of, scores, structures
 from segkit.folders import score_folder
 from segkit.metrics import count
 from segkit.metrics.policies import PRESETS
 from segkit.metrics.surface import image_diagonal, surface_scores
+from segkit.report.tables import print_scores
 from segkit.runs import RunError
 
 LABELS = Labels(["background", "a", "b"], ignore_index=255)
 OVERLAPPING = Labels(["whole", "core"], mode="multilabel", ignore_index=255)
 BINARY = Labels(["no", "yes"], mode="binary", ignore_index=255)
 CPU = torch.device("cpu")
-EVERYTHING = Scoring(("dice", "iou", "specificity", "boundary_iou", "hd", "hd95", "assd", "nsd"), calibration=True)
+EVERYTHING = Scoring(
+    ("dice", "iou", "specificity", "boundary_iou", "hd", "hd95", "assd", "nsd", "generalized_dice"), calibration=True
+)
 
 
 def masks(seed, count=4, shape=(12, 14), void=0.1):
@@ -382,3 +387,38 @@ def test_excluded_classes_are_in_no_table(folders, tmp_path):
 def test_a_group_needs_a_shared_scorer():
     with pytest.raises(ValueError, match="shared=True"):
         Scorer(1, LABELS, Scoring(), CPU).result(group=object())  # pyright: ignore[reportArgumentType]
+
+
+def test_the_threshold_is_part_of_what_was_measured():
+    labels = Labels(["no", "yes"], "binary")
+    prediction, reference = (mask == 1 for mask in masks(5))
+    scorer = Scorer(4, labels, Scoring(threshold=0.3), CPU)
+    for number in range(4):
+        guessed, known = (torch.from_numpy(mask[number][None].astype(np.uint8)) for mask in (prediction, reference))
+        scorer.add(f"c{number}", f"c{number}", guessed, known, (1.0, 1.0))
+    origin = Origin("last.pt", 5, 5, None)
+    result = scores(scorer.result(), labels, Scoring(threshold=0.3), split="test", origin=origin)
+    assert result["threshold"] == 0.3
+    assert is_of(result, Scoring(threshold=0.3), 5)
+    assert not is_of(result, Scoring(threshold=0.4), 5)
+    before = {key: value for key, value in result.items() if key != "mean_intervals"}
+    assert not is_of(before, Scoring(threshold=0.3), 5)
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_scores(result, console)
+    assert "probability exceeds 0.3" in " ".join(console.export_text().split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "background,a,b", "--exclude", "a,b"], "leave no foreground class"),
+        (["--classes", "background,a,b", "--values", "2:1,2:0"], "each value once"),
+        (["--regions", "whole:1+2,whole:2"], "each name once"),
+    ],
+)
+def test_options_of_a_folder_that_make_no_sense(folders, tmp_path, options, message, capsys):
+    command = ["evaluate", "--predictions", str(folders[0]), "--references", str(folders[1])]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--out", str(tmp_path / "out"), *options])
+    assert stopped.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -622,10 +622,18 @@ def test_modes_that_a_library_has_not_or_has_wrong_are_refused_with_the_reason(l
         ({"name": "cross_entropy", "like": "nnunet", **WEIGHTED}, "multilabel", "normalize: valid"),
         ({"name": "cross_entropy", "like": "mmseg", **WEIGHTED}, "multiclass", "normalize: weights"),
         ({"name": "cross_entropy", "like": "mmseg", **WEIGHTED}, "multilabel", "width of the image"),
-        ({"name": "dice", "like": "monai", "class_weights": "inverse"}, "multiclass", "as a list"),
-        ({"name": "tversky", "like": "mmseg", "class_weights": {"method": "enet"}}, "multiclass", "as a list"),
         ({"name": "focal", "like": "monai", "alpha": [0.25, 0.5, 0.75]}, "multilabel", "list of alpha"),
         ({"name": "dice", "like": "monai"}, "multilabel", "pixels of no class"),
+        *(
+            ({"name": loss, "like": library, **WEIGHTED}, "multiclass", "it knows no class_weights")
+            for library, loss in (
+                ("monai", "tversky"),
+                ("kornia", "tversky"),
+                ("torch", "focal"),
+                ("nnunet", "dice"),
+                ("smp", "cross_entropy"),
+            )
+        ),
         ({"name": "tversky", "like": "monai"}, "multilabel", "pixels of no class"),
         ({"name": "focal", "like": "monai"}, "multilabel", "pixels of no class"),
         ({"name": "topk_cross_entropy", "like": "nnunet"}, "multiclass", "share of all pixels"),
@@ -771,3 +779,15 @@ def test_kornia_micro_dice_is_the_mean_of_1_minus_the_probability_of_the_truth()
     logits, mask = batch("multiclass")
     value = kornia("dice_loss", average="micro")(logits, mask, "multiclass")
     assert_close(value, (1 - logits.softmax(1).gather(1, mask.long().unsqueeze(1))).mean(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("library", "loss"), [("monai", "dice"), ("mmseg", "tversky")])
+def test_named_class_weights_become_numbers_before_a_factor_follows_from_them(library: str, loss: str):
+    logits, mask = batch("multiclass")
+    labels, census = labels_of("multiclass", ignoring=False), [[10, 20, 30]]
+    options: dict[str, Any] = {"name": loss, "like": library}
+    named = build_loss({**options, "class_weights": "inverse"}, labels, census)
+    numbers = [60 / (3 * pixels) for pixels in census[0]]
+    assert_close(named(logits, mask), build_loss({**options, "class_weights": numbers}, labels)(logits, mask), **EXACT)
+    with pytest.raises(ValueError, match="as a list"):
+        build_loss({**options, "class_weights": "inverse"}, labels)

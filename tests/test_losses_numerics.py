@@ -255,3 +255,27 @@ def test_how_many_pixels_a_share_is(share, rounding, pixels, expected):
     mask = torch.randint(3, (1, pixels, 1))
     losses = torch.nn.functional.cross_entropy(logits, mask, reduction="none").flatten()
     assert_close(loss(logits, mask), losses.topk(expected).values.mean())
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in MODES_OF])
+def test_the_value_has_the_type_of_the_arithmetic(name):
+    loss = build_loss(name, MULTICLASS_THREE)
+    mask = torch.randint(3, (2, 8, 8))
+    for given, expected in ((torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
+        assert loss(torch.randn(2, 3, 8, 8).to(given), mask).dtype == expected
+
+
+def test_a_device_without_float64_gets_the_buffers_in_float32():
+    """As MPS does, by a function that refuses them."""
+    loss = build_loss(
+        [{"name": "focal", "class_weights": [0.3, 1, 2]}, {"name": "dice", "weight": 0.7}], MULTICLASS_THREE
+    )
+
+    def move(tensor):
+        if tensor.dtype == torch.float64:
+            raise TypeError("cannot convert to float64")
+        return tensor.clone()
+
+    loss._apply(move)
+    assert {buffer.dtype for buffer in loss.buffers()} == {torch.float32}
+    assert loss(torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))).isfinite()

@@ -196,6 +196,37 @@ def test_generalized_dice_is_that_of_monai(seed):
     assert np.isnan(by_case[empty.numpy()]).all()
 
 
+@pytest.mark.parametrize("seed", TRIALS)
+def test_generalized_dice_by_the_rules_of_monai(seed):
+    prediction, reference = random_masks(seed)
+    rules = PRESETS["monai"]
+    table = table_of(prediction, reference, rules, ("generalized_dice",))
+    score = summarise(table, LABELS, rules, metrics=["generalized_dice"], intervals=False)["of_cases"]
+    theirs = compute_generalized_dice(one_hot(prediction), one_hot(reference), sum_over_classes=True).flatten()
+    assert score["generalized_dice"]["mean"] == pytest.approx(theirs.mean().item(), abs=1e-6)
+    assert score["generalized_dice"]["classes"] == list(LABELS.channel_names)
+
+
+@pytest.mark.parametrize("preset", ["segkit", "monai", "torchmetrics", "mmseg"])
+def test_the_interval_of_a_mean_over_classes_is_near_that_of_resampled_tables(preset):
+    """Percentiles of the means that the rules give for resampled tables, one after the other."""
+    rng, rules, names = np.random.default_rng(3), PRESETS[preset], [f"case{number:02d}" for number in range(60)]
+    tp = rng.integers(0, 50, (60, 4))
+    counts = np.stack([tp, tp + rng.integers(0, 30, (60, 4)), tp + rng.integers(0, 30, (60, 4))], -1)
+    counts[rng.uniform(size=(60, 4)) < 0.2] = 0
+    summary = summarise(cases_table(names, names, counts, LABELS, rules=rules), LABELS, rules)
+    means = []
+    for _resample in range(200):
+        again = cases_table(names, names, counts[rng.integers(0, 60, 60)], LABELS, rules=rules)
+        means.append(summarise(again, LABELS, rules, intervals=False)["mean"]["dice"])
+    low, high = summary["mean_intervals"]["dice"]["ci95"]
+    width = np.quantile(means, 0.975) - np.quantile(means, 0.025)
+    assert low < summary["mean"]["dice"] < high
+    # 200 resamples tell a bound to some tenths of the width
+    assert low == pytest.approx(np.quantile(means, 0.025), abs=0.25 * width)
+    assert high == pytest.approx(np.quantile(means, 0.975), abs=0.25 * width)
+
+
 def test_excluded_classes_are_no_ignored_pixels():
     """Class 1 on half an image, a quarter of it found elsewhere: excluding class 0 leaves its IoU at a third."""
     labels = Labels(["road", "sky"])

@@ -200,7 +200,7 @@ def scores(cases, missing=False):
         counts[:, 2] = 0
     names = [f"c{number}" for number in range(cases)]
     summary = summarise(cases_table(names, names, counts, THREE), THREE)
-    return {"split": "test", "checkpoint": "last.pt", "selected_on": None, "cases": cases, **summary}
+    return {"split": "test", "checkpoint": "last.pt", "selected_on": None, "threshold": None, "cases": cases, **summary}
 
 
 def test_scores_are_printed_with_their_rules():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,8 @@ from segkit import assemble, judging, workflow
 from segkit import evaluate as evaluation
 from segkit.compare.plan import Unit, check_losses, check_overrides, unit_folder
 from segkit.compare.report import Analysis, write_comparison
-from segkit.metrics.policies import SEGKIT
+from segkit.config import Config
+from segkit.metrics.policies import SEGKIT, Rules
 from segkit.metrics.table import scored
 from segkit.runs import Run
 from segkit.train import Diverged, Interrupted
@@ -49,7 +51,7 @@ def compare(
         excluded = units[0].config.evaluation.exclude_classes
         names = [labels.channel_names[channel] for channel in labels.foreground]
         foreground = [name for name in names if name not in excluded]
-        write_comparison(table, out, analysis, foreground, console, failed, SEGKIT.to_dict())
+        write_comparison(table, out, analysis, foreground, console, failed, rules_of(units[0].config).to_dict())
     if failed:
         raise UnitsFailed(
             f"{len(failed)} of {len(units)} units failed:{told}\nmend the cause and run the command again"
@@ -98,10 +100,16 @@ def run_unit(unit: Unit, console: Console) -> pd.DataFrame:
         workflow.run_experiment(unit.config, run, resume=True, console=console)
     table = pd.read_csv(folder / "cases.csv", dtype={"case": str, "group": str})
     # whatever rules the unit reports by, all units of a comparison are scored by one
-    table = scored(table, ("dice", "iou"), SEGKIT).assign(rules=SEGKIT.name)
+    rules = rules_of(unit.config)
+    table = scored(table, ("dice", "iou"), rules).assign(rules=rules.id)
     for place, (name, value) in enumerate(zip(COLUMNS, (unit.loss, unit.seed, unit.fold), strict=True)):
         table.insert(place, name, value)
     return table
+
+
+def rules_of(config: Config) -> Rules:
+    """The rules that all units of a comparison are scored by, without the classes that are left out."""
+    return replace(SEGKIT, exclude_classes=tuple(config.evaluation.exclude_classes))
 
 
 def finished(unit: Unit) -> bool:

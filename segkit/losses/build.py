@@ -23,6 +23,7 @@ from segkit.losses.schedules import WEIGHT_SCHEDULES, Constant, WeightSchedule
 from segkit.losses.topk import TopkCrossEntropy
 from segkit.losses.tversky import FocalTversky, GeneralizedDice, Tversky
 from segkit.losses.weighted_sum import Scale, WeightedSum
+from segkit.losses.weights import is_from_census, resolve_class_weights
 
 LOSSES: dict[str, type[nn.Module]] = {
     "cross_entropy": CrossEntropy,
@@ -77,6 +78,8 @@ def build_loss(
         cls = _loss_class(term.get("name"))
         options = expanded(term, labels)
         name, weight, library = options.pop("name"), options.pop("weight", 1.0), options.pop("like", None)
+        if library is not None:
+            options = _with_numbers(options, labels, census)
         schedules.append(_weight_schedule(name, weight))
         scales.append(_library_scale(name, library, options, labels))
         terms[_free_name(name, terms)] = _build_term(name, cls, options, labels, census, reduce)
@@ -117,6 +120,17 @@ def expanded(term: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
     if labels.mode != "multiclass":
         knobs.pop("link", None)
     return {"name": term["name"], "like": library, **knobs, **term}
+
+
+def _with_numbers(options: dict[str, Any], labels: Labels, census: Any) -> dict[str, Any]:
+    """The options with class weights from the census as the numbers that a factor may follow from; what is wrong with
+    them the loss itself says."""
+    if census is None or not is_from_census(options.get("class_weights")):
+        return options
+    try:
+        return {**options, "class_weights": resolve_class_weights(options["class_weights"], labels, census).tolist()}
+    except ValueError:
+        return options
 
 
 def _library_scale(name: str, library: Any, options: Mapping[str, Any], labels: Labels) -> Scale:

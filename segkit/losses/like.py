@@ -36,7 +36,8 @@ class Preset:
 
     theirs: what the library calls it. knobs: options of ours.
     rescale: from the options, all filled in, and the labels to factor and offset, or why these options cannot be had.
-    not_for: the modes in which the library has no such loss, or has it wrong.
+    not_for: the modes in which the library has no such loss, or has it wrong. unweighted: those in which its loss knows
+        no class weights.
     note: where the two still differ, or what to know.
     """
 
@@ -45,10 +46,13 @@ class Preset:
     rescale: Callable[[Options, Labels], Scale | Refusal] = _as_it_is
     not_for: Mapping[str, Refusal] = field(default_factory=dict)
     note: str = ""
+    unweighted: tuple[str, ...] = ()
 
     def scale(self, options: Options, labels: Labels) -> Scale:
         """Factor and offset; `options` are all filled in. Raises ValueError where the library's loss cannot be had."""
         found = self.not_for[labels.mode] if labels.mode in self.not_for else self.rescale(options, labels)
+        if labels.mode in self.unweighted and _is_weighted(options):
+            found = Refusal("it knows no class_weights; leave them or `like` out")
         if isinstance(found, Refusal):
             raise ValueError(f"like {self.theirs} is not possible here, in mode {labels.mode}: {found.reason}")
         return found
@@ -97,11 +101,6 @@ def _monai_region(options: Options, labels: Labels) -> Scale | Refusal:
     return _weights_over_classes(options, labels)
 
 
-def _monai_tversky(options: Options, labels: Labels) -> Scale | Refusal:
-    found = _monai_region(options, labels)
-    return Scale() if isinstance(found, Scale) else found  # it knows no class weights
-
-
 def _nnunet_cross_entropy(options: Options, labels: Labels) -> Scale | Refusal:
     weighted = _weighted_over_pixels(options, labels)
     if weighted == Scale() and labels.mode == "multilabel" and labels.ignore_index is not None:
@@ -148,9 +147,13 @@ SOFTMAX = Refusal("it takes a softmax, for classes that exclude each other")
 SOFTMAX_ONLY = {"binary": SOFTMAX, "multilabel": SOFTMAX}
 ONE_SET = {"multilabel": Refusal("it puts the pixels of all channels into one set")}
 
-MONAI_NOTE = (
+EVERY_MODE = ("multiclass", "binary", "multilabel")
+MONAI_WEIGHT_NOTE = (
     "class_weights are its weight (with background: false it wants one for each other class); power: 2 is its "
-    "squared_pred, per: batch its batch; soft targets are as with its soft_label=True; an image that is ignored "
+    "squared_pred"
+)
+MONAI_NOTE = (
+    "per: batch is its batch; soft targets are as with its soft_label=True; an image that is ignored "
     "altogether counts as 0 in its mean; refused for overlapping classes with an ignore_index, where its own also "
     "leaves out the pixels of no class"
 )
@@ -168,7 +171,8 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
         "focal": Preset(
             "torchvision.ops.sigmoid_focal_loss(reduction='mean')",
             {"link": "sigmoid", "alpha": 0.25, "gamma": 2.0, "normalize": "valid"},
-            note="its alpha=-1 is alpha: null",
+            note="its alpha=-1 is alpha: null; it knows no class_weights",
+            unweighted=EVERY_MODE,
         ),
     },
     "monai": {
@@ -179,18 +183,24 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             {"multilabel": Refusal("it takes a softmax over classes that overlap")},
             "with one-hot targets it divides by all pixels: normalize: numel",
         ),
-        "dice": Preset("monai.losses.DiceLoss", {**MONAI_REGION, "eps": 1e-5}, _monai_region, note=MONAI_NOTE),
+        "dice": Preset(
+            "monai.losses.DiceLoss",
+            {**MONAI_REGION, "eps": 1e-5},
+            _monai_region,
+            note=f"{MONAI_WEIGHT_NOTE}; {MONAI_NOTE}",
+        ),
         "jaccard": Preset(
             "monai.losses.DiceLoss(jaccard=True)",
             {**MONAI_REGION, "eps": 0.5e-5},
             _monai_region,
-            note=f"smooth_nr=smooth_dr=s is eps: s / 2; {MONAI_NOTE}",
+            note=f"smooth_nr=smooth_dr=s is eps: s / 2; {MONAI_WEIGHT_NOTE}; {MONAI_NOTE}",
         ),
         "tversky": Preset(
             "monai.losses.TverskyLoss",
             {**MONAI_REGION, "eps": 1e-5, "alpha": 0.5, "beta": 0.5},
-            _monai_tversky,
+            _monai_region,
             note=f"it knows no class_weights; {MONAI_NOTE}",
+            unweighted=EVERY_MODE,
         ),
         "focal_tversky": Refusal(
             "its AsymmetricFocalTverskyLoss takes the power of one of two classes only, and the values as "
@@ -215,7 +225,8 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             "smp.losses.SoftCrossEntropyLoss or SoftBCEWithLogitsLoss",
             {"normalize": "numel"},
             note="ignored pixels count in the mean; smooth_factor=s is label_smoothing: s, and 2 s where channels "
-            "stand alone; pos_weight=w is class_weights: [1, w] in mode binary",
+            "stand alone; pos_weight=w is class_weights: [1, w] in mode binary; it knows none in multiclass",
+            unweighted=("multiclass",),
         ),
         "dice": Preset("smp.losses.DiceLoss", SMP_REGION, note="smooth=s is eps: 2 s"),
         "jaccard": Preset("smp.losses.JaccardLoss", SMP_REGION, note="smooth=s is eps: s"),
@@ -262,6 +273,7 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             {**KORNIA_REGION, "alpha": 0.5, "beta": 0.5},
             not_for=SOFTMAX_ONLY,
             note=f"it knows no class_weights; {KORNIA_NOTE}",
+            unweighted=EVERY_MODE,
         ),
         "focal": Preset(
             "kornia.losses.focal_loss or binary_focal_loss_with_logits, alpha=None, reduction='mean'",
@@ -295,7 +307,9 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             {"per": "image", "empty": "keep", "eps": 1e-5, "background": False},
             _negative,
             note="its value is that here less 1; batch_dice=True, which its 2D plans have, is per: batch; for regions "
-            "(binary, multilabel) it is do_bg=True; an image that is ignored altogether counts as -1 in its mean",
+            "(binary, multilabel) it is do_bg=True; an image that is ignored altogether counts as -1 in its mean; it "
+            "knows no class_weights",
+            unweighted=EVERY_MODE,
         ),
     },
     "mmseg": {

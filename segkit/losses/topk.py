@@ -49,7 +49,7 @@ class TopkCrossEntropy(nn.Module):
         weighted = replace(batch, target=replace(target, pixel_weight=chosen))
         (totals,) = run_pass(weighted, [self.asked])
         assert isinstance(totals, PixelTotals)
-        return divided(totals.total, number)
+        return divided(totals.total, number.to(totals.total.dtype))
 
     def _number(self, valid: Tensor) -> Tensor:
         """How many of so many valid entries count."""

@@ -62,6 +62,14 @@ class WeightedSum(nn.Module):
         self.weights: Tensor
         self.register_buffer("weights", torch.tensor([schedule(0.0) for schedule in schedules], dtype=torch.float64))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> WeightedSum:
+        """What `to`, `cuda` and the like do to the buffers. A device without float64, as MPS, gets them in float32."""
+        try:
+            return super()._apply(fn, recurse)
+        except TypeError:
+            self.float()
+            return super()._apply(fn, recurse)
+
     def set_progress(self, progress: float) -> None:
         """Set the weights for a step; progress is its number over that of all steps. Waits for no device."""
         for place, schedule in enumerate(self.schedules):

@@ -88,6 +88,23 @@ def ratio_intervals(
     return _bca_intervals(_ratio(numerators, denominators, *drawn), bootstrap, "ratio")
 
 
+def average_intervals(
+    numerators: Tensor,
+    denominators: Tensor,
+    columns: Sequence[int],
+    groups: Groups,
+    bootstrap: Bootstrap = DEFAULT,
+) -> Intervals:
+    """BCa interval of the mean over some columns of their ratios, as a mean over classes of means over cases: one, [1].
+
+    A resample leaves out a column of which it holds no counted case, as the mean over the data does. The rest is as in
+    `ratio_intervals`.
+    """
+    drawn = _draw(numerators, groups, bootstrap)
+    chosen = list(columns)
+    return _bca_intervals(_averaged(_ratio(numerators[:, chosen], denominators[:, chosen], *drawn)), bootstrap, "mean")
+
+
 def median_intervals(values: Tensor, groups: Groups, bootstrap: Bootstrap = DEFAULT) -> Intervals:
     """Percentile interval of the median over cases, from the same resamples as the intervals of the mean.
 
@@ -151,15 +168,32 @@ def _group_sums(columns: Tensor, group: Tensor, weights: Tensor) -> Tensor:
 class _Ratio:
     """A ratio of sums: of the data [C], of each resample [R, C], and without each group [G, C].
 
-    margin: what is rounding of it [C]. groups: how many are counted [C]. infinite: whether a value is [C].
+    margin: what is rounding of it [C]. counted: whether a group has any [G, C]. infinite: whether a value is [C].
     """
 
     estimate: Tensor
     resampled: Tensor
     jackknife: Tensor
     margin: Tensor
-    groups: Tensor
+    counted: Tensor
     infinite: Tensor
+
+    @property
+    def groups(self) -> Tensor:
+        """How many are counted [C]."""
+        return self.counted.sum(0)
+
+
+def _averaged(ratio: _Ratio) -> _Ratio:
+    """The mean over all columns, as one."""
+    return _Ratio(
+        estimate=ratio.estimate.nanmean(0, keepdim=True),
+        resampled=ratio.resampled.nanmean(1, keepdim=True),
+        jackknife=ratio.jackknife.nanmean(1, keepdim=True),
+        margin=ratio.margin.nanmean(0, keepdim=True),
+        counted=ratio.counted.any(1, keepdim=True),
+        infinite=ratio.infinite.any(0, keepdim=True),
+    )
 
 
 def _ratio(numerators: Tensor, denominators: Tensor, group: Tensor, weights: Tensor) -> _Ratio:
@@ -171,7 +205,7 @@ def _ratio(numerators: Tensor, denominators: Tensor, group: Tensor, weights: Ten
         resampled=(weights @ top) / (weights @ bottom),
         jackknife=(top.sum(0) - top) / (bottom.sum(0) - bottom),
         margin=ROUNDING * above.abs().sum(0) / bottom.sum(0),
-        groups=(bottom > 0).sum(0),
+        counted=bottom > 0,
         infinite=(above.isinf() | below.isinf()).any(0),
     )
 

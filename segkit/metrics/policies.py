@@ -116,6 +116,12 @@ class Rules:
             "absent": _plain(self.absent),
             "surface": {"hd95": self.hd95, "assd": self.assd, "nsd": self.nsd, "tolerance_mm": self.tolerance_mm},
             "boundary_ratio": self.boundary_ratio,
+            "generalized_dice": {
+                "weight": "1 / reference^2",
+                "class without reference": "the largest weight of the case",
+                "classes": "all" if "generalized_dice" in self.background else "foreground",
+                "case without any of them": "not counted",
+            },
             "interval": {"method": "BCa bootstrap of groups of cases; percentile for medians", **vars(self.bootstrap)},
         }
 
@@ -125,7 +131,11 @@ class Rules:
         by_row: dict[str, list[str]] = {}
         for metric in (metric for metric in metrics if metric not in OF_CASES):
             by_row.setdefault(_in_words(self.empty.get(metric)), []).append(metric)
-        return lines + [f"{', '.join(names)}: {row}" for row, names in by_row.items()]
+        lines += [f"{', '.join(names)}: {row}" for row, names in by_row.items()]
+        if "generalized_dice" in metrics:
+            classes = "all" if "generalized_dice" in self.background else "foreground"
+            lines.append(f"generalized_dice: of {classes} classes of a case together, weights 1 / reference^2")
+        return lines
 
     def _mean_in_words(self, metrics: Sequence[str]) -> str:
         by_way: dict[Aggregation, list[str]] = {}
@@ -181,7 +191,7 @@ PRESETS: dict[str, Rules] = {
             "hd95": Empty(neither=None, spurious=None, missed=None),
         },
         aggregation=dict.fromkeys(("dice", "iou", "hd", "hd95", "assd", "nsd"), "case_class"),
-        background=("dice", "iou"),
+        background=("dice", "iou", "generalized_dice"),
         nsd="voxel",
     ),
     # segmentation.DiceScore (macro, samplewise) and segmentation.MeanIoU with their defaults

@@ -11,7 +11,13 @@ import pandas as pd
 import torch
 
 from segkit.labels import Labels
-from segkit.metrics.intervals import Intervals, mean_intervals, median_intervals, ratio_intervals
+from segkit.metrics.intervals import (
+    Intervals,
+    average_intervals,
+    mean_intervals,
+    median_intervals,
+    ratio_intervals,
+)
 from segkit.metrics.policies import OF_CASES, POOLED, SEGKIT, Rules
 from segkit.metrics.table import COUNTS, FROM_COUNTS, Table, averaged_classes, raw_score, ruled
 
@@ -39,7 +45,9 @@ def summarise(
     """
     table: Table = cases
     of_cases = {
-        metric: _case_score(table, metric, rules, intervals=intervals) for metric in metrics if metric in OF_CASES
+        metric: _case_score(table, metric, labels, rules, intervals=intervals)
+        for metric in metrics
+        if metric in OF_CASES
     }
     all_metrics, metrics = metrics, [metric for metric in metrics if metric not in OF_CASES]
     names = [name for name in labels.channel_names if name not in rules.exclude_classes]
@@ -66,6 +74,11 @@ def summarise(
         "classes": classes,
         "mean": {metric: _plain(mean) for metric, mean in means.items()},
         "mean_counts": {metric: _rests_on([classes[name][metric] for name in averaged[metric]]) for metric in metrics},
+        "mean_intervals": {
+            metric: _mean_bounds(table, values[metric], metric, names, averaged[metric], rules) for metric in metrics
+        }
+        if intervals
+        else {},
         "mean_left_out": {metric: missing for metric, missing in left_out.items() if missing},
         "mean_reason": {metric: reason for metric, reason in reasons.items() if reason},
         "interval_notes": notes,
@@ -106,9 +119,14 @@ def pooled(cases: pd.DataFrame, labels: Labels, rules: Rules = SEGKIT) -> dict[s
     for score in classes.values():
         if score["dice"] is None:
             score["reason"] = NEVER
-    places = {metric: [names.index(name) for name in averaged_classes(labels, rules, metric)] for metric in scores}
+    chosen = {metric: averaged_classes(labels, rules, metric) for metric in scores}
+    places = {metric: [names.index(name) for name in chosen[metric]] for metric in scores}
     means = {metric: _plain(_nanmean(scores[metric][places[metric]])) for metric in scores}
-    result: dict[str, Any] = {"classes": classes, "mean": means}
+    result: dict[str, Any] = {
+        "classes": classes,
+        "mean": means,
+        "mean_counts": {metric: _rests_on([classes[name] for name in chosen[metric]]) for metric in scores},
+    }
     return result if None not in means.values() else result | {"mean_reason": NOTHING}
 
 
@@ -155,6 +173,12 @@ def _class_score(rows: Table, metric: str, values: np.ndarray, rules: Rules) -> 
     return score | {**shown, "cases": len(counted)}
 
 
+def _case_counts(rows: Table) -> dict[str, int]:
+    """`missed` and `spurious` of cases as a whole."""
+    sums = rows.groupby("case")[["predicted", "reference"]].sum()
+    return {name: number for name, number in _shown(sums).items() if name != "cases"}
+
+
 def _shown(rows: Table) -> dict[str, int]:
     """In how many cases a class is in prediction or reference, and where it is in one of the two only."""
     predicted, reference = rows["predicted"] > 0, rows["reference"] > 0
@@ -187,11 +211,16 @@ def _mean(
     return _nanmean(of_classes)
 
 
-def _case_score(table: Table, metric: str, rules: Rules, *, intervals: bool) -> dict[str, Any]:
-    """Mean, median and their intervals of a metric that a case has one value of."""
+def _case_score(table: Table, metric: str, labels: Labels, rules: Rules, *, intervals: bool) -> dict[str, Any]:
+    """Mean, median and their intervals of a metric that a case has one value of, and the classes that it is of.
+
+    `missed` and `spurious` are cases that have something of these classes in one of prediction and reference only.
+    """
     of_case = np.array(table.drop_duplicates("case").set_index("case").sort_index()[metric], dtype=float)
     counted = of_case[~np.isnan(of_case)]
     score: dict[str, Any] = {"mean": _plain(_nanmean(of_case)), "cases": len(counted)}
+    averaged = averaged_classes(labels, rules, metric)
+    score |= _case_counts(table[table["class"].isin(averaged)]) | {"classes": averaged}
     if not len(counted):
         return score | {"mean_reason": NOTHING}
     score["median"] = float(np.median(counted))
@@ -223,12 +252,38 @@ def _all_bounds(
     return found, means.notes
 
 
+def _mean_bounds(
+    table: Table, values: np.ndarray, metric: str, names: Sequence[str], averaged: Sequence[str], rules: Rules
+) -> dict[str, Any]:
+    """`ci95` of the mean over classes, by the aggregation of the metric, or None and why there is none."""
+    way, groups, given = rules.aggregated(metric), _groups(table), rules.bootstrap
+    chosen = torch.from_numpy(values[:, [names.index(name) for name in averaged]])
+    known = ~chosen.isnan()
+    if not averaged or not bool(known.any()):
+        return {"ci95": None, "ci95_reason": NOTHING}
+    if way in POOLED and metric not in ("dice", "iou"):
+        return {"ci95": None, "ci95_reason": f"intervals of pooled {metric} are not made"}
+    if way in POOLED:
+        above, below = _pooled_parts(table, metric, averaged)
+        if way == "micro":
+            return _bounds(ratio_intervals(above.sum(1, True), below.sum(1, True), groups, given), 0, "ci95")
+        return _bounds(average_intervals(above, below, range(len(averaged)), groups, given), 0, "ci95")
+    if way == "case_class":
+        return _bounds(mean_intervals(chosen.nanmean(1, keepdim=True), groups, given), 0, "ci95")
+    if way == "pairs":
+        sums = torch.where(known, chosen, 0).sum(1, keepdim=True)
+        return _bounds(ratio_intervals(sums, known.sum(1, keepdim=True).to(sums.dtype), groups, given), 0, "ci95")
+    return _bounds(average_intervals(chosen, torch.ones_like(chosen), range(len(averaged)), groups, given), 0, "ci95")
+
+
 def _pooled_intervals(table: Table, metric: str, names: Sequence[str], groups: np.ndarray, rules: Rules) -> Intervals:
+    return ratio_intervals(*_pooled_parts(table, metric, names), groups, rules.bootstrap)
+
+
+def _pooled_parts(table: Table, metric: str, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What pooled Dice or IoU is the ratio of the sums of, [cases, classes] each."""
     tp, predicted, reference = (torch.tensor(_by_case(table, column, names)) for column in COUNTS)
-    twice = metric == "dice"
-    return ratio_intervals(
-        2 * tp if twice else tp, predicted + reference - (0 if twice else tp), groups, rules.bootstrap
-    )
+    return (2 * tp, predicted + reference) if metric == "dice" else (tp, predicted + reference - tp)
 
 
 def _bounds(intervals: Intervals, place: int, name: str) -> dict[str, Any]:

@@ -108,6 +108,8 @@ def scored(table: Table, metrics: Sequence[str], rules: Rules, averaged: Sequenc
 
 def _of_case(rows: Table) -> dict[str, float]:
     """The generalised Dice score of each case over its rows; NaN where there is none of their classes."""
+    if not len(rows):  # as of a process without cases
+        return {}
     by_case = rows.pivot(index="case", columns="class", values=COUNTS)
     counts = torch.from_numpy(by_case.to_numpy(np.float64, copy=True)).unflatten(1, (len(COUNTS), -1)).mT
     return dict(zip(by_case.index, generalized_dice(counts).tolist(), strict=True))

@@ -31,7 +31,8 @@ def print_scores(scores: Mapping[str, Any], console: Console) -> None:
     table.add_section()
     mean, name = scores["mean"], _averaged(scores, "dice")
     rests_on = [str(scores["mean_counts"]["dice"][column]) for column in ("pairs", "missed", "spurious")]
-    table.add_row(name, _number(mean["dice"]), "", _number(mean["iou"]), *rests_on, style="bold")
+    interval = _interval(scores["mean_intervals"]["dice"]["ci95"])
+    table.add_row(name, _number(mean["dice"]), interval, _number(mean["iou"]), *rests_on, style="bold")
     console.print(table)
     others = [metric for metric in scores["mean"] if metric not in ("dice", "iou")]
     for start in range(0, len(others), METRICS_A_TABLE):
@@ -105,7 +106,8 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
         console.print(f"  {escape(line)}", style="dim", highlight=False)
     return pd.DataFrame(
         [
-            {"checkpoint": name, "metric": full_name, "class": of_class, "rules": result["rules"]["id"]}
+            {"checkpoint": name, "metric": full_name, "class": of_class}
+            | {"rules": result["rules"]["id"], "threshold": result["threshold"]}
             | {key: score[metric][key] for key in ("mean", "cases", "missed", "spurious")}
             for name, result in results.items()
             for metric, full_name in result["metrics"].items()
@@ -113,8 +115,9 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
             if metric in score
         ]
         + [
-            {"checkpoint": name, "metric": result["metrics"][metric], "class": "", "rules": result["rules"]["id"]}
-            | {"mean": score["mean"], "cases": score["cases"]}
+            {"checkpoint": name, "metric": result["metrics"][metric], "class": ""}
+            | {"rules": result["rules"]["id"], "threshold": result["threshold"]}
+            | {key: score[key] for key in ("mean", "cases", "missed", "spurious")}
             for name, result in results.items()
             for metric, score in result.get("of_cases", {}).items()
         ]
@@ -133,6 +136,7 @@ def _side_by_side_notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for what, of in (
         ("classes", lambda result: list(result["classes"])),
         ("rules", lambda result: result["rules"]["id"]),
+        ("thresholds", lambda result: result["threshold"]),
         ("split", lambda result: result["split"]),
         ("number of cases", lambda result: result["cases"]),
     ):
@@ -153,9 +157,14 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
         if selected and selected == scores["split"]:
             notes.append(f"it was chosen by its score on {selected}, so this score flatters it")
     notes += scores["rules_in_words"]
+    if scores["threshold"] is not None:
+        notes.append(f"a class is predicted where its probability exceeds {scores['threshold']:g}")
     for metric, names in scores["mean_left_out"].items():
         notes.append(f"not in the mean of {heading(metric)}, because no case counts them: {', '.join(names)}")
-    notes += [f"no mean of {heading(metric)}: {reason}" for metric, reason in scores["mean_reason"].items()]
+    reasons = scores["mean_reason"] | {
+        metric: score["mean_reason"] for metric, score in scores.get("of_cases", {}).items() if "mean_reason" in score
+    }
+    notes += [f"no mean of {heading(metric)}: {reason}" for metric, reason in reasons.items()]
     first = next(iter(scores["metrics"]))
     counted = [score[first] for score in scores["classes"].values() if score[first]["mean"] is not None]
     notes += sorted({f"no interval: {score['ci95_reason']}" for score in counted if "ci95_reason" in score})
