@@ -1,34 +1,35 @@
-"""From a checked configuration to built objects: the only module that knows the configuration and every family."""
+"""From a checked configuration to built objects: with `assemble_training` all that knows configuration and families."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from segkit.class_weights import Weighted, with_class_weights
 from segkit.config import Config, ConfigError, Named, Table, check
 from segkit.config import read as read_config
 from segkit.data import SOURCES
 from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
 from segkit.data.cases import Case, Source
-from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, training_loader
+from segkit.data.loaders import CaseStore, EvaluationSet
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluate import Scoring, build_scoring
 from segkit.labels import Labels
-from segkit.losses import LOSSES, RECIPES, build_loss, expanded
+from segkit.losses import LOSSES, RECIPES
 from segkit.losses.like import PRESETS
 from segkit.losses.schedules import WEIGHT_SCHEDULES
 from segkit.models import MODELS
-from segkit.optimizers import OPTIMIZERS, SCHEDULES, build_optimizer
+from segkit.optimizers import OPTIMIZERS, SCHEDULES
 from segkit.predict import Predictor
-from segkit.train import Experiment, Settings
+from segkit.processes import ALONE, Processes
 from segkit.trials import TRIALS
 
 FROM_DATA = frozenset({"in_channels", "out_channels", "dims"})
@@ -43,7 +44,7 @@ TABLES: dict[str, Table] = {
     "weight": Table(WEIGHT_SCHEDULES, injected=frozenset()),
     "like": Table(PRESETS, injected=frozenset()),
     "optimizer": Table(OPTIMIZERS, injected=frozenset({"parameters"})),
-    "schedule": Table(SCHEDULES, injected=frozenset({"steps"})),
+    "schedule": Table(SCHEDULES, injected=frozenset({"steps", "steps_per_epoch"})),
 }
 
 
@@ -71,6 +72,14 @@ class Data:
         """The cases of `train`, `validation` or `test`, in the order of the split."""
         by_name = {case.name: case for case in self.source.cases}
         return [by_name[name] for name in getattr(self.split, part)]
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of the names of the cases and the sizes of their files: other data have others."""
+        content = [
+            (case.name, [path.stat().st_size for path in (case.image, case.mask) if path is not None])
+            for case in sorted(self.source.cases, key=lambda case: case.name)
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def evaluation_set(self, part: str, *, cache: bool) -> EvaluationSet:
         """The cases of a part; `cache` keeps them in memory once read, for a set that is gone through often."""
@@ -162,21 +171,20 @@ def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, void
     return build(**named.args, **filling)
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the accelerator that torch finds, else the CPU."""
+def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """`auto` is the accelerator that torch finds, else the CPU; several processes have a CUDA device each."""
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
-        return found if found is not None else torch.device("cpu")
+        name = found.type if found is not None else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch finds no CUDA device; use device=auto or device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device: mps was asked for, but torch finds none; use device=auto or device=cpu")
-    return torch.device(name)
+    return torch.device(name, processes.local_rank) if name == "cuda" and processes.number > 1 else torch.device(name)
 
 
-def predictor_factory(config: Config, preprocess: Preprocess) -> Callable[[nn.Module], Predictor]:
+def predictor_factory(config: Config, preprocess: Preprocess, device: torch.device) -> Callable[[nn.Module], Predictor]:
     """The same way of predicting for validation, evaluation and prediction."""
-    device = choose_device(config.device)
     window = prediction_window(config, preprocess.dims, preprocess.multiple)
 
     def predictor(model: nn.Module) -> Predictor:
@@ -215,112 +223,3 @@ def prediction_window(config: Config, dims: int, multiple: int) -> tuple[int, ..
     if len(window) != dims:
         raise ValueError(f"expected evaluation.window with {dims} sides, got {list(window)}")
     return tuple(-(-side // multiple) * multiple for side in window)
-
-
-@dataclass(frozen=True)
-class Built:
-    """Everything that training needs.
-
-    config: with class weights as numbers, which `weighted` tells, and with the options that `like` stands for.
-    """
-
-    experiment: Experiment
-    data: Data
-    config: Config
-    weighted: Sequence[Weighted]
-
-
-def build_experiment(config: Config, cache: Path | None = None) -> Built:
-    """Build what a configuration says. Raises ConfigError for options that do not fit the data or each other.
-
-    cache: a folder for what is counted in the data and holds for other runs on them too.
-    """
-    try:
-        return _build_experiment(config, cache)
-    except ValueError as error:
-        if hasattr(error, "exit_code"):  # bad data, for instance, says so itself
-            raise
-        raise ConfigError(f"{config.name}: {error}") from error
-
-
-def _build_experiment(config: Config, cache: Path | None) -> Built:
-    """In the order in which the parts depend on each other."""
-    labels = build_labels(config)
-    device = choose_device(config.device)
-    if config.train.precision == "fp16" and device.type == "cpu":
-        raise ValueError("train.precision: fp16 needs an accelerator; use bf16 or fp32 on the CPU")
-    data = build_data(config, labels, multiple=padding_multiple(config, labels))
-    torch.manual_seed(config.seed)
-    dims = data.preprocess.dims
-    model = to_format(build_model(config, data.preprocess.channels, labels, dims), config, dims).to(device)
-    settings, batches = _training(config, data, device)
-    check_network(config, data)
-    resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
-    resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
-    loss = build_loss([dict(term) for term in resolved.loss], labels).to(device)
-    optimizer = build_optimizer(config.optimizer.name, model, dict(config.optimizer.args))
-    experiment = Experiment(
-        labels=labels,
-        model=model,
-        loss=loss,
-        optimizer=optimizer,
-        schedule=SCHEDULES[config.schedule.name](steps=settings.steps, **config.schedule.args),
-        batches=batches,
-        validation=data.evaluation_set("validation", cache=config.loader.cache) if data.split.validation else None,
-        predictor=predictor_factory(config, data.preprocess),
-        settings=settings,
-        device=device,
-        threshold=config.evaluation.threshold,
-        plain=_plain(config, data),
-    )
-    return Built(experiment, data, resolved, weighted)
-
-
-def _training(config: Config, data: Data, device: torch.device) -> tuple[Settings, Callable[[int], Any]]:
-    training = TrainingSet(
-        data.cases("train"),
-        data.store,
-        data.preprocess,
-        data.labels,
-        build_augment_from(config, data.labels),
-        patch=config.sampling.patch,
-        foreground=config.sampling.foreground,
-        margin=config.sampling.margin,
-        seed=config.seed,
-    )
-    if config.loader.cache:
-        training.prepare()
-    batch = config.loader.batch
-    steps_per_epoch = max(1, len(training) // batch)
-    train = config.train
-    steps = train.steps if train.steps is not None else train.epochs * steps_per_epoch  # pyright: ignore
-    settings = Settings(
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        precision=train.precision,
-        channels_last=train.channels_last,
-        clip_norm=train.clip_norm,
-        ema=train.ema,
-        validate_every=train.validate_every,
-        log_every=train.log_every,
-        gradients_every=train.gradients_every,
-    )
-
-    def batches(start: int) -> Any:
-        return training_loader(
-            training,
-            batch=batch,
-            workers=config.loader.workers,
-            steps=steps,
-            seed=config.seed,
-            start=start,
-            multiple=data.preprocess.multiple,
-            pin=device.type == "cuda",
-        )
-
-    return settings, batches
-
-
-def _plain(config: Config, data: Data) -> dict[str, Any]:
-    """What a checkpoint holds beside the weights, so that it can be evaluated on its own."""
-    return {"config": config.to_dict(), "preprocess": data.preprocess.to_dict(), "split": data.split.to_json()}

@@ -49,11 +49,17 @@ def train(
     config: ConfigOption,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint of the run.")] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="A key that may differ from what the resumed run was started with.")
+    ] = None,
+    overfit: Annotated[
+        int | None, typer.Option(min=1, help="Learn so many batches by heart, without augmentation: can it learn?")
+    ] = None,
 ) -> None:
     """Train, then evaluate the last checkpoint."""
     from segkit import workflow
 
-    workflow.train(config, overrides or [], resume=resume)
+    workflow.train(config, overrides or [], resume=resume, allow=allow or [], overfit=overfit)
 
 
 @app.command()

@@ -14,12 +14,15 @@ from ruamel.yaml import YAML
 from segkit.config_check import Checker, Table
 from segkit.config_sections import (
     Augment,
+    CheckpointsSection,
     Config,
     EvaluationSection,
     GeneralSection,
     LabelsSection,
     LoaderSection,
+    LoggingSection,
     Named,
+    ParametersSection,
     PreprocessSection,
     RunSection,
     SamplingSection,
@@ -35,8 +38,11 @@ FIXED = {
     "preprocess": PreprocessSection,
     "sampling": SamplingSection,
     "loader": LoaderSection,
+    "parameters": ParametersSection,
     "train": TrainSection,
+    "checkpoints": CheckpointsSection,
     "evaluation": EvaluationSection,
+    "logging": LoggingSection,
     "run": RunSection,
 }
 NAMED = ("data", "split", "model", "optimizer", "schedule")
@@ -47,7 +53,10 @@ DEFAULTS: dict[str, Any] = {
     "preprocess": {},
     "sampling": {},
     "loader": {},
+    "parameters": {},
+    "checkpoints": {},
     "evaluation": {},
+    "logging": {},
     "run": {},
 }
 REQUIRED = ("labels", "data", "model", "loss", "optimizer", "train")
@@ -86,7 +95,7 @@ def check(
     tree = {**DEFAULTS, **{key: value for key, value in tree.items() if value is not None or key not in DEFAULTS}}
     tree, origins, errors = with_overrides(tree, overrides)
     checker = Checker(source, tables, dict(lines or {}), origins, folder or Path.cwd(), errors)
-    checker.one_of(tree.get("train"), ("train",), "steps", "epochs")
+    checker.length(tree.get("train"), ("train",))
     known = [*FIXED, *NAMED, "augment", "loss"]
     general = {key: value for key, value in tree.items() if key not in known}
     if general.get("name") is None:

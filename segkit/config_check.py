@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from segkit.config_tree import ConfigError, KeyPath
+from segkit.durations import Units
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
@@ -92,11 +93,14 @@ class Checker:
             if key not in known:
                 self.error((*path, key), f"unknown key; {_suggestion(key, known)}")
 
-    def one_of(self, value: Any, path: KeyPath, first: str, second: str) -> None:
-        """Exactly one of two keys must have a value."""
-        if isinstance(value, dict) and (value.get(first) is None) == (value.get(second) is None):
-            got = "neither" if value.get(first) is None else "both"
-            self.error(path, f"expected either '{first}' or '{second}', got {got}")
+    def length(self, value: Any, path: KeyPath) -> None:
+        """A training has one length, of steps or epochs; without one, that of its limits is its length."""
+        if not isinstance(value, dict):
+            return
+        given = [key for key in ("steps", "epochs") if value.get(key) is not None]
+        limits = [key for key in ("max_steps", "max_epochs") if value.get(key) is not None]
+        if len(given) == 2 or not (given or limits):
+            self.error(path, f"expected either 'steps' or 'epochs', got {'both' if given else 'neither'}")
 
     def choose(self, path: KeyPath, value: Any, table: str) -> tuple[str, dict[str, Any]] | None:
         """The entry that a section names, and its other keys; a text is a name without arguments."""
@@ -217,6 +221,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(repr(value) for value in arguments)
     if origin is typing.Annotated:
         return describe(arguments[0])
+    if annotation is Units:
+        return "a length as {steps: N}, {epochs: N} or {fraction: F}"
     if typing.is_typeddict(annotation) or hasattr(annotation, "__required_keys__"):
         return f"a mapping with {', '.join(annotation.__annotations__)}"
     if origin in (list, Sequence, tuple):

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from segkit.durations import Duration
+
 FORMAT = 1
 Count = Annotated[int, Field(ge=1)]
 Sides = list[Count]
@@ -48,16 +50,47 @@ class LoaderSection(Section):
     cache: bool = True
 
 
+class ParametersSection(Section):
+    encoder_lr: Annotated[float, Field(gt=0)] = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    decay_norms_and_biases: bool = False
+    freeze: list[str] = []
+
+
 class TrainSection(Section):
     steps: Count | None = None
     epochs: Count | None = None
+    max_steps: Count | None = None
+    max_epochs: Count | None = None
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    patience: Duration | None = None
+    init: Path | None = None
+    overfit: Count | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False
     channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    accumulate: Count = 1
+    sync_batchnorm: bool = False
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    validate_every: Count = 1
-    log_every: Count = 10
-    gradients_every: Count = 100
+    nonfinite: Count = 10
+    validate_every: Duration = {"epochs": 1.0}
+    log_every: Duration = {"steps": 10}
+    gradients_every: Duration = {"steps": 100}
+    profile: Duration | None = None
+
+
+class CheckpointsSection(Section):
+    best: Literal["dice", "iou"] = "dice"
+    every: Duration | None = None
+    keep: Count = 3
+
+
+class LoggingSection(Section):
+    tensorboard: bool = False
+    mlflow: Path | None = None
 
 
 # what can be measured again without training again, and so makes no other experiment
@@ -128,9 +161,12 @@ class Config:
     model: Named
     loss: tuple[Mapping[str, Any], ...]
     optimizer: Named
+    parameters: ParametersSection
     schedule: Named
     train: TrainSection
+    checkpoints: CheckpointsSection
     evaluation: EvaluationSection
+    logging: LoggingSection
     run: RunSection
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,7 +180,7 @@ class Config:
 
     def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
         """(key, value here, value there) of all that the digest is of and that differs; None where a key is missing."""
-        mine, theirs = _leaves(self._experiment()), _leaves(other._experiment())
+        mine, theirs = leaves(self._experiment()), leaves(other._experiment())
         keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         return [(key, mine.get(key), theirs.get(key)) for key in keys]
 
@@ -152,12 +188,12 @@ class Config:
         content = _plain(self, keep_paths=False)
         for section, key in (
             ("loader", "workers"),
-            ("train", "log_every"),
-            ("train", "gradients_every"),
+            *(("train", key) for key in ("log_every", "gradients_every", "profile")),
+            *(("checkpoints", key) for key in ("every", "keep")),
             *(("evaluation", key) for key in REPORTED),
         ):
             del content[section][key]
-        for key in ("name", "device", "run"):
+        for key in ("name", "device", "logging", "run"):
             del content[key]
         return content
 
@@ -183,9 +219,9 @@ def plain_named(named: Named) -> dict[str, Any]:
     return _plain(named, keep_paths=True)
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
     """Nested mappings and lists as one mapping from dotted keys."""
     if not isinstance(value, (dict, list)) or not value:
         return {path: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {key: leaf for step, one in items for key, leaf in _leaves(one, f"{path}.{step}".lstrip(".")).items()}
+    return {key: leaf for step, one in items for key, leaf in leaves(one, f"{path}.{step}".lstrip(".")).items()}

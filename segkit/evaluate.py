@@ -36,13 +36,15 @@ UNKNOWN = ["unknown_prediction", "unknown_mask"]
 class Origin:
     """Where scores come from.
 
-    checkpoint: its file. step, steps: how far it was trained, and how far that training was to go. selected_on: the
-    part of the split that it was chosen by, None if it was not chosen by a score.
+    checkpoint: its file. step, steps: how far it was trained, and how far that training was to go. finished: the length
+    or limit that ended the training there, None if it was to go on. selected_on: the part of the split that it was
+    chosen by, None if it was not chosen by a score.
     """
 
     checkpoint: str
     step: int
     steps: int
+    finished: str | None
     selected_on: str | None
 
 
@@ -287,13 +289,13 @@ def scores(scored: Scored, labels: Labels, scoring: Scoring, *, split: str, orig
     return result
 
 
-def is_of(scores: Mapping[str, Any], scoring: Scoring, steps: int) -> bool:
-    """Whether a scores.json is of a network trained for all of these steps, and of this scoring."""
+def is_of(scores: Mapping[str, Any], scoring: Scoring, step: int) -> bool:
+    """Whether a scores.json is of a training that was finished at this step, and of this scoring."""
     wanted = scoring.rules.to_dict(), list(scoring.metrics), scoring.calibration
     found = scores.get("rules"), list(scores.get("metrics", [])), "calibration" in scores
     threshold = scores.get("threshold", "unknown")  # which scores of an earlier version do not say
     same = found == wanted and (threshold is None or threshold == scoring.threshold)
-    return same and "mean_intervals" in scores and scores["step"] == scores["steps"] == steps
+    return same and "mean_intervals" in scores and scores.get("finished") is not None and scores["step"] == step
 
 
 def _ignored(cases: Any, labels: Labels) -> int:

@@ -22,6 +22,7 @@ from segkit.data.splits import PARTS
 from segkit.folders import score_folder
 from segkit.labels import Labels
 from segkit.predict import Predictor
+from segkit.processes import ALONE, Processes
 from segkit.runs import Run, RunError
 from segkit.trained import Trained, load_trained
 
@@ -177,8 +178,9 @@ def write_evaluation(
     origin: evaluation.Origin,
     config: Config,
     console: Console,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
-    """Predict and count every case; write tables and pictures and, last, scores.json."""
+    """Predict and count every case, in all processes; write tables and pictures and, last, scores.json."""
     scoring = assemble.scoring_of(config, labels)
     shown = progress(f"evaluating {split}", console)
     with tempfile.TemporaryDirectory() as place:
@@ -187,11 +189,14 @@ def write_evaluation(
             np.save(Path(place) / f"{number}.npy", mask.cpu().numpy())
 
         kept = keep if config.evaluation.overlays else None
-        scored = evaluation.score_cases(predictor, cases, labels, scoring, shown, keep=kept)
+        scored = evaluation.score_cases(predictor, cases, labels, scoring, shown, group=processes.group, keep=kept)
         result = evaluation.scores(scored, labels, scoring, split=split, origin=origin)
-        if config.evaluation.overlays:
-            write_overlays(cases, labels, scored.cases, Path(place), folder / "overlays.png")
-            write_figures(scored, labels, folder)
+        chosen = chosen_cases(cases, labels, scored.cases, Path(place), processes) if kept is not None else []
+    if not processes.first:
+        return result
+    if config.evaluation.overlays:
+        write_overlays(cases, labels, chosen, folder / "overlays.png")
+        write_figures(scored, labels, folder)
     evaluation.write(folder, scored, labels, result)
     return result
 
@@ -215,15 +220,30 @@ def write_figures(scored: evaluation.Scored, labels: Labels, folder: Path) -> No
         reliability_figure(scored.calibration, folder / "reliability.png")
 
 
-def write_overlays(cases: EvaluationSet, labels: Labels, table: pd.DataFrame, masks: Path, path: Path) -> None:
-    """Pictures of the worst, median and best case by mean foreground Dice. masks: where the predicted ones lie."""
-    from segkit.report.overlays import choose_cases, overlay_figure
+Chosen = tuple[str, int, np.ndarray]  # the caption, the number of the case, its predicted mask
+
+
+def chosen_cases(
+    cases: EvaluationSet, labels: Labels, table: pd.DataFrame, masks: Path, processes: Processes
+) -> list[Chosen]:
+    """The worst, median and best case by mean foreground Dice, with their masks, which lie with the process that
+    predicted them."""
+    from segkit.report.overlays import choose_cases
 
     numbers = {case.name: number for number, case in enumerate(cases.cases)}
+    chosen = {numbers[name]: f"{what}: {name}, Dice {dice:.3f}" for what, name, dice in choose_cases(table, labels)}
+    mine = {number: np.load(file) for number in chosen if (file := masks / f"{number}.npy").exists()}
+    predicted = {number: mask for part in processes.gathered(mine) for number, mask in part.items()}
+    return [(caption, number, predicted[number]) for number, caption in chosen.items()]
+
+
+def write_overlays(cases: EvaluationSet, labels: Labels, chosen: Sequence[Chosen], path: Path) -> None:
+    """Pictures of chosen cases."""
+    from segkit.report.overlays import overlay_figure
+
     rows = []
-    for what, name, dice in choose_cases(table, labels):
-        raw = cases.raw(numbers[name])
-        predicted = np.load(masks / f"{numbers[name]}.npy")
-        rows.append((f"{what}: {name}, Dice {dice:.3f}", raw.image, raw.mask, predicted))
+    for caption, number, predicted in chosen:
+        raw = cases.raw(number)
+        rows.append((caption, raw.image, raw.mask, predicted))
     if rows:
         overlay_figure(rows, labels, path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,44 +13,99 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+WHOLE = ("loss", "gradient_norm")  # the scalars of a step that are no term
+BROKEN = "broken"
+
 
 class Meter:
-    """Collects the scalars of `every` steps on the device and reads them back at once."""
+    """Collects the scalars of `every` steps on the device and reads them back at once.
 
-    def __init__(self, every: int):
-        self.every = every
+    steps: of the whole run, for the time left. `longest`: the most steps in a row, since the last one that was finite,
+    whose loss or gradient was not.
+    """
+
+    def __init__(self, every: int, steps: int, device: torch.device):
+        self.every, self.steps, self.device = every, steps, device
         self.scalars: list[dict[str, Tensor]] = []
-        self.images = 0
-        self.waiting = 0.0
+        self.cases: list[list[str]] = []
+        self.waiting = self.waiting_now = 0.0
+        self.in_a_row = self.longest = 0
 
     def start(self) -> None:
         self.began = self.mark = time.perf_counter()
 
     def data_arrived(self) -> None:
-        self.waiting += time.perf_counter() - self.mark
+        self.waiting_now = time.perf_counter() - self.mark
+        self.waiting += self.waiting_now
 
     def step_done(self) -> None:
         self.mark = time.perf_counter()
 
     def record(
-        self, scalars: dict[str, Tensor], images: int, position: dict[str, Any], *, due: bool
+        self, scalars: dict[str, Tensor], cases: list[str], position: dict[str, Any], *, due: bool
     ) -> dict[str, Any] | None:
         """A log line every `every` steps, and where it is due: means over the steps since the last one.
 
-        scalars: `loss`, `gradient_norm` if there is one, and the terms. position: step, epoch and learning rates.
+        scalars: `loss`, `gradient_norm`, `broken`, and the terms. cases: of the step. position: step, epoch and
+        learning rates. Steps that were broken are in no mean; `skipped` says how many and which cases they had.
         """
         self.scalars.append(scalars)
-        self.images += images
+        self.cases.append(cases)
         if position["step"] % self.every and not due:
             return None
-        means = torch.stack([torch.stack([one[name].float() for name in scalars]) for one in self.scalars]).mean(0)
-        values = dict(zip(scalars, means.tolist(), strict=True))
-        seconds = time.perf_counter() - self.began
-        whole = {name: values.pop(name) for name in ("loss", "gradient_norm") if name in values}
-        speed = {"images_per_second": self.images / seconds, "waiting_for_data": self.waiting / seconds}
-        self.scalars, self.images, self.waiting = [], 0, 0.0
+        table = torch.stack([torch.stack([one[name].float() for name in scalars]) for one in self.scalars]).tolist()
+        rows = [dict(zip(scalars, row, strict=True)) for row in table]
+        skipped = self._skipped([row.pop(BROKEN, 0.0) > 0 for row in rows])
+        means = _means([row for row, broken in zip(rows, skipped, strict=True) if not broken], list(rows[0]))
+        whole = {name: means.pop(name) for name in WHOLE if name in means}
+        line = {"kind": "step", **position, **whole, "terms": means, "time": self._time(position["step"])}
+        if any(skipped):
+            named = [case for cases, broken in zip(self.cases, skipped, strict=True) if broken for case in cases]
+            line["skipped"] = {"steps": sum(skipped), "cases": named}
+        self.scalars, self.cases, self.waiting = [], [], 0.0
         self.began = time.perf_counter()
-        return {"kind": "step", **position, **whole, "terms": values, "time": speed}
+        return line
+
+    def state(self) -> dict[str, Any]:
+        """What was collected since the last line of the log, for a run that goes on to write the same next line."""
+        return {
+            "scalars": [{name: value.float().cpu() for name, value in one.items()} for one in self.scalars],
+            "cases": self.cases,
+            "in_a_row": self.in_a_row,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.scalars = [{name: value.to(self.device) for name, value in one.items()} for one in state["scalars"]]
+        self.cases, self.in_a_row = state["cases"], state["in_a_row"]
+
+    def _skipped(self, broken: list[bool]) -> list[bool]:
+        """The same, once the rows of broken steps are counted."""
+        self.longest = 0
+        for one in broken:
+            self.in_a_row = self.in_a_row + 1 if one else 0
+            self.longest = max(self.longest, self.in_a_row)
+        return broken
+
+    def _time(self, step: int) -> dict[str, float]:
+        seconds = time.perf_counter() - self.began
+        return {
+            "images_per_second": sum(map(len, self.cases)) / seconds,
+            "waiting_for_data": self.waiting / seconds,
+            "seconds_left": (self.steps - step) * seconds / len(self.scalars),
+            "memory_peak_mb": memory_peak(self.device) / 1e6,
+        }
+
+
+def _means(rows: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, float | None]:
+    return {name: sum(row[name] for row in rows) / len(rows) if rows else None for name in names}
+
+
+def memory_peak(device: torch.device) -> int:
+    """Bytes: of tensors on a CUDA device, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def progress_bar(console: Console) -> Progress:

@@ -1,72 +1,279 @@
-"""Optimisers and learning-rate schedules by name.
+"""Optimisers, parameter groups and learning-rate schedules by name.
 
-A schedule is a pure function step -> factor of the learning rate, so that a run continued at a step needs nothing
-but the step. `steps`, the length of the run, comes from the program.
+Optimisers are torch's fused ones where the device has them: these can leave a step out by a flag on the device, so
+that a gradient that is not finite is skipped without a look at it.
+
+A schedule is a function step -> factor of the learning rate, so that a run continued at a step needs nothing but the
+step; `plateau` alone also remembers what it saw. `steps` and `steps_per_epoch` come from the program.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from segkit.durations import Duration, to_steps
+
 Schedule = Callable[[int], float]
+Groups = Sequence[dict[str, Any]]
+FUSED = ("cpu", "cuda", "mps", "xpu")
+ENCODERS = ("encoder", "backbone", "convInit", "down_layers", "conv_0", "down_1", "down_2", "down_3", "down_4")
+
+
+def _fused(groups: Groups) -> bool:
+    return all(parameter.device.type in FUSED for group in groups for parameter in group["params"])
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter],
-    *,
-    lr: float = 1e-3,
-    weight_decay: float = 1e-2,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
+    parameters: Groups, *, lr: float = 1e-3, weight_decay: float = 1e-2, beta1: float = 0.9, beta2: float = 0.999
 ) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019)."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2))
+    return torch.optim.AdamW(
+        parameters, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), fused=_fused(parameters)
+    )
 
 
-def adam(
-    parameters: Iterable[nn.Parameter], *, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999
-) -> Optimizer:
+def adam(parameters: Groups, *, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999) -> Optimizer:
     """Adam (Kingma & Ba 2015)."""
-    return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2))
+    return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), fused=_fused(parameters))
 
 
 def sgd(
-    parameters: Iterable[nn.Parameter],
-    *,
-    lr: float = 1e-2,
-    momentum: float = 0.9,
-    nesterov: bool = True,
-    weight_decay: float = 0.0,
+    parameters: Groups, *, lr: float = 1e-2, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
 ) -> Optimizer:
     """Stochastic gradient descent with Nesterov momentum."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=_fused(parameters)
+    )
+    if momentum:  # a first step that is skipped leaves torch's own buffers with whatever was in the memory
+        for parameter in (one for group in parameters for one in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
-def constant(*, steps: int, warmup: float = 0.0) -> Schedule:
-    """1 throughout, after a linear rise over the first `warmup` of the run (a fraction of its steps)."""
-    return _with_warmup(lambda _progress: 1.0, steps, warmup)
+def adagrad(parameters: Groups, *, lr: float = 1e-2, weight_decay: float = 0.0) -> Optimizer:
+    """Adagrad (Duchi et al. 2011)."""
+    return torch.optim.Adagrad(parameters, lr=lr, weight_decay=weight_decay, fused=_fused(parameters))
 
 
-def poly(*, steps: int, power: float = 0.9, warmup: float = 0.0) -> Schedule:
-    """(1 - progress) ** power, after a linear rise over the first `warmup` of the run (a fraction of its steps)."""
-    return _with_warmup(lambda progress: (1 - progress) ** power, steps, warmup)
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adam": adam, "sgd": sgd, "adagrad": adagrad}
 
 
-def cosine(*, steps: int, floor: float = 0.0, warmup: float = 0.0) -> Schedule:
-    """Half a cosine from 1 to `floor`, after a linear rise over the first `warmup` of the run (a fraction of it)."""
-    return _with_warmup(lambda progress: floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2, steps, warmup)
+# --- parameter groups -----------------------------------------------------------------------------------------------
 
 
-def _with_warmup(factor: Callable[[float], float], steps: int, warmup: float) -> Schedule:
-    """factor(progress) with progress from 0 to 1 over the steps that follow the warm-up."""
-    if not 0 <= warmup < 1:
-        raise ValueError(f"expected a warmup of at least 0 and less than 1 (a fraction of the steps), got {warmup}")
-    rising = round(warmup * steps)
+@dataclass(frozen=True)
+class Grouping:
+    """How parameters differ in rate and decay.
+
+    encoder_lr: what the rate of the encoder is multiplied with. layer_decay: what that of each block of the encoder is
+    multiplied with, going from its last block to the first. decay_norms_and_biases: whether these are decayed as well.
+    freeze: patterns of parameter names, such as `encoder.*`, that stay as they are, with the statistics of their norms.
+    """
+
+    encoder_lr: float = 1.0
+    layer_decay: float = 1.0
+    decay_norms_and_biases: bool = False
+    freeze: Sequence[str] = ()
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Take the gradient from all parameters whose name matches. Raises ValueError for a pattern that none does, and if
+    nothing is left to be trained."""
+    names = [name for name, _parameter in model.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"parameters.freeze: no parameter is called {pattern!r}; they are {_shown(names)}")
+    for name, parameter in model.named_parameters():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"parameters.freeze: {', '.join(patterns)} leave nothing to be trained")
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules all of whose parameters, of which they have some, are frozen."""
+    return [
+        module
+        for module in model.modules()
+        if (parameters := list(module.parameters())) and not any(one.requires_grad for one in parameters)
+    ]
+
+
+def _shown(names: Sequence[str]) -> str:
+    tops = dict.fromkeys(name.split(".")[0] + (".*" if "." in name else "") for name in names)
+    return ", ".join(tops)
+
+
+def parameter_groups(model: nn.Module, grouping: Grouping) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters by rate and decay; `lr_factor` is what a group's rate is multiplied with.
+
+    Raises ValueError if a rate of the encoder is asked for and the network has no part that is called one.
+    """
+    blocks = _encoder_blocks(model)
+    if (grouping.encoder_lr != 1 or grouping.layer_decay != 1) and not blocks:
+        names = [name for name, _parameter in model.named_parameters()]
+        raise ValueError(
+            f"parameters.encoder_lr and layer_decay are for a network with a part called {', '.join(ENCODERS[:2])}; "
+            f"this one has {_shown(names)}"
+        )
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.ndim > 1 or grouping.decay_norms_and_biases
+            groups.setdefault((_rate_factor(name, blocks, grouping), decayed), []).append(parameter)
+    return [
+        {"params": parameters, "lr_factor": factor, **({} if decayed else {"weight_decay": 0.0})}
+        for (factor, decayed), parameters in sorted(groups.items(), key=lambda group: (group[0][0], not group[0][1]))
+    ]
+
+
+def _encoder_blocks(model: nn.Module) -> list[str]:
+    """The names of the blocks of the encoder, in the order in which they are passed."""
+    names = [name for name, _parameter in model.named_parameters() if name.split(".")[0] in ENCODERS]
+    return list(dict.fromkeys(_block(name) for name in names))
+
+
+def _block(name: str) -> str:
+    first, *rest = name.split(".")
+    return f"{first}.{rest[0]}" if first in ENCODERS[:2] and rest else first
+
+
+def _rate_factor(name: str, blocks: Sequence[str], grouping: Grouping) -> float:
+    if _block(name) not in blocks:
+        return 1.0
+    return grouping.encoder_lr * grouping.layer_decay ** (len(blocks) - 1 - blocks.index(_block(name)))
+
+
+def build_optimizer(
+    name: str, model: nn.Module, arguments: Mapping[str, Any], grouping: Grouping | None = None
+) -> Optimizer:
+    """The named optimiser; `initial_lr` of each group is what a schedule's factor multiplies.
+
+    Raises ValueError if the grouping does not fit the network.
+    """
+    optimizer = OPTIMIZERS[name](parameter_groups(model, grouping or Grouping()), **arguments)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"] * group["lr_factor"]
+    return optimizer
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+def constant(*, steps: int, steps_per_epoch: int = 1, warmup: Duration | None = None) -> Schedule:
+    """1 throughout, after a linear rise over `warmup`."""
+    return _with_warmup(lambda _progress: 1.0, steps, steps_per_epoch, warmup)
+
+
+def poly(*, steps: int, steps_per_epoch: int = 1, power: float = 0.9, warmup: Duration | None = None) -> Schedule:
+    """(1 - progress) ** power, after a linear rise over `warmup`."""
+    return _with_warmup(lambda progress: (1 - progress) ** power, steps, steps_per_epoch, warmup)
+
+
+def cosine(*, steps: int, steps_per_epoch: int = 1, floor: float = 0.0, warmup: Duration | None = None) -> Schedule:
+    """Half a cosine from 1 to `floor`, after a linear rise over `warmup`."""
+    return _with_warmup(lambda progress: _cosine(1.0, floor, progress), steps, steps_per_epoch, warmup)
+
+
+def one_cycle(
+    *,
+    steps: int,
+    steps_per_epoch: int = 1,
+    rise: Duration = {"fraction": 0.3},  # noqa: B006  (read only; a mapping is what YAML holds)
+    start: float = 0.04,
+    end: float = 4e-6,
+) -> Schedule:
+    """Half a cosine from `start` to 1 over `rise`, then half a cosine to `end` (Smith & Topin 2019, with the numbers of
+    torch's OneCycleLR)."""
+    rising = to_steps(rise, steps=steps, steps_per_epoch=steps_per_epoch)
+
+    def schedule(step: int) -> float:
+        if step < rising:
+            return _cosine(start, 1.0, step / rising)
+        return _cosine(1.0, end, min(1.0, (step - rising) / max(1, steps - rising)))
+
+    return schedule
+
+
+class Plateau:
+    """1, multiplied with `factor` whenever the score of the validation has not risen by more than `least` for
+    `patience`, down to `floor`; after a linear rise over `warmup`.
+
+    Call with the step; `observe` with the step and score of each validation. What it has seen is in `state`.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        steps_per_epoch: int = 1,
+        patience: Duration,
+        factor: float = 0.1,
+        least: float = 1e-4,
+        floor: float = 0.0,
+        warmup: Duration | None = None,
+    ):
+        if not 0 < factor < 1:
+            raise ValueError(f"expected a factor between 0 and 1, got {factor}")
+        self.patience = to_steps(patience, steps=steps, steps_per_epoch=steps_per_epoch, least=1)
+        self.factor, self.least, self.floor = factor, least, floor
+        self.rise = _with_warmup(lambda _progress: 1.0, steps, steps_per_epoch, warmup)
+        self.state: dict[str, Any] = {"best": None, "since": 0, "current": 1.0}
+
+    def __call__(self, step: int) -> float:
+        return self.rise(step) * self.state["current"]
+
+    def observe(self, step: int, score: float | None) -> None:
+        """Take in a validation, of which None has no score."""
+        best = self.state["best"]
+        if score is not None and (best is None or score > best + self.least):
+            self.state |= {"best": score, "since": step}
+        elif step - self.state["since"] >= self.patience:
+            self.state |= {"current": max(self.floor, self.state["current"] * self.factor), "since": step}
+
+
+def plateau(
+    *,
+    steps: int,
+    steps_per_epoch: int = 1,
+    patience: Duration = {"epochs": 10.0},  # noqa: B006  (read only; a mapping is what YAML holds)
+    factor: float = 0.1,
+    least: float = 1e-4,
+    floor: float = 0.0,
+    warmup: Duration | None = None,
+) -> Plateau:
+    """1, multiplied with `factor` whenever the validation score has not risen by more than `least` for `patience`."""
+    return Plateau(
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        patience=patience,
+        factor=factor,
+        least=least,
+        floor=floor,
+        warmup=warmup,
+    )
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _with_warmup(
+    factor: Callable[[float], float], steps: int, steps_per_epoch: int, warmup: Duration | None
+) -> Schedule:
+    """factor(progress) with progress from 0 to 1 over the steps that follow the warm-up. Raises ValueError for a
+    warm-up that leaves none."""
+    rising = 0 if warmup is None else to_steps(warmup, steps=steps, steps_per_epoch=steps_per_epoch)
+    if rising >= steps:
+        raise ValueError(f"expected a warmup shorter than the {steps} steps of the run, got {rising} steps")
 
     def schedule(step: int) -> float:
         if step < rising:
@@ -76,16 +283,10 @@ def _with_warmup(factor: Callable[[float], float], steps: int, warmup: float) ->
     return schedule
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adam": adam, "sgd": sgd}
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant, "poly": poly, "cosine": cosine}
-
-
-def build_optimizer(name: str, model: nn.Module, arguments: dict[str, float]) -> Optimizer:
-    """The named optimiser; `initial_lr` is what a schedule's factor multiplies. Norms and biases are not decayed."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    optimizer = OPTIMIZERS[name](groups, **arguments)  # pyright: ignore[reportArgumentType]
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "poly": poly,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "plateau": plateau,
+}

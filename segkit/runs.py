@@ -27,10 +27,15 @@ class RunError(ValueError):
 
 
 class Run:
-    """One folder: config.yaml, environment.json, split.json, log.jsonl, checkpoints/, evaluation/<split>/."""
+    """One folder: config.yaml, environment.json, split.json, log.jsonl, checkpoints/, evaluation/<split>/.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    writes: whether this process writes there; of several that train together, one does. trackers: who else gets what is
+    logged, and the pictures.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool = True):
+        self.folder, self.writes = folder, writes
+        self.trackers: list[Any] = []
 
     @property
     def last(self) -> Path:
@@ -43,6 +48,16 @@ class Run:
     @property
     def log_file(self) -> Path:
         return self.folder / "log.jsonl"
+
+    def numbered(self, step: int) -> Path:
+        """A checkpoint that is kept beside the last one."""
+        return self.folder / "checkpoints" / f"step-{step:08d}.pt"
+
+    def prune(self, keep: int) -> None:
+        """Remove all numbered checkpoints but the last few."""
+        numbered = sorted((self.folder / "checkpoints").glob("step-*.pt")) if self.writes else []
+        for file in numbered[: max(0, len(numbered) - keep)]:
+            file.unlink()
 
     def evaluation(self, split: str) -> Path:
         return self.folder / "evaluation" / split
@@ -58,6 +73,9 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Keep other processes from training into this folder meanwhile; the end of the process, however it comes,
         lets go of it. Raises RunError if another one is at it."""
+        if not self.writes:
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock", timeout=0)
         try:
@@ -76,27 +94,55 @@ class Run:
 
     def start(self) -> None:
         """Make the folder ready for a new run or the rest of one."""
+        if not self.writes:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
+        for left in (self.folder / "checkpoints").glob("*.tmp"):  # by a process that was killed while it wrote
+            left.unlink()
         if not self.last.exists():
             self.log_file.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
         self.write_json("environment.json", environment())
 
     def write_json(self, name: str, content: Any) -> None:
+        if not self.writes:
+            return
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line, NaN and inf as null. Fields that differ between two equal runs belong under `time`."""
+        if not self.writes:
+            return
         with open(self.log_file, "a") as file:
             file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        for tracker in self.trackers:
+            tracker.log(record)
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether anyone wants pictures of the validation."""
+        return bool(self.trackers)
+
+    def show_picture(self, name: str, picture: Any, step: int) -> None:
+        """Hand a picture, bytes [H, W, 3], to the trackers."""
+        for tracker in self.trackers:
+            tracker.show(name, picture, step)
+
+    def close(self) -> None:
+        """Let the trackers write what they still hold."""
+        for tracker in self.trackers:
+            tracker.close()
+        self.trackers = []
 
     def cut_log(self, step: int) -> None:
         """Drop what was logged after `step`, the step of the checkpoint that a run continues from."""
-        if not self.log_file.exists():
+        if not self.writes or not self.log_file.exists():
             return
         lines = [line for line in self.log_file.read_text().splitlines() if _logged_step(line) <= step]
-        self.log_file.write_text("".join(f"{line}\n" for line in lines))
+        temporary = self.log_file.with_suffix(".tmp")  # a kill in the middle of writing leaves the old one
+        temporary.write_text("".join(f"{line}\n" for line in lines))
+        temporary.replace(self.log_file)
 
 
 def _finite(value: Any) -> Any:
@@ -116,15 +162,19 @@ def _logged_step(line: str) -> float:
         return float("inf")
 
 
+def versions() -> dict[str, Any]:
+    """What a checkpoint says of the code that made it: versions and revision."""
+    return {"packages": {name: _version(name) for name in PACKAGES}, "revision": _revision()}
+
+
 def environment() -> dict[str, Any]:
     """Versions, processor, device and revision: what one needs to know to repeat a run."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        **versions(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "revision": _revision(),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

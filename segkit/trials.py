@@ -55,7 +55,7 @@ def try_sides(config: Config) -> None:
 
 
 def try_schedule(config: Config) -> None:
-    SCHEDULES[config.schedule.name](steps=1000, **config.schedule.args)
+    SCHEDULES[config.schedule.name](steps=10_000, steps_per_epoch=10, **config.schedule.args)
 
 
 def try_scoring(config: Config) -> None:

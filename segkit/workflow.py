@@ -3,38 +3,58 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
 from segkit import assemble
 from segkit import evaluate as evaluation
+from segkit.assemble_training import Built, build_experiment, profile_steps
 from segkit.checkpoint import load as load_checkpoint
 from segkit.config import Config, dump
+from segkit.config_sections import leaves
 from segkit.data.cases import RawCase
 from segkit.data.splits import Split
 from segkit.guards import loss_notes, loss_warnings
 from segkit.judging import checkpoint_file, evaluated_part, write_evaluation
+from segkit.losses.supervision import DeepSupervision
+from segkit.processes import ALONE, Processes, joined
+from segkit.profiling import Profiler
 from segkit.runs import Run, RunError
+from segkit.tracking import MLflow, TensorBoard
 from segkit.train import fit
 from segkit.trained import load_trained
+from segkit.trainer import Experiment
 
 CONSOLE = Console()
 
 
-def train(path: Path, overrides: Sequence[str], *, resume: bool) -> None:
-    """Train as the configuration says, evaluate last.pt, print the scores."""
+def train(
+    path: Path, overrides: Sequence[str], *, resume: bool, allow: Sequence[str] = (), overfit: int | None = None
+) -> None:
+    """Train as the configuration says, evaluate last.pt, print the scores; as one of several processes, if torchrun
+    has started them.
+
+    allow: keys of the configuration in which a run that is resumed may differ from what it was. overfit: learn this
+    many batches by heart instead.
+    """
     from segkit.report.tables import print_scores
 
-    config = assemble.read(path, overrides)
-    run = Run(run_folder(config))
-    result = run_experiment(config, run, resume=resume, console=CONSOLE)
-    print_scores(result, CONSOLE)
-    CONSOLE.print(f"run folder: {run.folder}", markup=False)
+    with joined() as processes:
+        console = CONSOLE if processes.first else Console(quiet=True)
+        if overfit is not None:
+            overrides = [*overrides, f"train.overfit={overfit}"]
+        config = assemble.read(path, overrides)
+        run = Run(run_folder(config), writes=processes.first)
+        result = run_experiment(config, run, resume=resume, console=console, allow=allow, processes=processes)
+        print_scores(result, console)
+        console.print(f"run folder: {run.folder}", markup=False)
 
 
 def run_folder(config: Config) -> Path:
@@ -42,17 +62,26 @@ def run_folder(config: Config) -> Path:
     return config.run.dir or Path("runs") / f"{config.name}-{config.digest()}"
 
 
-def run_experiment(config: Config, run: Run, *, resume: bool, console: Console) -> dict[str, Any]:
+def run_experiment(
+    config: Config,
+    run: Run,
+    *,
+    resume: bool,
+    console: Console,
+    allow: Sequence[str] = (),
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
     """Train into a run folder and evaluate its last checkpoint there. Returns the scores.
 
     A run that is finished is not trained again; its scores are returned. Raises RunError if the folder holds another
     experiment, if it holds an unfinished run and `resume` was not asked for, or if another process is training there.
     """
     with run.locked():
-        return finished_scores(config, run, console) or _train_and_evaluate(config, run, resume, console)
+        found = processes.agreed(finished_scores(config, run, console, allow) if run.writes else None)
+        return found or _train_and_evaluate(config, run, resume, console, processes)
 
 
-def finished_scores(config: Config, run: Run, console: Console) -> dict[str, Any] | None:
+def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[str] = ()) -> dict[str, Any] | None:
     """The scores of a run that has come to its end; None if there is something left to do.
 
     A checkpoint of before the first step holds nothing worth keeping: it is left by a run that failed at once, and does
@@ -64,61 +93,129 @@ def finished_scores(config: Config, run: Run, console: Console) -> dict[str, Any
     if content["step"] == 0:
         run.last.unlink()
         return None
-    check_same_experiment(config, run, content)
+    changed = check_same_experiment(config, run, content, allow)
+    if changed:
+        console.print(f"continued with changes: {', '.join(changed)}", markup=False, highlight=False)
+        return None
     file = run.evaluation(evaluated_part(config, Split.from_json(content["split"]))) / "scores.json"
     scores = json.loads(file.read_text()) if file.exists() else None
     scoring = assemble.scoring_of(config, assemble.build_labels(config))
-    if scores is None or not evaluation.is_of(scores, scoring, content["steps"]):
+    if scores is None or not evaluation.is_of(scores, scoring, content["step"]):
         return None
     console.print(f"{run.folder} holds the finished run; nothing is trained", markup=False, highlight=False)
     return scores
 
 
-def _train_and_evaluate(config: Config, run: Run, resume: bool, console: Console) -> dict[str, Any]:
+def _train_and_evaluate(
+    config: Config, run: Run, resume: bool, console: Console, processes: Processes
+) -> dict[str, Any]:
     run.check_free(resume=resume)
-    built = assemble.build_experiment(config, cache=run.folder.parent)
+    built = build_experiment(config, run.folder.parent if run.writes else None, processes)
     experiment, data = built.experiment, built.data
     part = evaluated_part(config, data.split)
     run.start()
-    with open(run.folder / "config.yaml", "w") as file:
-        dump(built.config, file)
+    if run.writes:
+        with open(run.folder / "config.yaml", "w") as file:
+            dump(built.config, file)
     run.write_json("split.json", data.split.to_json())
     print_header(config, built, console)
-    trainer = fit(experiment, run, resume=resume, console=console)
-    return write_evaluation(
-        experiment.predictor(trainer.evaluated_model),
-        data.evaluation_set(part, cache=False),
-        data.labels,
-        run.evaluation(part),
-        split=part,
-        origin=evaluation.Origin(
-            str(run.last.relative_to(run.folder)), trainer.step_number, experiment.settings.steps, None
-        ),
-        config=config,
-        console=console,
-    )
+    steps = profile_steps(config, experiment.settings)
+    profiler = None if steps is None else Profiler(steps, experiment.device)
+    try:
+        with trackers(config, run):
+            trainer = fit(experiment, run, resume=resume, console=console, profiler=profiler)
+            if profiler is not None:
+                print_profile(profiler, console)
+            result = write_evaluation(
+                experiment.predictor(trainer.evaluated_model),
+                data.evaluation_set(part, cache=False),
+                data.labels,
+                run.evaluation(part),
+                split=part,
+                origin=evaluation.Origin(
+                    str(run.last.relative_to(run.folder)),
+                    trainer.step_number,
+                    experiment.settings.limits.steps,
+                    trainer.finished,
+                    None,
+                ),
+                config=config,
+                console=console,
+                processes=processes,
+            )
+            show_overlays(run, run.evaluation(part) / "overlays.png", trainer.step_number)
+    finally:
+        run.close()
+    return result
 
 
-def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any]) -> None:
-    """Raise RunError if the run's checkpoint, `content`, is of another experiment, with what differs."""
+@contextmanager
+def trackers(config: Config, run: Run) -> Iterator[None]:
+    """The trackers that the configuration asks for, while the run goes on."""
+    if run.writes and config.logging.tensorboard:
+        step = load_checkpoint(run.last)["step"] if run.last.exists() else 0
+        run.trackers.append(TensorBoard(run.folder, step))
+    if run.writes and config.logging.mlflow is not None:
+        run.trackers.append(MLflow(config.logging.mlflow, run.folder, run.folder.name, leaves(config.to_dict())))
+    try:
+        yield
+    finally:
+        run.close()
+
+
+def show_overlays(run: Run, file: Path, step: int) -> None:
+    """The picture of the evaluation, for the trackers."""
+    if run.takes_pictures and file.exists():
+        from PIL import Image
+
+        with Image.open(file) as picture:
+            run.show_picture("evaluation", np.asarray(picture.convert("RGB")), step)
+
+
+def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], allow: Sequence[str] = ()) -> list[str]:
+    """What differs from the run's checkpoint, `content`, by keys that are allowed to.
+
+    Raises RunError for whatever else differs.
+    """
     before = assemble.restore(content["config"])
-    differing = [f"{key}: {old!r} in the run, {new!r} now" for key, old, new in before.differences(config)]
+    differences = before.differences(config)
+    known = {key for key, _old, _new in differences}
+    wrong = [key for key in allow if not any(_within(one, key) for one in known)]
+    if wrong:
+        raise RunError(f"--allow {wrong[0]}: that is not different; different are {', '.join(sorted(known)) or 'none'}")
+    allowed = [one for one in differences if any(_within(one[0], key) for key in allow)]
+    refused = [one for one in differences if one not in allowed]
+    differing = [f"{key}: {old!r} in the run, {new!r} now" for key, old, new in refused]
     if not differing and Split.from_json(content["split"]) != assemble.build_split(config):
         differing = [f"the cases or their split, which were those of {run.folder / 'split.json'}"]
     if differing:
         shown = "".join(f"\n  {line}" for line in differing)
         raise RunError(
             f"{run.folder} holds a run of another experiment; different are{shown}\n"
-            "continue as it was started, or choose another folder with run.dir="
+            "continue as it was started, choose another folder with run.dir=, or allow a change by its key: --allow KEY"
         )
+    return [f"{key} {old!r} -> {new!r}" for key, old, new in allowed]
 
 
-def print_header(config: Config, built: assemble.Built, console: Console) -> None:
+def _within(key: str, allowed: str) -> bool:
+    return key == allowed or key.startswith(f"{allowed}.")
+
+
+def print_profile(profiler: Profiler, console: Console) -> None:
+    """Where the time of a step goes."""
+    from segkit.report.tables import print_parts
+
+    print_parts(profiler.means(), console)
+
+
+def print_header(config: Config, built: Built, console: Console) -> None:
     """What is about to be trained, and what is known to be wrong with it."""
     from segkit.report.tables import print_class_weights
 
     for line in header(config, built.experiment, built.data):
         console.print(line, highlight=False)
+    for line in built.notes:
+        console.print(line, highlight=False, markup=False)
     for weighted in built.weighted:
         print_class_weights(weighted.term, weighted.method, weighted.names, weighted.share, weighted.weights, console)
     pooled = assemble.scoring_of(config, built.data.labels).rules.aggregated("dice") in ("global", "micro")
@@ -128,17 +225,33 @@ def print_header(config: Config, built: assemble.Built, console: Console) -> Non
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
-def header(config: Config, experiment: Any, data: assemble.Data) -> list[str]:
+def header(config: Config, experiment: Experiment, data: assemble.Data) -> list[str]:
     """What is about to be trained, in a few lines."""
     parts = ", ".join(f"{len(getattr(data.split, part))} {part}" for part in ("train", "validation", "test"))
     parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
     terms = " + ".join(f"{shown_weight(term['weight'])} {term['name']}" for term in config.loss)
     settings, channels = experiment.settings, data.preprocess.channels
+    together = experiment.processes.number
     return [
         f"[bold]{escape(config.name)}[/bold]  {parts} cases, {channels} image channels, {experiment.device}",
         f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
-        f"{settings.steps} steps of {config.loader.batch}, {settings.steps_per_epoch} an epoch",
+        f"{settings.limits.steps} steps of {shown_batch(config)}, {settings.steps_per_epoch} an epoch"
+        + (f", in {together} processes" if together > 1 else ""),
+        *on_micro_batches(experiment),
     ]
+
+
+def shown_batch(config: Config) -> str:
+    micro, batch = config.train.accumulate, config.loader.batch
+    return f"{batch}" if micro == 1 else f"{micro} x {batch}"
+
+
+def on_micro_batches(experiment: Experiment) -> list[str]:
+    """The terms that accumulated gradients and several processes do not make those of one large batch, if there are
+    both."""
+    loss = experiment.loss.loss if isinstance(experiment.loss, DeepSupervision) else experiment.loss
+    local = loss.defined_on_micro_batches if experiment.settings.accumulate > 1 else []
+    return [f"defined on each micro-batch, of which the mean is taken: {', '.join(local)}"] if local else []
 
 
 def shown_weight(weight: Any) -> str:

@@ -128,7 +128,8 @@ extra: 1
         "experiment.yaml:11: train.clip_norm: expected a value greater than 0, got 0",
         "experiment.yaml:13: sampling.patch.0: expected a value greater than or equal to 1, got 0",
         "experiment.yaml:14: extra: unknown key; expected one of format, name, seed, device, labels, preprocess, "
-        "sampling, loader, train, evaluation, run, data, split, model, optimizer, schedule, augment, loss",
+        "sampling, loader, parameters, train, checkpoints, evaluation, logging, run, data, split, model, optimizer, "
+        "schedule, augment, loss",
     ]
 
 
@@ -256,7 +257,14 @@ def digest_of(load, *overrides):
 
 
 def test_the_digest_is_that_of_the_experiment(load):
-    same = ["name=other", "device=cpu", "run.dir=x", "loader.workers=3", "train.log_every=7", "data.images=elsewhere"]
+    same = [
+        "name=other",
+        "device=cpu",
+        "run.dir=x",
+        "loader.workers=3",
+        "train.log_every.steps=7",
+        "data.images=elsewhere",
+    ]
     assert all(digest_of(load, override) == digest_of(load) for override in same)
     different = ["seed=1", "loss=cross_entropy", "loss={name: dice, weight: 2}", "train.steps=11", "loader.batch=5"]
     digests = [digest_of(load, override) for override in different]

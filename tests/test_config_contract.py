@@ -582,7 +582,7 @@ def test_dump_writes_to_a_stream_and_to_a_path(write, tmp_path):
         "device=cpu",
         "run.dir=/elsewhere",
         "loader.workers=3",
-        "train.log_every=7",
+        "train.log_every.steps=7",
         "data.images=/elsewhere",
     ],
 )
@@ -636,4 +636,7 @@ def test_importing_the_configuration_loads_neither_torch_nor_a_family():
     code = "import sys, segkit.config; print([m for m in sys.modules if m == 'torch' or m.startswith('segkit.')])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "torch" not in output
-    assert all(name.startswith(("segkit._version", "segkit.config")) for name in re.findall(r"segkit\.\w+", output))
+    assert all(
+        name.startswith(("segkit._version", "segkit.config", "segkit.durations"))
+        for name in re.findall(r"segkit\.\w+", output)
+    )

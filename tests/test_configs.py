@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from segkit import assemble, workflow
+from segkit.assemble_training import build_experiment
 from segkit.config import schema
 from segkit.runs import Run
 
@@ -31,7 +32,7 @@ def test_two_steps(path, request, tmp_path):
         request.getfixturevalue("real_data")
     overrides = ["train.steps=2", f"run.dir={tmp_path}", "device=cpu", "evaluation.overlays=false"]
     config = assemble.read(path, [*overrides, "loader.batch=2"])
-    built = assemble.build_experiment(config)
+    built = build_experiment(config)
     experiment, data = built.experiment, built.data
     experiment.validation.cases = experiment.validation.cases[:1]  # one case shows as much as all
     trainer = workflow.fit(experiment, Run(tmp_path), console=Console(quiet=True))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segkit.models.unet import UNet
-from segkit.optimizers import OPTIMIZERS, SCHEDULES, build_optimizer
+from segkit.optimizers import OPTIMIZERS, SCHEDULES, Grouping, build_optimizer
 
 
 def torch_factors(make, steps):
@@ -24,6 +24,12 @@ def torch_factors(make, steps):
         ("poly", {"power": 0.9}, lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total_iters=20, power=0.9)),
         ("cosine", {}, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=20)),
         ("constant", {}, lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0)),
+        (
+            "one_cycle",
+            # torch ends at the last step, we at the one after it; and its rise takes one step less
+            {"rise": {"steps": 6}},
+            lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=21, pct_start=7 / 21),
+        ),
     ],
 )
 def test_schedules_equal_torch(name, arguments, make):
@@ -31,9 +37,10 @@ def test_schedules_equal_torch(name, arguments, make):
     torch.testing.assert_close([schedule(step) for step in range(20)], torch_factors(make, 20))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_warmup_rises_to_the_full_rate(name):
-    schedule = SCHEDULES[name](steps=100, warmup=0.1)
+@pytest.mark.parametrize("warmup", [{"fraction": 0.1}, {"steps": 10}, {"epochs": 2.5}])
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "one_cycle"])
+def test_warmup_rises_to_the_full_rate(name, warmup):
+    schedule = SCHEDULES[name](steps=100, steps_per_epoch=4, warmup=warmup)
     factors = [schedule(step) for step in range(100)]
     assert factors[0] == pytest.approx(1 / 11)
     assert factors[:11] == sorted(factors[:11])
@@ -41,10 +48,42 @@ def test_warmup_rises_to_the_full_rate(name):
     assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
-@pytest.mark.parametrize("warmup", [-0.1, 1.0])
-def test_warmup_is_a_fraction(warmup):
-    with pytest.raises(ValueError, match="a fraction of the steps"):
-        SCHEDULES["poly"](steps=10, warmup=warmup)
+def test_warmup_is_shorter_than_the_run():
+    with pytest.raises(ValueError, match="shorter than the 10 steps of the run, got 10 steps"):
+        SCHEDULES["poly"](steps=10, warmup={"fraction": 1.0})
+
+
+def test_a_plateau_is_that_of_torch():
+    scores = [0.1, 0.3, 0.3, 0.2, 0.35, 0.3, 0.3, 0.34, 0.31, 0.2]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max", factor=0.5, patience=1, threshold=1e-4, threshold_mode="abs"
+    )
+    ours = SCHEDULES["plateau"](steps=100, steps_per_epoch=1, patience={"epochs": 2}, factor=0.5)
+    for step, score in enumerate(scores):
+        theirs.step(score)
+        ours.observe(step, score)
+        assert ours(step + 1) == optimizer.param_groups[0]["lr"]
+
+
+def test_groups_by_rate_and_decay():
+    model = UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 8, 16])
+    optimizer = build_optimizer("adamw", model, {"lr": 1e-2}, Grouping(encoder_lr=0.1, layer_decay=0.5))
+    found = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            (name,) = [name for name, one in model.named_parameters() if one is parameter]
+            found[name] = group["initial_lr"], group["weight_decay"]
+    assert len(found) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        depth = int(name.split(".")[1]) if name.startswith("encoder.") else None
+        rate = 1e-2 if depth is None else 1e-3 * 0.5 ** (2 - depth)
+        assert found[name] == (pytest.approx(rate), 1e-2 if parameter.ndim > 1 else 0.0), name
+    all_alike = build_optimizer("adamw", model, {"lr": 1e-2}, Grouping(decay_norms_and_biases=True))
+    assert [group["weight_decay"] for group in all_alike.param_groups] == [1e-2]
+    with pytest.raises(ValueError, match="a network with a part called encoder, backbone; this one has weight, bias"):
+        build_optimizer("sgd", torch.nn.Linear(2, 2), {}, Grouping(encoder_lr=0.1))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

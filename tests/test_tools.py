@@ -28,7 +28,7 @@ loader: {batch: 4}
 model: {name: unet, widths: [8, 16]}
 loss: dice_ce
 optimizer: {name: adamw, lr: 1e-2}
-train: {steps: 8, ema: 0.8, log_every: 4}
+train: {steps: 8, ema: 0.8, log_every: {steps: 4}}
 """
 
 
@@ -365,7 +365,7 @@ def test_class_weights_are_printed_written_as_numbers_and_counted_once(tmp_path)
 def test_schedules_and_presets_from_yaml(tmp_path):
     terms = "[cross_entropy, {name: dice, like: monai, weight: {name: linear, start: 0, end: 2}}]"
     (tmp_path / "tiny.yaml").write_text(TINY.replace("loss: dice_ce", f"loss: {terms}"))
-    printed = tool("train", "--config", "tiny.yaml", "run.dir=run", "train.gradients_every=4", folder=tmp_path)
+    printed = tool("train", "--config", "tiny.yaml", "run.dir=run", "train.gradients_every.steps=4", folder=tmp_path)
     assert "1 cross_entropy + (linear start 0, end 2, begin 0, until 1) dice" in printed
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     steps = [record for record in log if record["kind"] == "step"]

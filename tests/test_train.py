@@ -2,7 +2,10 @@
 
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,23 +13,30 @@ from rich.console import Console
 from synchronisation import NoWaiting
 
 from segkit import Labels, checkpoint
+from segkit.compiled import Compiled
 from segkit.data import SPLITS, SyntheticSource
 from segkit.data.augment import ALBUMENTATIONS, build_augment
 from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, training_loader
 from segkit.data.preprocess import Preprocess
+from segkit.data.sampling import BatchSampler, steps_per_epoch
+from segkit.finetune import load_weights
 from segkit.losses import build_loss
+from segkit.losses.supervision import DeepSupervision
 from segkit.models.unet import UNet
-from segkit.optimizers import SCHEDULES, build_optimizer
+from segkit.optimizers import SCHEDULES, build_optimizer, freeze
 from segkit.predict import Predictor
+from segkit.profiling import Profiler
 from segkit.runs import Run
-from segkit.train import Diverged, Experiment, Interrupted, Settings, Trainer, fit
+from segkit.stopping import Diverged, Interrupted, Limits
+from segkit.train import fit
+from segkit.trainer import Experiment, Settings, Trainer
 
 LABELS = Labels(["background", "a", "b"], ignore_index=255)
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
 
 
-def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss="dice_ce", **settings):
+def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss="dice_ce", limits=None, **settings):
     """A whole experiment on 32 x 32 phantoms, made by hand from the parts that it consists of."""
     source = SyntheticSource(labels=LABELS, size=[32, 32], train=8, validation=3, test=0, foreground=0.3, noise=0.02)
     split = SPLITS["source"](source.cases)
@@ -49,7 +59,9 @@ def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss=
         ),
         validation=EvaluationSet([by_name[name] for name in split.validation], source, preprocess, cache=True),
         predictor=lambda model: Predictor(model, CPU, 4),
-        settings=Settings(steps=steps, steps_per_epoch=2, clip_norm=1.0, ema=ema, log_every=2, **settings),
+        settings=Settings(
+            limits or Limits(steps), 2, **{"clip_norm": 1.0, "ema": ema, "log_every": 2, "validate_every": 2} | settings
+        ),
         device=CPU,
         threshold=0.5,
         plain={"config": {"seed": 1}},
@@ -117,11 +129,31 @@ def test_two_runs_and_a_resumed_one_are_equal_to_the_bit(tmp_path, ema):
     assert log_of(whole) == log_of(broken)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    """The weights of the checkpoint are from before, and the log is still JSON."""
+def test_steps_that_are_not_finite_change_nothing(tmp_path):
+    """Two poisoned batches: what the network, the optimiser and the norms hold is as if they had not been there."""
+    run, experiment = Run(tmp_path / "run"), make_experiment(steps=4, dropout=0.0, ema=None)
+    fit(poisoned_at(experiment, {1, 2}), run, console=QUIET)
+    other = make_experiment(steps=4, dropout=0.0)
+    trainer, batches = Trainer(other), list(other.batches(0))
+    trainer.train_mode()
+    for number in (0, 3):
+        trainer.step_number = number
+        trainer.step([batches[number]])
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, checkpoint.load(run.last)["training"]["model"][name]), name
+    first, second = [record for record in log_of(run) if record["kind"] == "step"]
+    assert first["skipped"]["steps"] == second["skipped"]["steps"] == 1
+    assert first["skipped"]["cases"] == batches[1]["case"]
+    assert first["loss"] > 0
+
+
+def test_too_many_of_them_stop_the_run(tmp_path):
+    """The weights of the checkpoint are finite, and the log is still JSON."""
     run = Run(tmp_path)
-    with pytest.raises(Diverged, match="steps up to 4, so training is stopped") as stopped:
-        fit(poisoned_from(make_experiment(), 3), run, console=QUIET)
+    with pytest.raises(
+        Diverged, match=r"not finite in 2 steps in a row, up to step 4 \(cases train_.* and 2 more\)"
+    ) as stopped:
+        fit(poisoned_at(make_experiment(nonfinite=2), {2, 3, 4, 5}), run, console=QUIET)
     assert stopped.value.exit_code == 1
     assert log_of(run)[-1]["loss"] is None
     saved = checkpoint.load(run.last)
@@ -129,12 +161,27 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert all(value.isfinite().all() for value in saved["model"].values())
 
 
-def poisoned_from(experiment, step):
-    """The same experiment with NaN images from a step on."""
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adagrad"])
+def test_every_optimiser_leaves_out_a_first_step(name):
+    """That is where some of torch's own buffers are not made yet."""
+    once, twice = make_experiment(steps=2, dropout=0.0), make_experiment(steps=2, dropout=0.0)
+    batches = list(once.batches(0))
+    poisoned = {**batches[0], "image": batches[0]["image"] * torch.nan}
+    for experiment, given in ((once, [batches[1]]), (twice, [poisoned, batches[1]])):
+        experiment.optimizer = build_optimizer(name, experiment.model, {"lr": 1e-2})
+        experiment.schedule = lambda _step: 1.0
+        trainer = Trainer(experiment)
+        for batch in given:
+            trainer.step([batch])
+    assert_same(once.model.state_dict(), twice.model.state_dict())
+
+
+def poisoned_at(experiment, steps):
+    """The same experiment with NaN images in some steps."""
 
     def batches(start):
         for number, batch in enumerate(experiment.batches(start), start):
-            yield batch if number < step else {**batch, "image": batch["image"] * torch.nan}
+            yield {**batch, "image": batch["image"] * torch.nan} if number in steps else batch
 
     return replace(experiment, batches=batches)
 
@@ -182,7 +229,7 @@ def test_the_moving_average_is_what_is_saved(tmp_path):
     trainer = Trainer(experiment)
     averages = experiment.model.head.weight.detach().clone()
     for batch, decay in zip(experiment.batches(0), (2 / 11, 0.22, 0.22), strict=True):
-        trainer.step(batch)
+        trainer.step([batch])
         averages = decay * averages + (1 - decay) * experiment.model.head.weight.detach()
     counters = [value for name, value in trainer.state()["model"].items() if name.endswith("num_batches_tracked")]
     assert counters
@@ -198,7 +245,7 @@ def test_clipping_limits_the_step():
     experiment.optimizer = build_optimizer("sgd", experiment.model, {"lr": 1.0, "momentum": 0.0, "nesterov": False})
     experiment.settings = replace(experiment.settings, clip_norm=1e-3)
     before = [parameter.detach().clone() for parameter in experiment.model.parameters()]
-    scalars = Trainer(experiment).step(next(iter(experiment.batches(0))))
+    scalars = Trainer(experiment).step([next(iter(experiment.batches(0)))])
     after = list(experiment.model.parameters())
     moved = torch.stack([(a - b).norm() for a, b in zip(after, before, strict=True)]).norm()
     assert scalars["gradient_norm"] > 1e-3
@@ -213,10 +260,10 @@ def test_a_step_never_waits_for_the_device(settings):
     experiment = make_experiment(steps=2, **settings)
     trainer = Trainer(experiment)
     batches = list(experiment.batches(0))
-    trainer.step(batches[0])
+    trainer.step([batches[0]])
     experiment.optimizer.step = lambda: None
     with NoWaiting():
-        trainer.step(batches[1])
+        trainer.step([batches[1]])
 
 
 def test_the_mode_would_notice():
@@ -234,7 +281,7 @@ def test_a_step_runs_on_the_meta_device(ema):
     experiment.loss.to("meta")
     experiment.optimizer = build_optimizer("adamw", experiment.model, {"lr": 1e-2})
     experiment.device = torch.device("meta")
-    scalars = Trainer(experiment).step(next(iter(experiment.batches(0))))
+    scalars = Trainer(experiment).step([next(iter(experiment.batches(0)))])
     assert all(value.is_meta and value.shape == () for value in scalars.values())
 
 
@@ -256,3 +303,199 @@ def test_a_schedule_goes_on_after_a_resume(tmp_path):
         fit(signalled(make_experiment(loss=terms), signal.SIGINT), parts, console=QUIET)
     fit(make_experiment(loss=terms), parts, resume=True, console=QUIET)
     assert_same(weights(whole), weights(parts))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_micro_batches_are_one_large_batch(deep):
+    """Two micro-batches of two images give the step of one batch of four, though unequal numbers of pixels count."""
+    loss = [{"name": "dice", "per": "image"}, "cross_entropy"]
+    stepped = []
+    for parts in (1, 2):
+        experiment = make_experiment(steps=1, loss=loss)
+        torch.manual_seed(0)
+        experiment.model = UNet(
+            in_channels=1, out_channels=3, dims=2, widths=[8, 16, 32], norm="instance", deep_supervision=deep
+        ).double()
+        experiment.loss = DeepSupervision(experiment.loss) if deep else experiment.loss
+        experiment.optimizer = build_optimizer("sgd", experiment.model, {"lr": 0.1})
+        whole = next(iter(experiment.batches(0)))
+        whole["mask"][0, :20] = 255
+        pieces = [
+            {"image": whole["image"][part].double(), "mask": whole["mask"][part], "case": whole["case"][part]}
+            for part in (slice(0, 4 // parts), slice(4 // parts, 4))[:parts]
+        ]
+        found = Trainer(experiment).step(pieces)
+        stepped.append((found["loss"], [*experiment.model.parameters()]))
+    (first, weights_first), (second, weights_second) = stepped
+    torch.testing.assert_close(first, second)
+    for one, other in zip(weights_first, weights_second, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_accumulated_batches_are_consecutive_samples(tmp_path):
+    keys = list(BatchSampler(8, 2, 3, seed=1, accumulate=2))
+    assert keys == list(BatchSampler(8, 2, 6, seed=1))
+    assert steps_per_epoch(8, 2, 2) == 2
+    shares = [list(BatchSampler(8, 4, 3, seed=1, share=part)) for part in (slice(0, 2), slice(2, 4))]
+    together = [first + second for first, second in zip(*shares, strict=True)]
+    assert together == list(BatchSampler(8, 4, 3, seed=1))
+    del tmp_path
+
+
+@pytest.mark.parametrize(
+    ("limits", "ended", "step"),
+    [
+        (Limits(6), "steps", 6),
+        (Limits(6, max_steps=3), "max_steps", 3),
+        (Limits(6, max_minutes=1e-9), "max_minutes", 1),
+        (Limits(100, patience=4), "patience", None),
+    ],
+)
+def test_what_ends_a_training(tmp_path, limits, ended, step):
+    run = Run(tmp_path)
+    trainer = fit(make_experiment(steps=limits.steps, limits=limits, lr=0.0), run, console=QUIET)
+    saved = checkpoint.load(run.last)
+    assert saved["finished"] == trainer.finished == ended
+    # without learning the first validation is the best
+    assert saved["step"] == (6 if ended == "patience" else step)
+    again = fit(make_experiment(steps=limits.steps, limits=limits, lr=0.0), run, resume=True, console=QUIET)
+    assert (again.step_number, again.finished) == (saved["step"], ended)
+
+
+def test_numbered_checkpoints_are_pruned(tmp_path):
+    run = Run(tmp_path)
+    fit(make_experiment(steps=6, keep_every=1, keep=2, validate_every=3), run, console=QUIET)
+    numbered = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert numbered == ["step-00000005.pt", "step-00000006.pt"]
+    assert checkpoint.load(run.numbered(5))["step"] == 5
+
+
+def test_the_best_checkpoint_is_that_of_the_declared_score(tmp_path):
+    run = Run(tmp_path)
+    fit(make_experiment(steps=6, best="iou"), run, console=QUIET)
+    found = [record["validation"]["iou"] for record in log_of(run) if record["kind"] == "epoch"]
+    assert checkpoint.load(run.best)["best"] == max(found)
+
+
+def test_a_plateau_lowers_the_rate_and_goes_on_after_a_resume(tmp_path):
+    def experiment():
+        made = make_experiment(steps=8, lr=0.0)
+        return replace(
+            made, schedule=SCHEDULES["plateau"](steps=8, steps_per_epoch=2, patience={"steps": 2}, factor=0.5)
+        )
+
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    fit(experiment(), whole, console=QUIET)
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(interrupted_after(experiment(), 5, RuntimeError("power cut")), broken, console=QUIET)
+    fit(experiment(), broken, resume=True, console=QUIET)
+    assert checkpoint.load(whole.last)["training"]["schedule"] == checkpoint.load(broken.last)["training"]["schedule"]
+    # the first validation is the best, each other one halves the rate
+    assert checkpoint.load(whole.last)["training"]["schedule"]["current"] == 0.125
+
+
+def test_weights_of_another_training(tmp_path):
+    """What fits is taken, and what does not is told by name and shape."""
+    torch.manual_seed(1)
+    other = UNet(in_channels=1, out_channels=5, dims=2, widths=[8, 16, 32])
+    torch.save({"module." + name: value for name, value in other.state_dict().items()}, tmp_path / "other.pth")
+    torch.manual_seed(0)
+    model = UNet(in_channels=1, out_channels=3, dims=2, widths=[8, 16, 32], deep_supervision=True)
+    loaded = load_weights(model, tmp_path / "other.pth")
+    assert loaded.mismatched == {"head.weight": ([5, 8, 1, 1], [3, 8, 1, 1]), "head.bias": ([5], [3])}
+    assert set(loaded.missing) == {"coarser_heads.0.weight", "coarser_heads.0.bias"}
+    assert torch.equal(model.encoder[0].layers[0].weight, other.encoder[0].layers[0].weight)
+    assert "head.weight [5, 8, 1, 1] there, [3, 8, 1, 1] here" in " ".join(loaded.in_words(tmp_path))
+    torch.save({"strange": torch.ones(1)}, tmp_path / "strange.pth")
+    with pytest.raises(checkpoint.CheckpointError, match="no weight that fits: it holds strange"):
+        load_weights(model, tmp_path / "strange.pth")
+
+
+def test_frozen_parts_stay_as_they_are(tmp_path):
+    experiment = make_experiment(steps=3)
+    freeze(experiment.model, ["encoder.*"])
+    experiment.optimizer = build_optimizer("adamw", experiment.model, {"lr": 1e-2})
+    before = {name: value.clone() for name, value in experiment.model.state_dict().items()}
+    fit(experiment, Run(tmp_path), console=QUIET)
+    for name, value in experiment.model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("encoder."), name
+    with pytest.raises(ValueError, match=r"no parameter is called 'encodr.\*'; they are encoder.\*, upsample"):
+        freeze(experiment.model, ["encodr.*"])
+    with pytest.raises(ValueError, match="leave nothing to be trained"):
+        freeze(experiment.model, ["*"])
+
+
+def test_a_profile_says_where_the_time_goes(tmp_path):
+    run, profiler = Run(tmp_path), Profiler(2, CPU, warm_up=1)
+    fit(make_experiment(steps=5), run, console=QUIET, profiler=profiler)
+    parts = json.loads((tmp_path / "profile" / "steps.json").read_text())["seconds"]
+    assert list(parts) == ["data", "forward", "loss", "backward", "optimiser"]
+    assert all(seconds > 0 for seconds in parts.values())
+    events = json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
+    assert {"forward", "backward", "optimiser"} <= {event.get("name") for event in events}
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is():
+    network = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8])
+    compiled = Compiled(network)
+
+    def fails(_image):
+        raise RuntimeError("no compiler here")
+
+    compiled.calls = [fails]
+    image = torch.randn(2, 1, 8, 8)
+    with pytest.warns(UserWarning, match=r"cannot be compiled and runs as it is \(RuntimeError: no compiler here\)"):
+        logits = compiled(image)
+    torch.testing.assert_close(logits, network(image))
+    assert set(compiled.network.state_dict()) == set(network.state_dict())
+
+
+@pytest.mark.compile
+def test_a_compiled_network_trains_as_it_does_otherwise(tmp_path):
+    plain, compiled = (make_experiment(steps=2, dropout=0.0) for _ in range(2))
+    compiled = replace(compiled, network=Compiled(compiled.model))
+    for number, experiment in enumerate((plain, compiled)):
+        experiment.optimizer = build_optimizer("sgd", experiment.model, {"lr": 1e-2})
+        fit(experiment, Run(tmp_path / str(number)), console=QUIET)
+    for one, other in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=1e-3, atol=1e-4
+        )  # other kernels, and AdamW divides by small numbers
+
+
+def test_deep_supervision_has_a_head_for_each_resolution():
+    network = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8, 16, 32], deep_supervision=True)
+    heads = network(torch.randn(2, 1, 32, 32))
+    assert [tuple(head.shape[2:]) for head in heads] == [(32, 32), (16, 16), (8, 8)]
+    assert network.strides == (1, 2, 4)
+    assert network.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 3, 32, 32)
+
+
+# five losses of a fixed experiment on one machine; another processor differs in the last digits and its order of sums
+GOLDEN = [1.85852, 1.7725, 1.64466, 1.6754, 1.59527]
+
+
+def test_five_steps_have_the_losses_they_always_had(tmp_path):
+    run = Run(tmp_path)
+    fit(make_experiment(steps=5, dropout=0.0, log_every=1), run, console=QUIET)
+    losses = [record["loss"] for record in log_of(run) if record["kind"] == "step"]
+    assert losses == pytest.approx(GOLDEN, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_runs_that_are_killed_at_any_moment_end_as_the_one_that_is_not():
+    """Twenty kills; tools/kill_and_resume.py --kills 200 makes more of them."""
+    script = Path(__file__).parents[1] / "tools" / "kill_and_resume.py"
+    done = subprocess.run([sys.executable, str(script), "--kills", "20"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_run_stopped_between_two_lines_of_the_log_writes_the_line_it_would_have(tmp_path):
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    settings = {"log_every": 4, "validate_every": 6, "gradients_every": 3}
+    fit(make_experiment(**settings), whole, console=QUIET)
+    with pytest.raises(Interrupted):
+        fit(signalled(make_experiment(**settings), signal.SIGTERM), parts, console=QUIET)
+    assert checkpoint.load(parts.last)["step"] == 3
+    fit(make_experiment(**settings), parts, resume=True, console=QUIET)
+    assert log_of(whole) == log_of(parts)

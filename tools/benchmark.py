@@ -17,7 +17,8 @@ from segkit.losses import build_loss
 from segkit.models import UNet
 from segkit.optimizers import build_optimizer
 from segkit.predict import Predictor
-from segkit.train import Experiment, Settings, Trainer
+from segkit.stopping import Limits
+from segkit.trainer import Experiment, Settings, Trainer
 
 LABELS = Labels(["background", "a", "b"])
 CPU = torch.device("cpu")
@@ -72,14 +73,14 @@ def trainer_step(network: UNet, data: dict[str, torch.Tensor]) -> Callable[[], N
         batches=lambda _start: [],
         validation=None,
         predictor=lambda model: Predictor(model, CPU),
-        settings=Settings(steps=10**9, steps_per_epoch=10**9),
+        settings=Settings(Limits(10**9), steps_per_epoch=10**9),
         device=CPU,
         threshold=0.5,
     )
     trainer = Trainer(experiment)
 
     def step() -> None:
-        trainer.step(data)
+        trainer.step([data])
 
     return step
 

@@ -18,7 +18,7 @@ from segkit.config import Config
 from segkit.metrics.policies import SEGKIT, Rules
 from segkit.metrics.table import scored
 from segkit.runs import Run
-from segkit.train import Diverged, Interrupted
+from segkit.stopping import Diverged, Interrupted
 
 COLUMNS = ["loss", "seed", "fold"]
 
@@ -120,5 +120,5 @@ def finished(unit: Unit) -> bool:
         return False
     content = json.loads(scores.read_text())
     scoring = assemble.scoring_of(unit.config, assemble.build_labels(unit.config))
-    whole = evaluation.is_of(content, scoring, content["steps"])
+    whole = evaluation.is_of(content, scoring, content["step"])
     return whole and content["checkpoint"] == str(run.last.relative_to(run.folder))

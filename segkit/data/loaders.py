@@ -224,10 +224,20 @@ def _start_worker(_number: int) -> None:
 
 
 def training_loader(
-    dataset: TrainingSet, *, batch: int, workers: int, steps: int, seed: int, start: int, multiple: int, pin: bool
+    dataset: TrainingSet,
+    *,
+    batch: int,
+    workers: int,
+    steps: int,
+    seed: int,
+    start: int,
+    multiple: int,
+    pin: bool,
+    accumulate: int = 1,
+    share: slice = slice(None),
 ) -> DataLoader:
-    """The batches of steps `start` to `steps`, the same with any number of workers."""
-    sampler = BatchSampler(len(dataset), batch, steps, seed, start)
+    """The micro-batches of steps `start` to `steps`, the same with any number of workers; see `BatchSampler`."""
+    sampler = BatchSampler(len(dataset), batch, steps, seed, start, accumulate=accumulate, share=share)
     return DataLoader(
         dataset,
         batch_sampler=sampler,  # pyright: ignore[reportArgumentType]  (keys instead of numbers)

@@ -20,31 +20,51 @@ class Key:
 
 
 class BatchSampler:
-    """The batches of a whole run, from step `start` on: lists of `batch` keys.
+    """The micro-batches of a whole run, from step `start` on: lists of keys.
+
+    batch: images of a micro-batch, of all processes together; share: the part of them that this process takes.
+    accumulate: micro-batches a step.
 
     Every epoch visits the cases in an order of its own and leaves out what does not fill a batch; with fewer cases
     than `batch`, orders are strung together until it is full. The order depends on (seed, epoch) alone, so a run
     that is continued at a step sees what it would have seen.
     """
 
-    def __init__(self, cases: int, batch: int, steps: int, seed: int, start: int = 0):
+    def __init__(
+        self,
+        cases: int,
+        batch: int,
+        steps: int,
+        seed: int,
+        start: int = 0,
+        *,
+        accumulate: int = 1,
+        share: slice = slice(None),
+    ):
         self.cases, self.batch, self.steps, self.seed, self.start = cases, batch, steps, seed, start
-        self.steps_per_epoch = max(1, cases // batch)
+        self.accumulate, self.share = accumulate, share
+        self.steps_per_epoch = steps_per_epoch(cases, batch, accumulate)
 
     def __len__(self) -> int:
-        return max(0, self.steps - self.start)
+        return max(0, self.steps - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step in range(self.start, self.steps):
             epoch, within = divmod(step, self.steps_per_epoch)
             order = self._order(epoch)
-            positions = range(within * self.batch, (within + 1) * self.batch)
-            yield [Key(epoch, position, int(order[position])) for position in positions]
+            for micro in range(within * self.accumulate, (within + 1) * self.accumulate):
+                positions = range(micro * self.batch, (micro + 1) * self.batch)[self.share]
+                yield [Key(epoch, position, int(order[position])) for position in positions]
 
     def _order(self, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self.seed, epoch])
-        rounds = -(-self.batch // self.cases)
+        rounds = -(-self.batch * self.accumulate // self.cases)
         return np.concatenate([random.permutation(self.cases) for _ in range(rounds)])
+
+
+def steps_per_epoch(cases: int, batch: int, accumulate: int = 1) -> int:
+    """As many full steps as there are cases for, but at least one."""
+    return max(1, cases // (batch * accumulate))
 
 
 def sample_seeds(seed: int, key: Key) -> tuple[np.random.Generator, int]:

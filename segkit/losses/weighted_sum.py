@@ -142,6 +142,18 @@ class WeightedSum(nn.Module):
                 results |= dict(zip(names, found, strict=True))
         return results
 
+    @property
+    def defined_on_micro_batches(self) -> list[str]:
+        """The terms that do not add up over micro-batches to those of one large batch; see `normaliser`."""
+        mask = torch.zeros(1, 1, 1, dtype=torch.uint8, device=self.weights.device)
+        mask = mask.unsqueeze(1).expand(1, self.labels.channels, 1, 1) if self.labels.has_mask_channels else mask
+        sums = {name: term for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")}
+        return [
+            name
+            for name in self.names
+            if name not in sums or sums[name].count(self._mask_sums(mask, sums[name].sums.link, None, None, 2)) is None
+        ]
+
     @torch.no_grad()
     def normaliser(
         self,

@@ -64,6 +64,8 @@ class UNet(nn.Module):
     norm: `batch`, or `instance`, which does not depend on the batch and costs more on a CPU.
     residual: add each stage's input to its output.
     dropout: probability of dropping a channel of the coarsest features.
+    deep_supervision: in `train()` mode return a list of logits, finest first: one for each resolution of the decoder
+        (Lee et al. 2015). `strides` says how many times coarser each is.
 
     Raises ValueError for an image whose sides are no multiples, naming the size to pad to.
     """
@@ -80,6 +82,7 @@ class UNet(nn.Module):
         norm: Norm = "batch",
         residual: bool = False,
         dropout: float = 0.0,
+        deep_supervision: bool = False,
     ):
         super().__init__()
         if dims not in CONVOLUTIONS:
@@ -104,8 +107,11 @@ class UNet(nn.Module):
             Stage(dims, 2 * width, width, stride=1, convs=decoder_convs, **kind) for width in widths[:-1]
         )
         self.head = CONVOLUTIONS[dims](widths[0], out_channels, 1)
+        coarser = widths[1:-1] if deep_supervision else []
+        self.coarser_heads = nn.ModuleList(CONVOLUTIONS[dims](width, out_channels, 1) for width in coarser)
+        self.strides = tuple(2**level for level in range(1 + len(coarser)))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         self._check_size(image)
         skips = []
         features = image
@@ -113,9 +119,14 @@ class UNet(nn.Module):
             features = stage(features)
             skips.append(features)
         features = self.dropout(skips.pop())
+        decoded = []
         for upsample, stage in zip(reversed(self.upsample), reversed(self.decoder), strict=True):
             features = stage(torch.cat([upsample(features), skips.pop()], dim=1))
-        return self.head(features)
+            decoded.insert(0, features)
+        logits = self.head(features)
+        if not self.training or not self.coarser_heads:
+            return logits
+        return [logits, *(head(one) for head, one in zip(self.coarser_heads, decoded[1:], strict=True))]
 
     def _check_size(self, image: Tensor) -> None:
         size = image.shape[2:]

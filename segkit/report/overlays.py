@@ -55,6 +55,18 @@ def overlay_figure(rows: Sequence[Row], labels: Labels, path: Path, title: str |
     that has the most foreground in the reference, else in the prediction, and the caption names it. Ignored pixels of
     the mask are striped grey. Raises ValueError if there are no rows.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _figure(rows, labels, title).savefig(path, dpi=110)
+
+
+def overlay_picture(rows: Sequence[Row], labels: Labels) -> np.ndarray:
+    """The same as bytes [H, W, 3]."""
+    canvas = FigureCanvasAgg(_figure(rows, labels, None))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _figure(rows: Sequence[Row], labels: Labels, title: str | None) -> Figure:
     if not rows:
         raise ValueError("expected at least one case to draw, got none")
     views = [_view(row, labels) for row in rows]
@@ -74,8 +86,7 @@ def overlay_figure(rows: Sequence[Row], labels: Labels, path: Path, title: str |
         legend = band.legend(handles=patches, loc="center", ncols=most, frameon=False, fontsize=9)
         for text in legend.get_texts():
             text.set_parse_math(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 @dataclass(frozen=True)

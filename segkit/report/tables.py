@@ -190,6 +190,18 @@ def _calibration_note(calibration: Mapping[str, Any]) -> str:
     return f"calibration error ({kind}, {calibration['rules']['bins']} bins): {'; '.join(parts)}"
 
 
+def print_parts(seconds: Mapping[str, float], console: Console) -> None:
+    """Where the time of a training step goes, in milliseconds and shares."""
+    total = sum(seconds.values())
+    table = Table(title=f"a step takes {1e3 * total:.1f} ms", title_justify="left")
+    table.add_column("part")
+    for heading in ("ms", "share"):
+        table.add_column(heading, justify="right")
+    for part, time in seconds.items():
+        table.add_row(part, f"{1e3 * time:.2f}", f"{100 * time / total:.0f} %")
+    console.print(table)
+
+
 def print_class_weights(
     term: str, method: str, names: Sequence[str], share: Sequence[float], weights: Sequence[float], console: Console
 ) -> None:

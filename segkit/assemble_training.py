@@ -1,0 +1,248 @@
+"""From a checked configuration to everything that training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from segkit.assemble import (
+    Data,
+    build_augment_from,
+    build_data,
+    build_labels,
+    build_model,
+    check_network,
+    choose_device,
+    padding_multiple,
+    predictor_factory,
+    to_format,
+)
+from segkit.class_weights import Weighted, with_class_weights
+from segkit.compiled import Compiled
+from segkit.config import Config, ConfigError
+from segkit.data.augment import NoAugment
+from segkit.data.loaders import TrainingSet, training_loader
+from segkit.data.sampling import steps_per_epoch
+from segkit.durations import to_steps
+from segkit.finetune import load_weights
+from segkit.labels import Labels
+from segkit.losses import build_loss, expanded
+from segkit.losses.supervision import DeepSupervision
+from segkit.losses.weighted_sum import WeightedSum
+from segkit.optimizers import SCHEDULES, Grouping, build_optimizer, freeze
+from segkit.processes import ALONE, Processes
+from segkit.randomness import switch
+from segkit.runs import versions
+from segkit.stopping import Limits
+from segkit.trainer import Batch, Experiment, Settings
+
+
+@dataclass(frozen=True)
+class Built:
+    """Everything that training needs.
+
+    config: with class weights as numbers, which `weighted` tells, and with the options that `like` stands for. notes:
+    what a user should read before training begins.
+    """
+
+    experiment: Experiment
+    data: Data
+    config: Config
+    weighted: Sequence[Weighted]
+    notes: Sequence[str]
+
+
+def build_experiment(config: Config, cache: Path | None = None, processes: Processes = ALONE) -> Built:
+    """Build what a configuration says. Raises ConfigError for options that do not fit the data or each other.
+
+    cache: a folder for what is counted in the data and holds for other runs on them too.
+    """
+    try:
+        return _build_experiment(config, cache, processes)
+    except ValueError as error:
+        if hasattr(error, "exit_code"):  # bad data, for instance, says so itself
+            raise
+        raise ConfigError(f"{config.name}: {error}") from error
+
+
+def _build_experiment(config: Config, cache: Path | None, processes: Processes) -> Built:
+    """In the order in which the parts depend on each other."""
+    labels, device = build_labels(config), choose_device(config.device, processes)
+    _check_device(config, device)
+    switch(deterministic=config.train.deterministic, tf32=config.train.tf32)
+    data = build_data(config, labels, multiple=padding_multiple(config, labels))
+    model, notes = _model(config, data, device, processes)
+    settings, batches = _training(config, data, device, processes)
+    check_network(config, data)
+    resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
+    resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
+    experiment = Experiment(
+        labels=labels,
+        model=model,
+        loss=_loss(resolved, labels, device, processes, supervised=hasattr(model, "coarser_heads")),
+        optimizer=build_optimizer(config.optimizer.name, model, config.optimizer.args, _grouping(config)),
+        schedule=SCHEDULES[config.schedule.name](
+            steps=settings.limits.steps, steps_per_epoch=settings.steps_per_epoch, **config.schedule.args
+        ),
+        batches=batches,
+        validation=data.evaluation_set("validation", cache=config.loader.cache) if data.split.validation else None,
+        predictor=predictor_factory(config, data.preprocess, device),
+        settings=settings,
+        device=device,
+        threshold=config.evaluation.threshold,
+        network=Compiled(model) if config.train.compile else None,
+        processes=processes,
+        plain=_plain(config, data),
+    )
+    torch.manual_seed(config.seed + processes.rank)  # of dropout, in which processes have to differ
+    return Built(experiment, data, resolved, weighted, notes)
+
+
+def _check_device(config: Config, device: torch.device) -> None:
+    """Raise ValueError for what the device cannot do."""
+    train, on_cpu = config.train, device.type == "cpu"
+    if train.precision == "fp16" and on_cpu:
+        raise ValueError("train.precision: fp16 needs an accelerator; use bf16 or fp32 on the CPU")
+    if train.tf32 and device.type != "cuda":
+        raise ValueError(f"train.tf32 is a mode of CUDA devices, and this is {device.type}; leave it out")
+    if train.sync_batchnorm and device.type != "cuda":
+        raise ValueError(
+            f"train.sync_batchnorm is for several CUDA devices, and this is {device.type}; use model.norm=instance"
+        )
+
+
+def _model(config: Config, data: Data, device: torch.device, processes: Processes) -> tuple[nn.Module, list[str]]:
+    """The network on the device, with the weights that it starts from, and what is to be said of these."""
+    torch.manual_seed(config.seed)
+    dims, notes = data.preprocess.dims, []
+    model = build_model(config, data.preprocess.channels, data.labels, dims)
+    if config.train.init is not None:
+        notes += load_weights(model, config.train.init).in_words(config.train.init)
+    freeze(model, config.parameters.freeze)
+    if config.train.sync_batchnorm and processes.group is not None:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return to_format(model, config, dims).to(device), notes
+
+
+def _loss(
+    config: Config, labels: Labels, device: torch.device, processes: Processes, *, supervised: bool
+) -> WeightedSum | DeepSupervision:
+    loss = build_loss([dict(term) for term in config.loss], labels, group=processes.group)
+    loss = (loss.float() if device.type == "mps" else loss).to(device)  # which has no float64
+    return DeepSupervision(loss) if supervised and config.model.args.get("deep_supervision") else loss
+
+
+def _grouping(config: Config) -> Grouping:
+    chosen = config.parameters
+    return Grouping(chosen.encoder_lr, chosen.layer_decay, chosen.decay_norms_and_biases, tuple(chosen.freeze))
+
+
+def _training(
+    config: Config, data: Data, device: torch.device, processes: Processes
+) -> tuple[Settings, Callable[[int], Any]]:
+    """How to train, and the batches from a step on."""
+    overfit = config.train.overfit
+    augment = NoAugment() if overfit else build_augment_from(config, data.labels)
+    training = TrainingSet(
+        data.cases("train"),
+        data.store,
+        data.preprocess,
+        data.labels,
+        augment,
+        patch=config.sampling.patch,
+        foreground=config.sampling.foreground,
+        margin=config.sampling.margin,
+        seed=config.seed,
+    )
+    if config.loader.cache:
+        training.prepare()
+    settings = _settings(config, steps_per_epoch(len(training), config.loader.batch, config.train.accumulate))
+
+    def batches(start: int) -> Any:
+        return training_loader(
+            training,
+            batch=config.loader.batch,
+            workers=config.loader.workers,
+            steps=settings.limits.steps if overfit is None else overfit,
+            seed=config.seed,
+            start=start,
+            multiple=data.preprocess.multiple,
+            pin=device.type == "cuda",
+            accumulate=config.train.accumulate,
+            share=processes.share(config.loader.batch),
+        )
+
+    if overfit is None:
+        return settings, batches
+    return settings, lambda start: _again_and_again(batches(0), overfit, config.train.accumulate, start, settings)
+
+
+def _again_and_again(
+    batches: Iterable[Batch], steps: int, accumulate: int, start: int, settings: Settings
+) -> Iterator[Batch]:
+    """The batches of the first few steps, over and over, from a step on to the last."""
+    first = list(batches)
+    for step in range(start, settings.limits.steps):
+        place = step % steps * accumulate
+        yield from first[place : place + accumulate]
+
+
+def _settings(config: Config, epoch: int) -> Settings:
+    """All lengths in steps; epoch: the steps of one."""
+    train, kept = config.train, config.checkpoints
+    limits = [
+        steps
+        for steps in (train.max_steps, None if train.max_epochs is None else train.max_epochs * epoch)
+        if steps is not None
+    ]
+    steps = train.steps if train.steps is not None else None if train.epochs is None else train.epochs * epoch
+    steps = steps if steps is not None else min(limits)
+
+    def in_steps(duration: Any) -> int:
+        return to_steps(duration, steps=steps, steps_per_epoch=epoch, least=1)
+
+    return Settings(
+        limits=Limits(
+            steps,
+            min(limits, default=None),
+            train.max_minutes,
+            None if train.patience is None else in_steps(train.patience),
+        ),
+        steps_per_epoch=epoch,
+        precision=train.precision,
+        channels_last=train.channels_last,
+        accumulate=train.accumulate,
+        clip_norm=train.clip_norm,
+        ema=train.ema,
+        validate_every=in_steps(train.validate_every),
+        log_every=in_steps(train.log_every),
+        gradients_every=in_steps(train.gradients_every),
+        best=kept.best,
+        keep_every=None if kept.every is None else in_steps(kept.every),
+        keep=kept.keep,
+        nonfinite=train.nonfinite,
+    )
+
+
+def _plain(config: Config, data: Data) -> dict[str, Any]:
+    """What a checkpoint holds beside the weights, so that it can be evaluated on its own and told where it is from."""
+    return {
+        "config": config.to_dict(),
+        "preprocess": data.preprocess.to_dict(),
+        "split": data.split.to_json(),
+        "data": data.digest(),
+        "environment": versions(),
+    }
+
+
+def profile_steps(config: Config, settings: Settings) -> int | None:
+    """How many steps `train.profile` asks to be timed."""
+    wanted = config.train.profile
+    if wanted is None:
+        return None
+    return to_steps(wanted, steps=settings.limits.steps, steps_per_epoch=settings.steps_per_epoch, least=1)
