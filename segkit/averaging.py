@@ -22,24 +22,32 @@ def move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 class KeptBuffers:
     """The buffers of a network (the statistics of its norms) as they were before a step, to be put back if it does not
-    count: a forward pass over NaN would be in their running means for good."""
+    count: a forward pass over NaN would be in their running means for good.
+
+    The buffers of a type are laid into one tensor, of which they then are parts, so that this takes two operations.
+    """
 
     def __init__(self, model: nn.Module):
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in model.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
-        self.buffers = list(by_type.values())
-        self.kept = [[buffer.clone() for buffer in buffers] for buffers in self.buffers]
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # all buffers of a type, and the same as they were
+        places: dict[torch.dtype, list[tuple[nn.Module, str]]] = {}
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                places.setdefault(buffer.dtype, []).append((module, name))
+        for owners in places.values():
+            buffers = [module.get_buffer(name) for module, name in owners]
+            together = torch.cat([buffer.flatten() for buffer in buffers])
+            parts = together.split([buffer.numel() for buffer in buffers])
+            for (module, name), buffer, part in zip(owners, buffers, parts, strict=True):
+                module._buffers[name] = part.view(buffer.shape)
+            self.pairs.append((together, together.clone()))
 
     @torch.no_grad()
     def remember(self) -> None:
-        for kept, buffers in zip(self.kept, self.buffers, strict=True):
-            torch._foreach_copy_(kept, buffers)  # pyright: ignore[reportPrivateImportUsage]
+        for together, kept in self.pairs:
+            kept.copy_(together)
 
     @torch.no_grad()
     def put_back(self, where: Tensor) -> None:
         """where: bool on the device, a scalar; nothing is read back."""
-        for kept, buffers in zip(self.kept, self.buffers, strict=True):
-            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-                buffers, [torch.where(where, old, new) for old, new in zip(kept, buffers, strict=True)]
-            )
+        for together, kept in self.pairs:
+            together.copy_(torch.where(where, kept, together))

@@ -135,7 +135,11 @@ class Trainer:
         for number, (image, mask) in enumerate(parts, 1):
             with self._no_sync(number < len(parts)):
                 found.append(self._backward(image, mask, normaliser, first=number == 1))
-        sums = {name: torch.stack([one[name] for one in found]).sum(0) for name in found[0]}
+        sums = (
+            found[0]
+            if len(found) == 1
+            else {name: torch.stack([one[name] for one in found]).sum(0) for name in found[0]}
+        )
         with self.timed("optimiser"):
             norm, broken = self._update(sums["loss"])
         self.step_number += 1
