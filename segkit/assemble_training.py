@@ -79,6 +79,7 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes) 
     model, notes = _model(config, data, device, processes)
     settings, batches = _training(config, data, device, processes)
     check_network(config, data)
+    _check_validation(config, data)
     resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
     resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
     experiment = Experiment(
@@ -114,6 +115,14 @@ def _check_device(config: Config, device: torch.device) -> None:
         raise ValueError(
             f"train.sync_batchnorm is for several CUDA devices, and this is {device.type}; use model.norm=instance"
         )
+
+
+def _check_validation(config: Config, data: Data) -> None:
+    """Raise ValueError for what follows the score of a validation, where there is none."""
+    following = ["train.patience"] if config.train.patience is not None else []
+    following += ["schedule: plateau"] if config.schedule.name == "plateau" else []
+    if following and not data.split.validation:
+        raise ValueError(f"{' and '.join(following)} follow the validation, and the split has no validation cases")
 
 
 def _model(config: Config, data: Data, device: torch.device, processes: Processes) -> tuple[nn.Module, list[str]]:

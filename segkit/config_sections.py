@@ -193,6 +193,8 @@ class Config:
             *(("evaluation", key) for key in REPORTED),
         ):
             del content[section][key]
+        # paths are no part of an experiment, but other weights to start from are another one
+        content["train"]["init"] = None if self.train.init is None else self.train.init.name
         for key in ("name", "device", "logging", "run"):
             del content[key]
         return content

@@ -58,12 +58,7 @@ def sgd(
     return optimizer
 
 
-def adagrad(parameters: Groups, *, lr: float = 1e-2, weight_decay: float = 0.0) -> Optimizer:
-    """Adagrad (Duchi et al. 2011)."""
-    return torch.optim.Adagrad(parameters, lr=lr, weight_decay=weight_decay, fused=_fused(parameters))
-
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adam": adam, "sgd": sgd, "adagrad": adagrad}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adam": adam, "sgd": sgd}
 
 
 # --- parameter groups -----------------------------------------------------------------------------------------------

@@ -96,12 +96,12 @@ class Trainer:
         self.experiment, self.settings, self.processes = experiment, settings, experiment.processes
         self.model, self.loss, self.optimizer = experiment.model, experiment.loss, experiment.optimizer
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.network = _distributed(experiment.network or self.model, experiment)
         self.average = None if settings.ema is None else copy.deepcopy(self.model).requires_grad_(False)
+        self.buffers = KeptBuffers(self.model)
+        self.network = _distributed(experiment.network or self.model, experiment)
         self.scaler = torch.amp.GradScaler(experiment.device.type, enabled=settings.precision == "fp16")
         # a scaler looks for what is not finite itself; torch's optimisers leave a step out where they are fused
         self.skips = not self.scaler.is_enabled() and bool(self.optimizer.defaults.get("fused"))
-        self.buffers = KeptBuffers(self.model)
         self.frozen = frozen_modules(self.model)
         self.meter = Meter(settings.log_every, settings.limits.steps, experiment.device)
         self.gradients: dict[str, dict[str, Tensor]] | None = None  # of the terms, until they are logged

@@ -179,10 +179,9 @@ def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], 
     """
     before = assemble.restore(content["config"])
     differences = before.differences(config)
-    known = {key for key, _old, _new in differences}
-    wrong = [key for key in allow if not any(_within(one, key) for one in known)]
+    wrong = [key for key in allow if not any(_within(one, key) for one in leaves(config.to_dict()))]
     if wrong:
-        raise RunError(f"--allow {wrong[0]}: that is not different; different are {', '.join(sorted(known)) or 'none'}")
+        raise RunError(f"--allow {wrong[0]}: the configuration has no such key")
     allowed = [one for one in differences if any(_within(one[0], key) for key in allow)]
     refused = [one for one in differences if one not in allowed]
     differing = [f"{key}: {old!r} in the run, {new!r} now" for key, old, new in refused]

@@ -391,3 +391,43 @@ def test_a_lovasz_loss_alone_is_warned_of(tmp_path):
     printed = tool("train", "--config", "tiny.yaml", "run.dir=run", "train.steps=1", folder=tmp_path)
     assert "warning: lovasz_softmax alone" in printed
     assert "loss=ce_lovasz" in printed
+
+
+def test_a_change_is_allowed_by_its_key(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    train = ["train", "--config", "tiny.yaml", "run.dir=run"]
+    tool(*train, "train.max_steps=4", folder=tmp_path)
+    assert read_scores(tmp_path / "run" / "evaluation" / "test")["finished"] == "max_steps"
+    refused = tool(*train, "--resume", code=2, folder=tmp_path)
+    assert "train.max_steps: 4 in the run, None now" in refused
+    assert "--allow KEY" in refused
+    assert "no such key" in tool(*train, "--resume", "--allow", "train.max_step", code=2, folder=tmp_path)
+    printed = tool(*train, "--resume", "--allow", "train.max_steps", folder=tmp_path)
+    assert "continued with changes: train.max_steps 4 -> None" in printed
+    scores = read_scores(tmp_path / "run" / "evaluation" / "test")
+    assert (scores["step"], scores["finished"]) == (8, "steps")
+    # the same command again finds the finished run
+    assert "holds the finished run" in tool(*train, "--resume", "--allow", "train.max_steps", folder=tmp_path)
+
+
+def test_overfitting_a_batch_and_going_on_from_its_weights(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("ema: 0.8, ", ""))
+    tool("train", "--config", "tiny.yaml", "run.dir=a", "train.steps=60", "--overfit", "1", folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "step"]
+    assert losses[-1] < 0.4 * losses[0]
+    last = "a/checkpoints/last.pt"
+    printed = tool(
+        "train", "--config", "tiny.yaml", "run.dir=b", f"train.init={last}", "train.steps=1", folder=tmp_path
+    )
+    assert "weights of" in printed
+    assert "follow the validation" in tool(
+        "train",
+        "--config",
+        "tiny.yaml",
+        "run.dir=c",
+        "train.patience.steps=2",
+        "data.validation=0",
+        code=2,
+        folder=tmp_path,
+    )
