@@ -72,7 +72,7 @@ def differences(first: Path, second: Path) -> list[str]:
     """What two finished runs differ in."""
     states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (first, second)]
     for state in states:
-        del state["time"], state["config"]["run"], state["config"]["loader"]["workers"]
+        del state["time"], state["environment"], state["config"]["run"], state["config"]["loader"]["workers"]
     found = [f"last.pt: {name}" for name in differing(*states)]
     logs = [[timeless(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (first, second)]
     found += [f"log line {number}" for number, (a, b) in enumerate(zip(*logs, strict=False), 1) if a != b]
