@@ -261,7 +261,8 @@ class Trainer:
         self.best, self.best_step = state["best"], state["best_step"]
         limits = self.settings.limits
         self.finished = limits.reached(self.step_number, self.seconds)
-        self.finished = self.finished or limits.out_of_patience(self.step_number, self.best_step)
+        if state["finished"] == "patience":  # which is looked at after a validation, and at no other step
+            self.finished = self.finished or limits.out_of_patience(self.step_number, self.best_step)
 
     @property
     def device(self) -> torch.device:
