@@ -85,7 +85,7 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes) 
     experiment = Experiment(
         labels=labels,
         model=model,
-        loss=_loss(resolved, labels, device, processes, supervised=hasattr(model, "coarser_heads")),
+        loss=_loss(resolved, labels, device, processes),
         optimizer=build_optimizer(config.optimizer.name, model, config.optimizer.args, _grouping(config)),
         schedule=SCHEDULES[config.schedule.name](
             steps=settings.limits.steps, steps_per_epoch=settings.steps_per_epoch, **config.schedule.args
@@ -138,17 +138,14 @@ def _model(config: Config, data: Data, device: torch.device, processes: Processe
     return to_format(model, config, dims).to(device), notes
 
 
-def _loss(
-    config: Config, labels: Labels, device: torch.device, processes: Processes, *, supervised: bool
-) -> WeightedSum | DeepSupervision:
-    loss = build_loss([dict(term) for term in config.loss], labels, group=processes.group)
-    loss = (loss.float() if device.type == "mps" else loss).to(device)  # which has no float64
-    return DeepSupervision(loss) if supervised and config.model.args.get("deep_supervision") else loss
+def _loss(config: Config, labels: Labels, device: torch.device, processes: Processes) -> WeightedSum | DeepSupervision:
+    loss = build_loss([dict(term) for term in config.loss], labels, group=processes.group).to(device)
+    return DeepSupervision(loss) if config.model.args.get("deep_supervision") else loss
 
 
 def _grouping(config: Config) -> Grouping:
     chosen = config.parameters
-    return Grouping(chosen.encoder_lr, chosen.layer_decay, chosen.decay_norms_and_biases, tuple(chosen.freeze))
+    return Grouping(chosen.encoder_lr, chosen.layer_decay, chosen.decay_norms_and_biases)
 
 
 def _training(

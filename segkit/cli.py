@@ -120,13 +120,14 @@ def evaluate(
         given = [name for name, value in unused.items() if value]
         if given:
             raise typer.BadParameter(f"--predictions takes no {', '.join(given)}: nothing is predicted")
+        unions = None if regions is None else _regions(regions)
         judging.evaluate_predictions(
             predictions,
             references,
-            _list(classes or "") if regions is None else list(_regions(regions)),
+            _list(classes or "") if unions is None else list(unions),
             out,
-            mode=mode or "multiclass" if regions is None else "multilabel",
-            regions=None if regions is None else _regions(regions),
+            mode=mode or "multiclass" if unions is None else "multilabel",
+            regions=unions,
             ignore=ignore,
             exclude=_list(exclude) if exclude else [],
             values=_value_map(values),

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict
 from typing_extensions import TypedDict
 
-UNITS = ("steps", "epochs", "fraction")
-
 
 class Units(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues]

@@ -70,13 +70,11 @@ class Grouping:
 
     encoder_lr: what the rate of the encoder is multiplied with. layer_decay: what that of each block of the encoder is
     multiplied with, going from its last block to the first. decay_norms_and_biases: whether these are decayed as well.
-    freeze: patterns of parameter names, such as `encoder.*`, that stay as they are, with the statistics of their norms.
     """
 
     encoder_lr: float = 1.0
     layer_decay: float = 1.0
     decay_norms_and_biases: bool = False
-    freeze: Sequence[str] = ()
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -210,7 +208,7 @@ class Plateau:
         *,
         steps: int,
         steps_per_epoch: int = 1,
-        patience: Duration,
+        patience: Duration = {"epochs": 10.0},  # noqa: B006  (read only; a mapping is what YAML holds)
         factor: float = 0.1,
         least: float = 1e-4,
         floor: float = 0.0,
@@ -233,28 +231,6 @@ class Plateau:
             self.state |= {"best": score, "since": step}
         elif step - self.state["since"] >= self.patience:
             self.state |= {"current": max(self.floor, self.state["current"] * self.factor), "since": step}
-
-
-def plateau(
-    *,
-    steps: int,
-    steps_per_epoch: int = 1,
-    patience: Duration = {"epochs": 10.0},  # noqa: B006  (read only; a mapping is what YAML holds)
-    factor: float = 0.1,
-    least: float = 1e-4,
-    floor: float = 0.0,
-    warmup: Duration | None = None,
-) -> Plateau:
-    """1, multiplied with `factor` whenever the validation score has not risen by more than `least` for `patience`."""
-    return Plateau(
-        steps=steps,
-        steps_per_epoch=steps_per_epoch,
-        patience=patience,
-        factor=factor,
-        least=least,
-        floor=floor,
-        warmup=warmup,
-    )
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
@@ -283,5 +259,5 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "poly": poly,
     "cosine": cosine,
     "one_cycle": one_cycle,
-    "plateau": plateau,
+    "plateau": Plateau,
 }

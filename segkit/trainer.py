@@ -256,17 +256,14 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["model"])
         random = training["random"]
-        set_random_state(random[self.processes.rank if len(random) == self.processes.number else 0], self.device)
+        place = self.processes.rank if len(random) == self.processes.number else 0
+        set_random_state(random[place], self.experiment.device)
         self.step_number, self.seconds = state["step"], state["time"]["training_seconds"]
         self.best, self.best_step = state["best"], state["best_step"]
         limits = self.settings.limits
         self.finished = limits.reached(self.step_number, self.seconds)
         if state["finished"] == "patience":  # which is looked at after a validation, and at no other step
             self.finished = self.finished or limits.out_of_patience(self.step_number, self.best_step)
-
-    @property
-    def device(self) -> torch.device:
-        return self.experiment.device
 
 
 def _distributed(network: nn.Module, experiment: Experiment) -> nn.Module:

@@ -121,31 +121,28 @@ def _train_and_evaluate(
     print_header(config, built, console)
     steps = profile_steps(config, experiment.settings)
     profiler = None if steps is None else Profiler(steps, experiment.device)
-    try:
-        with trackers(config, run):
-            trainer = fit(experiment, run, resume=resume, console=console, profiler=profiler)
-            if profiler is not None:
-                print_profile(profiler, console)
-            result = write_evaluation(
-                experiment.predictor(trainer.evaluated_model),
-                data.evaluation_set(part, cache=False),
-                data.labels,
-                run.evaluation(part),
-                split=part,
-                origin=evaluation.Origin(
-                    str(run.last.relative_to(run.folder)),
-                    trainer.step_number,
-                    experiment.settings.limits.steps,
-                    trainer.finished,
-                    None,
-                ),
-                config=config,
-                console=console,
-                processes=processes,
-            )
-            show_overlays(run, run.evaluation(part) / "overlays.png", trainer.step_number)
-    finally:
-        run.close()
+    with trackers(config, run):
+        trainer = fit(experiment, run, resume=resume, console=console, profiler=profiler)
+        if profiler is not None:
+            print_profile(profiler, console)
+        result = write_evaluation(
+            experiment.predictor(trainer.evaluated_model),
+            data.evaluation_set(part, cache=False),
+            data.labels,
+            run.evaluation(part),
+            split=part,
+            origin=evaluation.Origin(
+                str(run.last.relative_to(run.folder)),
+                trainer.step_number,
+                experiment.settings.limits.steps,
+                trainer.finished,
+                None,
+            ),
+            config=config,
+            console=console,
+            processes=processes,
+        )
+        show_overlays(run, run.evaluation(part) / "overlays.png", trainer.step_number)
     return result
 
 

@@ -69,7 +69,7 @@ def summarise(
     reasons = {metric: _mean_reason(mean, left_out[metric], averaged[metric]) for metric, mean in means.items()}
     summary = {
         "rules": rules.to_dict(),
-        "rules_in_words": rules.in_words(metrics),
+        "rules_in_words": rules.in_words(all_metrics),
         "metrics": {metric: rules.full_name(metric) for metric in all_metrics},
         "classes": classes,
         "mean": {metric: _plain(mean) for metric, mean in means.items()},
