@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from segkit.config import Config, ConfigError, Named, Table, check
 from segkit.config import read as read_config
 from segkit.data import SOURCES
 from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
-from segkit.data.cases import Case, Source
+from segkit.data.cases import Case, Source, data_digest
 from segkit.data.loaders import CaseStore, EvaluationSet
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
@@ -74,12 +72,8 @@ class Data:
         return [by_name[name] for name in getattr(self.split, part)]
 
     def digest(self) -> str:
-        """16 hexadecimal digits of the names of the cases and the sizes of their files: other data have others."""
-        content = [
-            (case.name, [path.stat().st_size for path in (case.image, case.mask) if path is not None])
-            for case in sorted(self.source.cases, key=lambda case: case.name)
-        ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        """See `data_digest`."""
+        return data_digest(self.source.cases)
 
     def evaluation_set(self, part: str, *, cache: bool) -> EvaluationSet:
         """The cases of a part; `cache` keeps them in memory once read, for a set that is gone through often."""
@@ -96,7 +90,10 @@ def build_source(config: Config, labels: Labels) -> Source:
 
 def build_split(config: Config) -> Split:
     """The split alone, for which no image is read."""
-    source = build_source(config, build_labels(config))
+    return split_of(config, build_source(config, build_labels(config)))
+
+
+def split_of(config: Config, source: Source) -> Split:
     return SPLITS[config.split.name](source.cases, **config.split.args)
 
 
@@ -106,7 +103,7 @@ def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]
     multiple: from the number of spatial axes, which the first case tells, to the padding multiple of the network.
     """
     source = build_source(config, labels)
-    split = SPLITS[config.split.name](source.cases, **config.split.args)
+    split = split_of(config, source)
     store = CaseStore(source, cache=config.loader.cache)
     by_name = {case.name: case for case in source.cases}
     training = ((by_name[name], store.read(by_name[name])) for name in split.train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,17 +30,20 @@ from segkit.data.augment import NoAugment
 from segkit.data.loaders import TrainingSet, training_loader
 from segkit.data.sampling import steps_per_epoch
 from segkit.durations import to_steps
-from segkit.finetune import load_weights
+from segkit.finetune import load_weights, weights_digest
 from segkit.labels import Labels
 from segkit.losses import build_loss, expanded
 from segkit.losses.supervision import DeepSupervision
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.optimizers import SCHEDULES, Grouping, build_optimizer, freeze
+from segkit.precision import bf16_slowdown
 from segkit.processes import ALONE, Processes
 from segkit.randomness import switch
 from segkit.runs import versions
 from segkit.stopping import Limits
 from segkit.trainer import Batch, Experiment, Settings
+
+SLOW = 1.5  # times slower than float32
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,12 @@ def _check_device(config: Config, device: torch.device) -> None:
     train, on_cpu = config.train, device.type == "cpu"
     if train.precision == "fp16" and on_cpu:
         raise ValueError("train.precision: fp16 needs an accelerator; use bf16 or fp32 on the CPU")
+    if train.precision == "bf16" and on_cpu and (times := bf16_slowdown()) > SLOW:
+        warnings.warn(
+            f"train.precision: bf16 makes a convolution {times:.0f} times slower than fp32 on this processor, which "
+            "has no units for it; use fp32",
+            stacklevel=1,
+        )
     if train.tf32 and device.type != "cuda":
         raise ValueError(f"train.tf32 is a mode of CUDA devices, and this is {device.type}; leave it out")
     if train.sync_batchnorm and device.type != "cuda":
@@ -242,6 +252,7 @@ def _plain(config: Config, data: Data) -> dict[str, Any]:
         "preprocess": data.preprocess.to_dict(),
         "split": data.split.to_json(),
         "data": data.digest(),
+        "init": None if config.train.init is None else weights_digest(config.train.init),
         "environment": versions(),
     }
 

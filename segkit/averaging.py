@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, for parameters and buffers; counters are copied.
+def move_average(average: nn.Module, model: nn.Module, weight: Tensor) -> None:
+    """average <- average + weight * (model - average), for parameters and buffers; counters are copied.
 
-    torch's AveragedModel counts its updates in a tensor and looks at it at each of them, which waits for the device.
+    weight: a scalar on the device, 0 after a step that did not count. torch's AveragedModel counts its updates in a
+    tensor and looks at it at each of them, which waits for the device.
     """
     new = dict(model.state_dict())
     old = average.state_dict()
     floating = [name for name, value in old.items() if value.is_floating_point()]
-    torch._foreach_lerp_([old[name] for name in floating], [new[name] for name in floating], 1 - decay)  # pyright: ignore
+    weights = [weight] * len(floating)
+    torch._foreach_lerp_([old[name] for name in floating], [new[name] for name in floating], weights)  # pyright: ignore
     for name in old.keys() - set(floating):
         old[name].copy_(new[name])
 

@@ -33,7 +33,7 @@ class Compiled(nn.Module):
             reason = str(error).strip().split("\n")[0]
             warnings.warn(
                 f"train.compile: the network cannot be compiled and runs as it is ({type(error).__name__}: {reason})",
-                stacklevel=2,
+                stacklevel=1,
             )
             self.calls = [self.network]
             logits = self.network(image)

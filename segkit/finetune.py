@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,20 @@ def load_weights(model: nn.Module, path: Path) -> Loaded:
     )
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
+def weights_digest(path: Path) -> str:
+    """16 hexadecimal digits of the content of a file of weights. Raises CheckpointError if there is none."""
+    _check_there(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _check_there(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"train.init: expected a file of weights at {path}, found nothing")
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    _check_there(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+
+from segkit.processes import ALONE, Processes
 
 WHOLE = ("loss", "gradient_norm")  # the scalars of a step that are no term
 BROKEN = "broken"
@@ -20,14 +23,16 @@ BROKEN = "broken"
 class Meter:
     """Collects the scalars of `every` steps on the device and reads them back at once.
 
-    steps: of the whole run, for the time left. `longest`: the most steps in a row, since the last one that was finite,
-    whose loss or gradient was not.
+    steps: of the whole run, for the time left. processes: of which this is one; their images are counted together, and
+    all have to ask for a line at the same steps. `longest`: the most steps in a row, since the last one that was
+    finite, whose loss or gradient was not.
     """
 
-    def __init__(self, every: int, steps: int, device: torch.device):
-        self.every, self.steps, self.device = every, steps, device
+    def __init__(self, every: int, steps: int, device: torch.device, processes: Processes = ALONE):
+        self.every, self.steps, self.device, self.processes = every, steps, device, processes
         self.scalars: list[dict[str, Tensor]] = []
         self.cases: list[list[str]] = []
+        self.restored = 0  # how many of them are from before a resume, of another time
         self.waiting = self.waiting_now = 0.0
         self.in_a_row = self.longest = 0
 
@@ -41,6 +46,13 @@ class Meter:
     def step_done(self) -> None:
         self.mark = time.perf_counter()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no part of a step: a validation, a checkpoint."""
+        started = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - started
+
     def record(
         self, scalars: dict[str, Tensor], cases: list[str], position: dict[str, Any], *, due: bool
     ) -> dict[str, Any] | None:
@@ -49,6 +61,8 @@ class Meter:
         scalars: `loss`, `gradient_norm`, `broken`, and the terms. cases: of the step. position: step, epoch and
         learning rates. Steps that were broken are in no mean; `skipped` says how many and which cases they had.
         """
+        if self.scalars and self.scalars[-1].keys() != scalars.keys():  # of another loss, before a resume
+            self.scalars, self.cases, self.restored = [], [], 0
         self.scalars.append(scalars)
         self.cases.append(cases)
         if position["step"] % self.every and not due:
@@ -61,8 +75,9 @@ class Meter:
         line = {"kind": "step", **position, **whole, "terms": means, "time": self._time(position["step"])}
         if any(skipped):
             named = [case for cases, broken in zip(self.cases, skipped, strict=True) if broken for case in cases]
-            line["skipped"] = {"steps": sum(skipped), "cases": named}
-        self.scalars, self.cases, self.waiting = [], [], 0.0
+            of_all = [case for cases in self.processes.gathered(named) for case in cases]
+            line["skipped"] = {"steps": sum(skipped), "cases": of_all}
+        self.scalars, self.cases, self.restored, self.waiting = [], [], 0, 0.0
         self.began = time.perf_counter()
         return line
 
@@ -77,6 +92,7 @@ class Meter:
     def load_state(self, state: dict[str, Any]) -> None:
         self.scalars = [{name: value.to(self.device) for name, value in one.items()} for one in state["scalars"]]
         self.cases, self.in_a_row = state["cases"], state["in_a_row"]
+        self.restored = len(self.cases)
 
     def _skipped(self, broken: list[bool]) -> list[bool]:
         """The same, once the rows of broken steps are counted."""
@@ -87,11 +103,11 @@ class Meter:
         return broken
 
     def _time(self, step: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self.began
+        seconds, timed = time.perf_counter() - self.began, self.cases[self.restored :]
         return {
-            "images_per_second": sum(map(len, self.cases)) / seconds,
+            "images_per_second": self.processes.number * sum(map(len, timed)) / seconds,
             "waiting_for_data": self.waiting / seconds,
-            "seconds_left": (self.steps - step) * seconds / len(self.scalars),
+            "seconds_left": (self.steps - step) * seconds / len(timed),
             "memory_peak_mb": memory_peak(self.device) / 1e6,
         }
 

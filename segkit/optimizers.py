@@ -158,6 +158,14 @@ def build_optimizer(
     return optimizer
 
 
+def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take from a state what the optimiser has gathered; rates, decays and momenta stay as the optimiser has them."""
+    chosen = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, mine in zip(optimizer.param_groups, chosen, strict=True):
+        group.update(mine)
+
+
 # --- schedules ------------------------------------------------------------------------------------------------------
 
 

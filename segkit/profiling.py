@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ class Profiler:
         self.seen = 0
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.trace: Any = None
+        self.tracing = False
 
     @property
     def _running(self) -> bool:
@@ -44,8 +46,8 @@ class Profiler:
         self._wait()
         self.seconds[part] += time.perf_counter() - started
 
-    def step_done(self, waited_for_data: float, run: Run) -> None:
-        """After a step; waited_for_data: seconds before it. Writes the files after the last one."""
+    def step_done(self, waited_for_data: float) -> None:
+        """After a step; waited_for_data: seconds before it."""
         if self._running:
             self.seconds["data"] += waited_for_data
         self.seen += 1
@@ -53,18 +55,39 @@ class Profiler:
         if self.seen == last - min(TRACED, self.steps):
             self.trace = torch.profiler.profile()
             self.trace.start()
+            self.tracing = True
         if self.seen == last:
-            self.trace.stop()
-            if run.writes:
-                (run.folder / "profile").mkdir(parents=True, exist_ok=True)
+            self._stop_tracing()
+
+    @property
+    def measured(self) -> int:
+        """How many steps were timed."""
+        return max(0, min(self.steps, self.seen - self.warm_up))
+
+    def close(self, run: Run) -> None:
+        """Write the files; of fewer steps if the training ended before. Warns if not one was timed."""
+        self._stop_tracing()
+        if not self.measured:
+            warnings.warn(
+                f"train.profile: the training ended after {self.seen} steps, of which the first {self.warm_up} warm "
+                "up, so nothing was timed",
+                stacklevel=2,
+            )
+            return
+        if run.writes:
+            (run.folder / "profile").mkdir(parents=True, exist_ok=True)
+            run.write_json("profile/steps.json", {"steps": self.measured, "seconds": self.means()})
+            if self.trace is not None:
                 self.trace.export_chrome_trace(str(run.folder / "profile" / "trace.json"))
-                run.write_json("profile/steps.json", {"steps": self.steps, "seconds": self.means()})
 
     def means(self) -> dict[str, float]:
         """Seconds a step of each part."""
-        return {
-            part: seconds / max(1, min(self.steps, self.seen - self.warm_up)) for part, seconds in self.seconds.items()
-        }
+        return {part: seconds / max(1, self.measured) for part, seconds in self.seconds.items()}
+
+    def _stop_tracing(self) -> None:
+        if self.tracing:
+            self.trace.stop()
+            self.tracing = False
 
     def _wait(self) -> None:
         if self.device.type != "cpu":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from segkit.processes import Processes
 
 
 class Interrupted(Exception):
@@ -41,6 +44,11 @@ class Limits:
     max_minutes: float | None = None
     patience: int | None = None
 
+    @property
+    def last_step(self) -> int:
+        """At which training ends at the latest."""
+        return self.steps if self.max_steps is None else min(self.steps, self.max_steps)
+
     def reached(self, step: int, seconds: float) -> str | None:
         """Which length or limit is reached, by name; None if training goes on."""
         if step >= self.steps:
@@ -53,6 +61,35 @@ class Limits:
 
     def out_of_patience(self, step: int, best_step: int) -> str | None:
         return "patience" if self.patience is not None and step - best_step >= self.patience else None
+
+
+class Watch:
+    """Looks whether a signal came or the minutes are over.
+
+    One process looks after each step. Several look together, every few seconds, so that all stop at the same step;
+    how many steps that is, the first process says, from how long its steps take.
+    """
+
+    SECONDS = 3.0
+
+    def __init__(self, limits: Limits, processes: Processes, received: Sequence[int]):
+        self.limits, self.processes, self.received = limits, processes, received
+        self.next_look = 0
+        self.last: tuple[int, float] | None = None  # look: the step, and the time of the first process
+
+    def look(self, step: int, seconds: float) -> tuple[str | None, int | None]:
+        """Which length or limit is reached after `step` and `seconds` of training, and which signal came."""
+        mine = self.received[0] if self.received else None
+        if self.processes.group is None:
+            return self.limits.reached(step, seconds), mine
+        if step < self.next_look:
+            return self.limits.reached(step, 0.0), None
+        said = self.processes.gathered((mine, seconds, time.perf_counter()))
+        _signal, seconds, now = said[0]
+        pace = 0.0 if self.last is None else (step - self.last[0]) / (now - self.last[1])  # steps a second
+        self.next_look, self.last = step + max(1, int(self.SECONDS * pace)), (step, now)
+        signals = [number for number, *_ in said if number is not None]
+        return self.limits.reached(step, seconds), max(signals, default=None)
 
 
 @contextmanager

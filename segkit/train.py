@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from segkit import checkpoint
@@ -18,7 +19,7 @@ from segkit.meter import progress_bar
 from segkit.optimizers import Plateau
 from segkit.profiling import Profiler
 from segkit.runs import Run
-from segkit.stopping import Diverged, Interrupted, stop_signals
+from segkit.stopping import Diverged, Interrupted, Watch, stop_signals
 from segkit.tracking import FirstMasks, overlays_of
 from segkit.trainer import Batch, Experiment, Trainer, Window
 
@@ -44,31 +45,43 @@ def fit(
     if trainer.finished:
         return trainer
     trainer.train_mode()
-    meter = trainer.meter
     if profiler is not None:
         trainer.timed = profiler.timed
-    with progress_bar(console) as progress, stop_signals() as stop:
-        total = experiment.settings.limits.steps
+    with progress_bar(console) as progress, stop_signals() as received:
+        total = experiment.settings.limits.last_step
         task = progress.add_task("training", total=total, completed=trainer.step_number, note="")
-        began = time.perf_counter() - trainer.seconds
-        meter.start()
-        for window in _windows(experiment.batches(trainer.step_number), experiment.settings.accumulate):
-            meter.data_arrived()
-            scalars = trainer.step(window)
-            trainer.seconds = time.perf_counter() - began
+        watch = Watch(experiment.settings.limits, experiment.processes, received)
+        try:
+            _steps(trainer, run, watch, profiler, progress, task)
+        finally:
             if profiler is not None:
-                profiler.step_done(meter.waiting_now, run)
-            _after_step(trainer, run, window, scalars, progress, task)
-            asked = _asked_to_stop(trainer, stop)
-            if asked is not None and not trainer.finished:
-                _save(run, run.last, trainer.state())
-            progress.update(task, completed=trainer.step_number)
-            if trainer.finished:
-                break
-            if asked is not None:
-                raise Interrupted(asked, trainer.step_number)
-            meter.step_done()
+                profiler.close(run)
     return trainer
+
+
+def _steps(
+    trainer: Trainer, run: Run, watch: Watch, profiler: Profiler | None, progress: Progress, task: TaskID
+) -> None:
+    """Step after step, until a length or limit is reached."""
+    meter, settings = trainer.meter, trainer.settings
+    began = time.perf_counter() - trainer.seconds
+    meter.start()
+    for window in _windows(trainer.experiment.batches(trainer.step_number), settings.accumulate):
+        meter.data_arrived()
+        scalars = trainer.step(window)
+        trainer.seconds = time.perf_counter() - began
+        if profiler is not None:
+            profiler.step_done(meter.waiting_now)
+        trainer.finished, asked = watch.look(trainer.step_number, trainer.seconds)
+        _after_step(trainer, run, window, scalars, progress, task)
+        progress.update(task, completed=trainer.step_number)
+        if asked is not None:
+            if not trainer.finished:  # at its end the checkpoint is written already
+                _save(run, run.last, trainer.state())
+            raise Interrupted(asked, trainer.step_number)
+        if trainer.finished:
+            break
+        meter.step_done()
 
 
 def _start_or_continue(trainer: Trainer, run: Run) -> None:
@@ -86,13 +99,12 @@ def _windows(batches: Iterable[Batch], size: int) -> Iterator[Window]:
 
 
 def _after_step(
-    trainer: Trainer, run: Run, window: Window, scalars: dict[str, Tensor], progress: Any, task: Any
+    trainer: Trainer, run: Run, window: Window, scalars: dict[str, Tensor], progress: Progress, task: TaskID
 ) -> None:
     """Log, validate and save, whatever is due."""
     settings, step, meter = trainer.settings, trainer.step_number, trainer.meter
     if step == 1:
         _warn_of_dead_terms(trainer, run, progress.console)
-    trainer.finished = _length_reached(trainer)
     validates = trainer.finished is not None or step % settings.validate_every == 0
     record = meter.record(
         scalars, [case for batch in window for case in batch["case"]], trainer.position, due=validates
@@ -100,42 +112,30 @@ def _after_step(
     if record is not None:
         _log(trainer, run, {**record, **_logged_gradients(trainer)}, progress, task)
     keeps = settings.keep_every is not None and step % settings.keep_every == 0
-    if validates:
-        _validate(trainer, run, progress.console)
     if validates or keeps:
-        state = trainer.state()
-        _save(run, run.last, state)
-        if keeps:
-            _save(run, run.numbered(step), state)
-            run.prune(settings.keep)
+        with meter.paused():
+            _validate_and_save(trainer, run, progress.console, validates=validates, keeps=keeps)
 
 
-def _length_reached(trainer: Trainer) -> str | None:
-    """Steps are counted alike by all processes; of minutes they agree whenever the log is due."""
-    together = trainer.processes.group is not None
-    knows_time = not together or trainer.step_number % trainer.settings.log_every == 0
-    reached = trainer.settings.limits.reached(trainer.step_number, trainer.seconds if knows_time else 0.0)
-    return trainer.processes.agreed(reached) if together and knows_time else reached
+def _validate_and_save(trainer: Trainer, run: Run, console: Console, *, validates: bool, keeps: bool) -> None:
+    if validates:
+        _validate(trainer, run, console)
+    state = trainer.state()
+    _save(run, run.last, state)
+    if keeps:
+        _save(run, run.numbered(trainer.step_number), state)
+        run.prune(trainer.settings.keep)
 
 
-def _asked_to_stop(trainer: Trainer, stop: Sequence[int]) -> int | None:
-    """The signal that came, to any of the processes, which look at it together whenever the log is due."""
-    mine = stop[0] if stop else None
-    if trainer.processes.group is None:
-        return mine
-    if trainer.step_number % trainer.settings.log_every:
-        return None
-    return max((number for number in trainer.processes.gathered(mine) if number is not None), default=None)
-
-
-def _log(trainer: Trainer, run: Run, record: dict[str, Any], progress: Any, task: Any) -> None:
+def _log(trainer: Trainer, run: Run, record: dict[str, Any], progress: Progress, task: TaskID) -> None:
     """Write a line of the log; say which steps were skipped, and stop where there are too many of them in a row."""
     run.log(record)
     if "skipped" in record:
         cases = ", ".join(dict.fromkeys(record["skipped"]["cases"]))
+        usual = " (a few are usual in fp16, while its scale is looked for)" if trainer.scaler.is_enabled() else ""
         progress.console.print(
             f"warning: {record['skipped']['steps']} steps up to {record['step']} changed nothing, since loss or "
-            f"gradient was not finite; their cases: {cases}",
+            f"gradient was not finite{usual}; their cases: {cases}",
             style="yellow",
             highlight=False,
             markup=False,
@@ -169,6 +169,7 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
     experiment, step, settings = trainer.experiment, trainer.step_number, trainer.settings
     record: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": step / settings.steps_per_epoch}
     improved = False
+    trainer.share_buffers()
     if experiment.validation is not None:
         started = time.perf_counter()
         predictor = experiment.predictor(trainer.evaluated_model)

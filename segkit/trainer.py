@@ -21,14 +21,13 @@ from segkit.losses.diagnostics import term_gradients
 from segkit.losses.supervision import DeepSupervision
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.meter import Meter
-from segkit.optimizers import Plateau, Schedule, frozen_modules
+from segkit.optimizers import Plateau, Schedule, frozen_modules, load_moments
+from segkit.precision import AUTOCAST, Precision
 from segkit.predict import Predictor, to_device
 from segkit.processes import ALONE, Processes
 from segkit.randomness import random_state, set_random_state
 from segkit.stopping import Limits
 
-Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Batch = dict[str, Any]
 Window = Sequence[Batch]  # the micro-batches of a step
 Timed = Callable[[str], AbstractContextManager[Any]]
@@ -103,7 +102,7 @@ class Trainer:
         # a scaler looks for what is not finite itself; torch's optimisers leave a step out where they are fused
         self.skips = not self.scaler.is_enabled() and bool(self.optimizer.defaults.get("fused"))
         self.frozen = frozen_modules(self.model)
-        self.meter = Meter(settings.log_every, settings.limits.steps, experiment.device)
+        self.meter = Meter(settings.log_every, settings.limits.last_step, experiment.device, self.processes)
         self.gradients: dict[str, dict[str, Tensor]] | None = None  # of the terms, until they are logged
         self.timed: Timed = lambda _part: nullcontext()
         self.step_number = 0
@@ -168,7 +167,8 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        broken = (~torch.isfinite(norm + loss)).float()
+        # a scaler decides by the gradients alone
+        broken = (~torch.isfinite(norm if self.scaler.is_enabled() else norm + loss)).float()
         if self.processes.group is not None:
             dist.all_reduce(broken, op=dist.ReduceOp.MAX, group=self.processes.group)
         if self.settings.clip_norm is not None:
@@ -181,8 +181,16 @@ class Trainer:
         self.buffers.put_back(broken > 0)
         if self.average is not None and self.settings.ema is not None:
             grown = (2 + self.step_number) / (11 + self.step_number)
-            move_average(self.average, self.model, min(self.settings.ema, grown))
+            move_average(self.average, self.model, (1 - min(self.settings.ema, grown)) * (1 - broken))
         return norm, broken
+
+    def share_buffers(self) -> None:
+        """Give all processes the norms' statistics of the first, which are those of the checkpoint; each has its own
+        after a step."""
+        if self.processes.group is not None:
+            for module in filter(None, (self.model, self.average)):
+                for buffer in module.buffers():
+                    dist.broadcast(buffer, src=0, group=self.processes.group)
 
     @property
     def position(self) -> dict[str, Any]:
@@ -244,14 +252,18 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; with another number of processes, their random states begin with that of the first."""
+        """Go on from a state; with another number of processes, their random states begin with that of the first.
+
+        Rates, decays, precision and schedule are those of the configuration, which may have been allowed to change.
+        """
         training = state["training"]
         self.model.load_state_dict(training["model"])
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.scaler.load_state_dict(training["scaler"])
+        load_moments(self.optimizer, training["optimizer"])
+        if training["scaler"]:
+            self.scaler.load_state_dict(training["scaler"])
         self.meter.load_state(training["meter"])
         self.gradients = training["gradients"]
-        if isinstance(self.experiment.schedule, Plateau):
+        if isinstance(self.experiment.schedule, Plateau) and training["schedule"] is not None:
             self.experiment.schedule.state = training["schedule"]
         if self.average is not None:
             self.average.load_state_dict(state["model"])

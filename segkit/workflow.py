@@ -19,8 +19,9 @@ from segkit.assemble_training import Built, build_experiment, profile_steps
 from segkit.checkpoint import load as load_checkpoint
 from segkit.config import Config, dump
 from segkit.config_sections import leaves
-from segkit.data.cases import RawCase
+from segkit.data.cases import RawCase, data_digest
 from segkit.data.splits import Split
+from segkit.finetune import weights_digest
 from segkit.guards import loss_notes, loss_warnings
 from segkit.judging import checkpoint_file, evaluated_part, write_evaluation
 from segkit.losses.supervision import DeepSupervision
@@ -33,6 +34,7 @@ from segkit.trained import load_trained
 from segkit.trainer import Experiment
 
 CONSOLE = Console()
+FIXED = ("labels", "model", "optimizer.name", "parameters")  # what a checkpoint cannot be continued without
 
 
 def train(
@@ -123,7 +125,7 @@ def _train_and_evaluate(
     profiler = None if steps is None else Profiler(steps, experiment.device)
     with trackers(config, run):
         trainer = fit(experiment, run, resume=resume, console=console, profiler=profiler)
-        if profiler is not None:
+        if profiler is not None and profiler.measured:
             print_profile(profiler, console)
         result = write_evaluation(
             experiment.predictor(trainer.evaluated_model),
@@ -172,25 +174,45 @@ def show_overlays(run: Run, file: Path, step: int) -> None:
 def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], allow: Sequence[str] = ()) -> list[str]:
     """What differs from the run's checkpoint, `content`, by keys that are allowed to.
 
-    Raises RunError for whatever else differs.
+    Raises RunError for whatever else differs, and for keys that cannot be allowed: what the checkpoint holds would not
+    fit any more.
     """
-    before = assemble.restore(content["config"])
-    differences = before.differences(config)
-    wrong = [key for key in allow if not any(_within(one, key) for one in leaves(config.to_dict()))]
+    keys = leaves(config.to_dict())
+    wrong = [key for key in allow if not any(_within(one, key) for one in keys)]
     if wrong:
         raise RunError(f"--allow {wrong[0]}: the configuration has no such key")
+    differences = [*assemble.restore(content["config"]).differences(config), *_other_files(config, content)]
     allowed = [one for one in differences if any(_within(one[0], key) for key in allow)]
-    refused = [one for one in differences if one not in allowed]
-    differing = [f"{key}: {old!r} in the run, {new!r} now" for key, old, new in refused]
-    if not differing and Split.from_json(content["split"]) != assemble.build_split(config):
-        differing = [f"the cases or their split, which were those of {run.folder / 'split.json'}"]
+    differing = [
+        f"{key}: {old!r} in the run, {new!r} now" for key, old, new in differences if (key, old, new) not in allowed
+    ]
     if differing:
         shown = "".join(f"\n  {line}" for line in differing)
         raise RunError(
             f"{run.folder} holds a run of another experiment; different are{shown}\n"
             "continue as it was started, choose another folder with run.dir=, or allow a change by its key: --allow KEY"
         )
+    fixed = [key for key, *_ in allowed if any(_within(key, one) for one in FIXED)]
+    if fixed:
+        raise RunError(
+            f"--allow {fixed[0]}: the checkpoint's weights and optimiser state are those of the run as it was; start a "
+            f"new one from its weights with run.dir= and train.init={run.last}"
+        )
     return [f"{key} {old!r} -> {new!r}" for key, old, new in allowed]
+
+
+def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The differences that do not show in the configuration: of the cases, their files, and the weights to start
+    from; by the keys that these come from."""
+    source = assemble.build_source(config, assemble.build_labels(config))
+    split = assemble.split_of(config, source)
+    init = None if config.train.init is None else weights_digest(config.train.init)
+    found = [
+        ("data", content["data"], data_digest(source.cases)),
+        ("split", Split.from_json(content["split"]).content_hash, split.content_hash),
+        ("train.init", content["init"], init),
+    ]
+    return [one for one in found if one[1] != one[2]]
 
 
 def _within(key: str, allowed: str) -> bool:

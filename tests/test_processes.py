@@ -1,6 +1,8 @@
 """Training by several processes: the weights, the scores and the files of one."""
 
+import itertools
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,12 +17,14 @@ from test_tools import TINY
 from test_train import LABELS, QUIET, make_experiment
 
 from segkit import checkpoint
+from segkit.evaluate import Scoring, foreground_means, score_cases
 from segkit.losses import build_loss
 from segkit.losses.supervision import DeepSupervision
 from segkit.models.unet import UNet
 from segkit.optimizers import build_optimizer
 from segkit.processes import Processes
 from segkit.runs import Run
+from segkit.stopping import Interrupted, Limits, Watch
 from segkit.train import fit
 from segkit.trainer import Trainer
 
@@ -85,6 +89,8 @@ def train_in_a_process(rank, folder):
     run = Run(Path(folder) / "run", writes=processes.first)
     fit(experiment_of(processes, torch.float64), run, console=QUIET)
     torch.save(first_gradient(experiment_of(processes, torch.float32)), f"{folder}/gradient{rank}.pt")
+    accumulated = Run(Path(folder) / "accumulated-2", writes=processes.first)
+    fit(experiment_of(processes, torch.float64, steps=10, accumulate=2), accumulated, console=QUIET)
     dist.destroy_process_group()
 
 
@@ -102,6 +108,10 @@ def test_two_processes_train_what_one_trains(tmp_path):
     scores = [[line["validation"] for line in log if line["kind"] == "epoch"] for log in logs]
     assert scores[0] == scores[1]
     assert len(two["training"]["random"]) == 2
+    fit(experiment_of(Processes(), torch.float64, 10, accumulate=2), Run(tmp_path / "accumulated-1"), console=QUIET)
+    ones = [checkpoint.load(tmp_path / f"accumulated-{number}" / "checkpoints" / "last.pt") for number in (1, 2)]
+    for name, value in ones[0]["model"].items():
+        torch.testing.assert_close(ones[1]["model"][name], value, rtol=0, atol=1e-8)
     expected = first_gradient(experiment_of(Processes(), torch.float32))
     for rank in range(2):
         gradient = torch.load(tmp_path / f"gradient{rank}.pt")
@@ -111,6 +121,53 @@ def test_two_processes_train_what_one_trains(tmp_path):
 def torchrun(*arguments, folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(TOOL)]
     return subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def with_batch_norm(processes, **settings):
+    """Another network for the same phantoms, whose norms see the share of their own process."""
+    made = experiment_of(processes, torch.float32, steps=8)
+    torch.manual_seed(0)
+    model = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8, 16], deep_supervision=True)
+    optimizer = build_optimizer("adamw", model, {"lr": 1e-2})
+    changed = replace(made.settings, ema=0.5, validate_every=4, **settings)
+    return replace(made, model=model, optimizer=optimizer, settings=changed)
+
+
+def evaluate_in_a_process(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    processes = Processes(rank, 2, rank, dist.group.WORLD)
+    fit(with_batch_norm(processes), Run(Path(folder) / "run", writes=processes.first), console=QUIET)
+    # one of the two is asked to stop between two lines of the log
+    Watch.SECONDS = 0.05
+    experiment = with_batch_norm(processes, log_every=1000)
+    experiment = replace(experiment, settings=replace(experiment.settings, limits=Limits(10**6), validate_every=10**6))
+    batches = list(experiment.batches(0))
+
+    def endless(_start):
+        for step in itertools.count():
+            if (rank, step) == (1, 5):
+                signal.raise_signal(signal.SIGTERM)
+            yield batches[step % 8]
+
+    run = Run(Path(folder) / "stopped", writes=processes.first)
+    with pytest.raises(Interrupted) as stopped:
+        fit(replace(experiment, batches=endless), run, console=QUIET)
+    assert stopped.value.exit_code == 143
+    dist.destroy_process_group()
+
+
+def test_scores_of_two_processes_are_those_of_the_checkpoint(tmp_path):
+    """Though each has seen other images in its batch norms. And a signal to one of them stops both."""
+    mp.spawn(evaluate_in_a_process, (str(tmp_path),), nprocs=2)  # pyright: ignore
+    run = Run(tmp_path / "run")
+    experiment = with_batch_norm(Processes())
+    experiment.model.load_state_dict(checkpoint.load(run.last)["model"])
+    found = score_cases(experiment.predictor(experiment.model), experiment.validation, LABELS, Scoring())
+    lines = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    assert [line for line in lines if line["kind"] == "epoch"][-1]["validation"] == foreground_means(
+        found.cases, LABELS
+    )
+    assert 6 <= checkpoint.load(tmp_path / "stopped" / "checkpoints" / "last.pt")["step"] < 1000
 
 
 def test_torchrun_writes_one_run_and_resumes_it(tmp_path):

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -408,6 +410,70 @@ def test_a_change_is_allowed_by_its_key(tmp_path):
     assert (scores["step"], scores["finished"]) == (8, "steps")
     # the same command again finds the finished run
     assert "holds the finished run" in tool(*train, "--resume", "--allow", "train.max_steps", folder=tmp_path)
+
+
+def test_an_allowed_change_is_not_undone_by_the_checkpoint(tmp_path):
+    """Rates and decays are those asked for; what the checkpoint could not be continued with is refused all the same."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    train = ["train", "--config", "tiny.yaml", "run.dir=run", "train.steps=8"]
+    tool(*train, "train.max_steps=4", folder=tmp_path)
+    changed = ["--resume", "--allow", "train.max_steps", "--allow", "optimizer", "--allow", "model"]
+    for change in ("optimizer.name=sgd", "model.widths=[8, 8]"):
+        refused = " ".join(tool(*train, *changed, change, code=2, folder=tmp_path).split())
+        assert "start a new one from its weights with run.dir= and train.init=" in refused
+    tool(*train, *changed, "optimizer.lr=1e-9", "optimizer.weight_decay=0.5", folder=tmp_path)
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["training"]["optimizer"]
+    assert {group["weight_decay"] for group in state["param_groups"]} == {0.5, 0.0}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert max(lines[-2]["lr"]) <= 1e-9 < 1e-3 < max(lines[0]["lr"])
+
+
+def test_a_run_is_not_continued_with_other_files(tmp_path):
+    """A mask in which a few pixels were changed, and other weights of the same name, are another experiment."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for number in range(6):
+            pixels = rng.integers(0, 2 if part == "masks" else 255, (16, 16)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / f"{number}.bmp")
+    (tmp_path / "tiny.yaml").write_text(
+        TINY.replace("[background, a, b]", "[background, a]")
+        .replace(TINY.splitlines()[1], "data: {name: pairs, images: images, masks: masks}")
+        .replace("loader:", "split: {name: kfold, folds: 3}\nloader:")
+        .replace("steps: 8,", "steps: 8, max_steps: 1, init: weights.pt,")
+    )
+    first = ["train", "--config", "tiny.yaml"]
+    tool(*first, "run.dir=first", "train.init=null", folder=tmp_path)
+    shutil.copy(tmp_path / "first" / "checkpoints" / "last.pt", tmp_path / "weights.pt")
+    train = [*first, "run.dir=run"]
+    tool(*train, folder=tmp_path)
+    with Image.open(tmp_path / "masks" / "3.bmp") as mask:
+        changed = 1 - np.asarray(mask)
+    size = (tmp_path / "masks" / "3.bmp").stat().st_size
+    Image.fromarray(changed).save(tmp_path / "masks" / "3.bmp")
+    assert (tmp_path / "masks" / "3.bmp").stat().st_size == size
+    shutil.copy(tmp_path / "run" / "checkpoints" / "last.pt", tmp_path / "weights.pt")
+    refused = tool(*train, code=2, folder=tmp_path)
+    assert re.search(r"\n  data: '\w{16}' in the run, '\w{16}' now\n  train.init: '\w{16}' in", refused)
+    allowed = ["--resume", "--allow", "data", "--allow", "train.init", "--allow", "train.max_steps"]
+    assert re.search("continued with changes: .* data '", tool(*train, *allowed, "train.max_steps=2", folder=tmp_path))
+
+
+def test_a_signal_to_all_processes_of_a_job_finishes_the_step_and_saves(tmp_path):
+    """The workers of the loader get it too, and go on loading until the training itself has stopped."""
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", "steps: 100000"))
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--config", "tiny.yaml", "run.dir=run"]
+    arguments = ["loader.workers=2", "train.log_every.steps=4", "schedule.name=constant"]
+    log = tmp_path / "run" / "log.jsonl"
+    process = subprocess.Popen([*command, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors.decode()
+    assert "stopped by SIGTERM after step" in errors.decode()
+    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] >= 2
 
 
 def test_overfitting_a_batch_and_going_on_from_its_weights(tmp_path):

@@ -22,6 +22,7 @@ from segkit.data.sampling import BatchSampler, steps_per_epoch
 from segkit.finetune import load_weights
 from segkit.losses import build_loss
 from segkit.losses.supervision import DeepSupervision
+from segkit.meter import Meter
 from segkit.models.unet import UNet
 from segkit.optimizers import SCHEDULES, build_optimizer, freeze
 from segkit.predict import Predictor
@@ -129,18 +130,20 @@ def test_two_runs_and_a_resumed_one_are_equal_to_the_bit(tmp_path, ema):
     assert log_of(whole) == log_of(broken)
 
 
-def test_steps_that_are_not_finite_change_nothing(tmp_path):
-    """Two poisoned batches: what the network, the optimiser and the norms hold is as if they had not been there."""
-    run, experiment = Run(tmp_path / "run"), make_experiment(steps=4, dropout=0.0, ema=None)
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_steps_that_are_not_finite_change_nothing(tmp_path, ema):
+    """Two poisoned batches: what the network, the optimiser, the norms and the average hold is as if they had not been
+    there."""
+    run, experiment = Run(tmp_path / "run"), make_experiment(steps=4, dropout=0.0, ema=ema)
     fit(poisoned_at(experiment, {1, 2}), run, console=QUIET)
-    other = make_experiment(steps=4, dropout=0.0)
+    other = make_experiment(steps=4, dropout=0.0, ema=ema)
     trainer, batches = Trainer(other), list(other.batches(0))
     trainer.train_mode()
     for number in (0, 3):
         trainer.step_number = number
         trainer.step([batches[number]])
-    for name, value in trainer.model.state_dict().items():
-        assert torch.equal(value, checkpoint.load(run.last)["training"]["model"][name]), name
+    assert_same(trainer.model.state_dict(), checkpoint.load(run.last)["training"]["model"])
+    assert_same(trainer.evaluated_model.state_dict(), checkpoint.load(run.last)["model"])
     first, second = [record for record in log_of(run) if record["kind"] == "step"]
     assert first["skipped"]["steps"] == second["skipped"]["steps"] == 1
     assert first["skipped"]["cases"] == batches[1]["case"]
@@ -159,6 +162,23 @@ def test_too_many_of_them_stop_the_run(tmp_path):
     saved = checkpoint.load(run.last)
     assert saved["step"] == 2
     assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+def test_a_scaler_and_the_norms_leave_out_the_same_steps():
+    """With a scale that overflows in the gradients, nothing moves; the scale is lowered until it does not."""
+    experiment = make_experiment(steps=1, dropout=0.0)
+    experiment.settings = replace(experiment.settings, precision="fp16")
+    experiment.schedule = lambda _step: 1.0
+    trainer, (batch,) = Trainer(experiment), experiment.batches(0)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    broken = []
+    while not broken or broken[-1]:
+        assert_same(trainer.model.state_dict(), before)
+        broken.append(bool(trainer.step([batch])["broken"]))
+    assert len(broken) > 1
+    assert trainer.scaler.get_scale() == 2.0 ** (40 - sum(broken))
+    assert not torch.equal(trainer.model.head.weight, before["head.weight"])
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
@@ -198,12 +218,12 @@ def interrupted_after(experiment, steps, error):
     return replace(experiment, batches=batches)
 
 
-def signalled(experiment, number):
-    """The experiment with a signal before its third batch."""
+def signalled(experiment, number, before=2):
+    """The experiment with a signal before its third batch, or another one."""
 
     def batches(start):
         for position, batch in enumerate(experiment.batches(start), start):
-            if position == 2:
+            if position == before:
                 signal.raise_signal(number)
             yield batch
 
@@ -221,6 +241,15 @@ def test_signals_finish_the_step_and_save(tmp_path, number, code):
     whole = Run(tmp_path / "whole")
     fit(make_experiment(), whole, console=QUIET)
     assert_same(weights(run), weights(whole))
+
+
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path):
+    """The process was asked to end, so it does, though the training has come to its end too."""
+    run = Run(tmp_path)
+    with pytest.raises(Interrupted, match="after step 6"):
+        fit(signalled(make_experiment(), signal.SIGTERM, before=5), run, console=QUIET)
+    assert checkpoint.load(run.last)["finished"] == "steps"
+    assert fit(make_experiment(), run, resume=True, console=QUIET).step_number == 6
 
 
 def test_the_moving_average_is_what_is_saved(tmp_path):
@@ -435,6 +464,40 @@ def test_a_profile_says_where_the_time_goes(tmp_path):
     assert {"forward", "backward", "optimiser"} <= {event.get("name") for event in events}
 
 
+def test_a_profile_of_a_run_that_ends_before(tmp_path):
+    """It is written of the steps that were timed; if there were none, that is said."""
+    short = Run(tmp_path / "short")
+    fit(make_experiment(steps=3), short, console=QUIET, profiler=Profiler(20, CPU, warm_up=1))
+    assert json.loads((short.folder / "profile" / "steps.json").read_text())["steps"] == 2
+    with pytest.warns(UserWarning, match="ended after 2 steps, of which the first 3 warm up, so nothing was timed"):
+        fit(make_experiment(steps=2), Run(tmp_path / "none"), console=QUIET, profiler=Profiler(1, CPU))
+
+
+def test_the_time_of_a_step_is_not_that_of_a_validation(monkeypatch):
+    """Four steps of a second each, of which two are from before a resume, and a validation of a hundred seconds."""
+    now = [0.0]
+    monkeypatch.setattr("segkit.meter.time.perf_counter", lambda: now[0])
+    meter = Meter(4, 10, CPU)
+    scalars = {"loss": torch.ones(()), "broken": torch.zeros(())}
+
+    def record(step):
+        now[0] += 1
+        return meter.record(scalars, ["a", "b"], {"step": step}, due=False)
+
+    meter.start()
+    assert record(1) is record(2) is None
+    again = Meter(4, 10, CPU)
+    again.load_state(meter.state())
+    meter = again
+    meter.start()
+    assert record(3) is None
+    with meter.paused():
+        now[0] += 100
+    line = record(4)
+    assert line["time"]["images_per_second"] == 2
+    assert line["time"]["seconds_left"] == 6
+
+
 def test_a_network_that_cannot_be_compiled_runs_as_it_is():
     network = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8])
     compiled = Compiled(network)
@@ -484,7 +547,7 @@ def test_five_steps_have_the_losses_they_always_had(tmp_path):
 
 @pytest.mark.slow
 def test_runs_that_are_killed_at_any_moment_end_as_the_one_that_is_not():
-    """Twenty kills; tools/kill_and_resume.py --kills 200 makes more of them."""
+    """Twenty kills, some of them SIGTERM; tools/kill_and_resume.py --kills 200 makes more of them."""
     script = Path(__file__).parents[1] / "tools" / "kill_and_resume.py"
     done = subprocess.run([sys.executable, str(script), "--kills", "20"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 python tools/kill_and_resume.py --kills 200
 
+Every third kill is a SIGTERM, after which the training finishes its step. Every other run ends by patience.
 Weights, optimiser state, random states and scores have to be the same to the bit, and so has the log but for the fields
 under `time`. Exit code 0 if they are, 1 with the differences if not.
 """
@@ -24,6 +25,7 @@ import torch
 
 from segkit import workflow
 from segkit.data.augment import ALBUMENTATIONS
+from segkit.stopping import Interrupted
 
 ALBUMENTATIONS["horizontal_flip"](p=0.5)  # so that its import is not made again by every child
 
@@ -41,28 +43,37 @@ train:
   log_every: {steps: 4}
   validate_every: {epochs: 2}
   gradients_every: {steps: 7}
+  patience: {steps: %d}
 checkpoints: {every: {steps: 7}, keep: 2}
 evaluation: {overlays: false}
 device: cpu
 """
+PATIENCE = (1000, 13)  # never reached, and often in the middle between two validations
+KILLS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 WORKERS = (0, 2)  # of the loader, in turn, since their number must make no difference
 
 
 def train(config: str, folder: str, workers: int) -> None:
     """In a process of its own: start or continue the run."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        workflow.train(Path(config), [f"run.dir={folder}", f"loader.workers={workers}"], resume=True)
+        try:
+            workflow.train(Path(config), [f"run.dir={folder}", f"loader.workers={workers}"], resume=True)
+        except Interrupted as interrupted:
+            sys.exit(interrupted.exit_code)
 
 
-def run_until_killed(context: Any, config: Path, folder: Path, workers: int, seconds: float | None) -> bool:
+def run_until_killed(
+    context: Any, config: Path, folder: Path, workers: int, seconds: float | None, kill: int = signal.SIGKILL
+) -> bool:
     """Train in a process that is killed after so many seconds. Returns whether it came to its end."""
     process = context.Process(target=train, args=(str(config), str(folder), workers))
     process.start()
     process.join(seconds)
     if process.exitcode is None:
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, kill)
         process.join()
-        return False
+        if process.exitcode in (-kill, 128 + kill):
+            return False
     if process.exitcode:
         raise SystemExit(f"the training itself failed with exit code {process.exitcode}")
     return True
@@ -82,6 +93,11 @@ def differences(first: Path, second: Path) -> list[str]:
         texts = [list(csv.reader((run / name).open())) for run in (first, second)]
         found += [name] if texts[0] != texts[1] else []
     return found
+
+
+def ended_at(run: Path) -> str:
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    return f"ended by {state['finished']} at step {state['step']}"
 
 
 def differing(first: Any, second: Any, name: str = "") -> list[str]:
@@ -114,22 +130,28 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        config = folder / "config.yaml"
-        config.write_text(CONFIG)
-        started = time.perf_counter()
-        run_until_killed(context, config, folder / "whole0", 0, None)
-        whole = time.perf_counter() - started
-        print(f"left alone: {whole:.1f} s", flush=True)
+        configs, took = [], []
+        for place, patience in enumerate(PATIENCE):
+            configs.append(folder / f"config{place}.yaml")
+            configs[-1].write_text(CONFIG % patience)
+            started = time.perf_counter()
+            run_until_killed(context, configs[-1], folder / f"whole{place}", 0, None)
+            took.append(time.perf_counter() - started)
+            print(
+                f"left alone, patience {patience}: {ended_at(folder / f'whole{place}')}, {took[-1]:.1f} s", flush=True
+            )
         kills, number = 0, 0
         while kills < arguments.kills:
+            which = number % len(PATIENCE)
             number += 1
             broken, ended = folder / f"broken{number}", False
             while not ended:
                 last = kills >= arguments.kills
-                seconds = None if last else draw.uniform(0.05, 0.6) * whole
-                ended = run_until_killed(context, config, broken, WORKERS[kills % len(WORKERS)], seconds)
+                seconds = None if last else draw.uniform(0.05, 0.6) * took[which]
+                kill, workers = KILLS[kills % len(KILLS)], WORKERS[kills % len(WORKERS)]
+                ended = run_until_killed(context, configs[which], broken, workers, seconds, kill)
                 kills += not ended
-            found = differences(folder / "whole0", broken)
+            found = differences(folder / f"whole{which}", broken)
             print(f"run {number}: {kills} kills so far, {'the same' if not found else 'DIFFERENT'}", flush=True)
             if found:
                 sys.exit("\n".join(found[:40]))

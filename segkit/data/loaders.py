@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -215,12 +218,26 @@ def collate(samples: Sequence[dict[str, Any]], void: int, multiple: int) -> dict
     return {"image": stacked("image", 0.0), "mask": stacked("mask", void), **names}
 
 
-def _start_worker(_number: int) -> None:
-    """One thread a worker: more would compete with the training itself."""
+def _start_worker(_number: int, ending: Any) -> None:
+    """One thread a worker: more would compete with the training itself.
+
+    Signals are for the training, which gets them too where they are sent to all processes of a job, and finishes its
+    step with what its workers load; they end with it. ending: set once the training process itself ends, after which a
+    worker that is still there is ended by SIGTERM as any process is.
+    """
     import cv2
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)
+
+
+def _ending() -> Any:
+    """An event that is set when this process ends."""
+    event = torch.multiprocessing.get_context().Event()
+    atexit.register(event.set)
+    return event
 
 
 def training_loader(
@@ -244,7 +261,7 @@ def training_loader(
         num_workers=workers,
         collate_fn=partial(collate, void=dataset.labels.void, multiple=multiple),
         pin_memory=pin,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, ending=_ending()) if workers else None,
         # a generator of its own, so that loading draws nothing from the generator that training uses
         generator=torch.Generator().manual_seed(seed),
         prefetch_factor=4 if workers else None,
