@@ -61,26 +61,30 @@ class Built:
     notes: Sequence[str]
 
 
-def build_experiment(config: Config, cache: Path | None = None, processes: Processes = ALONE) -> Built:
+def build_experiment(
+    config: Config, cache: Path | None = None, processes: Processes = ALONE, *, from_init: bool = True
+) -> Built:
     """Build what a configuration says. Raises ConfigError for options that do not fit the data or each other.
 
-    cache: a folder for what is counted in the data and holds for other runs on them too.
+    cache: a folder for what is counted in the data and holds for other runs on them too. from_init: whether to take
+    the weights of `train.init`, which a run that goes on has long left behind.
     """
     try:
-        return _build_experiment(config, cache, processes)
+        processes.share(config.loader.batch)
+        return _build_experiment(config, cache, processes, from_init)
     except ValueError as error:
         if hasattr(error, "exit_code"):  # bad data, for instance, says so itself
             raise
         raise ConfigError(f"{config.name}: {error}") from error
 
 
-def _build_experiment(config: Config, cache: Path | None, processes: Processes) -> Built:
+def _build_experiment(config: Config, cache: Path | None, processes: Processes, from_init: bool) -> Built:
     """In the order in which the parts depend on each other."""
     labels, device = build_labels(config), choose_device(config.device, processes)
     _check_device(config, device)
     switch(deterministic=config.train.deterministic, tf32=config.train.tf32)
     data = build_data(config, labels, multiple=padding_multiple(config, labels))
-    model, notes = _model(config, data, device, processes)
+    model, notes = _model(config, data, device, processes, from_init)
     settings, batches = _training(config, data, device, processes)
     check_network(config, data)
     _check_validation(config, data)
@@ -102,7 +106,7 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes) 
         threshold=config.evaluation.threshold,
         network=Compiled(model) if config.train.compile else None,
         processes=processes,
-        plain=_plain(config, data),
+        plain=_plain(config, resolved, data),
     )
     torch.manual_seed(config.seed + processes.rank)  # of dropout, in which processes have to differ
     return Built(experiment, data, resolved, weighted, notes)
@@ -135,12 +139,14 @@ def _check_validation(config: Config, data: Data) -> None:
         raise ValueError(f"{' and '.join(following)} follow the validation, and the split has no validation cases")
 
 
-def _model(config: Config, data: Data, device: torch.device, processes: Processes) -> tuple[nn.Module, list[str]]:
+def _model(
+    config: Config, data: Data, device: torch.device, processes: Processes, from_init: bool
+) -> tuple[nn.Module, list[str]]:
     """The network on the device, with the weights that it starts from, and what is to be said of these."""
     torch.manual_seed(config.seed)
     dims, notes = data.preprocess.dims, []
     model = build_model(config, data.preprocess.channels, data.labels, dims)
-    if config.train.init is not None:
+    if config.train.init is not None and from_init:
         notes += load_weights(model, config.train.init).in_words(config.train.init)
     freeze(model, config.parameters.freeze)
     if config.train.sync_batchnorm and processes.group is not None:
@@ -245,16 +251,26 @@ def _settings(config: Config, epoch: int) -> Settings:
     )
 
 
-def _plain(config: Config, data: Data) -> dict[str, Any]:
-    """What a checkpoint holds beside the weights, so that it can be evaluated on its own and told where it is from."""
+def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
+    """What a checkpoint holds beside the weights, so that it can be evaluated on its own and told where it is from.
+
+    resolved: with class weights as numbers and the like.
+    """
     return {
         "config": config.to_dict(),
+        "resolved": resolved.to_dict(),
         "preprocess": data.preprocess.to_dict(),
         "split": data.split.to_json(),
         "data": data.digest(),
-        "init": None if config.train.init is None else weights_digest(config.train.init),
+        "init": _init_digest(config),
         "environment": versions(),
     }
+
+
+def _init_digest(config: Config) -> str | None:
+    """None without a file, as of a run that goes on after it was taken away."""
+    init = config.train.init
+    return weights_digest(init) if init is not None and init.is_file() else None
 
 
 def profile_steps(config: Config, settings: Settings) -> int | None:

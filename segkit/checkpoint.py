@@ -12,20 +12,27 @@ FORMAT = 1
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of a newer format."""
+    """A checkpoint that is missing, damaged, of a newer format, or cannot be written."""
 
     exit_code = 2
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path`: after a crash at any moment the file is either the old one or the new one."""
+    """Write `content` to `path`: after a crash at any moment the file is either the old one or the new one.
+
+    Raises CheckpointError if it cannot be written, on a full disk for instance.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's own writer turns the one into the other
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written, and is as it was before: {error}") from error
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -266,7 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = exit_code(error)
         if code is None:
             raise
-        typer.echo(f"error: {error}", err=True)
+        alike = code == USAGE and os.environ.get("RANK", "0") != "0"  # every process of several has the same to say
+        if not alike and not getattr(error, "silent", False):
+            typer.echo(f"error: {error}", err=True)
         sys.exit(code)
 
 

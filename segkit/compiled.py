@@ -21,14 +21,11 @@ class Compiled(nn.Module):
         self.calls: list[Any] = [
             torch.compile(network)
         ]  # in a list, so that it is no second part with the same weights
-        self.proven = False
 
     def forward(self, image: Tensor) -> Any:
         (call,) = self.calls
-        if self.proven:
-            return call(image)
         try:
-            logits = call(image)
+            return call(image)
         except Exception as error:  # whatever compiler, linker or system may raise
             reason = str(error).strip().split("\n")[0]
             warnings.warn(
@@ -36,6 +33,4 @@ class Compiled(nn.Module):
                 stacklevel=1,
             )
             self.calls = [self.network]
-            logits = self.network(image)
-        self.proven = True
-        return logits
+        return self.network(image)

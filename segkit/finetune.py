@@ -44,7 +44,8 @@ def load_weights(model: nn.Module, path: Path) -> Loaded:
 
     Raises CheckpointError for a file that cannot be read without running code, and where nothing agrees.
     """
-    theirs, ours = _state_dict(path), model.state_dict()
+    ours = model.state_dict()
+    theirs = _without_wrapper(_state_dict(path), ours)
     mismatched = {
         name: (list(theirs[name].shape), list(ours[name].shape))
         for name in ours.keys() & theirs.keys()
@@ -63,6 +64,16 @@ def load_weights(model: nn.Module, path: Path) -> Loaded:
         tuple(name for name in theirs if name not in ours),
         {name: mismatched[name] for name in ours if name in mismatched},
     )
+
+
+def _without_wrapper(theirs: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix that all names share where they are of a wrapper, as DDP's, torch.compile's or Lightning's."""
+    while not theirs.keys() & ours.keys():
+        first = {name.partition(".")[0] for name in theirs}
+        if len(first) != 1 or not all("." in name for name in theirs):
+            break
+        theirs = {name.partition(".")[2]: value for name, value in theirs.items()}
+    return theirs
 
 
 def weights_digest(path: Path) -> str:
@@ -87,4 +98,4 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: expected a checkpoint or a mapping from names to tensors")
-    return {name.removeprefix("module."): value for name, value in content.items()}  # as DDP calls them
+    return content

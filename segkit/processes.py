@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+
+class Elsewhere(Exception):
+    """The first process has failed, and says why."""
+
+    silent = True
+
+    def __init__(self, exit_code: int):
+        super().__init__("the first process has failed")
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,22 @@ class Processes:
         dist.broadcast_object_list(said, src=0, group=self.group)
         return said[0]
 
+    def first_does(self, work: Callable[[], Any]) -> Any:
+        """What comes of work that the first process does, on all of them. An error of it is raised there, and Elsewhere
+        on the others."""
+        result, error = None, None
+        if self.first:
+            try:
+                result = work()
+            except Exception as raised:
+                error = raised
+        result, code = self.agreed((result, None if error is None else getattr(error, "exit_code", 1)))
+        if error is not None:
+            raise error
+        if code is not None:
+            raise Elsewhere(code)
+        return result
+
     def gathered(self, mine: Any) -> list[Any]:
         """What every process says, on all of them, in the order of ranks."""
         if self.group is None:
@@ -72,5 +99,8 @@ def joined() -> Iterator[Processes]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield Processes(dist.get_rank(), number, local_rank, dist.group.WORLD)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # what they hold of the group, DDP for one, has to go before it
+        raise
     finally:
         dist.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -12,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
 
+Ended = Literal["FINISHED", "FAILED", "KILLED"]  # as MLflow calls it
 PACKAGES = ("segkit-trainer", "torch", "torchvision", "monai", "albumentations", "numpy", "scipy")
 
 
@@ -36,6 +38,7 @@ class Run:
     def __init__(self, folder: Path, *, writes: bool = True):
         self.folder, self.writes = folder, writes
         self.trackers: list[Any] = []
+        self.started = False
 
     @property
     def last(self) -> Path:
@@ -55,9 +58,18 @@ class Run:
 
     def prune(self, keep: int) -> None:
         """Remove all numbered checkpoints but the last few."""
-        numbered = sorted((self.folder / "checkpoints").glob("step-*.pt")) if self.writes else []
+        numbered = self._numbered() if self.writes else []
         for file in numbered[: max(0, len(numbered) - keep)]:
             file.unlink()
+
+    def _numbered(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a step was logged."""
+        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
+        return any('"kind": "step"' in line for line in lines)
 
     def evaluation(self, split: str) -> Path:
         return self.folder / "evaluation" / split
@@ -93,14 +105,18 @@ class Run:
                 self.folder.rmdir()
 
     def start(self) -> None:
-        """Make the folder ready for a new run or the rest of one."""
-        if not self.writes:
+        """Make the folder ready for a new run or the rest of one, once."""
+        if not self.writes or self.started:
             return
+        self.started = True
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in (self.folder / "checkpoints").glob("*.tmp"):  # by a process that was killed while it wrote
             left.unlink()
-        if not self.last.exists():
-            self.log_file.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
+        if not self.last.exists():  # whatever there is, is of a run that is no more
+            for left in (self.log_file, self.best, self.folder / "mlflow-run", *self._numbered()):
+                left.unlink(missing_ok=True)
+            for left in ("evaluation", "profile", "tensorboard"):
+                shutil.rmtree(self.folder / left, ignore_errors=True)
         self.write_json("environment.json", environment())
 
     def write_json(self, name: str, content: Any) -> None:
@@ -129,10 +145,10 @@ class Run:
         for tracker in self.trackers:
             tracker.show(name, picture, step)
 
-    def close(self) -> None:
-        """Let the trackers write what they still hold."""
+    def close(self, ended: Ended) -> None:
+        """Let the trackers write what they still hold, and how the run ended."""
         for tracker in self.trackers:
-            tracker.close()
+            tracker.close(ended)
         self.trackers = []
 
     def cut_log(self, step: int) -> None:

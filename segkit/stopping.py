@@ -91,17 +91,30 @@ class Watch:
         signals = [number for number, *_ in said if number is not None]
         return self.limits.reached(step, seconds), max(signals, default=None)
 
+    def meanwhile(self, *, last: bool) -> int | None:
+        """The signal that came while there was a validation, say; several processes look after the last step only."""
+        mine = self.received[0] if self.received else None
+        if self.processes.group is None:
+            return mine
+        said = self.processes.gathered(mine) if last else []
+        return max((number for number in said if number is not None), default=None)
+
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM in a list instead of stopping in the middle of a step; a second one stops at once."""
+    """Note SIGINT and SIGTERM in a list instead of stopping in the middle of a step; a second one stops at once, unless
+    it comes within a second, as where both the job and its process are asked."""
     received: list[int] = []
+    times: list[float] = []
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        times.append(time.monotonic())
+        if times[-1] - times[0] > 1:
+            for each, handler in previous.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
 
     try:
         for number in previous:

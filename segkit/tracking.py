@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segkit.data.loaders import EvaluationSet
 from segkit.labels import Labels
+from segkit.runs import Ended
 
 SHOWN = 3  # validation cases in a picture
 
@@ -22,7 +23,7 @@ class Tracker(Protocol):
 
     def show(self, name: str, picture: np.ndarray, step: int) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, ended: Ended) -> None: ...
 
 
 class TensorBoard:
@@ -44,7 +45,7 @@ class TensorBoard:
     def show(self, name: str, picture: np.ndarray, step: int) -> None:
         self.writer.add_image(name, picture, step, dataformats="HWC")
 
-    def close(self) -> None:
+    def close(self, ended: Ended) -> None:  # noqa: ARG002  (events have no place for it)
         self.writer.close()
 
 
@@ -71,15 +72,27 @@ class MLflow:
         if not known.exists():
             known.write_text(self.run.info.run_id)
             mlflow.log_params({key: str(value)[:500] for key, value in parameters.items()})
+        self.logged = self._last_steps()
 
     def log(self, record: Mapping[str, Any]) -> None:
-        self.mlflow.log_metrics(numbers(record), step=record["step"])
+        new = {key: value for key, value in numbers(record).items() if record["step"] > self.logged.get(key, -1)}
+        if new:
+            self.mlflow.log_metrics(new, step=record["step"])
 
     def show(self, name: str, picture: np.ndarray, step: int) -> None:
         self.mlflow.log_image(picture, f"{name}-{step:06d}.png")
 
-    def close(self) -> None:
-        self.mlflow.end_run()
+    def close(self, ended: Ended) -> None:
+        self.mlflow.end_run(ended)
+
+    def _last_steps(self) -> dict[str, int]:
+        """The last step of each number that an earlier part of the run has logged."""
+        client = self.mlflow.MlflowClient()
+        identity = self.run.info.run_id
+        return {
+            key: max(one.step for one in client.get_metric_history(identity, key))
+            for key in client.get_run(identity).data.metrics
+        }
 
 
 def numbers(record: Mapping[str, Any], name: str = "") -> dict[str, float]:

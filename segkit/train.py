@@ -75,6 +75,7 @@ def _steps(
         trainer.finished, asked = watch.look(trainer.step_number, trainer.seconds)
         _after_step(trainer, run, window, scalars, progress, task)
         progress.update(task, completed=trainer.step_number)
+        asked = asked if asked is not None else watch.meanwhile(last=trainer.finished is not None)
         if asked is not None:
             if not trainer.finished:  # at its end the checkpoint is written already
                 _save(run, run.last, trainer.state())
@@ -121,9 +122,10 @@ def _validate_and_save(trainer: Trainer, run: Run, console: Console, *, validate
     if validates:
         _validate(trainer, run, console)
     state = trainer.state()
+    if keeps:  # before the last one, from which a run that is killed in between goes on
+        _save(run, run.numbered(trainer.step_number), state)
     _save(run, run.last, state)
     if keeps:
-        _save(run, run.numbered(trainer.step_number), state)
         run.prune(trainer.settings.keep)
 
 
@@ -142,6 +144,7 @@ def _log(trainer: Trainer, run: Run, record: dict[str, Any], progress: Progress,
         )
     longest = trainer.meter.longest
     if longest >= trainer.settings.nonfinite:
+        _save(run, run.last, trainer.state())
         raise Diverged(trainer.step_number, longest, record["skipped"]["cases"], run.last)
     progress.update(task, note="" if record["loss"] is None else f"loss {record['loss']:.3f}")
 

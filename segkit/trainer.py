@@ -102,6 +102,7 @@ class Trainer:
         # a scaler looks for what is not finite itself; torch's optimisers leave a step out where they are fused
         self.skips = not self.scaler.is_enabled() and bool(self.optimizer.defaults.get("fused"))
         self.frozen = frozen_modules(self.model)
+        self.settled = not isinstance(self.network, DistributedDataParallel)
         self.meter = Meter(settings.log_every, settings.limits.last_step, experiment.device, self.processes)
         self.gradients: dict[str, dict[str, Tensor]] | None = None  # of the terms, until they are logged
         self.timed: Timed = lambda _part: nullcontext()
@@ -127,6 +128,8 @@ class Trainer:
         """
         self._set_rates()
         parts = [self._moved(batch) for batch in window]
+        if not self.settled:
+            self._settle(parts[0][0])
         normaliser = self._normaliser([mask for _image, mask in parts]) if len(parts) > 1 else None
         self.buffers.remember()
         self.optimizer.zero_grad(set_to_none=True)
@@ -143,6 +146,18 @@ class Trainer:
             norm, broken = self._update(sums["loss"])
         self.step_number += 1
         return {**sums, "gradient_norm": norm, "broken": broken}
+
+    def _settle(self, image: Tensor) -> None:
+        """Let DDP see a backward pass, after which it orders its sums anew, before any that counts: so that the first
+        steps after a resume are summed as those of a run that was not cut off. Nothing else comes of the pass."""
+        self.settled = True
+        devices = [self.experiment.device] if self.experiment.device.type == "cuda" else []
+        self.buffers.remember()
+        with torch.random.fork_rng(devices), self._autocast():
+            outputs = self.network(image)
+            outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+            (0 * torch.stack([output.sum() for output in outputs]).sum()).backward()
+        self.buffers.put_back(torch.ones((), dtype=torch.bool, device=self.experiment.device))
 
     def _moved(self, batch: Batch) -> tuple[Tensor, Tensor]:
         device = self.experiment.device

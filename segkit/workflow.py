@@ -27,7 +27,8 @@ from segkit.judging import checkpoint_file, evaluated_part, write_evaluation
 from segkit.losses.supervision import DeepSupervision
 from segkit.processes import ALONE, Processes, joined
 from segkit.profiling import Profiler
-from segkit.runs import Run, RunError
+from segkit.runs import Ended, Run, RunError
+from segkit.stopping import Interrupted
 from segkit.tracking import MLflow, TensorBoard
 from segkit.train import fit
 from segkit.trained import load_trained
@@ -79,7 +80,7 @@ def run_experiment(
     experiment, if it holds an unfinished run and `resume` was not asked for, or if another process is training there.
     """
     with run.locked():
-        found = processes.agreed(finished_scores(config, run, console, allow) if run.writes else None)
+        found = processes.first_does(lambda: finished_scores(config, run, console, allow))
         return found or _train_and_evaluate(config, run, resume, console, processes)
 
 
@@ -92,7 +93,7 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
     if not run.last.exists():
         return None
     content = load_checkpoint(run.last)
-    if content["step"] == 0:
+    if content["step"] == 0 and not run.has_steps:
         run.last.unlink()
         return None
     changed = check_same_experiment(config, run, content, allow)
@@ -112,7 +113,9 @@ def _train_and_evaluate(
     config: Config, run: Run, resume: bool, console: Console, processes: Processes
 ) -> dict[str, Any]:
     run.check_free(resume=resume)
-    built = build_experiment(config, run.folder.parent if run.writes else None, processes)
+    built = build_experiment(
+        config, run.folder.parent if run.writes else None, processes, from_init=not run.last.exists()
+    )
     experiment, data = built.experiment, built.data
     part = evaluated_part(config, data.split)
     run.start()
@@ -127,6 +130,8 @@ def _train_and_evaluate(
         trainer = fit(experiment, run, resume=resume, console=console, profiler=profiler)
         if profiler is not None and profiler.measured:
             print_profile(profiler, console)
+        if config.train.overfit is not None:
+            print_overfit(run, config.train.overfit, console)
         result = write_evaluation(
             experiment.predictor(trainer.evaluated_model),
             data.evaluation_set(part, cache=False),
@@ -156,10 +161,15 @@ def trackers(config: Config, run: Run) -> Iterator[None]:
         run.trackers.append(TensorBoard(run.folder, step))
     if run.writes and config.logging.mlflow is not None:
         run.trackers.append(MLflow(config.logging.mlflow, run.folder, run.folder.name, leaves(config.to_dict())))
+    ended: Ended = "FAILED"
     try:
         yield
+        ended = "FINISHED"
+    except (Interrupted, KeyboardInterrupt):
+        ended = "KILLED"
+        raise
     finally:
-        run.close()
+        run.close(ended)
 
 
 def show_overlays(run: Run, file: Path, step: int) -> None:
@@ -206,7 +216,9 @@ def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, 
     from; by the keys that these come from."""
     source = assemble.build_source(config, assemble.build_labels(config))
     split = assemble.split_of(config, source)
-    init = None if config.train.init is None else weights_digest(config.train.init)
+    init = content["init"]
+    if config.train.init is not None and (init is None or config.train.init.is_file()):
+        init = weights_digest(config.train.init)  # a file that was taken away since is not needed any more
     found = [
         ("data", content["data"], data_digest(source.cases)),
         ("split", Split.from_json(content["split"]).content_hash, split.content_hash),
@@ -224,6 +236,14 @@ def print_profile(profiler: Profiler, console: Console) -> None:
     from segkit.report.tables import print_parts
 
     print_parts(profiler.means(), console)
+
+
+def print_overfit(run: Run, batches: int, console: Console) -> None:
+    """How well the batches were learnt by heart; scores are of cases that were not."""
+    lines = [json.loads(line) for line in run.log_file.read_text().splitlines()] if run.log_file.exists() else []
+    losses = [line["loss"] for line in lines if line["kind"] == "step" and line["loss"] is not None]
+    if losses:
+        console.print(f"loss of {batches} overfitted batches: {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
 
 
 def print_header(config: Config, built: Built, console: Console) -> None:

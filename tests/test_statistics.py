@@ -94,7 +94,7 @@ def by_hand(values, a, b):
 
 @pytest.mark.parametrize(("cases", "run_sd"), [(60, 0.02), (12, 0.0), (12, 0.004)])
 def test_two_way_test_is_the_formula_of_the_reference(cases, run_sd):
-    values = simulated(np.random.default_rng(2), 3, 4, cases, run_sd=run_sd)
+    values = simulated(np.random.default_rng(4), 3, 4, cases, run_sd=run_sd)
     values["loss2"] = values["loss2"][:2]
     pairs = analyse(long_table(values))["pairs"]
     p = []
@@ -202,7 +202,7 @@ def test_groups_of_equal_size_are_the_units():
 
 
 def test_copies_of_a_case_in_its_group_add_no_certainty():
-    values = simulated(np.random.default_rng(7), 2, 3, 30)
+    values = simulated(np.random.default_rng(1), 2, 3, 30, run_sd=0.001)
     copied = {loss: np.repeat(array, 4, axis=1) for loss, array in values.items()}
     groups = [f"patient{case // 4}" for case in range(120)]
     once, grouped, naive = only_pair(values), analyse(long_table(copied, groups=groups))["pairs"][0], only_pair(copied)
@@ -383,7 +383,7 @@ def test_bad_tables_are_refused(change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "hd95"}, "dice or iou, got 'hd95'"),
+        ({"metric": "accuracy"}, "one of dice, iou, .*, got 'accuracy'"),
         ({"baseline": "focal"}, "got 'focal'"),
         ({"family": "vs_baseline"}, "needs a baseline"),
         ({"family": "some"}, "got 'some'"),

@@ -133,6 +133,24 @@ def test_a_run_that_failed_at_once_does_not_keep_the_mended_one_from_starting(tr
     assert read_scores(tmp_path / "run" / "evaluation" / "test")["step"] == 8
 
 
+def test_steps_without_a_checkpoint_are_an_unfinished_run(tmp_path):
+    """Its checkpoint is that of before the first step, and it is refused as any other."""
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("log_every: {steps: 4}", "log_every: {steps: 1}"))
+    train = ["train", "--config", "tiny.yaml", "run.dir=run", "train.validate_every.steps=8"]
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), *train[1:]]
+    process = subprocess.Popen([*command, "train.steps=100000", "schedule.name=constant"], cwd=tmp_path)
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    (step,) = {checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"]}
+    printed = tool(*train, "train.steps=4", code=2, folder=tmp_path)
+    assert step % 8 == 0
+    assert "holds a run of another experiment" in printed
+
+
 def test_two_processes_do_not_train_into_one_folder(trained, tmp_path):
     folder, _ = trained
     with Run(tmp_path / "run").locked():
@@ -280,7 +298,7 @@ def test_a_failing_loss_stops_no_other(tmp_path):
     ("arguments", "message"),
     [
         (("--losses", "dice,dice"), "names of losses that differ"),
-        (("--losses", "dice", "--metric", "hd95"), "one of dice, iou"),
+        (("--losses", "dice", "--metric", "accuracy"), "one of dice, iou"),
         (("--losses", "dice", "--baseline", "dcie"), "--baseline to be one of dice"),
         (("--losses", "dice", "seed=7"), "the comparison sets seed"),
     ],

@@ -19,6 +19,7 @@ from segkit.data.augment import ALBUMENTATIONS, build_augment
 from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.sampling import BatchSampler, steps_per_epoch
+from segkit.evaluate import score_cases
 from segkit.finetune import load_weights
 from segkit.losses import build_loss
 from segkit.losses.supervision import DeepSupervision
@@ -160,7 +161,7 @@ def test_too_many_of_them_stop_the_run(tmp_path):
     assert stopped.value.exit_code == 1
     assert log_of(run)[-1]["loss"] is None
     saved = checkpoint.load(run.last)
-    assert saved["step"] == 2
+    assert saved["step"] == 4
     assert all(value.isfinite().all() for value in saved["model"].values())
 
 
@@ -250,6 +251,50 @@ def test_a_signal_in_the_last_step_is_not_lost(tmp_path):
         fit(signalled(make_experiment(), signal.SIGTERM, before=5), run, console=QUIET)
     assert checkpoint.load(run.last)["finished"] == "steps"
     assert fit(make_experiment(), run, resume=True, console=QUIET).step_number == 6
+
+
+@pytest.mark.parametrize("validation", [2, 3])
+def test_a_signal_in_a_validation_ends_the_run_after_it(tmp_path, validation, monkeypatch):
+    """The last one too, after which there is no other step."""
+    seen = []
+
+    def signal_in_between(*arguments, **options):
+        seen.append(1)
+        if len(seen) == validation:
+            signal.raise_signal(signal.SIGTERM)
+        return score_cases(*arguments, **options)
+
+    monkeypatch.setattr("segkit.train.score_cases", signal_in_between)
+    with pytest.raises(Interrupted, match=f"after step {2 * validation}"):
+        fit(make_experiment(), Run(tmp_path), console=QUIET)
+
+
+def test_a_folder_without_its_checkpoint_starts_afresh(tmp_path):
+    """Nothing of the run that was there is taken for one of the new run."""
+    run = Run(tmp_path)
+    fit(make_experiment(steps=6, keep_every=1), run, console=QUIET)
+    (run.evaluation("test")).mkdir(parents=True)
+    (run.evaluation("test") / "scores.json").write_text("{}")
+    run.last.unlink()
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(interrupted_after(make_experiment(keep_every=1), 1, RuntimeError("power cut")), run, console=QUIET)
+    assert sorted(file.name for file in run.last.parent.iterdir()) == ["last.pt", "step-00000001.pt"]
+    assert not run.evaluation("test").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    file = tmp_path / "last.pt"
+    checkpoint.save(file, {"step": 1})
+
+    def full(_content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(checkpoint.CheckpointError, match=r"as it was before: .*No space left"):
+        checkpoint.save(file, {"step": 2})
+    assert checkpoint.load(file)["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_the_moving_average_is_what_is_saved(tmp_path):
@@ -435,6 +480,9 @@ def test_weights_of_another_training(tmp_path):
     assert set(loaded.missing) == {"coarser_heads.0.weight", "coarser_heads.0.bias"}
     assert torch.equal(model.encoder[0].layers[0].weight, other.encoder[0].layers[0].weight)
     assert "head.weight [5, 8, 1, 1] there, [3, 8, 1, 1] here" in " ".join(loaded.in_words(tmp_path))
+    wrapped = {f"net._orig_mod.{name}": value for name, value in other.state_dict().items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "wrapped.ckpt")
+    assert load_weights(model, tmp_path / "wrapped.ckpt") == loaded
     torch.save({"strange": torch.ones(1)}, tmp_path / "strange.pth")
     with pytest.raises(checkpoint.CheckpointError, match="no weight that fits: it holds strange"):
         load_weights(model, tmp_path / "strange.pth")
@@ -510,6 +558,10 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is():
     with pytest.warns(UserWarning, match=r"cannot be compiled and runs as it is \(RuntimeError: no compiler here\)"):
         logits = compiled(image)
     torch.testing.assert_close(logits, network(image))
+    compiled.calls = [lambda image: network(image) if image.shape[-1] == 8 else fails(image)]
+    compiled(image)
+    with pytest.warns(UserWarning, match="no compiler here"):  # for a second shape
+        assert compiled(torch.randn(2, 1, 16, 16)).shape[-1] == 16
     assert set(compiled.network.state_dict()) == set(network.state_dict())
 
 

@@ -81,10 +81,17 @@ def run_until_killed(
 
 def differences(first: Path, second: Path) -> list[str]:
     """What two finished runs differ in."""
-    states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (first, second)]
-    for state in states:
-        del state["time"], state["environment"], state["config"]["run"], state["config"]["loader"]["workers"]
-    found = [f"last.pt: {name}" for name in differing(*states)]
+    names = [sorted(file.name for file in (run / "checkpoints").glob("*.pt")) for run in (first, second)]
+    if names[0] != names[1]:
+        return [f"the checkpoints {', '.join(one)}" for one in names]
+    found = []
+    for name in names[0]:
+        states = [torch.load(run / "checkpoints" / name, weights_only=True) for run in (first, second)]
+        for state in states:
+            del state["time"], state["environment"]
+            for config in (state["config"], state["resolved"]):
+                del config["run"], config["loader"]["workers"]
+        found += [f"{name}: {place}" for place in differing(*states)]
     logs = [[timeless(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (first, second)]
     found += [f"log line {number}" for number, (a, b) in enumerate(zip(*logs, strict=False), 1) if a != b]
     if len(logs[0]) != len(logs[1]):
