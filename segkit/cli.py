@@ -206,27 +206,57 @@ def compare(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The YAML file of the experiment.")] = None,
     overrides: Overrides = None,
     losses: Annotated[str | None, typer.Option(help="Names of losses or recipes, separated by commas.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each loss; three or more to say anything of losses.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each loss [3]; three or more to say anything of losses.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Of k-fold, each judged on its own part.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Compare with this loss only; default: all pairs.")] = None,
-    margin: Annotated[float, typer.Option(min=0, help="Differences inside +- this are equivalent.")] = 0.005,
-    metric: Annotated[str, typer.Option(help="dice or iou.")] = "dice",
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Differences inside +- this are equivalent [0.005].")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="dice, iou, nsd, hd95, ... [dice].")] = None,
+    aa: Annotated[bool, typer.Option("--aa", help="The baseline twice: the noise floor.")] = False,
     from_table: Annotated[Path | None, typer.Option(help="A long table to analyse; nothing is trained.")] = None,
+    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Units at once; default: GPUs, or a quarter of the cores.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the units and the time they take.")] = False,
     out: Annotated[Path, typer.Option(help="The folder of the comparison.")] = Path("comparison"),
 ) -> None:
-    """Train each loss with each seed under equal conditions and say which differences are real."""
+    """Train each loss with each seed under equal conditions and say which differences are real.
+
+    What is left out here may be said in the section comparison of the configuration.
+    """
+    import json
+
     from rich.console import Console
 
     from segkit.compare.report import Analysis, compare_table
 
-    analysis = Analysis(metric=metric, baseline=baseline, margin=margin)
+    console = Console()
     if from_table is not None:
-        compare_table(from_table, out, analysis, Console())
-    elif config is None or not losses:
-        raise typer.BadParameter("give --config and --losses, or --from-table")
-    else:
-        from segkit.compare import execute
+        chosen = {"metric": metric, "baseline": baseline, "margin": margin}
+        compare_table(
+            from_table, out, Analysis(**{key: one for key, one in chosen.items() if one is not None}), console
+        )
+        return
+    if config is None:
+        raise typer.BadParameter("give --config, or --from-table")
+    from segkit.compare.execute import Asked
+    from segkit.compare.execute import compare as run
 
-        execute.compare(config, overrides or [], losses.split(","), seeds, out, analysis, Console())
+    given = {
+        "losses": None if losses is None else losses.split(","),
+        "seeds": seeds,
+        "folds": folds,
+        "baseline": baseline,
+        "margin": margin,
+        "metric": metric,
+        "aa": aa or None,
+    }
+    said = [f"comparison.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    run(config, [*(overrides or []), *said], Asked(out, engine, parallel, dry_run), console)
 
 
 @config_app.command("show")

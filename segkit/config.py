@@ -15,6 +15,7 @@ from segkit.config_check import Checker, Table
 from segkit.config_sections import (
     Augment,
     CheckpointsSection,
+    ComparisonSection,
     Config,
     EvaluationSection,
     GeneralSection,
@@ -44,6 +45,7 @@ FIXED = {
     "evaluation": EvaluationSection,
     "logging": LoggingSection,
     "run": RunSection,
+    "comparison": ComparisonSection,
 }
 NAMED = ("data", "split", "model", "optimizer", "schedule")
 DEFAULTS: dict[str, Any] = {
@@ -58,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "evaluation": {},
     "logging": {},
     "run": {},
+    "comparison": {},
 }
 REQUIRED = ("labels", "data", "model", "loss", "optimizer", "train")
 

@@ -121,6 +121,29 @@ class RunSection(Section):
     dir: Path | None = None
 
 
+class ComparisonSection(Section):
+    """Which losses are compared, on what, and how it is judged; see docs/comparing.md.
+
+    losses: names or recipes, or a mapping from labels to anything that `loss` may be. seeds: how many, or which.
+    folds: of k-fold, each judged on its own part; None for the split as it is. repeats: of the k-fold, cut anew.
+    steps, minutes: of each training, in place of what `train` says. sweep: learning rates of which each loss takes the
+    one that does best on the validation part. aa: the baseline once more under another name, with other seeds.
+    """
+
+    losses: list[str] | dict[str, Any] = []
+    seeds: Count | list[Annotated[int, Field(ge=0)]] = 3
+    folds: Annotated[int, Field(ge=2)] | None = None
+    repeats: Count = 1
+    metric: str = "dice"
+    baseline: str | None = None
+    family: Literal["all_pairs", "vs_baseline"] | None = None
+    margin: Annotated[float, Field(ge=0)] = 0.005
+    steps: Count | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    sweep: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)] | None = None
+    aa: bool = False
+
+
 class GeneralSection(Section):
     """The keys of the top level that are no section."""
 
@@ -168,6 +191,7 @@ class Config:
     evaluation: EvaluationSection
     logging: LoggingSection
     run: RunSection
+    comparison: ComparisonSection
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data that `check` accepts again; paths are text."""
@@ -175,16 +199,16 @@ class Config:
 
     def digest(self) -> str:
         """12 hexadecimal digits that are the same wherever the same experiment runs: without name, paths, device,
-        run folder, workers and logging."""
-        return hashlib.sha256(json.dumps(self._experiment(), sort_keys=True).encode()).hexdigest()[:12]
+        run folder, workers, logging and what it is compared with."""
+        return hashlib.sha256(json.dumps(self.experiment(), sort_keys=True).encode()).hexdigest()[:12]
 
     def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
         """(key, value here, value there) of all that the digest is of and that differs; None where a key is missing."""
-        mine, theirs = leaves(self._experiment()), leaves(other._experiment())
+        mine, theirs = leaves(self.experiment()), leaves(other.experiment())
         keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         return [(key, mine.get(key), theirs.get(key)) for key in keys]
 
-    def _experiment(self) -> dict[str, Any]:
+    def experiment(self) -> dict[str, Any]:
         content = _plain(self, keep_paths=False)
         for section, key in (
             ("loader", "workers"),
@@ -195,7 +219,7 @@ class Config:
             del content[section][key]
         # paths are no part of an experiment, but other weights to start from are another one
         content["train"]["init"] = None if self.train.init is None else self.train.init.name
-        for key in ("name", "device", "logging", "run"):
+        for key in ("name", "device", "logging", "run", "comparison"):
             del content[key]
         return content
 

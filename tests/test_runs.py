@@ -25,13 +25,15 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"step": 1})
 
-    def full_disk(*_arguments):
+    def full_disk(_content, file):
+        file.write(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match="as it was before: no space"):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path)["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
 class NotPlainData:

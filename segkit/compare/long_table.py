@@ -68,9 +68,10 @@ def read_scores(table: Rows, metric: str, classes: Sequence[str] | None = None) 
     Raises ValueError if columns, cases of a run or classes are missing, rows repeated, or values out of range.
     """
     rows = _checked_rows(table, metric, classes)
-    present = rows.pivot(index=RUN, columns=["case", "class"], values=metric)
+    order = _runs_in_order(rows)
+    present = rows.pivot(index=RUN, columns=["case", "class"], values=metric).loc[order]
     runs = present.index.to_frame(index=False)
-    there = rows.assign(there=1).pivot(index=RUN, columns=["case", "class"], values="there").notna()
+    there = rows.assign(there=1).pivot(index=RUN, columns=["case", "class"], values="there").notna().loc[order]
     fold_cases = _cases_of_folds(rows)
     _check_complete(there, fold_cases)
     names, kinds = rows["case"].unique().tolist(), rows["class"].unique().tolist()
@@ -90,16 +91,26 @@ def read_scores(table: Rows, metric: str, classes: Sequence[str] | None = None) 
     values = np.where(counted, np.where(np.isnan(of_run_present), perfect, of_run_present), np.nan)
     group_of = rows.drop_duplicates("case").set_index("case")["group"]
     codes, groups = pd.factorize(group_of.loc[names])
-    return Scores(
-        metric, runs, kinds, names, codes, groups.tolist(), values, of_run_present, _counts(rows, grid, shape), blocks
-    )
+    counts = _counts(rows, order, grid, shape)
+    return Scores(metric, runs, kinds, names, codes, groups.tolist(), values, of_run_present, counts, blocks)
 
 
-def _counts(rows: Rows, grid: pd.MultiIndex, shape: tuple[int, ...]) -> np.ndarray | None:
+def _runs_in_order(rows: Rows) -> pd.MultiIndex:
+    """Losses as they come first in the table, their seeds and folds from the smallest on."""
+    first = {loss: place for place, loss in enumerate(rows["loss"].unique())}
+    runs = rows[RUN].drop_duplicates().sort_values(["seed", "fold"])
+    return pd.MultiIndex.from_frame(runs.sort_values("loss", key=lambda column: column.map(first), kind="stable"))
+
+
+def _counts(rows: Rows, order: pd.MultiIndex, grid: pd.MultiIndex, shape: tuple[int, ...]) -> np.ndarray | None:
     if not set(COUNTS) <= set(rows.columns):
         return None
     columns = [
-        rows.pivot(index=RUN, columns=["case", "class"], values=name).reindex(columns=grid).to_numpy().reshape(shape)
+        rows.pivot(index=RUN, columns=["case", "class"], values=name)
+        .loc[order]
+        .reindex(columns=grid)
+        .to_numpy()
+        .reshape(shape)
         for name in COUNTS
     ]
     return np.nan_to_num(np.stack(columns, -1).astype(float))

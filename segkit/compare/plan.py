@@ -1,21 +1,33 @@
-"""The units of a comparison: one run folder for each loss and seed."""
+"""What is compared: the design, written down before the first run, and its units, one run folder each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+from filelock import FileLock
+
+from segkit.compare.long_table import METRICS
 from segkit.config import Config, ConfigError
+from segkit.config_sections import leaves
 
 PLANNED = ("loss", "seed", "run.dir")  # what the comparison itself sets for each unit
+AGAIN, AGAIN_SEEDS = " (again)", 1000  # the baseline once more: how it is called, and what is added to its seeds
+SWEEP_SEED = 500  # of the runs that only choose a learning rate
+PLAN = "plan.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit:
-    """One training: which loss, which seed, the configuration that it amounts to, and its folder.
+    """One training: which loss, which seed and fold, the configuration that it amounts to, and its folder.
 
-    part: the part of the split that it is judged on.
+    part: the part of the split that it is judged on. lr: the learning rate that it tries, for a unit that only chooses
+    one.
     """
 
     loss: str
@@ -24,22 +36,95 @@ class Unit:
     part: str
     config: Config
     folder: Path
+    lr: float | None = None
+
+    @property
+    def name(self) -> str:
+        fold = f", fold {self.fold}" if self.fold else ""
+        return f"{self.loss}, " + (f"seed {self.seed}{fold}" if self.lr is None else f"learning rate {self.lr:g}")
 
 
-def unit_folder(out: Path, loss: str, config: Config, split_hash: str) -> Path:
-    """The folder's name holds digests of the configuration and the split, so others are another folder."""
-    return out / "units" / f"{loss}-seed{config.seed}-{config.digest()}-{split_hash[:6]}"
+@dataclass(frozen=True)
+class Design:
+    """The section `comparison` of a configuration, made definite.
+
+    losses: what each label stands for, a value of the key `loss`. family: of the pairs that are tested. baseline: None
+    for none.
+    """
+
+    losses: Mapping[str, Any]
+    seeds: Sequence[int]
+    folds: int | None
+    repeats: int
+    metric: str
+    baseline: str | None
+    family: Literal["all_pairs", "vs_baseline"]
+    margin: float
+    steps: int | None
+    minutes: float | None
+    sweep: Sequence[float] | None
+    aa: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "losses": dict(self.losses), "seeds": list(self.seeds)}
 
 
-def check_losses(losses: Sequence[str], baseline: str | None) -> list[str]:
-    """Names without spaces. Raises ConfigError if one is missing or named twice, or the baseline is none of them."""
-    names = [name.strip() for name in losses]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated or not all(names):
-        raise ConfigError(f"expected names of losses that differ, separated by commas, got {','.join(names)}")
-    if baseline is not None and baseline not in names:
-        raise ConfigError(f"expected --baseline to be one of {', '.join(names)}, got {baseline}")
-    return names
+def make_design(config: Config) -> Design:
+    """Check the section `comparison`. Raises ConfigError for what does not go together."""
+    section = config.comparison
+    losses = _named_losses(section.losses)
+    seeds = list(range(section.seeds)) if isinstance(section.seeds, int) else section.seeds
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ConfigError(f"expected comparison.seeds to be a number or different seeds, got {seeds}")
+    if section.metric not in METRICS:
+        raise ConfigError(f"expected comparison.metric to be one of {', '.join(METRICS)}, got {section.metric}")
+    if not METRICS[section.metric].higher and section.margin == 0.005:
+        raise ConfigError(f"comparison.margin: {section.metric} is in mm; say how many of them are of no interest")
+    if section.baseline is not None and section.baseline not in losses:
+        raise ConfigError(
+            f"expected comparison.baseline (--baseline) to be one of {', '.join(losses)}, got {section.baseline}"
+        )
+    if section.family == "vs_baseline" and section.baseline is None:
+        raise ConfigError("comparison.family: vs_baseline needs comparison.baseline")
+    if section.repeats > 1 and section.folds is None:
+        raise ConfigError("comparison.repeats are those of comparison.folds; say how many folds")
+    if section.steps is not None and section.minutes is not None:
+        raise ConfigError("expected comparison.steps or comparison.minutes as the budget, got both")
+    if section.aa and max(seeds) >= AGAIN_SEEDS:
+        raise ConfigError(f"comparison.aa takes seeds from {AGAIN_SEEDS} on; use smaller ones, got {max(seeds)}")
+    family = section.family or ("all_pairs" if section.baseline is None else "vs_baseline")
+    baseline = section.baseline
+    if section.aa:
+        again = baseline or next(iter(losses))
+        losses = {**losses, f"{again}{AGAIN}": losses[again]}
+    return Design(
+        losses=losses,
+        seeds=seeds,
+        folds=section.folds,
+        repeats=section.repeats,
+        metric=section.metric,
+        baseline=baseline,
+        family=family,
+        margin=section.margin,
+        steps=section.steps,
+        minutes=section.minutes,
+        sweep=section.sweep,
+        aa=section.aa,
+    )
+
+
+def _named_losses(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    if not given:
+        raise ConfigError("expected losses to compare: --losses a,b or comparison.losses")
+    if isinstance(given, Mapping):
+        named = {label.strip(): loss for label, loss in given.items()}
+    else:
+        named = {name.strip(): name.strip() for name in given}
+        if len(named) != len(given):
+            raise ConfigError(f"expected names of losses that differ, separated by commas, got {','.join(given)}")
+    if "" in named or any(label.endswith(AGAIN) for label in named):
+        raise ConfigError(f"expected names of losses that differ, separated by commas, got {','.join(named)}")
+    return named
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -48,3 +133,60 @@ def check_overrides(overrides: Sequence[str]) -> None:
         key = text.partition("=")[0]
         if key in PLANNED or key.startswith("loss."):
             raise ConfigError(f"override '{text}': the comparison sets {key}; use --losses, --seeds and --out")
+
+
+def unit_overrides(design: Design, base: Config, loss: str, seed: int, repeat: int, fold: int | None) -> list[str]:
+    """What makes the configuration of a unit of that of the comparison."""
+    given = {"loss": design.losses[loss], "seed": seed, "comparison": {}, "evaluation.calibration": True}
+    if fold is not None:
+        cut = base.split.args.get("seed", 0) if base.split.name == "kfold" else 0
+        given["split"] = {"name": "kfold", "folds": design.folds, "fold": fold, "seed": cut + repeat}
+        if design.sweep is not None:  # learning rates are chosen on other cases than those that judge
+            given["split"] |= {"test_fold": fold, "fold": (fold + 1) % (design.folds or 1)}
+    if design.steps is not None:
+        given["train.steps"] = design.steps
+    if design.minutes is not None:
+        given["train.max_minutes"] = design.minutes
+    if design.metric not in base.evaluation.metrics:
+        given["evaluation.metrics"] = [*base.evaluation.metrics, design.metric]
+    return [f"{key}={json.dumps(value)}" for key, value in given.items()]
+
+
+def unit_folder(out: Path, loss: str, config: Config, split_hash: str, kind: str = "units") -> Path:
+    """The folder's name holds digests of the configuration and the split, so others are another folder."""
+    name = "".join(letter if letter.isalnum() or letter in "_-." else "-" for letter in loss.replace(AGAIN, "-again"))
+    return out / kind / f"{name}-seed{config.seed}-{config.digest()}-{split_hash[:6]}"
+
+
+# --- the plan on paper -----------------------------------------------------------------------------------------------
+
+
+def write_plan(out: Path, design: Design, base: Config, rules: Mapping[str, Any], finished: int) -> dict[str, Any]:
+    """Write the plan before the first run. If there is one already and it says otherwise, note what was changed and
+    how many units were finished by then; the report shows it. Returns the plan with all its changes."""
+    said = {"design": design.to_dict(), "rules": dict(rules), "configuration": _configuration(base)}
+    said = json.loads(json.dumps(said))
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / PLAN
+    with FileLock(out / "plan.lock"):
+        plan = json.loads(path.read_text()) if path.exists() else {"format": 1, "written": now, "hash": digest, **said}
+        latest = plan["changes"][-1] if plan.get("changes") else plan
+        if latest["hash"] != digest:
+            before, after = (leaves({key: one[key] for key in said}) for one in (latest, said))
+            keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+            differences = [f"{key}: {before.get(key)!r} before, {after.get(key)!r} after" for key in keys]
+            change = {"when": now, "hash": digest, "finished_units": finished, "differences": differences, **said}
+            plan.setdefault("changes", []).append(change)
+        plan.setdefault("changes", [])
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(plan, indent=2) + "\n")
+        temporary.replace(path)
+    return plan
+
+
+def _configuration(base: Config) -> dict[str, Any]:
+    """What all units have in common, without what the comparison sets and without paths."""
+    content = base.experiment()
+    return {key: value for key, value in content.items() if key not in ("loss", "seed")}

@@ -1,18 +1,21 @@
-"""From a long table to comparison.json and a table on the console."""
+"""From a long table to comparison.json, the console, and the pages report.html and report.md."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Console
 
-from segkit.compare.statistics import METRICS, analyse
+from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings
+from segkit.compare.long_table import CHALLENGER, METRICS, from_challenger, read_scores, to_challenger
+from segkit.compare.statistics import analyse
 from segkit.config import ConfigError
+from segkit.report.comparison_page import Material, write_pages
 from segkit.report.tables import print_comparison
 
 
@@ -24,63 +27,121 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class Analysis:
-    """How losses are compared: the metric, the baseline (None: all pairs) and the margin of equivalence."""
+    """How losses are compared: the metric, the baseline (None: all pairs) and the margin of equivalence. again: the
+    label under which the baseline is there once more, and what of."""
 
     metric: str = "dice"
     baseline: str | None = None
     margin: float = 0.005
+    family: Literal["all_pairs", "vs_baseline"] | None = None
+    again: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ConfigError(f"expected --metric to be one of {', '.join(METRICS)}, got {self.metric}")
 
     @property
-    def family(self) -> Literal["all_pairs", "vs_baseline"]:
-        return "all_pairs" if self.baseline is None else "vs_baseline"
+    def pairs(self) -> Literal["all_pairs", "vs_baseline"]:
+        return self.family or ("all_pairs" if self.baseline is None else "vs_baseline")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a comparison knows beside its table.
+
+    foreground: the classes that count; None: all but `background`. failed: names of units that came to no end, and why,
+    by loss. rules: those that scored the table; None if nobody but the table itself knows. plan: see
+    `segkit.compare.plan`. notes: what was noticed before. rates: learning rates that were chosen.
+    """
+
+    foreground: Sequence[str] | None = None
+    failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    rules: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] | None = None
+    notes: Sequence[str] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def compare_table(path: Path, out: Path, analysis: Analysis, console: Console) -> None:
-    """Analyse a long table that anyone may have made. Raises TableError if it is not there or does not fit."""
+    """Analyse a long table that anyone may have made, or one in challengeR's four columns. Raises TableError if it is
+    not there or does not fit."""
     if not path.is_file():
         raise TableError(f"expected a long table at {path}, found nothing")
     table = pd.read_csv(path, dtype={"case": str, "group": str})
+    if set(CHALLENGER) <= set(table.columns):
+        table = from_challenger(table, analysis.metric)
     try:
-        write_comparison(table, out, analysis, None, console)
+        write_comparison(table, out, analysis, Told(), Material(), console)
     except ValueError as error:
         raise TableError(f"{path}: {error}") from error
 
 
 def write_comparison(
-    table: pd.DataFrame,
-    out: Path,
-    analysis: Analysis,
-    foreground: Sequence[str] | None,
-    console: Console,
-    failed: Mapping[str, str] | None = None,
-    rules: Mapping[str, Any] | None = None,
-) -> None:
-    """Analyse, write comparison.json, print.
-
-    foreground: the classes that count; None: all but `background`. failed: runs that ended with an error, and why.
-    rules: those that scored the table; None if nobody but the table itself knows.
-    """
-    result = analyse(
-        table,
-        metric=analysis.metric,
-        baseline=analysis.baseline,
-        family=analysis.family,
-        margin=analysis.margin,
-        classes=foreground,
-    )
-    result["rules"] = dict(rules) if rules is not None else _rules_of(table)
-    result["failed"] = dict(failed or {})
-    result["warnings"] += [
-        f"not in the comparison, because it failed: {run} ({why})" for run, why in result["failed"].items()
-    ]
+    table: pd.DataFrame, out: Path, analysis: Analysis, told: Told, material: Material, console: Console
+) -> dict[str, Any]:
+    """Analyse, write comparison.json, challenger.csv and the pages, print. Returns the contents of comparison.json."""
+    result = analysed(table, analysis, told)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    scores = read_scores(table, analysis.metric, told.foreground)
+    to_challenger(scores).to_csv(out / "challenger.csv", index=False)
+    write_pages(result, scores, material, out)
     print_comparison(result, console)
-    console.print(f"written to {out}")
+    console.print(f"written to {out}", markup=False)
+    return result
+
+
+def analysed(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[str, Any]:
+    """The contents of comparison.json."""
+    tested: Any = table if analysis.again is None else table[table["loss"] != analysis.again[0]]
+    lost = {loss: list(units) for loss, units in told.failed.items()}
+    result = analyse(
+        tested,
+        metric=analysis.metric,
+        baseline=analysis.baseline,
+        family=analysis.pairs,
+        margin=analysis.margin,
+        classes=told.foreground,
+        failed=lost,
+    )
+    if analysis.again is not None:
+        result["noise_floor"] = _noise_floor(table, analysis, told)
+    result["rules"] = dict(told.rules) if told.rules is not None else _rules_of(table)
+    result["failed"] = {name: why for units in told.failed.values() for name, why in units.items()}
+    result["plan"] = None if told.plan is None else dict(told.plan)
+    result["learning_rates"] = dict(told.rates)
+    runs = {loss["name"]: [run["mean"] for run in loss["runs"]] for loss in result["losses"]}
+    result["warnings"] = [
+        *told.notes,
+        *result["warnings"],
+        *identical_runs(runs),
+        *rule_warnings(result["ranks"]),
+        *operating_point_warnings(tested, result["classes"]),
+        *(f"failed: {run} ({why})" for run, why in result["failed"].items()),
+        *(f"changed after the plan was written: {line}" for line in _changes(told.plan)),
+    ]
+    return result
+
+
+def _noise_floor(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[str, Any] | None:
+    """What the analysis says of one loss against itself; None where one of the two has no run."""
+    assert analysis.again is not None
+    again, once = analysis.again
+    both: Any = table[table["loss"].isin([again, once])]
+    if both["loss"].nunique() < 2:
+        return None
+    (pair,) = analyse(
+        both, metric=analysis.metric, baseline=once, margin=analysis.margin, classes=told.foreground, resamples=0
+    )["pairs"]
+    return pair
+
+
+def _changes(plan: Mapping[str, Any] | None) -> list[str]:
+    return [
+        f"{line} (after {change['finished_units']} finished units)"
+        for change in (plan or {}).get("changes", [])
+        for line in change["differences"]
+    ]
 
 
 def _rules_of(table: pd.DataFrame) -> dict[str, Any]:

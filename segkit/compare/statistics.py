@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -161,13 +162,15 @@ def _verdict(interval: Sequence[float], margin: float) -> str:
 
 def _seeds_needed(signs: dict[str, int], study: TwoWay, margin: float, alpha: float) -> int | None:
     """The fewest runs a loss with which the verdict would be another, were difference and spread to stay as they are;
-    None if more than MOST_RUNS."""
+    None if more than MOST_RUNS. More runs never make an interval wider."""
 
     def decided(runs: int) -> bool:
         interval = study.estimate(signs, runs).interval(alpha)
         return interval is not None and _verdict(interval, margin) != "undecided"
 
-    return next((runs for runs in range(2, MOST_RUNS + 1) if decided(runs)), None)
+    numbers = range(2, MOST_RUNS + 1)
+    place = bisect_left(numbers, True, key=decided)
+    return numbers[place] if place < len(numbers) else None
 
 
 def _method(study: TwoWay | Folds, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

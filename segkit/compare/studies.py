@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from segkit.compare.long_table import METRICS, Scores
 
@@ -40,7 +40,7 @@ class Estimate:
     def interval(self, alpha: float = ALPHA) -> list[float] | None:
         if self.df == 0:
             return None
-        half = float(stats.t.ppf(1 - alpha / 2, self.df)) * self.error
+        half = float(special.stdtrit(self.df, 1 - alpha / 2)) * self.error
         return [self.value - half, self.value + half]
 
     @property
@@ -48,7 +48,7 @@ class Estimate:
         """Two-sided; where nothing varies, 1 for no difference and 0 for any."""
         if self.error == 0:
             return float(self.value == 0)
-        return float(2 * stats.t.sf(abs(self.value) / self.error, self.df))
+        return float(2 * special.stdtr(self.df, -abs(self.value) / self.error))
 
 
 def group_values(values: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -237,4 +237,4 @@ def _bartlett(variances: list[float], freedom: list[int]) -> float:
     pooled = (own * df).sum() / total
     factor = 1 + ((1 / df).sum() - 1 / total) / (3 * (len(own) - 1))
     statistic = (total * math.log(pooled) - (df * np.log(own)).sum()) / factor
-    return float(stats.chi2.sf(statistic, len(own) - 1))
+    return float(special.chdtrc(len(own) - 1, statistic))

@@ -1,0 +1,120 @@
+"""What the run folders of finished units hold beside scores: curves, costs, calibration, pictures of disagreement."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from segkit.checkpoint import load as load_checkpoint
+from segkit.compare.long_table import Scores
+from segkit.compare.plan import Unit
+from segkit.report.comparison_page import Material, disagreement
+from segkit.report.overlays import overlay_picture
+from segkit.runs import Run
+from segkit.trained import load_trained
+
+SHOWN = 3  # cases in the picture of disagreement
+MOST_LOSSES = 6  # whose predictions are drawn
+
+
+def gather(units: Sequence[Unit], scores: Scores, means: dict[tuple[str, int, int], float]) -> Material:
+    """means: the score of each run, by loss, seed and fold."""
+    logs = {unit: _log(unit) for unit in units}
+    return Material(
+        curves=_curves(logs),
+        units=_costs(logs, means),
+        calibration=_calibration(units),
+        overlays=_overlays(units, scores),
+    )
+
+
+def _log(unit: Unit) -> list[dict[str, Any]]:
+    file = Run(unit.folder).log_file
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _keys(unit: Unit) -> dict[str, Any]:
+    return {"loss": unit.loss, "seed": unit.seed, "fold": unit.fold}
+
+
+def _curves(logs: dict[Unit, list[dict[str, Any]]]) -> pd.DataFrame | None:
+    rows = [
+        {**_keys(unit), "step": line["step"], **line["validation"]}
+        for unit, lines in logs.items()
+        for line in lines
+        if line["kind"] == "epoch" and "validation" in line
+    ]
+    return pd.DataFrame(rows) if rows else None
+
+
+def _costs(logs: dict[Unit, list[dict[str, Any]]], means: dict[tuple[str, int, int], float]) -> pd.DataFrame:
+    rows = []
+    for unit, lines in logs.items():
+        seconds = load_checkpoint(Run(unit.folder).last)["time"]["training_seconds"]
+        memory = max((line["time"]["memory_peak_mb"] for line in lines if line["kind"] == "step"), default=float("nan"))
+        score = means[unit.loss, unit.seed, unit.fold]
+        rows.append({**_keys(unit), "seconds": seconds, "memory_mb": memory, "score": score})
+    return pd.DataFrame(rows)
+
+
+def _calibration(units: Sequence[Unit]) -> pd.DataFrame | None:
+    """Brier score, NLL and expected calibration error of all pixels together, mean over the runs of each loss."""
+    rows = []
+    for unit in units:
+        scores = json.loads((Run(unit.folder).evaluation(unit.part) / "scores.json").read_text())
+        found = scores.get("calibration")
+        if found is None:
+            return None
+        kind = "toplabel" if "toplabel" in found else "classwise"
+        error = found[kind]["all"]["ece"]
+        if isinstance(error, dict):
+            there = [value for value in error.values() if value is not None]
+            error = sum(there) / len(there) if there else None
+        region = found["regions"]["all"]
+        rows.append({"loss": unit.loss, "brier": region["brier"], "nll": region["nll"], "ece": error})
+    table: Any = pd.DataFrame(rows)  # pandas says too little of its types for a checker
+    return table.groupby("loss", sort=False).mean().reset_index()
+
+
+def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None:
+    """A row for each loss and each of the cases on which they disagree most, by the loss's first run that has it."""
+    trained: dict[Unit, Any] = {}
+    rows, labels = [], None
+    losses = scores.losses[:MOST_LOSSES]
+    chosen = disagreement(scores)[:SHOWN]
+    for one in chosen:
+        for loss in losses:
+            unit = next((unit for unit in units if unit.loss == loss and _judges(unit, scores, one["case"])), None)
+            if unit is None:
+                continue
+            if unit not in trained:
+                trained[unit] = load_trained(Run(unit.folder).last)
+            network = trained[unit]
+            labels = network.labels
+            data = network.data()
+            case = next(case for case in data.source.cases if case.name == one["case"])
+            raw = data.source.read(case)
+            caption = f"{one['case']}: {loss}, seed {unit.seed}; mean of its runs {one['means'][loss]:.3f}"
+            rows.append((caption, raw.image, raw.mask, np.asarray(network.predict(raw))))
+    if not rows or labels is None:
+        return None
+    file = io.BytesIO()
+    Image.fromarray(overlay_picture(rows, labels)).save(file, format="PNG", optimize=True)
+    rule = (
+        f"The {len(chosen)} cases with the largest minus the smallest of the losses' means, over classes and runs; "
+        "each by the first run of each loss."
+    )
+    return file.getvalue(), rule
+
+
+def _judges(unit: Unit, scores: Scores, case: str) -> bool:
+    """Whether the case is among those that judge the unit."""
+    runs = scores.runs
+    place = np.flatnonzero((runs["loss"] == unit.loss) & (runs["seed"] == unit.seed) & (runs["fold"] == unit.fold))
+    return len(place) == 1 and bool((~np.isnan(scores.values[place[0], scores.cases.index(case)])).any())

@@ -1,0 +1,100 @@
+"""What could make a comparison say something that is not so, in plain words."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from segkit.labels import Labels
+from segkit.losses import build_loss
+
+ALIKE = 1 - 1e-9  # cosine of two gradients in float64 from which on they are one direction
+FAVOURED = 1.0  # ranks better than under the other rules
+BIAS = 0.15  # share by which all predicted foreground is more or less than the reference
+
+
+def same_functions(losses: Mapping[str, Sequence[Mapping[str, Any]]], labels: Labels) -> list[str]:
+    """Pairs of labels whose losses have one gradient, up to a factor, on random logits: comparing them compares
+    nothing. losses: the terms of each label. The baseline that is there twice on purpose is left out."""
+    gradients = {label: _gradients(terms, labels) for label, terms in losses.items() if not label.endswith("(again)")}
+    found = []
+    for a, b in itertools.combinations(gradients, 2):
+        if all(_cosine(one, other) > ALIKE for one, other in zip(gradients[a], gradients[b], strict=True)):
+            found.append(
+                f"{a} and {b} are the same function up to a factor: every difference between them is chance or the "
+                "learning rate"
+            )
+    return found
+
+
+def _gradients(terms: Sequence[Mapping[str, Any]], labels: Labels) -> list[torch.Tensor]:
+    """At two moments of the training, in which term weights may differ, with a census of unequal classes."""
+    generator = torch.Generator().manual_seed(0)
+    counts = np.arange(1, len(labels.names) + 1)[None] * 100
+    loss = build_loss([dict(term) for term in terms], labels, census={"pixels": counts, "components": counts}).double()
+    found = []
+    for progress in (0.1, 0.9):
+        logits = 2 * torch.randn(3, labels.channels, 16, 16, generator=generator, dtype=torch.float64)
+        shape = (3, *((labels.channels,) if labels.has_mask_channels else ()), 16, 16)
+        mask = torch.randint(0, 2 if len(shape) == 4 else max(2, len(labels.names)), shape, generator=generator)
+        loss.set_progress(progress)
+        logits.requires_grad_()
+        loss(logits, mask.to(labels.mask_dtype)).backward()
+        assert logits.grad is not None
+        found.append(logits.grad.flatten())
+    return found
+
+
+def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
+
+
+def rule_warnings(ranks: Mapping[str, Any]) -> list[str]:
+    """Losses that the rule of the verdicts ranks clearly better or worse than most other rules do."""
+    rules = ranks["rules"]
+    first, *others = rules
+    found = []
+    for loss, rank in rules[first]["ranks"].items():
+        elsewhere = [rules[name]["ranks"][loss] for name in others if rules[name]["ranks"][loss] is not None]
+        if rank is None or not elsewhere:
+            continue
+        usual = float(np.median(elsewhere))
+        if abs(usual - rank) > FAVOURED:
+            words = "better" if rank < usual else "worse"
+            found.append(
+                f"the rule of the verdicts places {loss} {words} ({rank:g}) than most other rules do ({usual:g}): the "
+                "choice of the rule decides here"
+            )
+    return found
+
+
+def operating_point_warnings(table: Any, classes: Sequence[str]) -> list[str]:
+    """Losses that predict much more or much less foreground than there is: the threshold, or argmax, may suit one loss
+    and not another, and another threshold would turn the order round."""
+    if not {"predicted", "reference"} <= set(table.columns):
+        return []
+    sums = table[table["class"].isin(list(classes))].groupby("loss", sort=False)[["predicted", "reference"]].sum()
+    found = []
+    for loss, row in sums.iterrows():
+        share = row["predicted"] / row["reference"] - 1 if row["reference"] else 0.0
+        if abs(share) > BIAS:
+            more = "more" if share > 0 else "less"
+            found.append(
+                f"{loss} predicts {abs(share):.0%} {more} foreground than there is: its operating point counts into "
+                "its score, and a threshold chosen on validation cases could change it"
+            )
+    return found
+
+
+def identical_runs(runs: Mapping[str, Sequence[float]]) -> list[str]:
+    """Runs of two losses with one and the same score, which different functions do not give."""
+    found = []
+    for (a, first), (b, second) in itertools.combinations(runs.items(), 2):
+        shared = set(first) & set(second)
+        if shared and len(shared) >= min(len(set(first)), len(set(second))):
+            found.append(f"the runs of {a} and {b} have the same scores to the last digit: one and the same training")
+    return found

@@ -1,0 +1,219 @@
+"""The pictures of a comparison of losses, each from the contents of comparison.json or the arrays of its table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from segkit.report.overlays import PALETTE
+
+WIDTH = 7.5
+COLOURS = {"better": "#117733", "worse": "#CC6677", "equivalent": "#0072B2", "undecided": "0.45", None: "0.45"}
+
+
+def forest_figure(result: Mapping[str, Any]) -> Figure:
+    """Differences of all pairs with their adjusted intervals, and the margin within which they are of no interest."""
+    pairs = result["pairs"]
+    figure, axis = _figure(0.42 * len(pairs) + 1.3)
+    axis.axvspan(-result["margin"], result["margin"], color="0.9", zorder=0)
+    axis.axvline(0, color="0.6", linewidth=1)
+    for place, pair in enumerate(reversed(pairs)):
+        colour = COLOURS[pair["verdict"]]
+        if pair["ci95_adjusted"] is not None:
+            axis.plot(pair["ci95_adjusted"], [place, place], color=colour, linewidth=1.5)
+        if pair["ci95"] is not None:
+            axis.plot(pair["ci95"], [place, place], color=colour, linewidth=4)
+        axis.plot(pair["difference"], place, "o", color="white", markeredgecolor=colour, markersize=7)
+    names = [f"{pair['a']} - {pair['b']}" for pair in reversed(pairs)]
+    axis.set_yticks(range(len(pairs)), names, parse_math=False)
+    axis.set_xlabel(f"difference of {result['metric']}, more is better for the first; grey: of no interest")
+    return figure
+
+
+def runs_figure(result: Mapping[str, Any]) -> Figure:
+    """A dot a run, and the mean of each loss with its interval."""
+    losses = result["losses"]
+    figure, axis = _figure(0.42 * len(losses) + 1.2)
+    for place, loss in enumerate(reversed(losses)):
+        scores = [run["mean"] for run in loss["runs"]]
+        if loss["ci95"] is not None:
+            axis.plot(loss["ci95"], [place, place], color="0.75", linewidth=6, solid_capstyle="butt", zorder=0)
+        axis.plot(scores, [place] * len(scores), "o", color="#0072B2", alpha=0.75, markersize=6)
+        axis.plot(loss["mean"], place, "|", color="black", markersize=18, markeredgewidth=2)
+    names = [f"{loss['name']} ({len(loss['runs'])})" for loss in reversed(losses)]
+    axis.set_yticks(range(len(losses)), names, parse_math=False)
+    axis.set_xlabel(f"{result['metric']}: a dot a run, bar the mean, grey its 95 % interval")
+    return figure
+
+
+def ranks_figure(result: Mapping[str, Any]) -> Figure:
+    """Share of resamples in each rank, by the rule of the verdicts."""
+    rules = result["ranks"]["rules"]
+    shares = next(iter(rules.values()))["shares"]
+    table = np.array(list(shares.values()))
+    figure, axis = _figure(0.42 * len(shares) + 1.4)
+    picture = axis.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    _numbers(axis, table, "{:.0%}")
+    axis.set_xticks(range(len(shares)), [str(place + 1) for place in range(len(shares))])
+    axis.set_yticks(range(len(shares)), list(shares), parse_math=False)
+    axis.set_xlabel(f"rank in {result['ranks']['resamples']} resamples of runs and groups of cases")
+    figure.colorbar(picture, ax=axis, shrink=0.8)
+    return figure
+
+
+def rules_figure(result: Mapping[str, Any]) -> Figure:
+    """The rank of each loss under every way of averaging."""
+    rules = result["ranks"]["rules"]
+    losses = [loss["name"] for loss in result["losses"]]
+    table = np.array([[rules[rule]["ranks"][loss] for rule in rules] for loss in losses], dtype=float)
+    figure, axis = _figure(0.42 * len(losses) + 1.6)
+    axis.imshow(table, vmin=1, vmax=max(2, len(losses)), cmap="Blues_r", aspect="auto", alpha=0.8)
+    _numbers(axis, table, "{:g}", colour="black")
+    axis.set_xticks(range(len(rules)), list(rules), rotation=20, parse_math=False)
+    axis.set_yticks(range(len(losses)), losses, parse_math=False)
+    axis.set_xlabel("rank by each way to average cases and classes")
+    return figure
+
+
+def critical_difference_figure(result: Mapping[str, Any]) -> Figure:
+    """Losses along their mean rank, joined where the comparison found no difference between any two of them.
+
+    Mean ranks are those of the resamples; what is joined follows the verdicts, not a test over ranks.
+    """
+    shares = next(iter(result["ranks"]["rules"].values()))["shares"]
+    ranks = {loss: float(np.dot(share, np.arange(1, len(share) + 1))) for loss, share in shares.items()}
+    order = sorted(ranks, key=ranks.__getitem__)
+    told = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["verdict"] in ("better", "worse")}
+    groups = _cliques(order, told)
+    figure, axis = _figure(0.28 * len(order) + 0.16 * len(groups) + 1.1)
+    axis.set_xlim(0.8, len(order) + 0.2)
+    for place, loss in enumerate(order):
+        depth = -0.5 - 0.28 * place
+        axis.plot([ranks[loss]] * 2, [0, depth], color="0.6", linewidth=1)
+        axis.text(ranks[loss], depth, f" {loss} ({ranks[loss]:.2f})", va="center", fontsize=9, parse_math=False)
+    for number, group in enumerate(groups):
+        height = 0.15 + 0.16 * number
+        ends = [ranks[loss] for loss in group]
+        axis.plot([min(ends) - 0.03, max(ends) + 0.03], [height, height], color="black", linewidth=4)
+    axis.axhline(0, color="black", linewidth=1)
+    axis.set_ylim(-0.7 - 0.28 * len(order), 0.35 + 0.16 * len(groups))
+    axis.set_yticks([])
+    axis.set_xlabel("mean rank in the resamples (1 is best); joined: no difference found")
+    for side in ("left", "right", "top"):
+        axis.spines[side].set_visible(False)
+    return figure
+
+
+def _cliques(order: Sequence[str], differing: set[tuple[str, str]]) -> list[list[str]]:
+    """The longest stretches of neighbours of which no two differ."""
+
+    def alike(group: Sequence[str]) -> bool:
+        return not any((a, b) in differing or (b, a) in differing for a, b in itertools.combinations(group, 2))
+
+    found: list[list[str]] = []
+    for start in range(len(order)):
+        end = start + 1
+        while end < len(order) and alike(order[start : end + 1]):
+            end += 1
+        group = list(order[start:end])
+        if len(group) > 1 and not any(set(group) <= set(other) for other in found):
+            found.append(group)
+    return found
+
+
+def classes_figure(values: np.ndarray, loss_of: Sequence[str], losses: Sequence[str], classes: Sequence[str]) -> Figure:
+    """Mean of each loss and class over cases and runs; values: [R, N, C]."""
+    runs = np.asarray(loss_of)
+    table = np.array([[_mean(values[runs == loss][..., number]) for number in range(len(classes))] for loss in losses])
+    cases = [(~np.isnan(values[..., number])).any(0).sum() for number in range(len(classes))]
+    figure, axis = _figure(0.42 * len(losses) + 1.6)
+    best = table - np.nanmean(table, 0)
+    reach = float(np.nanmax(np.abs(best))) or 1.0
+    axis.imshow(best, vmin=-reach, vmax=reach, cmap="PiYG", aspect="auto", alpha=0.7)
+    _numbers(axis, table, "{:.3f}", colour="black")
+    names = [f"{name}\n{count} cases" for name, count in zip(classes, cases, strict=True)]
+    axis.set_xticks(range(len(classes)), names, parse_math=False, rotation=0 if len(classes) < 7 else 60)
+    axis.set_yticks(range(len(losses)), list(losses), parse_math=False)
+    axis.set_xlabel("mean over cases and runs; colour: against the mean of the losses")
+    return figure
+
+
+def paired_figure(a: np.ndarray, b: np.ndarray, names: tuple[str, str], metric: str) -> Figure:
+    """A dot a case: its mean over the runs of one loss over that of another."""
+    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    both = np.concatenate([a, b])
+    low, high = float(np.nanmin(both)), float(np.nanmax(both))
+    axis.plot([low, high], [low, high], color="0.6", linewidth=1)
+    axis.plot(a, b, "o", color="#0072B2", alpha=0.5, markersize=4)
+    above = int((b > a).sum())
+    axis.set_xlabel(f"{metric} of {names[0]}", parse_math=False)
+    axis.set_ylabel(f"{metric} of {names[1]}", parse_math=False)
+    axis.set_title(f"{above} of {len(a)} cases above the line", fontsize=10)
+    return figure
+
+
+def curves_figure(curves: pd.DataFrame, metric: str) -> Figure:
+    """Validation scores over the steps: mean of the runs, and from the lowest to the highest; columns loss, seed, fold,
+    step and the metric."""
+    figure, axis = _figure(3.4)
+    for place, (loss, rows) in enumerate(curves.groupby("loss", sort=False)):
+        found = rows.groupby("step")[metric].agg(["mean", "min", "max"])
+        colour = PALETTE[place % len(PALETTE)]
+        axis.plot(found.index, found["mean"], color=colour, label=str(loss))
+        axis.fill_between(found.index, found["min"], found["max"], color=colour, alpha=0.2, linewidth=0)
+    axis.set_xlabel("step")
+    axis.set_ylabel(f"validation {metric}")
+    _legend(axis)
+    return figure
+
+
+def cost_figure(units: pd.DataFrame, metric: str) -> Figure:
+    """The score of each run over the time that its training took; columns loss, seconds and score."""
+    figure, axis = _figure(3.2)
+    for place, (loss, rows) in enumerate(units.groupby("loss", sort=False)):
+        axis.plot(rows["seconds"] / 60, rows["score"], "o", color=PALETTE[place % len(PALETTE)], label=str(loss))
+    axis.set_xlabel("minutes of training")
+    axis.set_ylabel(metric)
+    _legend(axis)
+    return figure
+
+
+def components_figure(result: Mapping[str, Any]) -> Figure:
+    """Where the scores vary."""
+    parts = result["components"]
+    figure, axis = _figure(0.35 * len(parts) + 1.0)
+    axis.barh(list(parts)[::-1], list(parts.values())[::-1], color="#56B4E9")
+    axis.set_xlabel(f"standard deviation of {result['metric']}")
+    return figure
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _numbers(axis: Axes, table: np.ndarray, form: str, colour: str | None = None) -> None:
+    for row, column in zip(*np.nonzero(~np.isnan(table)), strict=True):
+        value = float(table[row, column])
+        shade = colour or ("white" if value > 0.5 else "black")
+        axis.text(column, row, form.format(value), ha="center", va="center", fontsize=8, color=shade)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if (~np.isnan(values)).any() else float("nan")
+
+
+def _legend(axis: Axes) -> None:
+    legend = axis.legend(fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,216 @@
+"""The report of a comparison: report.html, which holds everything and loads nothing, report.md beside its pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
+
+from segkit.report import comparison_figures as draw
+
+PAIRED = 3  # pairs of losses of which the cases are drawn
+LISTED = 8  # cases in the table of disagreement
+SENTENCES = {
+    "better": "{a} is better than {b}",
+    "worse": "{a} is worse than {b}",
+    "equivalent": "{a} and {b} are equivalent",
+    "undecided": "{a} and {b} are undecided",
+    None: "nothing is said of {a} and {b}",
+}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a report shows beside the analysis; each may be missing.
+
+    curves: loss, seed, fold, step, and the validation scores. units: loss, seed, fold, seconds, memory_mb, score.
+    calibration: loss and the mean of what was measured. overlays: a picture, PNG, and the rule that chose its cases.
+    """
+
+    curves: pd.DataFrame | None = None
+    units: pd.DataFrame | None = None
+    calibration: pd.DataFrame | None = None
+    overlays: tuple[bytes, str] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """name: of its file. words: what is to be seen. png: the file."""
+
+    name: str
+    title: str
+    words: str
+    png: bytes
+
+    @property
+    def embedded(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out: Path) -> None:
+    """Write report.html, report.md and the pictures of the latter. scores: see `segkit.compare.long_table`."""
+    shown = {
+        "result": result,
+        "sentences": sentences(result),
+        "basis": basis(result, scores),
+        "pictures": pictures(result, scores, material),
+        "disagreement": disagreement(scores),
+        "tables": tables(result, material),
+    }
+    environment = Environment(
+        loader=PackageLoader("segkit.report"),
+        autoescape=lambda name: name is not None and "html" in name,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "interval": interval, "p": p_value, "cell": markdown_cell}
+    (out / "report.html").write_text(environment.get_template("comparison.html.j2").render(shown))
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for picture in shown["pictures"]:
+        (out / "figures" / f"{picture.name}.png").write_bytes(picture.png)
+    (out / "report.md").write_text(environment.get_template("comparison.md.j2").render(shown))
+
+
+def sentences(result: Mapping[str, Any]) -> list[str]:
+    """The verdicts, decided ones first."""
+    if result["scope"] == "checkpoints":
+        return ["One run a loss says nothing of losses: what follows is about these checkpoints only."]
+    order = ["better", "worse", "equivalent", "undecided", None]
+    found = []
+    for pair in sorted(result["pairs"], key=lambda pair: order.index(pair["verdict"])):
+        words = SENTENCES[pair["verdict"]].format(a=pair["a"], b=pair["b"])
+        more = f" by {abs(pair['difference']):.4f}" if pair["verdict"] in ("better", "worse") else ""
+        if pair["verdict"] == "undecided" and "seeds_needed" in pair:
+            needed = pair["seeds_needed"]
+            more = f"; about {needed} seeds would decide" if needed else "; more seeds alone would not decide"
+        if pair["verdict"] == "equivalent":
+            more = f" within {result['margin']:g}"
+        why = f" ({pair['reason']})" if pair.get("reason") else ""
+        found.append(f"{words}{more}{why}.")
+    return found
+
+
+def basis(result: Mapping[str, Any], scores: Any) -> str:
+    """What every number rests on."""
+    runs = ", ".join(f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"])
+    return f"{result['cases']} cases in {result['groups']} groups, {len(scores.classes)} classes; runs: {runs}"
+
+
+def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list[Picture]:
+    """All that there is to draw."""
+    on = basis(result, scores)
+    ranked = result["ranks"]["resamples"] and all(one.get("shares") for one in result["ranks"]["rules"].values())
+    metric, several = result["metric"], len(result["losses"]) > 1
+    loss_of = scores.runs["loss"].tolist()
+    drawn: list[tuple[Any, str, str, str, Callable[[], Figure]]] = [
+        (several, "forest", "Differences", f"Thin: adjusted for all pairs, which gives the verdict; thick: 95 %. {on}.",
+         lambda: draw.forest_figure(result)),
+        (True, "runs", "Runs", f"{on}.", lambda: draw.runs_figure(result)),
+        (several and ranked, "critical-difference", "Ranks", f"{on}.", lambda: draw.critical_difference_figure(result)),
+        (several and ranked, "ranks", "How stable the ranks are", f"{on}.", lambda: draw.ranks_figure(result)),
+        (several, "rules", "Ranks by other rules", rule_words(result), lambda: draw.rules_figure(result)),
+        (True, "classes", "Classes", f"Mean {metric}. {on}.",
+         lambda: draw.classes_figure(scores.values, loss_of, scores.losses, scores.classes)),
+        (True, "components", "Where scores vary", f"{on}.", lambda: draw.components_figure(result)),
+        (material.curves is not None, "curves", "Training",
+         "Validation scores while training: mean of the runs, and the range from the lowest to the highest.",
+         lambda: draw.curves_figure(_there(material.curves), "iou" if metric == "iou" else "dice")),
+        (material.units is not None, "cost", "Cost", "A dot a run.",
+         lambda: draw.cost_figure(_there(material.units), metric)),
+    ]  # fmt: skip
+    found = [Picture(name, title, words, _png(make())) for there, name, title, words, make in drawn if there]
+    for a, b in list(itertools.combinations(scores.losses, 2))[:PAIRED]:
+        first, second = case_means(scores, a), case_means(scores, b)
+        both = ~np.isnan(first) & ~np.isnan(second)
+        if both.any():
+            figure = draw.paired_figure(first[both], second[both], (a, b), metric)
+            name = f"paired-{len(found)}"
+            found.append(
+                Picture(name, f"Cases: {a} and {b}", "A dot a case, its mean over classes and runs.", _png(figure))
+            )
+    if material.overlays is not None:
+        png, rule = material.overlays
+        found.append(Picture("overlays", "Where the losses disagree most", rule, png))
+    return found
+
+
+def rule_words(result: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name}: {one['words']}" for name, one in result["ranks"]["rules"].items()) + "."
+
+
+def case_means(scores: Any, loss: str) -> np.ndarray:
+    """A case's mean over classes and the runs of a loss, [N]; NaN where nothing counts."""
+    values = scores.values[(scores.runs["loss"] == loss).to_numpy()]
+    counted = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(counted, values, 0.0).sum((0, 2)) / np.where(counted.any((0, 2)), counted.sum((0, 2)), np.nan)
+
+
+def disagreement(scores: Any) -> list[dict[str, Any]]:
+    """The cases on which the losses' means are furthest apart, the most so first."""
+    means = np.stack([case_means(scores, loss) for loss in scores.losses])
+    spread = np.where(np.isnan(means).any(0), -np.inf, means.max(0) - means.min(0))
+    order = np.argsort(-spread, kind="stable")[:LISTED]
+    return [
+        {
+            "case": scores.cases[place],
+            "spread": float(spread[place]),
+            "means": dict(zip(scores.losses, means[:, place].tolist(), strict=True)),
+        }
+        for place in order
+        if np.isfinite(spread[place])
+    ]
+
+
+def tables(result: Mapping[str, Any], material: Material) -> dict[str, pd.DataFrame]:
+    """Further tables, by their title."""
+    found = {}
+    if material.units is not None:
+        grouped: Any = material.units.groupby("loss", sort=False)[["seconds", "memory_mb"]].mean()
+        found["Cost: mean of the runs"] = grouped.reset_index()
+    if material.calibration is not None:
+        found["Calibration: mean of the runs"] = material.calibration
+    rates = result.get("learning_rates")
+    if rates:
+        found["Learning rates chosen on the validation part"] = pd.DataFrame(rates.items(), columns=["loss", "rate"])
+    return found
+
+
+def _there(table: pd.DataFrame | None) -> pd.DataFrame:
+    assert table is not None
+    return table
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
+def number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.4f}"
+
+
+def interval(ends: list[float] | None, sign: str = "") -> str:
+    return "-" if ends is None else f"{ends[0]:{sign}.4f} to {ends[1]:{sign}.4f}"
+
+
+def p_value(value: float | None) -> str:
+    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def markdown_cell(value: Any) -> str:
+    """Text that ends no cell, starts no tag and calls for no picture."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    for letter in "\\`*_[]<>|!":
+        text = text.replace(letter, f"\\{letter}")
+    return " ".join(text.split())

@@ -1,0 +1,484 @@
+"""A comparison beyond its test: folds, ranks, guards, the plan, who trains what, and the report."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from scipy import stats
+from test_statistics import long_table, simulated
+from test_tools import TINY, tool
+
+from segkit import Labels
+from segkit.compare.claims import Claims
+from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings, same_functions
+from segkit.compare.long_table import from_challenger, read_scores, to_challenger
+from segkit.compare.rankings import RULES, Draws, loss_means, rankings
+from segkit.compare.report import Analysis, Told, write_comparison
+from segkit.compare.statistics import analyse
+from segkit.compare.studies import Folds, TwoWay
+from segkit.report.comparison_page import Material
+
+ROOT = Path(__file__).parents[1]
+QUIET = Console(quiet=True)
+
+
+# --- folds -----------------------------------------------------------------------------------------------------------
+
+
+def test_folds_have_the_variance_of_nadeau_and_bengio():
+    """The reference's numbers: five folds, mean 0.016, variance 1.3e-4, t 2.092 with 4 degrees of freedom."""
+    differences = np.array([0.01, 0.02, 0.03, 0.00, 0.02])
+    a, b = ([np.array([value]) for value in values] for values in (0.5 + differences, np.full(5, 0.5)))
+    estimate = Folds({"a": a, "b": b}, tested=20, cases=100, groups=100).estimate({"a": 1, "b": -1})
+    assert estimate.value == pytest.approx(0.016)
+    assert estimate.error == pytest.approx(np.sqrt(0.45 * 1.3e-4))
+    assert estimate.df == 4
+    assert estimate.p == pytest.approx(0.105, abs=5e-4)
+
+
+def folded(generator, folds=5, repeats=1, seeds=1, cases=40, shift=0.0):
+    """Two losses over repeated k-fold: each repetition cuts the same cases anew."""
+    rows, case = [], generator.uniform(0.5, 0.9, cases)
+    for repeat in range(repeats):
+        for fold, part in enumerate(np.array_split(generator.permutation(cases), folds)):
+            for loss in "ab":
+                for seed in range(seeds):
+                    run = generator.normal(0, 0.004) + (shift if loss == "a" else 0)
+                    rows += [
+                        (loss, seed, repeat * folds + fold, f"c{n}", "organ", case[n] + run + generator.normal(0, 0.01))
+                        for n in part
+                    ]
+    return pd.DataFrame(rows, columns=["loss", "seed", "fold", "case", "class", "dice"])
+
+
+@pytest.mark.parametrize(("repeats", "seeds"), [(1, 1), (1, 3), (3, 1)])
+def test_k_fold_tables_are_judged_by_folds(repeats, seeds):
+    table = folded(np.random.default_rng(0), repeats=repeats, seeds=seeds, shift=0.05)
+    result = analyse(table)
+    means = table.groupby(["loss", "fold", "seed"])["dice"].mean().groupby(["loss", "fold"]).mean()
+    differences = (means["a"] - means["b"]).to_numpy()
+    (pair,) = result["pairs"]
+    error = np.sqrt((1 / len(differences) + 0.25) * differences.var(ddof=1))
+    assert pair["difference"] == pytest.approx(differences.mean())
+    assert pair["p"] == pytest.approx(2 * stats.t.sf(differences.mean() / error, len(differences) - 1))
+    assert pair["verdict"] == "better"
+    assert "new training sets" in result["method"]["speaks_of"]
+    assert {run["fold"] for run in result["losses"][0]["runs"]} == set(range(5 * repeats))
+
+
+def test_every_loss_needs_every_fold():
+    table = folded(np.random.default_rng(1))
+    lacking = table[~((table["loss"] == "b") & (table["fold"] == 3))]
+    with pytest.raises(ValueError, match="b has no run in fold 3"):
+        analyse(lacking)
+
+
+# --- other metrics, other spreads ------------------------------------------------------------------------------------
+
+
+def test_a_smaller_distance_is_better():
+    generator = np.random.default_rng(2)
+    near, far = generator.uniform(1, 2, (2, 3, 60))
+    table = long_table({"near": near, "far": far + 3}).rename(columns={"dice": "hd95"})
+    result = analyse(table, metric="hd95", margin=0.5)
+    (pair,) = result["pairs"]
+    assert (pair["a"], pair["verdict"]) == ("near", "better")
+    assert pair["difference"] == pytest.approx(far.mean() + 3 - near.mean())
+    near_result, far_result = result["losses"]
+    assert near_result["mean"] == pytest.approx(near.mean())
+    assert near_result["ci95"][0] < near.mean() < near_result["ci95"][1]
+    assert far_result["mean"] > near_result["mean"]
+    assert result["ranks"]["rules"]["class_case"]["ranks"] == {"near": 1, "far": 2}
+
+
+def test_an_absent_structure_that_is_rightly_not_found_has_no_distance():
+    table = long_table({"a": [[2.0, np.nan]], "b": [[2.0, 40.0]]}).rename(columns={"dice": "hd95"})
+    assert [loss["mean"] for loss in analyse(table, metric="hd95")["losses"]] == [1.0, 21.0]
+
+
+def test_unequal_spreads_count_half_and_are_told():
+    """Against the formula: each loss's variance is the mean of its own and the pooled one."""
+    case = np.linspace(0.3, 0.7, 40)
+    runs = {"a": np.array([0.0, 0.04, -0.04, 0.02]), "b": np.array([0.1, 0.101, 0.0995, 0.1002])}
+    values = {loss: np.add.outer(means, case) for loss, means in runs.items()}
+    study = TwoWay(values)
+    assert study.equal_p == pytest.approx(stats.bartlett(*runs.values()).pvalue)
+    own = {loss: means.var(ddof=1) for loss, means in runs.items()}
+    parts = {loss: (0.5 * own[loss] + 0.5 * own[loss]) / 4 for loss in runs}  # pooled: half of each loss's own, for two
+    estimate = study.estimate({"a": 1, "b": -1})
+    assert estimate.error**2 == pytest.approx(sum(parts.values()))
+    assert estimate.df == pytest.approx(sum(parts.values()) ** 2 / sum(part**2 / 3 for part in parts.values()))
+    assert any("spread unequally" in words for words in analyse(long_table(values))["warnings"])
+
+
+def test_a_failed_run_leaves_its_loss_undecided():
+    values = simulated(np.random.default_rng(3), 3, 3, 60, shift=0.1)
+    before = analyse(long_table(values))["pairs"]
+    after = analyse(long_table(values), failed={"loss0": ["loss0, seed 3"]})["pairs"]
+    assert [pair["verdict"] for pair in before][:2] == ["better", "better"]
+    assert [pair["verdict"] for pair in after][:2] == ["undecided", "undecided"]
+    assert "runs of loss0 (1) failed" in after[0]["reason"]
+    assert after[2] == before[2]
+
+
+def test_the_seeds_that_would_decide_do():
+    """Were difference and spread to stay as they are: with so many runs the interval excludes 0, with one less not."""
+    study = TwoWay(simulated(np.random.default_rng(5), 2, 3, 100, shift=0.012, run_sd=0.008))
+    (pair,) = analyse(long_table(study.samples))["pairs"]
+    needed = pair["seeds_needed"]
+    assert pair["verdict"] == "undecided"
+    inside = [study.estimate({"loss0": 1, "loss1": -1}, runs).interval() for runs in (needed - 1, needed)]
+    assert inside[0][0] <= 0 < inside[1][0]
+    assert study.estimate({"loss0": 1, "loss1": -1}, 3) == study.estimate({"loss0": 1, "loss1": -1})
+
+
+def test_components_are_those_that_made_the_scores():
+    """Of many simulated cases and runs: runs 0.03, loss x case 0.01, the rest 0.02."""
+    generator = np.random.default_rng(6)
+    values = simulated(generator, 6, 40, 400, run_sd=0.03)
+    parts = TwoWay(values).components()
+    assert parts["run"] == pytest.approx(0.03, rel=0.15)
+    assert parts["residual"] == pytest.approx(0.02, rel=0.05)
+    assert parts["loss x group"] == pytest.approx(0.01, rel=0.1)
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def with_counts(generator, losses=2, runs=2, cases=9, classes=("x", "y")):
+    rows = []
+    for loss in range(losses):
+        for seed in range(runs):
+            for case in range(cases):
+                for name in classes:
+                    reference = 0 if (case + (name == "y")) % 4 == 0 else int(generator.integers(5, 50))
+                    predicted = int(generator.integers(0, 50)) if reference or generator.random() < 0.4 else 0
+                    hit = int(generator.integers(0, min(reference, predicted) + 1))
+                    whole = predicted + reference
+                    dice = 2 * hit / whole if whole else np.nan
+                    key = (f"l{loss}", seed, 0, f"c{case}", f"g{case // 2}", name)
+                    rows.append((*key, hit, predicted, reference, dice))
+    columns = [*("loss", "seed", "fold", "case", "group", "class"), *("tp", "predicted", "reference", "dice")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def by_rule(table, rule, loss, seed):
+    """The score of a run by each rule, with loops over the table."""
+    own = table[(table["loss"] == loss) & (table["seed"] == seed)]
+    counted = table[table["dice"].notna()].groupby(["case", "class"]).size().index
+    filled = dict(zip(zip(own["case"], own["class"], strict=True), own["dice"], strict=True))
+    value = {(case, name): (1.0 if np.isnan(filled[case, name]) else filled[case, name]) for case, name in counted}
+    names = sorted({name for _case, name in counted})
+    sums = own.groupby("class")[["tp", "predicted", "reference"]].sum()
+    if rule == "global":
+        return np.mean([2 * sums["tp"][n] / (sums["predicted"][n] + sums["reference"][n]) for n in names])
+    if rule == "micro":
+        return 2 * sums["tp"].sum() / (sums["predicted"].sum() + sums["reference"].sum())
+    if rule == "case_class":
+        cases = sorted({case for case, _name in counted})
+        return np.mean([np.mean([value[c, n] for n in names if (c, n) in value]) for c in cases])
+    if rule == "present":
+        return np.mean(
+            [np.mean([v for (c, n), v in filled.items() if n == name and not np.isnan(v)]) for name in names]
+        )
+    if rule == "groups":
+        group = own.drop_duplicates("case").set_index("case")["group"]
+        found = []
+        for name in names:
+            members = {}
+            for (case, of), one in value.items():
+                if of == name:
+                    members.setdefault(group[case], []).append(one)
+            found.append(np.mean([np.mean(ones) for ones in members.values()]))
+        return np.mean(found)
+    of_class = np.median if rule == "median" else np.mean
+    return np.mean([of_class([one for (_case, of), one in value.items() if of == name]) for name in names])
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_rules_are_what_they_say(rule):
+    table = with_counts(np.random.default_rng(7))
+    scores = read_scores(table, "dice")
+    found = RULES[rule][0](scores, np.ones((1, len(scores.cases))))[0]
+    expected = [by_rule(table, rule, run.loss, run.seed) for run in scores.runs.itertuples()]
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_weights_are_copies_of_cases(rule):
+    """A case drawn twice counts as one that is there twice."""
+    table = with_counts(np.random.default_rng(8))
+    scores = read_scores(table, "dice")
+    weights = np.zeros((1, len(scores.cases)))
+    chosen = {0: 2, 1: 2, 2: 1, 3: 1, 6: 3, 7: 3}  # whole groups, as they are drawn
+    parts = []
+    for place, times in chosen.items():
+        weights[0, place] = times
+        case = table[table["case"] == scores.cases[place]]
+        parts += [
+            case.assign(case=case["case"] + f"copy{copy}", group=case["group"] + f"copy{copy}") for copy in range(times)
+        ]
+    copied = read_scores(pd.concat(parts, ignore_index=True), "dice")
+    expected = RULES[rule][0](copied, np.ones((1, len(copied.cases))))
+    np.testing.assert_allclose(RULES[rule][0](scores, weights), expected)
+
+
+def test_the_bootstrap_draws_runs_and_groups_alike():
+    """Its spread is that of the two-way estimate; and the same seed gives the same draws."""
+    values = simulated(np.random.default_rng(9), 2, 30, 120, run_sd=0.02)
+    scores = read_scores(long_table(values), "dice")
+    found = rankings(scores, [("loss0", "loss1")], 2000, 1)
+    estimate = TwoWay(values).estimate({"loss0": 1, "loss1": -1})
+    low, high = found["pairs"][0]["ci95_bootstrap"]
+    assert (high - low) / (2 * 1.96 * estimate.error) == pytest.approx(1, abs=0.12)
+    assert found == rankings(scores, [("loss0", "loss1")], 2000, 1)
+    shares = found["rules"]["class_case"]["shares"]
+    np.testing.assert_allclose([sum(share) for share in shares.values()], 1)
+
+
+def test_the_mean_of_a_loss_is_that_of_its_drawn_runs():
+    scores = read_scores(with_counts(np.random.default_rng(10), runs=3), "dice")
+    of_runs = RULES["class_case"][0](scores, np.ones((1, 9)))[0]
+    drawn = Draws(np.array([[2.0, 0, 1, 1, 1, 1]]), np.ones((1, 9)))
+    expected = [(2 * of_runs[0] + of_runs[2]) / 3, of_runs[3:].mean()]
+    np.testing.assert_allclose(loss_means(scores, RULES["class_case"][0], drawn)[0], expected)
+
+
+# --- challengeR ------------------------------------------------------------------------------------------------------
+
+
+def test_tables_of_challenger_come_in_and_go_out():
+    given = pd.DataFrame(
+        [("t", f"c{c}", f"a{a}", 0.5 + 0.01 * c + 0.1 * a) for c in range(12) for a in range(2)],
+        columns=["task", "case", "algorithm", "value"],
+    )
+    result = analyse(from_challenger(given, "dice"))
+    assert result["scope"] == "checkpoints"
+    back = to_challenger(read_scores(from_challenger(given, "dice"), "dice"))
+    merged = given.merge(back, on=["case", "algorithm"], suffixes=("", "_back"))
+    assert len(merged) == len(given)
+    np.testing.assert_allclose(merged["value"], merged["value_back"])
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+
+def test_functions_that_are_the_same_are_named():
+    labels = Labels(["background", "a", "b"])
+    term = {"name": "dice", "weight": 1.0}
+    losses = {
+        "dice": [term],
+        "half a dice": [{**term, "weight": 0.5}],
+        "jaccard": [{"name": "jaccard", "weight": 1.0}],
+        "tversky": [{"name": "tversky", "weight": 1.0, "alpha": 0.5, "beta": 0.5}],
+        "dice (again)": [term],
+    }
+    told = " ".join(same_functions(losses, labels))
+    assert "dice and half a dice are the same function" in told
+    assert "dice and tversky are the same function" in told
+    assert "jaccard" not in told
+    assert "again" not in told
+
+
+def test_a_rule_that_decides_and_an_operating_point_are_told():
+    ranks = {
+        "rules": {
+            name: {"ranks": {"x": 1 if name == "class_case" else 3}} for name in ("class_case", "micro", "median")
+        }
+    }
+    (told,) = rule_warnings(ranks)
+    assert "places x better (1) than most other rules do (3)" in told
+    table = pd.DataFrame({"loss": ["x", "y"], "class": ["a", "a"], "predicted": [150, 100], "reference": [100, 100]})
+    (told,) = operating_point_warnings(table, ["a"])
+    assert told.startswith("x predicts 50% more foreground")
+    (told,) = identical_runs({"a": [0.1, 0.2], "b": [0.2, 0.1], "c": [0.3, 0.4]})
+    assert "runs of a and b have the same scores" in told
+
+
+# --- the command: design, plan, units --------------------------------------------------------------------------------
+
+
+def compare(folder, *arguments, code=0):
+    return tool("compare", "--config", "tiny.yaml", "--out", "out", *arguments, code=code, folder=folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", "steps: 2"))
+    return tmp_path
+
+
+def test_a_design_in_yaml_with_folds_specs_and_the_noise_floor(folder):
+    text = (folder / "tiny.yaml").read_text()
+    section = """\
+comparison:
+  losses: {dice: dice, soft: [{name: dice, weight: 0.7}, {name: cross_entropy, weight: 0.3}]}
+  seeds: [4]
+  folds: 3
+  metric: iou
+  baseline: dice
+  aa: true
+"""
+    (folder / "tiny.yaml").write_text(text + section)
+    assert "9 units, 9 to be trained" in compare(folder, "--dry-run")
+    assert not (folder / "out").exists()
+    printed = compare(folder)
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [("soft", "dice")]
+    assert result["noise_floor"]["a"] == "dice (again)"
+    assert {(run["seed"], run["fold"]) for run in result["losses"][0]["runs"]} == {(4, 0), (4, 1), (4, 2)}
+    assert result["cases"] == 24  # each case of the 24 judges one fold
+    assert "t test over folds" in printed
+    page = (folder / "out" / "report.html").read_text()
+    assert "soft and dice are" in page
+    assert "The noise floor" in page
+    assert "minutes of training" in compare(folder, "--dry-run", "comparison.seeds=[4, 5]")
+
+
+def test_a_plan_that_is_changed_says_so(folder):
+    compare(folder, "--losses", "dice", "--seeds", "1")
+    plan = json.loads((folder / "out" / "plan.json").read_text())
+    assert plan["changes"] == []
+    printed = compare(folder, "--losses", "dice", "--seeds", "2", "--margin", "0.01")
+    assert "the plan was changed after 1 units" in " ".join(printed.split())
+    plan = json.loads((folder / "out" / "plan.json").read_text())
+    (change,) = plan["changes"]
+    assert "design.margin: 0.005 before, 0.01 after" in change["differences"]
+    assert change["hash"] != plan["hash"]
+    assert "changed after the plan was written: design.margin" in (folder / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("losses: [dice], metric: hd95", "is in mm"),
+        ("losses: [dice], repeats: 2", "say how many folds"),
+        ("losses: [dice], steps: 3, minutes: 1", "got both"),
+        ("losses: [dice], seeds: [1, 1]", "different seeds"),
+        ("losses: [dice], family: vs_baseline", "needs comparison.baseline"),
+        ("losses: {a: {name: dcie}}", "dcie"),
+        ("seeds: 2", "expected losses to compare"),
+    ],
+)
+def test_designs_that_do_not_go_together(folder, section, message):
+    (folder / "tiny.yaml").write_text((folder / "tiny.yaml").read_text() + f"comparison: {{{section}}}\n")
+    assert message in compare(folder, code=2)
+    assert not (folder / "out").exists()
+
+
+def test_learning_rates_are_chosen_on_the_validation_part(folder):
+    arguments = ("--losses", "dice,cross_entropy", "--seeds", "1", "comparison.sweep=[1e-9, 0.02]", "train.steps=12")
+    compare(folder, *arguments)
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert result["learning_rates"] == {"dice": 0.02, "cross_entropy": 0.02}
+    assert len(list((folder / "out" / "sweep").glob("*/evaluation/validation/scores.json"))) == 4
+    printed = compare(folder, *arguments, "evaluation.split=validation", code=2)
+    assert "judges here too (validation)" in " ".join(printed.split())
+
+
+def test_several_shells_share_the_units_and_a_killed_one_is_no_loss(folder):
+    """Two processes on one folder, of which one is killed; each unit is trained once, and all of them end."""
+    command = [sys.executable, str(ROOT / "tools" / "compare.py"), "--config", "tiny.yaml", "--out", "out"]
+    command += ["--losses", "dice,cross_entropy", "--seeds", "2", "train.steps=60", "evaluation.overlays=false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    shells = [
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    deadline = time.monotonic() + 60
+    while len(list((folder / "out" / "units").glob("*/log.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    shells[0].send_signal(signal.SIGKILL)
+    shells[0].wait()
+    output = shells[1].communicate(timeout=240)[0].decode()
+    assert shells[1].returncode == 0, output
+    units = list((folder / "out" / "units").glob("*/evaluation/test/scores.json"))
+    assert len(units) == 4
+    for unit in units:
+        steps = [json.loads(line) for line in (unit.parents[2] / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in steps if line["kind"] == "step"][-1] == 60
+
+
+def hold(folder, ready):
+    with Claims().claimed(folder) as ours:
+        assert ours
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_unit_is_claimed_by_one_and_a_dead_one_lets_go(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "unit", ready))
+    other.start()
+    assert ready.wait(60)
+    claims = Claims()
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert not ours
+    other.kill()
+    other.join()
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert ours
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The report on losses and cases whose names are markup."""
+    out = tmp_path_factory.mktemp("pages")
+    values = simulated(np.random.default_rng(11), 3, 3, 60, shift=0.05)
+    table = long_table(values, classes=("organ",))
+    table["case"] = "<script>alert(1)</script>|" + table["case"]
+    table["loss"] = table["loss"].replace({"loss1": "<b>|loss$1$"})
+    write_comparison(table, out, Analysis(), Told(), Material(), QUIET)
+    return out
+
+
+def test_the_page_says_the_verdict_first_and_escapes_names(pages):
+    page = (pages / "report.html").read_text()
+    text = re.sub(r'src="data:[^"]*"', "", page)
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "&lt;script&gt;" in text
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert "http" not in text
+    assert text.index("loss0 is better than") < text.index("<table>")
+    markdown = (pages / "report.md").read_text()
+    assert "<script" not in markdown.replace("\\<script", "")
+    for line in markdown.splitlines():
+        for picture in re.findall(r"\]\(([^)]*)\)", line):
+            assert (pages / picture).exists()
+
+
+def test_the_page_in_a_browser(pages):
+    """It loads nothing, shows every picture, and is no wider than the window."""
+    browser_path = next((path for path in ("/usr/bin/chromium", "/usr/bin/google-chrome") if Path(path).exists()), None)
+    if browser_path is None:
+        pytest.skip("no Chromium on this system")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 900, "height": 800})
+        asked, dialogs = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+        page.goto(f"file://{pages / 'report.html'}")
+        widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
+        assert len(widths) >= 8
+        assert min(widths) > 300
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        assert dialogs == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 900
+        browser.close()
