@@ -20,6 +20,7 @@ from test_tools import TINY, tool
 
 from segkit import Labels
 from segkit.compare.claims import Claims
+from segkit.compare.datasets import over_datasets
 from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings, same_functions
 from segkit.compare.long_table import from_challenger, read_scores, to_challenger
 from segkit.compare.rankings import RULES, Draws, loss_means, rankings
@@ -482,3 +483,47 @@ def test_the_page_in_a_browser(pages):
         assert dialogs == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 900
         browser.close()
+
+
+# --- several data sets ------------------------------------------------------------------------------------------------
+
+
+def means_of(table):
+    return {
+        f"d{n}": {"losses": [{"name": f"l{k}", "mean": m} for k, m in enumerate(row)]} for n, row in enumerate(table)
+    }
+
+
+def test_data_sets_are_the_units_of_friedman_and_nemenyi():
+    """Iman and Davenport's F is that of a two-way analysis of variance of the ranks; 2.569 is the quantile of Nemenyi's
+    test for four at 0.05 (Demšar 2006, table 5)."""
+    table = np.random.default_rng(12).normal([0.5, 0.52, 0.55, 0.6], 0.05, size=(14, 4))
+    result = over_datasets(means_of(table.tolist()), "dice")
+    ranks = stats.rankdata(-table, axis=1)
+    assert list(result["mean_ranks"].values()) == pytest.approx(ranks.mean(0).tolist())
+    between = 14 * ((ranks.mean(0) - 2.5) ** 2).sum() / 3
+    within = ((ranks - ranks.mean(0)) ** 2).sum() / 39
+    assert result["p"] == pytest.approx(stats.f.sf(between / within, 3, 39))
+    assert {pair["p_adjusted"] < 0.05 for pair in result["pairs"]} == {True, False}
+    for pair in result["pairs"]:
+        assert (pair["p_adjusted"] < 0.05) == (abs(pair["rank_difference"]) > 2.569 * np.sqrt(4 * 5 / (6 * 14)))
+    few = over_datasets(means_of(table[:4].tolist()), "dice")
+    assert (few["p"], few["reason"]) == (None, "4 data sets; a test over them needs 5")
+    two = over_datasets(means_of(table[:, :2].tolist()), "dice")
+    assert two["p"] == pytest.approx(stats.wilcoxon(*table[:, :2].T).pvalue)
+    with pytest.raises(ValueError, match="got l0 in d1"):
+        over_datasets({**means_of([[0.5, 0.6]]), "d1": means_of([[0.5]])["d0"]}, "dice")
+
+
+def test_a_table_of_several_tasks(tmp_path):
+    rows = [
+        (f"task {t}", f"c{c}", f"a{a}", 0.5 + 0.01 * c + 0.05 * a + 0.02 * t * (a == 1))
+        for t in range(5) for c in range(12) for a in range(3)
+    ]  # fmt: skip
+    pd.DataFrame(rows, columns=["task", "case", "algorithm", "value"]).to_csv(tmp_path / "table.csv", index=False)
+    printed = tool("compare", "--from-table", "table.csv", "--out", "out", folder=tmp_path)
+    result = json.loads((tmp_path / "out" / "datasets.json").read_text())
+    assert len(result["datasets"]) == 5
+    assert min(result["mean_ranks"], key=result["mean_ranks"].get) in ("a1", "a2")
+    assert "Friedman over data sets" in printed
+    assert (tmp_path / "out" / "task-3" / "report.html").exists()

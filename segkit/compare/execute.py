@@ -113,10 +113,11 @@ def report(units: Sequence[Unit], design: Design, told: Told, out: Path, console
     """The long table of finished units, what it says, and the pages."""
     table = pd.concat([unit_rows(unit, design.metric) for unit in units], ignore_index=True)
     table.to_csv(out / "cases.csv", index=False)
-    scores = read_scores(table, design.metric, told.foreground)
+    again = next((label for label in design.losses if label.endswith(AGAIN)), None)
+    tested: Any = table[table["loss"] != again]
+    scores = read_scores(tested, design.metric, told.foreground)
     runs = zip(*(scores.runs[name].tolist() for name in COLUMNS), strict=True)
     means = dict(zip(runs, np.nanmean(np.nanmean(scores.values, 1), 1).tolist(), strict=True))
-    again = next((label for label in design.losses if label.endswith(AGAIN)), None)
     analysis = Analysis(
         design.metric,
         design.baseline,
@@ -124,7 +125,9 @@ def report(units: Sequence[Unit], design: Design, told: Told, out: Path, console
         design.family,
         None if again is None else (again, again.removesuffix(AGAIN)),
     )
-    write_comparison(table, out, analysis, told, gather(units, scores, means), console)
+    write_comparison(
+        table, out, analysis, told, gather([unit for unit in units if unit.loss != again], scores, means), console
+    )
 
 
 def _engine(asked: Asked, design: Design) -> Engine:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import pandas as pd
 from rich.console import Console
 
+from segkit.compare.datasets import over_datasets
 from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings
 from segkit.compare.long_table import CHALLENGER, METRICS, from_challenger, read_scores, to_challenger
 from segkit.compare.statistics import analyse
 from segkit.config import ConfigError
 from segkit.report.comparison_page import Material, write_pages
-from segkit.report.tables import print_comparison
+from segkit.report.tables import print_comparison, print_datasets
 
 
 class TableError(ValueError):
@@ -67,13 +68,31 @@ def compare_table(path: Path, out: Path, analysis: Analysis, console: Console) -
     not there or does not fit."""
     if not path.is_file():
         raise TableError(f"expected a long table at {path}, found nothing")
-    table = pd.read_csv(path, dtype={"case": str, "group": str})
+    table: Any = pd.read_csv(path, dtype={"case": str, "group": str})
     if set(CHALLENGER) <= set(table.columns):
         table = from_challenger(table, analysis.metric)
+    names = table["dataset"].astype(str).unique() if "dataset" in table.columns else []
     try:
-        write_comparison(table, out, analysis, Told(), Material(), console)
+        if len(names) < 2:
+            write_comparison(table, out, analysis, Told(), Material(), console)
+        else:
+            _compare_datasets(table, names, out, analysis, console)
     except ValueError as error:
         raise TableError(f"{path}: {error}") from error
+
+
+def _compare_datasets(table: Any, names: Sequence[str], out: Path, analysis: Analysis, console: Console) -> None:
+    """A comparison in a folder for each data set, and what all of them say together in datasets.json."""
+    results = {}
+    for name in names:
+        console.rule(name)
+        folder = out / "".join(letter if letter.isalnum() or letter in "_-." else "-" for letter in name)
+        own = table[table["dataset"].astype(str) == name]
+        results[name] = write_comparison(own, folder, analysis, Told(), Material(), console)
+    together = over_datasets(results, analysis.metric)
+    (out / "datasets.json").write_text(json.dumps(together, indent=2, allow_nan=False) + "\n")
+    console.rule(f"{len(names)} data sets")
+    print_datasets(together, console)
 
 
 def write_comparison(
@@ -83,7 +102,7 @@ def write_comparison(
     result = analysed(table, analysis, told)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    scores = read_scores(table, analysis.metric, told.foreground)
+    scores = read_scores(_tested(table, analysis), analysis.metric, told.foreground)
     to_challenger(scores).to_csv(out / "challenger.csv", index=False)
     write_pages(result, scores, material, out)
     print_comparison(result, console)
@@ -93,7 +112,7 @@ def write_comparison(
 
 def analysed(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[str, Any]:
     """The contents of comparison.json."""
-    tested: Any = table if analysis.again is None else table[table["loss"] != analysis.again[0]]
+    tested = _tested(table, analysis)
     lost = {loss: list(units) for loss, units in told.failed.items()}
     result = analyse(
         tested,
@@ -121,6 +140,11 @@ def analysed(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[str, A
         *(f"changed after the plan was written: {line}" for line in _changes(told.plan)),
     ]
     return result
+
+
+def _tested(table: Any, analysis: Analysis) -> Any:
+    """The table without the baseline's second appearance, which is in no family."""
+    return table if analysis.again is None else table[table["loss"] != analysis.again[0]]
 
 
 def _noise_floor(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[str, Any] | None:

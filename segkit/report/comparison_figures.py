@@ -31,6 +31,7 @@ def forest_figure(result: Mapping[str, Any]) -> Figure:
         if pair["ci95"] is not None:
             axis.plot(pair["ci95"], [place, place], color=colour, linewidth=4)
         axis.plot(pair["difference"], place, "o", color="white", markeredgecolor=colour, markersize=7)
+    axis.set_ylim(-0.6, len(pairs) - 0.4)
     names = [f"{pair['a']} - {pair['b']}" for pair in reversed(pairs)]
     axis.set_yticks(range(len(pairs)), names, parse_math=False)
     axis.set_xlabel(f"difference of {result['metric']}, more is better for the first; grey: of no interest")
@@ -47,6 +48,7 @@ def runs_figure(result: Mapping[str, Any]) -> Figure:
             axis.plot(loss["ci95"], [place, place], color="0.75", linewidth=6, solid_capstyle="butt", zorder=0)
         axis.plot(scores, [place] * len(scores), "o", color="#0072B2", alpha=0.75, markersize=6)
         axis.plot(loss["mean"], place, "|", color="black", markersize=18, markeredgewidth=2)
+    axis.set_ylim(-0.6, len(losses) - 0.4)
     names = [f"{loss['name']} ({len(loss['runs'])})" for loss in reversed(losses)]
     axis.set_yticks(range(len(losses)), names, parse_math=False)
     axis.set_xlabel(f"{result['metric']}: a dot a run, bar the mean, grey its 95 % interval")
@@ -74,7 +76,7 @@ def rules_figure(result: Mapping[str, Any]) -> Figure:
     losses = [loss["name"] for loss in result["losses"]]
     table = np.array([[rules[rule]["ranks"][loss] for rule in rules] for loss in losses], dtype=float)
     figure, axis = _figure(0.42 * len(losses) + 1.6)
-    axis.imshow(table, vmin=1, vmax=max(2, len(losses)), cmap="Blues_r", aspect="auto", alpha=0.8)
+    axis.imshow(table, vmin=1, vmax=max(2, len(losses)), cmap="Blues_r", aspect="auto", alpha=0.45)
     _numbers(axis, table, "{:g}", colour="black")
     axis.set_xticks(range(len(rules)), list(rules), rotation=20, parse_math=False)
     axis.set_yticks(range(len(losses)), losses, parse_math=False)

@@ -86,6 +86,8 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
         return ["One run a loss says nothing of losses: what follows is about these checkpoints only."]
     order = ["better", "worse", "equivalent", "undecided", None]
     found = []
+    if result["pairs"] and all(pair["verdict"] in ("undecided", None) for pair in result["pairs"]):
+        found.append("No difference between the losses was found, and none was ruled out.")
     for pair in sorted(result["pairs"], key=lambda pair: order.index(pair["verdict"])):
         words = SENTENCES[pair["verdict"]].format(a=pair["a"], b=pair["b"])
         more = f" by {abs(pair['difference']):.4f}" if pair["verdict"] in ("better", "worse") else ""

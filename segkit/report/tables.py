@@ -238,6 +238,21 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
         console.print(f"  warning: {escape(warning)}", style="yellow", highlight=False)
 
 
+def print_datasets(result: Mapping[str, Any], console: Console) -> None:
+    """Print the contents of datasets.json: mean ranks, then what the test over data sets says."""
+    table = Table(title=f"mean rank over {len(result['datasets'])} data sets", title_justify="left")
+    table.add_column("loss")
+    table.add_column("mean rank", justify="right")
+    for loss, rank in sorted(result["mean_ranks"].items(), key=lambda one: one[1]):
+        table.add_row(escape(loss), f"{rank:.2f}")
+    console.print(table)
+    said = result.get("reason") or f"{result['test']}: p {_p(result['p'])}"
+    console.print(f"  {escape(said)}", style="dim", highlight=False)
+    for pair in result["pairs"]:
+        words = f"{pair['a']} - {pair['b']}: ranks differ by {pair['rank_difference']:+.2f}, p {_p(pair['p_adjusted'])}"
+        console.print(f"  {escape(words)}", highlight=False)
+
+
 def _losses_table(result: Mapping[str, Any]) -> Table:
     scale = f"{result['metric']}, {result['cases']} cases in {result['groups']} groups"
     table = Table(title=f"losses by mean {scale}", title_justify="left")

@@ -1,0 +1,80 @@
+"""Losses over several data sets, which then are the units (Demšar 2006): cases of one say nothing of the others."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from segkit.compare.long_table import METRICS
+
+FEW_DATASETS = 5
+
+
+def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Mean ranks of the losses over data sets, Friedman's test in the form of Iman and Davenport (1980), and Nemenyi's
+    test of all pairs; for two losses Wilcoxon's test over data sets.
+
+    results: for each data set the contents of its comparison.json. With fewer than five data sets there are ranks and
+    no test, with the `reason`. Raises ValueError if the data sets do not have the same losses.
+    """
+    losses = sorted({loss["name"] for result in results.values() for loss in result["losses"]})
+    means = {name: {loss["name"]: loss["mean"] for loss in result["losses"]} for name, result in results.items()}
+    for name, found in means.items():
+        if set(found) != set(losses):
+            raise ValueError(
+                f"expected the losses {', '.join(losses)} in every data set, got {', '.join(found)} in {name}"
+            )
+    table = np.array([[found[loss] for loss in losses] for found in means.values()])
+    ranks = stats.rankdata(-table if METRICS[metric].higher else table, axis=1)
+    result: dict[str, Any] = {
+        "datasets": list(results),
+        "means": {name: means[name] for name in results},
+        "mean_ranks": dict(zip(losses, ranks.mean(0).tolist(), strict=True)),
+        "test": None,
+        "p": None,
+        "pairs": [],
+    }
+    if len(results) < FEW_DATASETS or len(losses) < 2:
+        return result | {"reason": f"{len(results)} data sets; a test over them needs {FEW_DATASETS}"}
+    if len(losses) == 2:
+        found: Any = stats.wilcoxon(table[:, 0], table[:, 1])
+        return result | {"test": "Wilcoxon over data sets", "p": float(found.pvalue)}
+    return result | {
+        "test": "Friedman over data sets, as Iman and Davenport have it; pairs by Nemenyi",
+        "p": iman_davenport(ranks),
+        "pairs": nemenyi(ranks, losses),
+    }
+
+
+def iman_davenport(ranks: np.ndarray) -> float:
+    """p of ranks [data sets, losses]."""
+    number, losses = ranks.shape
+    statistic: Any = stats.friedmanchisquare(*ranks.T)
+    chi2 = float(statistic.statistic)
+    left = number * (losses - 1) - chi2
+    if left <= 0:
+        return 0.0
+    return float(stats.f.sf((number - 1) * chi2 / left, losses - 1, (losses - 1) * (number - 1)))
+
+
+def nemenyi(ranks: np.ndarray, losses: Sequence[str]) -> list[dict[str, Any]]:
+    """Difference of mean ranks and p for each pair, adjusted for all of them (Nemenyi 1963)."""
+    number, count = ranks.shape
+    error = math.sqrt(count * (count + 1) / (6 * number))
+    means = dict(zip(losses, ranks.mean(0).tolist(), strict=True))
+    return [
+        {
+            "a": a,
+            "b": b,
+            "rank_difference": means[a] - means[b],
+            "p_adjusted": float(
+                stats.studentized_range.sf(abs(means[a] - means[b]) / error * math.sqrt(2), count, np.inf)
+            ),
+        }
+        for a, b in itertools.combinations(losses, 2)
+    ]
