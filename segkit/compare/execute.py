@@ -93,7 +93,10 @@ def compare(path: Path, overrides: Sequence[str], asked: Asked, console: Console
         engine.run([unit for unit in trials if not finished(unit)], train_unit, console)
         chosen = choose_rates(trials, design)
     units = make_units(path, overrides, design, base, asked.out, chosen)
-    engine.run([unit for unit in units if not finished(unit)], train_unit, console)
+    left = [unit for unit in units if not finished(unit)]
+    if len(left) < len(units):
+        console.print(f"finished before: {len(units) - len(left)} of {len(units)} units", highlight=False)
+    engine.run(left, train_unit, console)
     failed = {unit: reason for unit in units if (reason := failure(unit)) is not None}
     complete = [unit for unit in units if finished(unit)]
     if complete:
