@@ -20,7 +20,7 @@ from segkit.compare.claims import Claims
 from segkit.compare.engines import ENGINES, Engine
 from segkit.compare.gather import gather
 from segkit.compare.guards import same_functions
-from segkit.compare.long_table import read_scores
+from segkit.compare.long_table import METRICS, read_scores
 from segkit.compare.plan import (
     AGAIN,
     AGAIN_SEEDS,
@@ -244,12 +244,13 @@ def _failed_since(unit: Unit, since: float) -> bool:
 
 def choose_rates(trials: Sequence[Unit], design: Design) -> dict[str, float]:
     """For each loss, the learning rate that did best on the validation part. Raises UnitsFailed where none did."""
-    chosen = {}
+    chosen, sign = {}, 1 if METRICS[design.metric].higher else -1
     for loss in design.losses:
         scores = {}
         for unit in trials:
             if unit.loss == loss and finished(unit):
-                scores[unit.lr] = _scores(unit)["mean"]["dice"]
+                score = _scores(unit)["mean"][design.metric]
+                scores[unit.lr] = float("-inf") if score is None else sign * score
         if not scores:
             told = "".join(f"\n  {unit.name}: {failure(unit)}" for unit in trials if unit.loss == loss)
             raise UnitsFailed(f"no learning rate of the sweep came to an end for {loss}:{told}")
