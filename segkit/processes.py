@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -103,4 +104,5 @@ def joined() -> Iterator[Processes]:
         traceback.clear_frames(error.__traceback__)  # what they hold of the group, DDP for one, has to go before it
         raise
     finally:
+        gc.collect()  # modules under DDP lie in cycles
         dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """Training by several processes: the weights, the scores and the files of one."""
 
+import gc
 import itertools
 import json
 import signal
@@ -92,6 +93,7 @@ def train_in_a_process(rank, folder):
     torch.save(first_gradient(experiment_of(processes, torch.float32)), f"{folder}/gradient{rank}.pt")
     accumulated = Run(Path(folder) / "accumulated-2", writes=processes.first)
     fit(experiment_of(processes, torch.float64, steps=10, accumulate=2), accumulated, console=QUIET)
+    gc.collect()  # as `joined` does
     dist.destroy_process_group()
 
 
@@ -155,6 +157,7 @@ def evaluate_in_a_process(rank, folder):
         fit(replace(experiment, batches=endless), run, console=QUIET)
     assert stopped.value.exit_code == 143
     traceback.clear_frames(stopped.tb)  # as `joined` does
+    gc.collect()  # as `joined` does
     dist.destroy_process_group()
 
 
@@ -199,6 +202,7 @@ def resume_in_a_process(rank, folder):
         train("parts", cut=5)
     traceback.clear_frames(cut.tb)
     train("parts", resume=True)
+    gc.collect()  # as `joined` does
     dist.destroy_process_group()
 
 

@@ -428,10 +428,10 @@ def simulations():
 
 
 def test_eight_equal_losses_are_rarely_told_apart():
-    """The short form of the next: 60 comparisons are at most 12 % wrong where 6 % are, with 97 % certainty."""
-    rates = simulations().error_rates(8, 3, 100, 60)
-    assert rates["equal"] <= 0.12
-    assert max(rates["every second wide"], rates["one wide"]) <= 0.17
+    """The short form of the next: of 12 comparisons at most 3 are wrong where 6 % are, with 99 % certainty."""
+    rates = simulations().error_rates(8, 3, 100, 12)
+    assert rates["equal"] <= 0.25
+    assert max(rates["every second wide"], rates["one wide"]) <= 0.34
     assert rates["Wilcoxon"] > 0.5
 
 
