@@ -15,7 +15,7 @@ from segkit.config import Config, ConfigError, Named, Table, check
 from segkit.config import read as read_config
 from segkit.data import SOURCES
 from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
-from segkit.data.cases import Case, Source, data_digest
+from segkit.data.cases import Case, Source
 from segkit.data.loaders import CaseStore, EvaluationSet
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
@@ -70,10 +70,6 @@ class Data:
         """The cases of `train`, `validation` or `test`, in the order of the split."""
         by_name = {case.name: case for case in self.source.cases}
         return [by_name[name] for name in getattr(self.split, part)]
-
-    def digest(self) -> str:
-        """See `data_digest`."""
-        return data_digest(self.source.cases)
 
     def evaluation_set(self, part: str, *, cache: bool) -> EvaluationSet:
         """The cases of a part; `cache` keeps them in memory once read, for a set that is gone through often."""

@@ -27,6 +27,7 @@ from segkit.class_weights import Weighted, with_class_weights
 from segkit.compiled import Compiled
 from segkit.config import Config, ConfigError
 from segkit.data.augment import NoAugment
+from segkit.data.cases import data_digest
 from segkit.data.loaders import TrainingSet, training_loader
 from segkit.data.sampling import steps_per_epoch
 from segkit.durations import to_steps
@@ -261,7 +262,7 @@ def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
         "resolved": resolved.to_dict(),
         "preprocess": data.preprocess.to_dict(),
         "split": data.split.to_json(),
-        "data": data.digest(),
+        "data": data_digest(data.source.cases),
         "init": _init_digest(config),
         "environment": versions(),
     }

@@ -18,6 +18,7 @@ from segkit.data.census import full_census
 from segkit.data.loaders import CaseStore
 from segkit.labels import Labels
 from segkit.losses.weights import class_weights, is_from_census
+from segkit.runs import replace_text
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,7 @@ def _census(
     counted = full_census(masks, labels) if components else {"pixels": pixel_census(masks, labels)}
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({name: rows.tolist() for name, rows in counted.items()}))
-        temporary.replace(file)
+        replace_text(file, json.dumps({name: rows.tolist() for name, rows in counted.items()}))
     return counted
 
 

@@ -26,6 +26,7 @@ from segkit.metrics.summary import summarise
 from segkit.metrics.surface import SURFACE_METRICS, image_diagonal, surface_scores
 from segkit.metrics.table import BOUNDARY, COUNTS, DIAGONAL, PIXELS, cases_table, check_metrics
 from segkit.predict import Predictor, to_device
+from segkit.runs import replace_text
 
 FORMAT = 1
 ALWAYS = ("dice", "iou")
@@ -313,6 +314,4 @@ def write(folder: Path, scored: Scored, labels: Labels, result: dict[str, Any]) 
     if scored.matrix is not None:
         names = pd.Index(labels.names, name="reference \\ prediction")
         pd.DataFrame(scored.matrix, index=names, columns=list(labels.names)).to_csv(folder / "confusion.csv")
-    temporary = folder / "scores.json.tmp"
-    temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    temporary.replace(folder / "scores.json")
+    replace_text(folder / "scores.json", json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -65,11 +65,15 @@ class Run:
     def _numbered(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))
 
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of the log, but for one that a crash cut short."""
+        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
+        return [json.loads(line) for line in lines if _logged_step(line) < float("inf")]
+
     @property
     def has_steps(self) -> bool:
         """Whether a step was logged."""
-        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
-        return any('"kind": "step"' in line for line in lines)
+        return any(record["kind"] == "step" for record in self.records())
 
     def evaluation(self, split: str) -> Path:
         return self.folder / "evaluation" / split
@@ -156,9 +160,14 @@ class Run:
         if not self.writes or not self.log_file.exists():
             return
         lines = [line for line in self.log_file.read_text().splitlines() if _logged_step(line) <= step]
-        temporary = self.log_file.with_suffix(".tmp")  # a kill in the middle of writing leaves the old one
-        temporary.write_text("".join(f"{line}\n" for line in lines))
-        temporary.replace(self.log_file)
+        replace_text(self.log_file, "".join(f"{line}\n" for line in lines))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file of which a kill in the middle leaves the old one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _finite(value: Any) -> Any:

@@ -240,8 +240,7 @@ def print_profile(profiler: Profiler, console: Console) -> None:
 
 def print_overfit(run: Run, batches: int, console: Console) -> None:
     """How well the batches were learnt by heart; scores are of cases that were not."""
-    lines = [json.loads(line) for line in run.log_file.read_text().splitlines()] if run.log_file.exists() else []
-    losses = [line["loss"] for line in lines if line["kind"] == "step" and line["loss"] is not None]
+    losses = [line["loss"] for line in run.records() if line["kind"] == "step" and line["loss"] is not None]
     if losses:
         console.print(f"loss of {batches} overfitted batches: {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
 

@@ -24,10 +24,9 @@ from segkit.compare.datasets import over_datasets
 from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings, same_functions
 from segkit.compare.long_table import from_challenger, read_scores, to_challenger
 from segkit.compare.rankings import RULES, Draws, loss_means, rankings
-from segkit.compare.report import Analysis, Told, write_comparison
+from segkit.compare.report import Analysis, Told, no_material, write_comparison
 from segkit.compare.statistics import analyse
 from segkit.compare.studies import Folds, TwoWay
-from segkit.report.comparison_page import Material
 
 ROOT = Path(__file__).parents[1]
 QUIET = Console(quiet=True)
@@ -443,7 +442,7 @@ def pages(tmp_path_factory):
     table = long_table(values, classes=("organ",))
     table["case"] = "<script>alert(1)</script>|" + table["case"]
     table["loss"] = table["loss"].replace({"loss1": "<b>|loss$1$"})
-    write_comparison(table, out, Analysis(), Told(), Material(), QUIET)
+    write_comparison(table, out, Analysis(), Told(), no_material, QUIET)
     return out
 
 

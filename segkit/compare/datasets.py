@@ -30,7 +30,7 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
                 f"expected the losses {', '.join(losses)} in every data set, got {', '.join(found)} in {name}"
             )
     table = np.array([[found[loss] for loss in losses] for found in means.values()])
-    ranks = stats.rankdata(-table if METRICS[metric].higher else table, axis=1)
+    ranks = stats.rankdata(-METRICS[metric].sign * table, axis=1)
     result: dict[str, Any] = {
         "datasets": list(results),
         "means": {name: means[name] for name in results},

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -20,10 +19,8 @@ from segkit.compare.claims import Claims
 from segkit.compare.engines import ENGINES, Engine
 from segkit.compare.gather import gather
 from segkit.compare.guards import same_functions
-from segkit.compare.long_table import METRICS, read_scores
+from segkit.compare.long_table import METRICS
 from segkit.compare.plan import (
-    AGAIN,
-    AGAIN_SEEDS,
     SWEEP_SEED,
     Design,
     Unit,
@@ -38,7 +35,7 @@ from segkit.config import Config, ConfigError
 from segkit.metrics.policies import SEGKIT, Rules
 from segkit.metrics.table import scored
 from segkit.runs import Run
-from segkit.stopping import Diverged, Interrupted
+from segkit.stopping import Diverged
 
 COLUMNS = ["loss", "seed", "fold"]
 FAILED = "failed.json"
@@ -74,7 +71,7 @@ def compare(path: Path, overrides: Sequence[str], asked: Asked, console: Console
     design = make_design(base)
     engine = _engine(asked, design)
     first = make_units(path, overrides, design, base, asked.out)
-    trials = make_sweep(path, overrides, design, base, asked.out)
+    trials = make_sweep(path, overrides, design, base, asked.out, judged=first[0].part)
     if asked.dry_run:
         print_units([*trials, *first], console)
         return
@@ -92,7 +89,7 @@ def compare(path: Path, overrides: Sequence[str], asked: Asked, console: Console
     if trials:
         engine.run([unit for unit in trials if not finished(unit)], train_unit, console)
         chosen = choose_rates(trials, design)
-    units = make_units(path, overrides, design, base, asked.out, chosen)
+    units = make_units(path, overrides, design, base, asked.out, chosen) if chosen else first
     left = [unit for unit in units if not finished(unit)]
     if len(left) < len(units):
         console.print(f"finished before: {len(units) - len(left)} of {len(units)} units", highlight=False)
@@ -116,21 +113,8 @@ def report(units: Sequence[Unit], design: Design, told: Told, out: Path, console
     """The long table of finished units, what it says, and the pages."""
     table = pd.concat([unit_rows(unit, design.metric) for unit in units], ignore_index=True)
     table.to_csv(out / "cases.csv", index=False)
-    again = next((label for label in design.losses if label.endswith(AGAIN)), None)
-    tested: Any = table[table["loss"] != again]
-    scores = read_scores(tested, design.metric, told.foreground)
-    runs = zip(*(scores.runs[name].tolist() for name in COLUMNS), strict=True)
-    means = dict(zip(runs, np.nanmean(np.nanmean(scores.values, 1), 1).tolist(), strict=True))
-    analysis = Analysis(
-        design.metric,
-        design.baseline,
-        design.margin,
-        design.family,
-        None if again is None else (again, again.removesuffix(AGAIN)),
-    )
-    write_comparison(
-        table, out, analysis, told, gather([unit for unit in units if unit.loss != again], scores, means), console
-    )
+    analysis = Analysis(design.metric, design.baseline, design.margin, design.family, design.again)
+    write_comparison(table, out, analysis, told, lambda scores: gather(units, scores), console)
 
 
 def _engine(asked: Asked, design: Design) -> Engine:
@@ -152,7 +136,7 @@ def make_units(
     for seed in design.seeds:
         for repeat, fold in _folds(design):
             for loss in design.losses:
-                own = seed + (AGAIN_SEEDS if loss.endswith(AGAIN) else 0)
+                own = design.seed_of(loss, seed)
                 given = [*overrides, *unit_overrides(design, base, loss, own, repeat, fold)]
                 if rates:
                     given.append(f"optimizer.lr={rates[loss]!r}")
@@ -162,8 +146,13 @@ def make_units(
     return units
 
 
-def make_sweep(path: Path, overrides: Sequence[str], design: Design, base: Config, out: Path) -> list[Unit]:
-    """One run for each loss and learning rate, on the first fold, judged on the validation part."""
+def make_sweep(
+    path: Path, overrides: Sequence[str], design: Design, base: Config, out: Path, *, judged: str
+) -> list[Unit]:
+    """One run for each loss and learning rate, on the first fold, judged on the validation part.
+
+    judged: the part that the comparison itself is judged on, which has to be another one.
+    """
     if design.sweep is None:
         return []
     repeat, fold = _folds(design)[0]
@@ -173,10 +162,9 @@ def make_sweep(path: Path, overrides: Sequence[str], design: Design, base: Confi
             given = unit_overrides(design, base, loss, SWEEP_SEED, repeat, fold)
             given += [f"optimizer.lr={rate!r}", 'evaluation.split="validation"', "evaluation.overlays=false"]
             units.append(replace(_unit(path, [*overrides, *given], loss, SWEEP_SEED, 0, out, "sweep"), lr=rate))
-    part = _part(assemble.read(path, [*overrides, *unit_overrides(design, base, loss, 0, repeat, fold)]))
-    if part != "test":
+    if judged != "test":
         raise ConfigError(
-            f"comparison.sweep chooses learning rates on the validation part, which judges here too ({part}); use a "
+            f"comparison.sweep chooses learning rates on the validation part, which judges here too ({judged}); use a "
             "split with a test part, or comparison.folds"
         )
     return units
@@ -193,10 +181,6 @@ def _unit(path: Path, overrides: Sequence[str], loss: str, seed: int, fold: int,
     split = assemble.build_split(config)
     part = judging.evaluated_part(config, split)
     return Unit(loss, seed, fold, part, config, unit_folder(out, loss, config, split.content_hash, kind))
-
-
-def _part(config: Config) -> str:
-    return judging.evaluated_part(config, assemble.build_split(config))
 
 
 def config_of(units: Sequence[Unit], loss: str) -> Config:
@@ -217,8 +201,6 @@ def train_unit(unit: Unit, claims: Claims, since: float, console: Console) -> bo
         (unit.folder / FAILED).unlink(missing_ok=True)
         try:
             workflow.run_experiment(unit.config, Run(unit.folder), resume=True, console=console)
-        except Interrupted:
-            raise
         except (ValueError, RuntimeError, MemoryError, Diverged) as error:
             _note_failure(unit, error)
             console.print(f"failed: {error}", style="red", markup=False)
@@ -244,7 +226,7 @@ def _failed_since(unit: Unit, since: float) -> bool:
 
 def choose_rates(trials: Sequence[Unit], design: Design) -> dict[str, float]:
     """For each loss, the learning rate that did best on the validation part. Raises UnitsFailed where none did."""
-    chosen, sign = {}, 1 if METRICS[design.metric].higher else -1
+    chosen, sign = {}, METRICS[design.metric].sign
     for loss in design.losses:
         scores = {}
         for unit in trials:

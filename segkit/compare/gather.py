@@ -14,6 +14,7 @@ from PIL import Image
 from segkit.checkpoint import load as load_checkpoint
 from segkit.compare.long_table import Scores
 from segkit.compare.plan import Unit
+from segkit.compare.rankings import class_case
 from segkit.report.comparison_page import Material, disagreement
 from segkit.report.overlays import overlay_picture
 from segkit.runs import Run
@@ -23,20 +24,16 @@ SHOWN = 3  # cases in the picture of disagreement
 MOST_LOSSES = 6  # whose predictions are drawn
 
 
-def gather(units: Sequence[Unit], scores: Scores, means: dict[tuple[str, int, int], float]) -> Material:
-    """means: the score of each run, by loss, seed and fold."""
-    logs = {unit: _log(unit) for unit in units}
+def gather(units: Sequence[Unit], scores: Scores) -> Material:
+    """Of the units whose losses have scores."""
+    units = [unit for unit in units if unit.loss in scores.losses]
+    logs = {unit: Run(unit.folder).records() for unit in units}
     return Material(
         curves=_curves(logs),
-        units=_costs(logs, means),
+        units=_costs(logs, scores),
         calibration=_calibration(units),
         overlays=_overlays(units, scores),
     )
-
-
-def _log(unit: Unit) -> list[dict[str, Any]]:
-    file = Run(unit.folder).log_file
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def _keys(unit: Unit) -> dict[str, Any]:
@@ -53,12 +50,13 @@ def _curves(logs: dict[Unit, list[dict[str, Any]]]) -> pd.DataFrame | None:
     return pd.DataFrame(rows) if rows else None
 
 
-def _costs(logs: dict[Unit, list[dict[str, Any]]], means: dict[tuple[str, int, int], float]) -> pd.DataFrame:
+def _costs(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> pd.DataFrame:
+    of_runs = class_case(scores, np.ones((1, len(scores.cases))))[0]
     rows = []
     for unit, lines in logs.items():
         seconds = load_checkpoint(Run(unit.folder).last)["time"]["training_seconds"]
         memory = max((line["time"]["memory_peak_mb"] for line in lines if line["kind"] == "step"), default=float("nan"))
-        score = means[unit.loss, unit.seed, unit.fold]
+        score = of_runs[_place(unit, scores)]
         rows.append({**_keys(unit), "seconds": seconds, "memory_mb": memory, "score": score})
     return pd.DataFrame(rows)
 
@@ -115,6 +113,11 @@ def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None
 
 def _judges(unit: Unit, scores: Scores, case: str) -> bool:
     """Whether the case is among those that judge the unit."""
+    return bool((~np.isnan(scores.values[_place(unit, scores), scores.cases.index(case)])).any())
+
+
+def _place(unit: Unit, scores: Scores) -> int:
+    """The number of the unit's run."""
     runs = scores.runs
-    place = np.flatnonzero((runs["loss"] == unit.loss) & (runs["seed"] == unit.seed) & (runs["fold"] == unit.fold))
-    return len(place) == 1 and bool((~np.isnan(scores.values[place[0], scores.cases.index(case)])).any())
+    found = (runs["loss"] == unit.loss) & (runs["seed"] == unit.seed) & (runs["fold"] == unit.fold)
+    return int(np.flatnonzero(found)[0])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from segkit.compare.plan import AGAIN
 from segkit.labels import Labels
 from segkit.losses import build_loss
 
@@ -20,7 +21,7 @@ BIAS = 0.15  # share by which all predicted foreground is more or less than the 
 def same_functions(losses: Mapping[str, Sequence[Mapping[str, Any]]], labels: Labels) -> list[str]:
     """Pairs of labels whose losses have one gradient, up to a factor, on random logits: comparing them compares
     nothing. losses: the terms of each label. The baseline that is there twice on purpose is left out."""
-    gradients = {label: _gradients(terms, labels) for label, terms in losses.items() if not label.endswith("(again)")}
+    gradients = {label: _gradients(terms, labels) for label, terms in losses.items() if not label.endswith(AGAIN)}
     found = []
     for a, b in itertools.combinations(gradients, 2):
         if all(_cosine(one, other) > ALIKE for one, other in zip(gradients[a], gradients[b], strict=True)):

@@ -28,6 +28,11 @@ class Metric:
     perfect: float
     top: float
 
+    @property
+    def sign(self) -> int:
+        """What a value is multiplied with for more of it to be better."""
+        return 1 if self.higher else -1
+
 
 OVERLAP, DISTANCE = Metric(True, 1.0, 1.0), Metric(False, 0.0, math.inf)
 METRICS: dict[str, Metric] = {
@@ -60,6 +65,19 @@ class Scores:
     @property
     def losses(self) -> list[str]:
         return self.runs["loss"].unique().tolist()
+
+    @property
+    def sign(self) -> int:
+        """See `Metric`."""
+        return METRICS[self.metric].sign
+
+    def of(self, loss: str) -> np.ndarray:
+        """The values of the runs of a loss, [runs, N, C]."""
+        return self.values[(self.runs["loss"] == loss).to_numpy()]
+
+    def case_means(self, loss: str) -> np.ndarray:
+        """A case's mean over classes and the runs of a loss, [N]; NaN where nothing counts."""
+        return counted_mean(self.of(loss), (0, 2))
 
 
 def read_scores(table: Rows, metric: str, classes: Sequence[str] | None = None) -> Scores:
@@ -217,7 +235,7 @@ def to_challenger(scores: Scores) -> Rows:
     """challengeR's four columns: a task a class, an algorithm a loss, the mean over its runs as value."""
     parts = []
     for loss in scores.losses:
-        means = _nanmean(scores.values[(scores.runs["loss"] == loss).to_numpy()])
+        means = counted_mean(scores.of(loss), 0)
         for number, name in enumerate(scores.classes):
             parts.append(
                 pd.DataFrame({"task": name, "case": scores.cases, "algorithm": loss, "value": means[:, number]})
@@ -225,8 +243,8 @@ def to_challenger(scores: Scores) -> Rows:
     return pd.concat(parts, ignore_index=True).dropna(subset=["value"])
 
 
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where nothing is."""
+def counted_mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """Mean over some axes of what is not NaN; NaN where nothing is."""
     counted = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.where(counted, values, 0.0).sum(0) / np.where(counted.any(0), counted.sum(0), np.nan)
+        return np.where(counted, values, 0.0).sum(axis) / np.where(counted.any(axis), counted.sum(axis), np.nan)

@@ -15,6 +15,7 @@ from filelock import FileLock
 from segkit.compare.long_table import METRICS
 from segkit.config import Config, ConfigError
 from segkit.config_sections import leaves
+from segkit.runs import replace_text
 
 PLANNED = ("loss", "seed", "run.dir")  # what the comparison itself sets for each unit
 AGAIN, AGAIN_SEEDS = " (again)", 1000  # the baseline once more: how it is called, and what is added to its seeds
@@ -65,6 +66,15 @@ class Design:
     sweep: Sequence[float] | None
     aa: bool
 
+    @property
+    def again(self) -> tuple[str, str] | None:
+        """The label under which a loss is there once more, and that of which."""
+        label = next((label for label in self.losses if label.endswith(AGAIN)), None)
+        return None if label is None else (label, label.removesuffix(AGAIN))
+
+    def seed_of(self, loss: str, seed: int) -> int:
+        return seed + AGAIN_SEEDS if loss.endswith(AGAIN) else seed
+
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "losses": dict(self.losses), "seeds": list(self.seeds)}
 
@@ -93,24 +103,10 @@ def make_design(config: Config) -> Design:
     if section.aa and max(seeds) >= AGAIN_SEEDS:
         raise ConfigError(f"comparison.aa takes seeds from {AGAIN_SEEDS} on; use smaller ones, got {max(seeds)}")
     family = section.family or ("all_pairs" if section.baseline is None else "vs_baseline")
-    baseline = section.baseline
     if section.aa:
-        again = baseline or next(iter(losses))
+        again = section.baseline or next(iter(losses))
         losses = {**losses, f"{again}{AGAIN}": losses[again]}
-    return Design(
-        losses=losses,
-        seeds=seeds,
-        folds=section.folds,
-        repeats=section.repeats,
-        metric=section.metric,
-        baseline=baseline,
-        family=family,
-        margin=section.margin,
-        steps=section.steps,
-        minutes=section.minutes,
-        sweep=section.sweep,
-        aa=section.aa,
-    )
+    return Design(**section.model_dump() | {"losses": losses, "seeds": seeds, "family": family})
 
 
 def _named_losses(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
@@ -154,8 +150,14 @@ def unit_overrides(design: Design, base: Config, loss: str, seed: int, repeat: i
 
 def unit_folder(out: Path, loss: str, config: Config, split_hash: str, kind: str = "units") -> Path:
     """The folder's name holds digests of the configuration and the split, so others are another folder."""
-    name = "".join(letter if letter.isalnum() or letter in "_-." else "-" for letter in loss.replace(AGAIN, "-again"))
-    return out / kind / f"{name}-seed{config.seed}-{config.digest()}-{split_hash[:6]}"
+    return (
+        out / kind / f"{file_name(loss.replace(AGAIN, '-again'))}-seed{config.seed}-{config.digest()}-{split_hash[:6]}"
+    )
+
+
+def file_name(text: str) -> str:
+    """The text with a dash for whatever a file system may mind."""
+    return "".join(letter if letter.isalnum() or letter in "_-." else "-" for letter in text)
 
 
 # --- the plan on paper -----------------------------------------------------------------------------------------------
@@ -180,9 +182,7 @@ def write_plan(out: Path, design: Design, base: Config, rules: Mapping[str, Any]
             change = {"when": now, "hash": digest, "finished_units": finished, "differences": differences, **said}
             plan.setdefault("changes", []).append(change)
         plan.setdefault("changes", [])
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(plan, indent=2) + "\n")
-        temporary.replace(path)
+        replace_text(path, json.dumps(plan, indent=2) + "\n")
     return plan
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
-from segkit.compare.long_table import METRICS, Scores
+from segkit.compare.long_table import Scores, counted_mean
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,7 @@ def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _mean_of(parts: list[np.ndarray]) -> np.ndarray:
     """Over classes, leaving out those that no drawn case counts."""
-    stacked = np.stack(parts)
-    counted = ~np.isnan(stacked)
-    with np.errstate(invalid="ignore"):
-        return np.where(counted, stacked, 0.0).sum(0) / np.where(counted.any(0), counted.sum(0), np.nan)
+    return counted_mean(np.stack(parts), 0)
 
 
 def _over_classes(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -110,7 +107,7 @@ def class_case(scores: Scores, weights: np.ndarray) -> np.ndarray:
 
 
 def case_class(scores: Scores, weights: np.ndarray) -> np.ndarray:
-    return _weighted(_mean_of(list(np.moveaxis(scores.values, 2, 0))), weights)
+    return _weighted(counted_mean(scores.values, 2), weights)
 
 
 def present(scores: Scores, weights: np.ndarray) -> np.ndarray:
@@ -180,9 +177,9 @@ POOLED, POOLED_SCORES = ("global", "micro"), ("dice", "iou")
 # --- what comes of the draws -----------------------------------------------------------------------------------------
 
 
-def _ranks(scores: Scores, means: np.ndarray) -> np.ndarray:
-    """1 for the best, [B, L]; equal ones share the mean of their ranks."""
-    return stats.rankdata(-means if METRICS[scores.metric].higher else means, axis=1)
+def _ranks(scores: Scores, means: np.ndarray, method: Literal["average", "min"] = "average") -> np.ndarray:
+    """1 for the best, [B, L]; equal ones share the mean of their ranks, or the best of them."""
+    return stats.rankdata(-scores.sign * means, method, axis=1)
 
 
 def _named(scores: Scores, values: np.ndarray) -> dict[str, float | None]:
@@ -192,15 +189,14 @@ def _named(scores: Scores, values: np.ndarray) -> dict[str, float | None]:
 
 def _shares(scores: Scores, means: np.ndarray) -> dict[str, list[float]]:
     """For each loss, the share of resamples in which it came first, second, ...; ties go to the better rank."""
-    places = stats.rankdata(-means if METRICS[scores.metric].higher else means, axis=1, method="min").astype(int)
+    places = _ranks(scores, means, "min").astype(int)
     counted = [np.bincount(column - 1, minlength=len(scores.losses)) / len(places) for column in places.T]
     return {loss: shares.tolist() for loss, shares in zip(scores.losses, counted, strict=True)}
 
 
 def _pair(scores: Scores, a: str, b: str, means: np.ndarray) -> dict[str, Any]:
-    sign = 1 if METRICS[scores.metric].higher else -1
     column = {loss: number for number, loss in enumerate(scores.losses)}
-    difference = sign * (means[:, column[a]] - means[:, column[b]])
+    difference = scores.sign * (means[:, column[a]] - means[:, column[b]])
     low, high = np.percentile(difference, (2.5, 97.5)).tolist()
     better = float((difference > 0).mean() + (difference == 0).mean() / 2)
     return {"a": a, "b": b, "ci95_bootstrap": [low, high], "better_in": better}

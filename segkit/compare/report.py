@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,8 @@ from rich.console import Console
 
 from segkit.compare.datasets import over_datasets
 from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings
-from segkit.compare.long_table import CHALLENGER, METRICS, from_challenger, read_scores, to_challenger
+from segkit.compare.long_table import CHALLENGER, METRICS, Scores, from_challenger, read_scores, to_challenger
+from segkit.compare.plan import file_name
 from segkit.compare.statistics import analyse
 from segkit.config import ConfigError
 from segkit.report.comparison_page import Material, write_pages
@@ -74,7 +75,7 @@ def compare_table(path: Path, out: Path, analysis: Analysis, console: Console) -
     names = table["dataset"].astype(str).unique() if "dataset" in table.columns else []
     try:
         if len(names) < 2:
-            write_comparison(table, out, analysis, Told(), Material(), console)
+            write_comparison(table, out, analysis, Told(), no_material, console)
         else:
             _compare_datasets(table, names, out, analysis, console)
     except ValueError as error:
@@ -86,25 +87,38 @@ def _compare_datasets(table: Any, names: Sequence[str], out: Path, analysis: Ana
     results = {}
     for name in names:
         console.rule(name)
-        folder = out / "".join(letter if letter.isalnum() or letter in "_-." else "-" for letter in name)
+        folder = out / file_name(name)
         own = table[table["dataset"].astype(str) == name]
-        results[name] = write_comparison(own, folder, analysis, Told(), Material(), console)
+        results[name] = write_comparison(own, folder, analysis, Told(), no_material, console)
     together = over_datasets(results, analysis.metric)
     (out / "datasets.json").write_text(json.dumps(together, indent=2, allow_nan=False) + "\n")
     console.rule(f"{len(names)} data sets")
     print_datasets(together, console)
 
 
+def no_material(_scores: Scores) -> Material:
+    """Of a table alone there is nothing beside its analysis."""
+    return Material()
+
+
 def write_comparison(
-    table: pd.DataFrame, out: Path, analysis: Analysis, told: Told, material: Material, console: Console
+    table: pd.DataFrame,
+    out: Path,
+    analysis: Analysis,
+    told: Told,
+    material: Callable[[Scores], Material],
+    console: Console,
 ) -> dict[str, Any]:
-    """Analyse, write comparison.json, challenger.csv and the pages, print. Returns the contents of comparison.json."""
+    """Analyse, write comparison.json, challenger.csv and the pages, print. Returns the contents of comparison.json.
+
+    material: what the pages show beside the analysis, from the scores that it is of.
+    """
     result = analysed(table, analysis, told)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     scores = read_scores(_tested(table, analysis), analysis.metric, told.foreground)
     to_challenger(scores).to_csv(out / "challenger.csv", index=False)
-    write_pages(result, scores, material, out)
+    write_pages(result, scores, material(scores), out)
     print_comparison(result, console)
     console.print(f"written to {out}", markup=False)
     return result

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from segkit.compare.long_table import METRICS, Scores, read_scores
+from segkit.compare.long_table import Scores, read_scores
 from segkit.compare.rankings import rankings
 from segkit.compare.studies import ALPHA, MIN_GROUPS, TESTS, UNEQUAL, Folds, TwoWay, study_of
 
@@ -96,7 +96,7 @@ def _check_family(losses: Sequence[str], baseline: str | None, family: str, marg
 
 
 def _loss_result(loss: str, scores: Scores, study: TwoWay | Folds) -> dict[str, Any]:
-    sign = 1 if METRICS[scores.metric].higher else -1
+    sign = scores.sign
     estimate = study.estimate({loss: 1})
     interval = estimate.interval()
     result: dict[str, Any] = {"name": loss, "mean": sign * estimate.value, "ci95": interval}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from segkit.compare.long_table import METRICS, Scores
+from segkit.compare.long_table import Scores
 
 ALPHA = 0.05
 MIN_GROUPS = 10
@@ -71,11 +71,10 @@ def group_values(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 def study_of(scores: Scores) -> TwoWay | Folds:
     """Better is larger in both, so distances are turned round."""
-    sign = 1.0 if METRICS[scores.metric].higher else -1.0
     loss_of = scores.runs["loss"].to_numpy()
     parts = []
     for runs, cases in scores.blocks:
-        values = sign * group_values(scores.values[np.ix_(runs, cases)], scores.group[cases])
+        values = scores.sign * group_values(scores.values[np.ix_(runs, cases)], scores.group[cases])
         parts.append({loss: values[loss_of[runs] == loss] for loss in scores.losses})
     if len(parts) == 1:
         return TwoWay(parts[0])

@@ -31,9 +31,7 @@ def forest_figure(result: Mapping[str, Any]) -> Figure:
         if pair["ci95"] is not None:
             axis.plot(pair["ci95"], [place, place], color=colour, linewidth=4)
         axis.plot(pair["difference"], place, "o", color="white", markeredgecolor=colour, markersize=7)
-    axis.set_ylim(-0.6, len(pairs) - 0.4)
-    names = [f"{pair['a']} - {pair['b']}" for pair in reversed(pairs)]
-    axis.set_yticks(range(len(pairs)), names, parse_math=False)
+    _rows(axis, [f"{pair['a']} - {pair['b']}" for pair in reversed(pairs)])
     axis.set_xlabel(f"difference of {result['metric']}, more is better for the first; grey: of no interest")
     return figure
 
@@ -48,9 +46,7 @@ def runs_figure(result: Mapping[str, Any]) -> Figure:
             axis.plot(loss["ci95"], [place, place], color="0.75", linewidth=6, solid_capstyle="butt", zorder=0)
         axis.plot(scores, [place] * len(scores), "o", color="#0072B2", alpha=0.75, markersize=6)
         axis.plot(loss["mean"], place, "|", color="black", markersize=18, markeredgewidth=2)
-    axis.set_ylim(-0.6, len(losses) - 0.4)
-    names = [f"{loss['name']} ({len(loss['runs'])})" for loss in reversed(losses)]
-    axis.set_yticks(range(len(losses)), names, parse_math=False)
+    _rows(axis, [f"{loss['name']} ({len(loss['runs'])})" for loss in reversed(losses)])
     axis.set_xlabel(f"{result['metric']}: a dot a run, bar the mean, grey its 95 % interval")
     return figure
 
@@ -202,6 +198,12 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
+
+
+def _rows(axis: Axes, names: Sequence[str]) -> None:
+    """A name for each line of an axis, from the lowest up."""
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.set_yticks(range(len(names)), list(names), parse_math=False)
 
 
 def _numbers(axis: Axes, table: np.ndarray, form: str, colour: str | None = None) -> None:

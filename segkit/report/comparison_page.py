@@ -131,7 +131,7 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
     ]  # fmt: skip
     found = [Picture(name, title, words, _png(make())) for there, name, title, words, make in drawn if there]
     for a, b in list(itertools.combinations(scores.losses, 2))[:PAIRED]:
-        first, second = case_means(scores, a), case_means(scores, b)
+        first, second = scores.case_means(a), scores.case_means(b)
         both = ~np.isnan(first) & ~np.isnan(second)
         if both.any():
             figure = draw.paired_figure(first[both], second[both], (a, b), metric)
@@ -149,17 +149,9 @@ def rule_words(result: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {one['words']}" for name, one in result["ranks"]["rules"].items()) + "."
 
 
-def case_means(scores: Any, loss: str) -> np.ndarray:
-    """A case's mean over classes and the runs of a loss, [N]; NaN where nothing counts."""
-    values = scores.values[(scores.runs["loss"] == loss).to_numpy()]
-    counted = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(counted, values, 0.0).sum((0, 2)) / np.where(counted.any((0, 2)), counted.sum((0, 2)), np.nan)
-
-
 def disagreement(scores: Any) -> list[dict[str, Any]]:
     """The cases on which the losses' means are furthest apart, the most so first."""
-    means = np.stack([case_means(scores, loss) for loss in scores.losses])
+    means = np.stack([scores.case_means(loss) for loss in scores.losses])
     spread = np.where(np.isnan(means).any(0), -np.inf, means.max(0) - means.min(0))
     order = np.argsort(-spread, kind="stable")[:LISTED]
     return [
