@@ -19,6 +19,19 @@ from segkit.compare.statistics import analyse
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
+def simulations():
+    """tools/simulate_comparisons.py."""
+    spec = importlib.util.spec_from_file_location("simulate_comparisons", TOOLS / "simulate_comparisons.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SIMULATIONS = simulations()
+
+
 def long_table(values, classes=("organ",), groups=None):
     """The long table of {loss: [runs, cases] or [runs, cases, classes]}; seeds count up, fold 0, a group a case."""
     rows = []
@@ -33,14 +46,7 @@ def long_table(values, classes=("organ",), groups=None):
 
 def simulated(generator, losses, runs, cases, shift=0.0, run_sd=0.004):
     """Scores with the components of the reference: case, run, loss x case and residual; `shift` for the first loss."""
-    case = generator.beta(8, 2, size=cases) * 0.8 + 0.05
-    values = {}
-    for number in range(losses):
-        run = generator.normal(0, run_sd, size=(runs, 1))
-        of_loss = generator.normal(0, 0.01, size=cases)
-        value = case + run + of_loss + generator.normal(0, 0.02, size=(runs, cases)) + (shift if number == 0 else 0)
-        values[f"loss{number}"] = value.clip(0, 1)
-    return values
+    return SIMULATIONS.simulated(generator, [run_sd] * losses, runs, cases, shift)
 
 
 def only_pair(values, **options):
@@ -417,19 +423,9 @@ def test_equal_losses_are_rarely_told_apart_but_a_naive_test_often_is_wrong():
     assert naive > 0.2
 
 
-def simulations():
-    """tools/simulate_comparisons.py."""
-    spec = importlib.util.spec_from_file_location("simulate_comparisons", TOOLS / "simulate_comparisons.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_eight_equal_losses_are_rarely_told_apart():
     """The short form of the next: of 12 comparisons at most 3 are wrong where 6 % are, with 99 % certainty."""
-    rates = simulations().error_rates(8, 3, 100, 12)
+    rates = SIMULATIONS.error_rates(8, 3, 100, 12)
     assert rates["equal"] <= 0.25
     assert max(rates["every second wide"], rates["one wide"]) <= 0.34
     assert rates["Wilcoxon"] > 0.5
@@ -440,7 +436,7 @@ def test_eight_equal_losses_are_rarely_told_apart():
 @pytest.mark.parametrize("runs", [3, 5])
 @pytest.mark.parametrize("losses", [2, 8])
 def test_error_rates_of_long_simulations(losses, runs, cases):
-    rates = simulations().error_rates(losses, runs, cases, 1000)
+    rates = SIMULATIONS.error_rates(losses, runs, cases, 1000)
     assert rates["equal"] <= 0.06
     assert max(rates["every second wide"], rates["one wide"]) <= 0.09
     assert rates["Wilcoxon"] > 0.1
@@ -452,7 +448,7 @@ def test_error_rates_of_long_simulations(losses, runs, cases):
 )
 def test_power(losses, shift, runs, least):
     """The reference has 0.39, 0.62 and 0.92."""
-    assert simulations().power(losses, runs, 100, shift, 300) >= least
+    assert SIMULATIONS.power(losses, runs, 100, shift, 300) >= least
 
 
 def test_a_real_difference_is_found():
