@@ -263,15 +263,15 @@ def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
         "preprocess": data.preprocess.to_dict(),
         "split": data.split.to_json(),
         "data": data_digest(data.source.cases),
-        "init": _init_digest(config),
+        "init": init_digest(config),
         "environment": versions(),
     }
 
 
-def _init_digest(config: Config) -> str | None:
-    """None without a file, as of a run that goes on after it was taken away."""
+def init_digest(config: Config, began_from: str | None = None) -> str | None:
+    """Of the weights to start from; `began_from` where their file was taken away since, no longer needed."""
     init = config.train.init
-    return weights_digest(init) if init is not None and init.is_file() else None
+    return weights_digest(init) if init is not None and init.is_file() else began_from
 
 
 def profile_steps(config: Config, settings: Settings) -> int | None:

@@ -15,13 +15,12 @@ from rich.progress import track
 
 from segkit import assemble
 from segkit import evaluate as evaluation
-from segkit.assemble_training import Built, build_experiment, profile_steps
+from segkit.assemble_training import Built, build_experiment, init_digest, profile_steps
 from segkit.checkpoint import load as load_checkpoint
 from segkit.config import Config, dump
 from segkit.config_sections import leaves
 from segkit.data.cases import RawCase, data_digest
 from segkit.data.splits import Split
-from segkit.finetune import weights_digest
 from segkit.guards import loss_notes, loss_warnings
 from segkit.judging import checkpoint_file, evaluated_part, write_evaluation
 from segkit.losses.supervision import DeepSupervision
@@ -117,6 +116,8 @@ def _train_and_evaluate(
         config, run.folder.parent if run.writes else None, processes, from_init=not run.last.exists()
     )
     experiment, data = built.experiment, built.data
+    if run.last.exists():
+        experiment.plain["init"] = init_digest(config, load_checkpoint(run.last)["init"])
     part = evaluated_part(config, data.split)
     run.start()
     if run.writes:
@@ -216,9 +217,7 @@ def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, 
     from; by the keys that these come from."""
     source = assemble.build_source(config, assemble.build_labels(config))
     split = assemble.split_of(config, source)
-    init = content["init"]
-    if config.train.init is not None and (init is None or config.train.init.is_file()):
-        init = weights_digest(config.train.init)  # a file that was taken away since is not needed any more
+    init = init_digest(config, content["init"])
     found = [
         ("data", content["data"], data_digest(source.cases)),
         ("split", Split.from_json(content["split"]).content_hash, split.content_hash),

@@ -507,6 +507,14 @@ def test_a_run_is_not_continued_with_other_files(tmp_path):
     allowed = ["--resume", "--allow", "data", "--allow", "train.init", "--allow", "train.max_steps"]
     assert re.search("continued with changes: .* data '", tool(*train, *allowed, "train.max_steps=2", folder=tmp_path))
 
+    weights = (tmp_path / "weights.pt").read_bytes()
+    (tmp_path / "weights.pt").unlink()  # not needed any more, and still known
+    longer = [*train, "--resume", "--allow", "train.max_steps"]
+    tool(*longer, "train.max_steps=3", folder=tmp_path)
+    tool(*longer, "train.max_steps=4", folder=tmp_path)
+    (tmp_path / "weights.pt").write_bytes(weights)
+    assert "nothing is trained" in tool(*train, "train.max_steps=4", folder=tmp_path)
+
 
 def test_a_signal_to_all_processes_of_a_job_finishes_the_step_and_saves(tmp_path):
     """The workers of the loader get it too, and go on loading until the training itself has stopped."""
