@@ -99,7 +99,7 @@ WEIGHTS = """## Class weights
 
 `class_weights` is a list in the order of the classes (`[negative, positive]` in binary mode), the name of a method, or a
 mapping with a method and options: `{method: median_frequency, cap: 10, mean_one: true}`. A method counts the training masks
-once (the census is kept beside the run folders), prints a table, and is written into the run's `config.yaml` as numbers.
+once (the census is kept in `cache/` beside the run folders), prints a table, and is written into the run's `config.yaml` as numbers.
 
 | method | weight of class c |
 |---|---|

@@ -16,9 +16,11 @@ from segkit.config import read as read_config
 from segkit.data import SOURCES
 from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
 from segkit.data.cases import Case, Source
-from segkit.data.loaders import CaseStore, EvaluationSet
+from segkit.data.disk_cache import DiskCache
+from segkit.data.loaders import EvaluationSet
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
+from segkit.data.store import CachedSource, CaseStore
 from segkit.evaluate import Scoring, build_scoring
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES
@@ -71,9 +73,9 @@ class Data:
         by_name = {case.name: case for case in self.source.cases}
         return [by_name[name] for name in getattr(self.split, part)]
 
-    def evaluation_set(self, part: str, *, cache: bool) -> EvaluationSet:
-        """The cases of a part; `cache` keeps them in memory once read, for a set that is gone through often."""
-        return EvaluationSet(self.cases(part), self.source, self.preprocess, cache=cache)
+    def evaluation_set(self, part: str, *, keep: bool = False) -> EvaluationSet:
+        """The cases of a part; `keep` has them in memory once read, for a set that is gone through often."""
+        return EvaluationSet(self.cases(part), self.source, self.preprocess, keep=keep)
 
 
 def build_labels(config: Config) -> Labels:
@@ -93,14 +95,15 @@ def split_of(config: Config, source: Source) -> Split:
     return SPLITS[config.split.name](source.cases, **config.split.args)
 
 
-def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]) -> Data:
+def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int], cache: Path | None = None) -> Data:
     """Find the cases, split them and fit the preprocessing on the training part.
 
     multiple: from the number of spatial axes, which the first case tells, to the padding multiple of the network.
+    cache: the folder of what is kept on disk, if the configuration names no other.
     """
-    source = build_source(config, labels)
+    source = _cached(config, build_source(config, labels), cache)
     split = split_of(config, source)
-    store = CaseStore(source, cache=config.loader.cache)
+    store = CaseStore(source, config.loader.cache)
     by_name = {case.name: case for case in source.cases}
     training = ((by_name[name], store.read(by_name[name])) for name in split.train)
     first = store.read(by_name[split.train[0]])
@@ -111,6 +114,19 @@ def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]
         multiple=multiple(first.image.ndim - 1),
     )
     return Data(labels, source, split, store, preprocess)
+
+
+def _cached(config: Config, source: Source, folder: Path | None) -> Source:
+    """The source, read through a cache on disk if the configuration asks for one: by name, or as what fills the memory
+    by its folder."""
+    keep, wanted = config.loader.cache, config.loader.cache_dir
+    if keep == "none" or (keep == "memory" and wanted is None):
+        return source
+    folder = wanted or folder
+    if folder is None:
+        raise ConfigError("loader.cache: disk needs loader.cache_dir here")
+    content = config.experiment()
+    return CachedSource(source, DiskCache(folder, {key: content[key] for key in ("data", "labels")}))
 
 
 def build_model(config: Config, in_channels: int, labels: Labels, dims: int) -> nn.Module:

@@ -67,8 +67,8 @@ def build_experiment(
 ) -> Built:
     """Build what a configuration says. Raises ConfigError for options that do not fit the data or each other.
 
-    cache: a folder for what is counted in the data and holds for other runs on them too. from_init: whether to take
-    the weights of `train.init`, which a run that goes on has long left behind.
+    cache: the folder, where the configuration names none, of what is made from the data and holds for other runs too.
+    from_init: whether to take the weights of `train.init`, which a run that goes on has long left behind.
     """
     try:
         processes.share(config.loader.batch)
@@ -84,12 +84,16 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
     labels, device = build_labels(config), choose_device(config.device, processes)
     _check_device(config, device)
     switch(deterministic=config.train.deterministic, tf32=config.train.tf32)
-    data = build_data(config, labels, multiple=padding_multiple(config, labels))
+    multiple = padding_multiple(config, labels)
+    data = build_data(config, labels, multiple=multiple, cache=cache)
     model, notes = _model(config, data, device, processes, from_init)
     settings, batches = _training(config, data, device, processes)
+    in_memory = config.loader.cache == "memory"
     check_network(config, data)
     _check_validation(config, data)
-    resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
+    resolved, weighted = with_class_weights(
+        config, labels, data.cases("train"), data.store, config.loader.cache_dir or cache
+    )
     resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
     experiment = Experiment(
         labels=labels,
@@ -100,7 +104,7 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
             steps=settings.limits.steps, steps_per_epoch=settings.steps_per_epoch, **config.schedule.args
         ),
         batches=batches,
-        validation=data.evaluation_set("validation", cache=config.loader.cache) if data.split.validation else None,
+        validation=data.evaluation_set("validation", keep=in_memory) if data.split.validation else None,
         predictor=predictor_factory(config, data.preprocess, device),
         settings=settings,
         device=device,
@@ -182,7 +186,7 @@ def _training(
         margin=config.sampling.margin,
         seed=config.seed,
     )
-    if config.loader.cache:
+    if config.loader.cache != "none":
         training.prepare()
     settings = _settings(config, steps_per_epoch(len(training), config.loader.batch, config.train.accumulate))
 

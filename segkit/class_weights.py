@@ -15,7 +15,7 @@ from segkit.config import Config, plain_named
 from segkit.data.cases import Case
 from segkit.data.census import census as pixel_census
 from segkit.data.census import full_census
-from segkit.data.loaders import CaseStore
+from segkit.data.store import CaseStore
 from segkit.labels import Labels
 from segkit.losses.weights import class_weights, is_from_census
 from segkit.runs import replace_text

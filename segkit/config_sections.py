@@ -47,7 +47,8 @@ class SamplingSection(Section):
 class LoaderSection(Section):
     batch: Count = 4
     workers: Annotated[int, Field(ge=0)] = 0
-    cache: bool = True
+    cache: Literal["memory", "disk", "none"] = "memory"
+    cache_dir: Path | None = None
 
 
 class ParametersSection(Section):
@@ -199,7 +200,7 @@ class Config:
 
     def digest(self) -> str:
         """12 hexadecimal digits that are the same wherever the same experiment runs: without name, paths, device,
-        run folder, workers, logging and what it is compared with."""
+        run folder, workers, caches, logging and what it is compared with."""
         return hashlib.sha256(json.dumps(self.experiment(), sort_keys=True).encode()).hexdigest()[:12]
 
     def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
@@ -211,7 +212,7 @@ class Config:
     def experiment(self) -> dict[str, Any]:
         content = _plain(self, keep_paths=False)
         for section, key in (
-            ("loader", "workers"),
+            *(("loader", key) for key in ("workers", "cache")),
             *(("train", key) for key in ("log_every", "gradients_every", "profile")),
             *(("checkpoints", key) for key in ("every", "keep")),
             *(("evaluation", key) for key in REPORTED),

@@ -108,13 +108,13 @@ def _evaluate(
 def evaluated_cases(trained: Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
     """The cases to evaluate and what to call them."""
     if data is not None:
-        return trained.other_data(data).evaluation_set("test", cache=False), f"all of {data}"
+        return trained.other_data(data).evaluation_set("test"), f"all of {data}"
     own = trained.data()
     part = split or evaluated_part(trained.config, own.split)
     available = [name for name in PARTS if getattr(own.split, name)]
     if part not in available:
         raise RunError(f"expected --split to be one of {', '.join(available)}, got {part}")
-    return own.evaluation_set(part, cache=False), part
+    return own.evaluation_set(part), part
 
 
 def evaluated_part(config: Config, split: Any) -> str:

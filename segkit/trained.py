@@ -13,9 +13,10 @@ import torch
 from segkit import assemble, checkpoint
 from segkit.config import Config, ConfigError, Named
 from segkit.data.cases import RawCase
-from segkit.data.loaders import CaseStore, network_image
+from segkit.data.loaders import network_image
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import Split
+from segkit.data.store import CaseStore
 from segkit.evaluate import Origin
 from segkit.labels import Labels
 from segkit.predict import Predictor
@@ -53,7 +54,7 @@ class Trained:
 
     def _data(self, config: Config, split: Split) -> assemble.Data:
         source = assemble.build_source(config, self.labels)
-        return assemble.Data(self.labels, source, split, CaseStore(source, cache=False), self.preprocess)
+        return assemble.Data(self.labels, source, split, CaseStore(source), self.preprocess)
 
 
 def moved_paths(data: Named, folder: Path) -> dict[str, Path]:

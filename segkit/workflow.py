@@ -112,9 +112,7 @@ def _train_and_evaluate(
     config: Config, run: Run, resume: bool, console: Console, processes: Processes
 ) -> dict[str, Any]:
     run.check_free(resume=resume)
-    built = build_experiment(
-        config, run.folder.parent if run.writes else None, processes, from_init=not run.last.exists()
-    )
+    built = build_experiment(config, run.folder.parent / "cache", processes, from_init=not run.last.exists())
     experiment, data = built.experiment, built.data
     if run.last.exists():
         experiment.plain["init"] = init_digest(config, load_checkpoint(run.last)["init"])
@@ -135,7 +133,7 @@ def _train_and_evaluate(
             print_overfit(run, config.train.overfit, console)
         result = write_evaluation(
             experiment.predictor(trainer.evaluated_model),
-            data.evaluation_set(part, cache=False),
+            data.evaluation_set(part),
             data.labels,
             run.evaluation(part),
             split=part,

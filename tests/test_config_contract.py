@@ -127,7 +127,7 @@ def test_defaults_are_filled_in(write, tmp_path):
     assert config.model == Named("unet", {"widths": [8, 16], "norm": "batch"})
     assert config.schedule == Named("constant", {"warmup": 0.0})
     assert (config.augment.engine, config.augment.transforms) == ("none", ())
-    assert (config.loader.batch, config.loader.workers, config.loader.cache) == (4, 0, True)
+    assert (config.loader.batch, config.loader.workers, config.loader.cache) == (4, 0, "memory")
     assert (config.sampling.patch, config.sampling.foreground, config.sampling.margin) == (None, 0.0, 1.5)
     assert (config.train.steps, config.train.epochs, config.train.precision) == (3, None, "fp32")
     assert config.run.dir is None

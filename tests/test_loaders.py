@@ -7,9 +7,11 @@ import torch
 from segkit import Labels
 from segkit.data import Case, RawCase, SyntheticSource
 from segkit.data.augment import ALBUMENTATIONS, MONAI, NoAugment, build_augment
-from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, collate, training_loader
+from segkit.data.disk_cache import CacheError, DiskCache
+from segkit.data.loaders import EvaluationSet, TrainingSet, collate, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.sampling import Key
+from segkit.data.store import CachedSource, CaseStore
 
 LABELS = Labels(["background", "a"], ignore_index=255)
 
@@ -28,10 +30,13 @@ class Shapes:
         return RawCase(mask[None].astype(np.float32), mask, (1.0,) * mask.ndim)
 
 
-def training_set(source, *, augment=None, patch=None, foreground=0.0, cache=True, intensity="none", labels=LABELS):
-    store = CaseStore(source, cache=cache)
+def training_set(
+    source, *, augment=None, patch=None, foreground=0.0, keep="memory", intensity="none", spacing=None, labels=LABELS
+):
+    store = CaseStore(source, keep)
     cases = list(source.cases)
-    preprocess = Preprocess.fit(((case, store.read(case)) for case in cases), intensity=intensity, multiple=4)
+    read = ((case, store.read(case)) for case in cases)
+    preprocess = Preprocess.fit(read, intensity=intensity, spacing=spacing, multiple=4)
     return TrainingSet(
         cases, store, preprocess, labels, augment or NoAugment(), patch=patch, foreground=foreground, margin=1.5, seed=7
     )
@@ -89,7 +94,7 @@ def test_samples_are_pure_functions_of_their_key(engine):
     augment = build_augment(engine, [transform], labels.void)
     source = SyntheticSource(labels=labels, size=[32, 32], train=4, validation=0, test=0)
     first = training_set(source, augment=augment, patch=[16, 16], intensity="zscore")
-    again = training_set(source, augment=augment, patch=[16, 16], intensity="zscore", cache=False)
+    again = training_set(source, augment=augment, patch=[16, 16], intensity="zscore", keep="none")
     keys = [Key(epoch, position, case) for epoch in (0, 1) for position in (0, 1) for case in (0, 1)]
     samples = {key: first[key] for key in keys}
     for key in reversed(keys):  # in another order, from a set that has read nothing before
@@ -114,9 +119,9 @@ def test_workers_change_nothing():
 
 
 def test_cached_cases_are_read_once():
-    for cache, reads in ((True, 2), (False, 6)):
+    for keep, reads in (("memory", 2), ("none", 6)):
         source = Shapes((4, 4), (4, 4))
-        dataset = training_set(source, cache=cache)
+        dataset = training_set(source, keep=keep)
         for position in range(4):
             _ = dataset[Key(0, position, position % 2)]
         assert source.reads == reads
@@ -124,11 +129,11 @@ def test_cached_cases_are_read_once():
 
 def test_evaluation_keeps_the_mask_on_its_own_grid():
     source = Shapes((12, 10))
-    store = CaseStore(source, cache=False)
+    store = CaseStore(source)
     preprocess = Preprocess.fit(
         ((case, store.read(case)) for case in source.cases), intensity="none", spacing=[2.0, 2.0], multiple=1
     )
-    sample = EvaluationSet(list(source.cases), source, preprocess, cache=True)[0]
+    sample = EvaluationSet(list(source.cases), source, preprocess, keep=True)[0]
     assert sample["image"].shape == (1, 6, 5)
     assert sample["mask"].shape == (12, 10)
 
@@ -136,3 +141,78 @@ def test_evaluation_keeps_the_mask_on_its_own_grid():
 def test_a_patch_of_the_wrong_dimension_is_refused():
     with pytest.raises(ValueError, match=r"sampling\.patch with 2 sides"):
         training_set(Shapes((8, 8)), patch=[4, 4, 4])
+
+
+def cached(source, folder, **identity):
+    return CachedSource(source, DiskCache(folder, identity))
+
+
+@pytest.mark.parametrize("spacing", [None, [2.0, 0.5]])
+@pytest.mark.parametrize("keep", ["memory", "disk"])
+def test_a_cache_on_disk_gives_the_same_samples_and_reads_every_file_once(tmp_path, keep, spacing):
+    options = {"patch": [8, 8], "foreground": 0.5, "intensity": "percentile", "spacing": spacing}
+    source = Shapes((12, 30), (20, 9))
+    plain = training_set(source, **options)
+    source.reads = 0
+    for _run in range(2):
+        dataset = training_set(cached(source, tmp_path), keep=keep, **options)
+        loader = training_loader(dataset, batch=2, workers=2, steps=4, seed=7, start=0, multiple=4, pin=False)
+        expected = training_loader(plain, batch=2, workers=0, steps=4, seed=7, start=0, multiple=4, pin=False)
+        for one, other in zip(loader, expected, strict=True):
+            assert torch.equal(one["image"], other["image"])
+            assert torch.equal(one["mask"], other["mask"])
+            assert one["spacing"] == other["spacing"]
+    assert source.reads == 2
+    raw = cached(source, tmp_path).read(source.cases[1])
+    assert np.array_equal(raw.image, source.read(source.cases[1]).image)
+    assert raw.spacing == (1.0, 1.0)
+
+
+def test_pieces_are_read_without_the_rest(tmp_path):
+    """A patch of a stored volume, of which all blocks that it does not touch are destroyed."""
+    volume = np.random.default_rng(0).random((1, 300, 200, 100), dtype=np.float32)
+    entry = DiskCache(tmp_path, {}).entry({"case": "a"}, lambda: ({"image": volume}, {}))
+    stored = entry.arrays["image"]
+    content, quarter = bytearray(stored.path.read_bytes()), stored.path.stat().st_size // 4
+    content[2 * quarter : 3 * quarter] = bytes(quarter)
+    stored.path.write_bytes(content)
+    assert np.array_equal(stored[..., :32, :32, :32], volume[..., :32, :32, :32])
+    with pytest.raises(CacheError, match=r"image\.b2nd cannot be read .*; delete"):
+        stored[...]
+
+
+def test_a_changed_file_another_source_and_other_labels_are_other_entries(tmp_path):
+    file = tmp_path / "image.bin"
+    file.write_bytes(b"one")
+    source = Shapes((4, 4))
+    source.cases = (Case("0", "0", image=file),)
+    for identity in ({}, {"labels": 1}):
+        cached(source, tmp_path / "cache", **identity).read(source.cases[0])
+    assert source.reads == 2
+    for _again in range(2):
+        cached(source, tmp_path / "cache").read(source.cases[0])
+    assert source.reads == 2
+    file.write_bytes(b"two")
+    cached(source, tmp_path / "cache").read(source.cases[0])
+    assert source.reads == 3
+
+
+def test_an_entry_is_whole_or_not_there(tmp_path):
+    cache = DiskCache(tmp_path / "cache", {})
+    with pytest.raises(KeyboardInterrupt):
+        cache.entry({}, interrupted)
+    made = []
+    for _again in range(2):
+        assert cache.entry({}, lambda: made.append(1) or ({}, {"a": np.ones(2)})).numbers["a"].tolist() == [1, 1]
+    assert made == [1]
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / "numbers.npz").write_bytes(b"")
+    with pytest.raises(CacheError, match=f"cannot be read .*; delete {folder}"):
+        cache.entry({}, interrupted)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"choose another loader\.cache_dir, or loader\.cache: none"):
+        DiskCache(tmp_path / "file", {}).entry({}, lambda: ({}, {}))
+
+
+def interrupted():
+    raise KeyboardInterrupt

@@ -401,7 +401,7 @@ def test_class_weights_are_printed_written_as_numbers_and_counted_once(tmp_path)
     (tmp_path / "tiny.yaml").write_text(text)
     printed = tool("train", "--config", "tiny.yaml", "run.dir=runs/a", folder=tmp_path)
     assert "class weights of cross_entropy: method inverse, cap 4" in printed
-    (file,) = (tmp_path / "runs").glob("census-*.json")
+    (file,) = (tmp_path / "runs" / "cache").glob("census-*.json")
     pixels = np.array(json.loads(file.read_text())["pixels"]).sum(0)
     weights = np.minimum(4, pixels.sum() / (3 * pixels))
     written = YAML(typ="safe").load((tmp_path / "runs" / "a" / "config.yaml").read_text())["loss"][0]["class_weights"]

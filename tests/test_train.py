@@ -16,9 +16,10 @@ from segkit import Labels, checkpoint
 from segkit.compiled import Compiled
 from segkit.data import SPLITS, SyntheticSource
 from segkit.data.augment import ALBUMENTATIONS, build_augment
-from segkit.data.loaders import CaseStore, EvaluationSet, TrainingSet, training_loader
+from segkit.data.loaders import EvaluationSet, TrainingSet, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.sampling import BatchSampler, steps_per_epoch
+from segkit.data.store import CaseStore
 from segkit.evaluate import score_cases
 from segkit.finetune import load_weights
 from segkit.losses import build_loss
@@ -44,7 +45,7 @@ def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss=
     split = SPLITS["source"](source.cases)
     by_name = {case.name: case for case in source.cases}
     train = [by_name[name] for name in split.train]
-    store = CaseStore(source, cache=True)
+    store = CaseStore(source, "memory")
     preprocess = Preprocess.fit(((case, store.read(case)) for case in train), multiple=4)
     augment = build_augment("albumentations", [ALBUMENTATIONS["horizontal_flip"](p=0.5)], LABELS.void)
     dataset = TrainingSet(train, store, preprocess, LABELS, augment, patch=[24, 24], foreground=0.5, margin=1.5, seed=1)
@@ -59,7 +60,7 @@ def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss=
         batches=lambda start: training_loader(
             dataset, batch=4, workers=workers, steps=steps, seed=1, start=start, multiple=4, pin=False
         ),
-        validation=EvaluationSet([by_name[name] for name in split.validation], source, preprocess, cache=True),
+        validation=EvaluationSet([by_name[name] for name in split.validation], source, preprocess, keep=True),
         predictor=lambda model: Predictor(model, CPU, 4),
         settings=Settings(
             limits or Limits(steps), 2, **{"clip_norm": 1.0, "ema": ema, "log_every": 2, "validate_every": 2} | settings

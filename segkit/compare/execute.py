@@ -137,7 +137,7 @@ def make_units(
         for repeat, fold in _folds(design):
             for loss in design.losses:
                 own = design.seed_of(loss, seed)
-                given = [*overrides, *unit_overrides(design, base, loss, own, repeat, fold)]
+                given = [*overrides, *unit_overrides(design, base, loss, own, repeat, fold, _cache(out))]
                 if rates:
                     given.append(f"optimizer.lr={rates[loss]!r}")
                 units.append(_unit(path, given, loss, own, repeat * (design.folds or 1) + (fold or 0), out, "units"))
@@ -159,7 +159,7 @@ def make_sweep(
     units = []
     for loss in design.losses:
         for rate in design.sweep:
-            given = unit_overrides(design, base, loss, SWEEP_SEED, repeat, fold)
+            given = unit_overrides(design, base, loss, SWEEP_SEED, repeat, fold, _cache(out))
             given += [f"optimizer.lr={rate!r}", 'evaluation.split="validation"', "evaluation.overlays=false"]
             units.append(replace(_unit(path, [*overrides, *given], loss, SWEEP_SEED, 0, out, "sweep"), lr=rate))
     if judged != "test":
@@ -168,6 +168,11 @@ def make_sweep(
             "split with a test part, or comparison.folds"
         )
     return units
+
+
+def _cache(out: Path) -> Path:
+    """Where units keep the cases that they prepare."""
+    return out.absolute() / "cache"
 
 
 def _folds(design: Design) -> list[tuple[int, int | None]]:

@@ -131,14 +131,18 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise ConfigError(f"override '{text}': the comparison sets {key}; use --losses, --seeds and --out")
 
 
-def unit_overrides(design: Design, base: Config, loss: str, seed: int, repeat: int, fold: int | None) -> list[str]:
-    """What makes the configuration of a unit of that of the comparison."""
+def unit_overrides(
+    design: Design, base: Config, loss: str, seed: int, repeat: int, fold: int | None, cache: Path
+) -> list[str]:
+    """What makes the configuration of a unit of that of the comparison. cache: a folder for prepared cases."""
     given = {"loss": design.losses[loss], "seed": seed, "comparison": {}, "evaluation.calibration": True}
     if fold is not None:
         cut = base.split.args.get("seed", 0) if base.split.name == "kfold" else 0
         given["split"] = {"name": "kfold", "folds": design.folds, "fold": fold, "seed": cut + repeat}
         if design.sweep is not None:  # learning rates are chosen on other cases than those that judge
             given["split"] |= {"test_fold": fold, "fold": (fold + 1) % (design.folds or 1)}
+    if base.loader.cache_dir is None:  # cases are prepared once for all units
+        given["loader.cache_dir"] = str(cache)
     if design.steps is not None:
         given["train.steps"] = design.steps
     if design.minutes is not None:

@@ -77,6 +77,13 @@ def data_digest(cases: Sequence[Case]) -> str:
     return content.hexdigest()[:16]
 
 
+def file_stamps(case: Case) -> list[str]:
+    """For each file of a case, a text that is another one once the file has changed: its size, the time of its last
+    change, and a digest of its first and last 64 KiB."""
+    files = [path for path in (case.image, case.mask) if path is not None and path.is_file()]
+    return [f"{path.stat().st_mtime_ns}-{hashlib.sha256(_ends(path)).hexdigest()[:32]}" for path in files]
+
+
 def _ends(path: Path) -> bytes:
     size = path.stat().st_size
     with open(path, "rb") as file:

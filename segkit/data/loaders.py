@@ -6,7 +6,6 @@ import atexit
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,41 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from segkit.data.augment import Augment, NoAugment
 from segkit.data.cases import Case, RawCase, Source
 from segkit.data.preprocess import Preprocess
-from segkit.data.sampling import BatchSampler, Key, cut, foreground_locations, place_window, sample_seeds
+from segkit.data.sampling import BatchSampler, Key, cut, place_window, sample_seeds
+from segkit.data.store import CaseStore, Prepared
 from segkit.labels import Labels
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A case on the grid that the network sees, not yet normalised: `(image - shift) / scale` will do that."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    shift: np.ndarray
-    scale: np.ndarray
-    limits: tuple[float, float]  # what is 0 and 1 to augmentation that comes before normalisation
-    spacing: tuple[float, ...]
-    foreground: np.ndarray  # coordinates [N, D] of foreground pixels to centre patches on
-
-
-class CaseStore:
-    """Reads cases once if `cache`, each time otherwise, until they are forgotten."""
-
-    def __init__(self, source: Source, *, cache: bool):
-        self.source, self.cache = source, cache
-        self.raw: dict[str, RawCase] = {}
-
-    def read(self, case: Case) -> RawCase:
-        if case.name in self.raw:
-            return self.raw[case.name]
-        raw = self.source.read(case)
-        if self.cache:
-            self.raw[case.name] = raw
-        return raw
-
-    def forget(self, case: Case) -> None:
-        """Let go of a case that is kept in another form."""
-        self.raw.pop(case.name, None)
 
 
 class TrainingSet(Dataset):
@@ -132,31 +99,21 @@ class TrainingSet(Dataset):
     def _prepared(self, number: int) -> Prepared:
         if number in self.prepared:
             return self.prepared[number]
-        raw = self.preprocess.resample(self.store.read(self.cases[number]))
-        assert raw.mask is not None
-        shift, scale = self.preprocess.intensity_map(raw.image)
-        dims = raw.image.ndim - 1
-        background = 0 if self.labels.mode == "binary" else self.labels.background_channel
-        locations = (
-            foreground_locations(raw.mask, background, self.labels.void, dims)
-            if self.foreground > 0
-            else np.zeros((0, dims), np.int64)
-        )
-        prepared = Prepared(raw.image, raw.mask, shift, scale, unit_limits(raw.image), raw.spacing, locations)
-        if self.store.cache:
+        case = self.cases[number]
+        prepared = self.store.prepared(case, self.preprocess, self.labels, locate=self.foreground > 0)
+        if self.store.keep != "none":
             self.prepared[number] = prepared
-            self.store.forget(self.cases[number])
         return prepared
 
 
 class EvaluationSet(Dataset):
     """Whole images as the network sees them, with the mask on the original grid, by case number.
 
-    cache: keep them once read.
+    keep: in memory, once read.
     """
 
-    def __init__(self, cases: Sequence[Case], source: Source, preprocess: Preprocess, *, cache: bool):
-        self.cases, self.source, self.preprocess, self.cache = cases, source, preprocess, cache
+    def __init__(self, cases: Sequence[Case], source: Source, preprocess: Preprocess, *, keep: bool):
+        self.cases, self.source, self.preprocess, self.keep = cases, source, preprocess, keep
         self.samples: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -173,18 +130,9 @@ class EvaluationSet(Dataset):
         image = network_image(raw, self.preprocess)
         assert raw.mask is not None
         sample = as_sample(image, raw.mask, self.cases[number], raw.spacing)
-        if self.cache:
+        if self.keep:
             self.samples[number] = sample
         return sample
-
-
-def unit_limits(image: np.ndarray) -> tuple[float, float]:
-    """0 and 1 for pictures that lie between them, else the 0.5th and the 99.5th percentile, so that a few bright pixels
-    do not make all others dark."""
-    if image.min() >= 0 and image.max() <= 1:
-        return 0.0, 1.0
-    low, high = np.percentile(image, (0.5, 99.5))
-    return (float(low), float(high)) if high > low else (float(low), float(low) + 1.0)
 
 
 def network_image(raw: RawCase, preprocess: Preprocess) -> np.ndarray:

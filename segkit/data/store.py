@@ -1,0 +1,139 @@
+"""Cases as training takes pieces of them, and where they are kept: in memory, on disk, or nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from segkit.data.cases import Case, RawCase, Source, file_stamps
+from segkit.data.disk_cache import DiskCache, Entry, Made, StoredArray
+from segkit.data.preprocess import Preprocess
+from segkit.data.sampling import foreground_locations
+from segkit.labels import Labels
+
+Keep = Literal["memory", "disk", "none"]
+Pixels = np.ndarray | StoredArray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case on the grid that the network sees, not yet normalised: `(image - shift) / scale` will do that."""
+
+    image: Pixels
+    mask: Pixels
+    shift: np.ndarray
+    scale: np.ndarray
+    limits: tuple[float, float]  # what is 0 and 1 to augmentation that comes before normalisation
+    spacing: tuple[float, ...]
+    foreground: np.ndarray  # coordinates [N, D] of foreground pixels to centre patches on
+
+    def in_memory(self) -> Prepared:
+        return replace(self, image=self.image[...], mask=self.mask[...])
+
+
+class CachedSource:
+    """A source whose cases are read from their files once, and then from the cache, until the files change."""
+
+    def __init__(self, source: Source, disk: DiskCache):
+        self.source, self.disk = source, disk
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        return self.source.cases
+
+    def read(self, case: Case) -> RawCase:
+        return raw_of(self.entry(case))
+
+    def entry(self, case: Case) -> Entry:
+        """The pixels of a case as stored."""
+        return self.disk.entry(self.key(case), lambda: made_of(self.source.read(case)))
+
+    def key(self, case: Case) -> dict[str, Any]:
+        return {"case": case.name, "files": file_stamps(case)}
+
+
+class CaseStore:
+    """Reads cases and prepares them for training.
+
+    keep: `memory`, what was read stays there; `disk`, it lies in the cache of the source, from which pieces are read;
+    `none`. A source with a cache on disk fills the memory from there too.
+    """
+
+    def __init__(self, source: Source, keep: Keep = "none"):
+        self.source, self.keep = source, keep
+        self.raw: dict[str, RawCase] = {}
+
+    def read(self, case: Case) -> RawCase:
+        if case.name in self.raw:
+            return self.raw[case.name]
+        raw = self.source.read(case)
+        if self.keep == "memory":
+            self.raw[case.name] = raw
+        return raw
+
+    def prepared(self, case: Case, preprocess: Preprocess, labels: Labels, *, locate: bool) -> Prepared:
+        """A case on the grid of the network. locate: whether foreground is looked for."""
+        if isinstance(self.source, CachedSource):
+            prepared = _from_disk(self.source, case, preprocess, labels, locate)
+            prepared = prepared.in_memory() if self.keep == "memory" else prepared
+        else:
+            raw = preprocess.resample(self.read(case))
+            prepared = _prepared(raw.image, raw.mask, raw.spacing, _measured(raw, preprocess, labels, locate))
+        self.raw.pop(case.name, None)  # it is kept in this form, if at all
+        return prepared
+
+
+def _from_disk(source: CachedSource, case: Case, preprocess: Preprocess, labels: Labels, locate: bool) -> Prepared:
+    key = source.key(case)
+    pixels = source.entry(case)
+    if preprocess.spacing is not None:
+        resampled = {**key, "spacing": preprocess.spacing}
+        pixels = source.disk.entry(resampled, lambda: made_of(preprocess.resample(source.read(case))))
+    measured = {**key, "measured": preprocess.to_dict(), "locate": locate}
+    numbers = source.disk.entry(measured, lambda: ({}, _measured(raw_of(pixels), preprocess, labels, locate))).numbers
+    spacing = tuple(pixels.numbers["spacing"].tolist())
+    return _prepared(pixels.arrays["image"], pixels.arrays.get("mask"), spacing, numbers)
+
+
+def _measured(raw: RawCase, preprocess: Preprocess, labels: Labels, locate: bool) -> dict[str, np.ndarray]:
+    assert raw.mask is not None
+    shift, scale = preprocess.intensity_map(raw.image)
+    dims = raw.image.ndim - 1
+    background = 0 if labels.mode == "binary" else labels.background_channel
+    foreground = (
+        foreground_locations(raw.mask, background, labels.void, dims) if locate else np.zeros((0, dims), np.int64)
+    )
+    return {"shift": shift, "scale": scale, "limits": unit_limits(raw.image), "foreground": foreground}
+
+
+def _prepared(
+    image: Pixels, mask: Pixels | None, spacing: tuple[float, ...], numbers: Mapping[str, np.ndarray]
+) -> Prepared:
+    assert mask is not None
+    low, high = numbers["limits"].tolist()
+    return Prepared(image, mask, numbers["shift"], numbers["scale"], (low, high), spacing, numbers["foreground"])
+
+
+def made_of(raw: RawCase) -> Made:
+    """A case as what a cache keeps."""
+    arrays = {"image": raw.image} if raw.mask is None else {"image": raw.image, "mask": raw.mask}
+    return arrays, {"spacing": np.array(raw.spacing, dtype=np.float64)}
+
+
+def raw_of(entry: Entry) -> RawCase:
+    """The case that a cache keeps."""
+    mask = entry.arrays.get("mask")
+    spacing = tuple(entry.numbers["spacing"].tolist())
+    return RawCase(entry.arrays["image"][...], None if mask is None else mask[...], spacing)
+
+
+def unit_limits(image: np.ndarray) -> np.ndarray:
+    """0 and 1 for pictures that lie between them, else the 0.5th and the 99.5th percentile, so that a few bright pixels
+    do not make all others dark: [2]."""
+    if image.min() >= 0 and image.max() <= 1:
+        return np.array([0.0, 1.0])
+    low, high = np.percentile(image, (0.5, 99.5))
+    return np.array([low, high if high > low else low + 1.0])
