@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -19,14 +21,18 @@ from test_statistics import long_table, simulated
 from test_tools import TINY, tool
 
 from segkit import Labels
+from segkit.compare import gather
 from segkit.compare.claims import Claims
 from segkit.compare.datasets import over_datasets
 from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings, same_functions
 from segkit.compare.long_table import from_challenger, read_scores, to_challenger
+from segkit.compare.plan import Unit
 from segkit.compare.rankings import RULES, Draws, loss_means, rankings
-from segkit.compare.report import Analysis, Told, no_material, write_comparison
+from segkit.compare.report import Analysis, Told, compare_table, no_material, write_comparison
 from segkit.compare.statistics import analyse
 from segkit.compare.studies import Folds, TwoWay
+from segkit.config import Config
+from segkit.data import SyntheticSource
 
 ROOT = Path(__file__).parents[1]
 QUIET = Console(quiet=True)
@@ -342,7 +348,27 @@ comparison:
     page = (folder / "out" / "report.html").read_text()
     assert "soft and dice are" in page
     assert "The noise floor" in page
+    assert "How often the predicted class is right" in page
     assert "minutes of training" in compare(folder, "--dry-run", "comparison.seeds=[4, 5]")
+
+
+def test_cases_are_prepared_once_for_all_units(folder, monkeypatch):
+    """By the sources themselves; a training case is drawn in no picture, which would read it again."""
+    reads, read = Counter(), SyntheticSource.read
+
+    def counted(source, case):
+        reads[case.name] += 1
+        return read(source, case)
+
+    monkeypatch.setattr(SyntheticSource, "read", counted)
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", "evaluation.overlays=false")
+    trained = {name: number for name, number in reads.items() if name.startswith("train")}
+    assert trained == dict.fromkeys(trained, 1)
+    assert len(trained) == 8
+    before = pd.read_csv(folder / "out" / "cases.csv")
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", "--out", "uncached", "loader.cache=none")
+    assert max(reads[name] for name in trained) > 4
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "uncached" / "cases.csv"), before)
 
 
 def test_a_plan_that_is_changed_says_so(folder):
@@ -482,6 +508,36 @@ def test_the_page_in_a_browser(pages):
         assert dialogs == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 900
         browser.close()
+
+
+def test_the_best_loss_comes_first(tmp_path):
+    """Of a distance that is the smallest; names that are numbers are names."""
+    near, far = np.random.default_rng(13).uniform(1, 2, (2, 3, 60))
+    table = long_table({"1": far + 3, "2": near}).rename(columns={"dice": "hd95"})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis("hd95", margin=0.5), QUIET)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("<tr><td>2</td>") < page.index("<tr><td>1</td>")
+    assert "Across: 2, the loss with the best mean" in page
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [loss["name"] for loss in result["losses"]] == ["1", "2"]
+
+
+def test_pixels_of_all_runs_of_a_loss_are_calibrated_together(tmp_path):
+    """4 pixels of which 1 is right in one run and 12 of which 9 are in the other are 16 of which 10 are."""
+    units = []
+    for seed, (pixels, confidence, accuracy) in enumerate([(4, 0.5, 0.25), (12, 0.9, 0.75)]):
+        unit = Unit("a", seed, 0, "test", cast(Config, None), tmp_path / str(seed))
+        row = {"pixels": [0, pixels], "confidence": [None, confidence], "accuracy": [None, accuracy]}
+        content = {"calibration": {"reliability": {"all": {"top label": row}}}}
+        (unit.folder / "evaluation" / "test").mkdir(parents=True)
+        (unit.folder / "evaluation" / "test" / "scores.json").write_text(json.dumps(content))
+        units.append(unit)
+    found = gather.pooled_reliability(units)
+    assert found is not None
+    assert found.to_dict("records") == [
+        {"loss": "a", "bin": 1, "pixels": 16, "confidence": pytest.approx(0.8), "accuracy": pytest.approx(0.625)}
+    ]
 
 
 # --- several data sets ------------------------------------------------------------------------------------------------

@@ -83,7 +83,9 @@ def compare(path: Path, overrides: Sequence[str], asked: Asked, console: Console
     plan = write_plan(asked.out, design, base, rules_of(base).to_dict(), done)
     for change in plan["changes"]:
         console.print(
-            f"the plan was changed after {change['finished_units']} units: {change['differences']}", markup=False
+            f"the plan was changed after {change['finished_units']} finished units: {'; '.join(change['differences'])}",
+            markup=False,
+            highlight=False,
         )
     chosen = {}
     if trials:

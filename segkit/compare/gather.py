@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ def gather(units: Sequence[Unit], scores: Scores) -> Material:
         curves=_curves(logs),
         units=_costs(logs, scores),
         calibration=_calibration(units),
+        reliability=pooled_reliability(units),
         overlays=_overlays(units, scores),
     )
 
@@ -64,11 +65,7 @@ def _costs(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> pd.DataFra
 def _calibration(units: Sequence[Unit]) -> pd.DataFrame | None:
     """Brier score, NLL and expected calibration error of all pixels together, mean over the runs of each loss."""
     rows = []
-    for unit in units:
-        scores = json.loads((Run(unit.folder).evaluation(unit.part) / "scores.json").read_text())
-        found = scores.get("calibration")
-        if found is None:
-            return None
+    for unit, found in _calibrations(units):
         kind = "toplabel" if "toplabel" in found else "classwise"
         error = found[kind]["all"]["ece"]
         if isinstance(error, dict):
@@ -77,7 +74,35 @@ def _calibration(units: Sequence[Unit]) -> pd.DataFrame | None:
         region = found["regions"]["all"]
         rows.append({"loss": unit.loss, "brier": region["brier"], "nll": region["nll"], "ece": error})
     table: Any = pd.DataFrame(rows)  # pandas says too little of its types for a checker
-    return table.groupby("loss", sort=False).mean().reset_index()
+    return table.groupby("loss", sort=False).mean().reset_index() if rows else None
+
+
+def pooled_reliability(units: Sequence[Unit]) -> pd.DataFrame | None:
+    """Confidence and accuracy of the pixels of each bin, those of all runs of a loss together."""
+    rows = [
+        (unit.loss, place, pixels, pixels * confidence, pixels * accuracy)
+        for unit, found in _calibrations(units)
+        for row in found["reliability"]["all"].values()
+        for place, (confidence, accuracy, pixels) in enumerate(
+            zip(row["confidence"], row["accuracy"], row["pixels"], strict=True)
+        )
+        if pixels
+    ]
+    if not rows:
+        return None
+    table: Any = pd.DataFrame(rows, columns=["loss", "bin", "pixels", "confidence", "accuracy"])
+    summed = table.groupby(["loss", "bin"], sort=False).sum().reset_index().sort_values("bin", kind="stable")
+    return summed.assign(
+        confidence=summed["confidence"] / summed["pixels"], accuracy=summed["accuracy"] / summed["pixels"]
+    )
+
+
+def _calibrations(units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    """What was measured of the probabilities of each unit that measured it."""
+    for unit in units:
+        scores = json.loads((Run(unit.folder).evaluation(unit.part) / "scores.json").read_text())
+        if scores.get("calibration") is not None:
+            yield unit, scores["calibration"]
 
 
 def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None:

@@ -15,10 +15,12 @@ from segkit.compare.datasets import over_datasets
 from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings
 from segkit.compare.long_table import CHALLENGER, METRICS, Scores, from_challenger, read_scores, to_challenger
 from segkit.compare.plan import file_name
-from segkit.compare.statistics import analyse
+from segkit.compare.statistics import analyse, analyse_scores
 from segkit.config import ConfigError
 from segkit.report.comparison_page import Material, write_pages
 from segkit.report.tables import print_comparison, print_datasets
+
+NAMES = ("loss", "case", "group", "class", "dataset", *CHALLENGER[:-1])  # columns that are text, even of digits
 
 
 class TableError(ValueError):
@@ -69,7 +71,7 @@ def compare_table(path: Path, out: Path, analysis: Analysis, console: Console) -
     not there or does not fit."""
     if not path.is_file():
         raise TableError(f"expected a long table at {path}, found nothing")
-    table: Any = pd.read_csv(path, dtype={"case": str, "group": str})
+    table: Any = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str))
     if set(CHALLENGER) <= set(table.columns):
         table = from_challenger(table, analysis.metric)
     names = table["dataset"].astype(str).unique() if "dataset" in table.columns else []
@@ -113,10 +115,11 @@ def write_comparison(
 
     material: what the pages show beside the analysis, from the scores that it is of.
     """
-    result = analysed(table, analysis, told)
+    tested = _tested(table, analysis)
+    scores = read_scores(tested, analysis.metric, told.foreground)
+    result = _analysed(table, tested, scores, analysis, told)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    scores = read_scores(_tested(table, analysis), analysis.metric, told.foreground)
     to_challenger(scores).to_csv(out / "challenger.csv", index=False)
     write_pages(result, scores, material(scores), out)
     print_comparison(result, console)
@@ -124,19 +127,10 @@ def write_comparison(
     return result
 
 
-def analysed(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[str, Any]:
+def _analysed(table: Any, tested: Any, scores: Scores, analysis: Analysis, told: Told) -> dict[str, Any]:
     """The contents of comparison.json."""
-    tested = _tested(table, analysis)
     lost = {loss: list(units) for loss, units in told.failed.items()}
-    result = analyse(
-        tested,
-        metric=analysis.metric,
-        baseline=analysis.baseline,
-        family=analysis.pairs,
-        margin=analysis.margin,
-        classes=told.foreground,
-        failed=lost,
-    )
+    result = analyse_scores(scores, analysis.baseline, analysis.pairs, analysis.margin, failed=lost)
     if analysis.again is not None:
         result["noise_floor"] = _noise_floor(table, analysis, told)
     result["rules"] = dict(told.rules) if told.rules is not None else _rules_of(table)

@@ -61,12 +61,26 @@ def analyse(
     Raises ValueError if columns, cases of a run or classes are missing, rows repeated, or values out of range.
     """
     scores = read_scores(table, metric, classes)
+    return analyse_scores(scores, baseline, family, margin, failed=failed, resamples=resamples, seed=seed)
+
+
+def analyse_scores(
+    scores: Scores,
+    baseline: str | None = None,
+    family: Family = "all_pairs",
+    margin: float = 0.005,
+    *,
+    failed: Mapping[str, Sequence[str]] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What `analyse` says of a table that was read already."""
     failed = {loss: list(runs) for loss, runs in (failed or {}).items() if runs}
     _check_family([*dict.fromkeys([*scores.losses, *failed])], baseline, family, margin)
     study = study_of(scores)
     pairs = _pairs(scores.losses, baseline, family)
     return {
-        "metric": metric,
+        "metric": scores.metric,
         "baseline": baseline,
         "family": family,
         "margin": margin,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ def ranks_figure(result: Mapping[str, Any]) -> Figure:
     """Share of resamples in each rank, by the rule of the verdicts."""
     rules = result["ranks"]["rules"]
     shares = next(iter(rules.values()))["shares"]
+    shares = {loss["name"]: shares[loss["name"]] for loss in result["losses"]}
     table = np.array(list(shares.values()))
     figure, axis = _figure(0.42 * len(shares) + 1.4)
     picture = axis.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
@@ -143,30 +144,34 @@ def classes_figure(values: np.ndarray, loss_of: Sequence[str], losses: Sequence[
     return figure
 
 
-def paired_figure(a: np.ndarray, b: np.ndarray, names: tuple[str, str], metric: str) -> Figure:
-    """A dot a case: its mean over the runs of one loss over that of another."""
-    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+def paired_figure(pairs: Sequence[tuple[str, np.ndarray, str, np.ndarray]], metric: str) -> Figure:
+    """A dot a case: its mean over the runs of one loss over that of another; a panel for each (name, values, name,
+    values)."""
+    columns = min(2, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(WIDTH * columns / 2, 3.7 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    both = np.concatenate([a, b])
-    low, high = float(np.nanmin(both)), float(np.nanmax(both))
-    axis.plot([low, high], [low, high], color="0.6", linewidth=1)
-    axis.plot(a, b, "o", color="#0072B2", alpha=0.5, markersize=4)
-    above = int((b > a).sum())
-    axis.set_xlabel(f"{metric} of {names[0]}", parse_math=False)
-    axis.set_ylabel(f"{metric} of {names[1]}", parse_math=False)
-    axis.set_title(f"{above} of {len(a)} cases above the line", fontsize=10)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for (across, first, up, second), axis in zip(pairs, axes, strict=False):
+        both = np.concatenate([first, second])
+        low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
+        axis.plot([low, high], [low, high], color="0.6", linewidth=1)
+        axis.plot(first, second, "o", color="#0072B2", alpha=0.5, markersize=4)
+        axis.set_xlabel(f"{metric} of {across}", parse_math=False)
+        axis.set_ylabel(f"{metric} of {up}", parse_math=False)
+        axis.set_title(f"{int((second > first).sum())} of {len(first)} cases above the line", fontsize=10)
+    for axis in axes:  # what is left
+        axis.set_visible(False)
     return figure
 
 
-def curves_figure(curves: pd.DataFrame, metric: str) -> Figure:
+def curves_figure(curves: pd.DataFrame, losses: Sequence[str], metric: str) -> Figure:
     """Validation scores over the steps: mean of the runs, and from the lowest to the highest; columns loss, seed, fold,
     step and the metric."""
     figure, axis = _figure(3.4)
-    for place, (loss, rows) in enumerate(curves.groupby("loss", sort=False)):
+    for loss, rows, colour in _by_loss(curves, losses):
         found = rows.groupby("step")[metric].agg(["mean", "min", "max"])
-        colour = PALETTE[place % len(PALETTE)]
-        axis.plot(found.index, found["mean"], color=colour, label=str(loss))
+        axis.plot(found.index, found["mean"], color=colour, label=loss)
         axis.fill_between(found.index, found["min"], found["max"], color=colour, alpha=0.2, linewidth=0)
     axis.set_xlabel("step")
     axis.set_ylabel(f"validation {metric}")
@@ -174,11 +179,26 @@ def curves_figure(curves: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def cost_figure(units: pd.DataFrame, metric: str) -> Figure:
+def reliability_figure(reliability: pd.DataFrame, losses: Sequence[str], fewest: int) -> Figure:
+    """The share of pixels that are right over their mean probability, bin by bin; columns loss, bin, pixels, confidence
+    and accuracy. fewest: pixels of a bin that is drawn."""
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+    for loss, rows, colour in _by_loss(reliability[reliability["pixels"] >= fewest], losses):
+        axis.plot(rows["confidence"], rows["accuracy"], "o-", color=colour, markersize=4, linewidth=1, label=loss)
+    axis.set_xlabel("probability of the predicted class")
+    axis.set_ylabel("share of pixels that are right")
+    _legend(axis)
+    return figure
+
+
+def cost_figure(units: pd.DataFrame, losses: Sequence[str], metric: str) -> Figure:
     """The score of each run over the time that its training took; columns loss, seconds and score."""
     figure, axis = _figure(3.2)
-    for place, (loss, rows) in enumerate(units.groupby("loss", sort=False)):
-        axis.plot(rows["seconds"] / 60, rows["score"], "o", color=PALETTE[place % len(PALETTE)], label=str(loss))
+    for loss, rows, colour in _by_loss(units, losses):
+        axis.plot(rows["seconds"] / 60, rows["score"], "o", color=colour, label=loss)
     axis.set_xlabel("minutes of training")
     axis.set_ylabel(metric)
     _legend(axis)
@@ -192,6 +212,12 @@ def components_figure(result: Mapping[str, Any]) -> Figure:
     axis.barh(list(parts)[::-1], list(parts.values())[::-1], color="#56B4E9")
     axis.set_xlabel(f"standard deviation of {result['metric']}")
     return figure
+
+
+def _by_loss(table: Any, losses: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
+    """The rows of each loss, and its colour, which is the same in all pictures."""
+    for place, loss in enumerate(losses):
+        yield loss, table[table["loss"] == loss], PALETTE[place % len(PALETTE)]
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from matplotlib.figure import Figure
 
 from segkit.report import comparison_figures as draw
 
-PAIRED = 3  # pairs of losses of which the cases are drawn
+PAIRED = 4  # losses whose cases are drawn against those of one
+FEWEST_PIXELS = 100  # of a bin that is drawn
 LISTED = 8  # cases in the table of disagreement
 SENTENCES = {
     "better": "{a} is better than {b}",
@@ -33,12 +33,14 @@ class Material:
     """What a report shows beside the analysis; each may be missing.
 
     curves: loss, seed, fold, step, and the validation scores. units: loss, seed, fold, seconds, memory_mb, score.
-    calibration: loss and the mean of what was measured. overlays: a picture, PNG, and the rule that chose its cases.
+    calibration: loss and the mean of what was measured. reliability: loss, bin, pixels, confidence, accuracy.
+    overlays: a picture, PNG, and the rule that chose its cases.
     """
 
     curves: pd.DataFrame | None = None
     units: pd.DataFrame | None = None
     calibration: pd.DataFrame | None = None
+    reliability: pd.DataFrame | None = None
     overlays: tuple[bytes, str] | None = None
 
 
@@ -57,7 +59,12 @@ class Picture:
 
 
 def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out: Path) -> None:
-    """Write report.html, report.md and the pictures of the latter. scores: see `segkit.compare.long_table`."""
+    """Write report.html, report.md and the pictures of the latter; everywhere the best loss comes first.
+
+    scores: see `segkit.compare.long_table`.
+    """
+    best_first = sorted(result["losses"], key=lambda loss: -scores.sign * loss["mean"])
+    result = {**result, "losses": best_first}
     shown = {
         "result": result,
         "sentences": sentences(result),
@@ -112,7 +119,7 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
     on = basis(result, scores)
     ranked = result["ranks"]["resamples"] and all(one.get("shares") for one in result["ranks"]["rules"].values())
     metric, several = result["metric"], len(result["losses"]) > 1
-    loss_of = scores.runs["loss"].tolist()
+    loss_of, losses = scores.runs["loss"].tolist(), [loss["name"] for loss in result["losses"]]
     drawn: list[tuple[Any, str, str, str, Callable[[], Figure]]] = [
         (several, "forest", "Differences", f"Thin: adjusted for all pairs, which gives the verdict; thick: 95 %. {on}.",
          lambda: draw.forest_figure(result)),
@@ -121,27 +128,48 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
         (several and ranked, "ranks", "How stable the ranks are", f"{on}.", lambda: draw.ranks_figure(result)),
         (several, "rules", "Ranks by other rules", rule_words(result), lambda: draw.rules_figure(result)),
         (True, "classes", "Classes", f"Mean {metric}. {on}.",
-         lambda: draw.classes_figure(scores.values, loss_of, scores.losses, scores.classes)),
+         lambda: draw.classes_figure(scores.values, loss_of, losses, scores.classes)),
         (True, "components", "Where scores vary", f"{on}.", lambda: draw.components_figure(result)),
+        (several, "paired", "Cases", paired_words(result),
+         lambda: draw.paired_figure(paired(result, scores), metric)),
         (material.curves is not None, "curves", "Training",
          "Validation scores while training: mean of the runs, and the range from the lowest to the highest.",
-         lambda: draw.curves_figure(_there(material.curves), "iou" if metric == "iou" else "dice")),
+         lambda: draw.curves_figure(_there(material.curves), losses, "iou" if metric == "iou" else "dice")),
+        (material.reliability is not None, "reliability", "Calibration",
+         "How often the predicted class is right over how sure it is: all pixels of all runs of a loss, 15 bins, those "
+         f"of fewer than {FEWEST_PIXELS} pixels left out. Below the line: surer than right.",
+         lambda: draw.reliability_figure(_there(material.reliability), losses, FEWEST_PIXELS)),
         (material.units is not None, "cost", "Cost", "A dot a run.",
-         lambda: draw.cost_figure(_there(material.units), metric)),
+         lambda: draw.cost_figure(_there(material.units), losses, metric)),
     ]  # fmt: skip
     found = [Picture(name, title, words, _png(make())) for there, name, title, words, make in drawn if there]
-    for a, b in list(itertools.combinations(scores.losses, 2))[:PAIRED]:
-        first, second = scores.case_means(a), scores.case_means(b)
-        both = ~np.isnan(first) & ~np.isnan(second)
-        if both.any():
-            figure = draw.paired_figure(first[both], second[both], (a, b), metric)
-            name = f"paired-{len(found)}"
-            found.append(
-                Picture(name, f"Cases: {a} and {b}", "A dot a case, its mean over classes and runs.", _png(figure))
-            )
     if material.overlays is not None:
         png, rule = material.overlays
         found.append(Picture("overlays", "Where the losses disagree most", rule, png))
+    return found
+
+
+def reference_of(result: Mapping[str, Any]) -> str:
+    """The loss that the others are shown against: the baseline if it has runs, or else the best one."""
+    names = [loss["name"] for loss in result["losses"]]
+    return result["baseline"] if result["baseline"] in names else names[0]
+
+
+def paired_words(result: Mapping[str, Any]) -> str:
+    against, others = reference_of(result), len(result["losses"]) - 1
+    which = f", and the best {PAIRED} of the others" if others > PAIRED else ""
+    kind = "the baseline" if against == result["baseline"] else "the loss with the best mean"
+    return f"A dot a case, its mean over classes and runs. Across: {against}, {kind}{which}."
+
+
+def paired(result: Mapping[str, Any], scores: Any) -> list[tuple[str, np.ndarray, str, np.ndarray]]:
+    """The means of the cases by the reference, and by each of the best others: where both have one."""
+    against, found = reference_of(result), []
+    first = scores.case_means(against)
+    for loss in [loss["name"] for loss in result["losses"] if loss["name"] != against][:PAIRED]:
+        second = scores.case_means(loss)
+        both = ~np.isnan(first) & ~np.isnan(second)
+        found.append((against, first[both], loss, second[both]))
     return found
 
 
