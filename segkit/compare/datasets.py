@@ -29,6 +29,9 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
             raise ValueError(
                 f"expected the losses {', '.join(losses)} in every data set, got {', '.join(found)} in {name}"
             )
+    lacking = [f"{loss} in {name}" for name, found in means.items() for loss in losses if found[loss] is None]
+    if lacking:
+        raise ValueError(f"expected a mean of every loss in every data set, got none of {', '.join(lacking)}")
     table = np.array([[found[loss] for loss in losses] for found in means.values()])
     ranks = stats.rankdata(-METRICS[metric].sign * table, axis=1)
     result: dict[str, Any] = {
@@ -39,6 +42,8 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
         "p": None,
         "pairs": [],
     }
+    if (ranks == ranks[:, :1]).all():
+        return result | {"reason": "all losses have the same mean in every data set"}
     if len(results) < FEW_DATASETS or len(losses) < 2:
         return result | {"reason": f"{len(results)} data sets; a test over them needs {FEW_DATASETS}"}
     if len(losses) == 2:

@@ -109,10 +109,11 @@ def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None
     """A row for each loss and each of the cases on which they disagree most, by the loss's first run that has it."""
     trained: dict[Unit, Any] = {}
     rows, labels = [], None
-    losses = scores.losses[:MOST_LOSSES]
     chosen = disagreement(scores)[:SHOWN]
     for one in chosen:
-        for loss in losses:
+        order = sorted(scores.losses, key=lambda loss: -scores.sign * one["means"][loss])
+        few = order if len(order) <= MOST_LOSSES else [*order[: MOST_LOSSES // 2], *order[-(MOST_LOSSES // 2) :]]
+        for loss in few:
             unit = next((unit for unit in units if unit.loss == loss and _judges(unit, scores, one["case"])), None)
             if unit is None:
                 continue
@@ -131,7 +132,8 @@ def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None
     Image.fromarray(overlay_picture(rows, labels)).save(file, format="PNG", optimize=True)
     rule = (
         f"The {len(chosen)} cases with the largest minus the smallest of the losses' means, over classes and runs; "
-        "each by the first run of each loss."
+        "each by the first run of each loss, the best on the case first; of more than "
+        f"{MOST_LOSSES} losses the {MOST_LOSSES // 2} best and the {MOST_LOSSES // 2} worst."
     )
     return file.getvalue(), rule
 

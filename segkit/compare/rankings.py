@@ -48,7 +48,17 @@ def rankings(scores: Scores, pairs: Sequence[tuple[str, str]], resamples: int, s
             first = of_draws if first is None else first
             found["shares"] = _shares(scores, of_draws) if len(of_draws) else None
         by_rule[name] = found
-    bootstrap = [] if first is None or not len(first) else [_pair(scores, a, b, first) for a, b in pairs]
+    there = set(scores.losses)  # a loss all of whose runs failed has no scores
+    bootstrap = (
+        []
+        if first is None or not len(first)
+        else [
+            _pair(scores, a, b, first)
+            if {a, b} <= there
+            else {"a": a, "b": b, "ci95_bootstrap": None, "better_in": None}
+            for a, b in pairs
+        ]
+    )
     return {"resamples": resamples, "rules": by_rule, "pairs": bootstrap}
 
 

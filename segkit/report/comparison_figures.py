@@ -20,7 +20,7 @@ COLOURS = {"better": "#117733", "worse": "#CC6677", "equivalent": "#0072B2", "un
 
 def forest_figure(result: Mapping[str, Any]) -> Figure:
     """Differences of all pairs with their adjusted intervals, and the margin within which they are of no interest."""
-    pairs = result["pairs"]
+    pairs = [pair for pair in result["pairs"] if pair["difference"] is not None]
     figure, axis = _figure(0.42 * len(pairs) + 1.3)
     axis.axvspan(-result["margin"], result["margin"], color="0.9", zorder=0)
     axis.axvline(0, color="0.6", linewidth=1)
@@ -82,7 +82,8 @@ def rules_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def critical_difference_figure(result: Mapping[str, Any]) -> Figure:
-    """Losses along their mean rank, joined where the comparison found no difference between any two of them.
+    """Losses along their mean rank. Where all pairs were tested, those are joined of which no two were found to differ;
+    else the dots are filled of those that differ from the baseline.
 
     Mean ranks are those of the resamples; what is joined follows the verdicts, not a test over ranks.
     """
@@ -90,27 +91,42 @@ def critical_difference_figure(result: Mapping[str, Any]) -> Figure:
     ranks = {loss: float(np.dot(share, np.arange(1, len(share) + 1))) for loss, share in shares.items()}
     order = sorted(ranks, key=ranks.__getitem__)
     told = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["verdict"] in ("better", "worse")}
-    groups = _cliques(order, told)
+    groups = cliques(order, told) if result["family"] == "all_pairs" else []
+    differing = {loss for pair in told for loss in pair} - {result["baseline"]}
     figure, axis = _figure(0.28 * len(order) + 0.16 * len(groups) + 1.1)
     axis.set_xlim(0.8, len(order) + 0.2)
     for place, loss in enumerate(order):
         depth = -0.5 - 0.28 * place
-        axis.plot([ranks[loss]] * 2, [0, depth], color="0.6", linewidth=1)
-        axis.text(ranks[loss], depth, f" {loss} ({ranks[loss]:.2f})", va="center", fontsize=9, parse_math=False)
+        axis.plot([ranks[loss]] * 2, [0, depth], color="0.6", linewidth=1, zorder=1)
+        filled = result["family"] == "vs_baseline" and loss in differing
+        axis.plot(ranks[loss], 0, "o", color="black" if filled else "white", markeredgecolor="black", zorder=3)
+        left = ranks[loss] > len(order) / 2 + 0.5  # names go to the side that has more room
+        text = f"{loss} ({ranks[loss]:.2f}) " if left else f" {loss} ({ranks[loss]:.2f})"
+        axis.text(
+            ranks[loss],
+            depth,
+            text,
+            va="center",
+            ha="right" if left else "left",
+            fontsize=9,
+            parse_math=False,
+            zorder=2,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )
     for number, group in enumerate(groups):
-        height = 0.15 + 0.16 * number
+        height = 0.2 + 0.16 * number
         ends = [ranks[loss] for loss in group]
         axis.plot([min(ends) - 0.03, max(ends) + 0.03], [height, height], color="black", linewidth=4)
     axis.axhline(0, color="black", linewidth=1)
-    axis.set_ylim(-0.7 - 0.28 * len(order), 0.35 + 0.16 * len(groups))
+    axis.set_ylim(-0.7 - 0.28 * len(order), 0.4 + 0.16 * len(groups))
     axis.set_yticks([])
-    axis.set_xlabel("mean rank in the resamples (1 is best); joined: no difference found")
+    axis.set_xlabel("mean rank in the resamples (1 is best)")
     for side in ("left", "right", "top"):
         axis.spines[side].set_visible(False)
     return figure
 
 
-def _cliques(order: Sequence[str], differing: set[tuple[str, str]]) -> list[list[str]]:
+def cliques(order: Sequence[str], differing: set[tuple[str, str]]) -> list[list[str]]:
     """The longest stretches of neighbours of which no two differ."""
 
     def alike(group: Sequence[str]) -> bool:
@@ -127,8 +143,10 @@ def _cliques(order: Sequence[str], differing: set[tuple[str, str]]) -> list[list
     return found
 
 
-def classes_figure(values: np.ndarray, loss_of: Sequence[str], losses: Sequence[str], classes: Sequence[str]) -> Figure:
-    """Mean of each loss and class over cases and runs; values: [R, N, C]."""
+def classes_figure(
+    values: np.ndarray, loss_of: Sequence[str], losses: Sequence[str], classes: Sequence[str], sign: int
+) -> Figure:
+    """Mean of each loss and class over cases and runs; values: [R, N, C], times `sign` so that more is better."""
     runs = np.asarray(loss_of)
     table = np.array([[_mean(values[runs == loss][..., number]) for number in range(len(classes))] for loss in losses])
     cases = [(~np.isnan(values[..., number])).any(0).sum() for number in range(len(classes))]
@@ -136,11 +154,11 @@ def classes_figure(values: np.ndarray, loss_of: Sequence[str], losses: Sequence[
     best = table - np.nanmean(table, 0)
     reach = float(np.nanmax(np.abs(best))) or 1.0
     axis.imshow(best, vmin=-reach, vmax=reach, cmap="PiYG", aspect="auto", alpha=0.7)
-    _numbers(axis, table, "{:.3f}", colour="black")
+    _numbers(axis, sign * table, "{:.3f}", colour="black")
     names = [f"{name}\n{count} cases" for name, count in zip(classes, cases, strict=True)]
     axis.set_xticks(range(len(classes)), names, parse_math=False, rotation=0 if len(classes) < 7 else 60)
     axis.set_yticks(range(len(losses)), list(losses), parse_math=False)
-    axis.set_xlabel("mean over cases and runs; colour: against the mean of the losses")
+    axis.set_xlabel("mean over cases and runs; green: better than the mean of the losses")
     return figure
 
 
@@ -171,7 +189,7 @@ def curves_figure(curves: pd.DataFrame, losses: Sequence[str], metric: str) -> F
     figure, axis = _figure(3.4)
     for loss, rows, colour in _by_loss(curves, losses):
         found = rows.groupby("step")[metric].agg(["mean", "min", "max"])
-        axis.plot(found.index, found["mean"], color=colour, label=loss)
+        axis.plot(found.index, found["mean"], "o-", color=colour, markersize=3, label=loss)
         axis.fill_between(found.index, found["min"], found["max"], color=colour, alpha=0.2, linewidth=0)
     axis.set_xlabel("step")
     axis.set_ylabel(f"validation {metric}")

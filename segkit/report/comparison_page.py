@@ -26,6 +26,14 @@ SENTENCES = {
     "undecided": "{a} and {b} are undecided",
     None: "nothing is said of {a} and {b}",
 }
+TURNED = {"better": "worse", "worse": "better"} | {one: one for one in ("equivalent", "undecided", None)}
+PREPOSITIONS = {
+    "better": "better than",
+    "worse": "worse than",
+    "equivalent": "equivalent to",
+    "undecided": "undecided against",
+    "None": "not judged against",
+}
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,7 @@ def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out:
 
     scores: see `segkit.compare.long_table`.
     """
-    best_first = sorted(result["losses"], key=lambda loss: -scores.sign * loss["mean"])
-    result = {**result, "losses": best_first}
+    result = best_first(result)
     shown = {
         "result": result,
         "sentences": sentences(result),
@@ -87,25 +94,76 @@ def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out:
     (out / "report.md").write_text(environment.get_template("comparison.md.j2").render(shown))
 
 
+def best_first(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of comparison.json with losses in the order of their means, those without any run last, and pairs
+    with the better loss first, in that order."""
+    sign = 1 if result["higher_is_better"] else -1
+    losses = sorted(result["losses"], key=lambda loss: (not loss["runs"], -sign * (loss["mean"] or 0)))
+    place = {loss["name"]: number for number, loss in enumerate(losses)}
+    boots = result["ranks"]["pairs"] or [None] * len(result["pairs"])
+    both = sorted(
+        zip(result["pairs"], boots, strict=True),
+        key=lambda one: sorted((place[one[0]["a"]], place[one[0]["b"]])),
+    )
+    ranks = {**result["ranks"], "pairs": [boot for _pair, boot in both if boot is not None]}
+    return {**result, "losses": losses, "pairs": [pair for pair, _boot in both], "ranks": ranks}
+
+
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """The verdicts, decided ones first."""
+    """What the comparison says, in one sentence first; then the pairs, decided ones and large differences first."""
     if result["scope"] == "checkpoints":
         return ["One run a loss says nothing of losses: what follows is about these checkpoints only."]
-    order = ["better", "worse", "equivalent", "undecided", None]
-    found = []
-    if result["pairs"] and all(pair["verdict"] in ("undecided", None) for pair in result["pairs"]):
-        found.append("No difference between the losses was found, and none was ruled out.")
-    for pair in sorted(result["pairs"], key=lambda pair: order.index(pair["verdict"])):
-        words = SENTENCES[pair["verdict"]].format(a=pair["a"], b=pair["b"])
-        more = f" by {abs(pair['difference']):.4f}" if pair["verdict"] in ("better", "worse") else ""
-        if pair["verdict"] == "undecided" and "seeds_needed" in pair:
+    names = [loss["name"] for loss in result["losses"]]
+    if not result["pairs"]:
+        return [f"There is only {names[0]}, and nothing to compare it with."]
+    found = [_summary(result)]
+    order = list(SENTENCES)
+    for pair in sorted(result["pairs"], key=lambda pair: (order.index(pair["verdict"]), -abs(pair["difference"] or 0))):
+        a, b, verdict = pair["a"], pair["b"], pair["verdict"]
+        if verdict == "worse" and result["family"] == "all_pairs":
+            a, b, verdict = b, a, "better"
+        words = SENTENCES[verdict].format(a=a, b=b)
+        more = f" by {abs(pair['difference']):.4f}" if verdict in ("better", "worse") else ""
+        if verdict == "undecided" and "seeds_needed" in pair:
             needed = pair["seeds_needed"]
-            more = f"; about {needed} seeds would decide" if needed else "; more seeds alone would not decide"
-        if pair["verdict"] == "equivalent":
+            more = (
+                f"; if difference and spread stay as they are, {needed} seeds a loss would decide"
+                if needed
+                else "; more seeds alone would not decide"
+            )
+        if verdict == "equivalent":
             more = f" within {result['margin']:g}"
         why = f" ({pair['reason']})" if pair.get("reason") else ""
         found.append(f"{words}{more}{why}.")
     return found
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    """Of the baseline against the others, or of the best loss."""
+    centre = reference_of(result) if result["family"] == "all_pairs" else result["baseline"]
+    told: dict[str, list[str]] = {}
+    for pair in result["pairs"]:
+        if centre in (pair["a"], pair["b"]):
+            other, verdict = (
+                (pair["b"], pair["verdict"]) if pair["a"] == centre else (pair["a"], TURNED[pair["verdict"]])
+            )
+            told.setdefault(str(verdict), []).append(other)
+    words = [f"{PREPOSITIONS[verdict]} {', '.join(told[verdict])}" for verdict in PREPOSITIONS if verdict in told]
+    decided = any(pair["verdict"] in ("better", "worse", "equivalent") for pair in result["pairs"])
+    lead = "" if decided else "No difference between the losses was found, and none was ruled out: "
+    if result["family"] == "vs_baseline":
+        return f"{lead}The baseline {centre} is {'; '.join(words)}."
+    has = (
+        "there is no run of any loss"
+        if not _ranked(result)
+        else f"{centre} has the best mean and is {'; '.join(words)}"
+    )
+    return f"{lead}{has}."
+
+
+def _ranked(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The losses that have runs, as they come in `result`."""
+    return [loss for loss in result["losses"] if loss["runs"]]
 
 
 def basis(result: Mapping[str, Any], scores: Any) -> str:
@@ -118,28 +176,30 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
     """All that there is to draw."""
     on = basis(result, scores)
     ranked = result["ranks"]["resamples"] and all(one.get("shares") for one in result["ranks"]["rules"].values())
+    result = {**result, "losses": _ranked(result)}
     metric, several = result["metric"], len(result["losses"]) > 1
     loss_of, losses = scores.runs["loss"].tolist(), [loss["name"] for loss in result["losses"]]
     drawn: list[tuple[Any, str, str, str, Callable[[], Figure]]] = [
         (several, "forest", "Differences", f"Thin: adjusted for all pairs, which gives the verdict; thick: 95 %. {on}.",
          lambda: draw.forest_figure(result)),
         (True, "runs", "Runs", f"{on}.", lambda: draw.runs_figure(result)),
-        (several and ranked, "critical-difference", "Ranks", f"{on}.", lambda: draw.critical_difference_figure(result)),
+        (several and ranked, "critical-difference", "Ranks", f"{joined_words(result)} {on}.",
+         lambda: draw.critical_difference_figure(result)),
         (several and ranked, "ranks", "How stable the ranks are", f"{on}.", lambda: draw.ranks_figure(result)),
         (several, "rules", "Ranks by other rules", rule_words(result), lambda: draw.rules_figure(result)),
         (True, "classes", "Classes", f"Mean {metric}. {on}.",
-         lambda: draw.classes_figure(scores.values, loss_of, losses, scores.classes)),
+         lambda: draw.classes_figure(scores.sign * scores.values, loss_of, losses, scores.classes, scores.sign)),
         (True, "components", "Where scores vary", f"{on}.", lambda: draw.components_figure(result)),
         (several, "paired", "Cases", paired_words(result),
          lambda: draw.paired_figure(paired(result, scores), metric)),
         (material.curves is not None, "curves", "Training",
-         "Validation scores while training: mean of the runs, and the range from the lowest to the highest.",
+         f"Validation scores while training: mean of the runs, and the range from the lowest to the highest. {on}.",
          lambda: draw.curves_figure(_there(material.curves), losses, "iou" if metric == "iou" else "dice")),
         (material.reliability is not None, "reliability", "Calibration",
          "How often the predicted class is right over how sure it is: all pixels of all runs of a loss, 15 bins, those "
          f"of fewer than {FEWEST_PIXELS} pixels left out. Below the line: surer than right.",
          lambda: draw.reliability_figure(_there(material.reliability), losses, FEWEST_PIXELS)),
-        (material.units is not None, "cost", "Cost", "A dot a run.",
+        (material.units is not None, "cost", "Cost", f"A dot a run. {on}.",
          lambda: draw.cost_figure(_there(material.units), losses, metric)),
     ]  # fmt: skip
     found = [Picture(name, title, words, _png(make())) for there, name, title, words, make in drawn if there]
@@ -149,14 +209,22 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
     return found
 
 
+def joined_words(result: Mapping[str, Any]) -> str:
+    if result["family"] == "all_pairs":
+        return "Mean ranks in the resamples; bars join losses of which no two were found to differ."
+    return (
+        "Mean ranks in the resamples; filled: found to differ from the baseline, the only one that all are tested with."
+    )
+
+
 def reference_of(result: Mapping[str, Any]) -> str:
     """The loss that the others are shown against: the baseline if it has runs, or else the best one."""
-    names = [loss["name"] for loss in result["losses"]]
+    names = [loss["name"] for loss in _ranked(result)]
     return result["baseline"] if result["baseline"] in names else names[0]
 
 
 def paired_words(result: Mapping[str, Any]) -> str:
-    against, others = reference_of(result), len(result["losses"]) - 1
+    against, others = reference_of(result), len(_ranked(result)) - 1
     which = f", and the best {PAIRED} of the others" if others > PAIRED else ""
     kind = "the baseline" if against == result["baseline"] else "the loss with the best mean"
     return f"A dot a case, its mean over classes and runs. Across: {against}, {kind}{which}."
@@ -166,7 +234,7 @@ def paired(result: Mapping[str, Any], scores: Any) -> list[tuple[str, np.ndarray
     """The means of the cases by the reference, and by each of the best others: where both have one."""
     against, found = reference_of(result), []
     first = scores.case_means(against)
-    for loss in [loss["name"] for loss in result["losses"] if loss["name"] != against][:PAIRED]:
+    for loss in [loss["name"] for loss in _ranked(result) if loss["name"] != against][:PAIRED]:
         second = scores.case_means(loss)
         both = ~np.isnan(first) & ~np.isnan(second)
         found.append((against, first[both], loss, second[both]))
