@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from scipy import stats
 from test_statistics import long_table, simulated
-from test_tools import TINY, tool
+from test_tools import TINY, tool, write_pairs
 
 from segkit import Labels
 from segkit.compare import gather
@@ -463,12 +463,7 @@ def test_the_plan_in_the_report_is_the_one_in_force(folder):
 
 def test_other_pixels_are_other_units(folder):
     """Masks that were mended since: no run on the old ones is taken for one on the new ones."""
-    rng = np.random.default_rng(0)
-    for part in ("images", "masks"):
-        (folder / part).mkdir()
-        for number in range(6):
-            pixels = rng.integers(0, 2 if part == "masks" else 255, (32, 32)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / part / f"{number}.bmp")
+    write_pairs(folder, side=32)
     text = TINY.replace("[background, a, b]", "[background, a]").replace("steps: 8", "steps: 2")
     text = text.replace(TINY.splitlines()[1], "data: {name: pairs, images: images, masks: masks}")
     (folder / "tiny.yaml").write_text(text + "split: {name: kfold, folds: 3}\n")
@@ -558,6 +553,19 @@ def test_learning_rates_are_chosen_on_the_validation_part(folder):
     assert len(list((folder / "out" / "sweep").glob("*/evaluation/validation/scores.json"))) == 4
     printed = compare(folder, *arguments, "evaluation.split=validation", code=2)
     assert "judges here too (validation)" in " ".join(printed.split())
+
+
+def test_a_learning_rate_that_fails_is_no_failure_of_its_loss(folder):
+    """Trying one that is too large is what a sweep is for; a loss for which all of them fail is undecided."""
+    arguments = ("--losses", "dice,cross_entropy", "--seeds", "2", "evaluation.overlays=false", "train.nonfinite=1")
+    sweep = ("comparison.sweep=[1e30, 0.02]", "train.clip_norm=null", "optimizer.name=sgd")
+    printed = compare(folder, *arguments, *sweep)
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert result["failed"] == {}
+    assert result["learning_rates"] == {"dice": 0.02, "cross_entropy": 0.02}
+    lost = [words for words in result["warnings"] if "learning rate 1e+30" in words]
+    assert lost, printed
+    assert all(words.startswith("no score of ") for words in lost)
 
 
 def test_several_shells_share_the_units_and_a_killed_one_is_no_loss(folder):
@@ -681,7 +689,7 @@ def test_pixels_of_all_runs_of_a_loss_are_calibrated_together(tmp_path):
         (unit.folder / "evaluation" / "test").mkdir(parents=True)
         (unit.folder / "evaluation" / "test" / "scores.json").write_text(json.dumps(content))
         units.append(unit)
-    found = gather.pooled_reliability(units)
+    found = gather.pooled_reliability(gather.calibrations(units))
     assert found is not None
     assert found.to_dict("records") == [
         {"loss": "a", "bin": 1, "pixels": 16, "confidence": pytest.approx(0.8), "accuracy": pytest.approx(0.625)}
@@ -695,6 +703,8 @@ def test_the_first_sentence_is_of_the_best_loss():
     best = result["losses"][0]["name"]
     assert best == "loss0"
     assert first.startswith("loss0 has the best mean and is better than loss")
+    against = best_first(analyse(long_table(values), baseline="loss1"))
+    assert sentences(against)[0] == first  # that there is a baseline makes it no better
     (only,) = sentences(analyse(long_table({"a": values["loss0"]})))
     assert only == "There is only a, and nothing to compare it with."
 

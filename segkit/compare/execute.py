@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -19,7 +18,7 @@ from segkit.compare.guards import log_warnings, same_functions
 from segkit.compare.plan import Design, Unit, check_overrides, make_design, write_plan
 from segkit.compare.report import Analysis, Told, write_comparison
 from segkit.compare.units import (
-    Study,
+    Comparison,
     check_judged,
     choose_rates,
     config_of,
@@ -33,7 +32,7 @@ from segkit.compare.units import (
     train_unit,
     unit_rows,
 )
-from segkit.config import ConfigError
+from segkit.config import Config, ConfigError
 from segkit.runs import Run
 
 
@@ -67,83 +66,95 @@ def compare(path: Path, overrides: Sequence[str], asked: Asked, console: Console
     base = assemble.read(path, overrides)
     design = make_design(base)
     engine = _engine(asked, design)
-    study = Study.of(path, overrides, design, base, asked.out)
-    first = make_units(study)
-    check_judged(first)
-    trials = make_sweep(study, judged=first[0].part)
+    comparison = Comparison.of(path, overrides, design, base, asked.out)
+    units = make_units(comparison)
+    check_judged(units)
+    trials = make_sweep(comparison, judged=units[0].part)
     if asked.dry_run:
-        units = make_units(study, choose_rates(trials, design)) if trials and all(map(finished, trials)) else first
+        if trials and all(map(finished, trials)):
+            units = make_units(comparison, choose_rates(trials, design))
         print_units([*trials, *units], engine.parallel, console)
         return
-    notes = same_functions(
-        {label: config_of(first, label).loss for label in design.losses}, assemble.build_labels(base)
-    )
-    for note in notes:
-        console.print(f"warning: {note}", style="yellow", markup=False, highlight=False)
-    plan = write_plan(study.out, design, base, rules_of(base).to_dict(), study.digest, finished_folders(study.out))
+    out = comparison.out
+    notes = _noticed(units, design, base, console)
+    plan = write_plan(out, design, base, rules_of(base).to_dict(), comparison.digest, finished_folders(out))
     for change in plan["changes"]:
         console.print(
             f"the plan was changed after {change['finished_units']} finished units: {'; '.join(change['differences'])}",
             markup=False,
             highlight=False,
         )
-    lost: dict[str, dict[str, str]] = {}
     rates: dict[str, float] = {}
-    units = first
+    lost: list[Unit] = []
     if trials:
         engine.run([unit for unit in trials if not finished(unit)], train_unit, console)
         rates = choose_rates(trials, design)
-        _note_lost(lost, [unit for unit in trials if not finished(unit)])
-        units = make_units(study, rates)
+        broken = [unit for unit in trials if not finished(unit)]
+        notes += [f"no score of {unit.name}: {_reason(unit)}" for unit in broken if unit.loss in rates]
+        lost += [unit for unit in broken if unit.loss not in rates]
+        units = make_units(comparison, rates)
     left = [unit for unit in units if not finished(unit)]
     if len(left) < len(units):
         console.print(f"finished before: {len(units) - len(left)} of {len(units)} units", highlight=False)
     engine.run(left, train_unit, console)
-    undone = [unit for unit in units if not finished(unit)]
-    if not asked.wait and any(failure(unit) is None for unit in undone):
-        others = sum(failure(unit) is None for unit in undone)
-        console.print(f"{others} units are trained by other processes; the last of them writes the report")
+    undone = [unit for unit in left if not finished(unit)]
+    elsewhere = [unit for unit in undone if failure(unit) is None]
+    if elsewhere and not asked.wait:
+        console.print(f"{len(elsewhere)} units are trained by other processes; the last of them writes the report")
         return
-    _note_lost(lost, undone)
-    if len(undone) < len(units) or lost:
-        known = Told(foreground_of(base), lost, rules_of(base).to_dict(), plan, notes, rates)
-        _report([unit for unit in units if finished(unit)], design, known, study.out, console)
+    lost += undone
+    complete = [unit for unit in units if unit not in undone]
+    if complete:
+        told = Told(foreground_of(base), _by_loss(lost), rules_of(base).to_dict(), plan, notes, rates)
+        _report(complete, design, told, out, console)
     if lost:
-        failed = {name: reason for units_lost in lost.values() for name, reason in units_lost.items()}
-        told = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
+        failed = "".join(f"\n  {unit.name}: {_reason(unit)}" for unit in lost)
         raise UnitsFailed(
-            f"{len(failed)} of {len(units) + len(trials)} units failed:{told}\nmend the cause and run the command again"
+            f"{len(lost)} of {len({*units, *lost})} units failed:{failed}\nmend the cause and run the command again"
         )
 
 
-def _note_lost(lost: dict[str, dict[str, str]], units: Sequence[Unit]) -> None:
-    """By loss, which of the units came to no end, and why."""
-    for unit in units:
-        reason = failure(unit) or f"it came to no end, and nothing says why; see {unit.folder}"
-        lost.setdefault(unit.loss, {})[unit.name] = reason
+def _noticed(units: Sequence[Unit], design: Design, base: Config, console: Console) -> list[str]:
+    """Losses that are the same function, told before anything is trained."""
+    losses = {label: config_of(units, label).loss for label in design.losses}
+    notes = same_functions(losses, assemble.build_labels(base))
+    for note in notes:
+        console.print(f"warning: {note}", style="yellow", markup=False, highlight=False)
+    return notes
+
+
+def _reason(unit: Unit) -> str:
+    return failure(unit) or f"it came to no end, and nothing says why; see {unit.folder}"
+
+
+def _by_loss(lost: Sequence[Unit]) -> dict[str, dict[str, str]]:
+    """By loss, which units came to no end, and why."""
+    found: dict[str, dict[str, str]] = {}
+    for unit in lost:
+        found.setdefault(unit.loss, {})[unit.name] = _reason(unit)
+    return found
 
 
 def _report(units: Sequence[Unit], design: Design, told: Told, out: Path, console: Console) -> None:
     """The long table of finished units, what it says, and the pages; by one process at a time."""
     with Claims().claimed(out / "report") as ours:
-        if not ours:
-            console.print(f"another process writes the report of {out}", markup=False)
-        elif units:
+        if ours:
             report(units, design, told, out, console)
+        else:
+            console.print(f"another process writes the report of {out}", markup=False)
 
 
 def report(units: Sequence[Unit], design: Design, told: Told, out: Path, console: Console) -> None:
     """The long table of finished units, what it says, and the pages."""
     table = pd.concat([unit_rows(unit, design.metric) for unit in units], ignore_index=True)
     table.to_csv(out / "cases.csv", index=False)
-    logs: dict[str, list[list[dict[str, Any]]]] = {}
-    for unit in units:
-        logs.setdefault(unit.loss, []).append(Run(unit.folder).records())
-    told = replace(told, notes=[*told.notes, *log_warnings(logs)])
+    logs = {unit: Run(unit.folder).records() for unit in units}
+    by_loss = {loss: [lines for unit, lines in logs.items() if unit.loss == loss] for loss in design.losses}
+    told = replace(told, notes=[*told.notes, *log_warnings(by_loss)])
     analysis = Analysis(
         design.metric, design.baseline, design.margin, design.family, design.again, design.tested_to_trained
     )
-    write_comparison(table, out, analysis, told, lambda scores: gather(units, scores), console)
+    write_comparison(table, out, analysis, told, lambda scores: gather(logs, scores), console)
 
 
 def _engine(asked: Asked, design: Design) -> Engine:

@@ -115,8 +115,8 @@ def identical_runs(values: Mapping[str, np.ndarray]) -> list[str]:
     [runs, cases, classes] of each loss."""
     found = []
     for (a, first), (b, second) in itertools.combinations(values.items(), 2):
-        shared = [{run.tobytes() for run in runs} for runs in (first, second)]
-        if shared[0] & shared[1] and (shared[0] <= shared[1] or shared[1] <= shared[0]):
+        one, other = ({run.tobytes() for run in runs} for runs in (first, second))
+        if one <= other or other <= one:
             found.append(
                 f"the runs of {a} and {b} have the same scores on every case, to the last digit: they predict the "
                 "same, so they are one training, or have learnt nothing"

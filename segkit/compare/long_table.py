@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 Missing = Literal["right", "wrong"]
+DEFAULT_MARGIN = 0.005
 Rows = Any  # a DataFrame: pandas says too little of its types for a checker
 RUN = ["loss", "seed", "fold"]
 COUNTS = ["tp", "predicted", "reference"]
@@ -40,6 +41,11 @@ METRICS: dict[str, Metric] = {
     **dict.fromkeys(("dice", "iou", "boundary_iou", "nsd", "precision", "recall"), OVERLAP),
     **dict.fromkeys(("hd", "hd95", "assd"), DISTANCE),
 }
+
+
+def lacks_margin(metric: str, margin: float) -> bool:
+    """Whether nobody has said which differences are of no interest: the default is one of overlaps, not of mm."""
+    return not METRICS[metric].higher and margin == DEFAULT_MARGIN
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from segkit.compare.long_table import METRICS
+from segkit.compare.long_table import METRICS, lacks_margin
 from segkit.config import Config, ConfigError
 from segkit.config_sections import leaves
 from segkit.runs import replace_text
@@ -93,7 +93,7 @@ def make_design(config: Config) -> Design:
         raise ConfigError(f"expected comparison.seeds to be a number or different seeds, got {seeds}")
     if section.metric not in METRICS:
         raise ConfigError(f"expected comparison.metric to be one of {', '.join(METRICS)}, got {section.metric}")
-    if not METRICS[section.metric].higher and section.margin == 0.005:
+    if lacks_margin(section.metric, section.margin):
         raise ConfigError(f"comparison.margin: {section.metric} is in mm; say how many of them are of no interest")
     if section.baseline is not None and section.baseline not in losses:
         raise ConfigError(

@@ -48,17 +48,7 @@ def rankings(scores: Scores, pairs: Sequence[tuple[str, str]], resamples: int, s
             first = of_draws if first is None else first
             found["shares"] = _shares(scores, of_draws) if len(of_draws) else None
         by_rule[name] = found
-    there = set(scores.losses)  # a loss all of whose runs failed has no scores
-    bootstrap = (
-        []
-        if first is None or not len(first)
-        else [
-            _pair(scores, a, b, first)
-            if {a, b} <= there
-            else {"a": a, "b": b, "ci95_bootstrap": None, "better_in": None}
-            for a, b in pairs
-        ]
-    )
+    bootstrap = [] if first is None or not len(first) else [_pair(scores, a, b, first) for a, b in pairs]
     return {"resamples": resamples, "rules": by_rule, "pairs": bootstrap}
 
 
@@ -205,7 +195,10 @@ def _shares(scores: Scores, means: np.ndarray) -> dict[str, list[float]]:
 
 
 def _pair(scores: Scores, a: str, b: str, means: np.ndarray) -> dict[str, Any]:
+    """None for a loss without scores, as all its runs failed."""
     column = {loss: number for number, loss in enumerate(scores.losses)}
+    if not {a, b} <= set(column):
+        return {"a": a, "b": b, "ci95_bootstrap": None, "better_in": None}
     difference = scores.sign * (means[:, column[a]] - means[:, column[b]])
     low, high = np.percentile(difference, (2.5, 97.5)).tolist()
     better = float((difference > 0).mean() + (difference == 0).mean() / 2)

@@ -15,10 +15,12 @@ from segkit.compare.datasets import over_datasets
 from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings
 from segkit.compare.long_table import (
     CHALLENGER,
+    DEFAULT_MARGIN,
     METRICS,
     Missing,
     Scores,
     from_challenger,
+    lacks_margin,
     read_scores,
     to_challenger,
 )
@@ -46,7 +48,7 @@ class Analysis:
 
     metric: str = "dice"
     baseline: str | None = None
-    margin: float = 0.005
+    margin: float = DEFAULT_MARGIN
     family: Literal["all_pairs", "vs_baseline"] | None = None
     again: tuple[str, str] | None = None
     tested_to_trained: float | None = None
@@ -59,7 +61,7 @@ class Analysis:
             raise ConfigError(f"expected --missing right or wrong, got {self.missing}")
         if self.metric not in METRICS:
             raise ConfigError(f"expected --metric to be one of {', '.join(METRICS)}, got {self.metric}")
-        if not METRICS[self.metric].higher and self.margin == 0.005:
+        if lacks_margin(self.metric, self.margin):
             raise ConfigError(f"{self.metric} is in mm; say with --margin how many of them are of no interest")
         if self.family == "vs_baseline" and self.baseline is None:
             raise ConfigError("--family vs_baseline needs --baseline")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from segkit.compare.long_table import Missing, Scores, read_scores
+from segkit.compare.long_table import DEFAULT_MARGIN, Missing, Scores, read_scores
 from segkit.compare.rankings import rankings
 from segkit.compare.studies import ALPHA, MIN_GROUPS, TESTS, UNEQUAL, Folds, TwoWay, study_of
 
@@ -31,7 +31,7 @@ def analyse(
     metric: str = "dice",
     baseline: str | None = None,
     family: Family = "all_pairs",
-    margin: float = 0.005,
+    margin: float = DEFAULT_MARGIN,
     classes: Sequence[str] | None = None,
     *,
     failed: Mapping[str, Sequence[str]] | None = None,
@@ -85,7 +85,7 @@ def analyse_scores(
     scores: Scores,
     baseline: str | None = None,
     family: Family = "all_pairs",
-    margin: float = 0.005,
+    margin: float = DEFAULT_MARGIN,
     *,
     failed: Mapping[str, Sequence[str]] | None = None,
     tested_to_trained: float | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ DEATHS = 2  # of the process that trains a unit, after which it counts as failed
 
 
 @dataclass(frozen=True)
-class Study:
+class Comparison:
     """What all units are made from. base: the configuration without what tells units apart. digest: of the data."""
 
     path: Path
@@ -43,7 +44,7 @@ class Study:
     digest: str
 
     @classmethod
-    def of(cls, path: Path, overrides: Sequence[str], design: Design, base: Config, out: Path) -> Study:
+    def of(cls, path: Path, overrides: Sequence[str], design: Design, base: Config, out: Path) -> Comparison:
         source = assemble.build_source(base, assemble.build_labels(base))
         return cls(path, overrides, design, base, out.absolute(), source, data_digest(source.cases))
 
@@ -53,34 +54,34 @@ class Study:
         return self.out / "cache"
 
 
-def make_units(study: Study, rates: Mapping[str, float] | None = None) -> list[Unit]:
+def make_units(comparison: Comparison, rates: Mapping[str, float] | None = None) -> list[Unit]:
     """Every loss with every seed and fold: these go round before losses do, so that a part is a fair comparison.
 
     rates: the learning rate of each loss, where they were chosen; a loss for which none was is left out. Raises
     ConfigError if the configuration does not fit one of the losses, before anything is trained.
     """
-    design, units = study.design, []
+    design, units = comparison.design, []
     for seed in design.seeds:
         for repeat, fold in _folds(design):
             for loss in design.losses:
                 if rates is not None and loss not in rates:
                     continue
                 own = design.seed_of(loss, seed)
-                given = unit_overrides(design, study.base, loss, own, repeat, fold, study.cache)
+                given = unit_overrides(design, comparison.base, loss, own, repeat, fold, comparison.cache)
                 if rates is not None:
                     given.append(f"optimizer.lr={rates[loss]!r}")
-                units.append(_unit(study, given, loss, own, repeat * (design.folds or 1) + (fold or 0), "units"))
+                units.append(_unit(comparison, given, loss, own, repeat * (design.folds or 1) + (fold or 0), "units"))
     if not design.folds:
         units = [replace(unit, fold=int(unit.config.split.args.get("fold", 0))) for unit in units]
     return units
 
 
-def make_sweep(study: Study, *, judged: str) -> list[Unit]:
+def make_sweep(comparison: Comparison, *, judged: str) -> list[Unit]:
     """One run for each loss and learning rate, on the first fold, judged on the validation part.
 
     judged: the part that the comparison itself is judged on, which has to be another one.
     """
-    design = study.design
+    design = comparison.design
     if design.sweep is None:
         return []
     if judged != "test":
@@ -91,9 +92,9 @@ def make_sweep(study: Study, *, judged: str) -> list[Unit]:
     (repeat, fold), units = _folds(design)[0], []
     for loss in design.losses:
         for rate in design.sweep:
-            given = unit_overrides(design, study.base, loss, SWEEP_SEED, repeat, fold, study.cache)
+            given = unit_overrides(design, comparison.base, loss, SWEEP_SEED, repeat, fold, comparison.cache)
             given += [f"optimizer.lr={rate!r}", 'evaluation.split="validation"', "evaluation.overlays=false"]
-            units.append(replace(_unit(study, given, loss, SWEEP_SEED, 0, "sweep"), lr=rate))
+            units.append(replace(_unit(comparison, given, loss, SWEEP_SEED, 0, "sweep"), lr=rate))
     return units
 
 
@@ -103,29 +104,22 @@ def _folds(design: Design) -> list[tuple[int, int | None]]:
     return [(repeat, fold) for repeat in range(design.repeats) for fold in range(design.folds)]
 
 
-def _unit(study: Study, given: Sequence[str], loss: str, seed: int, fold: int, kind: str) -> Unit:
-    config = assemble.read(study.path, [*study.overrides, *given])
-    split = assemble.split_of(config, study.source)
+def _unit(comparison: Comparison, given: Sequence[str], loss: str, seed: int, fold: int, kind: str) -> Unit:
+    config = assemble.read(comparison.path, [*comparison.overrides, *given])
+    split = assemble.split_of(config, comparison.source)
     part = judging.evaluated_part(config, split)
-    folder = unit_folder(study.out, loss, config, f"{split.content_hash} {study.digest}", kind)
+    folder = unit_folder(comparison.out, loss, config, f"{split.content_hash} {comparison.digest}", kind)
     return Unit(loss, seed, fold, part, config, folder)
 
 
 def check_judged(units: Sequence[Unit]) -> None:
     """Raises ConfigError where the training itself follows the cases that judge it."""
     for unit in units:
-        following = [
-            key
-            for key, follows in (
-                ("train.patience", unit.config.train.patience is not None),
-                ("schedule.name: plateau", unit.config.schedule.name == "plateau"),
-            )
-            if follows
-        ]
-        if following and unit.part == "validation":
+        patience, plateau = unit.config.train.patience is not None, unit.config.schedule.name == "plateau"
+        if unit.part == "validation" and (patience or plateau):
             raise ConfigError(
-                f"{following[0]} follows the scores of the validation part, which judges the losses here; leave it "
-                "out, or use a split with a test part"
+                f"{'train.patience' if patience else 'schedule.name: plateau'} follows the scores of the validation "
+                "part, which judges the losses here; leave it out, or use a split with a test part"
             )
 
 
@@ -185,8 +179,7 @@ def _note_failure(unit: Unit, reason: str) -> None:
 
 def _settled(unit: Unit, since: float) -> bool:
     """Whether there is nothing left to do for a command that was given at a time."""
-    file = unit.folder / FAILED
-    return finished(unit) or (file.exists() and json.loads(file.read_text())["when"] >= since)
+    return finished(unit) or _failed(unit).get("when", -math.inf) >= since
 
 
 # --- what has become of them ------------------------------------------------------------------------------------------
@@ -205,8 +198,13 @@ def finished(unit: Unit) -> bool:
 
 def failure(unit: Unit) -> str | None:
     """Why a unit failed; None if it did not."""
+    return _failed(unit).get("error")
+
+
+def _failed(unit: Unit) -> dict[str, Any]:
+    """What was noted of a failure, and when; empty without one."""
     file = unit.folder / FAILED
-    return json.loads(file.read_text())["error"] if file.exists() else None
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def finished_folders(out: Path) -> int:

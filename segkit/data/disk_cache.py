@@ -34,7 +34,7 @@ class StoredArray:
     def __init__(self, path: Path):
         self.path = path
         with self._opened() as stored:
-            self.shape, self.dtype = tuple(stored.shape), stored.dtype
+            self.shape = tuple(stored.shape)
 
     def __getitem__(self, where: Any) -> np.ndarray:
         with self._opened() as stored:

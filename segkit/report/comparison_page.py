@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from segkit.report import comparison_figures as draw
+from segkit.report.tables import by_mean
 
 PAIRED = 4  # losses whose cases are drawn against those of one
 FEWEST_PIXELS = 100  # of a bin that is drawn
@@ -95,18 +96,15 @@ def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out:
 
 
 def best_first(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of comparison.json with losses in the order of their means, those without any run last, and pairs
-    with the better loss first, in that order."""
-    sign = 1 if result["higher_is_better"] else -1
-    losses = sorted(result["losses"], key=lambda loss: (not loss["runs"], -sign * (loss["mean"] or 0)))
+    """The contents of comparison.json with losses in the order of their means, and pairs in that of their losses."""
+    losses = by_mean(result)
     place = {loss["name"]: number for number, loss in enumerate(losses)}
-    boots = result["ranks"]["pairs"] or [None] * len(result["pairs"])
-    both = sorted(
-        zip(result["pairs"], boots, strict=True),
-        key=lambda one: sorted((place[one[0]["a"]], place[one[0]["b"]])),
-    )
-    ranks = {**result["ranks"], "pairs": [boot for _pair, boot in both if boot is not None]}
-    return {**result, "losses": losses, "pairs": [pair for pair, _boot in both], "ranks": ranks}
+
+    def in_order(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        return sorted(pairs, key=lambda pair: sorted((place[pair["a"]], place[pair["b"]])))
+
+    ranks = {**result["ranks"], "pairs": in_order(result["ranks"]["pairs"])}
+    return {**result, "losses": losses, "pairs": in_order(result["pairs"]), "ranks": ranks}
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
@@ -140,25 +138,21 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 def _summary(result: Mapping[str, Any]) -> str:
     """Of the baseline against the others, or of the best loss."""
-    centre = reference_of(result) if result["family"] == "all_pairs" else result["baseline"]
+    against_all = result["family"] == "all_pairs"
+    centre = by_mean(result)[0]["name"] if against_all else result["baseline"]
     told: dict[str, list[str]] = {}
     for pair in result["pairs"]:
-        if centre in (pair["a"], pair["b"]):
-            other, verdict = (
-                (pair["b"], pair["verdict"]) if pair["a"] == centre else (pair["a"], TURNED[pair["verdict"]])
-            )
-            told.setdefault(str(verdict), []).append(other)
-    words = [f"{PREPOSITIONS[verdict]} {', '.join(told[verdict])}" for verdict in PREPOSITIONS if verdict in told]
+        if pair["a"] == centre:
+            told.setdefault(str(pair["verdict"]), []).append(pair["b"])
+        elif pair["b"] == centre:
+            told.setdefault(str(TURNED[pair["verdict"]]), []).append(pair["a"])
+    words = "; ".join(
+        f"{PREPOSITIONS[verdict]} {', '.join(told[verdict])}" for verdict in PREPOSITIONS if verdict in told
+    )
     decided = any(pair["verdict"] in ("better", "worse", "equivalent") for pair in result["pairs"])
     lead = "" if decided else "No difference between the losses was found, and none was ruled out: "
-    if result["family"] == "vs_baseline":
-        return f"{lead}The baseline {centre} is {'; '.join(words)}."
-    has = (
-        "there is no run of any loss"
-        if not _ranked(result)
-        else f"{centre} has the best mean and is {'; '.join(words)}"
-    )
-    return f"{lead}{has}."
+    whose = f"{centre} has the best mean and" if against_all else f"The baseline {centre}"
+    return f"{lead}{whose} is {words}."
 
 
 def _ranked(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -253,14 +253,19 @@ def print_datasets(result: Mapping[str, Any], console: Console) -> None:
         console.print(f"  {escape(words)}", highlight=False)
 
 
+def by_mean(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The losses of comparison.json, the best first, those without any run last."""
+    sign = 1 if result["higher_is_better"] else -1
+    return sorted(result["losses"], key=lambda loss: (not loss["runs"], -sign * (loss["mean"] or 0)))
+
+
 def _losses_table(result: Mapping[str, Any]) -> Table:
     scale = f"{result['metric']}, {result['cases']} cases in {result['groups']} groups"
     table = Table(title=f"losses by mean {scale}", title_justify="left")
     table.add_column("loss")
     for heading in ("mean", "95 % CI", "runs", "lowest", "highest"):
         table.add_column(heading, justify="right", no_wrap=True)
-    sign = 1 if result["higher_is_better"] else -1
-    for loss in sorted(result["losses"], key=lambda loss: (not loss["runs"], -sign * (loss["mean"] or 0))):
+    for loss in by_mean(result):
         means = [run["mean"] for run in loss["runs"]]
         if not means:
             table.add_row(escape(loss["name"]), "-", "-", "0", "-", "-")
