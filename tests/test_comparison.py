@@ -1,5 +1,6 @@
 """A comparison beyond its test: folds, ranks, guards, the plan, who trains what, and the report."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +28,7 @@ from segkit import Labels
 from segkit.compare import gather
 from segkit.compare.claims import Claims
 from segkit.compare.datasets import over_datasets
-from segkit.compare.engines import Ray
+from segkit.compare.engines import Local, Ray
 from segkit.compare.guards import (
     identical_runs,
     log_warnings,
@@ -508,6 +510,40 @@ def test_a_unit_that_kills_its_process_is_a_failed_one(folder):
     assert result["pairs"][0]["verdict"] == "undecided"
     (unit / "attempts.json").unlink()
     compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2")
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """What a comparison knows of a unit, so far as an engine asks."""
+
+    folder: Path
+
+
+def kills_its_process_once(unit, _claims, _since, _console):
+    """As a unit does that runs out of memory."""
+    if not unit.folder.exists():
+        unit.folder.mkdir(parents=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    (unit.folder / "done").touch()
+    return True
+
+
+def raises(_unit, _claims, _since, _console):
+    raise KeyError("a mistake of ours")
+
+
+def test_processes_that_are_killed_are_replaced(tmp_path):
+    """All of those that there were to begin with."""
+    units = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(2)]
+    Local(2).run(units, kills_its_process_once, Console(file=io.StringIO()))
+    assert all((unit.folder / "done").exists() for unit in units)
+
+
+def test_an_error_of_a_process_is_not_passed_over(tmp_path):
+    units = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(2)]
+    with pytest.raises(RuntimeError, match=r"exit codes \[1, 1\]; see .*logs"):
+        Local(2).run(units, raises, Console(file=io.StringIO()))
+    assert "a mistake of ours" in (tmp_path / "out" / "logs" / "0.txt").read_text()
 
 
 def test_units_of_others_need_not_be_waited_for(folder):

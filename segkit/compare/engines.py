@@ -9,8 +9,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,32 +67,59 @@ class Local:
             return
         logs = units[0].folder.parent.parent / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        context = multiprocessing.get_context("spawn")
         number = min(self.parallel, len(units))
         threads = max(1, (os.cpu_count() or 1) // number)
-        processes = [
-            context.Process(target=_worker, args=(place, threads, list(units), train, since, logs, self.wait))
-            for place in range(number)
-        ]
         console.print(f"{number} units at once, {threads} threads each; what they print is in {logs}", highlight=False)
-        for process in processes:
-            process.start()
-        try:
-            for process in processes:
-                process.join()
-        except BaseException:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join()
-            raise
-        codes = [process.exitcode for process in processes]
-        stopped = [code - 128 for code in codes if code is not None and code > 128]
+        crew = Crew(number, (threads, list(units), train, since, logs, self.wait))
+        codes = crew.ended(console)
+        stopped = [number for number in map(_stopped_by, codes) if number is not None]
         if stopped:
             raise Interrupted(stopped[0], 0)
-        if all(codes):  # one that is left goes on with the units of those that died
-            console.print(f"all processes died, with exit codes {codes}; going on in this one", highlight=False)
-            work(units, train, console, since, self.wait)
+        if any(codes):
+            raise RuntimeError(f"processes that train units ended with errors, exit codes {codes}; see {logs}")
+
+
+class Crew:
+    """Processes that train units. One that is killed is replaced: its unit is tried again, and failed when it has
+    killed too many, so that this comes to an end."""
+
+    def __init__(self, number: int, arguments: tuple[Any, ...]):
+        self.arguments, self.context = arguments, multiprocessing.get_context("spawn")
+        self.running = {place: self._start(place) for place in range(number)}
+
+    def ended(self, console: Console) -> list[int]:
+        """The exit codes, once all have come to their end; all are ended where this one is interrupted."""
+        codes = []
+        try:
+            while self.running:
+                wait_for_any([process.sentinel for process in self.running.values()])
+                for place, process in list(self.running.items()):
+                    if process.exitcode is None:
+                        continue
+                    del self.running[place]
+                    if process.exitcode < 0 and _stopped_by(process.exitcode) is None:
+                        console.print(f"a process was killed by signal {-process.exitcode}; another takes its place")
+                        self.running[place] = self._start(place)
+                    else:
+                        codes.append(process.exitcode)
+        except BaseException:
+            for process in self.running.values():
+                process.terminate()
+            for process in self.running.values():
+                process.join()
+            raise
+        return codes
+
+    def _start(self, place: int) -> SpawnProcess:
+        process = self.context.Process(target=_worker, args=(place, *self.arguments))
+        process.start()
+        return process
+
+
+def _stopped_by(code: int) -> int | None:
+    """The signal that asked a process to stop, by its exit code; None for any other end."""
+    asked = (signal.SIGTERM, signal.SIGINT)
+    return next((number for number in asked if code in (128 + number, -number)), None)
 
 
 def _worker(place: int, threads: int, units: list[Unit], train: Train, since: float, logs: Path, wait: bool) -> None:
@@ -100,6 +131,9 @@ def _worker(place: int, threads: int, units: list[Unit], train: Train, since: fl
             work(units, train, Console(file=file, width=120), since, wait)
         except Interrupted as error:
             raise SystemExit(error.exit_code) from None
+        except Exception:
+            traceback.print_exc(file=file)
+            raise SystemExit(1) from None
 
 
 class Ray:
