@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -647,6 +649,36 @@ def test_a_unit_is_claimed_by_one_and_a_dead_one_lets_go(tmp_path):
     other.join()
     with claims.claimed(tmp_path / "unit") as ours:
         assert ours
+
+
+def test_a_dead_machine_loses_its_unit_when_its_lease_is_over(tmp_path, monkeypatch):
+    """Whose processes cannot be looked at from here: only its sign of life can, which does not change any more."""
+    monkeypatch.setattr("segkit.compare.claims.LEASE_SECONDS", 1.0)
+    marker, claims = tmp_path / "unit.lease", Claims()
+    with Claims().claimed(tmp_path / "unit"):
+        written = marker.read_text()
+    marker.write_text(written.replace(socket.gethostname(), "another-machine"))
+    assert "another-machine" in marker.read_text()
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert not ours
+    time.sleep(1.2)
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert ours
+
+
+def test_a_process_that_lost_its_unit_stops(tmp_path, monkeypatch):
+    """As one does that was suspended for long enough to seem dead."""
+    monkeypatch.setattr("segkit.compare.claims.LEASE_SECONDS", 0.6)
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: told.set())
+    try:
+        with Claims().claimed(tmp_path / "unit") as ours:
+            assert ours
+            (tmp_path / "unit.lease").rename(tmp_path / "taken")
+            (tmp_path / "unit.lease").write_text((tmp_path / "taken").read_text())
+            assert told.wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
