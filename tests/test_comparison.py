@@ -37,6 +37,7 @@ from segkit.compare.guards import (
     operating_point_warnings,
     rule_warnings,
     same_functions,
+    unequal_steps,
 )
 from segkit.compare.long_table import from_challenger, read_scores, to_challenger
 from segkit.compare.plan import Unit
@@ -382,6 +383,15 @@ def test_what_the_trainings_warned_of_is_told():
         "dice, 1 of 2 runs: the gradient of dice is 0",
         "dice: 3 of 30 steps had a loss or gradient that is not finite",
     ]
+
+
+def test_runs_of_unequal_length_are_told():
+    def steps(number):
+        return [{"kind": "step", "step": step} for step in range(10, number + 1, 10)]
+
+    assert unequal_steps({"dice": [steps(20)], "focal": [steps(20), steps(20)]}) == []
+    (told,) = unequal_steps({"dice": [steps(20)], "focal": [steps(20), steps(10)]})
+    assert told.startswith("runs had 10 to 20 steps (mean by loss: dice 20, focal 15)")
 
 
 # --- the command: design, plan, units --------------------------------------------------------------------------------
@@ -821,6 +831,7 @@ def test_data_sets_are_the_units_of_friedman_and_nemenyi():
     assert {pair["p_adjusted"] < 0.05 for pair in result["pairs"]} == {True, False}
     for pair in result["pairs"]:
         assert (pair["p_adjusted"] < 0.05) == (abs(pair["rank_difference"]) > 2.569 * np.sqrt(4 * 5 / (6 * 14)))
+    assert result["critical_difference"] == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), rel=1e-3)
     few = over_datasets(means_of(table[:4].tolist()), "dice")
     assert (few["p"], few["reason"]) == (None, "4 data sets; a test over them needs 5")
     two = over_datasets(means_of(table[:, :2].tolist()), "dice")
@@ -840,4 +851,10 @@ def test_a_table_of_several_tasks(tmp_path):
     assert len(result["datasets"]) == 5
     assert min(result["mean_ranks"], key=result["mean_ranks"].get) in ("a1", "a2")
     assert "Friedman over data sets" in printed
-    assert (tmp_path / "out" / "task-3" / "report.html").exists()
+    page = (tmp_path / "out" / "datasets.html").read_text()
+    folders = re.findall(r'<a href="([^"]*)">', page)
+    assert len(folders) == 5
+    assert all((tmp_path / "out" / folder).exists() for folder in folders)
+    assert "ranks before" in page
+    assert "figures/datasets.png" in (tmp_path / "out" / "datasets.md").read_text()
+    assert (tmp_path / "out" / "figures" / "datasets.png").exists()

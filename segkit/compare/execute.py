@@ -14,7 +14,7 @@ from segkit.checkpoint import load as load_checkpoint
 from segkit.compare.claims import Claims
 from segkit.compare.engines import ENGINES, Engine
 from segkit.compare.gather import gather
-from segkit.compare.guards import log_warnings, same_functions
+from segkit.compare.guards import log_warnings, same_functions, unequal_steps
 from segkit.compare.plan import Design, Unit, check_overrides, make_design, write_plan
 from segkit.compare.report import Analysis, Told, write_comparison
 from segkit.compare.units import (
@@ -150,7 +150,7 @@ def report(units: Sequence[Unit], design: Design, told: Told, out: Path, console
     table.to_csv(out / "cases.csv", index=False)
     logs = {unit: Run(unit.folder).records() for unit in units}
     by_loss = {loss: [lines for unit, lines in logs.items() if unit.loss == loss] for loss in design.losses}
-    told = replace(told, notes=[*told.notes, *log_warnings(by_loss)])
+    told = replace(told, notes=[*told.notes, *unequal_steps(by_loss), *log_warnings(by_loss)])
     analysis = Analysis(
         design.metric, design.baseline, design.margin, design.family, design.again, design.tested_to_trained
     )

@@ -56,10 +56,11 @@ def _costs(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> pd.DataFra
     of_runs = class_case(scores, np.ones((1, len(scores.cases))))[0]
     rows = []
     for unit, lines in logs.items():
-        seconds = load_checkpoint(Run(unit.folder).last)["time"]["training_seconds"]
+        last = load_checkpoint(Run(unit.folder).last)
         memory = max((line["time"]["memory_peak_mb"] for line in lines if line["kind"] == "step"), default=float("nan"))
         score = of_runs[_place(unit, scores)]
-        rows.append({**_keys(unit), "seconds": seconds, "memory_mb": memory, "score": score})
+        took = {"steps": last["step"], "seconds": last["time"]["training_seconds"], "memory_mb": memory}
+        rows.append({**_keys(unit), **took, "score": score})
     return pd.DataFrame(rows)
 
 

@@ -124,6 +124,23 @@ def identical_runs(values: Mapping[str, np.ndarray]) -> list[str]:
     return found
 
 
+def unequal_steps(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """Whether some runs had more steps than others, as patience and minutes make it; logs: as in `log_warnings`."""
+    steps = {loss: [_last_step(lines) for lines in runs] for loss, runs in logs.items() if runs}
+    every = [number for found in steps.values() for number in found]
+    if len(set(every)) < 2:
+        return []
+    means = ", ".join(f"{loss} {sum(found) / len(found):.0f}" for loss, found in steps.items())
+    return [
+        f"runs had {min(every)} to {max(every)} steps (mean by loss: {means}): their budgets were not equal, since "
+        "train.patience, train.max_minutes or comparison.minutes ended some of them"
+    ]
+
+
+def _last_step(lines: Sequence[Mapping[str, Any]]) -> int:
+    return max((line["step"] for line in lines if line["kind"] == "step"), default=0)
+
+
 def log_warnings(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[str]:
     """What the trainings themselves warned of, and steps without effect; logs: the records of the runs of each loss."""
     found = []
@@ -131,7 +148,7 @@ def log_warnings(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> l
         texts = [str(line["message"]) for lines in runs for line in lines if line["kind"] == "warning"]
         for text, number in Counter(texts).items():
             found.append(f"{loss}, {number} of {len(runs)} runs: {text}")
-        steps = [max((line["step"] for line in lines if line["kind"] == "step"), default=0) for lines in runs]
+        steps = [_last_step(lines) for lines in runs]
         skipped = [line["skipped"]["steps"] for lines in runs for line in lines if "skipped" in line]
         if sum(skipped) > SKIPPED * max(1, sum(steps)):
             found.append(f"{loss}: {sum(skipped)} of {sum(steps)} steps had a loss or gradient that is not finite")

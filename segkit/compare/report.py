@@ -28,6 +28,7 @@ from segkit.compare.plan import file_name
 from segkit.compare.statistics import analyse, analyse_scores
 from segkit.config import ConfigError
 from segkit.report.comparison_page import Material, write_pages
+from segkit.report.datasets_page import write_datasets_pages
 from segkit.report.tables import print_comparison, print_datasets
 from segkit.runs import replace_text
 
@@ -114,15 +115,15 @@ def compare_table(
 def _compare_datasets(
     table: Any, names: Sequence[str], out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None
 ) -> None:
-    """A comparison in a folder for each data set, and what all of them say together in datasets.json."""
-    results = {}
-    for name in names:
+    """A comparison in a folder for each data set, and what all of them say together in datasets.json and a page."""
+    results, folders = {}, {name: file_name(name) for name in names}
+    for name, folder in folders.items():
         console.rule(name)
-        folder = out / file_name(name)
         own = table[table["dataset"].astype(str) == name]
-        results[name] = write_comparison(own, folder, analysis, Told(classes), no_material, console)
+        results[name] = write_comparison(own, out / folder, analysis, Told(classes), no_material, console)
     together = over_datasets(results, analysis.metric)
     (out / "datasets.json").write_text(json.dumps(together, indent=2, allow_nan=False) + "\n")
+    write_datasets_pages(together, folders, out)
     console.rule(f"{len(names)} data sets")
     print_datasets(together, console)
 

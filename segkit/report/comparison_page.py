@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from segkit.report import comparison_figures as draw
+from segkit.report.pages import Picture, png_of, write_both
 from segkit.report.tables import by_mean
 
 PAIRED = 4  # losses whose cases are drawn against those of one
@@ -41,7 +39,8 @@ PREPOSITIONS = {
 class Material:
     """What a report shows beside the analysis; each may be missing.
 
-    curves: loss, seed, fold, step, and the validation scores. units: loss, seed, fold, seconds, memory_mb, score.
+    curves: loss, seed, fold, step, and the validation scores. units: loss, seed, fold, steps, seconds, memory_mb,
+    score.
     calibration: loss and the mean of what was measured. reliability: loss, bin, pixels, confidence, accuracy.
     overlays: a picture, PNG, and the rule that chose its cases.
     """
@@ -51,20 +50,6 @@ class Material:
     calibration: pd.DataFrame | None = None
     reliability: pd.DataFrame | None = None
     overlays: tuple[bytes, str] | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """name: of its file. words: what is to be seen. png: the file."""
-
-    name: str
-    title: str
-    words: str
-    png: bytes
-
-    @property
-    def embedded(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
 def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out: Path) -> None:
@@ -81,18 +66,7 @@ def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out:
         "disagreement": disagreement(scores),
         "tables": tables(result, material),
     }
-    environment = Environment(
-        loader=PackageLoader("segkit.report"),
-        autoescape=lambda name: name is not None and "html" in name,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "interval": interval, "p": p_value, "cell": markdown_cell}
-    (out / "report.html").write_text(environment.get_template("comparison.html.j2").render(shown))
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for picture in shown["pictures"]:
-        (out / "figures" / f"{picture.name}.png").write_bytes(picture.png)
-    (out / "report.md").write_text(environment.get_template("comparison.md.j2").render(shown))
+    write_both("comparison", shown, out, "report")
 
 
 def best_first(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +153,9 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
         (True, "runs", "Runs", f"{on}.", lambda: draw.runs_figure(result)),
         (several and ranked, "critical-difference", "Ranks", f"{joined_words(result)} {on}.",
          lambda: draw.critical_difference_figure(result)),
-        (several and ranked, "ranks", "How stable the ranks are", f"{on}.", lambda: draw.ranks_figure(result)),
+        (several and ranked, "ranks", "How stable the ranks are",
+         f"Share of the resamples of runs and groups of cases in which each loss has each rank, by every rule. {on}.",
+         lambda: draw.ranks_figure(result)),
         (several, "rules", "Ranks by other rules", rule_words(result), lambda: draw.rules_figure(result)),
         (True, "classes", "Classes", f"Mean {metric}. {on}.",
          lambda: draw.classes_figure(scores.sign * scores.values, loss_of, losses, scores.classes, scores.sign)),
@@ -193,10 +169,10 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
          "How often the predicted class is right over how sure it is: all pixels of all runs of a loss, 15 bins, those "
          f"of fewer than {FEWEST_PIXELS} pixels left out. Below the line: surer than right.",
          lambda: draw.reliability_figure(_there(material.reliability), losses, FEWEST_PIXELS)),
-        (material.units is not None, "cost", "Cost", f"A dot a run. {on}.",
+        (material.units is not None, "cost", "Cost", f"A dot a run; memory: peak while training. {on}.",
          lambda: draw.cost_figure(_there(material.units), losses, metric)),
     ]  # fmt: skip
-    found = [Picture(name, title, words, _png(make())) for there, name, title, words, make in drawn if there]
+    found = [Picture(name, title, words, png_of(make())) for there, name, title, words, make in drawn if there]
     if material.overlays is not None:
         png, rule = material.overlays
         found.append(Picture("overlays", "Where the losses disagree most", rule, png))
@@ -249,6 +225,8 @@ def disagreement(scores: Any) -> list[dict[str, Any]]:
             "case": scores.cases[place],
             "spread": float(spread[place]),
             "means": dict(zip(scores.losses, means[:, place].tolist(), strict=True)),
+            "highest": scores.losses[int(means[:, place].argmax())],
+            "lowest": scores.losses[int(means[:, place].argmin())],
         }
         for place in order
         if np.isfinite(spread[place])
@@ -259,7 +237,7 @@ def tables(result: Mapping[str, Any], material: Material) -> dict[str, pd.DataFr
     """Further tables, by their title."""
     found = {}
     if material.units is not None:
-        grouped: Any = material.units.groupby("loss", sort=False)[["seconds", "memory_mb"]].mean()
+        grouped: Any = material.units.groupby("loss", sort=False)[["steps", "seconds", "memory_mb"]].mean()
         found["Cost: mean of the runs"] = grouped.reset_index()
     if material.calibration is not None:
         found["Calibration: mean of the runs"] = material.calibration
@@ -272,29 +250,3 @@ def tables(result: Mapping[str, Any], material: Material) -> dict[str, pd.DataFr
 def _there(table: pd.DataFrame | None) -> pd.DataFrame:
     assert table is not None
     return table
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
-
-
-def number(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.4f}"
-
-
-def interval(ends: list[float] | None, sign: str = "") -> str:
-    return "-" if ends is None else f"{ends[0]:{sign}.4f} to {ends[1]:{sign}.4f}"
-
-
-def p_value(value: float | None) -> str:
-    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def markdown_cell(value: Any) -> str:
-    """Text that ends no cell, starts no tag and calls for no picture."""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    for letter in "\\`*_[]<>|!":
-        text = text.replace(letter, f"\\{letter}")
-    return " ".join(text.split())
