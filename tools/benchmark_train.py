@@ -155,7 +155,6 @@ def monai_loop(network: nn.Module, clock: Clock) -> None:
 
 
 LOOPS: dict[str, Loop] = {"bare": bare, "segkit": segkit_loop, "Lightning": lightning_loop, "MONAI": monai_loop}
-OTHERS = [loop for loop in LOOPS if loop != "bare"]
 
 
 def benchmark_train(rounds: int, threads: int, tables: Sequence[str], markdown: Path | None) -> None:
@@ -190,16 +189,17 @@ def loops_sheet(rounds: int) -> Sheet:
     """Every loop on a tiny and on a small network."""
     sheet = Sheet(
         f"A training step, ms: median of {rounds} turns of {STEPS - WARM_UP} steps, and over the bare loop",
-        ["network", *LOOPS, *(f"{loop} / bare" for loop in OTHERS), "CPU time of segkit over bare"],
+        ["network, loop", "ms", "over bare", "middle half", "CPU ms over bare", "middle half "],
         note="Lightning and MONAI without logger, bar and checkpoints; segkit with its log, as it always is. Each turn "
         "is compared with the bare loop's of its round; given are the median over the rounds and the middle half.",
     )
     for name, (options, shape) in NETWORKS.items():
         turns = [turn_of_each(network_of(options, shape), shape, number) for number in range(rounds)]
-        medians = [f"{1e3 * statistics.median(turn[loop][0] for turn in turns):.2f}" for loop in LOOPS]
-        ratios = [middle([turn[loop][0] / turn["bare"][0] for turn in turns], "{:.3f}") for loop in OTHERS]
-        cpu = middle([1e3 * (turn["segkit"][1] - turn["bare"][1]) for turn in turns], "{:+.2f}")
-        sheet.rows.append([name, *medians, *ratios, f"{cpu} ms"])
+        for loop in LOOPS:
+            median = f"{1e3 * statistics.median(turn[loop][0] for turn in turns):.2f}"
+            ratio = middle([turn[loop][0] / turn["bare"][0] for turn in turns], "{:.3f}")
+            cpu = middle([1e3 * (turn[loop][1] - turn["bare"][1]) for turn in turns], "{:+.2f}")
+            sheet.rows.append([f"{name}, {loop}", median, *(("-",) * 4 if loop == "bare" else (*ratio, *cpu))])
     return sheet
 
 
@@ -214,10 +214,10 @@ def turn_of_each(network: nn.Module, shape: tuple[int, ...], number: int) -> dic
     return taken
 
 
-def middle(values: Sequence[float], form: str) -> str:
-    """The median and the middle half."""
+def middle(values: Sequence[float], form: str) -> tuple[str, str]:
+    """The median, and the middle half."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{form.format(median)} ({form.format(low)} to {form.format(high)})"
+    return form.format(median), f"{form.format(low)} to {form.format(high)}"
 
 
 def switches_sheet(_rounds: int) -> Sheet:
