@@ -99,7 +99,7 @@ def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]
     """Find the cases, split them and fit the preprocessing on the training part.
 
     multiple: from the number of spatial axes, which the first case tells, to the padding multiple of the network.
-    cache: the folder of what is kept on disk, if the configuration names no other.
+    cache: the folder of what is kept on disk.
     """
     source = _cached(config, build_source(config, labels), cache)
     split = split_of(config, source)
@@ -117,12 +117,11 @@ def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]
 
 
 def _cached(config: Config, source: Source, folder: Path | None) -> Source:
-    """The source, read through a cache on disk if the configuration asks for one: by name, or as what fills the memory
-    by its folder."""
-    keep, wanted = config.loader.cache, config.loader.cache_dir
-    if keep == "none" or (keep == "memory" and wanted is None):
+    """The source, read through a cache on disk if the configuration asks for one: by `disk`, or with `memory` by naming
+    the folder that fills it."""
+    wanted = {"disk": True, "memory": config.loader.cache_dir is not None, "none": False}
+    if not wanted[config.loader.cache]:
         return source
-    folder = wanted or folder
     if folder is None:
         raise ConfigError("loader.cache: disk needs loader.cache_dir here")
     content = config.experiment()

@@ -28,7 +28,7 @@ from segkit.compiled import Compiled
 from segkit.config import Config, ConfigError
 from segkit.data.augment import NoAugment
 from segkit.data.cases import data_digest
-from segkit.data.loaders import TrainingSet, training_loader
+from segkit.data.loaders import EvaluationSet, TrainingSet, training_loader
 from segkit.data.sampling import steps_per_epoch
 from segkit.durations import to_steps
 from segkit.finetune import load_weights, weights_digest
@@ -84,16 +84,13 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
     labels, device = build_labels(config), choose_device(config.device, processes)
     _check_device(config, device)
     switch(deterministic=config.train.deterministic, tf32=config.train.tf32)
-    multiple = padding_multiple(config, labels)
-    data = build_data(config, labels, multiple=multiple, cache=cache)
+    cache = config.loader.cache_dir or cache
+    data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache)
     model, notes = _model(config, data, device, processes, from_init)
     settings, batches = _training(config, data, device, processes)
-    in_memory = config.loader.cache == "memory"
     check_network(config, data)
     _check_validation(config, data)
-    resolved, weighted = with_class_weights(
-        config, labels, data.cases("train"), data.store, config.loader.cache_dir or cache
-    )
+    resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
     resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
     experiment = Experiment(
         labels=labels,
@@ -104,7 +101,7 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
             steps=settings.limits.steps, steps_per_epoch=settings.steps_per_epoch, **config.schedule.args
         ),
         batches=batches,
-        validation=data.evaluation_set("validation", keep=in_memory) if data.split.validation else None,
+        validation=_validation(config, data),
         predictor=predictor_factory(config, data.preprocess, device),
         settings=settings,
         device=device,
@@ -142,6 +139,12 @@ def _check_validation(config: Config, data: Data) -> None:
     following += ["schedule: plateau"] if config.schedule.name == "plateau" else []
     if following and not data.split.validation:
         raise ValueError(f"{' and '.join(following)} follow the validation, and the split has no validation cases")
+
+
+def _validation(config: Config, data: Data) -> EvaluationSet | None:
+    if not data.split.validation:
+        return None
+    return data.evaluation_set("validation", keep=config.loader.cache == "memory")
 
 
 def _model(

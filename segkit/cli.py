@@ -221,6 +221,14 @@ def compare(
     parallel: Annotated[
         int | None, typer.Option(min=1, help="Units at once; default: GPUs, or a quarter of the cores.")
     ] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="End where other processes train all that is left.")
+    ] = False,
+    family: Annotated[str | None, typer.Option(help="all_pairs or vs_baseline.")] = None,
+    missing: Annotated[
+        str | None, typer.Option(help="What values missing in a table count: right or wrong [refused].")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Of a table, those that count [all but background].")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the units and the time they take.")] = False,
     out: Annotated[Path, typer.Option(help="The folder of the comparison.")] = Path("comparison"),
 ) -> None:
@@ -236,11 +244,16 @@ def compare(
 
     console = Console()
     if from_table is not None:
-        chosen = {"metric": metric, "baseline": baseline, "margin": margin}
-        compare_table(
-            from_table, out, Analysis(**{key: one for key, one in chosen.items() if one is not None}), console
-        )
+        trained = {"--losses": losses, "--seeds": seeds, "--folds": folds, "--aa": aa, "--config": config}
+        senseless = [name for name, value in trained.items() if value] + list(overrides or [])
+        if senseless:
+            raise typer.BadParameter(f"{senseless[0]} is for trainings; --from-table trains nothing")
+        chosen = {"metric": metric, "baseline": baseline, "margin": margin, "family": family, "missing": missing}
+        analysis = Analysis(**{key: one for key, one in chosen.items() if one is not None})
+        compare_table(from_table, out, analysis, console, classes.split(",") if classes else None)
         return
+    if missing is not None or classes is not None:
+        raise typer.BadParameter("--missing and --classes are for --from-table")
     if config is None:
         raise typer.BadParameter("give --config, or --from-table")
     from segkit.compare.execute import Asked
@@ -251,12 +264,13 @@ def compare(
         "seeds": seeds,
         "folds": folds,
         "baseline": baseline,
+        "family": family,
         "margin": margin,
         "metric": metric,
         "aa": aa or None,
     }
     said = [f"comparison.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    run(config, [*(overrides or []), *said], Asked(out, engine, parallel, dry_run), console)
+    run(config, [*(overrides or []), *said], Asked(out, engine, parallel, dry_run, not no_wait), console)
 
 
 @config_app.command("show")

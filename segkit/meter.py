@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ class Meter:
         self.in_a_row = self.longest = 0
 
     def start(self) -> None:
+        restart_memory_peak(self.device)
         self.began = self.mark = time.perf_counter()
 
     def data_arrived(self) -> None:
@@ -114,6 +117,14 @@ class Meter:
 
 def _means(rows: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, float | None]:
     return {name: sum(row[name] for row in rows) / len(rows) if rows else None for name in names}
+
+
+def restart_memory_peak(device: torch.device) -> None:
+    """Have the peak be that of what follows, and not of what the process did before; on Linux and CUDA."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # other systems have no such file, and some containers may not write it
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory_peak(device: torch.device) -> int:

@@ -114,7 +114,7 @@ def _train_and_evaluate(
     run.check_free(resume=resume)
     built = build_experiment(config, run.folder.parent / "cache", processes, from_init=not run.last.exists())
     experiment, data = built.experiment, built.data
-    if run.last.exists():
+    if config.train.init is not None and run.last.exists():
         experiment.plain["init"] = init_digest(config, load_checkpoint(run.last)["init"])
     part = evaluated_part(config, data.split)
     run.start()

@@ -1,38 +1,54 @@
 """A comparison beyond its test: folds, ranks, guards, the plan, who trains what, and the report."""
 
+import io
 import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from rich.console import Console
 from scipy import stats
 from test_statistics import long_table, simulated
-from test_tools import TINY, tool
+from test_tools import TINY, tool, write_pairs
 
 from segkit import Labels
 from segkit.compare import gather
 from segkit.compare.claims import Claims
 from segkit.compare.datasets import over_datasets
-from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings, same_functions
+from segkit.compare.engines import Local, Ray
+from segkit.compare.guards import (
+    identical_runs,
+    log_warnings,
+    operating_point_warnings,
+    rule_warnings,
+    same_functions,
+    unequal_steps,
+)
 from segkit.compare.long_table import from_challenger, read_scores, to_challenger
 from segkit.compare.plan import Unit
 from segkit.compare.rankings import RULES, Draws, loss_means, rankings
-from segkit.compare.report import Analysis, Told, compare_table, no_material, write_comparison
+from segkit.compare.report import Analysis, TableError, Told, compare_table, no_material, write_comparison
 from segkit.compare.statistics import analyse
 from segkit.compare.studies import Folds, TwoWay
 from segkit.config import Config
 from segkit.data import SyntheticSource
+from segkit.report.comparison_figures import classes_figure, cliques
+from segkit.report.comparison_page import best_first, sentences
 
 ROOT = Path(__file__).parents[1]
 QUIET = Console(quiet=True)
@@ -45,7 +61,7 @@ def test_folds_have_the_variance_of_nadeau_and_bengio():
     """The reference's numbers: five folds, mean 0.016, variance 1.3e-4, t 2.092 with 4 degrees of freedom."""
     differences = np.array([0.01, 0.02, 0.03, 0.00, 0.02])
     a, b = ([np.array([value]) for value in values] for values in (0.5 + differences, np.full(5, 0.5)))
-    estimate = Folds({"a": a, "b": b}, tested=20, cases=100, groups=100).estimate({"a": 1, "b": -1})
+    estimate = Folds({"a": a, "b": b}, tested_to_trained=0.25, groups=100).estimate({"a": 1, "b": -1})
     assert estimate.value == pytest.approx(0.016)
     assert estimate.error == pytest.approx(np.sqrt(0.45 * 1.3e-4))
     assert estimate.df == 4
@@ -113,17 +129,25 @@ def test_an_absent_structure_that_is_rightly_not_found_has_no_distance():
 
 
 def test_unequal_spreads_count_half_and_are_told():
-    """Against the formula: each loss's variance is the mean of its own and the pooled one."""
+    """Against the formula: a loss's variance is the mean of its own and the pooled one, which is that of three here."""
     case = np.linspace(0.3, 0.7, 40)
-    runs = {"a": np.array([0.0, 0.04, -0.04, 0.02]), "b": np.array([0.1, 0.101, 0.0995, 0.1002])}
+    runs = {
+        "a": np.array([0.0, 0.04, -0.04, 0.02]),
+        "b": np.array([0.1, 0.101, 0.0995, 0.1002]),
+        "c": np.array([0.05, 0.052, 0.049, 0.051]),
+    }
     values = {loss: np.add.outer(means, case) for loss, means in runs.items()}
     study = TwoWay(values)
     assert study.equal_p == pytest.approx(stats.bartlett(*runs.values()).pvalue)
     own = {loss: means.var(ddof=1) for loss, means in runs.items()}
-    parts = {loss: (0.5 * own[loss] + 0.5 * own[loss]) / 4 for loss in runs}  # pooled: half of each loss's own, for two
+    pooled = np.mean(list(own.values()))
+    expected = sum((own[loss] + pooled) / 2 / 4 for loss in "ab")
+    weights = {loss: (0.5 * (loss in "ab") + 0.5 * 2 / 3) / 4 for loss in runs}  # of each loss's own variance
     estimate = study.estimate({"a": 1, "b": -1})
-    assert estimate.error**2 == pytest.approx(sum(parts.values()))
-    assert estimate.df == pytest.approx(sum(parts.values()) ** 2 / sum(part**2 / 3 for part in parts.values()))
+    assert estimate.error**2 == pytest.approx(expected)
+    parts = [weights[loss] * own[loss] for loss in runs]
+    assert sum(parts) == pytest.approx(expected)
+    assert estimate.df == pytest.approx(expected**2 / sum(part**2 / 3 for part in parts))
     assert any("spread unequally" in words for words in analyse(long_table(values))["warnings"])
 
 
@@ -135,6 +159,45 @@ def test_a_failed_run_leaves_its_loss_undecided():
     assert [pair["verdict"] for pair in after][:2] == ["undecided", "undecided"]
     assert "runs of loss0 (1) failed" in after[0]["reason"]
     assert after[2] == before[2]
+
+
+def test_a_loss_without_any_run_is_not_dropped(tmp_path):
+    values = simulated(np.random.default_rng(3), 2, 3, 60)
+    told = Told(failed={"lost": {"lost, seed 0": "loss is nan"}})
+    write_comparison(long_table(values), tmp_path, Analysis(baseline="lost"), told, no_material, QUIET)
+    result = json.loads((tmp_path / "comparison.json").read_text())
+    assert [(loss["name"], loss["mean"]) for loss in result["losses"]][2] == ("lost", None)
+    assert [(pair["a"], pair["b"], pair["verdict"]) for pair in result["pairs"]] == [
+        ("loss0", "lost", "undecided"),
+        ("loss1", "lost", "undecided"),
+    ]
+    page = (tmp_path / "report.html").read_text()
+    assert "The baseline lost is undecided against loss" in page
+    assert "all runs of lost (1) failed" in page
+
+
+def test_what_is_missing_is_not_taken_for_right(tmp_path):
+    table = long_table(simulated(np.random.default_rng(4), 2, 3, 60))
+    table.loc[(table["loss"] == "loss0") & (table.index % 3 == 0), "dice"] = np.nan
+    number = int(table["dice"].isna().sum())
+    assert any(f"{number} values are missing" in words for words in analyse(table)["warnings"])
+    table.to_csv(tmp_path / "table.csv", index=False)
+    with pytest.raises(TableError, match=rf"{number} values are missing .*--missing right.*--missing wrong"):
+        compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis(), QUIET)
+    filled = analyse(table.fillna({"dice": 0.0}))
+    assert analyse(table, missing="wrong")["pairs"] == filled["pairs"]
+    with pytest.raises(ValueError, match="hd95 has no worst value"):
+        analyse(table.rename(columns={"dice": "hd95"}), "hd95", missing="wrong")
+
+
+def test_cases_held_out_for_learning_rates_train_nothing():
+    """With five folds, of which one tests and one validates, three train: a third, and not a quarter."""
+    table = folded(np.random.default_rng(0))
+    errors = []
+    for ratio in (None, 1 / 3):
+        low, high = analyse(table, tested_to_trained=ratio)["pairs"][0]["ci95"]
+        errors.append(high - low)
+    assert errors[1] / errors[0] == pytest.approx(np.sqrt((1 / 5 + 1 / 3) / (1 / 5 + 1 / 4)))
 
 
 def test_the_seeds_that_would_decide_do():
@@ -297,18 +360,38 @@ def test_functions_that_are_the_same_are_named():
 
 
 def test_a_rule_that_decides_and_an_operating_point_are_told():
-    ranks = {
-        "rules": {
-            name: {"ranks": {"x": 1 if name == "class_case" else 3}} for name in ("class_case", "micro", "median")
-        }
-    }
-    (told,) = rule_warnings(ranks)
+    names = ("class_case", "micro", "median")
+    rules = {name: {"ranks": {"x": 1, "y": 2} if name == "class_case" else {"x": 2, "y": 1}} for name in names}
+    (told,) = rule_warnings({"ranks": {"rules": rules}, "pairs": [{"a": "y", "b": "x", "verdict": "worse"}]})
+    assert "places x before y, 2 of 2 other rules the other way round" in told
+    rules = {name: {"ranks": {"x": 1 if name == "class_case" else 3}} for name in names}
+    (told,) = rule_warnings({"ranks": {"rules": rules}, "pairs": []})
     assert "places x better (1) than most other rules do (3)" in told
     table = pd.DataFrame({"loss": ["x", "y"], "class": ["a", "a"], "predicted": [150, 100], "reference": [100, 100]})
     (told,) = operating_point_warnings(table, ["a"])
     assert told.startswith("x predicts 50% more foreground")
-    (told,) = identical_runs({"a": [0.1, 0.2], "b": [0.2, 0.1], "c": [0.3, 0.4]})
-    assert "runs of a and b have the same scores" in told
+    runs = np.random.default_rng(0).random((3, 4, 1))
+    (told,) = identical_runs({"a": runs[:2], "b": runs[1::-1], "c": runs + 1})
+    assert "runs of a and b have the same scores on every case" in told
+    assert identical_runs({"a": runs, "b": np.stack([runs[0], *(runs[1:] + 1)])}) == []
+
+
+def test_what_the_trainings_warned_of_is_told():
+    dead = {"kind": "warning", "step": 5, "message": "the gradient of dice is 0"}
+    steps = [{"kind": "step", "step": 10}, {"kind": "step", "step": 20, "skipped": {"steps": 3, "cases": ["c"]}}]
+    assert log_warnings({"dice": [[dead, *steps], steps[:1]], "focal": [steps[:1]]}) == [
+        "dice, 1 of 2 runs: the gradient of dice is 0",
+        "dice: 3 of 30 steps had a loss or gradient that is not finite",
+    ]
+
+
+def test_runs_of_unequal_length_are_told():
+    def steps(number):
+        return [{"kind": "step", "step": step} for step in range(10, number + 1, 10)]
+
+    assert unequal_steps({"dice": [steps(20)], "focal": [steps(20), steps(20)]}) == []
+    (told,) = unequal_steps({"dice": [steps(20)], "focal": [steps(20), steps(10)]})
+    assert told.startswith("runs had 10 to 20 steps (mean by loss: dice 20, focal 15)")
 
 
 # --- the command: design, plan, units --------------------------------------------------------------------------------
@@ -376,12 +459,120 @@ def test_a_plan_that_is_changed_says_so(folder):
     plan = json.loads((folder / "out" / "plan.json").read_text())
     assert plan["changes"] == []
     printed = compare(folder, "--losses", "dice", "--seeds", "2", "--margin", "0.01")
-    assert "the plan was changed after 1 units" in " ".join(printed.split())
+    assert "the plan was changed after 1 finished units" in " ".join(printed.split())
     plan = json.loads((folder / "out" / "plan.json").read_text())
     (change,) = plan["changes"]
     assert "design.margin: 0.005 before, 0.01 after" in change["differences"]
     assert change["hash"] != plan["hash"]
     assert "changed after the plan was written: design.margin" in (folder / "out" / "report.html").read_text()
+
+
+def test_the_plan_in_the_report_is_the_one_in_force(folder):
+    compare(folder, "--losses", "dice", "--seeds", "2")
+    printed = compare(folder, "--losses", "dice", "--seeds", "2", "--margin", "0.25", "train.steps=3")
+    assert "changed after 2 finished units" in " ".join(printed.split())
+    page = (folder / "out" / "report.html").read_text()
+    assert '<tr><td>margin</td><td class="text">0.25</td></tr>' in page
+
+
+def test_other_pixels_are_other_units(folder):
+    """Masks that were mended since: no run on the old ones is taken for one on the new ones."""
+    write_pairs(folder, side=32)
+    text = TINY.replace("[background, a, b]", "[background, a]").replace("steps: 8", "steps: 2")
+    text = text.replace(TINY.splitlines()[1], "data: {name: pairs, images: images, masks: masks}")
+    (folder / "tiny.yaml").write_text(text + "split: {name: kfold, folds: 3}\n")
+    compare(folder, "--losses", "dice", "--seeds", "2")
+    for file in (folder / "masks").iterdir():
+        Image.fromarray(np.ones((32, 32), np.uint8)).save(file)
+    printed = compare(folder, "--losses", "dice", "--seeds", "3")
+    assert "finished before" not in printed
+    assert "data: " in " ".join(printed.split())
+    table = pd.read_csv(folder / "out" / "cases.csv")
+    assert set(table[table["class"] == "a"]["reference"]) == {32 * 32}
+
+
+def test_trainings_do_not_follow_the_cases_that_judge(folder):
+    for following in ("train.patience.steps=4", "schedule.name=plateau"):
+        printed = compare(folder, "--losses", "dice", "--folds", "3", following, code=2)
+        assert "follows the scores of the validation part, which judges the losses" in " ".join(printed.split())
+
+
+def test_a_minute_is_no_budget_for_several_at_once(folder):
+    arguments = ("--losses", "dice", "comparison.minutes=1", "--parallel", "2")
+    assert "use --parallel 1" in " ".join(compare(folder, *arguments, code=2).split())
+
+
+def test_several_units_at_once(folder):
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", "--parallel", "2", "evaluation.overlays=false")
+    assert len(pd.read_csv(folder / "out" / "cases.csv")[["loss", "seed"]].drop_duplicates()) == 4
+    logs = [file.read_text() for file in (folder / "out" / "logs").iterdir()]
+    assert sum(text.count("seed 0") > 0 or text.count("seed 1") > 0 for text in logs) >= 1
+
+
+def test_a_unit_that_kills_its_process_is_a_failed_one(folder):
+    """Twice, and the others are trained and compared all the same."""
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", "evaluation.overlays=false")
+    (unit,) = (folder / "out" / "units").glob("dice-seed1-*")
+    shutil.rmtree(unit)
+    unit.mkdir()
+    (unit / "attempts.json").write_text(json.dumps([time.time() + 600] * 2))
+    printed = compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", code=1)
+    assert "dice, seed 1: the process that trains it died 2 times; memory" in " ".join(printed.split())
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert result["pairs"][0]["verdict"] == "undecided"
+    (unit / "attempts.json").unlink()
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2")
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """What a comparison knows of a unit, so far as an engine asks."""
+
+    folder: Path
+
+
+def kills_its_process_once(unit, _claims, _since, _console):
+    """As a unit does that runs out of memory."""
+    if not unit.folder.exists():
+        unit.folder.mkdir(parents=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    (unit.folder / "done").touch()
+    return True
+
+
+def raises(_unit, _claims, _since, _console):
+    raise KeyError("a mistake of ours")
+
+
+def test_processes_that_are_killed_are_replaced(tmp_path):
+    """All of those that there were to begin with."""
+    units = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(2)]
+    Local(2).run(units, kills_its_process_once, Console(file=io.StringIO()))
+    assert all((unit.folder / "done").exists() for unit in units)
+
+
+def test_an_error_of_a_process_is_not_passed_over(tmp_path):
+    units = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(2)]
+    with pytest.raises(RuntimeError, match=r"exit codes \[1, 1\]; see .*logs"):
+        Local(2).run(units, raises, Console(file=io.StringIO()))
+    assert "a mistake of ours" in (tmp_path / "out" / "logs" / "0.txt").read_text()
+
+
+def test_units_of_others_need_not_be_waited_for(folder):
+    arguments = ("--losses", "dice", "--seeds", "2", "evaluation.overlays=false")
+    listed = compare(folder, *arguments, "--dry-run")
+    first = next(Path(line.split()[-1]) for line in listed.splitlines() if "seed 0" in line)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(first, ready))
+    other.start()
+    assert ready.wait(60)
+    assert "1 units are trained by other processes" in compare(folder, *arguments, "--no-wait")
+    other.kill()
+    other.join()
+    assert not (folder / "out" / "report.html").exists()
+    compare(folder, *arguments, "--no-wait")
+    assert (folder / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -410,6 +601,19 @@ def test_learning_rates_are_chosen_on_the_validation_part(folder):
     assert len(list((folder / "out" / "sweep").glob("*/evaluation/validation/scores.json"))) == 4
     printed = compare(folder, *arguments, "evaluation.split=validation", code=2)
     assert "judges here too (validation)" in " ".join(printed.split())
+
+
+def test_a_learning_rate_that_fails_is_no_failure_of_its_loss(folder):
+    """Trying one that is too large is what a sweep is for; a loss for which all of them fail is undecided."""
+    arguments = ("--losses", "dice,cross_entropy", "--seeds", "2", "evaluation.overlays=false", "train.nonfinite=1")
+    sweep = ("comparison.sweep=[1e30, 0.02]", "train.clip_norm=null", "optimizer.name=sgd")
+    printed = compare(folder, *arguments, *sweep)
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert result["failed"] == {}
+    assert result["learning_rates"] == {"dice": 0.02, "cross_entropy": 0.02}
+    lost = [words for words in result["warnings"] if "learning rate 1e+30" in words]
+    assert lost, printed
+    assert all(words.startswith("no score of ") for words in lost)
 
 
 def test_several_shells_share_the_units_and_a_killed_one_is_no_loss(folder):
@@ -455,6 +659,36 @@ def test_a_unit_is_claimed_by_one_and_a_dead_one_lets_go(tmp_path):
     other.join()
     with claims.claimed(tmp_path / "unit") as ours:
         assert ours
+
+
+def test_a_dead_machine_loses_its_unit_when_its_lease_is_over(tmp_path, monkeypatch):
+    """Whose processes cannot be looked at from here: only its sign of life can, which does not change any more."""
+    monkeypatch.setattr("segkit.compare.claims.LEASE_SECONDS", 1.0)
+    marker, claims = tmp_path / "unit.lease", Claims()
+    with Claims().claimed(tmp_path / "unit"):
+        written = marker.read_text()
+    marker.write_text(written.replace(socket.gethostname(), "another-machine"))
+    assert "another-machine" in marker.read_text()
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert not ours
+    time.sleep(1.2)
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert ours
+
+
+def test_a_process_that_lost_its_unit_stops(tmp_path, monkeypatch):
+    """As one does that was suspended for long enough to seem dead."""
+    monkeypatch.setattr("segkit.compare.claims.LEASE_SECONDS", 0.6)
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: told.set())
+    try:
+        with Claims().claimed(tmp_path / "unit") as ours:
+            assert ours
+            (tmp_path / "unit.lease").rename(tmp_path / "taken")
+            (tmp_path / "unit.lease").write_text((tmp_path / "taken").read_text())
+            assert told.wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -533,11 +767,46 @@ def test_pixels_of_all_runs_of_a_loss_are_calibrated_together(tmp_path):
         (unit.folder / "evaluation" / "test").mkdir(parents=True)
         (unit.folder / "evaluation" / "test" / "scores.json").write_text(json.dumps(content))
         units.append(unit)
-    found = gather.pooled_reliability(units)
+    found = gather.pooled_reliability(gather.calibrations(units))
     assert found is not None
     assert found.to_dict("records") == [
         {"loss": "a", "bin": 1, "pixels": 16, "confidence": pytest.approx(0.8), "accuracy": pytest.approx(0.625)}
     ]
+
+
+def test_the_first_sentence_is_of_the_best_loss():
+    values = simulated(np.random.default_rng(11), 4, 5, 60, shift=0.05)
+    result = best_first(analyse(long_table(values)))
+    first = sentences(result)[0]
+    best = result["losses"][0]["name"]
+    assert best == "loss0"
+    assert first.startswith("loss0 has the best mean and is better than loss")
+    against = best_first(analyse(long_table(values), baseline="loss1"))
+    assert sentences(against)[0] == first  # that there is a baseline makes it no better
+    (only,) = sentences(analyse(long_table({"a": values["loss0"]})))
+    assert only == "There is only a, and nothing to compare it with."
+
+
+def test_losses_that_differ_are_not_joined():
+    assert cliques("abcd", {("a", "c"), ("d", "a"), ("b", "d")}) == [["a", "b"], ["b", "c"], ["c", "d"]]
+    assert cliques("abc", set()) == [["a", "b", "c"]]
+    assert cliques("ab", {("b", "a")}) == []
+
+
+def test_the_better_loss_is_green_whatever_the_metric():
+    values = np.array([1.0, 5.0]).reshape(2, 1, 1)
+    for sign, expected in ((1, [-2, 2]), (-1, [2, -2])):
+        figure = classes_figure(sign * values, ["a", "b"], ["a", "b"], ["organ"], sign)
+        (picture,) = figure.axes[0].get_images()
+        assert np.asarray(picture.get_array()).ravel().tolist() == expected
+        assert [text.get_text() for text in figure.axes[0].texts] == ["1.000", "5.000"]
+
+
+def test_a_unit_fits_on_a_machine_of_the_cluster():
+    engine = Ray.__new__(Ray)
+    assert engine._cores([{"CPU": 2}, {"CPU": 2}], None) == 2
+    assert engine._cores([{"CPU": 16, "GPU": 8}], None) == 2
+    assert engine._cores([{"CPU": 64}], 32) == 2
 
 
 # --- several data sets ------------------------------------------------------------------------------------------------
@@ -562,6 +831,7 @@ def test_data_sets_are_the_units_of_friedman_and_nemenyi():
     assert {pair["p_adjusted"] < 0.05 for pair in result["pairs"]} == {True, False}
     for pair in result["pairs"]:
         assert (pair["p_adjusted"] < 0.05) == (abs(pair["rank_difference"]) > 2.569 * np.sqrt(4 * 5 / (6 * 14)))
+    assert result["critical_difference"] == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), rel=1e-3)
     few = over_datasets(means_of(table[:4].tolist()), "dice")
     assert (few["p"], few["reason"]) == (None, "4 data sets; a test over them needs 5")
     two = over_datasets(means_of(table[:, :2].tolist()), "dice")
@@ -581,4 +851,10 @@ def test_a_table_of_several_tasks(tmp_path):
     assert len(result["datasets"]) == 5
     assert min(result["mean_ranks"], key=result["mean_ranks"].get) in ("a1", "a2")
     assert "Friedman over data sets" in printed
-    assert (tmp_path / "out" / "task-3" / "report.html").exists()
+    page = (tmp_path / "out" / "datasets.html").read_text()
+    folders = re.findall(r'<a href="([^"]*)">', page)
+    assert len(folders) == 5
+    assert all((tmp_path / "out" / folder).exists() for folder in folders)
+    assert "ranks before" in page
+    assert "figures/datasets.png" in (tmp_path / "out" / "datasets.md").read_text()
+    assert (tmp_path / "out" / "figures" / "datasets.png").exists()

@@ -207,8 +207,7 @@ def test_an_entry_is_whole_or_not_there(tmp_path):
     assert made == [1]
     (folder,) = (tmp_path / "cache").iterdir()
     (folder / "numbers.npz").write_bytes(b"")
-    with pytest.raises(CacheError, match=f"cannot be read .*; delete {folder}"):
-        cache.entry({}, interrupted)
+    assert cache.entry({}, lambda: ({}, {"a": np.zeros(1)})).numbers["a"].tolist() == [0]
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match=r"choose another loader\.cache_dir, or loader\.cache: none"):
         DiskCache(tmp_path / "file", {}).entry({}, lambda: ({}, {}))

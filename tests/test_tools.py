@@ -38,6 +38,16 @@ train: {steps: 8, ema: 0.8, log_every: {steps: 4}}
 """
 
 
+def write_pairs(folder, side=16):
+    """Six images and masks of 0 and 1, the files of which are of one size whatever they hold."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir()
+        for number in range(6):
+            pixels = rng.integers(0, 2 if kind == "masks" else 255, (side, side)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / kind / f"{number}.bmp")
+
+
 def tool(name, *arguments, code=0, folder=None):
     """Run what tools/NAME.py runs, check its exit code and return what it printed. In this process, since it takes
     seconds for another one to import everything; `tool_process` is the tool itself."""
@@ -308,12 +318,7 @@ def test_comparing_losses(trained):
 
 def test_a_failing_loss_stops_no_other(tmp_path):
     """No weight follows from the masks for a class that is in none of them."""
-    random = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (tmp_path / kind).mkdir()
-        for number in range(6):
-            pixels = random.integers(0, 2 if kind == "masks" else 255, (16, 16)).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / kind / f"{number}.png")
+    write_pairs(tmp_path)
     text = re.sub("data: .*", "data: {name: pairs, images: images, masks: masks}\nsplit: {name: kfold, folds: 2}", TINY)
     (tmp_path / "four.yaml").write_text(text)
     arguments = ("--config", "four.yaml", "--losses", "weighted_cross_entropy,dice", "--seeds", "1", "--out", "failing")
@@ -322,7 +327,8 @@ def test_a_failing_loss_stops_no_other(tmp_path):
     assert "no training case contains b" in printed
     result = json.loads((tmp_path / "failing" / "comparison.json").read_text())
     assert list(result["failed"]) == ["weighted_cross_entropy, seed 0"]
-    assert [loss["name"] for loss in result["losses"]] == ["dice"]
+    assert {loss["name"]: len(loss["runs"]) for loss in result["losses"]} == {"dice": 1, "weighted_cross_entropy": 0}
+    assert result["pairs"][0]["verdict"] == "undecided"
 
 
 @pytest.mark.parametrize(
@@ -479,12 +485,7 @@ def test_an_allowed_change_is_not_undone_by_the_checkpoint(tmp_path):
 
 def test_a_run_is_not_continued_with_other_files(tmp_path):
     """A mask in which a few pixels were changed, and other weights of the same name, are another experiment."""
-    rng = np.random.default_rng(0)
-    for part in ("images", "masks"):
-        (tmp_path / part).mkdir()
-        for number in range(6):
-            pixels = rng.integers(0, 2 if part == "masks" else 255, (16, 16)).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / part / f"{number}.bmp")
+    write_pairs(tmp_path)
     (tmp_path / "tiny.yaml").write_text(
         TINY.replace("[background, a, b]", "[background, a]")
         .replace(TINY.splitlines()[1], "data: {name: pairs, images: images, masks: masks}")

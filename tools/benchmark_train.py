@@ -155,6 +155,7 @@ def monai_loop(network: nn.Module, clock: Clock) -> None:
 
 
 LOOPS: dict[str, Loop] = {"bare": bare, "segkit": segkit_loop, "Lightning": lightning_loop, "MONAI": monai_loop}
+OTHERS = [loop for loop in LOOPS if loop != "bare"]
 
 
 def benchmark_train(rounds: int, threads: int, tables: Sequence[str], markdown: Path | None) -> None:
@@ -189,22 +190,34 @@ def loops_sheet(rounds: int) -> Sheet:
     """Every loop on a tiny and on a small network."""
     sheet = Sheet(
         f"A training step, ms: median of {rounds} turns of {STEPS - WARM_UP} steps, and over the bare loop",
-        ["network", *LOOPS, "segkit", "Lightning", "MONAI", "CPU time of segkit over bare"],
-        note="Lightning and MONAI without logger, bar and checkpoints; segkit with its log, as it always is.",
+        ["network", *LOOPS, *(f"{loop} / bare" for loop in OTHERS), "CPU time of segkit over bare"],
+        note="Lightning and MONAI without logger, bar and checkpoints; segkit with its log, as it always is. Each turn "
+        "is compared with the bare loop's of its round; given are the median over the rounds and the middle half.",
     )
     for name, (options, shape) in NETWORKS.items():
-        network, taken = network_of(options, shape), {loop: ([], []) for loop in LOOPS}
-        for _round in range(rounds):
-            for loop, run in LOOPS.items():
-                clock = Clock(ready(shape))
-                run(copy.deepcopy(network), clock)
-                for column, kept in zip(zip(*clock.steps(), strict=True), taken[loop], strict=True):
-                    kept.extend(column)
-        medians = {loop: statistics.median(seconds) for loop, (seconds, _cpu) in taken.items()}
-        ratios = [f"{medians[loop] / medians['bare']:.3f}" for loop in ("segkit", "Lightning", "MONAI")]
-        cpu = statistics.median(taken["segkit"][1]) - statistics.median(taken["bare"][1])
-        sheet.rows.append([name, *(f"{1e3 * one:.2f}" for one in medians.values()), *ratios, f"{1e3 * cpu:+.2f} ms"])
+        turns = [turn_of_each(network_of(options, shape), shape, number) for number in range(rounds)]
+        medians = [f"{1e3 * statistics.median(turn[loop][0] for turn in turns):.2f}" for loop in LOOPS]
+        ratios = [middle([turn[loop][0] / turn["bare"][0] for turn in turns], "{:.3f}") for loop in OTHERS]
+        cpu = middle([1e3 * (turn["segkit"][1] - turn["bare"][1]) for turn in turns], "{:+.2f}")
+        sheet.rows.append([name, *medians, *ratios, f"{cpu} ms"])
     return sheet
+
+
+def turn_of_each(network: nn.Module, shape: tuple[int, ...], number: int) -> dict[str, tuple[float, float]]:
+    """Median seconds, and seconds of the CPU, of a step of every loop, another one first in each round."""
+    names, taken = list(LOOPS), {}
+    for loop in names[number % len(names) :] + names[: number % len(names)]:
+        clock = Clock(ready(shape))
+        LOOPS[loop](copy.deepcopy(network), clock)
+        seconds, cpu = zip(*clock.steps(), strict=True)
+        taken[loop] = statistics.median(seconds), statistics.median(cpu)
+    return taken
+
+
+def middle(values: Sequence[float], form: str) -> str:
+    """The median and the middle half."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{form.format(median)} ({form.format(low)} to {form.format(high)})"
 
 
 def switches_sheet(_rounds: int) -> Sheet:

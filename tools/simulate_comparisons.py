@@ -64,13 +64,13 @@ def error_rates(losses: int, runs: int, cases: int, comparisons: int, seed: int 
 
 
 def power(losses: int, runs: int, cases: int, shift: float, comparisons: int, seed: int = 1) -> float:
-    """The share of the pairs with the first loss whose adjusted p is below 0.05."""
+    """The share of the pairs with the first loss that get a verdict for it."""
     generator = np.random.default_rng([seed, losses, runs, cases])
     found = []
     for _ in range(comparisons):
         samples = simulated(generator, [RUN] * losses, runs, cases, shift)
         pairs = pair_results(list(itertools.combinations(samples, 2)), TwoWay(samples), 0.005, {})
-        found += [pair["p_adjusted"] < 0.05 for pair in pairs if pair["a"] == "loss0"]
+        found += [pair["verdict"] == "better" for pair in pairs if pair["a"] == "loss0"]
     return float(np.mean(found))
 
 

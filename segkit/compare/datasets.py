@@ -29,6 +29,9 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
             raise ValueError(
                 f"expected the losses {', '.join(losses)} in every data set, got {', '.join(found)} in {name}"
             )
+    lacking = [f"{loss} in {name}" for name, found in means.items() for loss in losses if found[loss] is None]
+    if lacking:
+        raise ValueError(f"expected a mean of every loss in every data set, got none of {', '.join(lacking)}")
     table = np.array([[found[loss] for loss in losses] for found in means.values()])
     ranks = stats.rankdata(-METRICS[metric].sign * table, axis=1)
     result: dict[str, Any] = {
@@ -38,7 +41,10 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
         "test": None,
         "p": None,
         "pairs": [],
+        "critical_difference": None,
     }
+    if (ranks == ranks[:, :1]).all():
+        return result | {"reason": "all losses have the same mean in every data set"}
     if len(results) < FEW_DATASETS or len(losses) < 2:
         return result | {"reason": f"{len(results)} data sets; a test over them needs {FEW_DATASETS}"}
     if len(losses) == 2:
@@ -48,6 +54,7 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
         "test": "Friedman over data sets, as Iman and Davenport have it; pairs by Nemenyi",
         "p": iman_davenport(ranks),
         "pairs": nemenyi(ranks, losses),
+        "critical_difference": critical_difference(*ranks.shape),
     }
 
 
@@ -62,10 +69,20 @@ def iman_davenport(ranks: np.ndarray) -> float:
     return float(stats.f.sf((number - 1) * chi2 / left, losses - 1, (losses - 1) * (number - 1)))
 
 
+def critical_difference(number: int, count: int, alpha: float = 0.05) -> float:
+    """The difference of mean ranks over `number` data sets from which on two of `count` losses differ (Nemenyi)."""
+    return float(stats.studentized_range.isf(alpha, count, np.inf)) / math.sqrt(2) * _rank_error(number, count)
+
+
+def _rank_error(number: int, count: int) -> float:
+    """The standard error of a difference of mean ranks, if all orders are as likely."""
+    return math.sqrt(count * (count + 1) / (6 * number))
+
+
 def nemenyi(ranks: np.ndarray, losses: Sequence[str]) -> list[dict[str, Any]]:
     """Difference of mean ranks and p for each pair, adjusted for all of them (Nemenyi 1963)."""
     number, count = ranks.shape
-    error = math.sqrt(count * (count + 1) / (6 * number))
+    error = _rank_error(number, count)
     means = dict(zip(losses, ranks.mean(0).tolist(), strict=True))
     return [
         {

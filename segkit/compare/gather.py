@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,25 +14,27 @@ from segkit.checkpoint import load as load_checkpoint
 from segkit.compare.long_table import Scores
 from segkit.compare.plan import Unit
 from segkit.compare.rankings import class_case
+from segkit.compare.units import unit_scores
 from segkit.report.comparison_page import Material, disagreement
 from segkit.report.overlays import overlay_picture
 from segkit.runs import Run
 from segkit.trained import load_trained
 
+Calibrations = Sequence[tuple[Unit, dict[str, Any]]]
 SHOWN = 3  # cases in the picture of disagreement
 MOST_LOSSES = 6  # whose predictions are drawn
 
 
-def gather(units: Sequence[Unit], scores: Scores) -> Material:
-    """Of the units whose losses have scores."""
-    units = [unit for unit in units if unit.loss in scores.losses]
-    logs = {unit: Run(unit.folder).records() for unit in units}
+def gather(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> Material:
+    """Of the units whose losses have scores. logs: the records of every unit."""
+    logs = {unit: lines for unit, lines in logs.items() if unit.loss in scores.losses}
+    measured = calibrations(list(logs))
     return Material(
         curves=_curves(logs),
         units=_costs(logs, scores),
-        calibration=_calibration(units),
-        reliability=pooled_reliability(units),
-        overlays=_overlays(units, scores),
+        calibration=_calibration(measured),
+        reliability=pooled_reliability(measured),
+        overlays=_overlays(list(logs), scores),
     )
 
 
@@ -55,17 +56,18 @@ def _costs(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> pd.DataFra
     of_runs = class_case(scores, np.ones((1, len(scores.cases))))[0]
     rows = []
     for unit, lines in logs.items():
-        seconds = load_checkpoint(Run(unit.folder).last)["time"]["training_seconds"]
+        last = load_checkpoint(Run(unit.folder).last)
         memory = max((line["time"]["memory_peak_mb"] for line in lines if line["kind"] == "step"), default=float("nan"))
         score = of_runs[_place(unit, scores)]
-        rows.append({**_keys(unit), "seconds": seconds, "memory_mb": memory, "score": score})
+        took = {"steps": last["step"], "seconds": last["time"]["training_seconds"], "memory_mb": memory}
+        rows.append({**_keys(unit), **took, "score": score})
     return pd.DataFrame(rows)
 
 
-def _calibration(units: Sequence[Unit]) -> pd.DataFrame | None:
+def _calibration(measured: Calibrations) -> pd.DataFrame | None:
     """Brier score, NLL and expected calibration error of all pixels together, mean over the runs of each loss."""
     rows = []
-    for unit, found in _calibrations(units):
+    for unit, found in measured:
         kind = "toplabel" if "toplabel" in found else "classwise"
         error = found[kind]["all"]["ece"]
         if isinstance(error, dict):
@@ -77,11 +79,11 @@ def _calibration(units: Sequence[Unit]) -> pd.DataFrame | None:
     return table.groupby("loss", sort=False).mean().reset_index() if rows else None
 
 
-def pooled_reliability(units: Sequence[Unit]) -> pd.DataFrame | None:
+def pooled_reliability(measured: Calibrations) -> pd.DataFrame | None:
     """Confidence and accuracy of the pixels of each bin, those of all runs of a loss together."""
     rows = [
         (unit.loss, place, pixels, pixels * confidence, pixels * accuracy)
-        for unit, found in _calibrations(units)
+        for unit, found in measured
         for row in found["reliability"]["all"].values()
         for place, (confidence, accuracy, pixels) in enumerate(
             zip(row["confidence"], row["accuracy"], row["pixels"], strict=True)
@@ -97,22 +99,21 @@ def pooled_reliability(units: Sequence[Unit]) -> pd.DataFrame | None:
     )
 
 
-def _calibrations(units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
+def calibrations(units: Sequence[Unit]) -> Calibrations:
     """What was measured of the probabilities of each unit that measured it."""
-    for unit in units:
-        scores = json.loads((Run(unit.folder).evaluation(unit.part) / "scores.json").read_text())
-        if scores.get("calibration") is not None:
-            yield unit, scores["calibration"]
+    found = [(unit, unit_scores(unit).get("calibration")) for unit in units]
+    return [(unit, one) for unit, one in found if one is not None]
 
 
 def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None:
     """A row for each loss and each of the cases on which they disagree most, by the loss's first run that has it."""
     trained: dict[Unit, Any] = {}
     rows, labels = [], None
-    losses = scores.losses[:MOST_LOSSES]
     chosen = disagreement(scores)[:SHOWN]
     for one in chosen:
-        for loss in losses:
+        order = sorted(scores.losses, key=lambda loss: -scores.sign * one["means"][loss])
+        few = order if len(order) <= MOST_LOSSES else [*order[: MOST_LOSSES // 2], *order[-(MOST_LOSSES // 2) :]]
+        for loss in few:
             unit = next((unit for unit in units if unit.loss == loss and _judges(unit, scores, one["case"])), None)
             if unit is None:
                 continue
@@ -131,7 +132,8 @@ def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None
     Image.fromarray(overlay_picture(rows, labels)).save(file, format="PNG", optimize=True)
     rule = (
         f"The {len(chosen)} cases with the largest minus the smallest of the losses' means, over classes and runs; "
-        "each by the first run of each loss."
+        "each by the first run of each loss, the best on the case first; of more than "
+        f"{MOST_LOSSES} losses the {MOST_LOSSES // 2} best and the {MOST_LOSSES // 2} worst."
     )
     return file.getvalue(), rule
 

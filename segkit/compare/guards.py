@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from segkit.losses import build_loss
 
 ALIKE = 1 - 1e-9  # cosine of two gradients in float64 from which on they are one direction
 FAVOURED = 1.0  # ranks better than under the other rules
+SKIPPED = 0.01  # share of steps without effect that is worth telling
 BIAS = 0.15  # share by which all predicted foreground is more or less than the reference
 
 
@@ -54,11 +56,23 @@ def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
 
 
-def rule_warnings(ranks: Mapping[str, Any]) -> list[str]:
-    """Losses that the rule of the verdicts ranks clearly better or worse than most other rules do."""
-    rules = ranks["rules"]
+def rule_warnings(result: Mapping[str, Any]) -> list[str]:
+    """Where most other rules say otherwise than that of the verdicts: of the best loss, of a pair that has a verdict,
+    and of the rank of a loss. result: the contents of comparison.json."""
+    rules = result["ranks"]["rules"]
     first, *others = rules
     found = []
+    best = [loss for loss, rank in rules[first]["ranks"].items() if rank == 1]
+    pairs = [(best[0], loss) for loss in rules[first]["ranks"] if loss not in best] if len(best) == 1 else []
+    told = [pair for pair in result["pairs"] if pair["verdict"] in ("better", "worse")]
+    pairs += [(pair["a"], pair["b"]) if pair["verdict"] == "better" else (pair["b"], pair["a"]) for pair in told]
+    for ahead, behind in dict.fromkeys(pairs):
+        turned = [name for name in others if _is_ahead(rules[name]["ranks"], behind, ahead)]
+        if len(turned) > len(others) / 2:
+            found.append(
+                f"the rule of the verdicts places {ahead} before {behind}, {len(turned)} of {len(others)} other rules "
+                "the other way round: the choice of the rule decides here"
+            )
     for loss, rank in rules[first]["ranks"].items():
         elsewhere = [rules[name]["ranks"][loss] for name in others if rules[name]["ranks"][loss] is not None]
         if rank is None or not elsewhere:
@@ -71,6 +85,11 @@ def rule_warnings(ranks: Mapping[str, Any]) -> list[str]:
                 "choice of the rule decides here"
             )
     return found
+
+
+def _is_ahead(ranks: Mapping[str, float | None], a: str, b: str) -> bool:
+    first, second = ranks.get(a), ranks.get(b)
+    return first is not None and second is not None and first < second
 
 
 def operating_point_warnings(table: Any, classes: Sequence[str]) -> list[str]:
@@ -91,11 +110,46 @@ def operating_point_warnings(table: Any, classes: Sequence[str]) -> list[str]:
     return found
 
 
-def identical_runs(runs: Mapping[str, Sequence[float]]) -> list[str]:
-    """Runs of two losses with one and the same score, which different functions do not give."""
+def identical_runs(values: Mapping[str, np.ndarray]) -> list[str]:
+    """Pairs of losses of which each run of the one has the very scores of a run of the other, case by case; values:
+    [runs, cases, classes] of each loss."""
     found = []
-    for (a, first), (b, second) in itertools.combinations(runs.items(), 2):
-        shared = set(first) & set(second)
-        if shared and len(shared) >= min(len(set(first)), len(set(second))):
-            found.append(f"the runs of {a} and {b} have the same scores to the last digit: one and the same training")
+    for (a, first), (b, second) in itertools.combinations(values.items(), 2):
+        one, other = ({run.tobytes() for run in runs} for runs in (first, second))
+        if one <= other or other <= one:
+            found.append(
+                f"the runs of {a} and {b} have the same scores on every case, to the last digit: they predict the "
+                "same, so they are one training, or have learnt nothing"
+            )
+    return found
+
+
+def unequal_steps(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """Whether some runs had more steps than others, as patience and minutes make it; logs: as in `log_warnings`."""
+    steps = {loss: [_last_step(lines) for lines in runs] for loss, runs in logs.items() if runs}
+    every = [number for found in steps.values() for number in found]
+    if len(set(every)) < 2:
+        return []
+    means = ", ".join(f"{loss} {sum(found) / len(found):.0f}" for loss, found in steps.items())
+    return [
+        f"runs had {min(every)} to {max(every)} steps (mean by loss: {means}): their budgets were not equal, since "
+        "train.patience, train.max_minutes or comparison.minutes ended some of them"
+    ]
+
+
+def _last_step(lines: Sequence[Mapping[str, Any]]) -> int:
+    return max((line["step"] for line in lines if line["kind"] == "step"), default=0)
+
+
+def log_warnings(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """What the trainings themselves warned of, and steps without effect; logs: the records of the runs of each loss."""
+    found = []
+    for loss, runs in logs.items():
+        texts = [str(line["message"]) for lines in runs for line in lines if line["kind"] == "warning"]
+        for text, number in Counter(texts).items():
+            found.append(f"{loss}, {number} of {len(runs)} runs: {text}")
+        steps = [_last_step(lines) for lines in runs]
+        skipped = [line["skipped"]["steps"] for lines in runs for line in lines if "skipped" in line]
+        if sum(skipped) > SKIPPED * max(1, sum(steps)):
+            found.append(f"{loss}: {sum(skipped)} of {sum(steps)} steps had a loss or gradient that is not finite")
     return found

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+Missing = Literal["right", "wrong"]
+DEFAULT_MARGIN = 0.005
 Rows = Any  # a DataFrame: pandas says too little of its types for a checker
 RUN = ["loss", "seed", "fold"]
 COUNTS = ["tp", "predicted", "reference"]
@@ -41,6 +43,11 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def lacks_margin(metric: str, margin: float) -> bool:
+    """Whether nobody has said which differences are of no interest: the default is one of overlaps, not of mm."""
+    return not METRICS[metric].higher and margin == DEFAULT_MARGIN
+
+
 @dataclass(frozen=True)
 class Scores:
     """The table as arrays, for R runs, N cases and C classes.
@@ -48,6 +55,7 @@ class Scores:
     runs: loss, seed and fold of each run. values: [R, N, C], NaN where a case is not counted for a class and where it
     is none of the run's. present: the same, but NaN too where the class is in neither for that run alone. counts:
     [R, N, C, 3], tp, predicted, reference; None if the table has none. group: the number of each case's group, [N].
+    filled: values of other runs' cases that were missing, and what they count as, `missing`.
     blocks: for each part of the runs that are judged on the same cases, the numbers of its runs and of its cases.
     """
 
@@ -60,6 +68,8 @@ class Scores:
     values: np.ndarray
     present: np.ndarray
     counts: np.ndarray | None
+    filled: int
+    missing: Missing
     blocks: list[tuple[np.ndarray, np.ndarray]]
 
     @property
@@ -80,7 +90,7 @@ class Scores:
         return counted_mean(self.of(loss), (0, 2))
 
 
-def read_scores(table: Rows, metric: str, classes: Sequence[str] | None = None) -> Scores:
+def read_scores(table: Rows, metric: str, classes: Sequence[str] | None = None, missing: Missing = "right") -> Scores:
     """Check a long table and take it apart; see `segkit.compare.statistics.analyse` for what it has to be.
 
     Raises ValueError if columns, cases of a run or classes are missing, rows repeated, or values out of range.
@@ -105,12 +115,23 @@ def read_scores(table: Rows, metric: str, classes: Sequence[str] | None = None) 
         blocks.append((np.flatnonzero(members), np.array([name in cases for name in names]).nonzero()[0]))
     if not counted.any():
         raise ValueError(f"expected a class with a value of {metric} in some case, found none")
-    perfect = METRICS[metric].perfect
-    values = np.where(counted, np.where(np.isnan(of_run_present), perfect, of_run_present), np.nan)
+    values = np.where(counted, np.where(np.isnan(of_run_present), _filling(metric, missing), of_run_present), np.nan)
+    filled = int((counted & np.isnan(of_run_present)).sum())
     group_of = rows.drop_duplicates("case").set_index("case")["group"]
     codes, groups = pd.factorize(group_of.loc[names])
     counts = _counts(rows, order, grid, shape)
-    return Scores(metric, runs, kinds, names, codes, groups.tolist(), values, of_run_present, counts, blocks)
+    return Scores(
+        metric, runs, kinds, names, codes, groups.tolist(), values, of_run_present, counts, filled, missing, blocks
+    )
+
+
+def _filling(metric: str, missing: Missing) -> float:
+    """What a missing value counts."""
+    if missing == "right":
+        return METRICS[metric].perfect
+    if not METRICS[metric].higher:
+        raise ValueError(f"{metric} has no worst value to count for what is missing; write one into the table")
+    return 0.0
 
 
 def _runs_in_order(rows: Rows) -> pd.MultiIndex:
@@ -216,8 +237,8 @@ def _check_complete(there: Rows, fold_cases: dict[Any, frozenset[str]]) -> None:
 
 
 def from_challenger(table: Rows, metric: str) -> Rows:
-    """The long table of one in challengeR's four columns task, case, algorithm, value: a run an algorithm, a data set a
-    task, one class."""
+    """The long table of one in challengeR's four columns task, case, algorithm, value: a run an algorithm, a data set
+    and its one class a task."""
     return pd.DataFrame(
         {
             "dataset": table["task"].astype(str),
@@ -225,7 +246,7 @@ def from_challenger(table: Rows, metric: str) -> Rows:
             "seed": 0,
             "fold": 0,
             "case": table["case"].astype(str),
-            "class": "all",
+            "class": table["task"].astype(str),
             metric: table["value"].astype(float),
         }
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from segkit.compare.long_table import METRICS
+from segkit.compare.long_table import METRICS, lacks_margin
 from segkit.config import Config, ConfigError
 from segkit.config_sections import leaves
 from segkit.runs import replace_text
@@ -72,6 +72,11 @@ class Design:
         label = next((label for label in self.losses if label.endswith(AGAIN)), None)
         return None if label is None else (label, label.removesuffix(AGAIN))
 
+    @property
+    def tested_to_trained(self) -> float | None:
+        """Of the cases of a fold, those that judge by those that train, where others are held out too."""
+        return 1 / (self.folds - 2) if self.folds is not None and self.sweep is not None else None
+
     def seed_of(self, loss: str, seed: int) -> int:
         return seed + AGAIN_SEEDS if loss.endswith(AGAIN) else seed
 
@@ -88,7 +93,7 @@ def make_design(config: Config) -> Design:
         raise ConfigError(f"expected comparison.seeds to be a number or different seeds, got {seeds}")
     if section.metric not in METRICS:
         raise ConfigError(f"expected comparison.metric to be one of {', '.join(METRICS)}, got {section.metric}")
-    if not METRICS[section.metric].higher and section.margin == 0.005:
+    if lacks_margin(section.metric, section.margin):
         raise ConfigError(f"comparison.margin: {section.metric} is in mm; say how many of them are of no interest")
     if section.baseline is not None and section.baseline not in losses:
         raise ConfigError(
@@ -152,11 +157,11 @@ def unit_overrides(
     return [f"{key}={json.dumps(value)}" for key, value in given.items()]
 
 
-def unit_folder(out: Path, loss: str, config: Config, split_hash: str, kind: str = "units") -> Path:
-    """The folder's name holds digests of the configuration and the split, so others are another folder."""
-    return (
-        out / kind / f"{file_name(loss.replace(AGAIN, '-again'))}-seed{config.seed}-{config.digest()}-{split_hash[:6]}"
-    )
+def unit_folder(out: Path, loss: str, config: Config, cases: str, kind: str = "units") -> Path:
+    """The folder's name holds digests of the configuration and of `cases`, which tells of the split and the data, so
+    others are another folder."""
+    name, digest = file_name(loss.replace(AGAIN, "-again")), hashlib.sha256(cases.encode()).hexdigest()
+    return out / kind / f"{name}-seed{config.seed}-{config.digest()}-{digest[:6]}"
 
 
 def file_name(text: str) -> str:
@@ -167,10 +172,15 @@ def file_name(text: str) -> str:
 # --- the plan on paper -----------------------------------------------------------------------------------------------
 
 
-def write_plan(out: Path, design: Design, base: Config, rules: Mapping[str, Any], finished: int) -> dict[str, Any]:
+def write_plan(
+    out: Path, design: Design, base: Config, rules: Mapping[str, Any], data: str, finished: int
+) -> dict[str, Any]:
     """Write the plan before the first run. If there is one already and it says otherwise, note what was changed and
-    how many units were finished by then; the report shows it. Returns the plan with all its changes."""
-    said = {"design": design.to_dict(), "rules": dict(rules), "configuration": _configuration(base)}
+    how many units were finished by then; the report shows it. Returns the plan with all its changes.
+
+    data: the digest of the data. finished: units of any design.
+    """
+    said = {"design": design.to_dict(), "rules": dict(rules), "data": data, "configuration": _configuration(base)}
     said = json.loads(json.dumps(said))
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -180,7 +190,7 @@ def write_plan(out: Path, design: Design, base: Config, rules: Mapping[str, Any]
         plan = json.loads(path.read_text()) if path.exists() else {"format": 1, "written": now, "hash": digest, **said}
         latest = plan["changes"][-1] if plan.get("changes") else plan
         if latest["hash"] != digest:
-            before, after = (leaves({key: one[key] for key in said}) for one in (latest, said))
+            before, after = (leaves({key: one.get(key) for key in said}) for one in (latest, said))
             keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
             differences = [f"{key}: {before.get(key)!r} before, {after.get(key)!r} after" for key in keys]
             change = {"when": now, "hash": digest, "finished_units": finished, "differences": differences, **said}

@@ -195,7 +195,10 @@ def _shares(scores: Scores, means: np.ndarray) -> dict[str, list[float]]:
 
 
 def _pair(scores: Scores, a: str, b: str, means: np.ndarray) -> dict[str, Any]:
+    """None for a loss without scores, as all its runs failed."""
     column = {loss: number for number, loss in enumerate(scores.losses)}
+    if not {a, b} <= set(column):
+        return {"a": a, "b": b, "ci95_bootstrap": None, "better_in": None}
     difference = scores.sign * (means[:, column[a]] - means[:, column[b]])
     low, high = np.percentile(difference, (2.5, 97.5)).tolist()
     better = float((difference > 0).mean() + (difference == 0).mean() / 2)

@@ -13,12 +13,24 @@ from rich.console import Console
 
 from segkit.compare.datasets import over_datasets
 from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings
-from segkit.compare.long_table import CHALLENGER, METRICS, Scores, from_challenger, read_scores, to_challenger
+from segkit.compare.long_table import (
+    CHALLENGER,
+    DEFAULT_MARGIN,
+    METRICS,
+    Missing,
+    Scores,
+    from_challenger,
+    lacks_margin,
+    read_scores,
+    to_challenger,
+)
 from segkit.compare.plan import file_name
 from segkit.compare.statistics import analyse, analyse_scores
 from segkit.config import ConfigError
 from segkit.report.comparison_page import Material, write_pages
+from segkit.report.datasets_page import write_datasets_pages
 from segkit.report.tables import print_comparison, print_datasets
+from segkit.runs import replace_text
 
 NAMES = ("loss", "case", "group", "class", "dataset", *CHALLENGER[:-1])  # columns that are text, even of digits
 
@@ -32,17 +44,28 @@ class TableError(ValueError):
 @dataclass(frozen=True)
 class Analysis:
     """How losses are compared: the metric, the baseline (None: all pairs) and the margin of equivalence. again: the
-    label under which the baseline is there once more, and what of."""
+    label under which the baseline is there once more, and what of. tested_to_trained, missing: see
+    `segkit.compare.statistics.analyse`; None: values that lack are refused where nothing says what they mean."""
 
     metric: str = "dice"
     baseline: str | None = None
-    margin: float = 0.005
+    margin: float = DEFAULT_MARGIN
     family: Literal["all_pairs", "vs_baseline"] | None = None
     again: tuple[str, str] | None = None
+    tested_to_trained: float | None = None
+    missing: Missing | None = None
 
     def __post_init__(self) -> None:
+        if self.family not in (None, "all_pairs", "vs_baseline"):
+            raise ConfigError(f"expected --family all_pairs or vs_baseline, got {self.family}")
+        if self.missing not in (None, "right", "wrong"):
+            raise ConfigError(f"expected --missing right or wrong, got {self.missing}")
         if self.metric not in METRICS:
             raise ConfigError(f"expected --metric to be one of {', '.join(METRICS)}, got {self.metric}")
+        if lacks_margin(self.metric, self.margin):
+            raise ConfigError(f"{self.metric} is in mm; say with --margin how many of them are of no interest")
+        if self.family == "vs_baseline" and self.baseline is None:
+            raise ConfigError("--family vs_baseline needs --baseline")
 
     @property
     def pairs(self) -> Literal["all_pairs", "vs_baseline"]:
@@ -66,9 +89,14 @@ class Told:
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
-def compare_table(path: Path, out: Path, analysis: Analysis, console: Console) -> None:
-    """Analyse a long table that anyone may have made, or one in challengeR's four columns. Raises TableError if it is
-    not there or does not fit."""
+def compare_table(
+    path: Path, out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None = None
+) -> None:
+    """Analyse a long table that anyone may have made, or one in challengeR's four columns.
+
+    Raises TableError if it is not there or does not fit, or lacks values that other runs have and neither the table nor
+    `analysis.missing` says what that means.
+    """
     if not path.is_file():
         raise TableError(f"expected a long table at {path}, found nothing")
     table: Any = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str))
@@ -77,23 +105,25 @@ def compare_table(path: Path, out: Path, analysis: Analysis, console: Console) -
     names = table["dataset"].astype(str).unique() if "dataset" in table.columns else []
     try:
         if len(names) < 2:
-            write_comparison(table, out, analysis, Told(), no_material, console)
+            write_comparison(table, out, analysis, Told(classes), no_material, console)
         else:
-            _compare_datasets(table, names, out, analysis, console)
+            _compare_datasets(table, names, out, analysis, console, classes)
     except ValueError as error:
         raise TableError(f"{path}: {error}") from error
 
 
-def _compare_datasets(table: Any, names: Sequence[str], out: Path, analysis: Analysis, console: Console) -> None:
-    """A comparison in a folder for each data set, and what all of them say together in datasets.json."""
-    results = {}
-    for name in names:
+def _compare_datasets(
+    table: Any, names: Sequence[str], out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None
+) -> None:
+    """A comparison in a folder for each data set, and what all of them say together in datasets.json and a page."""
+    results, folders = {}, {name: file_name(name) for name in names}
+    for name, folder in folders.items():
         console.rule(name)
-        folder = out / file_name(name)
         own = table[table["dataset"].astype(str) == name]
-        results[name] = write_comparison(own, folder, analysis, Told(), no_material, console)
+        results[name] = write_comparison(own, out / folder, analysis, Told(classes), no_material, console)
     together = over_datasets(results, analysis.metric)
     (out / "datasets.json").write_text(json.dumps(together, indent=2, allow_nan=False) + "\n")
+    write_datasets_pages(together, folders, out)
     console.rule(f"{len(names)} data sets")
     print_datasets(together, console)
 
@@ -116,10 +146,15 @@ def write_comparison(
     material: what the pages show beside the analysis, from the scores that it is of.
     """
     tested = _tested(table, analysis)
-    scores = read_scores(tested, analysis.metric, told.foreground)
+    scores = read_scores(tested, analysis.metric, told.foreground, analysis.missing or "right")
+    if scores.filled and scores.counts is None and analysis.missing is None:
+        raise ValueError(
+            f"{scores.filled} values are missing where other runs have one; say whether the class was rightly not "
+            "found there (--missing right) or there was no result (--missing wrong)"
+        )
     result = _analysed(table, tested, scores, analysis, told)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    replace_text(out / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     to_challenger(scores).to_csv(out / "challenger.csv", index=False)
     write_pages(result, scores, material(scores), out)
     print_comparison(result, console)
@@ -130,19 +165,25 @@ def write_comparison(
 def _analysed(table: Any, tested: Any, scores: Scores, analysis: Analysis, told: Told) -> dict[str, Any]:
     """The contents of comparison.json."""
     lost = {loss: list(units) for loss, units in told.failed.items()}
-    result = analyse_scores(scores, analysis.baseline, analysis.pairs, analysis.margin, failed=lost)
+    result = analyse_scores(
+        scores,
+        analysis.baseline,
+        analysis.pairs,
+        analysis.margin,
+        failed=lost,
+        tested_to_trained=analysis.tested_to_trained,
+    )
     if analysis.again is not None:
         result["noise_floor"] = _noise_floor(table, analysis, told)
     result["rules"] = dict(told.rules) if told.rules is not None else _rules_of(table)
     result["failed"] = {name: why for units in told.failed.values() for name, why in units.items()}
     result["plan"] = None if told.plan is None else dict(told.plan)
     result["learning_rates"] = dict(told.rates)
-    runs = {loss["name"]: [run["mean"] for run in loss["runs"]] for loss in result["losses"]}
     result["warnings"] = [
         *told.notes,
         *result["warnings"],
-        *identical_runs(runs),
-        *rule_warnings(result["ranks"]),
+        *identical_runs({loss: scores.of(loss) for loss in scores.losses}),
+        *rule_warnings(result),
         *operating_point_warnings(tested, result["classes"]),
         *(f"failed: {run} ({why})" for run, why in result["failed"].items()),
         *(f"changed after the plan was written: {line}" for line in _changes(told.plan)),
@@ -163,7 +204,13 @@ def _noise_floor(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[st
     if both["loss"].nunique() < 2:
         return None
     (pair,) = analyse(
-        both, metric=analysis.metric, baseline=once, margin=analysis.margin, classes=told.foreground, resamples=0
+        both,
+        metric=analysis.metric,
+        baseline=once,
+        margin=analysis.margin,
+        classes=told.foreground,
+        tested_to_trained=analysis.tested_to_trained,
+        resamples=0,
     )["pairs"]
     return pair
 

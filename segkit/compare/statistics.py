@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from segkit.compare.long_table import Scores, read_scores
+from segkit.compare.long_table import DEFAULT_MARGIN, Missing, Scores, read_scores
 from segkit.compare.rankings import rankings
 from segkit.compare.studies import ALPHA, MIN_GROUPS, TESTS, UNEQUAL, Folds, TwoWay, study_of
 
 FEW_RUNS, FEW_CASES = 3, 50
+FEW_FOR_SPREADS = 5  # runs, below which unequal spreads are often not noticed
 MOST_RUNS = 200  # beyond which seeds are said to be no way to a decision
 Family = Literal["all_pairs", "vs_baseline"]
 
@@ -30,10 +31,12 @@ def analyse(
     metric: str = "dice",
     baseline: str | None = None,
     family: Family = "all_pairs",
-    margin: float = 0.005,
+    margin: float = DEFAULT_MARGIN,
     classes: Sequence[str] | None = None,
     *,
     failed: Mapping[str, Sequence[str]] | None = None,
+    missing: Missing = "right",
+    tested_to_trained: float | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -50,6 +53,11 @@ def analyse(
     classes: the foreground classes, the only ones that count; None takes all but `background`.
     failed: runs that came to no end, by loss. What is said of such a loss would rest on the runs that went well, so
         its pairs are undecided.
+    missing: what NaN counts where other runs have a value: `right` as above, `wrong` the worst value that there is, for
+        tables in which it means that there was no result. A table without the columns tp, predicted and reference does
+        not tell which; how many values were filled in is among the warnings then.
+    tested_to_trained: with folds, the number of cases that judge by that of those that train, None where all but those
+        of the fold do.
     resamples, seed: of the bootstrap of ranks; 0 leaves it out.
 
     The score of a run is the mean over classes of the means over cases. Cases of one group vary together.
@@ -60,25 +68,36 @@ def analyse(
 
     Raises ValueError if columns, cases of a run or classes are missing, rows repeated, or values out of range.
     """
-    scores = read_scores(table, metric, classes)
-    return analyse_scores(scores, baseline, family, margin, failed=failed, resamples=resamples, seed=seed)
+    scores = read_scores(table, metric, classes, missing)
+    return analyse_scores(
+        scores,
+        baseline,
+        family,
+        margin,
+        failed=failed,
+        tested_to_trained=tested_to_trained,
+        resamples=resamples,
+        seed=seed,
+    )
 
 
 def analyse_scores(
     scores: Scores,
     baseline: str | None = None,
     family: Family = "all_pairs",
-    margin: float = 0.005,
+    margin: float = DEFAULT_MARGIN,
     *,
     failed: Mapping[str, Sequence[str]] | None = None,
+    tested_to_trained: float | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """What `analyse` says of a table that was read already."""
     failed = {loss: list(runs) for loss, runs in (failed or {}).items() if runs}
-    _check_family([*dict.fromkeys([*scores.losses, *failed])], baseline, family, margin)
-    study = study_of(scores)
-    pairs = _pairs(scores.losses, baseline, family)
+    losses = list(dict.fromkeys([*scores.losses, *failed]))
+    _check_family(losses, baseline, family, margin)
+    study = study_of(scores, tested_to_trained)
+    pairs = _pairs(losses, baseline, family)
     return {
         "metric": scores.metric,
         "baseline": baseline,
@@ -88,7 +107,8 @@ def analyse_scores(
         "classes": scores.classes,
         "cases": len(scores.cases),
         "groups": study.groups,
-        "losses": [_loss_result(loss, scores, study) for loss in scores.losses],
+        "higher_is_better": scores.sign > 0,
+        "losses": [_loss_result(loss, scores, study) for loss in losses],
         "pairs": pair_results(pairs, study, margin, failed),
         "components": study.components(),
         "equal_spread_p": study.equal_p,
@@ -110,6 +130,8 @@ def _check_family(losses: Sequence[str], baseline: str | None, family: str, marg
 
 
 def _loss_result(loss: str, scores: Scores, study: TwoWay | Folds) -> dict[str, Any]:
+    if loss not in scores.losses:
+        return {"name": loss, "mean": None, "ci95": None, "runs": [], "reason": "none of its runs came to an end"}
     sign = scores.sign
     estimate = study.estimate({loss: 1})
     interval = estimate.interval()
@@ -127,7 +149,7 @@ def _loss_result(loss: str, scores: Scores, study: TwoWay | Folds) -> dict[str, 
 def _pairs(losses: Sequence[str], baseline: str | None, family: str) -> list[tuple[str, str]]:
     """(a, b), in the order of the table; the baseline is always b."""
     if family == "vs_baseline":
-        return [(loss, str(baseline)) for loss in losses if loss != baseline and baseline in losses]
+        return [(loss, str(baseline)) for loss in losses if loss != baseline]
     return [(b, a) if a == baseline else (a, b) for a, b in itertools.combinations(losses, 2)]
 
 
@@ -147,15 +169,21 @@ def pair_results(
 def _pair_result(
     a: str, b: str, study: TwoWay | Folds, margin: float, family_size: int, failed: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
+    lost = " and ".join(f"{loss} ({len(failed[loss])})" for loss in (a, b) if loss in failed)
+    if not {a, b} <= set(study.samples):
+        nothing = dict.fromkeys(("difference", "ci95", "ci95_adjusted", "p", "p_adjusted"))
+        return {"a": a, "b": b, **nothing, "verdict": "undecided", "reason": f"all runs of {lost} failed"}
     estimate = study.estimate({a: 1, b: -1})
     adjusted = estimate.interval(ALPHA / family_size)
     result = {"a": a, "b": b, "difference": estimate.value, "ci95": estimate.interval(), "ci95_adjusted": adjusted}
     single = " and ".join(loss for loss in (a, b) if loss in study.single)
     if single or adjusted is None:
         reason = f"only one run of {single}: how much runs differ is unknown, so nothing is said of losses"
-        return result | {"p": None, "p_adjusted": None, "verdict": None, "reason": reason}
+        if lost:
+            reason = f"runs of {lost} failed, and there is {reason}"
+        verdict = "undecided" if lost else None
+        return result | {"p": None, "p_adjusted": None, "verdict": verdict, "reason": reason}
     result |= {"p": estimate.p, "p_adjusted": estimate.p, "verdict": _verdict(adjusted, margin)}
-    lost = " and ".join(f"{loss} ({len(failed[loss])})" for loss in (a, b) if loss in failed)
     if lost:
         reason = f"runs of {lost} failed; those that went well are no fair sample of the loss"
         return result | {"verdict": "undecided", "reason": reason}
@@ -195,7 +223,7 @@ def _method(study: TwoWay | Folds, pairs: Sequence[tuple[str, str]]) -> dict[str
         "in the prediction of any run, and a run that rightly has nothing there counts as perfect",
         "test": TESTS[study.over][0] + (", run variance pooled over losses" if runs else ""),
         "speaks_of": TESTS[study.over][1],
-        "p_adjusted": "Holm",
+        "p_adjusted": "Holm; it may be below 0.05 where the interval, which is a little stricter, says undecided",
         "ci95_adjusted": f"Bonferroni over {len(pairs)} pair{'s' * (len(pairs) != 1)}; the verdict is read from it",
     }
 
@@ -207,6 +235,13 @@ def _warnings(scores: Scores, study: TwoWay | Folds) -> list[str]:
     never = [name for number, name in enumerate(scores.classes) if np.isnan(scores.values[..., number]).all()]
     folds = isinstance(study, Folds)
     parts = study.components()
+    unseen = (
+        not folds
+        and study.run_df
+        and study.equal_p >= UNEQUAL
+        and len(study.samples) > 1
+        and min(map(len, study.samples.values())) < FEW_FOR_SPREADS
+    )
     hidden = not folds and len(study.samples) > 2 and study.run_df and parts["loss"] < parts["run"]
     told = [
         (few, f"fewer than {FEW_RUNS} runs ({few}): how much runs differ is hardly known; add seeds"),
@@ -224,6 +259,16 @@ def _warnings(scores: Scores, study: TwoWay | Folds) -> list[str]:
             study.equal_p < UNEQUAL,
             f"runs of the losses may spread unequally (Bartlett's test, p {study.equal_p:.2g}; standard deviations "
             f"{_spreads(study)}): each loss's own spread counts half, beside the common one",
+        ),
+        (
+            unseen,
+            f"with fewer than {FEW_FOR_SPREADS} runs a loss, runs that spread unequally are often not noticed; "
+            "verdicts are then wrong somewhat more often than they say",
+        ),
+        (
+            scores.filled and scores.counts is None,
+            f"{scores.filled} values are missing where other runs have one, and count as {scores.missing}; the table "
+            "does not say whether the class was rightly not found or there was no result",
         ),
         (
             hidden,

@@ -69,8 +69,8 @@ def group_values(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     return means.mean(1, keepdims=True) + sums * len(numbers)
 
 
-def study_of(scores: Scores) -> TwoWay | Folds:
-    """Better is larger in both, so distances are turned round."""
+def study_of(scores: Scores, tested_to_trained: float | None = None) -> TwoWay | Folds:
+    """Better is larger in both, so distances are turned round. tested_to_trained: see `Folds`."""
     loss_of = scores.runs["loss"].to_numpy()
     parts = []
     for runs, cases in scores.blocks:
@@ -83,10 +83,10 @@ def study_of(scores: Scores) -> TwoWay | Folds:
         loss, place = lacking[0]
         fold = scores.runs["fold"].iloc[scores.blocks[place][0][0]]
         raise ValueError(f"expected every loss in every fold, but {loss} has no run in fold {fold}")
+    tested = float(np.mean([len(cases) for _runs, cases in scores.blocks]))
     return Folds(
         {loss: [part[loss].mean(1) for part in parts] for loss in scores.losses},
-        tested=float(np.mean([len(cases) for _runs, cases in scores.blocks])),
-        cases=len(scores.cases),
+        tested_to_trained=tested_to_trained or tested / (len(scores.cases) - tested),
         groups=len(scores.groups),
     )
 
@@ -187,18 +187,18 @@ class Folds:
     """The scores of every loss in every fold, {loss: [[runs] of each fold]}; the runs of a fold are averaged.
 
     Folds share training cases, so that their scores vary less than new training sets would make them: the variance of
-    a mean over J folds is (1 / J + tested / trained) s^2 (Nadeau & Bengio 2003). tested: the mean number of cases of a
-    fold; cases: of all folds.
+    a mean over J folds is (1 / J + tested / trained) s^2 (Nadeau & Bengio 2003). tested_to_trained: of the cases of a
+    fold, those that judge by those that train.
     """
 
     over, scope = "folds", "losses"
 
-    def __init__(self, samples: Mapping[str, list[np.ndarray]], *, tested: float, cases: int, groups: int):
+    def __init__(self, samples: Mapping[str, list[np.ndarray]], *, tested_to_trained: float, groups: int):
         self.folds = len(next(iter(samples.values())))
         self.scores = {loss: np.array([runs.mean() for runs in folds]) for loss, folds in samples.items()}
         self.samples = {loss: np.concatenate(folds)[:, None] for loss, folds in samples.items()}
         self.groups, self.single, self.equal_p = groups, set[str](), 1.0
-        self.ratio = tested / (cases - tested)
+        self.ratio = tested_to_trained
         spread = [runs.var(ddof=1) for folds in samples.values() for runs in folds if len(runs) > 1]
         self.run_sd = math.sqrt(float(np.mean(spread))) if spread else None
 

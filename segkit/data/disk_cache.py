@@ -34,7 +34,7 @@ class StoredArray:
     def __init__(self, path: Path):
         self.path = path
         with self._opened() as stored:
-            self.shape, self.dtype = tuple(stored.shape), stored.dtype
+            self.shape = tuple(stored.shape)
 
     def __getitem__(self, where: Any) -> np.ndarray:
         with self._opened() as stored:
@@ -72,11 +72,18 @@ class DiskCache:
         self.folder, self.identity = folder, identity
 
     def entry(self, key: Mapping[str, Any], make: Callable[[], Made]) -> Entry:
-        """What is kept under a key of plain data; made and written if there is nothing yet."""
+        """What is kept under a key of plain data; made and written if there is nothing yet, or something damaged."""
         content = json.dumps({"identity": self.identity, "key": key}, sort_keys=True)
         folder = self.folder / hashlib.sha256(content.encode()).hexdigest()[:32]
-        if not folder.is_dir():
-            self._write(folder, *make())
+        if folder.is_dir():
+            try:
+                return self._read(folder)
+            except CacheError:
+                shutil.rmtree(folder)
+        self._write(folder, *make())
+        return self._read(folder)
+
+    def _read(self, folder: Path) -> Entry:
         arrays = {path.name.removesuffix(ENDING): StoredArray(path) for path in folder.glob(f"*{ENDING}")}
         try:
             with np.load(folder / NUMBERS) as numbers:

@@ -35,10 +35,12 @@ class Prepared:
 
 
 class CachedSource:
-    """A source whose cases are read from their files once, and then from the cache, until the files change."""
+    """A source whose cases are read from their files once, and then from the cache; files that have changed are read
+    again by the next source that is made."""
 
     def __init__(self, source: Source, disk: DiskCache):
         self.source, self.disk = source, disk
+        self._keys: dict[str, dict[str, Any]] = {}  # the files are looked at once
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -52,7 +54,9 @@ class CachedSource:
         return self.disk.entry(self.key(case), lambda: made_of(self.source.read(case)))
 
     def key(self, case: Case) -> dict[str, Any]:
-        return {"case": case.name, "files": file_stamps(case)}
+        if case.name not in self._keys:
+            self._keys[case.name] = {"case": case.name, "files": file_stamps(case)}
+        return self._keys[case.name]
 
 
 class CaseStore:
@@ -70,7 +74,7 @@ class CaseStore:
         if case.name in self.raw:
             return self.raw[case.name]
         raw = self.source.read(case)
-        if self.keep == "memory":
+        if self.keep == "memory" and not isinstance(self.source, CachedSource):  # which has it at hand
             self.raw[case.name] = raw
         return raw
 
@@ -88,8 +92,9 @@ class CaseStore:
 
 def _from_disk(source: CachedSource, case: Case, preprocess: Preprocess, labels: Labels, locate: bool) -> Prepared:
     key = source.key(case)
-    pixels = source.entry(case)
-    if preprocess.spacing is not None:
+    if preprocess.spacing is None:
+        pixels = source.entry(case)
+    else:
         resampled = {**key, "spacing": preprocess.spacing}
         pixels = source.disk.entry(resampled, lambda: made_of(preprocess.resample(source.read(case))))
     measured = {**key, "measured": preprocess.to_dict(), "locate": locate}

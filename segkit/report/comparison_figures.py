@@ -20,7 +20,7 @@ COLOURS = {"better": "#117733", "worse": "#CC6677", "equivalent": "#0072B2", "un
 
 def forest_figure(result: Mapping[str, Any]) -> Figure:
     """Differences of all pairs with their adjusted intervals, and the margin within which they are of no interest."""
-    pairs = result["pairs"]
+    pairs = [pair for pair in result["pairs"] if pair["difference"] is not None]
     figure, axis = _figure(0.42 * len(pairs) + 1.3)
     axis.axvspan(-result["margin"], result["margin"], color="0.9", zorder=0)
     axis.axvline(0, color="0.6", linewidth=1)
@@ -52,18 +52,17 @@ def runs_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def ranks_figure(result: Mapping[str, Any]) -> Figure:
-    """Share of resamples in each rank, by the rule of the verdicts."""
-    rules = result["ranks"]["rules"]
-    shares = next(iter(rules.values()))["shares"]
-    shares = {loss["name"]: shares[loss["name"]] for loss in result["losses"]}
-    table = np.array(list(shares.values()))
-    figure, axis = _figure(0.42 * len(shares) + 1.4)
-    picture = axis.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    _numbers(axis, table, "{:.0%}")
-    axis.set_xticks(range(len(shares)), [str(place + 1) for place in range(len(shares))])
-    axis.set_yticks(range(len(shares)), list(shares), parse_math=False)
-    axis.set_xlabel(f"rank in {result['ranks']['resamples']} resamples of runs and groups of cases")
-    figure.colorbar(picture, ax=axis, shrink=0.8)
+    """Share of resamples in each rank, a panel for each way of averaging."""
+    rules, losses = result["ranks"]["rules"], [loss["name"] for loss in result["losses"]]
+    figure, axes = _panels(len(rules), 0.3 * len(losses) + 0.8)
+    for place, (axis, (rule, found)) in enumerate(zip(axes, rules.items(), strict=True)):
+        table = np.array([found["shares"][loss] for loss in losses])
+        axis.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        _numbers(axis, table, "{:.0%}")
+        axis.set_title(rule, fontsize=10, parse_math=False)
+        axis.set_xticks(range(len(losses)), [str(rank + 1) for rank in range(len(losses))])
+        axis.set_yticks(range(len(losses)), losses if place % 2 == 0 else [""] * len(losses), parse_math=False)
+    figure.supxlabel(f"rank in {result['ranks']['resamples']} resamples of runs and groups of cases", fontsize=10)
     return figure
 
 
@@ -82,35 +81,76 @@ def rules_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def critical_difference_figure(result: Mapping[str, Any]) -> Figure:
-    """Losses along their mean rank, joined where the comparison found no difference between any two of them.
+    """Losses along their mean rank. Where all pairs were tested, those are joined of which no two were found to differ;
+    else the dots are filled of those that differ from the baseline.
 
     Mean ranks are those of the resamples; what is joined follows the verdicts, not a test over ranks.
     """
     shares = next(iter(result["ranks"]["rules"].values()))["shares"]
     ranks = {loss: float(np.dot(share, np.arange(1, len(share) + 1))) for loss, share in shares.items()}
-    order = sorted(ranks, key=ranks.__getitem__)
     told = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["verdict"] in ("better", "worse")}
-    groups = _cliques(order, told)
-    figure, axis = _figure(0.28 * len(order) + 0.16 * len(groups) + 1.1)
-    axis.set_xlim(0.8, len(order) + 0.2)
+    joins = result["family"] == "all_pairs"
+    filled = set() if joins else {loss for pair in told for loss in pair} - {result["baseline"]}
+    return _ranks_along_a_line(ranks, told if joins else None, filled, "mean rank in the resamples (1 is best)")
+
+
+def demsar_figure(result: Mapping[str, Any], alpha: float) -> Figure:
+    """Losses along their mean rank over data sets; those are joined of which no two differ by Nemenyi's test (Demšar
+    2006, figure 1). result: the contents of datasets.json."""
+    told = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["p_adjusted"] < alpha}
+    words = f"mean rank over {len(result['datasets'])} data sets (1 is best)"
+    return _ranks_along_a_line(result["mean_ranks"], told, set(), words, result["critical_difference"])
+
+
+def _ranks_along_a_line(
+    ranks: Mapping[str, float],
+    differing: set[tuple[str, str]] | None,
+    filled: set[str],
+    words: str,
+    critical: float | None = None,
+) -> Figure:
+    """differing: pairs that are not to be joined, None to join nothing. critical: a length to be drawn above."""
+    order = sorted(ranks, key=ranks.__getitem__)
+    groups = [] if differing is None else cliques(order, differing)
+    figure, axis = _figure(0.28 * len(order) + 0.16 * len(groups) + (1.1 if critical is None else 1.6))
     for place, loss in enumerate(order):
         depth = -0.5 - 0.28 * place
-        axis.plot([ranks[loss]] * 2, [0, depth], color="0.6", linewidth=1)
-        axis.text(ranks[loss], depth, f" {loss} ({ranks[loss]:.2f})", va="center", fontsize=9, parse_math=False)
+        axis.plot([ranks[loss]] * 2, [0, depth], color="0.6", linewidth=1, zorder=1)
+        colour = "black" if loss in filled else "white"
+        axis.plot(ranks[loss], 0, "o", color=colour, markeredgecolor="black", zorder=3)
+        left = ranks[loss] > len(order) / 2 + 0.5  # names go to the side that has more room
+        text = f"{loss} ({ranks[loss]:.2f}) " if left else f" {loss} ({ranks[loss]:.2f})"
+        axis.text(
+            ranks[loss],
+            depth,
+            text,
+            va="center",
+            ha="right" if left else "left",
+            fontsize=9,
+            parse_math=False,
+            zorder=2,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )
     for number, group in enumerate(groups):
-        height = 0.15 + 0.16 * number
+        height = 0.2 + 0.16 * number
         ends = [ranks[loss] for loss in group]
         axis.plot([min(ends) - 0.03, max(ends) + 0.03], [height, height], color="black", linewidth=4)
+    top = 0.4 + 0.16 * len(groups)
+    if critical is not None:
+        axis.plot([1, 1 + critical], [top + 0.1] * 2, "|-", color="black", markersize=8)
+        axis.text(1, top + 0.2, f"critical difference {critical:.2f}", fontsize=9, va="bottom")
+        top += 0.6
+    axis.set_xlim(0.8, max(len(order), 1 + (critical or 0)) + 0.2)
+    axis.set_ylim(-0.7 - 0.28 * len(order), top)
     axis.axhline(0, color="black", linewidth=1)
-    axis.set_ylim(-0.7 - 0.28 * len(order), 0.35 + 0.16 * len(groups))
     axis.set_yticks([])
-    axis.set_xlabel("mean rank in the resamples (1 is best); joined: no difference found")
+    axis.set_xlabel(words)
     for side in ("left", "right", "top"):
         axis.spines[side].set_visible(False)
     return figure
 
 
-def _cliques(order: Sequence[str], differing: set[tuple[str, str]]) -> list[list[str]]:
+def cliques(order: Sequence[str], differing: set[tuple[str, str]]) -> list[list[str]]:
     """The longest stretches of neighbours of which no two differ."""
 
     def alike(group: Sequence[str]) -> bool:
@@ -127,8 +167,10 @@ def _cliques(order: Sequence[str], differing: set[tuple[str, str]]) -> list[list
     return found
 
 
-def classes_figure(values: np.ndarray, loss_of: Sequence[str], losses: Sequence[str], classes: Sequence[str]) -> Figure:
-    """Mean of each loss and class over cases and runs; values: [R, N, C]."""
+def classes_figure(
+    values: np.ndarray, loss_of: Sequence[str], losses: Sequence[str], classes: Sequence[str], sign: int
+) -> Figure:
+    """Mean of each loss and class over cases and runs; values: [R, N, C], times `sign` so that more is better."""
     runs = np.asarray(loss_of)
     table = np.array([[_mean(values[runs == loss][..., number]) for number in range(len(classes))] for loss in losses])
     cases = [(~np.isnan(values[..., number])).any(0).sum() for number in range(len(classes))]
@@ -136,23 +178,19 @@ def classes_figure(values: np.ndarray, loss_of: Sequence[str], losses: Sequence[
     best = table - np.nanmean(table, 0)
     reach = float(np.nanmax(np.abs(best))) or 1.0
     axis.imshow(best, vmin=-reach, vmax=reach, cmap="PiYG", aspect="auto", alpha=0.7)
-    _numbers(axis, table, "{:.3f}", colour="black")
+    _numbers(axis, sign * table, "{:.3f}", colour="black")
     names = [f"{name}\n{count} cases" for name, count in zip(classes, cases, strict=True)]
     axis.set_xticks(range(len(classes)), names, parse_math=False, rotation=0 if len(classes) < 7 else 60)
     axis.set_yticks(range(len(losses)), list(losses), parse_math=False)
-    axis.set_xlabel("mean over cases and runs; colour: against the mean of the losses")
+    axis.set_xlabel("mean over cases and runs; green: better than the mean of the losses")
     return figure
 
 
 def paired_figure(pairs: Sequence[tuple[str, np.ndarray, str, np.ndarray]], metric: str) -> Figure:
     """A dot a case: its mean over the runs of one loss over that of another; a panel for each (name, values, name,
     values)."""
-    columns = min(2, len(pairs))
-    rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(WIDTH * columns / 2, 3.7 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for (across, first, up, second), axis in zip(pairs, axes, strict=False):
+    figure, axes = _panels(len(pairs), 3.7)
+    for (across, first, up, second), axis in zip(pairs, axes, strict=True):
         both = np.concatenate([first, second])
         low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
         axis.plot([low, high], [low, high], color="0.6", linewidth=1)
@@ -160,8 +198,6 @@ def paired_figure(pairs: Sequence[tuple[str, np.ndarray, str, np.ndarray]], metr
         axis.set_xlabel(f"{metric} of {across}", parse_math=False)
         axis.set_ylabel(f"{metric} of {up}", parse_math=False)
         axis.set_title(f"{int((second > first).sum())} of {len(first)} cases above the line", fontsize=10)
-    for axis in axes:  # what is left
-        axis.set_visible(False)
     return figure
 
 
@@ -171,7 +207,7 @@ def curves_figure(curves: pd.DataFrame, losses: Sequence[str], metric: str) -> F
     figure, axis = _figure(3.4)
     for loss, rows, colour in _by_loss(curves, losses):
         found = rows.groupby("step")[metric].agg(["mean", "min", "max"])
-        axis.plot(found.index, found["mean"], color=colour, label=loss)
+        axis.plot(found.index, found["mean"], "o-", color=colour, markersize=3, label=loss)
         axis.fill_between(found.index, found["min"], found["max"], color=colour, alpha=0.2, linewidth=0)
     axis.set_xlabel("step")
     axis.set_ylabel(f"validation {metric}")
@@ -195,13 +231,18 @@ def reliability_figure(reliability: pd.DataFrame, losses: Sequence[str], fewest:
 
 
 def cost_figure(units: pd.DataFrame, losses: Sequence[str], metric: str) -> Figure:
-    """The score of each run over the time that its training took; columns loss, seconds and score."""
-    figure, axis = _figure(3.2)
+    """The score of each run over the time and the memory that its training took; columns loss, seconds, memory_mb and
+    score."""
+    figure, (time, memory) = _panels(2, 3.2)
     for loss, rows, colour in _by_loss(units, losses):
-        axis.plot(rows["seconds"] / 60, rows["score"], "o", color=colour, label=loss)
-    axis.set_xlabel("minutes of training")
-    axis.set_ylabel(metric)
-    _legend(axis)
+        time.plot(rows["seconds"] / 60, rows["score"], "o", color=colour, label=loss)
+        memory.plot(rows["memory_mb"], rows["score"], "o", color=colour, label=loss)
+    time.set_xlabel("minutes of training")
+    memory.set_xlabel("MB of memory")
+    time.set_ylabel(metric)
+    memory.sharey(time)
+    memory.tick_params(labelleft=False)
+    _legend(time)
     return figure
 
 
@@ -224,6 +265,18 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
+
+
+def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Two beside each other; height: of one."""
+    columns = min(2, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(WIDTH * columns / 2, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[number:]:
+        axis.remove()
+    return figure, axes[:number]
 
 
 def _rows(axis: Axes, names: Sequence[str]) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from segkit.report import comparison_figures as draw
+from segkit.report.pages import Picture, png_of, write_both
+from segkit.report.tables import by_mean
 
 PAIRED = 4  # losses whose cases are drawn against those of one
 FEWEST_PIXELS = 100  # of a bin that is drawn
@@ -26,13 +25,22 @@ SENTENCES = {
     "undecided": "{a} and {b} are undecided",
     None: "nothing is said of {a} and {b}",
 }
+TURNED = {"better": "worse", "worse": "better"} | {one: one for one in ("equivalent", "undecided", None)}
+PREPOSITIONS = {
+    "better": "better than",
+    "worse": "worse than",
+    "equivalent": "equivalent to",
+    "undecided": "undecided against",
+    "None": "not judged against",
+}
 
 
 @dataclass(frozen=True)
 class Material:
     """What a report shows beside the analysis; each may be missing.
 
-    curves: loss, seed, fold, step, and the validation scores. units: loss, seed, fold, seconds, memory_mb, score.
+    curves: loss, seed, fold, step, and the validation scores. units: loss, seed, fold, steps, seconds, memory_mb,
+    score.
     calibration: loss and the mean of what was measured. reliability: loss, bin, pixels, confidence, accuracy.
     overlays: a picture, PNG, and the rule that chose its cases.
     """
@@ -44,27 +52,12 @@ class Material:
     overlays: tuple[bytes, str] | None = None
 
 
-@dataclass(frozen=True)
-class Picture:
-    """name: of its file. words: what is to be seen. png: the file."""
-
-    name: str
-    title: str
-    words: str
-    png: bytes
-
-    @property
-    def embedded(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-
 def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out: Path) -> None:
     """Write report.html, report.md and the pictures of the latter; everywhere the best loss comes first.
 
     scores: see `segkit.compare.long_table`.
     """
-    best_first = sorted(result["losses"], key=lambda loss: -scores.sign * loss["mean"])
-    result = {**result, "losses": best_first}
+    result = best_first(result)
     shown = {
         "result": result,
         "sentences": sentences(result),
@@ -73,39 +66,72 @@ def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out:
         "disagreement": disagreement(scores),
         "tables": tables(result, material),
     }
-    environment = Environment(
-        loader=PackageLoader("segkit.report"),
-        autoescape=lambda name: name is not None and "html" in name,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "interval": interval, "p": p_value, "cell": markdown_cell}
-    (out / "report.html").write_text(environment.get_template("comparison.html.j2").render(shown))
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for picture in shown["pictures"]:
-        (out / "figures" / f"{picture.name}.png").write_bytes(picture.png)
-    (out / "report.md").write_text(environment.get_template("comparison.md.j2").render(shown))
+    write_both("comparison", shown, out, "report")
+
+
+def best_first(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of comparison.json with losses in the order of their means, and pairs in that of their losses."""
+    losses = by_mean(result)
+    place = {loss["name"]: number for number, loss in enumerate(losses)}
+
+    def in_order(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        return sorted(pairs, key=lambda pair: sorted((place[pair["a"]], place[pair["b"]])))
+
+    ranks = {**result["ranks"], "pairs": in_order(result["ranks"]["pairs"])}
+    return {**result, "losses": losses, "pairs": in_order(result["pairs"]), "ranks": ranks}
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """The verdicts, decided ones first."""
+    """What the comparison says, in one sentence first; then the pairs, decided ones and large differences first."""
     if result["scope"] == "checkpoints":
         return ["One run a loss says nothing of losses: what follows is about these checkpoints only."]
-    order = ["better", "worse", "equivalent", "undecided", None]
-    found = []
-    if result["pairs"] and all(pair["verdict"] in ("undecided", None) for pair in result["pairs"]):
-        found.append("No difference between the losses was found, and none was ruled out.")
-    for pair in sorted(result["pairs"], key=lambda pair: order.index(pair["verdict"])):
-        words = SENTENCES[pair["verdict"]].format(a=pair["a"], b=pair["b"])
-        more = f" by {abs(pair['difference']):.4f}" if pair["verdict"] in ("better", "worse") else ""
-        if pair["verdict"] == "undecided" and "seeds_needed" in pair:
+    names = [loss["name"] for loss in result["losses"]]
+    if not result["pairs"]:
+        return [f"There is only {names[0]}, and nothing to compare it with."]
+    found = [_summary(result)]
+    order = list(SENTENCES)
+    for pair in sorted(result["pairs"], key=lambda pair: (order.index(pair["verdict"]), -abs(pair["difference"] or 0))):
+        a, b, verdict = pair["a"], pair["b"], pair["verdict"]
+        if verdict == "worse" and result["family"] == "all_pairs":
+            a, b, verdict = b, a, "better"
+        words = SENTENCES[verdict].format(a=a, b=b)
+        more = f" by {abs(pair['difference']):.4f}" if verdict in ("better", "worse") else ""
+        if verdict == "undecided" and "seeds_needed" in pair:
             needed = pair["seeds_needed"]
-            more = f"; about {needed} seeds would decide" if needed else "; more seeds alone would not decide"
-        if pair["verdict"] == "equivalent":
+            more = (
+                f"; if difference and spread stay as they are, {needed} seeds a loss would decide"
+                if needed
+                else "; more seeds alone would not decide"
+            )
+        if verdict == "equivalent":
             more = f" within {result['margin']:g}"
         why = f" ({pair['reason']})" if pair.get("reason") else ""
         found.append(f"{words}{more}{why}.")
     return found
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    """Of the baseline against the others, or of the best loss."""
+    against_all = result["family"] == "all_pairs"
+    centre = by_mean(result)[0]["name"] if against_all else result["baseline"]
+    told: dict[str, list[str]] = {}
+    for pair in result["pairs"]:
+        if pair["a"] == centre:
+            told.setdefault(str(pair["verdict"]), []).append(pair["b"])
+        elif pair["b"] == centre:
+            told.setdefault(str(TURNED[pair["verdict"]]), []).append(pair["a"])
+    words = "; ".join(
+        f"{PREPOSITIONS[verdict]} {', '.join(told[verdict])}" for verdict in PREPOSITIONS if verdict in told
+    )
+    decided = any(pair["verdict"] in ("better", "worse", "equivalent") for pair in result["pairs"])
+    lead = "" if decided else "No difference between the losses was found, and none was ruled out: "
+    whose = f"{centre} has the best mean and" if against_all else f"The baseline {centre}"
+    return f"{lead}{whose} is {words}."
+
+
+def _ranked(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The losses that have runs, as they come in `result`."""
+    return [loss for loss in result["losses"] if loss["runs"]]
 
 
 def basis(result: Mapping[str, Any], scores: Any) -> str:
@@ -118,45 +144,57 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
     """All that there is to draw."""
     on = basis(result, scores)
     ranked = result["ranks"]["resamples"] and all(one.get("shares") for one in result["ranks"]["rules"].values())
+    result = {**result, "losses": _ranked(result)}
     metric, several = result["metric"], len(result["losses"]) > 1
     loss_of, losses = scores.runs["loss"].tolist(), [loss["name"] for loss in result["losses"]]
     drawn: list[tuple[Any, str, str, str, Callable[[], Figure]]] = [
         (several, "forest", "Differences", f"Thin: adjusted for all pairs, which gives the verdict; thick: 95 %. {on}.",
          lambda: draw.forest_figure(result)),
         (True, "runs", "Runs", f"{on}.", lambda: draw.runs_figure(result)),
-        (several and ranked, "critical-difference", "Ranks", f"{on}.", lambda: draw.critical_difference_figure(result)),
-        (several and ranked, "ranks", "How stable the ranks are", f"{on}.", lambda: draw.ranks_figure(result)),
+        (several and ranked, "critical-difference", "Ranks", f"{joined_words(result)} {on}.",
+         lambda: draw.critical_difference_figure(result)),
+        (several and ranked, "ranks", "How stable the ranks are",
+         f"Share of the resamples of runs and groups of cases in which each loss has each rank, by every rule. {on}.",
+         lambda: draw.ranks_figure(result)),
         (several, "rules", "Ranks by other rules", rule_words(result), lambda: draw.rules_figure(result)),
         (True, "classes", "Classes", f"Mean {metric}. {on}.",
-         lambda: draw.classes_figure(scores.values, loss_of, losses, scores.classes)),
+         lambda: draw.classes_figure(scores.sign * scores.values, loss_of, losses, scores.classes, scores.sign)),
         (True, "components", "Where scores vary", f"{on}.", lambda: draw.components_figure(result)),
         (several, "paired", "Cases", paired_words(result),
          lambda: draw.paired_figure(paired(result, scores), metric)),
         (material.curves is not None, "curves", "Training",
-         "Validation scores while training: mean of the runs, and the range from the lowest to the highest.",
+         f"Validation scores while training: mean of the runs, and the range from the lowest to the highest. {on}.",
          lambda: draw.curves_figure(_there(material.curves), losses, "iou" if metric == "iou" else "dice")),
         (material.reliability is not None, "reliability", "Calibration",
          "How often the predicted class is right over how sure it is: all pixels of all runs of a loss, 15 bins, those "
          f"of fewer than {FEWEST_PIXELS} pixels left out. Below the line: surer than right.",
          lambda: draw.reliability_figure(_there(material.reliability), losses, FEWEST_PIXELS)),
-        (material.units is not None, "cost", "Cost", "A dot a run.",
+        (material.units is not None, "cost", "Cost", f"A dot a run; memory: peak while training. {on}.",
          lambda: draw.cost_figure(_there(material.units), losses, metric)),
     ]  # fmt: skip
-    found = [Picture(name, title, words, _png(make())) for there, name, title, words, make in drawn if there]
+    found = [Picture(name, title, words, png_of(make())) for there, name, title, words, make in drawn if there]
     if material.overlays is not None:
         png, rule = material.overlays
         found.append(Picture("overlays", "Where the losses disagree most", rule, png))
     return found
 
 
+def joined_words(result: Mapping[str, Any]) -> str:
+    if result["family"] == "all_pairs":
+        return "Mean ranks in the resamples; bars join losses of which no two were found to differ."
+    return (
+        "Mean ranks in the resamples; filled: found to differ from the baseline, the only one that all are tested with."
+    )
+
+
 def reference_of(result: Mapping[str, Any]) -> str:
     """The loss that the others are shown against: the baseline if it has runs, or else the best one."""
-    names = [loss["name"] for loss in result["losses"]]
+    names = [loss["name"] for loss in _ranked(result)]
     return result["baseline"] if result["baseline"] in names else names[0]
 
 
 def paired_words(result: Mapping[str, Any]) -> str:
-    against, others = reference_of(result), len(result["losses"]) - 1
+    against, others = reference_of(result), len(_ranked(result)) - 1
     which = f", and the best {PAIRED} of the others" if others > PAIRED else ""
     kind = "the baseline" if against == result["baseline"] else "the loss with the best mean"
     return f"A dot a case, its mean over classes and runs. Across: {against}, {kind}{which}."
@@ -166,7 +204,7 @@ def paired(result: Mapping[str, Any], scores: Any) -> list[tuple[str, np.ndarray
     """The means of the cases by the reference, and by each of the best others: where both have one."""
     against, found = reference_of(result), []
     first = scores.case_means(against)
-    for loss in [loss["name"] for loss in result["losses"] if loss["name"] != against][:PAIRED]:
+    for loss in [loss["name"] for loss in _ranked(result) if loss["name"] != against][:PAIRED]:
         second = scores.case_means(loss)
         both = ~np.isnan(first) & ~np.isnan(second)
         found.append((against, first[both], loss, second[both]))
@@ -187,6 +225,8 @@ def disagreement(scores: Any) -> list[dict[str, Any]]:
             "case": scores.cases[place],
             "spread": float(spread[place]),
             "means": dict(zip(scores.losses, means[:, place].tolist(), strict=True)),
+            "highest": scores.losses[int(means[:, place].argmax())],
+            "lowest": scores.losses[int(means[:, place].argmin())],
         }
         for place in order
         if np.isfinite(spread[place])
@@ -197,7 +237,7 @@ def tables(result: Mapping[str, Any], material: Material) -> dict[str, pd.DataFr
     """Further tables, by their title."""
     found = {}
     if material.units is not None:
-        grouped: Any = material.units.groupby("loss", sort=False)[["seconds", "memory_mb"]].mean()
+        grouped: Any = material.units.groupby("loss", sort=False)[["steps", "seconds", "memory_mb"]].mean()
         found["Cost: mean of the runs"] = grouped.reset_index()
     if material.calibration is not None:
         found["Calibration: mean of the runs"] = material.calibration
@@ -210,29 +250,3 @@ def tables(result: Mapping[str, Any], material: Material) -> dict[str, pd.DataFr
 def _there(table: pd.DataFrame | None) -> pd.DataFrame:
     assert table is not None
     return table
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
-
-
-def number(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.4f}"
-
-
-def interval(ends: list[float] | None, sign: str = "") -> str:
-    return "-" if ends is None else f"{ends[0]:{sign}.4f} to {ends[1]:{sign}.4f}"
-
-
-def p_value(value: float | None) -> str:
-    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def markdown_cell(value: Any) -> str:
-    """Text that ends no cell, starts no tag and calls for no picture."""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    for letter in "\\`*_[]<>|!":
-        text = text.replace(letter, f"\\{letter}")
-    return " ".join(text.split())

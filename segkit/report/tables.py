@@ -253,14 +253,23 @@ def print_datasets(result: Mapping[str, Any], console: Console) -> None:
         console.print(f"  {escape(words)}", highlight=False)
 
 
+def by_mean(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The losses of comparison.json, the best first, those without any run last."""
+    sign = 1 if result["higher_is_better"] else -1
+    return sorted(result["losses"], key=lambda loss: (not loss["runs"], -sign * (loss["mean"] or 0)))
+
+
 def _losses_table(result: Mapping[str, Any]) -> Table:
     scale = f"{result['metric']}, {result['cases']} cases in {result['groups']} groups"
     table = Table(title=f"losses by mean {scale}", title_justify="left")
     table.add_column("loss")
     for heading in ("mean", "95 % CI", "runs", "lowest", "highest"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for loss in sorted(result["losses"], key=lambda loss: -loss["mean"]):
+    for loss in by_mean(result):
         means = [run["mean"] for run in loss["runs"]]
+        if not means:
+            table.add_row(escape(loss["name"]), "-", "-", "0", "-", "-")
+            continue
         ends = (_number(min(means)), _number(max(means)))
         table.add_row(escape(loss["name"]), _number(loss["mean"]), _interval(loss["ci95"]), str(len(means)), *ends)
     return table
@@ -276,14 +285,14 @@ def _pairs_table(result: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in result["pairs"]:
         verdict = pair["verdict"]
-        numbers = [f"{pair['difference']:+.4f}", _interval(pair["ci95_adjusted"], "+"), _p(pair["p_adjusted"])]
+        numbers = [_number(pair["difference"], "+"), _interval(pair["ci95_adjusted"], "+"), _p(pair["p_adjusted"])]
         shown = f"[{VERDICT_STYLES[verdict]}]{verdict}[/]" if verdict else "-"
         table.add_row(escape(pair["a"]), shown, escape(pair["b"]), *numbers)
     return table
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.4f}"
 
 
 def _interval(ends: list[float] | None, sign: str = "") -> str:
