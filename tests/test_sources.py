@@ -66,7 +66,7 @@ def test_pairs_by_name(tmp_path):
     source = PairsSource(**options)
     assert names(source) == ["a.x", "b", "c"]
     assert [case.group for case in source.cases] == names(source)
-    assert source.cases[1].mask == tmp_path / "masks/b.bmp"
+    assert source.cases[1].masks[0].path == tmp_path / "masks/b.bmp"
     raw = source.read(source.cases[1])
     np.testing.assert_array_equal(raw.mask, np.eye(4))
     assert raw.image.shape == (1, 4, 4)
@@ -116,7 +116,10 @@ def test_annotators(tmp_path):
     masks = ["a_1_one.png", "b_one.png", "a_1_two.png", "b_two.png"]
     options = {**folder(tmp_path, ["a_1.png", "b.png"], masks), "mask_pattern": "{case}_{annotator}.png"}
     source = PairsSource(**options, annotator="two")
-    assert [(case.name, case.masks[0].path.name) for case in source.cases] == [("a_1", "a_1_two.png"), ("b", "b_two.png")]
+    assert [(case.name, case.masks[0].path.name) for case in source.cases] == [
+        ("a_1", "a_1_two.png"),
+        ("b", "b_two.png"),
+    ]
     with pytest.raises(DataError, match=r"annotator to be one of one, two, .* got three"):
         PairsSource(**options, annotator="three")
     with pytest.raises(DataError, match=r"annotator to be one of one, two, .* got None"):

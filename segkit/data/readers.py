@@ -22,7 +22,7 @@ from segkit.data.mask_values import WayOut, check_mask, likely_cause
 from segkit.labels import Labels
 
 PICTURES = ("PNG", "JPEG", "BMP", "TIFF")
-SEGMENTATION = "DICOM segmentation"
+DICOM = "DICOM"
 
 
 def image_files(source: Path) -> list[Path]:
@@ -66,8 +66,6 @@ def read_image(paths: Path | Sequence[Path], case: str | None = None) -> tuple[n
 def _read_image_file(path: Path, case: str | None) -> tuple[np.ndarray, tuple[float, ...]]:
     place = _where(case, path)
     with _reading(path, place) as kind:
-        if kind.read_image is None:
-            raise DataError(f"{place}: a DICOM segmentation is a mask; give a series of images by its folder")
         array, spacing = kind.read_image(path, place)
     image = array[None] if array.ndim == len(spacing) else array
     if image.ndim not in (3, 4) or not image.size:
@@ -156,7 +154,7 @@ def read_files(case: Case, labels: Labels, code: MaskCode = PLAIN) -> RawCase:
     numbers = read_masks(case.masks, labels, code, case.name)
     image, mask = case.images[0], case.masks[0].path
     sides = numbers.shape[1:] if labels.has_mask_channels else numbers.shape
-    if sides != pixels.shape[1:] and format_name(mask) == SEGMENTATION:
+    if sides != pixels.shape[1:] and format_name(mask) == DICOM:
         numbers = _among_slices(numbers, image, mask, _where(case.name, mask))
         sides = numbers.shape[-len(spacing) :]
     if sides != pixels.shape[1:]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.formats import arrays, dicom_seg, itk, nifti, pictures
+from segkit.data.formats import arrays, dicom, itk, nifti, pictures
 from segkit.data.formats.geometry import Place
 
 Read = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, where it is for errors -> array, spacing
@@ -20,7 +20,7 @@ class Format:
     read_mask: as stored. place: where the voxels lie, for formats that say so."""
 
     endings: tuple[str, ...]
-    read_image: Read | None
+    read_image: Read
     read_mask: Read
     place: Callable[[Path, str], Place] | None = None
 
@@ -33,9 +33,9 @@ FORMATS: dict[str, Format] = {
     "TIFF": Format(pictures.TIFF, pictures.read_image, pictures.read_mask),
     "NPY": Format((".npy",), arrays.read_image, arrays.read_mask),
     "NPZ": Format((".npz",), arrays.read_image, arrays.read_mask),
-    "NRRD": Format((".nrrd", ".nhdr"), itk.read, itk.read, itk.place),
-    "MetaImage": Format((".mha", ".mhd"), itk.read, itk.read, itk.place),
-    "DICOM segmentation": Format((".dcm", ".seg"), None, dicom_seg.read, dicom_seg.place),
+    "NRRD": Format((".nrrd", ".nhdr"), itk.read, itk.read, itk.place_of_file),
+    "MetaImage": Format((".mha", ".mhd"), itk.read, itk.read, itk.place_of_file),
+    "DICOM": Format((".dcm", ".seg"), dicom.read_image, dicom.read_mask, dicom.place),
     "DICOM series": Format((), itk.read_series, itk.read_series, itk.series_place),
 }
 SERIES = "DICOM series"

@@ -21,7 +21,13 @@ def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     return _turned(image, where)
 
 
-def place(path: Path, where: str) -> Place:
+def read_flat(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
+    """As `read`, with two axes if the third has one plane, as a DICOM file of one picture has it."""
+    image = _quietly(lambda: _sitk().ReadImage(str(path)))
+    return _turned(image[:, :, 0] if image.GetDimension() == 3 and image.GetSize()[2] == 1 else image, where)
+
+
+def place_of_file(path: Path, where: str) -> Place:
     """From the header alone."""
     reader = _sitk().ImageFileReader()
     reader.SetFileName(str(path))

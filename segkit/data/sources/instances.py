@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from segkit.data.cases import Case, DataError, MaskFile
+import numpy as np
+
+from segkit.data.cases import Case, DataError, MaskFile, RawCase, mask_dtype
 from segkit.data.formats import is_image
 from segkit.data.mask_code import MaskCode
 from segkit.data.sources.common import FileSource, existing_folder, group_reader, sorted_cases
@@ -55,3 +58,12 @@ class InstancesSource(FileSource):
                 f"expected an image {image!r} in every folder of {root}, found none in {', '.join(without[:5])}"
             )
         self.cases = sorted_cases(cases, Path(root))
+
+    def read(self, case: Case) -> RawCase:
+        """The pixels of one case, and its objects united. Raises DataError."""
+        raw = super().read(case)
+        if raw.mask is not None:
+            return raw
+        sides, labels = raw.image.shape[1:], self.labels
+        shape = (len(labels.names), *sides) if labels.has_mask_channels else sides
+        return replace(raw, mask=np.full(shape, labels.background_channel or 0, mask_dtype(labels)))

@@ -97,11 +97,19 @@ class CityscapesSource(FileSource):
         super().__init__(labels, MaskCode(numbers))
         cases, strays = [], []
         for part, name in sets.items():
-            for image in sorted(existing_folder(Path(root) / "leftImg8bit" / name).glob("*/*_leftImg8bit.png")):
-                case, city = image.name.removesuffix("_leftImg8bit.png"), image.parent.name
-                mask = Path(root) / "gtFine" / name / city / f"{case}_gtFine_{masks}.png"
-                strays += [] if mask.is_file() else [f"image without mask: {image}"]
-                cases.append(Case(case, city, part, (image,), (MaskFile(mask),)))
+            images, truths = (
+                {(path.parent.name, path.name.removesuffix(ending)): path for path in folder.glob(f"*/*{ending}")}
+                for folder, ending in (
+                    (existing_folder(Path(root) / "leftImg8bit" / name), "_leftImg8bit.png"),
+                    (existing_folder(Path(root) / "gtFine" / name), f"_gtFine_{masks}.png"),
+                )
+            )
+            strays += [f"image without mask: {images[key]}" for key in sorted(images.keys() - truths.keys())]
+            strays += [f"mask without image: {truths[key]}" for key in sorted(truths.keys() - images.keys())]
+            cases += [
+                Case(key[1], key[0], part, (images[key],), (MaskFile(truths[key]),))
+                for key in images.keys() & truths.keys()
+            ]
         refuse_unpaired(strays)
         self.cases = sorted_cases(cases, Path(root) / "leftImg8bit")
 
