@@ -149,7 +149,8 @@ def test_errors_do_not_name_patients(tmp_path):
     whole = (tmp_path / "x.dcm").read_bytes()
     (tmp_path / "x.dcm").write_bytes(whole[: len(whole) - 300])
     code = (
-        "import sys\nfrom pathlib import Path\nfrom segkit.data import DataError\nfrom segkit.data.readers import read_image\n"
+        "import sys\nfrom pathlib import Path\nfrom segkit.data import DataError\n"
+        "from segkit.data.readers import read_image\n"
         "try: print(read_image(Path(sys.argv[1])))\nexcept DataError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.dcm"], capture_output=True, text=True, check=True)
