@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,11 @@ def build_labels(config: Config) -> Labels:
 
 def build_source(config: Config, labels: Labels) -> Source:
     return SOURCES[config.data.name](labels=labels, **config.data.args)
+
+
+def with_data(config: Config, **options: Any) -> Config:
+    """The configuration with other options of its source."""
+    return replace(config, data=Named(config.data.name, {**config.data.args, **options}))
 
 
 def build_split(config: Config) -> Split:
