@@ -319,6 +319,38 @@ def data_check(
     data_verbs.check(config, overrides or [], workers=workers, written=written, console=Console())
 
 
+MemoryOption = Annotated[float, typer.Option(min=0.1, help="GB that a training step may take.")]
+
+
+@data_app.command("inspect")
+def data_inspect(
+    folder: Annotated[Path, typer.Argument(help="Where the data lie.")],
+    out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("segkit.yaml"),
+    memory: MemoryOption = 4.0,
+) -> None:
+    """Say which layout, formats and classes a folder has, and write a configuration that trains on it."""
+    from rich.console import Console
+
+    from segkit import data_verbs
+
+    data_verbs.inspect(folder, out, memory=memory, console=Console())
+
+
+@data_app.command("plan")
+def data_plan(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("plan.yaml"),
+    memory: MemoryOption = 4.0,
+) -> None:
+    """Propose patch, spacing, batch, depth and loss for the data of a configuration, with the arithmetic."""
+    from rich.console import Console
+
+    from segkit import data_verbs
+
+    data_verbs.plan(config, overrides or [], out, memory=memory, console=Console())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; expected errors become a message and an exit code instead of a traceback."""
     warnings.showwarning = show_warning

@@ -91,7 +91,7 @@ def read_mask(
     are neither a class nor `ignore_index`.
     """
     path = Path(path)
-    stored, colours = _stored_mask(path, case)
+    stored, colours = stored_mask(path, case)
     mask = code.decoded(stored, labels, _where(case, path), colours=colours)
     check_mask(mask, labels, case if case is not None else case_name(path), path, way_out)
     return np.ascontiguousarray(mask, dtype=mask_dtype(labels))
@@ -131,7 +131,7 @@ def _planes(masks: Sequence[MaskFile], labels: Labels, code: MaskCode, case: str
         place = _where(case, file.path)
         if file.stands_for not in labels.names or labels.regions is not None:
             raise DataError(f"{place}: expected the mask of one of {', '.join(labels.names)}, got {file.stands_for}")
-        stored, colours = _stored_mask(file.path, case)
+        stored, colours = stored_mask(file.path, case)
         plane = stored.max(0) if colours else stored
         plane = plane[0] if plane.ndim == 4 and plane.shape[0] == 1 else plane
         found = plane >= code.threshold if code.threshold is not None else plane != 0
@@ -196,7 +196,7 @@ def _among_slices(numbers: np.ndarray, image: Path, mask: Path, where: str) -> n
     return whole
 
 
-def _stored_mask(path: Path, case: str | None) -> tuple[np.ndarray, bool]:
+def stored_mask(path: Path, case: str | None = None) -> tuple[np.ndarray, bool]:
     """What a file holds, and whether its first axis is red, green and blue."""
     with _reading(path, _where(case, path)) as kind:
         stored, spacing = kind.read_mask(path, _where(case, path))
