@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from segkit.config import read as read_config
 from segkit.data import SOURCES
 from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
 from segkit.data.cases import Case, Source
+from segkit.data.census import count_classes
 from segkit.data.disk_cache import DiskCache
 from segkit.data.loaders import EvaluationSet
 from segkit.data.preprocess import Preprocess
@@ -35,7 +38,7 @@ from segkit.trials import TRIALS
 FROM_DATA = frozenset({"in_channels", "out_channels", "dims"})
 TABLES: dict[str, Table] = {
     "data": Table(SOURCES, injected=frozenset({"labels"})),
-    "split": Table(SPLITS, injected=frozenset({"cases"})),
+    "split": Table(SPLITS, injected=frozenset({"cases", "counts"})),
     "augment.albumentations": Table(ALBUMENTATIONS, injected=frozenset({"void"})),
     "augment.monai": Table(MONAI, injected=frozenset()),
     "model": Table(MODELS, injected=FROM_DATA),
@@ -97,7 +100,22 @@ def build_split(config: Config) -> Split:
 
 
 def split_of(config: Config, source: Source) -> Split:
-    return SPLITS[config.split.name](source.cases, **config.split.args)
+    """The split of the cases of a source; its masks are read where it is stratified."""
+    build = SPLITS[config.split.name]
+    counting = {"counts": partial(_counts, source, build_labels(config))}
+    injected = {name: value for name, value in counting.items() if name in inspect.signature(build).parameters}
+    return build(source.cases, **config.split.args, **injected)
+
+
+_counted: WeakKeyDictionary[Source, dict[str, list[int]]] = WeakKeyDictionary()
+
+
+def _counts(source: Source, labels: Labels) -> dict[str, list[int]]:
+    """The pixels of each class in every case; read once for a source, of which a comparison makes many splits."""
+    if source not in _counted:
+        masks = ((case.name, source.read(case).mask) for case in source.cases)
+        _counted[source] = {name: count_classes(mask, labels).tolist() for name, mask in masks if mask is not None}
+    return _counted[source]
 
 
 def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int], cache: Path | None = None) -> Data:
