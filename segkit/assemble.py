@@ -16,7 +16,8 @@ from torch import nn
 from segkit.config import Config, ConfigError, Named, Table, check
 from segkit.config import read as read_config
 from segkit.data import SOURCES
-from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
+from segkit.data.augment import PRESETS as AUGMENT_PRESETS
+from segkit.data.augment import TRANSFORMS, Augment, Swap, build_augment
 from segkit.data.cases import Case, Source
 from segkit.data.census import count_classes
 from segkit.data.disk_cache import DiskCache
@@ -39,8 +40,8 @@ FROM_DATA = frozenset({"in_channels", "out_channels", "dims"})
 TABLES: dict[str, Table] = {
     "data": Table(SOURCES, injected=frozenset({"labels"})),
     "split": Table(SPLITS, injected=frozenset({"cases", "counts"})),
-    "augment.albumentations": Table(ALBUMENTATIONS, injected=frozenset({"void"})),
-    "augment.monai": Table(MONAI, injected=frozenset()),
+    **{f"augment.{engine}": Table(table, injected=frozenset({"void", "swap"})) for engine, table in TRANSFORMS.items()},
+    "preset": Table(AUGMENT_PRESETS, injected=frozenset()),
     "model": Table(MODELS, injected=FROM_DATA),
     "loss": Table(LOSSES, injected=frozenset({"labels", "census", "reduce"})),
     "recipe": Table(RECIPES, injected=frozenset()),
@@ -190,16 +191,39 @@ def padding_multiple(config: Config, labels: Labels) -> Callable[[int], int]:
 
 
 def build_augment_from(config: Config, labels: Labels) -> Augment:
+    """The augmentation of training. Raises ConfigError for classes of swap_on_flip that there are not."""
     engine = config.augment.engine
-    table = {"albumentations": ALBUMENTATIONS, "monai": MONAI}.get(engine, {})
-    transforms = [_build_transform(table, named, labels.void) for named in config.augment.transforms]
+    filling = {"void": labels.void, "swap": _swap(config, labels)}
+    transforms = [_build_transform(TRANSFORMS[engine], named, filling) for named in config.augment.transforms]
     return build_augment(engine, transforms, labels.void)
 
 
-def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, void: int) -> Any:
+def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, filling: Mapping[str, Any]) -> Any:
     build = table[named.name]
-    filling = {"void": void} if "void" in inspect.signature(build).parameters else {}
-    return build(**named.args, **filling)
+    parameters = inspect.signature(build).parameters
+    return build(**named.args, **{name: value for name, value in filling.items() if name in parameters})
+
+
+def _swap(config: Config, labels: Labels) -> Swap | None:
+    """What a mirror exchanges, as numbers of the mask; of regions those of their values that they do not share."""
+    names = config.augment.swap_on_flip
+    unknown = [name for pair in names for name in pair if name not in labels.names]
+    if unknown:
+        known = ", ".join(labels.names)
+        raise ConfigError(f"augment.swap_on_flip: expected classes of labels, {known}, got {', '.join(unknown)}")
+    if not names:
+        return None
+    pairs: list[tuple[int, int]] = []
+    for pair in names:
+        first, second = (_values_of(name, labels) for name in pair)
+        if len(first) != len(second):
+            raise ConfigError(f"augment.swap_on_flip: expected regions of as many values, got {' and '.join(pair)}")
+        pairs += [(a, b) for a, b in zip(first, second, strict=True) if a != b and (a, b) not in pairs]
+    return Swap(tuple(pairs), labels.has_mask_channels)
+
+
+def _values_of(name: str, labels: Labels) -> list[int]:
+    return [labels.names.index(name)] if labels.regions is None else sorted(labels.regions[name])
 
 
 def choose_device(name: str, processes: Processes = ALONE) -> torch.device:

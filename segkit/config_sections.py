@@ -164,8 +164,11 @@ class Named:
 
 @dataclass(frozen=True)
 class Augment:
-    engine: Literal["none", "albumentations", "monai"]
+    """swap_on_flip: pairs of classes that a mirror of left and right exchanges."""
+
+    engine: str
     transforms: tuple[Named, ...]
+    swap_on_flip: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
