@@ -41,6 +41,7 @@ class PreprocessSection(Section):
 class SamplingSection(Section):
     patch: Sides | None = None
     foreground: Annotated[float, Field(ge=0, le=1)] = 0.0
+    balance: Literal["pixels", "classes"] = "pixels"
     margin: Annotated[float, Field(ge=1)] = 1.5
 
 
