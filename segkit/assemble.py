@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -14,8 +16,10 @@ from torch import nn
 from segkit.config import Config, ConfigError, Named, Table, check
 from segkit.config import read as read_config
 from segkit.data import SOURCES
-from segkit.data.augment import ALBUMENTATIONS, MONAI, Augment, build_augment
+from segkit.data.augment import PRESETS as AUGMENT_PRESETS
+from segkit.data.augment import TRANSFORMS, Augment, Swap, build_augment
 from segkit.data.cases import Case, Source
+from segkit.data.census import count_classes
 from segkit.data.disk_cache import DiskCache
 from segkit.data.loaders import EvaluationSet
 from segkit.data.preprocess import Preprocess
@@ -35,9 +39,9 @@ from segkit.trials import TRIALS
 FROM_DATA = frozenset({"in_channels", "out_channels", "dims"})
 TABLES: dict[str, Table] = {
     "data": Table(SOURCES, injected=frozenset({"labels"})),
-    "split": Table(SPLITS, injected=frozenset({"cases"})),
-    "augment.albumentations": Table(ALBUMENTATIONS, injected=frozenset({"void"})),
-    "augment.monai": Table(MONAI, injected=frozenset()),
+    "split": Table(SPLITS, injected=frozenset({"cases", "counts"})),
+    **{f"augment.{engine}": Table(table, injected=frozenset({"void", "swap"})) for engine, table in TRANSFORMS.items()},
+    "preset": Table(AUGMENT_PRESETS, injected=frozenset()),
     "model": Table(MODELS, injected=FROM_DATA),
     "loss": Table(LOSSES, injected=frozenset({"labels", "census", "reduce"})),
     "recipe": Table(RECIPES, injected=frozenset()),
@@ -86,13 +90,33 @@ def build_source(config: Config, labels: Labels) -> Source:
     return SOURCES[config.data.name](labels=labels, **config.data.args)
 
 
+def with_data(config: Config, **options: Any) -> Config:
+    """The configuration with other options of its source."""
+    return replace(config, data=Named(config.data.name, {**config.data.args, **options}))
+
+
 def build_split(config: Config) -> Split:
     """The split alone, for which no image is read."""
     return split_of(config, build_source(config, build_labels(config)))
 
 
 def split_of(config: Config, source: Source) -> Split:
-    return SPLITS[config.split.name](source.cases, **config.split.args)
+    """The split of the cases of a source; its masks are read where it is stratified."""
+    build = SPLITS[config.split.name]
+    counting = {"counts": partial(_counts, source, build_labels(config))}
+    injected = {name: value for name, value in counting.items() if name in inspect.signature(build).parameters}
+    return build(source.cases, **config.split.args, **injected)
+
+
+_counted: WeakKeyDictionary[Source, dict[str, list[int]]] = WeakKeyDictionary()
+
+
+def _counts(source: Source, labels: Labels) -> dict[str, list[int]]:
+    """The pixels of each class in every case; read once for a source, of which a comparison makes many splits."""
+    if source not in _counted:
+        masks = ((case.name, source.read(case).mask) for case in source.cases)
+        _counted[source] = {name: count_classes(mask, labels).tolist() for name, mask in masks if mask is not None}
+    return _counted[source]
 
 
 def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int], cache: Path | None = None) -> Data:
@@ -167,16 +191,39 @@ def padding_multiple(config: Config, labels: Labels) -> Callable[[int], int]:
 
 
 def build_augment_from(config: Config, labels: Labels) -> Augment:
+    """The augmentation of training. Raises ConfigError for classes of swap_on_flip that there are not."""
     engine = config.augment.engine
-    table = {"albumentations": ALBUMENTATIONS, "monai": MONAI}.get(engine, {})
-    transforms = [_build_transform(table, named, labels.void) for named in config.augment.transforms]
+    filling = {"void": labels.void, "swap": _swap(config, labels)}
+    transforms = [_build_transform(TRANSFORMS[engine], named, filling) for named in config.augment.transforms]
     return build_augment(engine, transforms, labels.void)
 
 
-def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, void: int) -> Any:
+def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, filling: Mapping[str, Any]) -> Any:
     build = table[named.name]
-    filling = {"void": void} if "void" in inspect.signature(build).parameters else {}
-    return build(**named.args, **filling)
+    parameters = inspect.signature(build).parameters
+    return build(**named.args, **{name: value for name, value in filling.items() if name in parameters})
+
+
+def _swap(config: Config, labels: Labels) -> Swap | None:
+    """What a mirror exchanges, as numbers of the mask; of regions those of their values that they do not share."""
+    names = config.augment.swap_on_flip
+    unknown = [name for pair in names for name in pair if name not in labels.names]
+    if unknown:
+        known = ", ".join(labels.names)
+        raise ConfigError(f"augment.swap_on_flip: expected classes of labels, {known}, got {', '.join(unknown)}")
+    if not names:
+        return None
+    pairs: list[tuple[int, int]] = []
+    for pair in names:
+        first, second = (_values_of(name, labels) for name in pair)
+        if len(first) != len(second):
+            raise ConfigError(f"augment.swap_on_flip: expected regions of as many values, got {' and '.join(pair)}")
+        pairs += [(a, b) for a, b in zip(first, second, strict=True) if a != b and (a, b) not in pairs]
+    return Swap(tuple(pairs), labels.has_mask_channels)
+
+
+def _values_of(name: str, labels: Labels) -> list[int]:
+    return [labels.names.index(name)] if labels.regions is None else sorted(labels.regions[name])
 
 
 def choose_device(name: str, processes: Processes = ALONE) -> torch.device:

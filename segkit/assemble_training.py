@@ -186,6 +186,7 @@ def _training(
         augment,
         patch=config.sampling.patch,
         foreground=config.sampling.foreground,
+        balance=config.sampling.balance,
         margin=config.sampling.margin,
         seed=config.seed,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from segkit.config import Config, plain_named
-from segkit.data.cases import Case
+from segkit.data.cases import Case, file_stamps
 from segkit.data.census import census as pixel_census
 from segkit.data.census import full_census
 from segkit.data.store import CaseStore
@@ -81,14 +81,7 @@ def _census(
 
 
 def _digest(config: Config, cases: Sequence[Case]) -> str:
-    """Of all that the census depends on: labels, source, cases, and the size and time of every mask file."""
-    files = [(case.name, *_stamp(case.mask)) for case in cases]
+    """Of all that the census depends on: labels, source, cases, and whether their files have changed."""
+    files = [(case.name, file_stamps(case)) for case in cases]
     content = [config.labels.model_dump(), plain_named(config.data), files]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _stamp(file: Path | None) -> tuple[int, int]:
-    if file is None:
-        return 0, 0
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns

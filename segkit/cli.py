@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+data_app = typer.Typer(help="Look at data before training on them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The YAML file of the experiment.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it: key=value, for instance train.steps=100.")]
@@ -300,6 +302,53 @@ def config_schema() -> None:
     from segkit.config import schema
 
     typer.echo(json.dumps(schema(TABLES), indent=2))
+
+
+@data_app.command("check")
+def data_check(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; default: one for each core.")] = None,
+    written: Annotated[Path | None, typer.Option("--json", help="A file for all that is found.")] = None,
+) -> None:
+    """Read every case once: what cannot be read, is mislabelled, leaks between parts, or lacks."""
+    from rich.console import Console
+
+    from segkit import data_verbs
+
+    data_verbs.check(config, overrides or [], workers=workers, written=written, console=Console())
+
+
+MemoryOption = Annotated[float, typer.Option(min=0.1, help="GB that a training step may take.")]
+
+
+@data_app.command("inspect")
+def data_inspect(
+    folder: Annotated[Path, typer.Argument(help="Where the data lie.")],
+    out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("segkit.yaml"),
+    memory: MemoryOption = 4.0,
+) -> None:
+    """Say which layout, formats and classes a folder has, and write a configuration that trains on it."""
+    from rich.console import Console
+
+    from segkit import data_verbs
+
+    data_verbs.inspect(folder, out, memory=memory, console=Console())
+
+
+@data_app.command("plan")
+def data_plan(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("plan.yaml"),
+    memory: MemoryOption = 4.0,
+) -> None:
+    """Propose patch, spacing, batch, depth and loss for the data of a configuration, with the arithmetic."""
+    from rich.console import Console
+
+    from segkit import data_verbs
+
+    data_verbs.plan(config, overrides or [], out, memory=memory, console=Console())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -141,22 +141,57 @@ def _check_named(checker: Checker, path: tuple, value: Any, table: str) -> Named
 
 
 def _check_augment(checker: Checker, value: Any) -> Augment | None:
+    """A preset stands for its transforms, which those of the file follow."""
     path = ("augment",)
     if not isinstance(value, dict):
         return checker.error(path, f"expected a mapping with engine and transforms, got {value!r}")
-    checker.known_keys(path, value, ["engine", "transforms"])
-    engine, transforms = value.get("engine", "none"), value.get("transforms") or []
-    if engine not in ("none", "albumentations", "monai"):
-        return checker.error((*path, "engine"), f"expected 'none', 'albumentations' or 'monai', got {engine!r}")
-    if not isinstance(transforms, list):
-        return checker.error((*path, "transforms"), f"expected a list of transforms, got {transforms!r}")
-    if engine == "none" and transforms:
-        return checker.error((*path, "engine"), "transforms need an engine: 'albumentations' or 'monai'")
-    built = [
-        _check_named(checker, (*path, "transforms", place), entry, f"augment.{engine}")
-        for place, entry in enumerate(transforms)
+    checker.known_keys(path, value, ["engine", "preset", "transforms", "swap_on_flip"])
+    engine, preset, given = value.get("engine", "none"), value.get("preset"), value.get("transforms") or []
+    engines = [key.removeprefix("augment.") for key in checker.tables if key.startswith("augment.")]
+    listed = f"{', '.join(map(repr, engines[:-1]))} or {engines[-1]!r}"
+    if engine != "none" and engine not in engines:
+        return checker.error((*path, "engine"), f"expected 'none', {listed}, got {engine!r}")
+    if not isinstance(given, list):
+        return checker.error((*path, "transforms"), f"expected a list of transforms, got {given!r}")
+    if engine == "none" and (given or preset not in (None, "none")):
+        return checker.error((*path, "engine"), f"transforms need an engine: {listed}")
+    transforms = [
+        *_preset(checker, (*path, "preset"), preset, engine),
+        *(
+            _check_named(checker, (*path, "transforms", place), entry, f"augment.{engine}")
+            for place, entry in enumerate(given)
+        ),
     ]
-    return Augment(engine, tuple(one for one in built if one is not None))
+    swaps = _check_swaps(checker, (*path, "swap_on_flip"), value.get("swap_on_flip") or [])
+    return Augment(engine, tuple(one for one in transforms if one is not None), swaps)
+
+
+def _preset(checker: Checker, path: tuple, preset: Any, engine: str) -> list[Named | None]:
+    if preset is None or engine == "none":
+        return []
+    presets = checker.tables["preset"].entries
+    if preset not in presets:
+        checker.error(path, f"expected one of {', '.join(presets)}, got {preset!r}")
+        return []
+    try:
+        entries = presets[preset](engine)
+    except ValueError as error:
+        checker.error(path, str(error))
+        return []
+    return [_check_named(checker, path, entry, f"augment.{engine}") for entry in entries]
+
+
+def _check_swaps(checker: Checker, path: tuple, pairs: Any) -> tuple[tuple[str, str], ...]:
+    fits = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs
+    )
+    if not fits:
+        checker.error(path, f"expected pairs of class names, such as [[left, right]], got {pairs!r}")
+        return ()
+    names = [name for pair in pairs for name in pair]
+    if len(set(names)) < len(names):
+        checker.error(path, f"expected every class in one pair only, got {pairs!r}")
+    return tuple((first, second) for first, second in pairs)
 
 
 def _check_loss(checker: Checker, value: Any) -> tuple[dict[str, Any], ...] | None:
@@ -221,6 +256,6 @@ def schema(tables: Mapping[str, Table]) -> dict[str, Any]:
         "named": {
             key: {name: table.model(name).model_json_schema() for name in table.entries}
             for key, table in tables.items()
-            if key not in ("recipe", "like")
+            if key not in ("recipe", "like", "preset")
         },
     }

@@ -41,6 +41,7 @@ class PreprocessSection(Section):
 class SamplingSection(Section):
     patch: Sides | None = None
     foreground: Annotated[float, Field(ge=0, le=1)] = 0.0
+    balance: Literal["pixels", "classes"] = "pixels"
     margin: Annotated[float, Field(ge=1)] = 1.5
 
 
@@ -164,8 +165,11 @@ class Named:
 
 @dataclass(frozen=True)
 class Augment:
-    engine: Literal["none", "albumentations", "monai"]
+    """swap_on_flip: pairs of classes that a mirror of left and right exchanges."""
+
+    engine: str
     transforms: tuple[Named, ...]
+    swap_on_flip: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from segkit.data.cases import DataError
-from segkit.data.nifti import check_same_place, read_spacing
-from segkit.data.readers import VOLUMES, case_name, extension, image_files, read_mask
+from segkit.data.formats import case_name
+from segkit.data.formats.geometry import spacing_of
+from segkit.data.mask_code import MaskCode
+from segkit.data.readers import check_place, image_files, place_of, read_mask
 from segkit.evaluate import Scored, Scorer, Scoring
 from segkit.labels import Labels
 from segkit.runs import RunError
@@ -37,7 +39,7 @@ def score_folder(
     that are no class, pixels and millimetres in one folder, and a `group` that does not match.
     """
     pairs = paired_files(predictions, references)
-    kinds = {extension(reference) in VOLUMES for _, reference in pairs.values()}
+    kinds = {place_of(reference, f"case {case}") is not None for case, (_, reference) in pairs.items()}
     if len(kinds) > 1:
         raise DataError(f"expected one kind of files in {references}, got volumes in mm and others in pixels")
     groups = {case: _group(case, group) for case in pairs}
@@ -77,28 +79,29 @@ def read_case(
     case: str, prediction: Path, reference: Path, labels: Labels, values: Mapping[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """Both masks on one grid, and its spacing. Raises DataError if the masks do not lie on each other."""
-    known = read_mask(reference, labels, values, case, way_out=_of_reference)
+    known = read_mask(reference, labels, MaskCode(values), case, way_out=_of_reference)
     # what a prediction says of ignored pixels does not matter, but it has to be a class
     classes = Labels(labels.names, labels.mode, regions=labels.regions)
-    guessed = read_mask(prediction, classes, values, case, way_out=_of_prediction)
+    guessed = read_mask(prediction, classes, MaskCode(values), case, way_out=_of_prediction)
     if guessed.shape != known.shape:
         raise DataError(
             f"case {case}: expected a prediction of the size {list(known.shape)} of {reference}, got "
             f"{list(guessed.shape)} in {prediction}; resample it to the reference with nearest neighbours"
         )
-    in_mm = [extension(file) in VOLUMES for file in (prediction, reference)]
-    if in_mm[0] != in_mm[1]:
+    places = [place_of(file, f"case {case}, file {file}") for file in (prediction, reference)]
+    found = [place for place in places if place is not None]
+    if len(found) == 1:
         raise DataError(f"case {case}: expected two volumes or none, got {prediction} and {reference}")
-    if not all(in_mm):
+    if not found:
         return guessed, known, (1.0,) * (known.ndim - labels.has_mask_channels)
-    spacings = [read_spacing(file, f"case {case}, file {file}") for file in (prediction, reference)]
+    spacings = [spacing_of(place, f"case {case}") for place in found]
     if not np.allclose(*spacings, rtol=0.01):
         shown = [" x ".join(f"{side:g}" for side in spacing) for spacing in spacings]
         raise DataError(
             f"case {case}: expected the voxels of {reference}, {shown[1]} mm, got {shown[0]} mm in {prediction}; "
             "copy the header of the reference if it is the same grid, else resample the prediction"
         )
-    check_same_place(reference, prediction, f"case {case}, file {prediction}", exactly=True)
+    check_place(reference, prediction, f"case {case}, file {prediction}", exactly=True)
     return guessed, known, spacings[1]
 
 

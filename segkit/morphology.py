@@ -9,6 +9,10 @@ import numpy as np
 
 def count_components(mask: np.ndarray) -> int:
     """The number of connected components of a bool mask [*S]; pixels that touch at a corner are connected."""
+    if mask.ndim == 2:
+        import cv2  # ten times as fast, and knows pictures only
+
+        return cv2.connectedComponents(mask.view(np.uint8), connectivity=8)[0] - 1
     from scipy.ndimage import generate_binary_structure, label
 
     _, number = label(mask, structure=generate_binary_structure(mask.ndim, mask.ndim))  # pyright: ignore

@@ -4,19 +4,23 @@ import inspect
 
 import numpy as np
 import pytest
+import torch
 
-from segkit.data.augment import ALBUMENTATIONS, MONAI, build_augment
+from segkit.data.augment import PRESETS, TRANSFORMS, Swap, build_augment
 
 VOID = 255
-CASES = [("albumentations", name, 2) for name in ALBUMENTATIONS] + [
-    ("monai", name, dims) for name in MONAI for dims in (2, 3)
+CASES = [
+    (engine, name, dims)
+    for engine, table in TRANSFORMS.items()
+    for name in table
+    for dims in ((2, 3) if engine == "monai" else (2,))
 ]
+PLACES = [("albumentations", 2), ("torchvision", 2), ("monai", 2), ("monai", 3)]
 MOVING = {"horizontal_flip", "vertical_flip", "rotate90", "affine", "elastic", "flip"}
 
 
 def build(engine, name, dims, **arguments):
-    table = ALBUMENTATIONS if engine == "albumentations" else MONAI
-    function = table[name]
+    function = TRANSFORMS[engine][name]
     if name == "flip":
         arguments = {"axes": list(range(dims)), **arguments}
     if "void" in inspect.signature(function).parameters:
@@ -26,7 +30,7 @@ def build(engine, name, dims, **arguments):
 
 def sample(dims, channels=1):
     """An image whose values tell its mask: smooth enough to survive interpolation, 3 channels for colour."""
-    size = (24, 32) if dims == 2 else (16, 20, 24)
+    size = (48, 64) if dims == 2 else (16, 20, 24)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side) for side in size], indexing="ij"))
     inside = (np.abs(grid).max(0) < 0.6).astype(np.uint8)
     image = np.repeat(inside[None] * 0.6 + 0.2, channels, 0).astype(np.float32)
@@ -64,7 +68,7 @@ def test_image_and_mask_move_together(engine, name, dims):
     assert moved or name in {"horizontal_flip", "vertical_flip", "rotate90", "flip"}
 
 
-@pytest.mark.parametrize(("engine", "dims"), [("albumentations", 2), ("monai", 2), ("monai", 3)])
+@pytest.mark.parametrize(("engine", "dims"), PLACES)
 def test_what_comes_in_from_outside_is_void(engine, dims):
     image, mask = sample(dims)
     augment = build(engine, "affine", dims, rotate=0.0, scale=0.0, shift=0.3)
@@ -73,7 +77,7 @@ def test_what_comes_in_from_outside_is_void(engine, dims):
     assert all(share < 0.8 for share in shares)
 
 
-@pytest.mark.parametrize(("engine", "dims"), [("albumentations", 2), ("monai", 2), ("monai", 3)])
+@pytest.mark.parametrize(("engine", "dims"), PLACES)
 def test_overlapping_masks_keep_their_channels(engine, dims):
     image, mask = sample(dims)
     both = np.stack([mask, np.roll(mask, 2, axis=-1), np.zeros_like(mask)])
@@ -86,7 +90,8 @@ def test_overlapping_masks_keep_their_channels(engine, dims):
 def test_flips_mirror():
     image = np.arange(6, dtype=np.float32).reshape(1, 2, 3) / 6
     mask = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    for engine, name in (("albumentations", "horizontal_flip"), ("monai", "flip")):
+    flips = (("albumentations", "horizontal_flip"), ("torchvision", "horizontal_flip"), ("monai", "flip"))
+    for engine, name in flips:
         arguments = {"axes": [1]} if name == "flip" else {}
         out, out_mask = build(engine, name, 2, **arguments)(image, mask, 0)
         np.testing.assert_allclose(out, image[:, :, ::-1], rtol=1e-6)
@@ -101,6 +106,73 @@ def test_albumentations_keep_values_outside_the_unit_range():
     np.testing.assert_allclose(out, image[:, :, ::-1], rtol=1e-4)
 
 
-def test_albumentations_refuse_volumes():
+@pytest.mark.parametrize("engine", ["albumentations", "torchvision"])
+def test_engines_of_pictures_refuse_volumes(engine):
     with pytest.raises(ValueError, match="engine: monai"):
-        build("albumentations", "horizontal_flip", 2)(*sample(3), 0)
+        build(engine, "horizontal_flip", 2)(*sample(3), 0)
+
+
+def test_torch_draws_for_the_training_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    build("torchvision", "affine", 2)(*sample(2), 5)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("engine", "dims", "arguments"),
+    [
+        ("albumentations", 2, {}),
+        ("torchvision", 2, {}),
+        ("monai", 2, {"axes": [1]}),
+        ("monai", 3, {"axes": [0]}),
+        ("monai", 3, {"axes": [-3]}),
+    ],
+)
+@pytest.mark.parametrize("channels", [False, True])
+def test_a_mirror_of_left_and_right_exchanges_classes(engine, dims, arguments, channels):
+    """Left is 1 and lies at the low end; mirrored it lies at the high end, and is called right, 2, there."""
+    axis = 0 if dims == 3 else 1
+    place = np.arange(8).reshape([-1 if axis == one else 1 for one in range(dims)]) + np.zeros((8,) * dims, int)
+    mask = np.where(place < 2, 1, np.where(place > 4, 2, 0)).astype(np.uint8)
+    mask[(0,) * dims] = VOID
+    image = np.random.default_rng(0).random((1, *mask.shape)).astype(np.float32)
+    given = np.stack([mask == 1, mask == 2, mask == 0]).astype(np.uint8) if channels else mask
+    swap = Swap(((0, 1),) if channels else ((1, 2),), channels)
+    name = "flip" if engine == "monai" else "horizontal_flip"
+    out, out_mask = build(engine, name, dims, swap=swap, **arguments)(image, given, 0)
+    np.testing.assert_allclose(out, np.flip(image, 1 + axis))
+    flipped = np.flip(mask, axis)
+    expected = np.where(flipped == 1, 2, np.where(flipped == 2, 1, flipped))
+    if channels:
+        expected = np.stack([expected == 1, expected == 2, expected == 0])
+    np.testing.assert_array_equal(out_mask, expected)
+
+
+@pytest.mark.parametrize(("dims", "axes"), [(2, [0]), (3, [1]), (3, [2])])
+def test_other_mirrors_exchange_nothing(dims, axes):
+    image, mask = sample(dims)
+    _out, out_mask = build("monai", "flip", dims, swap=Swap(((0, 1),), channels=False), axes=axes)(image, mask, 0)
+    np.testing.assert_array_equal(out_mask, np.flip(mask, axes[0]))
+
+
+@pytest.mark.parametrize("engine", TRANSFORMS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_lists_of_transforms(engine, preset):
+    if preset == "nnunet" and engine != "monai":
+        with pytest.raises(ValueError, match="for the engine"):
+            PRESETS[preset](engine)
+        return
+    dims, transforms = (3 if engine == "monai" else 2), []
+    for entry in PRESETS[preset](engine):
+        options = {"name": entry} if isinstance(entry, str) else dict(entry)
+        function = TRANSFORMS[engine][options.pop("name")]
+        filling = {"void": VOID} if "void" in inspect.signature(function).parameters else {}
+        transforms.append(function(**options, **filling))
+    image, mask = sample(dims)
+    out, out_mask = build_augment(engine, transforms, VOID)(image, mask, 0)
+    assert (out.shape, out_mask.shape) == (image.shape, mask.shape)
+    assert np.isfinite(out).all()
+    assert set(np.unique(out_mask)) <= {0, 1, VOID}
+    assert (len(transforms) == 0) == (preset == "none")

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -54,3 +55,47 @@ def test_every_key_is_documented():
     elsewhere = {"names", "mode", "ignore_index", "background", "regions"}  # of labels, in docs/data.md
     missing = [word for word in (*keys, *names) if word not in elsewhere and not re.search(rf"`(\w+\.)?{word}`", page)]
     assert not missing
+
+
+QUICKSTART = next(path for path in CONFIGS if path.stem == "quickstart")
+
+
+def test_a_preset_stands_for_its_transforms():
+    """In the resolved configuration, so that a change of the preset is another experiment."""
+    short = assemble.read(QUICKSTART, ["augment={engine: albumentations, preset: medium}"])
+    affine = "{name: affine, rotate: 15, scale: 0.2, shift: 0.0, p: 0.7}"
+    transforms = f"[horizontal_flip, {affine}, brightness_contrast]"
+    written = assemble.read(QUICKSTART, [f"augment={{engine: albumentations, transforms: {transforms}}}"])
+    assert short.augment == written.augment
+    assert short.digest() == written.digest()
+    more = assemble.read(QUICKSTART, ["augment={engine: albumentations, preset: light, transforms: [vertical_flip]}"])
+    assert [one.name for one in more.augment.transforms] == ["horizontal_flip", "affine", "vertical_flip"]
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ("{engine: albumentations, preset: huge}", "augment.preset: expected one of none, light, medium, strong"),
+        ("{engine: torchvision, preset: nnunet}", "for the engine torchvision, got nnunet"),
+        ("{preset: light}", "transforms need an engine: 'albumentations', 'torchvision' or 'monai'"),
+        ("{swap_on_flip: [left, right]}", r"expected pairs of class names, such as \[\[left, right\]\]"),
+        ("{swap_on_flip: [[a, b], [b, c]]}", "expected every class in one pair only"),
+    ],
+)
+def test_augmentations_that_do_not_work(augment, message):
+    with pytest.raises(ValueError, match=message):
+        assemble.read(QUICKSTART, [f"augment={augment}"])
+
+
+def test_classes_that_a_mirror_exchanges():
+    labels = "labels={names: [background, left, right]}"
+    augment = "augment={engine: albumentations, transforms: [{name: horizontal_flip, p: 1.0}], swap_on_flip: [[%s]]}"
+    config = assemble.read(QUICKSTART, [labels, augment % "left, right"])
+    mask = np.array([[0, 1, 2, 255]] * 2, np.uint8)
+    _image, moved = assemble.build_augment_from(config, assemble.build_labels(config))(
+        np.zeros((1, 2, 4), np.float32), mask, 0
+    )
+    assert moved[0].tolist() == [255, 1, 2, 0]
+    config = assemble.read(QUICKSTART, [labels, augment % "left, rihgt"])
+    with pytest.raises(ValueError, match="expected classes of labels, background, left, right, got rihgt"):
+        assemble.build_augment_from(config, assemble.build_labels(config))

@@ -185,7 +185,7 @@ def test_a_changed_file_another_source_and_other_labels_are_other_entries(tmp_pa
     file = tmp_path / "image.bin"
     file.write_bytes(b"one")
     source = Shapes((4, 4))
-    source.cases = (Case("0", "0", image=file),)
+    source.cases = (Case("0", "0", images=(file,)),)
     for identity in ({}, {"labels": 1}):
         cached(source, tmp_path / "cache", **identity).read(source.cases[0])
     assert source.reads == 2

@@ -24,7 +24,9 @@ def raw(shape=(2, 6, 7), spacing=None, scale=1.0, offset=0.0):
 
 
 def named(*cases):
-    return [(Case(f"c{number}", f"c{number}", image=Path(f"c{number}.npy")), case) for number, case in enumerate(cases)]
+    return [
+        (Case(f"c{number}", f"c{number}", images=(Path(f"c{number}.npy"),)), case) for number, case in enumerate(cases)
+    ]
 
 
 def fit(*cases, **options):

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segkit.data.sampling import BatchSampler, Key, cut, foreground_locations, place_window, sample_seeds
+from segkit import Labels
+from segkit.data.sampling import (
+    BatchSampler,
+    Key,
+    cut,
+    find_locations,
+    foreground_locations,
+    place_window,
+    sample_seeds,
+)
 
 
 def keys(sampler):
@@ -90,6 +99,41 @@ def test_foreground_locations_of_overlapping_classes():
     mask[0, 0, 1] = mask[1, 2, 2] = 1
     mask[1, 1, 1] = 255
     assert foreground_locations(mask, None, void=255, dims=2).tolist() == [[0, 1], [2, 2]]
+
+
+KINDS = {
+    "exclusive": (Labels(["background", "a", "b"], ignore_index=255), [1, 2]),
+    "regions": (Labels(["whole", "core"], mode="multilabel", regions={"whole": [1, 2], "core": [2]}), [1, 2]),
+    "overlapping": (Labels(["a", "b"], mode="multilabel"), [0, 1]),
+    "binary": (Labels(["no", "a"], mode="binary"), [1]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_are_drawn_alike_however_rare(kind):
+    """One pixel of the last class among a thousand of the others is drawn as often as all of them together."""
+    labels, kinds = KINDS[kind]
+    mask = np.zeros((40, 40), np.uint8)
+    mask[:, :30] = 1
+    if len(kinds) == 2:
+        mask[5, 5] = 2
+    if labels.has_mask_channels:
+        mask = np.stack([mask == 1, mask == 2]).astype(np.uint8)
+    found = find_locations(mask, labels, 2, "classes")
+    random = np.random.default_rng(0)
+    drawn = np.array([found.draw(random) for _ in range(600)])
+    rare = (drawn == 5).all(1).mean()
+    assert rare == pytest.approx(0.5, abs=0.07) if len(kinds) == 2 else rare < 0.02
+    assert (drawn[:, 1] < 30).all()
+    by_pixels = find_locations(mask, labels, 2, "pixels")
+    assert np.mean([(by_pixels.draw(random) == 5).all() for _ in range(600)]) < 0.02
+
+
+def test_a_case_without_foreground_has_nothing_to_draw():
+    labels = KINDS["exclusive"][0]
+    for balance in ("pixels", "classes"):
+        found = find_locations(np.zeros((4, 4), np.uint8), labels, 2, balance)
+        assert found.draw(np.random.default_rng(0)) is None
 
 
 def test_many_foreground_locations_are_thinned_evenly():

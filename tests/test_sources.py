@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from segkit import Labels
-from segkit.data import SOURCES, DataError, MSDSource, PairsSource, SyntheticSource
+from segkit.data import SOURCES, DataError, DecathlonSource, PairsSource, SyntheticSource
 from segkit.data.census import census
 from segkit.data.splits import kfold_split, source_split
 
@@ -66,7 +66,7 @@ def test_pairs_by_name(tmp_path):
     source = PairsSource(**options)
     assert names(source) == ["a.x", "b", "c"]
     assert [case.group for case in source.cases] == names(source)
-    assert source.cases[1].mask == tmp_path / "masks/b.bmp"
+    assert source.cases[1].masks[0].path == tmp_path / "masks/b.bmp"
     raw = source.read(source.cases[1])
     np.testing.assert_array_equal(raw.mask, np.eye(4))
     assert raw.image.shape == (1, 4, 4)
@@ -116,7 +116,10 @@ def test_annotators(tmp_path):
     masks = ["a_1_one.png", "b_one.png", "a_1_two.png", "b_two.png"]
     options = {**folder(tmp_path, ["a_1.png", "b.png"], masks), "mask_pattern": "{case}_{annotator}.png"}
     source = PairsSource(**options, annotator="two")
-    assert [(case.name, case.mask.name) for case in source.cases] == [("a_1", "a_1_two.png"), ("b", "b_two.png")]
+    assert [(case.name, case.masks[0].path.name) for case in source.cases] == [
+        ("a_1", "a_1_two.png"),
+        ("b", "b_two.png"),
+    ]
     with pytest.raises(DataError, match=r"annotator to be one of one, two, .* got three"):
         PairsSource(**options, annotator="three")
     with pytest.raises(DataError, match=r"annotator to be one of one, two, .* got None"):
@@ -129,7 +132,7 @@ def test_annotators(tmp_path):
 def test_annotator_with_underscore(tmp_path):
     options = folder(tmp_path, ["a.png"], ["a_rater_1.png", "a_rater_2.png"])
     source = PairsSource(**options, mask_pattern="{case}_{annotator}.png", annotator="rater_2")
-    assert source.cases[0].mask.name == "a_rater_2.png"
+    assert source.cases[0].masks[0].path.name == "a_rater_2.png"
 
 
 def test_one_annotator_needs_no_choice(tmp_path):
@@ -230,7 +233,7 @@ def decathlon(root, cases, labels=("background", "anterior", "posterior"), unlis
 
 
 def test_msd(tmp_path):
-    source = MSDSource(labels=THREE, root=decathlon(tmp_path, ["p2_b", "p1_a"]), group="(p.)_")
+    source = DecathlonSource(labels=THREE, root=decathlon(tmp_path, ["p2_b", "p1_a"]), group="(p.)_")
     assert [(case.name, case.group) for case in source.cases] == [("p1_a", "p1"), ("p2_b", "p2")]
     raw = source.read(source.cases[0])
     assert raw.image.shape == (1, 3, 4, 5)
@@ -239,16 +242,16 @@ def test_msd(tmp_path):
 
 def test_msd_files_that_are_not_listed(tmp_path):
     root = decathlon(tmp_path, ["a"], unlisted=["bb"])
-    with pytest.raises(DataError, match=r"2 files(.|\n)*image that dataset.json does not list: .*imagesTr/bb\.nii\.gz"):
-        MSDSource(labels=THREE, root=root)
-    assert names(MSDSource(labels=THREE, root=root, unpaired="skip")) == ["a"]
+    with pytest.raises(DataError, match=r"2 files(.|\n)*image that belongs to no case: .*imagesTr/bb\.nii\.gz"):
+        DecathlonSource(labels=THREE, root=root)
+    assert names(DecathlonSource(labels=THREE, root=root, unpaired="skip")) == ["a"]
 
 
 def test_msd_files_that_are_missing(tmp_path):
     root = decathlon(tmp_path, ["a", "b"])
     (root / "labelsTr/b.nii.gz").unlink()
     with pytest.raises(DataError, match=r"lists \./labelsTr/b\.nii\.gz, but there is no such file"):
-        MSDSource(labels=THREE, root=root)
+        DecathlonSource(labels=THREE, root=root)
 
 
 @pytest.mark.parametrize("path", ["../outside.nii.gz", "imagesTr/../../outside.nii.gz", "/outside.nii.gz"])
@@ -259,19 +262,19 @@ def test_msd_stays_in_its_folder(tmp_path, path):
     (root / "dataset.json").write_text(json.dumps(listing))
     (tmp_path / "outside.nii.gz").touch()
     with pytest.raises(DataError, match="lies outside the folder"):
-        MSDSource(labels=THREE, root=root)
+        DecathlonSource(labels=THREE, root=root)
 
 
 def test_msd_classes(tmp_path):
     root = decathlon(tmp_path, ["a"])
     with pytest.raises(DataError, match=r"names 3 classes, background, anterior, posterior, but `labels` has 2"):
-        MSDSource(labels=BINARY, root=root)
-    joined = MSDSource(labels=BINARY, root=root, value_map={2: 1})
+        DecathlonSource(labels=BINARY, root=root)
+    joined = DecathlonSource(labels=BINARY, root=root, value_map={2: 1})
     assert set(np.unique(joined.read(joined.cases[0]).mask)) == {0, 1}
     listing = json.loads((root / "dataset.json").read_text())
     listing["labels"] = {"background": 0, "anterior": 1, "posterior": 2}  # nnU-Net's later form
     (root / "dataset.json").write_text(json.dumps(listing))
-    MSDSource(labels=THREE, root=root)
+    DecathlonSource(labels=THREE, root=root)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +291,7 @@ def test_msd_listings_that_do_not_work(tmp_path, content, message):
     if content is not None:
         (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=message):
-        MSDSource(labels=THREE, root=tmp_path)
+        DecathlonSource(labels=THREE, root=tmp_path)
 
 
 # phantoms
@@ -450,7 +453,7 @@ def test_isbi():
 
 @needs_data
 def test_hippocampus():
-    source = MSDSource(labels=THREE, root=DATA / "hippocampus")
+    source = DecathlonSource(labels=THREE, root=DATA / "hippocampus")
     assert len(source.cases) == 200
     floating = next(case for case in source.cases if case.name == "hippocampus_243")
     raw = source.read(floating)
@@ -471,6 +474,6 @@ def test_hippocampus_strays(tmp_path):
     listing["training"] = listing["training"][:1]
     (tmp_path / "dataset.json").write_text(json.dumps(listing))
     with pytest.raises(DataError, match=r"2 files(.|\n)*118_image_without_label(.|\n)*010_label_without_image"):
-        MSDSource(labels=THREE, root=tmp_path)
+        DecathlonSource(labels=THREE, root=tmp_path)
     with pytest.raises(DataError, match=r"image without mask: .*118(.|\n)*mask without image: .*010"):
         PairsSource(labels=THREE, images=tmp_path / "imagesTr", masks=tmp_path / "labelsTr")

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,11 +65,62 @@ def test_kfold_depends_on_names_and_seed_alone():
         ({"test_fold": -1}, "from 0 to 4, got -1"),
         ({"fold": 2, "test_fold": 2}, "got 2 for both"),
         ({"folds": 11}, "at least 11 groups for 11 folds, got 10"),
+        ({"holdout": 1.5}, "holdout between 0 and 1"),
+        ({"holdout": 0.2, "test_fold": 1}, "in place of test_fold"),
+        ({"holdout": 0.7}, "at least 5 groups for 5 folds, got 3"),
     ],
 )
 def test_folds_that_do_not_work(options, message):
     with pytest.raises(ValueError, match=message):
         kfold_split(TEN, **options)
+
+
+def rare(number):
+    """Cases of which few hold class 2, and the groups of which differ in size."""
+    random = np.random.default_rng(number)
+    cases = [Case(f"c{n:02}", f"g{n // 3}") for n in range(60)]
+    has = set(random.choice(20, 5, replace=False).tolist())
+    counts = {case.name: [100, int(random.integers(1, 50)), 7 * (int(case.group[1:]) in has)] for case in cases}
+    return cases, counts, {f"g{group}" for group in has}
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_stratified_folds_have_their_share_of_the_rarest_class(number):
+    """Five groups that hold it, five folds: one each. By chance alone that happens in one of 26 cuts."""
+    cases, counts, having = rare(number)
+    group_of = {case.name: case.group for case in cases}
+    for fold in range(5):
+        split = kfold_split(cases, folds=5, fold=fold, stratify=True, counts=lambda: counts)
+        assert len({group_of[name] for name in split.validation} & having) == 1
+        assert len(split.validation) == 12
+    common = [
+        sum(
+            counts[name][1]
+            for name in kfold_split(cases, folds=5, fold=fold, stratify=True, counts=lambda: counts).validation
+        )
+        for fold in range(5)
+    ]
+    assert max(common) < 1.5 * min(common)
+
+
+def test_groups_stay_together_when_stratified():
+    cases, counts, _having = rare(0)
+    split = kfold_split(cases, folds=4, fold=1, holdout=0.25, stratify=True, counts=lambda: counts)
+    group_of = {case.name: case.group for case in cases}
+    groups = [{group_of[name] for name in part} for part in (split.train, split.validation, split.test)]
+    assert sum(map(len, groups)) == 20
+    assert len(groups[2]) == 5
+
+
+@pytest.mark.parametrize("stratify", [False, True])
+def test_the_hold_out_is_the_same_for_all_folds_and_seeds(stratify):
+    cases, counts, _having = rare(1)
+    options = {"folds": 4, "holdout": 0.2, "stratify": stratify, "counts": lambda: counts}
+    splits = [kfold_split(cases, fold=fold, seed=seed, **options) for fold in range(4) for seed in range(3)]
+    assert len({split.test for split in splits}) == 1
+    assert len(splits[0].test) == 12
+    validated = [name for split in splits[::3] for name in split.validation]
+    assert sorted(validated) == sorted({case.name for case in cases} - set(splits[0].test))
 
 
 def parts(cases, train, validation, test):

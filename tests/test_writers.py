@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from segkit import Labels
+from segkit.data.mask_code import MaskCode
 from segkit.data.readers import read_image, read_mask
 from segkit.data.writers import write_mask
 
@@ -61,4 +62,4 @@ def test_overlapping_pictures_give_one_file_a_class(tmp_path):
     assert [path.name for path in paths] == ["image_whole.png", "image_core.png"]
     binary = Labels(["no", "yes"], mode="binary")
     for path, plane in zip(paths, mask, strict=True):
-        np.testing.assert_array_equal(read_mask(path, binary, {255: 1}), plane)
+        np.testing.assert_array_equal(read_mask(path, binary, MaskCode({255: 1})), plane)

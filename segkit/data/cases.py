@@ -23,18 +23,34 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class MaskFile:
+    """A file of a mask. stands_for: the class whose pixels are those that are not 0; None, the file's numbers are
+    classes."""
+
+    path: Path
+    stands_for: str | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """One image with its mask.
 
     name: unique within a source. group: what must not be divided between training and test (patient, drive).
-    split: `train`, `validation` or `test` where the source says so. image, mask: files, None where there are none.
+    split: `train`, `validation` or `test` where the source says so. images: its files, one with all channels or one a
+    channel. masks: its files. Both are empty where cases come from no files. stamp: of what a case is made of beside
+    its files, another one once that has changed.
     """
 
     name: str
     group: str
     split: str | None = None
-    image: Path | None = None
-    mask: Path | None = None
+    images: tuple[Path, ...] = ()
+    masks: tuple[MaskFile, ...] = ()
+    stamp: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (*self.images, *(mask.path for mask in self.masks))
 
 
 @dataclass(frozen=True)
@@ -70,18 +86,25 @@ def data_digest(cases: Sequence[Case]) -> str:
     """
     content = hashlib.sha256()
     for case in sorted(cases, key=lambda case: case.name):
-        content.update(case.name.encode())
-        for path in filter(None, (case.image, case.mask)):
-            if path.is_file():
-                content.update(_ends(path))
+        content.update(f"{case.name}{case.stamp}".encode())
+        for path in _plain_files(case):
+            content.update(_ends(path))
     return content.hexdigest()[:16]
 
 
 def file_stamps(case: Case) -> list[str]:
     """For each file of a case, a text that is another one once the file has changed: its size, the time of its last
-    change, and a digest of its first and last 64 KiB."""
-    files = [path for path in (case.image, case.mask) if path is not None and path.is_file()]
-    return [f"{path.stat().st_mtime_ns}-{hashlib.sha256(_ends(path)).hexdigest()[:32]}" for path in files]
+    change, and a digest of its first and last 64 KiB; and the stamp of the case."""
+    files = _plain_files(case)
+    return [case.stamp] * bool(case.stamp) + [
+        f"{path.stat().st_mtime_ns}-{hashlib.sha256(_ends(path)).hexdigest()[:32]}" for path in files
+    ]
+
+
+def _plain_files(case: Case) -> list[Path]:
+    """The files of a case, those in a folder that is one image too."""
+    files = [file for path in case.files for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return [file for file in files if file.is_file()]
 
 
 def _ends(path: Path) -> bytes:

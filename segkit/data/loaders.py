@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from segkit.data.augment import Augment, NoAugment
 from segkit.data.cases import Case, RawCase, Source
 from segkit.data.preprocess import Preprocess
-from segkit.data.sampling import BatchSampler, Key, cut, place_window, sample_seeds
+from segkit.data.sampling import Balance, BatchSampler, Key, cut, place_window, sample_seeds
 from segkit.data.store import CaseStore, Prepared
 from segkit.labels import Labels
 
@@ -26,7 +26,8 @@ class TrainingSet(Dataset):
 
     Each sample is a pure function of (seed, key.epoch, key.position) and the case, whoever computes it and when.
     patch: sides [D] of the piece shown to the network. foreground: the share of patches centred on a foreground
-    pixel. margin: how many times larger a piece is augmented before the patch is cut from its middle.
+    pixel, which is drawn from all of them or, by `balance: classes`, of a class drawn before. margin: how many times
+    larger a piece is augmented before the patch is cut from its middle.
 
     Raises ValueError for a patch with another number of sides than the images have.
     """
@@ -43,6 +44,7 @@ class TrainingSet(Dataset):
         foreground: float,
         margin: float,
         seed: int,
+        balance: Balance = "pixels",
     ):
         if patch is not None and len(patch) != preprocess.dims:
             raise ValueError(f"expected sampling.patch with {preprocess.dims} sides, as the images, got {list(patch)}")
@@ -50,6 +52,7 @@ class TrainingSet(Dataset):
         self.augment = augment
         self.patch = tuple(patch) if patch is not None else None
         self.foreground = foreground
+        self.balance: Balance = balance
         self.margin = 1.0 if isinstance(augment, NoAugment) else margin
         self.seed = seed
         self.prepared: dict[int, Prepared] = {}
@@ -92,15 +95,15 @@ class TrainingSet(Dataset):
 
     def _centre(self, prepared: Prepared, placing: np.random.Generator) -> np.ndarray | None:
         wanted = placing.random() < self.foreground
-        if not wanted or not len(prepared.foreground):
-            return None
-        return prepared.foreground[placing.integers(len(prepared.foreground))]
+        return prepared.foreground.draw(placing) if wanted else None
 
     def _prepared(self, number: int) -> Prepared:
         if number in self.prepared:
             return self.prepared[number]
         case = self.cases[number]
-        prepared = self.store.prepared(case, self.preprocess, self.labels, locate=self.foreground > 0)
+        prepared = self.store.prepared(
+            case, self.preprocess, self.labels, locate=self.balance if self.foreground > 0 else None
+        )
         if self.store.keep != "none":
             self.prepared[number] = prepared
         return prepared

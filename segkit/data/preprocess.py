@@ -128,7 +128,7 @@ class Survey:
     squares: np.ndarray = field(default_factory=lambda: np.zeros(1))  # summed squared distances from the mean
 
     def add(self, case: Case, raw: RawCase, *, measure: bool) -> None:
-        check_finite(raw.image, f"case {case.name}, file {case.image}")
+        check_finite(raw.image, f"case {case.name}, file {case.images[0] if case.images else None}")
         found = (case.name, raw.image.shape[0], raw.image.ndim - 1)
         self.first = self.first or found
         if found[1:] != self.first[1:]:

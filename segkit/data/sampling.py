@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+from segkit.labels import Labels
 
 LOCATIONS = 10_000  # foreground pixels remembered a case: enough to choose from, little to keep
 
@@ -74,6 +77,52 @@ def sample_seeds(seed: int, key: Key) -> tuple[np.random.Generator, int]:
     return np.random.default_rng(placing), int(augmenting.generate_state(1)[0])
 
 
+Balance = Literal["pixels", "classes"]
+
+
+@dataclass(frozen=True)
+class Locations:
+    """Foreground pixels of a case to centre patches on. places: coordinates [N, D]. starts: [R + 1], where the runs of
+    places begin among which one is drawn first: a single one, or one for each class."""
+
+    places: np.ndarray
+    starts: np.ndarray
+
+    def draw(self, random: np.random.Generator) -> np.ndarray | None:
+        """A place, of a run drawn before it; None where there is no foreground."""
+        if not len(self.places):
+            return None
+        run = random.integers(len(self.starts) - 1) if len(self.starts) > 2 else 0
+        return self.places[random.integers(self.starts[run], self.starts[run + 1])]
+
+
+def find_locations(mask: np.ndarray, labels: Labels, dims: int, balance: Balance) -> Locations:
+    """At most 10,000 foreground pixels, evenly spread: over all of them, or as many of each class.
+
+    mask: [*S] of class numbers, or [K, *S] of 0, 1 and void. Without a background class every pixel that is not void
+    is foreground.
+    """
+    background = 0 if labels.mode == "binary" else labels.background_channel
+    if balance == "pixels":
+        runs = [foreground_locations(mask, background, labels.void, dims)]
+    else:
+        planes = list(_planes(mask, labels, background))
+        runs = [_spread(plane, LOCATIONS // len(planes)) for plane in planes]
+    runs = [run for run in runs if len(run)]
+    places = np.concatenate(runs) if runs else np.zeros((0, dims), np.int64)
+    return Locations(places, np.cumsum([0, *map(len, runs)]))
+
+
+def _planes(mask: np.ndarray, labels: Labels, background: int | None) -> Iterator[np.ndarray]:
+    """Where each foreground class is, bool [*S]."""
+    if labels.has_mask_channels:
+        yield from (plane == 1 for plane in mask)
+    elif labels.regions is not None:
+        yield from (np.isin(mask, list(union)) for union in labels.regions.values())
+    else:
+        yield from (mask == value for value in labels.values if value != background)
+
+
 def foreground_locations(mask: np.ndarray, background: int | None, void: int, dims: int) -> np.ndarray:
     """Coordinates [N, D] of at most 10,000 foreground pixels, evenly spread over all of them.
 
@@ -84,9 +133,13 @@ def foreground_locations(mask: np.ndarray, background: int | None, void: int, di
         foreground = (mask == 1).any(0)
     else:
         foreground = (mask != void) & (mask != background) if background is not None else mask != void
-    flat = np.flatnonzero(foreground)
-    chosen = flat[np.linspace(0, len(flat) - 1, min(LOCATIONS, len(flat))).astype(np.int64)]
-    return np.stack(np.unravel_index(chosen, foreground.shape), axis=1)
+    return _spread(foreground, LOCATIONS)
+
+
+def _spread(there: np.ndarray, most: int) -> np.ndarray:
+    flat = np.flatnonzero(there)
+    chosen = flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).astype(np.int64)]
+    return np.stack(np.unravel_index(chosen, there.shape), axis=1)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from segkit.data.cases import Case, DataError, listed
 
@@ -56,34 +57,95 @@ def source_split(cases: Sequence[Case]) -> Split:
     return _checked(Split(**by_part), cases)
 
 
+Counts = Mapping[str, Sequence[int]]  # pixels of each class in a case, by its name
+
+
 def kfold_split(
-    cases: Sequence[Case], *, folds: int = 5, fold: int = 0, seed: int = 0, test_fold: int | None = None
+    cases: Sequence[Case],
+    *,
+    folds: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+    test_fold: int | None = None,
+    holdout: float | None = None,
+    stratify: bool = False,
+    counts: Callable[[], Counts] | None = None,
 ) -> Split:
     """Cut the shuffled groups into `folds` parts: number `fold` validates, `test_fold` tests, the others train.
 
-    The parts differ by at most one group, the first being larger; a group is never divided. The cut depends on the
-    names of the groups, on `folds` and on `seed` alone.
+    holdout: a share of the groups that tests, whatever the folds and the seed are; the folds are cut from the others.
+    stratify: give each part its share of every class, beginning with the one that the fewest groups have (iterative
+    stratification, Sechidis et al. 2011); `counts` then says what the cases hold, for which all masks are read.
+
+    A group is never divided. Without `stratify` the parts differ by at most one group, the first being larger. The cut
+    depends on the names of the groups, on these options and, stratified, on the masks.
 
     Raises ValueError for numbers out of range, DataError where there are fewer groups than folds.
     """
     _check_folds(folds, fold, test_fold)
+    if holdout is not None and (not 0 < holdout < 1 or test_fold is not None):
+        raise ValueError(f"expected holdout between 0 and 1, in place of test_fold, got {holdout} and {test_fold}")
+    found = counts() if stratify and counts is not None else {}
     groups = sorted({case.group for case in cases})
+    tested: set[str] = set()
+    if holdout is not None:
+        wanted = max(1, round(holdout * len(groups)))
+        tested = set(_cut(groups, [wanted, len(groups) - wanted], 0, cases, found)[0])
+        groups = [group for group in groups if group not in tested]
     if len(groups) < folds:
         raise DataError(
             f"expected at least {folds} groups for {folds} folds, got {len(groups)}:{listed(groups)}\n"
             "use fewer folds, or smaller groups"
         )
-    random.Random(seed).shuffle(groups)
-    part_of = {group: part for part, chunk in enumerate(_chunks(groups, folds)) for group in chunk}
+    length, longer = divmod(len(groups), folds)
+    chunks = _cut(groups, [length + (number < longer) for number in range(folds)], seed, cases, found)
+    part_of = {group: part for part, chunk in enumerate(chunks) for group in chunk}
 
     def names(chosen: Callable[[int], bool]) -> tuple[str, ...]:
-        return tuple(sorted(case.name for case in cases if chosen(part_of[case.group])))
+        return tuple(sorted(case.name for case in cases if case.group in part_of and chosen(part_of[case.group])))
 
+    held_out = tuple(sorted(case.name for case in cases if case.group in tested))
     return Split(
         train=names(lambda part: part not in (fold, test_fold)),
         validation=names(lambda part: part == fold),
-        test=names(lambda part: part == test_fold),
+        test=held_out or names(lambda part: part == test_fold),
     )
+
+
+def _cut(
+    groups: Sequence[str], sizes: Sequence[int], seed: int, cases: Sequence[Case], counts: Counts
+) -> list[list[str]]:
+    """Groups in parts of these sizes, shuffled; with counts, each part with its share of every class."""
+    shuffled = list(groups)
+    random.Random(seed).shuffle(shuffled)
+    if not counts:
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        return [shuffled[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+    return _stratified(shuffled, sizes, cases, counts)
+
+
+def _stratified(groups: Sequence[str], sizes: Sequence[int], cases: Sequence[Case], counts: Counts) -> list[list[str]]:
+    """One group after another, of the class that the fewest of those left have, or else the fewest pixels, the one with
+    most of it first, to the part that lacks most of it. Parts are full once they have their size."""
+    held = {group: np.zeros(len(next(iter(counts.values())))) for group in groups}
+    for case in cases:
+        if case.group in held:
+            held[case.group] += counts[case.name]
+    share = np.array(sizes) / sum(sizes)
+    lacking = np.outer(share, sum(held.values()))  # [parts, classes]
+    parts: list[list[str]] = [[] for _ in sizes]
+    left = list(groups)
+    while left:
+        rest = np.array([held[group] for group in left])
+        order = np.lexsort((rest.sum(0), (rest > 0).sum(0)))  # by groups, then by pixels
+        rare = next((number for number in order if rest[:, number].any()), 0)
+        group = max(left, key=lambda one: held[one][rare])
+        room = [number for number, part in enumerate(parts) if len(part) < sizes[number]]
+        part = max(room, key=lambda number: (lacking[number, rare], sizes[number] - len(parts[number])))
+        parts[part].append(group)
+        lacking[part] -= held[group]
+        left.remove(group)
+    return parts
 
 
 def _check_folds(folds: int, fold: int, test_fold: int | None) -> None:
@@ -95,13 +157,6 @@ def _check_folds(folds: int, fold: int, test_fold: int | None) -> None:
         raise ValueError(f"expected fold and test_fold from 0 to {folds - 1}, got {outside[0]}")
     if test_fold == fold:
         raise ValueError(f"expected a test_fold that is not the fold that validates, got {fold} for both")
-
-
-def _chunks(items: Sequence[str], count: int) -> list[Sequence[str]]:
-    """Contiguous parts whose lengths differ by at most one, the longer ones first."""
-    length, longer = divmod(len(items), count)
-    ends = [length * number + min(number, longer) for number in range(count + 1)]
-    return [items[start:stop] for start, stop in pairwise(ends)]
 
 
 def lists_split(

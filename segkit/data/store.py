@@ -11,7 +11,7 @@ import numpy as np
 from segkit.data.cases import Case, RawCase, Source, file_stamps
 from segkit.data.disk_cache import DiskCache, Entry, Made, StoredArray
 from segkit.data.preprocess import Preprocess
-from segkit.data.sampling import foreground_locations
+from segkit.data.sampling import Balance, Locations, find_locations
 from segkit.labels import Labels
 
 Keep = Literal["memory", "disk", "none"]
@@ -28,7 +28,7 @@ class Prepared:
     scale: np.ndarray
     limits: tuple[float, float]  # what is 0 and 1 to augmentation that comes before normalisation
     spacing: tuple[float, ...]
-    foreground: np.ndarray  # coordinates [N, D] of foreground pixels to centre patches on
+    foreground: Locations
 
     def in_memory(self) -> Prepared:
         return replace(self, image=self.image[...], mask=self.mask[...])
@@ -78,8 +78,8 @@ class CaseStore:
             self.raw[case.name] = raw
         return raw
 
-    def prepared(self, case: Case, preprocess: Preprocess, labels: Labels, *, locate: bool) -> Prepared:
-        """A case on the grid of the network. locate: whether foreground is looked for."""
+    def prepared(self, case: Case, preprocess: Preprocess, labels: Labels, *, locate: Balance | None) -> Prepared:
+        """A case on the grid of the network. locate: how foreground is looked for, if it is."""
         if isinstance(self.source, CachedSource):
             prepared = _from_disk(self.source, case, preprocess, labels, locate)
             prepared = prepared.in_memory() if self.keep == "memory" else prepared
@@ -90,7 +90,9 @@ class CaseStore:
         return prepared
 
 
-def _from_disk(source: CachedSource, case: Case, preprocess: Preprocess, labels: Labels, locate: bool) -> Prepared:
+def _from_disk(
+    source: CachedSource, case: Case, preprocess: Preprocess, labels: Labels, locate: Balance | None
+) -> Prepared:
     key = source.key(case)
     if preprocess.spacing is None:
         pixels = source.entry(case)
@@ -103,15 +105,14 @@ def _from_disk(source: CachedSource, case: Case, preprocess: Preprocess, labels:
     return _prepared(pixels.arrays["image"], pixels.arrays.get("mask"), spacing, numbers)
 
 
-def _measured(raw: RawCase, preprocess: Preprocess, labels: Labels, locate: bool) -> dict[str, np.ndarray]:
+def _measured(raw: RawCase, preprocess: Preprocess, labels: Labels, locate: Balance | None) -> dict[str, np.ndarray]:
     assert raw.mask is not None
     shift, scale = preprocess.intensity_map(raw.image)
     dims = raw.image.ndim - 1
-    background = 0 if labels.mode == "binary" else labels.background_channel
-    foreground = (
-        foreground_locations(raw.mask, background, labels.void, dims) if locate else np.zeros((0, dims), np.int64)
-    )
-    return {"shift": shift, "scale": scale, "limits": unit_limits(raw.image), "foreground": foreground}
+    nothing = Locations(np.zeros((0, dims), np.int64), np.zeros(1, np.int64))
+    found = nothing if locate is None else find_locations(raw.mask, labels, dims, locate)
+    places = {"places": found.places, "starts": found.starts}
+    return {"shift": shift, "scale": scale, "limits": unit_limits(raw.image), **places}
 
 
 def _prepared(
@@ -119,7 +120,8 @@ def _prepared(
 ) -> Prepared:
     assert mask is not None
     low, high = numbers["limits"].tolist()
-    return Prepared(image, mask, numbers["shift"], numbers["scale"], (low, high), spacing, numbers["foreground"])
+    found = Locations(numbers["places"], numbers["starts"])
+    return Prepared(image, mask, numbers["shift"], numbers["scale"], (low, high), spacing, found)
 
 
 def made_of(raw: RawCase) -> Made:

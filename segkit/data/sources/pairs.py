@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from segkit.data.cases import Case, DataError, RawCase, listed
-from segkit.data.readers import EXTENSIONS, is_image_file, read_pair
+from segkit.data.cases import Case, DataError, MaskFile
+from segkit.data.formats import EXTENSIONS, is_image
+from segkit.data.mask_code import MaskCode
+from segkit.data.sources.common import (
+    FileSource,
+    distinguished,
+    existing_folder,
+    group_reader,
+    refuse_unpaired,
+    sorted_cases,
+)
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
 
@@ -18,7 +27,7 @@ ANY_EXTENSION = "(?:" + "|".join(re.escape(known) for known in EXTENSIONS) + ")"
 SPLIT = "{split}"
 
 
-class PairsSource:
+class PairsSource(FileSource):
     """Pairs of files whose names share the name of the case.
 
     images, masks: the folders. With `{split}` in both, `splits` says what stands there for `train`, `validation`
@@ -28,7 +37,7 @@ class PairsSource:
     annotator: whose masks to take.
     group: a regular expression with one pair of brackets, which picks the group out of the case name;
         without it every case is a group of its own.
-    value_map: mask values of the files by the class numbers that they mean, `{255: 1}`.
+    value_map, colors, threshold, one_hot: see `segkit.data.mask_code.MaskCode`.
     unpaired: `refuse` images without mask and masks without image, or `skip` them.
 
     Files of other formats and hidden files are passed over. Raises DataError for folders that are missing or empty,
@@ -46,10 +55,13 @@ class PairsSource:
         annotator: str | None = None,
         group: str | None = None,
         value_map: dict[int, int] | None = None,
+        colors: dict[str, list[int]] | None = None,
+        threshold: float | None = None,
+        one_hot: bool = False,
         splits: dict[str, str] | None = None,
         unpaired: Literal["refuse", "skip"] = "refuse",
     ):
-        self.labels, self.value_map = labels, value_map
+        super().__init__(labels, MaskCode(value_map, colors, threshold, one_hot))
         layout = Layout(image_pattern, mask_pattern, annotator)
         group_of = group_reader(group)
         cases: list[Case] = []
@@ -57,66 +69,15 @@ class PairsSource:
         for part, image_folder, mask_folder in _folders(Path(images), Path(masks), splits):
             image_of, mask_of = layout.find(image_folder, mask_folder)
             cases += [
-                Case(name, group_of(name), part, image_of[name], mask_of[name]) for name in image_of if name in mask_of
+                Case(name, group_of(name), part, (image_of[name],), (MaskFile(mask_of[name]),))
+                for name in image_of
+                if name in mask_of
             ]
             strays += [f"image without mask: {image_of[name]}" for name in image_of if name not in mask_of]
             strays += [f"mask without image: {mask_of[name]}" for name in mask_of if name not in image_of]
         if unpaired == "refuse":
             refuse_unpaired(strays)
         self.cases = sorted_cases(distinguished(cases), Path(images))
-
-    def read(self, case: Case) -> RawCase:
-        """The pixels of one case, the mask's values checked. Raises DataError."""
-        assert case.image is not None
-        return read_pair(case.image, case.mask, self.labels, self.value_map, case.name)
-
-
-def group_reader(pattern: str | None) -> Callable[[str], str]:
-    """From the name of a case to its group: the bracketed part of a regular expression, or the name itself."""
-    if pattern is None:
-        return lambda name: name
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"expected group to be a regular expression, got {pattern!r}: {error}") from error
-    if expression.groups != 1:
-        raise ValueError(f"expected group with one pair of brackets, such as '(.*)_', got {pattern!r}")
-
-    def group_of(name: str) -> str:
-        match = expression.search(name)
-        if match is None or match.group(1) is None:
-            raise DataError(f"case {name}: its name does not match group {pattern!r}; change `group` under `data`")
-        return match.group(1)
-
-    return group_of
-
-
-def refuse_unpaired(strays: Sequence[str]) -> None:
-    """Raise DataError if there are files without partner."""
-    if strays:
-        raise DataError(
-            f"{len(strays)} files have no partner:{listed(list(strays))}\n"
-            "mend the names or the patterns, or leave these files out with `unpaired: skip` under `data`"
-        )
-
-
-def distinguished(cases: Sequence[Case]) -> list[Case]:
-    """Cases as they are, or with their part of the split in front, `train/0001`, if two parts use one name."""
-    image_of: dict[str, Path | None] = {}
-    shared = any(image_of.setdefault(case.name, case.image) != case.image for case in cases)
-    return [replace(case, name=f"{case.split}/{case.name}") for case in cases] if shared else list(cases)
-
-
-def sorted_cases(cases: Sequence[Case], folder: Path) -> tuple[Case, ...]:
-    """The cases by name. Raises DataError if there are none, or two of one name."""
-    if not cases:
-        raise DataError(f"expected images with masks in {folder}, found none")
-    by_name: dict[str, Case] = {}
-    for case in cases:
-        other = by_name.setdefault(case.name, case)
-        if other is not case:
-            raise DataError(f"case {case.name} occurs twice: {other.image} and {case.image}; rename one of them")
-    return tuple(by_name[name] for name in sorted(by_name))
 
 
 def _folders(images: Path, masks: Path, splits: dict[str, str] | None) -> list[tuple[str | None, Path, Path]]:
@@ -192,20 +153,23 @@ class Layout:
 
 
 def _matches(folder: Path, pattern: str) -> list[tuple[str, str, Path]]:
-    """(case, annotator, file) of the files in a folder that a pattern describes, sorted by path."""
-    if not folder.is_dir():
-        raise DataError(f"the folder {folder} does not exist")
-    expression = _expression(pattern)
+    """(case, annotator, image) of the images in a folder that a pattern describes, sorted by path."""
+    existing_folder(folder)
+    of_files, of_folders = _expression(pattern, ANY_EXTENSION), _expression(pattern, "")
     wide = re.sub(r"\{\w+\}", "*", pattern.replace("[", "[[]"))
-    files = sorted(file for file in folder.glob(wide) if is_image_file(file))
-    matches = [(expression.fullmatch(file.relative_to(folder).as_posix()), file) for file in files]
-    return [(match["case"], match.groupdict().get("annotator") or "", file) for match, file in matches if match]
+    wide = re.sub(r"\*+", "*", f"{wide.removesuffix('.*')}*") if wide.endswith(".*") else wide
+    found = []
+    for path in sorted(path for path in folder.glob(wide) if is_image(path)):
+        match = (of_folders if path.is_dir() else of_files).fullmatch(path.relative_to(folder).as_posix())
+        if match:
+            found.append((match["case"], match.groupdict().get("annotator") or "", path))
+    return found
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    """The regular expression of a pattern of file names."""
-    ending = ANY_EXTENSION if pattern.endswith(".*") else ""
-    pieces = re.split(r"(\{case\}|\{annotator\}|\*)", pattern.removesuffix(".*") if ending else pattern)
+def _expression(pattern: str, any_ending: str) -> re.Pattern[str]:
+    """The regular expression of a pattern of names. any_ending: what `.*` at its end stands for."""
+    ending = any_ending if pattern.endswith(".*") else ""
+    pieces = re.split(r"(\{case\}|\{annotator\}|\*)", pattern.removesuffix(".*"))
     meaning = {"{case}": "(?P<case>[^/]+)", "{annotator}": "(?P<annotator>[^/]+?)", "*": "[^/]*"}
     text = "".join(meaning.get(piece) or re.escape(piece) for piece in pieces)
     return re.compile(f"{text}(?i:{ending})" if ending else text)

@@ -1,0 +1,133 @@
+"""Albumentations, for pictures: values in [0, 1], before the intensities are normalised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from segkit.data.augment.common import AugmentError, Share, Swap
+
+
+def _albumentations() -> Any:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # the library asks the network for a newer version otherwise
+    import albumentations
+
+    return albumentations
+
+
+def horizontal_flip(*, swap: Swap | None = None, p: Share = 0.5) -> Any:
+    """Mirror left and right, and exchange the classes of `swap_on_flip`."""
+    library = _albumentations()
+    if swap is None:
+        return library.HorizontalFlip(p=p)
+
+    class SwappingFlip(library.HorizontalFlip):
+        def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+            return swap(super().apply_to_mask(mask, *args, **params), channel_axis=-1)
+
+    return SwappingFlip(p=p)
+
+
+def vertical_flip(*, p: Share = 0.5) -> Any:
+    """Mirror top and bottom."""
+    return _albumentations().VerticalFlip(p=p)
+
+
+def rotate90(*, p: Share = 0.5) -> Any:
+    """Turn by a random multiple of 90 degrees."""
+    return _albumentations().RandomRotate90(p=p)
+
+
+def affine(
+    *, void: int, rotate: float = 15.0, scale: float = 0.15, shift: float = 0.05, shear: float = 0.0, p: Share = 0.5
+) -> Any:
+    """Rotate by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides, shear by degrees."""
+    return _albumentations().Affine(
+        rotate=(-rotate, rotate),
+        scale=(1 - scale, 1 + scale),
+        translate_percent=(-shift, shift),
+        shear=(-shear, shear),
+        fill=0,
+        fill_mask=void,
+        p=p,
+    )
+
+
+def elastic(*, void: int, alpha: float = 50.0, sigma: float = 7.0, p: Share = 0.3) -> Any:
+    """Smooth random displacement (Simard et al. 2003) of strength `alpha` and smoothness `sigma` pixels."""
+    transform = _albumentations().ElasticTransform
+    return transform(alpha=alpha, sigma=sigma, border_mode=0, fill=0, fill_mask=void, p=p)
+
+
+def brightness_contrast(*, brightness: float = 0.2, contrast: float = 0.2, p: Share = 0.5) -> Any:
+    """Add up to `brightness` of the value range, scale contrast by 1 +- `contrast`."""
+    limits = {"brightness_limit": (-brightness, brightness), "contrast_limit": (-contrast, contrast)}
+    return _albumentations().RandomBrightnessContrast(**limits, p=p)
+
+
+def gamma(*, low: float = 0.8, high: float = 1.25, p: Share = 0.3) -> Any:
+    """Raise values in [0, 1] to a random power between `low` and `high`."""
+    return _albumentations().RandomGamma(gamma_limit=(100 * low, 100 * high), p=p)
+
+
+def hue_saturation(*, hue: float = 0.05, saturation: float = 0.2, p: Share = 0.3) -> Any:
+    """Shift hue and saturation of RGB images by shares of their ranges."""
+    return _albumentations().ColorJitter(
+        brightness=(1, 1), contrast=(1, 1), saturation=(1 - saturation, 1 + saturation), hue=(-hue, hue), p=p
+    )
+
+
+def gaussian_noise(*, sd: float = 0.05, p: Share = 0.3) -> Any:
+    """Add Gaussian noise with a standard deviation of up to `sd` of the value range."""
+    return _albumentations().GaussNoise(std_range=(0.0, sd), p=p)
+
+
+def gaussian_blur(*, sigma: float = 1.5, p: Share = 0.2) -> Any:
+    """Blur with a Gaussian of up to `sigma` pixels."""
+    return _albumentations().GaussianBlur(sigma_limit=(0.3, sigma), blur_limit=0, p=p)
+
+
+ALBUMENTATIONS: dict[str, Callable[..., Any]] = {
+    "horizontal_flip": horizontal_flip,
+    "vertical_flip": vertical_flip,
+    "rotate90": rotate90,
+    "affine": affine,
+    "elastic": elastic,
+    "brightness_contrast": brightness_contrast,
+    "gamma": gamma,
+    "hue_saturation": hue_saturation,
+    "gaussian_noise": gaussian_noise,
+    "gaussian_blur": gaussian_blur,
+}
+
+
+class AlbumentationsAugment:
+    """Albumentations on pictures in [0, 1]: image float32 [C, H, W], mask [H, W] or [K, H, W].
+
+    Transforms of brightness and colour clip what lies outside. Raises AugmentError for volumes, and where a transform
+    needs other channels.
+    """
+
+    before_normalisation = True
+
+    def __init__(self, transforms: Sequence[Any]):
+        self.compose = _albumentations().Compose(list(transforms))
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        if image.ndim != 3:
+            raise AugmentError(f"albumentations takes pictures [C, H, W], got {list(image.shape)}; use engine: monai")
+        self.compose.set_random_seed(seed)
+        try:
+            moved = self.compose(
+                image=np.ascontiguousarray(image.transpose(1, 2, 0)),
+                mask=np.ascontiguousarray(mask if mask.ndim == 2 else mask.transpose(1, 2, 0)),
+            )
+        except TypeError as error:  # what it says of channels that are not 1 or 3
+            raise AugmentError(f"a transform does not fit an image {list(image.shape)}: {error}") from error
+        out, out_mask = moved["image"], moved["mask"]
+        out = out[..., None] if out.ndim == 2 else out
+        out_mask = out_mask if out_mask.ndim == 2 else out_mask.transpose(2, 0, 1)
+        return out.transpose(2, 0, 1).astype(np.float32), out_mask.astype(mask.dtype)

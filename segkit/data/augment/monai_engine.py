@@ -1,0 +1,195 @@
+"""MONAI, for pictures and volumes: normalised values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from segkit.data.augment.common import AugmentError, Share, Swap
+
+
+class _Flip:
+    """Mirrors each axis with a probability; the first is the one from left to right of a volume, the last that of a
+    picture."""
+
+    def __init__(self, axes: Sequence[int], p: float, void: int, swap: Swap | None):
+        self.axes, self.p, self.void, self.swap = axes, p, void, swap
+        self.random = np.random.RandomState()
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Any:
+        self.random = state if state is not None else np.random.RandomState(seed)
+        return self
+
+    def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
+        image, mask = sample["image"], sample["mask"]
+        dims = image.ndim - 1
+        for axis in self.axes:
+            if not -dims <= axis < dims:
+                raise IndexError(f"axis {axis} of {dims}")
+            if self.random.random_sample() >= self.p:
+                continue
+            image, mask = image.flip(1 + axis % dims), mask.flip(1 + axis % dims)
+            if self.swap is not None and axis % dims == (0 if dims == 3 else 1):
+                mask = self.swap(mask, shift=-self.void)
+        return {**sample, "image": image, "mask": mask}
+
+
+def flip(*, void: int, swap: Swap | None = None, axes: list[int], p: Share = 0.5) -> Any:
+    """Mirror each of the spatial `axes` (0 is the first) with probability `p`, and exchange the classes of
+    `swap_on_flip` where left and right are mirrored."""
+    return _Flip(axes, p, void, swap)
+
+
+def affine(
+    *, rotate: float = 15.0, scale: float = 0.15, shift: float = 0.05, shear: float = 0.0, p: Share = 0.5
+) -> Any:
+    """Rotate about every axis by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides."""
+    return _LazyAffine(np.deg2rad(rotate), scale, shift, np.deg2rad(shear), p)
+
+
+class _LazyAffine:
+    """RandAffine in share-of-side units; the transform itself is made for the size of the sample."""
+
+    def __init__(self, rotate: float, scale: float, shift: float, shear: float, p: float):
+        self.rotate, self.scale, self.shift, self.shear, self.p = rotate, scale, shift, shear, p
+        self.random = np.random.RandomState()
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Any:
+        self.random = state if state is not None else np.random.RandomState(seed)
+        return self
+
+    def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
+        from monai.transforms.spatial.dictionary import RandAffined
+
+        size = sample["image"].shape[1:]
+        dims = len(size)
+        transform = RandAffined(
+            ["image", "mask"],
+            prob=self.p,
+            rotate_range=[(-self.rotate, self.rotate)] * (dims if dims == 3 else 1),
+            scale_range=[(-self.scale, self.scale)] * dims,
+            translate_range=[(-self.shift * side, self.shift * side) for side in size],
+            shear_range=[(-self.shear, self.shear)] * (6 if dims == 3 else 2),
+            mode=["bilinear", "nearest"],
+            padding_mode=["border", "zeros"],
+        )
+        transform.set_random_state(state=self.random)
+        return transform(sample)
+
+
+def gaussian_noise(*, sd: float = 0.1, p: Share = 0.2) -> Any:
+    """Add Gaussian noise with a standard deviation of up to `sd` (of the normalised image)."""
+    from monai.transforms.intensity.dictionary import RandGaussianNoised
+
+    return RandGaussianNoised(["image"], prob=p, std=sd)
+
+
+def gaussian_smooth(*, sigma: float = 1.0, p: Share = 0.1) -> Any:
+    """Blur with a Gaussian of 0.25 to `sigma` voxels."""
+    from monai.transforms.intensity.dictionary import RandGaussianSmoothd
+
+    return RandGaussianSmoothd(["image"], (0.25, sigma), (0.25, sigma), (0.25, sigma), prob=p)
+
+
+def scale_intensity(*, factor: float = 0.25, p: Share = 0.3) -> Any:
+    """Multiply the image by 1 +- `factor`."""
+    from monai.transforms.intensity.dictionary import RandScaleIntensityd
+
+    return RandScaleIntensityd(["image"], factor, prob=p)
+
+
+def shift_intensity(*, offset: float = 0.1, p: Share = 0.3) -> Any:
+    """Add up to +- `offset` (standard deviations of the image, after zscore) to the image."""
+    from monai.transforms.intensity.dictionary import RandShiftIntensityd
+
+    return RandShiftIntensityd(["image"], offset, prob=p)
+
+
+def contrast(*, factor: float = 0.25, p: Share = 0.3) -> Any:
+    """Multiply what is above or below the mean by 1 +- `factor`, within the range of the image."""
+    from monai.transforms.intensity.dictionary import RandScaleIntensityFixedMeand
+
+    return RandScaleIntensityFixedMeand(["image"], prob=p, factors=factor, preserve_range=True)
+
+
+def low_resolution(*, zoom: float = 0.5, p: Share = 0.25) -> Any:
+    """Make the image coarser by `zoom` to 1 times, and as fine as before again."""
+    return _LowResolution(zoom, p)
+
+
+class _LowResolution:
+    """RandSimulateLowResolution, made for the axes of the sample, by which its ways to interpolate are named."""
+
+    def __init__(self, zoom: float, p: float):
+        self.zoom, self.p = zoom, p
+        self.random = np.random.RandomState()
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Any:
+        self.random = state if state is not None else np.random.RandomState(seed)
+        return self
+
+    def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
+        from monai.transforms.spatial.dictionary import RandSimulateLowResolutiond
+
+        upsample = "trilinear" if sample["image"].ndim == 4 else "bilinear"
+        transform = RandSimulateLowResolutiond(
+            ["image"], prob=self.p, zoom_range=(self.zoom, 1.0), upsample_mode=upsample
+        )
+        transform.set_random_state(state=self.random)
+        return transform(sample)
+
+
+def gamma(*, low: float = 0.7, high: float = 1.5, invert: bool = False, p: Share = 0.3) -> Any:
+    """Raise the image, scaled to its own range, to a random power between `low` and `high`; with `invert` its
+    negative. Mean and deviation stay."""
+    from monai.transforms.intensity.dictionary import RandAdjustContrastd
+
+    return RandAdjustContrastd(["image"], prob=p, gamma=(low, high), retain_stats=True, invert_image=invert)
+
+
+MONAI: dict[str, Callable[..., Any]] = {
+    "flip": flip,
+    "affine": affine,
+    "gaussian_noise": gaussian_noise,
+    "gaussian_smooth": gaussian_smooth,
+    "scale_intensity": scale_intensity,
+    "shift_intensity": shift_intensity,
+    "contrast": contrast,
+    "low_resolution": low_resolution,
+    "gamma": gamma,
+}
+
+
+class MonaiAugment:
+    """MONAI's random transforms on pictures or volumes: image float32 [C, *S], mask [*S] or [K, *S]."""
+
+    before_normalisation = False
+
+    def __init__(self, transforms: Sequence[Any], void: int):
+        from monai.data.meta_obj import set_track_meta
+
+        set_track_meta(False)  # plain tensors in, plain tensors out: the affine of the file is not needed here
+        self.transforms = list(transforms)
+        self.void = void
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        dims = image.ndim - 1
+        # resampling fills with 0 from outside; with void as the origin of the mask, that is void
+        shifted = mask.astype(np.float32) - self.void
+        sample = {
+            "image": torch.from_numpy(np.ascontiguousarray(image)),
+            "mask": torch.from_numpy(shifted if mask.ndim > dims else shifted[None]),
+        }
+        random = np.random.RandomState(seed % 2**32)
+        for transform in self.transforms:
+            transform.set_random_state(state=random)
+            try:
+                sample = transform(sample)
+            except (RuntimeError, IndexError) as error:
+                raise AugmentError(f"a transform does not fit an image {list(image.shape)}: {error}") from error
+        moved = (np.asarray(sample["mask"]) + self.void).round().astype(mask.dtype)
+        return np.asarray(sample["image"], dtype=np.float32), moved if mask.ndim > dims else moved[0]

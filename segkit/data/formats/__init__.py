@@ -1,0 +1,66 @@
+"""Files of images and masks: which format a path is, and how each is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segkit.data.formats import arrays, dicom, itk, nifti, pictures
+from segkit.data.formats.geometry import Place
+
+Read = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, where it is for errors -> array, spacing
+
+
+@dataclass(frozen=True)
+class Format:
+    """endings: of file names, in lower case; none for a folder that is one image. read_image: [C, *S] or [*S].
+    read_mask: as stored. place: where the voxels lie, for formats that say so."""
+
+    endings: tuple[str, ...]
+    read_image: Read
+    read_mask: Read
+    place: Callable[[Path, str], Place] | None = None
+
+
+FORMATS: dict[str, Format] = {
+    "NIfTI": Format((".nii.gz", ".nii"), nifti.read, nifti.read, nifti.place),
+    "PNG": Format((".png",), pictures.read_image, pictures.read_mask),
+    "JPEG": Format((".jpg", ".jpeg"), pictures.read_image, pictures.read_mask),
+    "BMP": Format((".bmp",), pictures.read_image, pictures.read_mask),
+    "TIFF": Format(pictures.TIFF, pictures.read_image, pictures.read_mask),
+    "NPY": Format((".npy",), arrays.read_image, arrays.read_mask),
+    "NPZ": Format((".npz",), arrays.read_image, arrays.read_mask),
+    "NRRD": Format((".nrrd", ".nhdr"), itk.read, itk.read, itk.place_of_file),
+    "MetaImage": Format((".mha", ".mhd"), itk.read, itk.read, itk.place_of_file),
+    "DICOM": Format((".dcm", ".seg"), dicom.read_image, dicom.read_mask, dicom.place),
+    "DICOM series": Format((), itk.read_series, itk.read_series, itk.series_place),
+}
+SERIES = "DICOM series"
+EXTENSIONS = tuple(ending for kind in FORMATS.values() for ending in kind.endings)
+
+
+def extension(path: Path) -> str:
+    """The extension as one of EXTENSIONS, in lower case, or an empty text."""
+    name = path.name.lower()
+    return next((known for known in EXTENSIONS if name.endswith(known)), "")
+
+
+def format_name(path: Path) -> str | None:
+    """The name of the format of a file by its ending, or of a folder by its first file; None for others."""
+    if path.is_dir():
+        return SERIES if itk.is_series(path) else None
+    ending = extension(path)
+    return next((name for name, kind in FORMATS.items() if ending in kind.endings), None) if ending else None
+
+
+def case_name(path: Path) -> str:
+    """The name of a file without its known extension: `a.b.nii.gz` -> `a.b`. A folder's name stays."""
+    return path.name if path.is_dir() else path.name.removesuffix(path.name[len(path.name) - len(extension(path)) :])
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file or folder is of a known format; those that begin with a dot are not."""
+    return not path.name.startswith(".") and format_name(path) is not None and (path.is_file() or path.is_dir())

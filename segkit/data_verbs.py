@@ -1,0 +1,188 @@
+"""The verbs `segkit data ...`: look at a data set before anything is trained on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from segkit import assemble
+from segkit.config import Config, ConfigError
+from segkit.config_file import commented_yaml
+from segkit.data import SOURCES
+from segkit.data.cases import Case, DataError, Source
+from segkit.data.checks import Finding, class_table, examine_all, find, split_of
+from segkit.data.layouts import find_layout, survey
+from segkit.data.splits import PARTS
+from segkit.labels import Labels
+from segkit.meter import progress_bar
+from segkit.planning import Proposal, propose, take_fingerprint
+from segkit.report.data_tables import print_check
+from segkit.runs import replace_text
+
+FOLDS = 5
+NAMES_HINT = [
+    "names in the order of their numbers: give them those that they have for you;",
+    "the one that is called background counts in no mean over classes",
+]
+
+
+class DataFaulty(DataError):
+    """The check of a data set found errors."""
+
+
+def check(
+    path: Path, overrides: Sequence[str], *, workers: int | None, written: Path | None, console: Console
+) -> dict[str, Any]:
+    """Read every case of a configuration once, print what is wrong with them, and write it to a JSON file.
+
+    Raises DataFaulty if there are errors, once all is told.
+    """
+    config = assemble.read(path, overrides)
+    labels = assemble.build_labels(config)
+    source, found = _found(config, labels)
+    facts = []
+    with progress_bar(console) as progress:
+        task = progress.add_task("reading", total=len(source.cases), note="")
+        for one in examine_all(source, labels, workers or os.cpu_count() or 1):
+            facts.append(one)
+            progress.update(task, advance=1)
+    facts.sort(key=lambda one: one.case)
+    split, refused = split_of(lambda: assemble.split_of(config, source))
+    found += [*refused, *find(facts, source.cases, split, labels)]
+    result = {
+        "cases": len(source.cases),
+        "groups": len({case.group for case in source.cases}),
+        "read": sum(one.error is None for one in facts),
+        "split": None if split is None else split.content_hash,
+        "parts": {} if split is None else {part: len(getattr(split, part)) for part in PARTS},
+        "classes": class_table(facts, labels),
+        "findings": [asdict(finding) for finding in found],
+    }
+    if written is not None:
+        written.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(written, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    print_check(result, console)
+    errors = sum(finding.level == "error" for finding in found)
+    if errors:
+        raise DataFaulty(f"{errors} errors in the data of {path}")
+    return result
+
+
+def _found(config: Config, labels: Labels) -> tuple[Source, list[Finding]]:
+    """The source; files without partner are told, and what is left is looked at all the same."""
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            return assemble.build_source(config, labels), []
+        except DataError as error:
+            if config.data.args.get("unpaired") != "refuse":
+                raise
+            finding = Finding("error", str(error))
+            return assemble.build_source(assemble.with_data(config, unpaired="skip"), labels), [finding]
+
+
+def inspect(root: Path, written: Path, *, memory: float, console: Console) -> None:
+    """Say which layout and which classes a folder has, and why, and write a configuration that trains on it.
+
+    memory: GB that a training step may take. Raises DataError for a folder of no known layout, ConfigError if there is
+    a file already.
+    """
+    _check_new(written)
+    layout = find_layout(root)
+    classes = None if layout.labels is not None else survey(layout.masks)
+    labels = layout.labels if classes is None else classes.labels
+    options = {**layout.options, **({} if classes is None else classes.options)}
+    source = SOURCES[layout.source](labels=Labels(**(labels or {})), **options)
+    why = [*layout.why, *([] if classes is None else classes.why)]
+    console.print(f"{root}: layout {layout.source}, {len(source.cases)} cases", markup=False, highlight=False)
+    for reason in why:
+        console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+    data = {"name": layout.source, **_below(options, written.parent)}
+    own = {"labels": labels, "data": data, "split": _split(source.cases, given=layout.split)}
+    reasons = {
+        "labels": NAMES_HINT if classes is not None else [],
+        "data": [*why, *_group_hint(source.cases)],
+    }
+    _write(written, own, reasons, source, Labels(**(labels or {})), memory, console)
+
+
+def plan(path: Path, overrides: Sequence[str], written: Path, *, memory: float, console: Console) -> None:
+    """Write a configuration for the data of another one, with the arithmetic that led to each value as comments."""
+    _check_new(written)
+    config = assemble.read(path, overrides)
+    labels = assemble.build_labels(config)
+    source = assemble.build_source(config, labels)
+    content = config.to_dict()
+    own = {
+        key: {option: value for option, value in content[key].items() if value is not None}
+        for key in ("labels", "data", "split")
+    }
+    own["data"] = _below(own["data"], written.parent)
+    _write(written, own, {}, source, labels, memory, console)
+
+
+def _check_new(written: Path) -> None:
+    if written.exists():
+        raise ConfigError(f"{written} is there already; give another name with --out, or move it away")
+
+
+def _write(
+    written: Path,
+    own: dict[str, Any],
+    reasons: dict[str, list[str]],
+    source: Source,
+    labels: Labels,
+    memory: float,
+    console: Console,
+) -> None:
+    found = take_fingerprint(source, labels)
+    proposal: Proposal = propose(found, labels, memory * 1e9)
+    order = ("preprocess", "augment", "sampling", "loader", "model", "loss", "optimizer", "schedule", "train")
+    sections = {"name": written.stem, **own, **{key: proposal.sections[key] for key in order}}
+    top = [
+        f"by `segkit data`, from {found.read} of {found.cases} cases; every value is a proposal, to be changed",
+        f"look at the data: segkit data check --config {written.name}",
+        f"train:            segkit train --config {written.name}",
+    ]
+    written.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(written, commented_yaml(sections, {**reasons, **proposal.reasons}, top))
+    assemble.read(written)
+    console.print(f"written to {written}; next:", markup=False, highlight=False)
+    console.print(
+        f"  segkit data check --config {written}\n  segkit train --config {written}", markup=False, highlight=False
+    )
+
+
+def _split(cases: Sequence[Case], *, given: bool) -> dict[str, Any]:
+    if given:
+        return {"name": "source"}
+    groups = len({case.group for case in cases})
+    if groups < 2:
+        raise DataError(f"expected at least two cases to train and to validate on, got {groups}")
+    return {"name": "kfold", "folds": min(FOLDS, groups), "fold": 0, "seed": 0}
+
+
+def _group_hint(cases: Sequence[Case]) -> list[str]:
+    if len({case.group for case in cases}) < len(cases):
+        return []
+    return ["if several cases are of one patient or place, say so with `group`, a regular expression of their names"]
+
+
+def _below(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Options with paths as text, relative to a folder where they lie in it or beside it."""
+
+    def text(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: text(one) for key, one in value.items()}
+        if isinstance(value, (Path, str)) and Path(value).is_absolute():
+            relative = os.path.relpath(value, folder.resolve())
+            return str(value) if relative.startswith(os.path.join("..", "..")) else relative
+        return str(value) if isinstance(value, Path) else value
+
+    return {key: text(value) for key, value in options.items()}

@@ -1,0 +1,328 @@
+"""Volumes and pictures of the less usual formats, against SimpleITK, pydicom and OpenCV; hostile files."""
+
+import io
+import os
+import resource
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from segkit import Labels
+from segkit.data import Case, DataError, MaskFile
+from segkit.data.formats import FORMATS, format_name, is_image
+from segkit.data.mask_code import MaskCode
+from segkit.data.readers import place_of, read_files, read_image, read_mask, read_masks
+
+needs_data = pytest.mark.skipif("SEGKIT_DATA" not in os.environ, reason="SEGKIT_DATA does not name the real data")
+DATA = Path(os.environ.get("SEGKIT_DATA", "")) / "formats"
+
+THREE = Labels(["background", "a", "b"], ignore_index=255)
+TWO = Labels(["background", "a"])
+OVERLAPPING = Labels(["whole", "core"], mode="multilabel")
+NUMBERS = np.random.default_rng(0).integers(0, 3, (7, 6, 5)).astype(np.uint8)  # z, y, x as SimpleITK has them
+
+
+def saved(path, array, direction=None, spacing=(1.0, 2.0, 3.0), origin=(10.0, -5.0, 3.0)):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    if direction is not None:
+        image.SetDirection(np.asarray(direction, dtype=float).ravel().tolist())
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+# volumes
+
+DIRECTIONS = {
+    "identity": np.eye(3),
+    "mirrored": np.diag([-1.0, -1.0, 1.0]),
+    "turned": np.eye(3)[[2, 0, 1]],
+    "oblique": np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "nhdr", "mha", "mhd"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_volumes_are_read_as_the_same_nifti_is(tmp_path, ending, direction):
+    """Which SimpleITK writes and nibabel reads: pixels, spacing and place."""
+    array = NUMBERS.astype(np.int16) * 100 - 50
+    paths = [saved(tmp_path / f"x.{one}", array, DIRECTIONS[direction]) for one in (ending, "nii.gz")]
+    (image, spacing), (expected, expected_spacing) = map(read_image, paths)
+    np.testing.assert_array_equal(image, expected)
+    assert spacing == pytest.approx(expected_spacing)
+    mine, other = (place_of(path, "x") for path in paths)
+    np.testing.assert_allclose(mine.affine, other.affine, atol=1e-4)
+    masks = [saved(tmp_path / f"y.{one}", NUMBERS, DIRECTIONS[direction]) for one in (ending, "nii.gz")]
+    np.testing.assert_array_equal(*(read_mask(path, THREE) for path in masks))
+
+
+def test_channels_of_a_volume(tmp_path):
+    array = np.random.default_rng(1).normal(size=(7, 6, 5, 2)).astype(np.float32)
+    image = sitk.GetImageFromArray(array, isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "x.nrrd"))
+    read, spacing = read_image(tmp_path / "x.nrrd")
+    assert spacing == (1.0, 1.0, 1.0)
+    np.testing.assert_array_equal(read, array.transpose(3, 2, 1, 0)[:, ::-1, ::-1])
+
+
+def test_flat_volumes_stay_pictures(tmp_path):
+    image = sitk.GetImageFromArray(NUMBERS[0])
+    sitk.WriteImage(image, str(tmp_path / "x.mha"))
+    read, spacing = read_image(tmp_path / "x.mha")
+    assert (read.shape, spacing) == ((1, 5, 6), (1.0, 1.0))
+
+
+# DICOM
+
+
+@needs_data
+@pytest.mark.parametrize("study", ["Study1", "Study2", "Study3"])
+def test_a_series_is_its_slices_in_order(study):
+    """By pydicom: each slice at its position along z, rescaled."""
+    folder = next((DATA / "dicom_series" / study).iterdir())
+    image, spacing = read_image(folder)
+    slices = sorted(
+        (pydicom.dcmread(file) for file in folder.iterdir()), key=lambda one: float(one.ImagePositionPatient[2])
+    )
+    stack = np.stack(
+        [one.pixel_array * float(one.get("RescaleSlope", 1)) + float(one.get("RescaleIntercept", 0)) for one in slices]
+    )
+    assert image.shape == (1, *stack.transpose(2, 1, 0).shape)
+    rows, columns = np.array(slices[0].ImageOrientationPatient[:3]), np.array(slices[0].ImageOrientationPatient[3:])
+    assert abs(rows[0]) == 1
+    assert abs(columns[1]) == 1
+    # rows run to the left and columns to the back where they are 1; RAS runs to the right and to the front
+    turned = stack.transpose(2, 1, 0)[:: int(-rows[0]), :: int(-columns[1])]
+    np.testing.assert_allclose(image[0], turned, rtol=1e-6)
+    assert spacing[0] == pytest.approx(float(slices[0].PixelSpacing[1]))
+
+
+@needs_data
+def test_a_series_that_lacks_a_slice(tmp_path):
+    folder = next((DATA / "dicom_series/Study1").iterdir())
+    for file in folder.iterdir():
+        if file.name != "7.dcm":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(DataError, match="equal distances"):
+        read_image(tmp_path)
+
+
+@needs_data
+def test_a_segmentation_is_the_nrrd_that_was_made_of_it():
+    segmentation, nrrd = DATA / "dicom_seg/seg/label.seg", DATA / "dicom_seg/nrrd/label.nrrd"
+    np.testing.assert_array_equal(read_mask(segmentation, TWO), read_mask(nrrd, TWO))
+    case = Case("x", "x", images=(DATA / "dicom_seg/image",), masks=(MaskFile(segmentation),))
+    raw = read_files(case, TWO)
+    assert raw.mask.shape == raw.image.shape[1:]
+    assert raw.mask.sum() == sitk.GetArrayFromImage(sitk.ReadImage(str(nrrd))).sum()
+    with pytest.raises(DataError, match="which is a mask"):
+        read_image(segmentation)
+
+
+@needs_data
+def test_a_single_dicom_picture():
+    file = DATA / "dicom_seg/image/IMG0001.dcm"
+    image, spacing = read_image(file)
+    header = pydicom.dcmread(file)
+    assert image.shape == (1, header.Columns, header.Rows)
+    assert spacing == pytest.approx([float(side) for side in header.PixelSpacing])
+
+
+@needs_data
+def test_errors_do_not_name_patients(tmp_path):
+    """A file whose pixels are cut off, and whose header is full of a name."""
+    header = pydicom.dcmread(DATA / "dicom_seg/image/IMG0001.dcm")
+    header.PatientName, header.PatientID, header.PatientBirthDate = "Doe^Jane", "SECRET-7", "19700101"
+    header.save_as(tmp_path / "x.dcm")
+    whole = (tmp_path / "x.dcm").read_bytes()
+    (tmp_path / "x.dcm").write_bytes(whole[: len(whole) - 300])
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom segkit.data import DataError\n"
+        "from segkit.data.readers import read_image\n"
+        "try: print(read_image(Path(sys.argv[1])))\nexcept DataError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.dcm"], capture_output=True, text=True, check=True)
+    for word in ("Doe", "Jane", "SECRET", "1970"):
+        assert word not in done.stdout + done.stderr
+
+
+# masks
+
+
+def test_colour_coded_masks(tmp_path):
+    colors = {"background": [0, 0, 0], "a": [255, 0, 10], "b": [0, 128, 0], "ignore": [255, 255, 255]}
+    numbers = np.random.default_rng(2).choice([0, 1, 2, 255], (9, 8)).astype(np.uint8)
+    picture = np.zeros((9, 8, 3), np.uint8)
+    for number, name in ((0, "background"), (1, "a"), (2, "b"), (255, "ignore")):
+        picture[numbers == number] = colors[name]
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    code = MaskCode(colors=colors)
+    code.check(THREE)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.png", THREE, code), numbers)
+    picture[0, 0] = (1, 2, 3)
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"got \[1, 2, 3\] \(1 pixels\)"):
+        read_mask(tmp_path / "x.png", THREE, code)
+    with pytest.raises(DataError, match=r"a mask in 5 colours.*`colors: {background"):
+        read_mask(tmp_path / "x.png", THREE)
+
+
+def test_a_jpeg_mask_by_threshold(tmp_path):
+    numbers = np.zeros((32, 32), np.uint8)
+    numbers[8:24, 8:24] = 1
+    Image.fromarray(numbers * 255).save(tmp_path / "x.jpg", quality=70)
+    with pytest.raises(DataError, match="JPEG"):
+        read_mask(tmp_path / "x.jpg", TWO)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.jpg", TWO, MaskCode(threshold=128)), numbers)
+
+
+def test_one_hot_channels(tmp_path):
+    numbers = np.random.default_rng(3).integers(0, 3, (6, 5))
+    np.save(tmp_path / "x.npy", np.eye(3, dtype=np.uint8)[numbers].transpose(2, 0, 1))
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.npy", THREE, MaskCode(one_hot=True)), numbers)
+    np.save(tmp_path / "x.npy", np.ones((3, 6, 5), np.uint8))
+    with pytest.raises(DataError, match="exactly one class a pixel, got 30 pixels"):
+        read_mask(tmp_path / "x.npy", THREE, MaskCode(one_hot=True))
+
+
+def test_16_bit_masks(tmp_path):
+    labels = Labels([f"class {number}" for number in range(300)])
+    numbers = np.random.default_rng(4).integers(0, 300, (6, 5)).astype(np.uint16)
+    for ending in ("png", "tif"):
+        cv2.imwrite(str(tmp_path / f"x.{ending}"), numbers)
+        np.testing.assert_array_equal(read_mask(tmp_path / f"x.{ending}", labels), numbers)
+
+
+@pytest.mark.parametrize("labels", [THREE, OVERLAPPING])
+def test_files_of_classes(tmp_path, labels):
+    """Files of one class are united; of two classes they exclude each other or overlap, as the labels say."""
+    planes = np.random.default_rng(5).random((3, 6, 5)) < 0.4
+    for number, plane in enumerate(planes):
+        Image.fromarray(plane * np.uint8(255)).save(tmp_path / f"{number}.png")
+    names = labels.names[-2:]
+    files = [MaskFile(tmp_path / f"{n}.png", names[0] if n < 2 else names[1]) for n in range(3)]
+    first, second = planes[0] | planes[1], planes[2]
+    if labels.has_mask_channels:
+        np.testing.assert_array_equal(read_masks(files, labels), [first, second])
+    else:
+        with pytest.raises(
+            DataError, match=f"got {int((first & second).sum())} pixels that the masks of several claim"
+        ):
+            read_masks(files, labels)
+        Image.fromarray((second & ~first) * np.uint8(255)).save(tmp_path / "2.png")
+        np.testing.assert_array_equal(read_masks(files, labels), first + 2 * (second & ~first))
+
+
+# hostile files
+
+
+def png_of(width, height):
+    """A complete PNG that claims a size and holds nothing of it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def nifti_of(shape):
+    """A NIfTI whose header claims a size that the file does not have."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((2, 2, 2))
+    header["dim"] = [3, *shape, 1, 1, 1, 1]
+    header["vox_offset"] = 352
+    return header.binaryblock + b"\0" * 4 + np.zeros(8, np.float32).tobytes()
+
+
+def zip_bytes():
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.txt", b"\0" * 10_000_000)
+    return content.getvalue()
+
+
+def npy_of(shape):
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return content.getvalue() + b"\0" * 64
+
+
+NRRD = b"NRRD0004\ntype: float\ndimension: 3\nsizes: 20000 20000 20000\nencoding: raw\nendian: little\n\n" + b"\0" * 64
+MHA = b"ObjectType = Image\nNDims = 3\nDimSize = 20000 20000 20000\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
+HOSTILE = {
+    "huge.png": png_of(100_000, 100_000),
+    "wide.png": png_of(2_000_000_000, 2),
+    "hollow.png": png_of(4000, 4000),
+    "huge.nii": nifti_of((20000, 20000, 20000)),
+    "huge.npy": npy_of((20000, 20000, 20000)),
+    "huge.nrrd": NRRD,
+    "huge.mha": MHA + b"\0" * 64,
+    "negative.nii": nifti_of((-5, 4, 4)),
+    "zip.png": zip_bytes(),
+    "zip.nii.gz": zip_bytes(),
+    "zip.npy": zip_bytes(),
+    "text.tif": b"II*\0" + b"hello" * 50,
+    "text.jpg": b"\xff\xd8\xff" + b"hello" * 50 + b"\xff\xd9",
+    "text.dcm": b"\0" * 128 + b"DICM" + b"hello" * 50,
+    "text.mha": b"hello" * 50,
+}
+LIMIT = 4 << 30  # bytes of address space beyond what the libraries take
+
+
+@pytest.mark.parametrize("reader", ["image", "mask"])
+def test_hostile_files_are_named_and_cost_no_memory(tmp_path, reader):
+    """In a process of its own that may take a few gigabytes more than it has once everything is loaded."""
+    for name, content in HOSTILE.items():
+        (tmp_path / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, __file__, reader, tmp_path], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(done.stdout.split()) == sorted(HOSTILE)
+
+
+def read_all(reader, folder):
+    """Print the names of the files that are refused with an error that names them."""
+    labels = Labels(["background", "a"])
+    sample = folder / "sample.mha"
+    saved(sample, NUMBERS[:1])
+    read_image(sample)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + LIMIT, taken + LIMIT))
+    for name in HOSTILE:
+        try:
+            read_image(folder / name) if reader == "image" else read_mask(folder / name, labels)
+        except DataError as error:
+            print(name if name in str(error) else error, flush=True)
+
+
+def test_links_to_nowhere_are_named(tmp_path):
+    (tmp_path / "x.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"x\.png: the file does not exist"):
+        read_image(tmp_path / "x.png")
+
+
+def test_formats_are_told_by_their_endings(tmp_path):
+    assert format_name(Path("a.B.NII.GZ")) == "NIfTI"
+    assert format_name(Path("a.txt")) is None
+    assert not is_image(tmp_path)
+    endings = [ending for kind in FORMATS.values() for ending in kind.endings]
+    assert len(endings) == len(set(endings))
+
+
+if __name__ == "__main__":
+    read_all(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,219 @@
+"""Looking into folders: the layout and the classes that were written are found, and what is proposed trains."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from test_layouts import LAYOUTS, classes, colours, save
+from test_tools import tool
+
+from segkit import Labels, assemble, data_verbs
+from segkit.data import SOURCES, DataError
+from segkit.data.layouts import find_layout, survey
+from segkit.models import UNet
+from segkit.planning import training_bytes
+
+needs_data = pytest.mark.skipif("SEGKIT_DATA" not in os.environ, reason="SEGKIT_DATA does not name the real data")
+DATA = Path(os.environ.get("SEGKIT_DATA", ""))
+NAMES = tuple(f"{letter}{number:02}" for letter in "pq" for number in range(4))
+
+
+def masks_of(root, labels=None):
+    """(source, class numbers by case) as an inspection has them."""
+    layout = find_layout(root)
+    found = None if layout.labels is not None else survey(layout.masks)
+    labels = Labels(**(layout.labels if found is None else found.labels))
+    source = SOURCES[layout.source](labels=labels, **layout.options, **({} if found is None else found.options))
+    return layout, labels, {case.name: source.read(case).mask for case in source.cases}
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in ("ade", "instances", "coco")])
+def test_layouts_are_told_apart(tmp_path, name):
+    written = LAYOUTS[name](tmp_path)
+    layout, _labels, masks = masks_of(tmp_path)
+    assert layout.source == written.name
+    assert layout.split == (written.splits != {None})
+    assert layout.why
+    for case, mask in written.masks.items():
+        np.testing.assert_array_equal(masks[case], mask)
+
+
+def test_objects_without_classes(tmp_path):
+    written = LAYOUTS["instances"](tmp_path)
+    layout, _labels, masks = masks_of(tmp_path)
+    assert layout.source == "instances"
+    for case, mask in written.masks.items():
+        np.testing.assert_array_equal(masks[case], mask > 0)
+
+
+def test_outlines(tmp_path):
+    """With the categories as classes."""
+    written = LAYOUTS["coco"](tmp_path)
+    layout, labels, masks = masks_of(tmp_path)
+    assert layout.source == "coco"
+    assert labels.names == ("background", "car", "tree")
+    for case, mask in written.masks.items():
+        np.testing.assert_array_equal(masks[case], mask)
+
+
+ARRANGEMENTS = {
+    "two folders": ("images/{case}.png", "masks/{case}.png"),
+    "suffix": ("img/{case}.jpg", "img_labels/{case}_seg.png"),
+    "prefix": ("data/x/{case}.png", "data/y/gt_{case}.png"),
+    "both have their own": ("images/image_{case}.png", "masks/mask_{case}.png"),
+    "one folder": ("{case}.png", "{case}_mask.png"),
+    "one folder, both with a word": ("{case}_sat.jpg", "{case}_mask.png"),
+    "parts above": ("{part}/images/{case}.png", "{part}/labels/{case}.png"),
+    "parts below": ("images/{part}/{case}.png", "annotations/{part}/{case}.png"),
+    "parts beside": ("{part}/{case}.png", "{part}annot/{case}.png"),
+}
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_pairs_are_found_however_they_are_named(tmp_path, arrangement):
+    image, mask = ARRANGEMENTS[arrangement]
+    parts = ["train"] * 5 + ["val"] * 3
+    for name, part in zip(NAMES, parts, strict=True):
+        save(tmp_path / image.format(case=name, part=part), colours(name))
+        save(tmp_path / mask.format(case=name, part=part), classes(name))
+    layout, labels, masks = masks_of(tmp_path)
+    assert layout.source == "pairs"
+    assert layout.split == ("{part}" in image)
+    assert len(labels.names) == 3
+    assert masks.keys() == set(NAMES)
+    for name in NAMES:
+        np.testing.assert_array_equal(masks[name], classes(name))
+
+
+PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 90, 200]], np.uint8)
+CODES = {
+    "0 and 255": (lambda mask: (mask > 0) * np.uint8(255), lambda mask: mask > 0, {"value_map": {255: 1}}),
+    "0 and 1": (lambda mask: (mask > 0) * np.uint8(1), lambda mask: mask > 0, {}),
+    "gaps": (lambda mask: np.array([0, 7, 40], np.uint8)[mask], lambda mask: mask, {"value_map": {7: 1, 40: 2}}),
+    "void": (lambda mask: np.array([0, 1, 255], np.uint8)[mask], lambda mask: np.array([0, 1, 255])[mask], {}),
+    "16 bits": (lambda mask: np.array([0, 1, 2], np.uint16)[mask], lambda mask: mask, {}),
+    "colours": (lambda mask: PALETTE[mask], lambda mask: np.array([0, 2, 1])[mask], {"colors"}),
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_classes_are_told_by_values(tmp_path, code):
+    stored, meant, options = CODES[code]
+    for name in NAMES:
+        save(tmp_path / f"images/{name}.png", colours(name))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        array = stored(classes(name))
+        cv2.imwrite(str(tmp_path / f"masks/{name}.png"), array[..., ::-1] if array.ndim == 3 else array)
+    found = survey(find_layout(tmp_path).masks)
+    assert found.options.keys() == set(options)
+    assert found.options == options or code == "colours"
+    assert (found.labels.get("ignore_index") == 255) == (code == "void")
+    _layout, _labels, masks = masks_of(tmp_path)
+    for name in NAMES:
+        np.testing.assert_array_equal(masks[name], meant(classes(name)))
+
+
+def test_jpeg_masks_get_a_threshold(tmp_path):
+    for number, name in enumerate(NAMES):
+        save(
+            tmp_path / f"images/{name}.jpg",
+            np.random.default_rng(number).integers(0, 256, (64, 64, 3)).astype(np.uint8),
+        )
+        mask = np.zeros((64, 64), np.uint8)
+        mask[10 + number : 40, 10:50] = 255
+        save(tmp_path / f"masks/{name}.jpg", mask)
+    found = survey(find_layout(tmp_path).masks)
+    assert found.options == {"threshold": 128}
+    assert all(mask.sum() == (30 - number) * 40 for number, mask in enumerate(masks_of(tmp_path)[2].values()))
+
+
+def test_folders_without_masks(tmp_path):
+    for name in NAMES:
+        save(tmp_path / f"a/{name}.png", colours(name))
+    with pytest.raises(DataError, match=r"none of the known layouts; it holds 8 \.png.*manifest"):
+        find_layout(tmp_path)
+    with pytest.raises(DataError, match="found none"):
+        find_layout(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["pairs", "msd", "nnunet", "voc"])
+def test_what_is_written_trains_as_it_stands(tmp_path, name):
+    LAYOUTS[name](tmp_path / "data") if (tmp_path / "data").mkdir() is None else None
+    printed = tool("data", "inspect", "data", "--out", "start.yaml", "--memory", "1", folder=tmp_path)
+    assert f"layout {'nnunet' if name == 'nnunet' else name}" in printed
+    text = (tmp_path / "start.yaml").read_text()
+    assert "# " in text
+    assert str(tmp_path) not in text  # data that lie beside the file are found wherever both are moved
+    tool("train", "--config", "start.yaml", "train.steps=2", "train.validate_every={steps: 2}", folder=tmp_path)
+    assert "is there already" in tool("data", "inspect", "data", "--out", "start.yaml", code=2, folder=tmp_path)
+
+
+def test_a_plan_keeps_what_is_known_of_the_data(tmp_path):
+    LAYOUTS["pairs"](tmp_path)
+    data_verbs.inspect(tmp_path, tmp_path / "a.yaml", memory=1.0, console=Console(file=io.StringIO()))
+    tool("data", "plan", "--config", "a.yaml", "labels.names=[sky,car,tree]", "--out", "b.yaml", folder=tmp_path)
+    first, second = (assemble.read(tmp_path / f"{name}.yaml") for name in "ab")
+    assert second.labels.names == ["sky", "car", "tree"]
+    assert second.data == first.data
+    assert second.sampling == first.sampling
+
+
+@pytest.mark.parametrize(("dims", "patch"), [(2, [64, 96]), (3, [32, 32, 24])])
+def test_the_memory_of_a_step_is_what_autograd_keeps(dims, patch):
+    """By the tensors of a real forward pass; twice the batch takes twice the memory, but for the weights."""
+    options = {"widths": [8, 16, 32], "norm": "instance", "residual": True}
+    network = UNet(in_channels=1, out_channels=3, dims=dims, **options)
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network(torch.randn(2, 1, *patch))
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) + 3 * weights + 3 * logits.nbytes
+    one, two = (training_bytes(options, 1, 3, batch, patch) for batch in (1, 2))
+    assert two == pytest.approx(real, rel=0.02)
+    assert two - 4 * weights == pytest.approx(2 * (one - 4 * weights), rel=0.01)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "source", "cases", "classes"),
+    [
+        ("camvid", "pairs", 216, 12),
+        ("chase_db1", "pairs", 28, 2),
+        ("isbi2012", "pairs", 30, 2),
+        ("hippocampus", "msd", 200, 3),
+    ],
+)
+def test_real_folders(name, source, cases, classes):
+    layout = find_layout(DATA / name)
+    assert layout.source == source
+    found = layout.labels or survey(layout.masks).labels
+    assert len(found["names"]) == classes
+    options = {} if layout.labels else survey(layout.masks).options
+    assert len(SOURCES[source](labels=Labels(**found), **layout.options, **options).cases) == cases
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "source"), [("voc_palette", "voc"), ("coco", "coco"), ("ade20k", "ade")])
+def test_real_files_of_public_sets(name, source):
+    layout, labels, masks = masks_of(DATA / "formats" / name)
+    assert layout.source == source
+    assert len(masks) == 3
+    if name == "coco":
+        listing = json.loads((DATA / "formats/coco/annotations.json").read_text())
+        assert set(labels.names) <= {"background", *(one["name"] for one in listing["categories"])}
+    for case, mask in masks.items():
+        if name == "ade20k":
+            stored = np.array(Image.open(DATA / f"formats/ade20k/annotations/{case}.png")).astype(int)
+            np.testing.assert_array_equal(mask, np.where(stored == 0, 255, stored - 1))
