@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from segkit.data.cases import Case, Source
 from segkit.data.census import count_classes
 from segkit.data.disk_cache import DiskCache
 from segkit.data.loaders import EvaluationSet
+from segkit.data.memory import estimate
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.data.store import CachedSource, CaseStore
@@ -71,6 +73,7 @@ class Data:
     split: Split
     store: CaseStore
     preprocess: Preprocess
+    memory: tuple[int, int] | None = None  # bytes that the cases need and that are free, where they are kept there
 
     def cases(self, part: str) -> list[Case]:
         """The cases of `train`, `validation` or `test`, in the order of the split."""
@@ -129,6 +132,7 @@ def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]
     split = split_of(config, source)
     store = CaseStore(source, config.loader.cache)
     by_name = {case.name: case for case in source.cases}
+    memory = _memory(config, store, [by_name[name] for name in split.train], len(split.train + split.validation))
     training = ((by_name[name], store.read(by_name[name])) for name in split.train)
     first = store.read(by_name[split.train[0]])
     preprocess = Preprocess.fit(
@@ -137,7 +141,15 @@ def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int]
         spacing=config.preprocess.spacing,
         multiple=multiple(first.image.ndim - 1),
     )
-    return Data(labels, source, split, store, preprocess)
+    return Data(labels, source, split, store, preprocess, memory)
+
+
+def _memory(config: Config, store: CaseStore, cases: Sequence[Case], number: int) -> tuple[int, int] | None:
+    """See `segkit.data.memory.estimate`; None where cases are not kept there."""
+    if config.loader.cache != "memory":
+        return None
+    spacing = config.preprocess.spacing if isinstance(config.preprocess.spacing, list) else None
+    return estimate(store, cases, number, spacing, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _cached(config: Config, source: Source, folder: Path | None) -> Source:

@@ -29,6 +29,7 @@ from segkit.config import Config, ConfigError
 from segkit.data.augment import NoAugment
 from segkit.data.cases import data_digest
 from segkit.data.loaders import EvaluationSet, TrainingSet, training_loader
+from segkit.data.memory import in_gb
 from segkit.data.sampling import steps_per_epoch
 from segkit.durations import to_steps
 from segkit.finetune import load_weights, weights_digest
@@ -111,7 +112,14 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
         plain=_plain(config, resolved, data),
     )
     torch.manual_seed(config.seed + processes.rank)  # of dropout, in which processes have to differ
-    return Built(experiment, data, resolved, weighted, notes)
+    return Built(experiment, data, resolved, weighted, [*_memory_note(data), *notes])
+
+
+def _memory_note(data: Data) -> list[str]:
+    if data.memory is None:
+        return []
+    needed, free = data.memory
+    return [f"cases in memory: about {in_gb(needed)} of {in_gb(free)} that are free"]
 
 
 def _check_device(config: Config, device: torch.device) -> None:

@@ -30,6 +30,18 @@ DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; 
 USAGE = 2
 OUT_OF_MEMORY = 4
 WORKER_DIED = 5
+FEWER = "use fewer loader.workers, loader.cache: disk, or a smaller sampling.patch"
+DEATHS = {
+    "signal: Killed": f"it was killed (SIGKILL), as the system does when memory runs out; {FEWER}",
+    "signal: Bus error": (
+        "it had no shared memory left (SIGBUS); give the container more of it, such as --shm-size=8g, or use "
+        "loader.workers=0"
+    ),
+    "signal: Segmentation fault": (
+        "a library crashed (SIGSEGV), as on a damaged file; `segkit data check` finds the case at which it does"
+    ),
+    "exited unexpectedly": f"it ended without a word, most often because memory ran out; {FEWER}",
+}
 
 
 def _print_version(asked: bool) -> None:
@@ -362,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         alike = code == USAGE and os.environ.get("RANK", "0") != "0"  # every process of several has the same to say
         if not alike and not getattr(error, "silent", False):
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {worker_death(error) if code == WORKER_DIED else error}", err=True)
         sys.exit(code)
 
 
@@ -371,6 +383,13 @@ def show_warning(message: Any, category: type[Warning], filename: str, lineno: i
     ours = Path(filename).is_relative_to(Path(__file__).parent)
     shown = f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno).rstrip()
     typer.echo(shown, err=True)
+
+
+def worker_death(error: Exception) -> str:
+    """Of what probably died a process that loads data, by what torch says of it, or of what led it to say so."""
+    said = f"{error} {error.__cause__ or error.__context__}"
+    cause = next((words for sign, words in DEATHS.items() if sign in said), str(error))
+    return f"a process that loads data died: {cause}"
 
 
 def exit_code(error: Exception) -> int | None:
