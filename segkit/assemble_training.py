@@ -26,7 +26,7 @@ from segkit.assemble import (
 from segkit.class_weights import Weighted, with_class_weights
 from segkit.compiled import Compiled
 from segkit.config import Config, ConfigError
-from segkit.data.augment import NoAugment
+from segkit.data.augment import Augment, NoAugment
 from segkit.data.cases import data_digest
 from segkit.data.loaders import EvaluationSet, TrainingSet, training_loader
 from segkit.data.memory import in_gb
@@ -180,13 +180,9 @@ def _grouping(config: Config) -> Grouping:
     return Grouping(chosen.encoder_lr, chosen.layer_decay, chosen.decay_norms_and_biases)
 
 
-def _training(
-    config: Config, data: Data, device: torch.device, processes: Processes
-) -> tuple[Settings, Callable[[int], Any]]:
-    """How to train, and the batches from a step on."""
-    overfit = config.train.overfit
-    augment = NoAugment() if overfit else build_augment_from(config, data.labels)
-    training = TrainingSet(
+def training_set(config: Config, data: Data, augment: Augment) -> TrainingSet:
+    """The samples that the network is shown."""
+    return TrainingSet(
         data.cases("train"),
         data.store,
         data.preprocess,
@@ -198,6 +194,14 @@ def _training(
         margin=config.sampling.margin,
         seed=config.seed,
     )
+
+
+def _training(
+    config: Config, data: Data, device: torch.device, processes: Processes
+) -> tuple[Settings, Callable[[int], Any]]:
+    """How to train, and the batches from a step on."""
+    overfit = config.train.overfit
+    training = training_set(config, data, NoAugment() if overfit else build_augment_from(config, data.labels))
     if config.loader.cache != "none":
         training.prepare()
     settings = _settings(config, steps_per_epoch(len(training), config.loader.batch, config.train.accumulate))

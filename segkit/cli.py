@@ -363,6 +363,22 @@ def data_plan(
     data_verbs.plan(config, overrides or [], out, memory=memory, console=Console())
 
 
+@data_app.command("preview")
+def data_preview(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("preview.png"),
+    cases: Annotated[int, typer.Option(min=1, help="Training cases, from all over the data.")] = 4,
+    samples: Annotated[int, typer.Option(min=1, help="Augmented samples of each.")] = 5,
+) -> None:
+    """Draw what the network is shown: augmented patches with their masks."""
+    from rich.console import Console
+
+    from segkit import data_verbs
+
+    data_verbs.preview(config, overrides or [], out, cases=cases, samples=samples, console=Console())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; expected errors become a message and an exit code instead of a traceback."""
     warnings.showwarning = show_warning

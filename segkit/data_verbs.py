@@ -10,19 +10,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from segkit import assemble
+from segkit.assemble_training import training_set
 from segkit.config import Config, ConfigError
 from segkit.config_file import commented_yaml
 from segkit.data import SOURCES
 from segkit.data.cases import Case, DataError, Source
 from segkit.data.checks import Finding, class_table, examine_all, find, split_of
 from segkit.data.layouts import find_layout, survey
+from segkit.data.sampling import Key
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
 from segkit.meter import progress_bar
 from segkit.planning import Proposal, propose, take_fingerprint
+from segkit.report.contact_sheet import contact_sheet
 from segkit.report.data_tables import print_check
 from segkit.runs import replace_text
 
@@ -125,6 +129,29 @@ def plan(path: Path, overrides: Sequence[str], written: Path, *, memory: float, 
     }
     own["data"] = _below(own["data"], written.parent)
     _write(written, own, {}, source, labels, memory, console)
+
+
+def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, samples: int, console: Console) -> None:
+    """Write a sheet with training cases as stored, and beside each what the network is shown of it in the first epochs.
+
+    cases: how many, from all over the training part. samples: of each.
+    """
+    config = assemble.read(path, [*overrides, "loader.cache=none"])
+    labels = assemble.build_labels(config)
+    data = assemble.build_data(config, labels, multiple=assemble.padding_multiple(config, labels))
+    augment = assemble.build_augment_from(config, labels)
+    training = training_set(config, data, augment)
+    chosen = np.linspace(0, len(training) - 1, min(cases, len(training))).round().astype(int).tolist()
+    rows = []
+    for number in chosen:
+        raw = data.source.read(training.cases[number])
+        assert raw.mask is not None
+        drawn = [training[Key(epoch, number, number)] for epoch in range(samples)]
+        pieces = [(sample["image"].numpy(), sample["mask"].numpy()) for sample in drawn]
+        rows.append((training.cases[number].name, [(raw.image, raw.mask), *pieces]))
+    named = ", ".join(one.name for one in config.augment.transforms) or "no augmentation"
+    contact_sheet(rows, labels, written, f"{config.name}: as stored, then {samples} samples of each: {named}")
+    console.print(f"written to {written}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_new(written: Path) -> None:

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 from test_layouts import LAYOUTS, classes, colours, save
-from test_tools import tool
+from test_tools import TINY, tool
 
 from segkit import Labels, assemble, data_verbs
 from segkit.data import SOURCES, DataError
 from segkit.data.layouts import find_layout, survey
 from segkit.models import UNet
 from segkit.planning import training_bytes
+from segkit.report.contact_sheet import contact_sheet
 
 needs_data = pytest.mark.skipif("SEGKIT_DATA" not in os.environ, reason="SEGKIT_DATA does not name the real data")
 DATA = Path(os.environ.get("SEGKIT_DATA", ""))
@@ -163,6 +164,30 @@ def test_a_plan_keeps_what_is_known_of_the_data(tmp_path):
     assert second.labels.names == ["sky", "car", "tree"]
     assert second.data == first.data
     assert second.sampling == first.sampling
+
+
+def test_a_preview_shows_what_the_network_is_shown(tmp_path, monkeypatch):
+    """The cases as stored, and the very samples of the first epochs."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    drawn = []
+    monkeypatch.setattr(
+        data_verbs, "contact_sheet", lambda rows, *rest: drawn.append(rows) or contact_sheet(rows, *rest)
+    )
+    options = ("--cases", "3", "--samples", "2", "--out", "sheet.png")
+    tool("data", "preview", "--config", "tiny.yaml", *options, folder=tmp_path)
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.width > 3 * 200
+        assert len(np.unique(np.array(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 100
+    (rows,) = drawn
+    assert [len(samples) for _name, samples in rows] == [3, 3, 3]
+    config = assemble.read(tmp_path / "tiny.yaml")
+    labels = assemble.build_labels(config)
+    source = assemble.build_source(config, labels)
+    for name, samples in rows:
+        raw = source.read(next(case for case in source.cases if case.name == name))
+        np.testing.assert_array_equal(samples[0][1], raw.mask)
+        for _image, mask in samples[1:]:  # of flips alone
+            assert any(np.array_equal(mask, other) for other in (raw.mask, raw.mask[:, ::-1]))
 
 
 @pytest.mark.parametrize(("dims", "patch"), [(2, [64, 96]), (3, [32, 32, 24])])

@@ -71,7 +71,7 @@ def _figure(rows: Sequence[Row], labels: Labels, title: str | None) -> Figure:
         raise ValueError("expected at least one case to draw, got none")
     views = [_view(row, labels) for row in rows]
     heights = [PANEL_INCHES * min(max(view.reference.shape[1] / view.reference.shape[2], 0.3), 2) for view in views]
-    legends = [_class_patches(labels), _error_patches(labels, any(not view.valid.all() for view in views))]
+    legends = [class_patches(labels), _error_patches(labels, any(not view.valid.all() for view in views))]
     columns = [_legend_columns(patches) for patches in legends]
     lines = [-(-len(patches) // most) for patches, most in zip(legends, columns, strict=True)]
     parts = [*(height + 0.65 for height in heights), *(LINE_INCHES * (1 + count) for count in lines)]
@@ -158,12 +158,26 @@ def _draw(band: SubFigure, view: View, labels: Labels) -> None:
     plain, reference, predicted, errors = axes
     plain.imshow(view.image, interpolation="nearest")
     for axis, planes in ((reference, view.reference), (predicted, view.predicted)):
-        shown = np.array(view.image)
-        for plane, colour in zip(planes, class_colours(labels), strict=True):
-            _tint(shown, plane, colour, OPACITY)
-        axis.imshow(_striped(shown, view.valid), interpolation="nearest")
-        _contours(axis, planes, labels)
+        _draw_planes(axis, view, planes, labels)
     errors.imshow(_striped(error_map(view), view.valid), interpolation="nearest")
+
+
+def view_of(caption: str, image: np.ndarray, mask: np.ndarray, labels: Labels) -> View:
+    """What is drawn of an image and its mask alone; arrays as for `overlay_figure`."""
+    return _view((caption, image, mask, np.zeros_like(mask)), labels)
+
+
+def draw_classes(axis: Axes, view: View, labels: Labels) -> None:
+    """The image with the classes of the reference over it."""
+    _draw_planes(axis, view, view.reference, labels)
+
+
+def _draw_planes(axis: Axes, view: View, planes: np.ndarray, labels: Labels) -> None:
+    shown = np.array(view.image)
+    for plane, colour in zip(planes, class_colours(labels), strict=True):
+        _tint(shown, plane, colour, OPACITY)
+    axis.imshow(_striped(shown, view.valid), interpolation="nearest")
+    _contours(axis, planes, labels)
 
 
 def class_colours(labels: Labels) -> list[str]:
@@ -210,7 +224,7 @@ def _foreground_names(labels: Labels) -> list[str]:
     return [labels.channel_names[channel] for channel in labels.foreground]
 
 
-def _class_patches(labels: Labels) -> list[Patch]:
+def class_patches(labels: Labels) -> list[Patch]:
     entries = zip(_foreground_names(labels), class_colours(labels), strict=True)
     return [Patch(facecolor=colour, label=name) for name, colour in entries]
 

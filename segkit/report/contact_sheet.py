@@ -1,0 +1,45 @@
+"""A sheet of training samples: what the network is shown, with the classes drawn over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from segkit.labels import Labels
+from segkit.report.overlays import class_patches, draw_classes, view_of
+
+PANEL_INCHES = 2.2
+
+Sample = tuple[np.ndarray, np.ndarray]  # image, mask
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[Sample]]], labels: Labels, path: Path, title: str) -> None:
+    """Draw a row a case: its name, the image as stored, and augmented samples of it; save it as a picture.
+
+    image: [C, *S]; mask: [*S] of class numbers, or [K, *S]. Of volumes the slice with the most foreground is shown.
+    Ignored pixels are striped grey.
+    """
+    views = [[view_of(name, image, mask, labels) for image, mask in samples] for name, samples in rows]
+    heights = [max(view.image.shape[0] / view.image.shape[1] for view in line) * PANEL_INCHES + 0.35 for line in views]
+    columns = max(map(len, views))
+    figure = Figure(figsize=(PANEL_INCHES * columns, sum(heights) + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for line, drawn, (name, samples) in zip(axes, views, rows, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for number, (axis, view, (image, _mask)) in enumerate(zip(line, drawn, samples, strict=False)):
+            draw_classes(axis, view, labels)
+            size = " x ".join(map(str, image.shape[1:]))
+            axis.set_title(f"{name} ({size})" if number == 0 else size, fontsize=7, parse_math=False)
+    patches = class_patches(labels)
+    legend = figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
