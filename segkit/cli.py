@@ -259,6 +259,8 @@ def compare(
     console = Console()
     if from_table is not None:
         trained = {"--losses": losses, "--seeds": seeds, "--folds": folds, "--aa": aa, "--config": config}
+        trained |= {"--parallel": parallel, "--no-wait": no_wait, "--dry-run": dry_run}
+        trained |= {"--engine": engine != "local"}
         senseless = [name for name, value in trained.items() if value] + list(overrides or [])
         if senseless:
             raise typer.BadParameter(f"{senseless[0]} is for trainings; --from-table trains nothing")

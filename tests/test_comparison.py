@@ -42,7 +42,15 @@ from segkit.compare.guards import (
 from segkit.compare.long_table import from_challenger, read_scores, to_challenger
 from segkit.compare.plan import Unit
 from segkit.compare.rankings import RULES, Draws, loss_means, rankings
-from segkit.compare.report import Analysis, TableError, Told, compare_table, no_material, write_comparison
+from segkit.compare.report import (
+    Analysis,
+    TableError,
+    Told,
+    compare_table,
+    folder_names,
+    no_material,
+    write_comparison,
+)
 from segkit.compare.statistics import analyse
 from segkit.compare.studies import Folds, TwoWay
 from segkit.config import Config
@@ -161,6 +169,92 @@ def test_a_failed_run_leaves_its_loss_undecided():
     assert after[2] == before[2]
 
 
+def one_run_folds(losses=3, folds=5, cases=60, classes=("organ",)):
+    """A k-fold, one run each."""
+    rng = np.random.default_rng(21)
+    rows = [
+        (f"loss{k}", 0, case % folds, f"c{case:02}", name, 0.7 + 0.02 * k + rng.normal(0, 0.02))
+        for k in range(losses) for case in range(cases) for name in classes
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["loss", "seed", "fold", "case", "class", "dice"])
+
+
+def test_a_failed_fold_leaves_its_loss_undecided_and_the_others_judged(tmp_path):
+    table = one_run_folds()
+    whole = analyse(table, resamples=0)
+    left = table[~((table["loss"] == "loss1") & (table["fold"] == 2))]
+    told = Told(failed={"loss1": {"loss1, fold 2": "out of memory"}})
+    result = write_comparison(left, tmp_path, Analysis(), told, no_material, QUIET)
+    pairs = {frozenset((pair["a"], pair["b"])): pair for pair in result["pairs"]}
+    assert (
+        pairs[frozenset(("loss0", "loss1"))]["verdict"]
+        == pairs[frozenset(("loss1", "loss2"))]["verdict"]
+        == "undecided"
+    )
+    (others,) = [pair for pair in whole["pairs"] if (pair["a"], pair["b"]) == ("loss0", "loss2")]
+    assert pairs[frozenset(("loss0", "loss2"))]["difference"] == pytest.approx(others["difference"])
+    assert pairs[frozenset(("loss0", "loss2"))]["verdict"] == others["verdict"]
+    assert "failed: loss1, fold 2 (out of memory)" in result["warnings"]
+    assert (tmp_path / "report.html").exists()
+    with pytest.raises(ValueError, match="loss1 has no run in fold 2"):  # a foreign table that says nothing of it
+        analyse(left, resamples=0)
+
+
+def test_few_folds_and_folds_without_a_class_are_told():
+    warnings = analyse(one_run_folds(folds=3), resamples=0)["warnings"]
+    assert any("3 folds, fewer than 5" in text for text in warnings)
+    table = one_run_folds(classes=("organ", "lesion"))
+    lacking = (table["class"] == "lesion") & (table["fold"] == 4)
+    table.loc[lacking, "dice"] = np.nan
+    warnings = analyse(table, resamples=0)["warnings"]
+    assert any("none has lesion in fold 4" in text for text in warnings)
+    assert not any("folds, fewer" in text for text in warnings)
+
+
+def test_the_noise_floor_is_in_no_family_though_it_failed(tmp_path):
+    rng = np.random.default_rng(22)
+    names = ("loss0", "loss1", "loss0 (again)")
+    table = long_table({name: rng.normal(0.8, 0.02, (3, 60)) for name in names})
+    failed = {"loss0 (again)": {"loss0 (again), seed 9": "it broke"}}
+    analysis = Analysis(again=("loss0 (again)", "loss0"))
+    result = write_comparison(table, tmp_path, analysis, Told(failed=failed), no_material, QUIET)
+    assert [loss["name"] for loss in result["losses"]] == ["loss0", "loss1"]
+    assert "Bonferroni over 1 pair;" in result["method"]["ci95_adjusted"]
+    assert result["noise_floor"]["verdict"] == "undecided"
+    assert "failed: loss0 (again), seed 9 (it broke)" in result["warnings"]
+
+
+def test_several_runs_of_one_loss_say_nothing_of_two(tmp_path):
+    rng = np.random.default_rng(23)
+    table = long_table({"a": rng.normal(0.8, 0.02, (3, 60)), "b": rng.normal(0.8, 0.02, (1, 60))})
+    result = write_comparison(table, tmp_path, Analysis(), Told(), no_material, QUIET)
+    assert result["scope"] == "checkpoints"
+    assert "not of the losses" in result["method"]["speaks_of"]
+    page = (tmp_path / "report.html").read_text()
+    assert "nothing is joined" in page
+    assert "bars join" not in page
+
+
+def test_names_that_look_like_nothing_are_names(tmp_path):
+    table = long_table({"None": np.full((3, 60), 0.8), "nan": np.full((3, 60), 0.9)}, classes=("NA",))
+    table.to_csv(tmp_path / "table.csv", index=False)
+    compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis(), QUIET)
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {loss["name"] for loss in result["losses"]} == {"None", "nan"}
+    assert result["classes"] == ["NA"]
+    (tmp_path / "table.csv").write_text("")
+    with pytest.raises(TableError, match="the file is empty"):
+        compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis(), QUIET)
+
+
+def test_a_difference_of_distances_has_its_sign_in_the_heading(tmp_path):
+    near, far = np.random.default_rng(24).uniform(1, 2, (2, 3, 60))
+    table = long_table({"far": far + 3, "near": near}).rename(columns={"dice": "hd95"})
+    write_comparison(table, tmp_path, Analysis("hd95", margin=0.5), Told(), no_material, QUIET)
+    assert "<th>b - a</th>" in (tmp_path / "report.html").read_text()
+    assert "| b - a |" in (tmp_path / "report.md").read_text()
+
+
 def test_a_loss_without_any_run_is_not_dropped(tmp_path):
     values = simulated(np.random.default_rng(3), 2, 3, 60)
     told = Told(failed={"lost": {"lost, seed 0": "loss is nan"}})
@@ -173,7 +267,7 @@ def test_a_loss_without_any_run_is_not_dropped(tmp_path):
     ]
     page = (tmp_path / "report.html").read_text()
     assert "The baseline lost is undecided against loss" in page
-    assert "all runs of lost (1) failed" in page
+    assert "runs of lost (1) failed, and no fair sample is left" in page
 
 
 def test_what_is_missing_is_not_taken_for_right(tmp_path):
@@ -500,6 +594,28 @@ def test_trainings_do_not_follow_the_cases_that_judge(folder):
 def test_a_minute_is_no_budget_for_several_at_once(folder):
     arguments = ("--losses", "dice", "comparison.minutes=1", "--parallel", "2")
     assert "use --parallel 1" in " ".join(compare(folder, *arguments, code=2).split())
+
+
+def test_engines_and_options_that_there_are_not(folder):
+    printed = " ".join(compare(folder, "--losses", "dice", "--engine", "slurm", code=2).split())
+    assert "expected --engine to be one of local, ray, got slurm" in printed
+    (folder / "table.csv").write_text("loss,seed,case,class,dice\n")
+    for option in ("--dry-run", "--no-wait", "--parallel=2", "--engine=ray"):
+        tool("compare", "--from-table", "table.csv", option, code=2, folder=folder)
+
+
+def test_the_rules_in_the_report_are_those_that_scored(folder):
+    """Distances as the units measured them; overlaps by segkit's rules, whatever the units report by."""
+    options = ("evaluation.tolerance_mm=20", "evaluation.rules=nnunet", "evaluation.overlays=false")
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "1", "--metric", "nsd", "--margin", "0.01", *options)
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert result["rules"]["name"] == "segkit"
+    assert result["rules"]["surface"]["tolerance_mm"] == 20
+    (unit, *_) = (folder / "out" / "units").glob("dice-*")
+    (scores,) = unit.rglob("scores.json")
+    measured = json.loads(scores.read_text())
+    assert measured["rules"]["surface"]["tolerance_mm"] == 20
+    assert any("evaluation.rules: nnunet is for the tables of the runs" in text for text in result["warnings"])
 
 
 def test_several_units_at_once(folder):
@@ -833,11 +949,31 @@ def test_data_sets_are_the_units_of_friedman_and_nemenyi():
         assert (pair["p_adjusted"] < 0.05) == (abs(pair["rank_difference"]) > 2.569 * np.sqrt(4 * 5 / (6 * 14)))
     assert result["critical_difference"] == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), rel=1e-3)
     few = over_datasets(means_of(table[:4].tolist()), "dice")
-    assert (few["p"], few["reason"]) == (None, "4 data sets; a test over them needs 5")
+    assert (few["p"], few["reason"]) == (None, "4 data sets; a test of 4 losses over them needs 5")
     two = over_datasets(means_of(table[:, :2].tolist()), "dice")
     assert two["p"] == pytest.approx(stats.wilcoxon(*table[:, :2].T).pvalue)
     with pytest.raises(ValueError, match="got l0 in d1"):
         over_datasets({**means_of([[0.5, 0.6]]), "d1": means_of([[0.5]])["d0"]}, "dice")
+
+
+def test_data_sets_have_folders_of_their_own_below_the_comparison():
+    names = ["a/b", "a b", "..", ".", "figures", "Figures", "plain", "A-B"]
+    folders = list(folder_names(names).values())
+    assert len({folder.lower() for folder in folders}) == len(names)
+    assert "plain" in folders
+    for folder in folders:
+        assert folder.lower() != "figures"
+        assert "/" not in folder
+        assert folder.strip(".")
+
+
+def test_so_few_data_sets_decide_nothing_of_two_losses():
+    """Wilcoxon's p of five that all say the same is 0.0625."""
+    table = [[0.5 + 0.01 * n, 0.6 + 0.02 * n] for n in range(6)]
+    five = over_datasets(means_of(table[:5]), "dice")
+    assert (five["p"], five["reason"]) == (None, "5 data sets; a test of 2 losses over them needs 6")
+    assert over_datasets(means_of(table), "dice")["p"] < 0.05
+    assert over_datasets(means_of([[0.5]] * 6), "dice")["reason"] == "there is only one loss"
 
 
 def test_a_table_of_several_tasks(tmp_path):

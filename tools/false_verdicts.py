@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
-from segkit.compare.long_table import read_scores
+from segkit.compare.long_table import read_rows, read_scores
 from segkit.compare.statistics import pair_results
 from segkit.compare.studies import TwoWay, group_values
 
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--margin", type=float, default=0.005)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    scores = read_scores(pd.read_csv(arguments.table, dtype={"case": str, "group": str}), arguments.metric)
+    scores = read_scores(read_rows(arguments.table), arguments.metric)
     if len(scores.losses) != 1 or len(scores.runs) < 2 * arguments.runs:
         got = f"{', '.join(scores.losses)} with {len(scores.runs)}"
         parser.error(f"expected one loss with at least {2 * arguments.runs} runs, got {got}")

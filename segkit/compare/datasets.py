@@ -13,6 +13,7 @@ from scipy import stats
 from segkit.compare.long_table import METRICS
 
 FEW_DATASETS = 5
+FEW_FOR_WILCOXON = 6  # with five its p cannot be below 0.0625
 
 
 def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
@@ -43,10 +44,13 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
         "pairs": [],
         "critical_difference": None,
     }
+    if len(losses) < 2:
+        return result | {"reason": "there is only one loss"}
     if (ranks == ranks[:, :1]).all():
         return result | {"reason": "all losses have the same mean in every data set"}
-    if len(results) < FEW_DATASETS or len(losses) < 2:
-        return result | {"reason": f"{len(results)} data sets; a test over them needs {FEW_DATASETS}"}
+    few = FEW_DATASETS if len(losses) > 2 else FEW_FOR_WILCOXON
+    if len(results) < few:
+        return result | {"reason": f"{len(results)} data sets; a test of {len(losses)} losses over them needs {few}"}
     if len(losses) == 2:
         found: Any = stats.wilcoxon(table[:, 0], table[:, 1])
         return result | {"test": "Wilcoxon over data sets", "p": float(found.pvalue)}

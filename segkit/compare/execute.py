@@ -33,6 +33,7 @@ from segkit.compare.units import (
     unit_rows,
 )
 from segkit.config import Config, ConfigError
+from segkit.metrics.policies import SEGKIT
 from segkit.runs import Run
 
 
@@ -118,6 +119,11 @@ def _noticed(units: Sequence[Unit], design: Design, base: Config, console: Conso
     """Losses that are the same function, told before anything is trained."""
     losses = {label: config_of(units, label).loss for label in design.losses}
     notes = same_functions(losses, assemble.build_labels(base))
+    if base.evaluation.rules != SEGKIT.name:
+        notes.append(
+            f"evaluation.rules: {base.evaluation.rules} is for the tables of the runs; losses are compared by segkit's "
+            "rules, under which a missed structure counts as a miss"
+        )
     for note in notes:
         console.print(f"warning: {note}", style="yellow", markup=False, highlight=False)
     return notes
@@ -158,6 +164,8 @@ def report(units: Sequence[Unit], design: Design, told: Told, out: Path, console
 
 
 def _engine(asked: Asked, design: Design) -> Engine:
+    if asked.engine not in ENGINES:
+        raise ConfigError(f"expected --engine to be one of {', '.join(ENGINES)}, got {asked.engine}")
     engine = ENGINES[asked.engine](asked.parallel, wait=asked.wait)
     if design.minutes is not None and engine.parallel > 1:
         raise ConfigError("comparison.minutes is a fair budget only where units run one at a time: use --parallel 1")

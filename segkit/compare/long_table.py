@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -85,6 +86,24 @@ class Scores:
         """The values of the runs of a loss, [runs, N, C]."""
         return self.values[(self.runs["loss"] == loss).to_numpy()]
 
+    def without(self, losses: Sequence[str]) -> Scores:
+        """The same without the runs of some losses; cases and classes stay."""
+        kept = ~self.runs["loss"].isin(list(losses)).to_numpy()
+        number = np.cumsum(kept) - 1
+        return replace(
+            self,
+            runs=self.runs[kept].reset_index(drop=True),
+            values=self.values[kept],
+            present=self.present[kept],
+            counts=None if self.counts is None else self.counts[kept],
+            blocks=[(number[runs[kept[runs]]], cases) for runs, cases in self.blocks],
+        )
+
+    def lacking_folds(self) -> list[str]:
+        """The losses that have no run in some of the folds, where folds are judged on cases of their own."""
+        of_block = [set(self.runs["loss"].to_numpy()[runs]) for runs, _cases in self.blocks]
+        return [loss for loss in self.losses if not all(loss in found for found in of_block)]
+
     def case_means(self, loss: str) -> np.ndarray:
         """A case's mean over classes and the runs of a loss, [N]; NaN where nothing counts."""
         return counted_mean(self.of(loss), (0, 2))
@@ -153,6 +172,22 @@ def _counts(rows: Rows, order: pd.MultiIndex, grid: pd.MultiIndex, shape: tuple[
         for name in COUNTS
     ]
     return np.nan_to_num(np.stack(columns, -1).astype(float))
+
+
+NO_NUMBER = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "None", "null", "NULL"]
+TEXT = ("loss", "case", "group", "class", "dataset", "task", "algorithm")  # also where they look like a number or NA
+
+
+def read_rows(path: Path) -> Rows:
+    """A CSV file. Names are text whatever they look like, but for empty ones, which are missing. Raises ValueError for
+    an empty file."""
+    try:
+        names = pd.read_csv(path, nrows=0).columns
+    except pd.errors.EmptyDataError as error:
+        raise ValueError("expected a table with a header, the file is empty") from error
+    numbers = {name: NO_NUMBER for name in names if name not in TEXT}
+    blank = {name: [""] for name in names if name in TEXT}
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={**numbers, **blank})
 
 
 def _checked_rows(table: Rows, metric: str, classes: Sequence[str] | None) -> Rows:
@@ -232,7 +267,8 @@ def _check_complete(there: Rows, fold_cases: dict[Any, frozenset[str]]) -> None:
         shown = ", ".join(f"{case} ({name})" for case, name in lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         raise ValueError(
             f"expected the same cases and classes in every run, but loss {loss}, seed {seed}, fold {fold} lacks "
-            f"{shown}; evaluate every run on one test set"
+            f"{shown}; evaluate every run on one test set, or give each fold of each repeat of a k-fold a number of "
+            "its own in the column `fold`"
         )
 
 

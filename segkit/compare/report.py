@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from segkit.compare.long_table import (
     Scores,
     from_challenger,
     lacks_margin,
+    read_rows,
     read_scores,
     to_challenger,
 )
@@ -32,7 +34,7 @@ from segkit.report.datasets_page import write_datasets_pages
 from segkit.report.tables import print_comparison, print_datasets
 from segkit.runs import replace_text
 
-NAMES = ("loss", "case", "group", "class", "dataset", *CHALLENGER[:-1])  # columns that are text, even of digits
+FIGURES = "figures"  # a folder of the report's own
 
 
 class TableError(ValueError):
@@ -99,11 +101,11 @@ def compare_table(
     """
     if not path.is_file():
         raise TableError(f"expected a long table at {path}, found nothing")
-    table: Any = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str))
-    if set(CHALLENGER) <= set(table.columns):
-        table = from_challenger(table, analysis.metric)
-    names = table["dataset"].astype(str).unique() if "dataset" in table.columns else []
     try:
+        table: Any = read_rows(path)
+        if set(CHALLENGER) <= set(table.columns):
+            table = from_challenger(table, analysis.metric)
+        names = table["dataset"].astype(str).unique() if "dataset" in table.columns else []
         if len(names) < 2:
             write_comparison(table, out, analysis, Told(classes), no_material, console)
         else:
@@ -116,7 +118,7 @@ def _compare_datasets(
     table: Any, names: Sequence[str], out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None
 ) -> None:
     """A comparison in a folder for each data set, and what all of them say together in datasets.json and a page."""
-    results, folders = {}, {name: file_name(name) for name in names}
+    results, folders = {}, folder_names(names)
     for name, folder in folders.items():
         console.rule(name)
         own = table[table["dataset"].astype(str) == name]
@@ -126,6 +128,17 @@ def _compare_datasets(
     write_datasets_pages(together, folders, out)
     console.rule(f"{len(names)} data sets")
     print_datasets(together, console)
+
+
+def folder_names(names: Sequence[str]) -> dict[str, str]:
+    """A folder for each data set, below the comparison's and of its own, whatever the name is."""
+    found: dict[str, str] = {}
+    for name in names:
+        folder = file_name(name)
+        if not folder.strip(".") or folder.lower() in (FIGURES, *(other.lower() for other in found.values())):
+            folder = f"{folder.replace('.', '-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        found[name] = folder
+    return found
 
 
 def no_material(_scores: Scores) -> Material:
@@ -152,6 +165,9 @@ def write_comparison(
             f"{scores.filled} values are missing where other runs have one; say whether the class was rightly not "
             "found there (--missing right) or there was no result (--missing wrong)"
         )
+    broken = [loss for loss in scores.lacking_folds() if loss in told.failed]
+    if broken and len(broken) < len(scores.losses):  # else what is left is refused with its reason
+        scores = scores.without(broken)
     result = _analysed(table, tested, scores, analysis, told)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -164,7 +180,8 @@ def write_comparison(
 
 def _analysed(table: Any, tested: Any, scores: Scores, analysis: Analysis, told: Told) -> dict[str, Any]:
     """The contents of comparison.json."""
-    lost = {loss: list(units) for loss, units in told.failed.items()}
+    again = None if analysis.again is None else analysis.again[0]  # which is in no family
+    lost = {loss: list(units) for loss, units in told.failed.items() if loss != again}
     result = analyse_scores(
         scores,
         analysis.baseline,
@@ -201,7 +218,7 @@ def _noise_floor(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[st
     assert analysis.again is not None
     again, once = analysis.again
     both: Any = table[table["loss"].isin([again, once])]
-    if both["loss"].nunique() < 2:
+    if both["loss"].nunique() < 2 or read_scores(both, analysis.metric, told.foreground).lacking_folds():
         return None
     (pair,) = analyse(
         both,
@@ -209,6 +226,7 @@ def _noise_floor(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[st
         baseline=once,
         margin=analysis.margin,
         classes=told.foreground,
+        failed={loss: list(told.failed[loss]) for loss in (again, once) if loss in told.failed},
         tested_to_trained=analysis.tested_to_trained,
         resamples=0,
     )["pairs"]

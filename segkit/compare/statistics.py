@@ -20,8 +20,8 @@ from segkit.compare.long_table import DEFAULT_MARGIN, Missing, Scores, read_scor
 from segkit.compare.rankings import rankings
 from segkit.compare.studies import ALPHA, MIN_GROUPS, TESTS, UNEQUAL, Folds, TwoWay, study_of
 
-FEW_RUNS, FEW_CASES = 3, 50
-FEW_FOR_SPREADS = 5  # runs, below which unequal spreads are often not noticed
+FEW_RUNS, FEW_CASES, FEW_FOLDS = 3, 50, 5
+FEW_FOR_SPREADS = 8  # runs, below which unequal spreads are often not noticed
 MOST_RUNS = 200  # beyond which seeds are said to be no way to a decision
 Family = Literal["all_pairs", "vs_baseline"]
 
@@ -131,7 +131,8 @@ def _check_family(losses: Sequence[str], baseline: str | None, family: str, marg
 
 def _loss_result(loss: str, scores: Scores, study: TwoWay | Folds) -> dict[str, Any]:
     if loss not in scores.losses:
-        return {"name": loss, "mean": None, "ci95": None, "runs": [], "reason": "none of its runs came to an end"}
+        reason = "none of its runs, or none of some fold, came to an end"
+        return {"name": loss, "mean": None, "ci95": None, "runs": [], "reason": reason}
     sign = scores.sign
     estimate = study.estimate({loss: 1})
     interval = estimate.interval()
@@ -172,7 +173,13 @@ def _pair_result(
     lost = " and ".join(f"{loss} ({len(failed[loss])})" for loss in (a, b) if loss in failed)
     if not {a, b} <= set(study.samples):
         nothing = dict.fromkeys(("difference", "ci95", "ci95_adjusted", "p", "p_adjusted"))
-        return {"a": a, "b": b, **nothing, "verdict": "undecided", "reason": f"all runs of {lost} failed"}
+        return {
+            "a": a,
+            "b": b,
+            **nothing,
+            "verdict": "undecided",
+            "reason": f"runs of {lost} failed, and no fair sample is left",
+        }
     estimate = study.estimate({a: 1, b: -1})
     adjusted = estimate.interval(ALPHA / family_size)
     result = {"a": a, "b": b, "difference": estimate.value, "ci95": estimate.interval(), "ci95_adjusted": adjusted}
@@ -235,6 +242,7 @@ def _warnings(scores: Scores, study: TwoWay | Folds) -> list[str]:
     never = [name for number, name in enumerate(scores.classes) if np.isnan(scores.values[..., number]).all()]
     folds = isinstance(study, Folds)
     parts = study.components()
+    unequal = _absent_in_folds(scores)
     unseen = (
         not folds
         and study.run_df
@@ -245,6 +253,16 @@ def _warnings(scores: Scores, study: TwoWay | Folds) -> list[str]:
     hidden = not folds and len(study.samples) > 2 and study.run_df and parts["loss"] < parts["run"]
     told = [
         (few, f"fewer than {FEW_RUNS} runs ({few}): how much runs differ is hardly known; add seeds"),
+        (
+            folds and study.folds < FEW_FOLDS,
+            f"{study.folds if folds else 0} folds, fewer than {FEW_FOLDS}: intervals are wide, and how much folds "
+            "differ is hardly known; add folds or repeats",
+        ),
+        (
+            unequal,
+            f"not every class has cases in every fold (none has {unequal}): the means of those folds are over "
+            "fewer classes",
+        ),
         (cases < FEW_CASES, f"{cases} cases, fewer than {FEW_CASES}: intervals are rough and may be too narrow"),
         (
             groups < MIN_GROUPS and not folds,
@@ -278,6 +296,18 @@ def _warnings(scores: Scores, study: TwoWay | Folds) -> list[str]:
         (never, f"not in the mean, because no case has them: {', '.join(never)}"),
     ]
     return [words for holds, words in told if holds]
+
+
+def _absent_in_folds(scores: Scores) -> str:
+    """Which classes have no case in which folds, in words."""
+    found = []
+    ever = np.flatnonzero((~np.isnan(scores.values)).any((0, 1)))
+    for runs, cases in scores.blocks if len(scores.blocks) > 1 else []:
+        there = (~np.isnan(scores.values[np.ix_(runs, cases)])).any((0, 1))
+        names = [scores.classes[number] for number in np.setdiff1d(ever, np.flatnonzero(there))]
+        if names:
+            found.append(f"{', '.join(names)} in fold {scores.runs['fold'].iloc[runs[0]]}")
+    return "; ".join(found)
 
 
 def _spreads(study: TwoWay | Folds) -> str:

@@ -116,7 +116,8 @@ class TwoWay:
         self.freedom = {loss: freedom[loss] for loss in self.own}
         self.run = sum(self.own[loss] * df for loss, df in self.freedom.items()) / max(self.run_df, 1)
         self.equal_p = _bartlett(list(self.own.values()), list(self.freedom.values()))
-        reach = [name for name, there in (("runs", self.run_df), ("cases", self.groups >= MIN_GROUPS)) if there]
+        over_runs = self.run_df and self.scope == "losses"  # with one run of all losses but one nothing is said of them
+        reach = [name for name, there in (("runs", over_runs), ("cases", self.groups >= MIN_GROUPS)) if there]
         self.over = " and ".join(reach) or "nothing"
 
     @property

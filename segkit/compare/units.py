@@ -17,7 +17,7 @@ from rich.console import Console
 from segkit import assemble, judging, workflow
 from segkit import evaluate as evaluation
 from segkit.compare.claims import Claims
-from segkit.compare.long_table import METRICS
+from segkit.compare.long_table import METRICS, read_rows
 from segkit.compare.plan import SWEEP_SEED, Design, Unit, unit_folder, unit_overrides
 from segkit.config import Config, ConfigError
 from segkit.data.cases import Source, data_digest
@@ -229,7 +229,7 @@ def choose_rates(trials: Sequence[Unit], design: Design) -> dict[str, float]:
 def unit_rows(unit: Unit, metric: str) -> pd.DataFrame:
     """The rows of a finished unit, scored by the one rule of the comparison, whatever the unit itself reports by."""
     folder = Run(unit.folder).evaluation(unit.part)
-    table = pd.read_csv(folder / "cases.csv", dtype={"case": str, "group": str})
+    table = read_rows(folder / "cases.csv")
     rules = rules_of(unit.config)
     table = scored(table, tuple(dict.fromkeys(("dice", "iou", metric))), rules).assign(rules=rules.id)
     for place, (name, value) in enumerate(zip(COLUMNS, (unit.loss, unit.seed, unit.fold), strict=True)):
@@ -242,8 +242,11 @@ def unit_scores(unit: Unit) -> dict[str, Any]:
 
 
 def rules_of(config: Config) -> Rules:
-    """The rules that all units of a comparison are scored by, without the classes that are left out."""
-    return replace(SEGKIT, exclude_classes=tuple(config.evaluation.exclude_classes))
+    """The rules that all units of a comparison are scored by: segkit's, under which a missed structure counts, with the
+    distances as they were measured, and without the classes that are left out."""
+    measured = assemble.scoring_of(config, assemble.build_labels(config)).rules
+    modes = {name: getattr(measured, name) for name in assemble.MODES}
+    return replace(SEGKIT, exclude_classes=tuple(config.evaluation.exclude_classes), **modes)
 
 
 def foreground_of(config: Config) -> list[str]:

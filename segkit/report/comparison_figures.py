@@ -89,8 +89,10 @@ def critical_difference_figure(result: Mapping[str, Any]) -> Figure:
     shares = next(iter(result["ranks"]["rules"].values()))["shares"]
     ranks = {loss: float(np.dot(share, np.arange(1, len(share) + 1))) for loss, share in shares.items()}
     told = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["verdict"] in ("better", "worse")}
-    joins = result["family"] == "all_pairs"
-    filled = set() if joins else {loss for pair in told for loss in pair} - {result["baseline"]}
+    joins = result["family"] == "all_pairs" and any(pair["p"] is not None for pair in result["pairs"])
+    filled = (
+        set() if result["family"] == "all_pairs" else {loss for pair in told for loss in pair} - {result["baseline"]}
+    )
     return _ranks_along_a_line(ranks, told if joins else None, filled, "mean rank in the resamples (1 is best)")
 
 

@@ -63,7 +63,8 @@ def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out:
         "sentences": sentences(result),
         "basis": basis(result, scores),
         "pictures": pictures(result, scores, material),
-        "disagreement": disagreement(scores),
+        "difference": "a - b" if result["higher_is_better"] else "b - a",
+        "disagreement": disagreement(scores) if len(scores.losses) > 1 else [],
         "tables": tables(result, material),
     }
     write_both("comparison", shown, out, "report")
@@ -180,6 +181,8 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
 
 
 def joined_words(result: Mapping[str, Any]) -> str:
+    if all(pair["p"] is None for pair in result["pairs"]):
+        return "Mean ranks in the resamples; no pair was tested, so that nothing is joined."
     if result["family"] == "all_pairs":
         return "Mean ranks in the resamples; bars join losses of which no two were found to differ."
     return (

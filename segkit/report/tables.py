@@ -281,7 +281,8 @@ def _pairs_table(result: Mapping[str, Any]) -> Table:
     table.add_column("a", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     table.add_column("b", overflow="fold")
-    for heading in ("a - b", "adjusted CI", "p adj."):
+    difference = "a - b" if result["higher_is_better"] else "b - a"  # more is better for a
+    for heading in (difference, "adjusted CI", "p adj."):
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in result["pairs"]:
         verdict = pair["verdict"]
