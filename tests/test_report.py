@@ -239,7 +239,7 @@ def comparison(runs, shift=0.1):
 
 
 def test_comparisons_are_printed_with_verdicts():
-    result = comparison(5)
+    result = comparison(8)
     text = printed(print_comparison, result)
     (pair,) = result["pairs"]
     (line,) = [line for line in text.splitlines() if "better" in line and "│" in line]

@@ -359,8 +359,8 @@ def test_warnings_are_given_when_due():
     def warned(runs, cases):
         return " ".join(analyse(long_table(simulated(np.random.default_rng(16), 2, runs, cases)))["warnings"])
 
-    assert warned(5, 50) == ""
-    assert warned(3, 50).startswith("with fewer than 5 runs a loss, runs that spread unequally are often not noticed")
+    assert warned(8, 50) == ""
+    assert warned(3, 50).startswith("with fewer than 8 runs a loss, runs that spread unequally are often not noticed")
     assert "fewer than 3 runs (loss0 2, loss1 2)" in warned(2, 50)
     assert "49 cases, fewer than 50" in warned(3, 49)
     table = long_table(simulated(np.random.default_rng(16), 2, 4, 50))
