@@ -95,7 +95,7 @@ def _place(case: Case) -> str | None:
 
 
 def _digest(array: np.ndarray) -> str:
-    content = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
+    content = hashlib.sha1(str(array.shape).encode(), usedforsecurity=False)  # processors have instructions for it
     content.update(np.ascontiguousarray(array).data)
     return content.hexdigest()
 

@@ -37,7 +37,9 @@ def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     image = array[None] if axes == 2 else np.moveaxis(array[..., :3][..., ::-1], -1, 0)
     if np.issubdtype(image.dtype, np.integer):
         limits = np.iinfo(image.dtype.name)
-        image = (image.astype(np.float32) - limits.min) / np.float32(limits.max - limits.min)
+        image = np.ascontiguousarray(image)  # in bytes, and not once it is four times as large
+        shifted = image if limits.min == 0 else image.astype(np.float32) - limits.min
+        image = np.divide(shifted, np.float32(limits.max - limits.min), dtype=np.float32)
     return image, (1.0,) * (image.ndim - 1)
 
 
