@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from segkit import assemble
@@ -18,7 +17,7 @@ from segkit.assemble_training import training_set
 from segkit.config import Config, ConfigError
 from segkit.config_file import commented_yaml
 from segkit.data import SOURCES
-from segkit.data.cases import Case, DataError, Source
+from segkit.data.cases import Case, DataError, Source, spread
 from segkit.data.checks import Finding, class_table, examine_all, find, split_of
 from segkit.data.layouts import find_layout, survey
 from segkit.data.sampling import Key
@@ -100,20 +99,21 @@ def inspect(root: Path, written: Path, *, memory: float, console: Console) -> No
     _check_new(written)
     layout = find_layout(root)
     classes = None if layout.labels is not None else survey(layout.masks)
-    labels = layout.labels if classes is None else classes.labels
+    named = (layout.labels or {}) if classes is None else classes.labels
+    labels = Labels(**named)
     options = {**layout.options, **({} if classes is None else classes.options)}
-    source = SOURCES[layout.source](labels=Labels(**(labels or {})), **options)
+    source = SOURCES[layout.source](labels=labels, **options)
     why = [*layout.why, *([] if classes is None else classes.why)]
     console.print(f"{root}: layout {layout.source}, {len(source.cases)} cases", markup=False, highlight=False)
     for reason in why:
         console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
     data = {"name": layout.source, **_below(options, written.parent)}
-    own = {"labels": labels, "data": data, "split": _split(source.cases, given=layout.split)}
+    own = {"labels": named, "data": data, "split": _split(source.cases, given=layout.split)}
     reasons = {
         "labels": NAMES_HINT if classes is not None else [],
         "data": [*why, *_group_hint(source.cases)],
     }
-    _write(written, own, reasons, source, Labels(**(labels or {})), memory, console)
+    _write(written, own, reasons, source, labels, memory, console)
 
 
 def plan(path: Path, overrides: Sequence[str], written: Path, *, memory: float, console: Console) -> None:
@@ -141,9 +141,8 @@ def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, 
     data = assemble.build_data(config, labels, multiple=assemble.padding_multiple(config, labels))
     augment = assemble.build_augment_from(config, labels)
     training = training_set(config, data, augment)
-    chosen = np.linspace(0, len(training) - 1, min(cases, len(training))).round().astype(int).tolist()
     rows = []
-    for number in chosen:
+    for number in spread(range(len(training)), cases):
         raw = data.source.read(training.cases[number])
         assert raw.mask is not None
         drawn = [training[Key(epoch, number, number)] for epoch in range(samples)]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.data.cases import Case, Source
+from segkit.data.cases import Source, spread
 from segkit.data.census import count_classes
 from segkit.labels import Labels
 from segkit.models.unet import UNet
@@ -59,7 +59,7 @@ class Fingerprint:
 
 def take_fingerprint(source: Source, labels: Labels) -> Fingerprint:
     """Read up to READ cases from all over the data set."""
-    chosen = _spread(source.cases)
+    chosen = spread(source.cases, READ)
     sides, spacings, intensities = [], [], []
     counts, channels = np.zeros(len(labels.names)), 0
     for case in chosen:
@@ -92,11 +92,6 @@ def take_fingerprint(source: Source, labels: Labels) -> Fingerprint:
         real(np.mean(intensities, axis=0)),
         tuple((counts / max(counted, 1)).tolist()),
     )
-
-
-def _spread(cases: Sequence[Case]) -> list[Case]:
-    places = np.linspace(0, len(cases) - 1, min(READ, len(cases))).round().astype(int)
-    return [cases[place] for place in places]
 
 
 @dataclass(frozen=True)

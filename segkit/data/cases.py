@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from segkit.labels import Labels
 
+Item = TypeVar("Item")
 LISTED = 10  # offending names shown in an error before the rest is only counted
 ENDS = 1 << 16  # bytes of the start and of the end of a file that tell it from others
 
@@ -128,6 +129,12 @@ def check_finite(image: np.ndarray, where: str) -> None:
             f"{where}: expected finite pixel values, got {bad} of {image.size} that are NaN or infinite; "
             "replace them in the file, for example with 0 or the smallest finite value"
         )
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of them, from all over the list."""
+    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int) if items else []
+    return [items[place] for place in places]
 
 
 def listed(names: list[str]) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from segkit.data.cases import DataError
+from segkit.data.cases import DataError, spread
 from segkit.data.formats import case_name, extension, is_image
+from segkit.data.mask_code import packed_colours
 from segkit.data.readers import stored_mask
+from segkit.data.sources.manifest import read_rows
 from segkit.data.sources.public import CITYSCAPES_CLASSES
 
 DEPTH, MOST_FOLDERS = 4, 5000  # of folders that are looked into
@@ -113,9 +114,8 @@ def _coco(root: Path) -> Layout | None:
             images = _folder_of(root, [str(one.get("file_name")) for one in content["images"][:SAMPLED]])
             if images is None:
                 continue
-            names = [str(one["name"]) for one in content["categories"]]
             used = {one.get("category_id") for one in content["annotations"]}
-            names = [str(one["name"]) for one in content["categories"] if one["id"] in used and one["name"] in names]
+            names = [str(one["name"]) for one in content["categories"] if one["id"] in used]
             labels = {"names": ["background", *(name for name in names if name != "background")], "ignore_index": 255}
             why = [f"{file.relative_to(root)} lists images, annotations and categories, as COCO does"]
             return Layout("coco", {"images": images, "annotations": file}, why, labels=labels)
@@ -176,16 +176,10 @@ def _ade(root: Path) -> Layout | None:
 def _manifest(root: Path) -> Layout | None:
     for file in sorted([*root.glob("*.csv"), *root.glob("*.json")]):
         try:
-            rows = (
-                _json(file)
-                if file.suffix == ".json"
-                else pd.read_csv(file, dtype=str, keep_default_na=False, sep=None, engine="python").to_dict("records")
-            )
-        except (ValueError, OSError):
+            rows = read_rows(file)
+        except DataError:
             continue
-        if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
-            continue
-        keys = {str(key) for key in rows[0]}
+        keys = {key for row in rows for key in row}
         classes = {key.removeprefix("mask:") for key in keys if key.startswith("mask:")}
         classes |= {str(name) for row in rows if isinstance(row.get("mask"), dict) for name in row["mask"]}
         if "image" in keys and ("mask" in keys or classes):
@@ -232,7 +226,10 @@ def _pairs(root: Path) -> Layout | None:
         for pairing in _paired(root, first, templates[first], second, templates[second])
     ]
     found.sort(key=lambda one: (-_likeness(one), -len(one.files), one.masks))
-    best = next((one for one in found if all(map(_looks_like_mask, _few([mask for _image, mask in one.files])))), None)
+    best = next(
+        (one for one in found if all(map(_looks_like_mask, spread([mask for _image, mask in one.files], SAMPLED)))),
+        None,
+    )
     if best is None:
         return None
     options: dict[str, Any] = {"images": root / best.images, "masks": root / best.masks, **best.patterns}
@@ -378,7 +375,7 @@ def _looks_like_mask(path: Path) -> bool:
         grey = stored.max(0) if colours else stored
         return bool(np.mean((grey < 32) | (grey > 223)) > 0.95 and grey.std() > 0)
     if colours:
-        return len(np.unique(_packed(stored))) <= MOST_COLOURS
+        return len(np.unique(packed_colours(stored))) <= MOST_COLOURS
     return len(np.unique(stored)) <= MOST_VALUES
 
 
@@ -400,14 +397,14 @@ def survey(masks: Sequence[Path]) -> Classes:
     colours: Counter[int] = Counter()
     read = 0
     jpeg = bool(masks) and extension(masks[0]) in (".jpg", ".jpeg")
-    for path in _few(masks, SURVEYED):
+    for path in spread(masks, SURVEYED):
         try:
             stored, coloured = stored_mask(path)
         except DataError:
             continue
         read += 1
         if coloured and not (stored == stored[:1]).all():
-            colours.update(np.unique(_packed(stored)).tolist())
+            colours.update(np.unique(packed_colours(stored)).tolist())
         else:
             plane = stored[0] if coloured else stored
             values.update(np.unique(np.rint(plane)).astype(np.int64).tolist())
@@ -476,17 +473,6 @@ def _folders(root: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_image(path)) if folder.is_dir() else []
-
-
-def _few(files: Sequence[Path], most: int = SAMPLED) -> list[Path]:
-    """Some of them, from all over the list."""
-    places = np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int) if files else []
-    return [files[place] for place in places]
-
-
-def _packed(stored: np.ndarray) -> np.ndarray:
-    red, green, blue = stored.astype(np.int64)
-    return (red << 16) + (green << 8) + blue
 
 
 DETECTORS: tuple[Callable[[Path], Layout | None], ...] = (

@@ -90,7 +90,7 @@ def _of_colors(
 ) -> np.ndarray:
     if not colours or stored.dtype != np.uint8:
         raise DataError(f"{where}: `colors` needs a picture of 8-bit colours, got {stored.dtype} {list(stored.shape)}")
-    packed = _packed(stored)
+    packed = packed_colours(stored)
     numbers = {name: number for number, name in enumerate(labels.names)}
     wanted = {
         (red << 16) + (green << 8) + blue: numbers.get(name, labels.ignore_index)
@@ -118,7 +118,8 @@ def colours_in_words(packed: np.ndarray) -> str:
     return ", ".join(shown) + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
 
 
-def _packed(stored: np.ndarray) -> np.ndarray:
+def packed_colours(stored: np.ndarray) -> np.ndarray:
+    """Red, green and blue [3, *S] as one number a pixel."""
     red, green, blue = stored.astype(np.int32)
     return (red << 16) + (green << 8) + blue
 
@@ -127,7 +128,7 @@ def _grey(stored: np.ndarray, labels: Labels, where: str) -> np.ndarray:
     """A picture of colours whose channels are all the same as a grey one. Raises DataError for real colours."""
     if (stored == stored[:1]).all():
         return stored[0]
-    packed = _packed(stored)
+    packed = packed_colours(stored)
     number = len(np.unique(packed))
     if number > MOST_COLOURS:
         way_out = "so many look like edges smoothed by resizing or JPEG, or like a photograph; export the masks again"

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import psutil
 
-from segkit.data.cases import Case, RawCase
+from segkit.data.cases import Case, RawCase, spread
 
 SAMPLED = 5  # cases that are read for the estimate
 USED = 0.9  # of the free memory, at most
@@ -37,9 +37,8 @@ def estimate(
     cases: those of which some are read. spacing: that they are resampled to, if it is known. copies: processes on this
     machine that each keep all. Raises DoesNotFit where they do not fit.
     """
-    places = np.linspace(0, len(cases) - 1, min(SAMPLED, len(cases))).round().astype(int)
     sizes = []
-    for case in (cases[place] for place in places):
+    for case in spread(cases, SAMPLED):
         raw = source.read(case)
         finer = 1.0 if spacing is None else math.prod(np.divide(raw.spacing, spacing))
         sizes.append(finer * (raw.image.nbytes + (0 if raw.mask is None else raw.mask.nbytes)))

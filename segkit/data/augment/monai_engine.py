@@ -10,17 +10,21 @@ import numpy as np
 from segkit.data.augment.common import AugmentError, Share, Swap
 
 
-class _Flip:
+class _Drawing:
+    """What of MONAI's own random transforms the engine calls, for ours: where their draws come from."""
+
+    random: np.random.RandomState
+
+    def set_random_state(self, state: np.random.RandomState) -> None:
+        self.random = state
+
+
+class _Flip(_Drawing):
     """Mirrors each axis with a probability; the first is the one from left to right of a volume, the last that of a
     picture."""
 
     def __init__(self, axes: Sequence[int], p: float, void: int, swap: Swap | None):
         self.axes, self.p, self.void, self.swap = axes, p, void, swap
-        self.random = np.random.RandomState()
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Any:
-        self.random = state if state is not None else np.random.RandomState(seed)
-        return self
 
     def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
         image, mask = sample["image"], sample["mask"]
@@ -49,16 +53,11 @@ def affine(
     return _LazyAffine(np.deg2rad(rotate), scale, shift, np.deg2rad(shear), p)
 
 
-class _LazyAffine:
+class _LazyAffine(_Drawing):
     """RandAffine in share-of-side units; the transform itself is made for the size of the sample."""
 
     def __init__(self, rotate: float, scale: float, shift: float, shear: float, p: float):
         self.rotate, self.scale, self.shift, self.shear, self.p = rotate, scale, shift, shear, p
-        self.random = np.random.RandomState()
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Any:
-        self.random = state if state is not None else np.random.RandomState(seed)
-        return self
 
     def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
         from monai.transforms.spatial.dictionary import RandAffined
@@ -119,16 +118,11 @@ def low_resolution(*, zoom: float = 0.5, p: Share = 0.25) -> Any:
     return _LowResolution(zoom, p)
 
 
-class _LowResolution:
+class _LowResolution(_Drawing):
     """RandSimulateLowResolution, made for the axes of the sample, by which its ways to interpolate are named."""
 
     def __init__(self, zoom: float, p: float):
         self.zoom, self.p = zoom, p
-        self.random = np.random.RandomState()
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Any:
-        self.random = state if state is not None else np.random.RandomState(seed)
-        return self
 
     def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
         from monai.transforms.spatial.dictionary import RandSimulateLowResolutiond
