@@ -229,6 +229,9 @@ def compare(
         float | None, typer.Option(min=0, help="Differences inside +- this are equivalent [0.005].")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="dice, iou, nsd, hd95, ... [dice].")] = None,
+    aggregation: Annotated[
+        str | None, typer.Option(help="Of cases and classes: class_case, case_class, global, ... [class_case].")
+    ] = None,
     aa: Annotated[bool, typer.Option("--aa", help="The baseline twice: the noise floor.")] = False,
     from_table: Annotated[Path | None, typer.Option(help="A long table to analyse; nothing is trained.")] = None,
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
@@ -265,6 +268,7 @@ def compare(
         if senseless:
             raise typer.BadParameter(f"{senseless[0]} is for trainings; --from-table trains nothing")
         chosen = {"metric": metric, "baseline": baseline, "margin": margin, "family": family, "missing": missing}
+        chosen |= {"aggregation": aggregation}
         analysis = Analysis(**{key: one for key, one in chosen.items() if one is not None})
         compare_table(from_table, out, analysis, console, classes.split(",") if classes else None)
         return
@@ -283,6 +287,7 @@ def compare(
         "family": family,
         "margin": margin,
         "metric": metric,
+        "aggregation": aggregation,
         "aa": aa or None,
     }
     said = [f"comparison.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]

@@ -129,7 +129,8 @@ class ComparisonSection(Section):
     losses: names or recipes, or a mapping from labels to anything that `loss` may be. seeds: how many, or which.
     folds: of k-fold, each judged on its own part; None for the split as it is. repeats: of the k-fold, cut anew.
     steps, minutes: of each training, in place of what `train` says. sweep: learning rates of which each loss takes the
-    one that does best on the validation part. aa: the baseline once more under another name, with other seeds.
+    one that does best on the validation part. metric, aggregation: what a run's score is, and how cases and classes
+    become one number. aa: the baseline once more under another name, with other seeds.
     """
 
     losses: list[str] | dict[str, Any] = []
@@ -137,6 +138,7 @@ class ComparisonSection(Section):
     folds: Annotated[int, Field(ge=2)] | None = None
     repeats: Count = 1
     metric: str = "dice"
+    aggregation: str = "class_case"
     baseline: str | None = None
     family: Literal["all_pairs", "vs_baseline"] | None = None
     margin: Annotated[float, Field(ge=0)] = 0.005

@@ -28,6 +28,7 @@ from test_tools import TINY, tool, write_pairs
 
 from segkit import Labels
 from segkit.compare import gather
+from segkit.compare.aggregation import AGGREGATIONS, run_scores
 from segkit.compare.claims import Claims
 from segkit.compare.datasets import over_datasets
 from segkit.compare.engines import Local, Ray
@@ -41,7 +42,7 @@ from segkit.compare.guards import (
 )
 from segkit.compare.long_table import from_challenger, read_scores, to_challenger
 from segkit.compare.plan import Unit
-from segkit.compare.rankings import RULES, Draws, loss_means, rankings
+from segkit.compare.rankings import Draws, loss_means, rankings
 from segkit.compare.report import (
     Analysis,
     TableError,
@@ -52,7 +53,7 @@ from segkit.compare.report import (
     write_comparison,
 )
 from segkit.compare.statistics import analyse
-from segkit.compare.studies import Folds, TwoWay
+from segkit.compare.studies import Folds, TwoWay, group_values
 from segkit.config import Config
 from segkit.data import SyntheticSource
 from segkit.report.comparison_figures import classes_figure, cliques
@@ -368,16 +369,16 @@ def by_rule(table, rule, loss, seed):
     return np.mean([of_class([one for (_case, of), one in value.items() if of == name]) for name in names])
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", list(AGGREGATIONS))
 def test_rules_are_what_they_say(rule):
     table = with_counts(np.random.default_rng(7))
     scores = read_scores(table, "dice")
-    found = RULES[rule][0](scores, np.ones((1, len(scores.cases))))[0]
+    found = AGGREGATIONS[rule].score(scores, np.ones((1, len(scores.cases))))[0]
     expected = [by_rule(table, rule, run.loss, run.seed) for run in scores.runs.itertuples()]
     np.testing.assert_allclose(found, expected)
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", list(AGGREGATIONS))
 def test_weights_are_copies_of_cases(rule):
     """A case drawn twice counts as one that is there twice."""
     table = with_counts(np.random.default_rng(8))
@@ -392,8 +393,48 @@ def test_weights_are_copies_of_cases(rule):
             case.assign(case=case["case"] + f"copy{copy}", group=case["group"] + f"copy{copy}") for copy in range(times)
         ]
     copied = read_scores(pd.concat(parts, ignore_index=True), "dice")
-    expected = RULES[rule][0](copied, np.ones((1, len(copied.cases))))
-    np.testing.assert_allclose(RULES[rule][0](scores, weights), expected)
+    expected = AGGREGATIONS[rule].score(copied, np.ones((1, len(copied.cases))))
+    np.testing.assert_allclose(AGGREGATIONS[rule].score(scores, weights), expected)
+
+
+@pytest.mark.parametrize("rule", [name for name, one in AGGREGATIONS.items() if one.smooth])
+def test_every_rule_can_be_that_of_the_verdicts(rule):
+    """Means are the rule's scores, the interval is that of the jackknife over groups, up to terms of higher order."""
+    table = with_counts(np.random.default_rng(12), cases=240)
+    table = table[table["seed"] == 0]  # one run a loss: the interval is of groups alone
+    result = analyse(table, aggregation=rule, resamples=0)
+    scores = read_scores(table, "dice", aggregation=rule)
+    assert [loss["mean"] for loss in result["losses"]] == pytest.approx(
+        [by_rule(table, rule, f"l{n}", 0) for n in (0, 1)]
+    )
+    (pair,) = result["pairs"]
+    left = []
+    for group in range(120):
+        rest = table[table["group"] != f"g{group}"]
+        left.append(by_rule(rest, rule, "l0", 0) - by_rule(rest, rule, "l1", 0))
+    error = np.sqrt(119 / 120 * ((np.array(left) - np.mean(left)) ** 2).sum())
+    low, high = pair["ci95"]
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 119) * error, rel=0.03)
+    assert next(iter(result["ranks"]["rules"])) == rule == result["aggregation"]
+    assert result["ranks"]["rules"][rule]["words"].endswith("the rule of the verdicts")
+    assert len(result["ranks"]["rules"]) == len(AGGREGATIONS)
+    np.testing.assert_allclose(group_values(scores).mean(1), run_scores(scores))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"aggregation": "median"}, "a median has no interval"),
+        ({"aggregation": "mean"}, "class_case, case_class, groups, present, global, micro, got mean"),
+        ({"aggregation": "micro", "metric": "nsd"}, "expected dice or iou for the aggregation micro"),
+    ],
+)
+def test_rules_of_which_no_verdict_can_be_made(options, message):
+    table = with_counts(np.random.default_rng(13)).assign(nsd=0.5)
+    with pytest.raises(ValueError, match=message):
+        analyse(table, **options)
+    with pytest.raises(ValueError, match="expected columns tp, predicted and reference"):
+        analyse(table.drop(columns="tp"), aggregation="global")
 
 
 def test_the_bootstrap_draws_runs_and_groups_alike():
@@ -411,10 +452,10 @@ def test_the_bootstrap_draws_runs_and_groups_alike():
 
 def test_the_mean_of_a_loss_is_that_of_its_drawn_runs():
     scores = read_scores(with_counts(np.random.default_rng(10), runs=3), "dice")
-    of_runs = RULES["class_case"][0](scores, np.ones((1, 9)))[0]
+    of_runs = AGGREGATIONS["class_case"].score(scores, np.ones((1, 9)))[0]
     drawn = Draws(np.array([[2.0, 0, 1, 1, 1, 1]]), np.ones((1, 9)))
     expected = [(2 * of_runs[0] + of_runs[2]) / 3, of_runs[3:].mean()]
-    np.testing.assert_allclose(loss_means(scores, RULES["class_case"][0], drawn)[0], expected)
+    np.testing.assert_allclose(loss_means(scores, "class_case", drawn)[0], expected)
 
 
 # --- challengeR ------------------------------------------------------------------------------------------------------
@@ -463,7 +504,10 @@ def test_a_rule_that_decides_and_an_operating_point_are_told():
     assert "places x better (1) than most other rules do (3)" in told
     table = pd.DataFrame({"loss": ["x", "y"], "class": ["a", "a"], "predicted": [150, 100], "reference": [100, 100]})
     (told,) = operating_point_warnings(table, ["a"])
-    assert told.startswith("x predicts 50% more foreground")
+    assert told.startswith("x predicts 50% more a than there is")
+    table = table.assign(predicted=[180, 100], reference=[100, 180], loss="x", **{"class": ["a", "b"]})
+    (told,) = operating_point_warnings(table, ["a", "b"])  # which is as much as there is of both together
+    assert told.startswith("x predicts 80% more a, 44% less b than there is")
     runs = np.random.default_rng(0).random((3, 4, 1))
     (told,) = identical_runs({"a": runs[:2], "b": runs[1::-1], "c": runs + 1})
     assert "runs of a and b have the same scores on every case" in told
@@ -700,6 +744,7 @@ def test_units_of_others_need_not_be_waited_for(folder):
         ("losses: [dice], seeds: [1, 1]", "different seeds"),
         ("losses: [dice], family: vs_baseline", "needs comparison.baseline"),
         ("losses: {a: {name: dcie}}", "dcie"),
+        ("losses: [dice], aggregation: global, metric: nsd", "comparison.aggregation: expected dice or iou"),
         ("seeds: 2", "expected losses to compare"),
     ],
 )
@@ -714,6 +759,10 @@ def test_learning_rates_are_chosen_on_the_validation_part(folder):
     compare(folder, *arguments)
     result = json.loads((folder / "out" / "comparison.json").read_text())
     assert result["learning_rates"] == {"dice": 0.02, "cross_entropy": 0.02}
+    assert (
+        result["rated_on"]
+        == json.loads(next((folder / "out" / "sweep").glob("*/evaluation/*/scores.json")).read_text())["cases"]
+    )
     assert len(list((folder / "out" / "sweep").glob("*/evaluation/validation/scores.json"))) == 4
     printed = compare(folder, *arguments, "evaluation.split=validation", code=2)
     assert "judges here too (validation)" in " ".join(printed.split())

@@ -53,7 +53,7 @@ def main() -> None:
     if len(scores.losses) != 1 or len(scores.runs) < 2 * arguments.runs:
         got = f"{', '.join(scores.losses)} with {len(scores.runs)}"
         parser.error(f"expected one loss with at least {2 * arguments.runs} runs, got {got}")
-    values = group_values(scores.values, scores.group)
+    values = group_values(scores)
     wrong, naive = rate(values, arguments.runs, arguments.splits, arguments.margin, arguments.seed)
     spread = values.mean(1)
     print(f"{len(values)} runs of {scores.losses[0]}: {spread.mean():.4f}, standard deviation {spread.std(ddof=1):.4f}")

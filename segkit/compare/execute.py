@@ -31,6 +31,7 @@ from segkit.compare.units import (
     rules_of,
     train_unit,
     unit_rows,
+    unit_scores,
 )
 from segkit.config import Config, ConfigError
 from segkit.metrics.policies import SEGKIT
@@ -86,11 +87,13 @@ def compare(path: Path, overrides: Sequence[str], asked: Asked, console: Console
             highlight=False,
         )
     rates: dict[str, float] = {}
+    rated_on: int | None = None
     lost: list[Unit] = []
     if trials:
         engine.run([unit for unit in trials if not finished(unit)], train_unit, console)
         rates = choose_rates(trials, design)
         broken = [unit for unit in trials if not finished(unit)]
+        rated_on = next((unit_scores(unit)["cases"] for unit in trials if finished(unit)), None)
         notes += [f"no score of {unit.name}: {_reason(unit)}" for unit in broken if unit.loss in rates]
         lost += [unit for unit in broken if unit.loss not in rates]
         units = make_units(comparison, rates)
@@ -106,7 +109,7 @@ def compare(path: Path, overrides: Sequence[str], asked: Asked, console: Console
     lost += undone
     complete = [unit for unit in units if unit not in undone]
     if complete:
-        told = Told(foreground_of(base), _by_loss(lost), rules_of(base).to_dict(), plan, notes, rates)
+        told = Told(foreground_of(base), _by_loss(lost), rules_of(base).to_dict(), plan, notes, rates, rated_on)
         _report(complete, design, told, out, console)
     if lost:
         failed = "".join(f"\n  {unit.name}: {_reason(unit)}" for unit in lost)
@@ -121,8 +124,8 @@ def _noticed(units: Sequence[Unit], design: Design, base: Config, console: Conso
     notes = same_functions(losses, assemble.build_labels(base))
     if base.evaluation.rules != SEGKIT.name:
         notes.append(
-            f"evaluation.rules: {base.evaluation.rules} is for the tables of the runs; losses are compared by segkit's "
-            "rules, under which a missed structure counts as a miss"
+            f"evaluation.rules: {base.evaluation.rules} is for the tables of the runs; losses are compared by "
+            f"comparison.aggregation: {design.aggregation}, and a missed structure counts as a miss"
         )
     for note in notes:
         console.print(f"warning: {note}", style="yellow", markup=False, highlight=False)
@@ -158,7 +161,8 @@ def report(units: Sequence[Unit], design: Design, told: Told, out: Path, console
     by_loss = {loss: [lines for unit, lines in logs.items() if unit.loss == loss] for loss in design.losses}
     told = replace(told, notes=[*told.notes, *unequal_steps(by_loss), *log_warnings(by_loss)])
     analysis = Analysis(
-        design.metric, design.baseline, design.margin, design.family, design.again, design.tested_to_trained
+        *(design.metric, design.aggregation, design.baseline),
+        *(design.margin, design.family, design.again, design.tested_to_trained),
     )
     write_comparison(table, out, analysis, told, lambda scores: gather(logs, scores), console)
 

@@ -11,9 +11,9 @@ import pandas as pd
 from PIL import Image
 
 from segkit.checkpoint import load as load_checkpoint
+from segkit.compare.aggregation import run_scores
 from segkit.compare.long_table import Scores
 from segkit.compare.plan import Unit
-from segkit.compare.rankings import class_case
 from segkit.compare.units import unit_scores
 from segkit.report.comparison_page import Material, disagreement
 from segkit.report.overlays import overlay_picture
@@ -53,7 +53,7 @@ def _curves(logs: dict[Unit, list[dict[str, Any]]]) -> pd.DataFrame | None:
 
 
 def _costs(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> pd.DataFrame:
-    of_runs = class_case(scores, np.ones((1, len(scores.cases))))[0]
+    of_runs = run_scores(scores)
     rows = []
     for unit, lines in logs.items():
         last = load_checkpoint(Run(unit.folder).last)
@@ -76,7 +76,10 @@ def _calibration(measured: Calibrations) -> pd.DataFrame | None:
         region = found["regions"]["all"]
         rows.append({"loss": unit.loss, "brier": region["brier"], "nll": region["nll"], "ece": error})
     table: Any = pd.DataFrame(rows)  # pandas says too little of its types for a checker
-    return table.groupby("loss", sort=False).mean().reset_index() if rows else None
+    if not rows:
+        return None
+    grouped = table.groupby("loss", sort=False)
+    return grouped.mean().assign(runs=grouped.size()).reset_index()
 
 
 def pooled_reliability(measured: Calibrations) -> pd.DataFrame | None:

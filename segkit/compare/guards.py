@@ -93,20 +93,23 @@ def _is_ahead(ranks: Mapping[str, float | None], a: str, b: str) -> bool:
 
 
 def operating_point_warnings(table: Any, classes: Sequence[str]) -> list[str]:
-    """Losses that predict much more or much less foreground than there is: the threshold, or argmax, may suit one loss
+    """Losses that predict much more or much less of a class than there is: the threshold, or argmax, may suit one loss
     and not another, and another threshold would turn the order round."""
     if not {"predicted", "reference"} <= set(table.columns):
         return []
-    sums = table[table["class"].isin(list(classes))].groupby("loss", sort=False)[["predicted", "reference"]].sum()
+    counted = table[table["class"].isin(list(classes))]
+    sums = counted.groupby(["loss", "class"], sort=False)[["predicted", "reference"]].sum()
+    sums = sums[sums["reference"] > 0]
+    shares = sums["predicted"] / sums["reference"] - 1
     found = []
-    for loss, row in sums.iterrows():
-        share = row["predicted"] / row["reference"] - 1 if row["reference"] else 0.0
-        if abs(share) > BIAS:
-            more = "more" if share > 0 else "less"
-            found.append(
-                f"{loss} predicts {abs(share):.0%} {more} foreground than there is: its operating point counts into "
-                "its score, and a threshold chosen on validation cases could change it"
-            )
+    for loss, of_loss in shares[shares.abs() > BIAS].groupby("loss", sort=False):
+        words = ", ".join(
+            f"{abs(share):.0%} {'more' if share > 0 else 'less'} {name}" for (_, name), share in of_loss.items()
+        )
+        found.append(
+            f"{loss} predicts {words} than there is: its operating point counts into its score, and a threshold chosen "
+            "on validation cases could change it"
+        )
     return found
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 Missing = Literal["right", "wrong"]
 DEFAULT_MARGIN = 0.005
+DEFAULT_AGGREGATION = "class_case"
 Rows = Any  # a DataFrame: pandas says too little of its types for a checker
 RUN = ["loss", "seed", "fold"]
 COUNTS = ["tp", "predicted", "reference"]
@@ -57,6 +58,7 @@ class Scores:
     is none of the run's. present: the same, but NaN too where the class is in neither for that run alone. counts:
     [R, N, C, 3], tp, predicted, reference; None if the table has none. group: the number of each case's group, [N].
     filled: values of other runs' cases that were missing, and what they count as, `missing`.
+    aggregation: how cases and classes become the score of a run, see `segkit.compare.aggregation`.
     blocks: for each part of the runs that are judged on the same cases, the numbers of its runs and of its cases.
     """
 
@@ -72,6 +74,7 @@ class Scores:
     filled: int
     missing: Missing
     blocks: list[tuple[np.ndarray, np.ndarray]]
+    aggregation: str = DEFAULT_AGGREGATION
 
     @property
     def losses(self) -> list[str]:
@@ -109,7 +112,13 @@ class Scores:
         return counted_mean(self.of(loss), (0, 2))
 
 
-def read_scores(table: Rows, metric: str, classes: Sequence[str] | None = None, missing: Missing = "right") -> Scores:
+def read_scores(
+    table: Rows,
+    metric: str,
+    classes: Sequence[str] | None = None,
+    missing: Missing = "right",
+    aggregation: str = DEFAULT_AGGREGATION,
+) -> Scores:
     """Check a long table and take it apart; see `segkit.compare.statistics.analyse` for what it has to be.
 
     Raises ValueError if columns, cases of a run or classes are missing, rows repeated, or values out of range.
@@ -140,7 +149,8 @@ def read_scores(table: Rows, metric: str, classes: Sequence[str] | None = None, 
     codes, groups = pd.factorize(group_of.loc[names])
     counts = _counts(rows, order, grid, shape)
     return Scores(
-        metric, runs, kinds, names, codes, groups.tolist(), values, of_run_present, counts, filled, missing, blocks
+        *(metric, runs, kinds, names, codes, groups.tolist()),
+        *(values, of_run_present, counts, filled, missing, blocks, aggregation),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from segkit.compare.aggregation import check_aggregation
 from segkit.compare.long_table import METRICS, lacks_margin
 from segkit.config import Config, ConfigError
 from segkit.config_sections import leaves
@@ -58,6 +59,7 @@ class Design:
     folds: int | None
     repeats: int
     metric: str
+    aggregation: str
     baseline: str | None
     family: Literal["all_pairs", "vs_baseline"]
     margin: float
@@ -93,6 +95,10 @@ def make_design(config: Config) -> Design:
         raise ConfigError(f"expected comparison.seeds to be a number or different seeds, got {seeds}")
     if section.metric not in METRICS:
         raise ConfigError(f"expected comparison.metric to be one of {', '.join(METRICS)}, got {section.metric}")
+    try:
+        check_aggregation(section.aggregation, section.metric)
+    except ValueError as error:
+        raise ConfigError(f"comparison.aggregation: {error}") from error
     if lacks_margin(section.metric, section.margin):
         raise ConfigError(f"comparison.margin: {section.metric} is in mm; say how many of them are of no interest")
     if section.baseline is not None and section.baseline not in losses:

@@ -6,14 +6,15 @@ draw cases alone; another run is another result too).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
-from segkit.compare.long_table import Scores, counted_mean
+from segkit.compare.aggregation import AGGREGATIONS, is_there
+from segkit.compare.long_table import Scores
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,24 @@ class Draws:
     cases: np.ndarray
 
 
-Rule = Callable[[Scores, np.ndarray], np.ndarray]  # weights of cases [B, N] -> scores of runs [B, R]
-
-
 def rankings(scores: Scores, pairs: Sequence[tuple[str, str]], resamples: int, seed: int) -> dict[str, Any]:
     """Mean, rank and share of resamples in each rank, for each loss under each rule that the table allows; and for each
-    pair, by the first rule, a bootstrap interval and the share in which a is better."""
+    pair, by the rule of the verdicts, which comes first, a bootstrap interval and the share in which a is better."""
     once = Draws(np.ones((1, len(scores.runs))), np.ones((1, len(scores.cases))))
     drawn = _draw(scores, resamples, np.random.default_rng(seed)) if resamples else None
     by_rule, first = {}, None
-    for name, (rule, words) in RULES.items():
-        if name in POOLED and (scores.counts is None or scores.metric not in POOLED_SCORES):
+    for name in dict.fromkeys([scores.aggregation, *AGGREGATIONS]):
+        if not is_there(name, scores):
             continue
-        means = loss_means(scores, rule, once)[0]
+        means = loss_means(scores, name, once)[0]
+        verdicts = ": the rule of the verdicts" if name == scores.aggregation else ""
         found = {
-            "words": words,
+            "words": f"{AGGREGATIONS[name].words}{verdicts}",
             "means": _named(scores, means),
             "ranks": _named(scores, _ranks(scores, means[None])[0]),
         }
         if drawn is not None:
-            of_draws = loss_means(scores, rule, drawn)
+            of_draws = loss_means(scores, name, drawn)
             of_draws = of_draws[~np.isnan(of_draws).any(1)]  # few cases, and none of them drawn that counts
             first = of_draws if first is None else first
             found["shares"] = _shares(scores, of_draws) if len(of_draws) else None
@@ -52,9 +51,9 @@ def rankings(scores: Scores, pairs: Sequence[tuple[str, str]], resamples: int, s
     return {"resamples": resamples, "rules": by_rule, "pairs": bootstrap}
 
 
-def loss_means(scores: Scores, rule: Rule, draws: Draws) -> np.ndarray:
+def loss_means(scores: Scores, aggregation: str, draws: Draws) -> np.ndarray:
     """[B, L]: the mean over the drawn runs of each loss."""
-    of_runs = rule(scores, draws.cases)
+    of_runs = AGGREGATIONS[aggregation].score(scores, draws.cases)
     loss_of = scores.runs["loss"].to_numpy()
     columns = []
     for loss in scores.losses:
@@ -81,97 +80,6 @@ def _draw(scores: Scores, resamples: int, generator: np.random.Generator) -> Dra
 
 def _multinomial(generator: np.random.Generator, things: int, resamples: int) -> np.ndarray:
     return generator.multinomial(things, np.full(things, 1 / things), size=resamples).astype(float)
-
-
-# --- rules: how the cases and classes of a run become its score ------------------------------------------------------
-
-
-def _weighted(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means over cases of [R, N], weighted by [B, N], leaving NaN out: [B, R]."""
-    counted = ~np.isnan(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (weights @ np.where(counted, values, 0.0).T) / (weights @ counted.T.astype(float))
-
-
-def _mean_of(parts: list[np.ndarray]) -> np.ndarray:
-    """Over classes, leaving out those that no drawn case counts."""
-    return counted_mean(np.stack(parts), 0)
-
-
-def _over_classes(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return _mean_of([_weighted(values[..., number], weights) for number in range(values.shape[2])])
-
-
-def class_case(scores: Scores, weights: np.ndarray) -> np.ndarray:
-    return _over_classes(scores.values, weights)
-
-
-def case_class(scores: Scores, weights: np.ndarray) -> np.ndarray:
-    return _weighted(counted_mean(scores.values, 2), weights)
-
-
-def present(scores: Scores, weights: np.ndarray) -> np.ndarray:
-    return _over_classes(scores.present, weights)
-
-
-def groups(scores: Scores, weights: np.ndarray) -> np.ndarray:
-    """A group's mean for each class, then over groups, whose weight is that of any of their cases."""
-    first = np.unique(scores.group, return_index=True)[1]
-    of_group = np.eye(len(first))[scores.group].T  # [G, N]
-    parts = [_weighted(scores.values[..., number], of_group).T for number in range(scores.values.shape[2])]
-    return _mean_of([_weighted(part, weights[:, first]) for part in parts])
-
-
-def median(scores: Scores, weights: np.ndarray) -> np.ndarray:
-    return _mean_of([_weighted_median(scores.values[..., number], weights) for number in range(scores.values.shape[2])])
-
-
-def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[B, R] from [R, N] and [B, N]: of the values, each taken as often as its weight says."""
-    columns = []
-    for row in values:
-        order = np.argsort(row)[: (~np.isnan(row)).sum()]
-        if not len(order):
-            columns.append(np.full(len(weights), np.nan))
-            continue
-        below = np.cumsum(weights[:, order], 1)
-        half = below[:, -1:] / 2
-        last = len(order) - 1
-        upper, lower = (below > half).argmax(1), (below >= half).argmax(1)
-        middle = (row[order][np.minimum(lower, last)] + row[order][np.minimum(upper, last)]) / 2
-        columns.append(np.where(below[:, -1] > 0, middle, np.nan))
-    return np.stack(columns, 1)
-
-
-def pooled(scores: Scores, weights: np.ndarray) -> np.ndarray:
-    assert scores.counts is not None
-    return _mean_of([_overlap(scores, weights, [number]) for number in range(scores.counts.shape[2])])
-
-
-def micro(scores: Scores, weights: np.ndarray) -> np.ndarray:
-    assert scores.counts is not None
-    return _overlap(scores, weights, list(range(scores.counts.shape[2])))
-
-
-def _overlap(scores: Scores, weights: np.ndarray, classes: list[int]) -> np.ndarray:
-    """Of the counts of some classes, summed over cases: [B, R]."""
-    assert scores.counts is not None
-    sums = np.einsum("bn,rnk->brk", weights, scores.counts[:, :, classes].sum(2))
-    hit, whole = sums[..., 0], sums[..., 1] + sums[..., 2]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return 2 * hit / whole if scores.metric == "dice" else hit / (whole - hit)
-
-
-RULES: dict[str, tuple[Rule, str]] = {
-    "class_case": (class_case, "mean over cases for each class, then over classes: the rule of the verdicts"),
-    "case_class": (case_class, "mean over classes for each case, then over cases"),
-    "groups": (groups, "as the first, but the cases of a group are averaged before"),
-    "present": (present, "as the first, but a run's case where class and prediction are both empty is left out"),
-    "median": (median, "median over cases for each class, then mean over classes"),
-    "global": (pooled, "counts summed over cases for each class, then mean over classes"),
-    "micro": (micro, "counts summed over cases and classes"),
-}
-POOLED, POOLED_SCORES = ("global", "micro"), ("dice", "iou")
 
 
 # --- what comes of the draws -----------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ from typing import Any, Literal
 import pandas as pd
 from rich.console import Console
 
+from segkit.compare.aggregation import check_aggregation
 from segkit.compare.datasets import over_datasets
 from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings
 from segkit.compare.long_table import (
     CHALLENGER,
+    DEFAULT_AGGREGATION,
     DEFAULT_MARGIN,
     METRICS,
     Missing,
@@ -45,11 +47,13 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class Analysis:
-    """How losses are compared: the metric, the baseline (None: all pairs) and the margin of equivalence. again: the
+    """How losses are compared: the metric, how cases and classes become one number (`segkit.compare.aggregation`), the
+    baseline (None: all pairs) and the margin of equivalence. again: the
     label under which the baseline is there once more, and what of. tested_to_trained, missing: see
     `segkit.compare.statistics.analyse`; None: values that lack are refused where nothing says what they mean."""
 
     metric: str = "dice"
+    aggregation: str = DEFAULT_AGGREGATION
     baseline: str | None = None
     margin: float = DEFAULT_MARGIN
     family: Literal["all_pairs", "vs_baseline"] | None = None
@@ -64,6 +68,10 @@ class Analysis:
             raise ConfigError(f"expected --missing right or wrong, got {self.missing}")
         if self.metric not in METRICS:
             raise ConfigError(f"expected --metric to be one of {', '.join(METRICS)}, got {self.metric}")
+        try:
+            check_aggregation(self.aggregation, self.metric)
+        except ValueError as error:
+            raise ConfigError(f"--aggregation: {error}") from error
         if lacks_margin(self.metric, self.margin):
             raise ConfigError(f"{self.metric} is in mm; say with --margin how many of them are of no interest")
         if self.family == "vs_baseline" and self.baseline is None:
@@ -80,7 +88,7 @@ class Told:
 
     foreground: the classes that count; None: all but `background`. failed: names of units that came to no end, and why,
     by loss. rules: those that scored the table; None if nobody but the table itself knows. plan: see
-    `segkit.compare.plan`. notes: what was noticed before. rates: learning rates that were chosen.
+    `segkit.compare.plan`. notes: what was noticed before. rates: learning rates that were chosen, by so many cases.
     """
 
     foreground: Sequence[str] | None = None
@@ -89,6 +97,7 @@ class Told:
     plan: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
+    rated_on: int | None = None
 
 
 def compare_table(
@@ -159,7 +168,7 @@ def write_comparison(
     material: what the pages show beside the analysis, from the scores that it is of.
     """
     tested = _tested(table, analysis)
-    scores = read_scores(tested, analysis.metric, told.foreground, analysis.missing or "right")
+    scores = read_scores(tested, analysis.metric, told.foreground, analysis.missing or "right", analysis.aggregation)
     if scores.filled and scores.counts is None and analysis.missing is None:
         raise ValueError(
             f"{scores.filled} values are missing where other runs have one; say whether the class was rightly not "
@@ -195,7 +204,7 @@ def _analysed(table: Any, tested: Any, scores: Scores, analysis: Analysis, told:
     result["rules"] = dict(told.rules) if told.rules is not None else _rules_of(table)
     result["failed"] = {name: why for units in told.failed.values() for name, why in units.items()}
     result["plan"] = None if told.plan is None else dict(told.plan)
-    result["learning_rates"] = dict(told.rates)
+    result |= {"learning_rates": dict(told.rates), "rated_on": told.rated_on}
     result["warnings"] = [
         *told.notes,
         *result["warnings"],
@@ -220,7 +229,7 @@ def _noise_floor(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[st
     both: Any = table[table["loss"].isin([again, once])]
     if both["loss"].nunique() < 2 or read_scores(both, analysis.metric, told.foreground).lacking_folds():
         return None
-    (pair,) = analyse(
+    found = analyse(
         both,
         metric=analysis.metric,
         baseline=once,
@@ -228,9 +237,12 @@ def _noise_floor(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[st
         classes=told.foreground,
         failed={loss: list(told.failed[loss]) for loss in (again, once) if loss in told.failed},
         tested_to_trained=analysis.tested_to_trained,
+        aggregation=analysis.aggregation,
         resamples=0,
-    )["pairs"]
-    return pair
+    )
+    runs = {loss["name"]: len(loss["runs"]) for loss in found["losses"]}
+    basis = {"cases": found["cases"], "groups": found["groups"], "runs": [runs[again], runs[once]]}
+    return {**found["pairs"][0], **basis}
 
 
 def _changes(plan: Mapping[str, Any] | None) -> list[str]:

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from segkit.compare.long_table import DEFAULT_MARGIN, Missing, Scores, read_scores
+from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_there
+from segkit.compare.long_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
 from segkit.compare.rankings import rankings
 from segkit.compare.studies import ALPHA, MIN_GROUPS, TESTS, UNEQUAL, Folds, TwoWay, study_of
 
@@ -37,6 +38,7 @@ def analyse(
     failed: Mapping[str, Sequence[str]] | None = None,
     missing: Missing = "right",
     tested_to_trained: float | None = None,
+    aggregation: str = DEFAULT_AGGREGATION,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -58,9 +60,12 @@ def analyse(
         not tell which; how many values were filled in is among the warnings then.
     tested_to_trained: with folds, the number of cases that judge by that of those that train, None where all but those
         of the fold do.
+    aggregation: how cases and classes become the score of a run: `class_case` the mean over classes of the means over
+        cases, `case_class` the other way round, `groups`, `present`, or of counts `global` and `micro`; see
+        `segkit.compare.aggregation`.
     resamples, seed: of the bootstrap of ranks; 0 leaves it out.
 
-    The score of a run is the mean over classes of the means over cases. Cases of one group vary together.
+    Cases of one group vary together.
     A difference is a - b, for distances b - a, so that more is better for a. Intervals and p are two-sided.
     `p_adjusted` is Holm's, over the pairs that have a p; `ci95_adjusted`, which gives the verdict, is Bonferroni's,
     over all pairs of the family. A loss with one run gets neither p nor verdict; with fewer than 10 groups, intervals
@@ -68,7 +73,7 @@ def analyse(
 
     Raises ValueError if columns, cases of a run or classes are missing, rows repeated, or values out of range.
     """
-    scores = read_scores(table, metric, classes, missing)
+    scores = read_scores(table, metric, classes, missing, aggregation)
     return analyse_scores(
         scores,
         baseline,
@@ -96,10 +101,12 @@ def analyse_scores(
     failed = {loss: list(runs) for loss, runs in (failed or {}).items() if runs}
     losses = list(dict.fromkeys([*scores.losses, *failed]))
     _check_family(losses, baseline, family, margin)
+    _check_aggregation(scores)
     study = study_of(scores, tested_to_trained)
     pairs = _pairs(losses, baseline, family)
     return {
         "metric": scores.metric,
+        "aggregation": scores.aggregation,
         "baseline": baseline,
         "family": family,
         "margin": margin,
@@ -113,7 +120,7 @@ def analyse_scores(
         "components": study.components(),
         "equal_spread_p": study.equal_p,
         "ranks": rankings(scores, pairs, resamples, seed),
-        "method": _method(study, pairs),
+        "method": _method(study, pairs, scores.aggregation),
         "warnings": _warnings(scores, study),
     }
 
@@ -127,6 +134,15 @@ def _check_family(losses: Sequence[str], baseline: str | None, family: str, marg
         raise ValueError(f"expected a baseline among {losses}, got {baseline!r}")
     if not 0 <= margin < math.inf:
         raise ValueError(f"expected a margin of at least 0, got {margin}")
+
+
+def _check_aggregation(scores: Scores) -> None:
+    check_aggregation(scores.aggregation, scores.metric)
+    if not is_there(scores.aggregation, scores):
+        raise ValueError(
+            f"expected columns tp, predicted and reference for the aggregation {scores.aggregation}, which sums "
+            "pixels; some are missing"
+        )
 
 
 def _loss_result(loss: str, scores: Scores, study: TwoWay | Folds) -> dict[str, Any]:
@@ -222,12 +238,11 @@ def _seeds_needed(signs: dict[str, int], study: TwoWay, margin: float, alpha: fl
     return numbers[place] if place < len(numbers) else None
 
 
-def _method(study: TwoWay | Folds, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+def _method(study: TwoWay | Folds, pairs: Sequence[tuple[str, str]], aggregation: str) -> dict[str, str]:
     """How the numbers were made, in words."""
     runs = isinstance(study, TwoWay) and study.run_df
     return {
-        "score": "mean over classes of means over cases; a case counts for a class if the class is in the reference or "
-        "in the prediction of any run, and a run that rightly has nothing there counts as perfect",
+        "score": AGGREGATIONS[aggregation].in_full,
         "test": TESTS[study.over][0] + (", run variance pooled over losses" if runs else ""),
         "speaks_of": TESTS[study.over][1],
         "p_adjusted": "Holm; it may be below 0.05 where the interval, which is a little stricter, says undecided",

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from segkit.compare.aggregation import run_scores
 from segkit.compare.long_table import Scores
 
 ALPHA = 0.05
 MIN_GROUPS = 10
+STEP = 1e-20
 UNEQUAL = 0.2  # p below which runs are taken to spread unequally
 TESTS = {  # what the intervals extend to: the method, and what the results speak of
     "runs and cases": ("two-way t test over runs and groups of cases", "the losses, for new runs and new cases"),
@@ -51,22 +53,22 @@ class Estimate:
         return float(2 * special.stdtr(self.df, -abs(self.value) / self.error))
 
 
-def group_values(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """A value a run and group, [R, G], whose mean over groups is the score of the run, from [R, N, C].
+def group_values(scores: Scores, runs: np.ndarray | None = None, cases: np.ndarray | None = None) -> np.ndarray:
+    """A value a run and group, [R, G], whose mean over groups is the score of the run. runs, cases: their numbers, None
+    for all.
 
-    Scores are means over classes of means over counted cases, and groups differ in size, so a group's value is the
-    score plus the group's share of the deviations (the linearised cluster mean). Where groups are equal and every
-    case is counted for every class, that is the plain mean of the group.
+    The score plus the number of groups times its derivative by the weight of the group (the infinitesimal jackknife,
+    Jaeckel 1972). Where groups are equal, every case is counted for every class and the score is a mean, that is the
+    plain mean of the group.
     """
-    counted = ~np.isnan(values[0])
-    some = counted.any(0)
-    values, counted = values[..., some], counted[:, some]
-    means = np.nanmean(values, 1)
-    deviations = np.where(counted, values - means[:, None], 0.0) / counted.sum(0)
-    of_case = deviations.sum(2) / counted.shape[1]
-    numbers, codes = np.unique(group, return_inverse=True)
-    sums = np.stack([np.bincount(codes, weights=row, minlength=len(numbers)) for row in of_case])
-    return means.mean(1, keepdims=True) + sums * len(numbers)
+    runs = np.arange(len(scores.runs)) if runs is None else runs
+    cases = np.arange(len(scores.cases)) if cases is None else cases
+    numbers, group = np.unique(scores.group[cases], return_inverse=True)
+    weights = np.zeros((len(numbers), len(scores.cases)), complex)
+    weights[:, cases] = 1
+    weights[group, cases] += 1j * STEP  # the derivative is the imaginary part, and nothing is rounded off
+    found = run_scores(scores, weights)[:, runs]
+    return (np.real(found) + len(numbers) * np.imag(found) / STEP).T
 
 
 def study_of(scores: Scores, tested_to_trained: float | None = None) -> TwoWay | Folds:
@@ -74,7 +76,7 @@ def study_of(scores: Scores, tested_to_trained: float | None = None) -> TwoWay |
     loss_of = scores.runs["loss"].to_numpy()
     parts = []
     for runs, cases in scores.blocks:
-        values = scores.sign * group_values(scores.values[np.ix_(runs, cases)], scores.group[cases])
+        values = scores.sign * group_values(scores, runs, cases)
         parts.append({loss: values[loss_of[runs] == loss] for loss in scores.losses})
     if len(parts) == 1:
         return TwoWay(parts[0])

@@ -16,8 +16,9 @@ from rich.console import Console
 
 from segkit import assemble, judging, workflow
 from segkit import evaluate as evaluation
+from segkit.compare.aggregation import run_scores
 from segkit.compare.claims import Claims
-from segkit.compare.long_table import METRICS, read_rows
+from segkit.compare.long_table import METRICS, read_rows, read_scores
 from segkit.compare.plan import SWEEP_SEED, Design, Unit, unit_folder, unit_overrides
 from segkit.config import Config, ConfigError
 from segkit.data.cases import Source, data_digest
@@ -219,11 +220,19 @@ def choose_rates(trials: Sequence[Unit], design: Design) -> dict[str, float]:
         scores = {}
         for unit in trials:
             if unit.loss == loss and finished(unit):
-                score = unit_scores(unit)["mean"][design.metric]
-                scores[unit.lr] = float("-inf") if score is None else sign * score
+                scores[unit.lr] = sign * _score(unit, design)
         if scores:
             chosen[loss] = max(scores, key=scores.__getitem__)
     return chosen
+
+
+def _score(unit: Unit, design: Design) -> float:
+    """Of one run by itself; the worst there is where no case has any of the classes."""
+    rows: Any = unit_rows(unit, design.metric)
+    classes = foreground_of(unit.config)
+    if rows[rows["class"].isin(classes)][design.metric].isna().all():
+        return -METRICS[design.metric].sign * math.inf
+    return float(run_scores(read_scores(rows, design.metric, classes, "right", design.aggregation))[0])
 
 
 def unit_rows(unit: Unit, metric: str) -> pd.DataFrame:

@@ -36,6 +36,15 @@ PREPOSITIONS = {
 
 
 @dataclass(frozen=True)
+class Table:
+    """words: below the title, what it shows and what that rests on."""
+
+    title: str
+    words: str
+    rows: pd.DataFrame
+
+
+@dataclass(frozen=True)
 class Material:
     """What a report shows beside the analysis; each may be missing.
 
@@ -65,7 +74,7 @@ def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out:
         "pictures": pictures(result, scores, material),
         "difference": "a - b" if result["higher_is_better"] else "b - a",
         "disagreement": disagreement(scores) if len(scores.losses) > 1 else [],
-        "tables": tables(result, material),
+        "tables": tables(result, scores, material),
     }
     write_both("comparison", shown, out, "report")
 
@@ -157,18 +166,19 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
         (several and ranked, "ranks", "How stable the ranks are",
          f"Share of the resamples of runs and groups of cases in which each loss has each rank, by every rule. {on}.",
          lambda: draw.ranks_figure(result)),
-        (several, "rules", "Ranks by other rules", rule_words(result), lambda: draw.rules_figure(result)),
+        (several, "rules", "Ranks by other rules", f"{rule_words(result)} {on}.", lambda: draw.rules_figure(result)),
         (True, "classes", "Classes", f"Mean {metric}. {on}.",
          lambda: draw.classes_figure(scores.sign * scores.values, loss_of, losses, scores.classes, scores.sign)),
         (True, "components", "Where scores vary", f"{on}.", lambda: draw.components_figure(result)),
-        (several, "paired", "Cases", paired_words(result),
+        (several, "paired", "Cases", f"{paired_words(result)} {on}.",
          lambda: draw.paired_figure(paired(result, scores), metric)),
         (material.curves is not None, "curves", "Training",
          f"Validation scores while training: mean of the runs, and the range from the lowest to the highest. {on}.",
          lambda: draw.curves_figure(_there(material.curves), losses, "iou" if metric == "iou" else "dice")),
         (material.reliability is not None, "reliability", "Calibration",
          "How often the predicted class is right over how sure it is: all pixels of all runs of a loss, 15 bins, those "
-         f"of fewer than {FEWEST_PIXELS} pixels left out. Below the line: surer than right.",
+         f"of fewer than {FEWEST_PIXELS} pixels left out. Below the line: surer than right. "
+         f"{pixel_words(material.reliability)}{on}.",
          lambda: draw.reliability_figure(_there(material.reliability), losses, FEWEST_PIXELS)),
         (material.units is not None, "cost", "Cost", f"A dot a run; memory: peak while training. {on}.",
          lambda: draw.cost_figure(_there(material.units), losses, metric)),
@@ -176,7 +186,7 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
     found = [Picture(name, title, words, png_of(make())) for there, name, title, words, make in drawn if there]
     if material.overlays is not None:
         png, rule = material.overlays
-        found.append(Picture("overlays", "Where the losses disagree most", rule, png))
+        found.append(Picture("overlays", "Where the losses disagree most", f"{rule} {on}.", png))
     return found
 
 
@@ -236,17 +246,29 @@ def disagreement(scores: Any) -> list[dict[str, Any]]:
     ]
 
 
-def tables(result: Mapping[str, Any], material: Material) -> dict[str, pd.DataFrame]:
-    """Further tables, by their title."""
-    found = {}
+def pixel_words(reliability: pd.DataFrame | None) -> str:
+    if reliability is None:
+        return ""
+    pixels: Any = reliability.groupby("loss", sort=False)["pixels"].sum()
+    return f"Pixels: {', '.join(f'{loss} {number:.3g}' for loss, number in pixels.items())}. "
+
+
+def tables(result: Mapping[str, Any], scores: Any, material: Material) -> list[Table]:
+    """Further tables."""
+    found, on = [], f"{basis(result, scores)}."
     if material.units is not None:
-        grouped: Any = material.units.groupby("loss", sort=False)[["steps", "seconds", "memory_mb"]].mean()
-        found["Cost: mean of the runs"] = grouped.reset_index()
+        grouped: Any = material.units.groupby("loss", sort=False)
+        means = grouped[["steps", "seconds", "memory_mb"]].mean().assign(runs=grouped.size()).reset_index()
+        found.append(
+            Table("Cost", f"Mean of the runs, of their trainings alone; memory: peak while training. {on}", means)
+        )
     if material.calibration is not None:
-        found["Calibration: mean of the runs"] = material.calibration
+        words = "Mean of the runs, each of all pixels of its cases; the less, the better."
+        found.append(Table("Calibration", f"{words} {on}", material.calibration))
     rates = result.get("learning_rates")
     if rates:
-        found["Learning rates chosen on the validation part"] = pd.DataFrame(rates.items(), columns=["loss", "rate"])
+        words = f"By one run for each loss and rate, on the {result['rated_on']} cases of the validation part."
+        found.append(Table("Learning rates", words, pd.DataFrame(rates.items(), columns=["loss", "rate"])))
     return found
 
 
