@@ -1,6 +1,7 @@
-"""Speed against peers, interleaved in one run: python tools/benchmark.py train, losses or metrics."""
+"""Speed against peers, interleaved in one run: python tools/benchmark.py train, losses, metrics or data."""
 
 import argparse
+import os
 import warnings
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def run_metrics(arguments: argparse.Namespace) -> None:
     benchmark_metrics(arguments.rounds, arguments.threads, arguments.markdown)
 
 
+def run_data(arguments: argparse.Namespace) -> None:
+    warnings.filterwarnings("ignore", module=PEERS)
+    from benchmark_data import benchmark_data
+
+    benchmark_data(arguments.rounds, arguments.workers, arguments.data, arguments.markdown)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -54,6 +62,12 @@ def main() -> None:
     metrics.add_argument("--rounds", type=int, default=7)
     metrics.add_argument("--threads", type=int, default=2, help="of torch")
     metrics.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    data = commands.add_parser("data", help="batches beside MONAI's CacheDataset and an albumentations script")
+    data.set_defaults(run=run_data)
+    data.add_argument("--rounds", type=int, default=7)
+    data.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that make batches")
+    data.add_argument("--data", type=Path, default=os.environ.get("SEGKIT_DATA"), help="with hippocampus and camvid")
+    data.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
     arguments = parser.parse_args()
     arguments.run(arguments)
 

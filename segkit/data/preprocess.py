@@ -113,7 +113,8 @@ class Preprocess:
     def normalise(self, image: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """(image - shift) / scale for an image [C, *S], clipped to 0..1 for `percentile`: float32."""
         wide = (-1, *(1,) * (image.ndim - 1))
-        normal = (image - shift.reshape(wide)) / scale.reshape(wide)
+        normal = image - shift.reshape(wide)
+        normal /= scale.reshape(wide)
         return np.clip(normal, 0, 1, out=normal) if self.intensity == "percentile" else normal
 
 
