@@ -370,6 +370,18 @@ def data_plan(
     data_verbs.plan(config, overrides or [], out, memory=memory, console=Console())
 
 
+@data_app.command("download")
+def data_download(
+    name: Annotated[str, typer.Argument(help="Task01_BrainTumour to Task10_Colon, voc2007 to voc2012, oxford_pets.")],
+    folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path("data"),
+) -> None:
+    """Fetch a public data set, by the dataset classes of MONAI and torchvision."""
+    from segkit.data.downloads import download
+
+    found = download(name, folder)
+    typer.echo(f"{name} lies in {found}; segkit data inspect {found} writes a configuration for it")
+
+
 @data_app.command("preview")
 def data_preview(
     config: ConfigOption,

@@ -145,6 +145,6 @@ def _channels_last(image: np.ndarray) -> np.ndarray:
 def _channels_first(image: np.ndarray) -> np.ndarray:
     import cv2
 
-    out = np.empty((1 if image.ndim == 2 else image.shape[2], *image.shape[:2]), np.float32)
+    out: Any = np.empty((1 if image.ndim == 2 else image.shape[2], *image.shape[:2]), np.float32)
     cv2.split(np.ascontiguousarray(image), list(out))
     return out

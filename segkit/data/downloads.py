@@ -1,0 +1,71 @@
+"""Public data sets by name, fetched and unpacked by the dataset classes of MONAI and torchvision, which know where they
+lie and what their archives hash to."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from segkit.data.cases import DataError
+
+DECATHLON = (
+    *("Task01_BrainTumour", "Task02_Heart", "Task03_Liver", "Task04_Hippocampus", "Task05_Prostate"),
+    *("Task06_Lung", "Task07_Pancreas", "Task08_HepaticVessel", "Task09_Spleen", "Task10_Colon"),
+)
+VOC_YEARS = ("2007", "2008", "2009", "2010", "2011", "2012")
+
+
+def _decathlon(task: str, folder: Path) -> Path:
+    """Medical Segmentation Decathlon (Antonelli et al. 2022)."""
+    from monai.apps.datasets import DecathlonDataset
+
+    DecathlonDataset(folder, task, "training", download=True, cache_num=0)
+    return folder / task
+
+
+def _voc(year: str, folder: Path) -> Path:
+    """PASCAL VOC (Everingham et al. 2010)."""
+    from torchvision.datasets import VOCSegmentation
+
+    found = VOCSegmentation(folder, year=year, image_set="trainval", download=True)
+    return Path(found.images[0]).parents[1]
+
+
+def _pets(folder: Path) -> Path:
+    """Oxford-IIIT Pet (Parkhi et al. 2012): masks of 1 animal, 2 background, 3 border."""
+    from torchvision.datasets import OxfordIIITPet
+
+    OxfordIIITPet(folder, target_types="segmentation", download=True)
+    return folder / "oxford-iiit-pet"
+
+
+DOWNLOADS: dict[str, Callable[[Path], Path]] = {  # into a folder; where the data set is there
+    **{task: partial(_decathlon, task) for task in DECATHLON},
+    **{f"voc{year}": partial(_voc, year) for year in VOC_YEARS},
+    "oxford_pets": _pets,
+}
+
+
+def download(name: str, folder: Path) -> Path:
+    """Fetch and unpack a public data set as `folder/name`, which is there once it is whole. Returns that path; if it is
+    there already, nothing is fetched.
+
+    Raises DataError for a name that is none, and where the archive cannot be fetched or is another one than it was.
+    """
+    if name not in DOWNLOADS:
+        raise DataError(f"expected one of {', '.join(DOWNLOADS)}, got {name}")
+    target = folder / name
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder) as unfinished:
+        try:
+            found = DOWNLOADS[name](Path(unfinished))
+        except Exception as error:  # whatever their networks, archives and parsers raise
+            raise DataError(
+                f"{name} could not be fetched: {error}; try again, or unpack its archive by hand as {target}"
+            ) from error
+        found.rename(target)
+    return target
