@@ -18,10 +18,11 @@ from segkit.config import Config, ConfigError
 from segkit.config_file import commented_yaml
 from segkit.data import SOURCES
 from segkit.data.cases import Case, DataError, Source, spread
-from segkit.data.checks import Finding, class_table, examine_all, find, split_of
+from segkit.data.checks import Facts, Finding, class_table, examine_all, find, split_of
 from segkit.data.layouts import find_layout, survey
 from segkit.data.sampling import Key
 from segkit.data.splits import PARTS
+from segkit.guards import mirror_warnings
 from segkit.labels import Labels
 from segkit.meter import progress_bar
 from segkit.planning import Proposal, propose, take_fingerprint
@@ -58,11 +59,11 @@ def check(
             progress.update(task, advance=1)
     facts.sort(key=lambda one: one.case)
     split, refused = split_of(lambda: assemble.split_of(config, source))
-    found += [*refused, *find(facts, source.cases, split, labels)]
+    found += [*refused, *find(facts, source.cases, split, labels), *_mirrored(config, facts)]
     result = {
         "cases": len(source.cases),
         "groups": len({case.group for case in source.cases}),
-        "read": sum(one.error is None for one in facts),
+        "read": sum(not one.errors for one in facts),
         "split": None if split is None else split.content_hash,
         "parts": {} if split is None else {part: len(getattr(split, part)) for part in PARTS},
         "classes": class_table(facts, labels),
@@ -88,6 +89,11 @@ def _found(config: Config, labels: Labels) -> tuple[Source, list[Finding]]:
                 raise
             finding = Finding("error", str(error))
             return assemble.build_source(assemble.with_data(config, unpaired="skip"), labels), [finding]
+
+
+def _mirrored(config: Config, facts: Sequence[Facts]) -> list[Finding]:
+    dims = next((len(one.shape) - 1 for one in facts if one.shape), 2)
+    return [Finding("warning", text) for text in mirror_warnings(config.labels.names, config.augment, dims)]
 
 
 def inspect(root: Path, written: Path, *, memory: float, console: Console) -> None:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segkit.losses.diagnostics import DEAD
 from segkit.losses.like import preset
 
+SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")
 POOLING = ("dice", "jaccard", "tversky", "focal_tversky", "generalized_dice", "lovasz_softmax", "lovasz_hinge")
+
+
+def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:
+    """Classes of one side that a mirror of left and right moves to the other, where they keep their name.
+
+    augment: the section `augment`. dims: spatial axes of the images.
+    """
+    swapped = {name for pair in augment.swap_on_flip for name in pair}
+    sided = [name for name in names if SIDE.search(name.lower()) and name not in swapped]
+    lateral = 0 if dims == 3 else 1
+    mirrored = any(
+        one.name == "horizontal_flip" or (one.name == "flip" and lateral in [axis % dims for axis in one.args["axes"]])
+        for one in augment.transforms
+    )
+    if not sided or not mirrored:
+        return []
+    return [
+        f"a mirror turns left into right, but the classes {', '.join(sided)} keep their names: name those that change "
+        "places, `swap_on_flip: [[left ..., right ...]]` under `augment`, or leave the mirror out"
+    ]
 
 
 def loss_warnings(terms: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ from segkit.config import Config, dump
 from segkit.config_sections import leaves
 from segkit.data.cases import RawCase, data_digest
 from segkit.data.splits import Split
-from segkit.guards import loss_notes, loss_warnings
+from segkit.guards import loss_notes, loss_warnings, mirror_warnings
 from segkit.judging import checkpoint_file, evaluated_part, write_evaluation
 from segkit.losses.supervision import DeepSupervision
 from segkit.processes import ALONE, Processes, joined
@@ -255,7 +255,8 @@ def print_header(config: Config, built: Built, console: Console) -> None:
     pooled = assemble.scoring_of(config, built.data.labels).rules.aggregated("dice") in ("global", "micro")
     for note in loss_notes(config.loss, pooled=pooled):
         console.print(note, style="dim", highlight=False, markup=False)
-    for warning in loss_warnings(config.loss):
+    sides = mirror_warnings(config.labels.names, config.augment, built.data.preprocess.dims)
+    for warning in [*loss_warnings(config.loss), *sides]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 

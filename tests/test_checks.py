@@ -3,11 +3,15 @@
 import json
 import os
 import signal
-from dataclasses import dataclass
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,9 +21,11 @@ from scipy import ndimage
 from test_tools import tool
 
 from segkit import Labels
+from segkit.config_sections import Augment, Named
 from segkit.data import Case, PairsSource, RawCase
 from segkit.data.checks import class_table, examine, examine_all, find, split_of
 from segkit.data.splits import Split, kfold_split
+from segkit.guards import mirror_warnings
 from segkit.morphology import count_components
 
 needs_data = pytest.mark.skipif("SEGKIT_DATA" not in os.environ, reason="SEGKIT_DATA does not name the real data")
@@ -168,8 +174,8 @@ def test_cases_that_kill_their_process_are_found_out(workers):
     source = Deadly({f"c{n}": case(n) for n in range(40)})
     facts = {one.case: one for one in examine_all(source, THREE, workers)}
     assert facts.keys() == source.content.keys()
-    assert {name for name, one in facts.items() if one.error} == {"c3", "c17"}
-    assert "the process that read it died" in facts["c3"].error
+    assert {name for name, one in facts.items() if one.errors} == {"c3", "c17"}
+    assert "the process that read it died" in facts["c3"].errors[0]
     assert facts["c5"] == examine(source, source.cases[sorted(source.content).index("c5")], THREE)
 
 
@@ -229,12 +235,84 @@ def test_strays_and_damaged_files_stop_nothing(folder):
     assert (result["cases"], result["read"]) == (6, 4)
 
 
+def test_what_is_wrong_with_image_and_mask_is_told_at_once(folder):
+    for kind in ("images", "masks"):
+        (folder / f"{kind}/1.png").write_bytes(b"")
+    _printed, result = checked(folder, "data.value_map={255: 1}", code=3)
+    texts = [one["text"] for one in result["findings"]]
+    for kind in ("images", "masks"):
+        assert any(f"{kind}/1.png: the file is empty" in text for text in texts)
+    assert result["read"] == 5
+
+
+def test_numbers_that_are_stored_otherwise(folder):
+    """16-bit among 8-bit pictures, and a mask of floating numbers."""
+    Image.fromarray((np.arange(48).reshape(8, 6) * 80).astype(np.uint16)).save(folder / "images/2.png")
+    mask = np.array(Image.open(folder / "masks/3.png")).astype(np.float32)
+    (folder / "masks/3.png").unlink()
+    Image.fromarray(mask).save(folder / "masks/3.tif")
+    _printed, result = checked(folder, "data.value_map={255: 1}")
+    images, masks = sorted(result["findings"], key=lambda one: one["cases"])
+    assert "1 of uint16, 5 of uint8" in images["text"]
+    assert (images["cases"], images["level"]) == (["2"], "warning")
+    assert "1 masks store their classes as fractions: 3;" in masks["text"]
+    assert masks["cases"] == ["3"]
+
+
+def test_a_mirror_that_moves_classes_to_the_other_side(folder):
+    (folder / "x.yaml").write_text(YAML.replace("vessel", "left kidney"))
+    mirror = ("data.value_map={255: 1}", "augment.engine=albumentations", "augment.transforms=[horizontal_flip]")
+    _printed, result = checked(folder, *mirror)
+    (found,) = result["findings"]
+    assert found["text"].startswith("a mirror turns left into right, but the classes left kidney keep their names")
+    assert checked(folder, mirror[0])[1]["findings"] == []
+    across, along = (Augment("monai", (Named("flip", {"axes": axes}),)) for axes in ([-3], [1, 2]))
+    assert mirror_warnings(["Left lung", "right_lung"], across, 3)
+    assert mirror_warnings(["Left lung", "right_lung"], along, 3) == []
+    assert mirror_warnings(["upright", "bright"], across, 3) == []
+    swapping = replace(across, swap_on_flip=(("Left lung", "right_lung"),))
+    assert mirror_warnings(["Left lung", "right_lung"], swapping, 3) == []
+
+
+@pytest.mark.slow
+def test_ten_thousand_files_take_bounded_memory(tmp_path):
+    """Of all processes together, over what two hundred of them take."""
+    peaks = {}
+    for number in (200, 5000):  # of images and of masks each
+        root = tmp_path / str(number)
+        (root / "images").mkdir(parents=True)
+        (root / "masks").mkdir()
+        for place in range(number):
+            image, mask, *_ = case(place, sides=(32, 32), classes=2)
+            Image.fromarray((40 * image[0] + 128).clip(0, 255).astype(np.uint8)).save(root / f"images/{place}.png")
+            Image.fromarray(mask).save(root / f"masks/{place}.png")
+        (root / "x.yaml").write_text(YAML)
+        peaks[number] = _peak_megabytes([sys.executable, "-m", "segkit.cli", "data", "check", "-c", "x.yaml"], root)
+    assert peaks[5000] - peaks[200] < 60  # 5,000 records of a few hundred bytes
+
+
+def _peak_megabytes(command, folder):
+    """Of a command and its processes, looked at every 50 ms; what they share is counted once."""
+    peak = 0.0
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as running:
+        while running.poll() is None:
+            try:
+                family = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
+                peak = max(peak, sum(process.memory_full_info().uss for process in family) / 1e6)
+            except psutil.NoSuchProcess:
+                pass
+            time.sleep(0.05)
+    assert running.returncode == 0
+    return peak
+
+
 @needs_data
 def test_real_strays(tmp_path):
     source = f"data.root={DATA / 'hippocampus'}"
     (tmp_path / "x.yaml").write_text((Path(__file__).parents[1] / "configs/hippocampus.yaml").read_text())
-    printed = tool("data", "check", "--config", "x.yaml", source, "--json", "check.json", folder=tmp_path)
+    tool("data", "check", "--config", "x.yaml", source, "--json", "check.json", folder=tmp_path)
     result = json.loads((tmp_path / "check.json").read_text())
-    assert "nothing was found wrong" in printed
+    (found,) = result["findings"]
+    assert found["text"].startswith("1 masks store their classes as fractions")  # one of the 200 is float32 indeed
     shares = {row["class"]: row["share"] for row in result["classes"]}
     assert shares == pytest.approx({"background": 0.9475, "anterior": 0.0273, "posterior": 0.0252}, abs=1e-3)

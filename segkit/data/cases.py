@@ -22,6 +22,23 @@ class DataError(ValueError):
 
     exit_code = 3
 
+    @property
+    def each(self) -> tuple[str, ...]:
+        """What is wrong, one by one."""
+        return (str(self),)
+
+
+class DataErrors(DataError):
+    """Several things that are wrong with one case."""
+
+    def __init__(self, *each: DataError):
+        super().__init__("\n".join(map(str, each)))
+        self._each = tuple(str(one) for one in each)
+
+    @property
+    def each(self) -> tuple[str, ...]:
+        return self._each
+
 
 @dataclass(frozen=True)
 class MaskFile:

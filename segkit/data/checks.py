@@ -19,7 +19,8 @@ import numpy as np
 
 from segkit.data.cases import Case, DataError, Source
 from segkit.data.census import count_class_components, count_classes
-from segkit.data.readers import check_place
+from segkit.data.formats import format_name
+from segkit.data.readers import PICTURES, check_place, number_type
 from segkit.data.splits import PARTS, Split
 from segkit.labels import Labels
 
@@ -32,17 +33,19 @@ Level = Literal["error", "warning"]
 class Facts:
     """What a case is found to be; without pixels, so that those of all cases fit into memory.
 
-    error: why it cannot be read. place: how image and mask disagree about where they lie. shape: of the image, [C, *S].
-    lowest, highest: of its values. image, mask: digests of the pixels. pixels, components: of each class.
+    errors: why it cannot be read. place: how image and mask disagree about where they lie. shape: of the image,
+    [C, *S]. lowest, highest: of its values. stored: how image and mask store their numbers. image, mask: digests of the
+    pixels. pixels, components: of each class.
     """
 
     case: str
-    error: str | None = None
+    errors: tuple[str, ...] = ()
     place: str | None = None
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     lowest: float = 0.0
     highest: float = 0.0
+    stored: tuple[str, str] = ("", "")
     image: str = ""
     mask: str = ""
     pixels: tuple[int, ...] = ()
@@ -65,7 +68,7 @@ def examine(source: Source, case: Case, labels: Labels) -> Facts:
     try:
         raw = source.read(case)
     except DataError as error:
-        return Facts(case.name, str(error))
+        return Facts(case.name, error.each)
     assert raw.mask is not None
     low, high = float(raw.image.min()), float(raw.image.max())
     ignored = 0 if labels.ignore_index is None else int((raw.mask == labels.ignore_index).sum())
@@ -76,6 +79,7 @@ def examine(source: Source, case: Case, labels: Labels) -> Facts:
         spacing=tuple(raw.spacing),
         lowest=low,
         highest=high,
+        stored=_stored(case),
         image=_digest(raw.image),
         mask=_digest(raw.mask),
         pixels=tuple(count_classes(raw.mask, labels).tolist()),
@@ -92,6 +96,12 @@ def _place(case: Case) -> str | None:
     except DataError as error:
         return str(error)
     return None
+
+
+def _stored(case: Case) -> tuple[str, str]:
+    if not case.images or not case.masks:
+        return "", ""
+    return number_type(case.images[0]), number_type(case.masks[0].path)
 
 
 def _digest(array: np.ndarray) -> str:
@@ -152,9 +162,8 @@ def _examine_alone(source: Source, labels: Labels, name: str) -> Facts:
         try:
             return pool.submit(_examine_named, name).result()
         except BrokenProcessPool:
-            return Facts(
-                name, f"case {name}: the process that read it died; the file is damaged, or larger than the memory"
-            )
+            died = f"case {name}: the process that read it died; the file is damaged, or larger than the memory"
+            return Facts(name, (died,))
 
 
 def _pool(source: Source, labels: Labels, workers: int) -> ProcessPoolExecutor:
@@ -168,7 +177,7 @@ def _pool(source: Source, labels: Labels, workers: int) -> ProcessPoolExecutor:
 
 def find(facts: Sequence[Facts], cases: Sequence[Case], split: Split | None, labels: Labels) -> list[Finding]:
     """All that is wrong, errors first. split: None where it cannot be made."""
-    read = [one for one in facts if one.error is None]
+    read = [one for one in facts if not one.errors]
     part_of = {} if split is None else {name: part for part in PARTS for name in getattr(split, part)}
     found = [
         *_unreadable(facts),
@@ -178,6 +187,7 @@ def find(facts: Sequence[Facts], cases: Sequence[Case], split: Split | None, lab
         *_repeated(read, part_of),
         *_lacking(read, part_of, labels),
         *_constant(read),
+        *_types(read, pictures=all(format_name(path) in PICTURES for case in cases for path in case.images)),
         *_misplaced(read),
         *_spacings(read),
         *_nothing_to_learn(read),
@@ -186,15 +196,16 @@ def find(facts: Sequence[Facts], cases: Sequence[Case], split: Split | None, lab
 
 
 def _unreadable(facts: Sequence[Facts]) -> list[Finding]:
-    """Those with the same words but for names and numbers together: it is one mistake."""
-    by_words: dict[str, list[Facts]] = defaultdict(list)
+    """Those with the same words but for names and numbers together: it is one mistake, unless one case has it twice."""
+    by_words: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)
     for one in facts:
-        if one.error is not None:
-            by_words[re.sub(r"\d+", "#", one.error.partition(": ")[2])].append(one)
+        words = [re.sub(r"\d+", "#", error.partition(": ")[2]) for error in one.errors]
+        for place, (error, said) in enumerate(zip(one.errors, words, strict=True)):
+            by_words[said, words[:place].count(said)].append((one.case, error))
     found = []
     for alike in by_words.values():
         more = f" ({len(alike) - 1} more cases have the same)" if len(alike) > 1 else ""
-        found.append(Finding("error", f"{alike[0].error}{more}", _names(alike)))
+        found.append(Finding("error", f"{alike[0][1]}{more}", tuple(case for case, _error in alike)))
     return found
 
 
@@ -268,6 +279,32 @@ def _constant(facts: Sequence[Facts]) -> list[Finding]:
     return [Finding("warning", text, _names(flat))] if flat else []
 
 
+def _types(facts: Sequence[Facts], pictures: bool) -> list[Finding]:
+    """Pictures whose integers are scaled by different ranges, and masks of fractions."""
+    found = []
+    by_type: dict[str, list[Facts]] = defaultdict(list)
+    for one in facts if pictures else []:
+        by_type[one.stored[0]].append(one)
+    if len(by_type) > 1:
+        usual = max(by_type, key=lambda kind: len(by_type[kind]))
+        shown = ", ".join(f"{len(some)} of {kind}" for kind, some in sorted(by_type.items()))
+        odd = tuple(one.case for kind, some in by_type.items() if kind != usual for one in some)
+        text = (
+            f"images store their numbers in different types, {shown}, each of which is scaled to 0..1 by its own "
+            f"range; save all in one type ({_some(odd)})"
+        )
+        found.append(Finding("warning", text, odd))
+    fractions = _names([one for one in facts if "float" in one.stored[1]])
+    if fractions:
+        text = (
+            f"{len(fractions)} masks store their classes as fractions: {_some(fractions)}; all are whole here, but a "
+            "mask that was resampled with interpolation has borders of other classes: resample by nearest neighbour "
+            "and save integers"
+        )
+        found.append(Finding("warning", text, fractions))
+    return found
+
+
 def _misplaced(facts: Sequence[Facts]) -> list[Finding]:
     odd = [one for one in facts if one.place is not None]
     more = f" ({len(odd) - 1} more cases have the same)" if len(odd) > 1 else ""
@@ -299,7 +336,7 @@ def _nothing_to_learn(facts: Sequence[Facts]) -> list[Finding]:
 
 def class_table(facts: Sequence[Facts], labels: Labels) -> list[dict[str, Any]]:
     """For each class its pixels and their share, the cases that have it, and its connected components."""
-    read = [one for one in facts if one.error is None]
+    read = [one for one in facts if not one.errors]
     pixels = np.array([one.pixels for one in read], dtype=np.int64).reshape(len(read), len(labels.names))
     components = np.array([one.components for one in read], dtype=np.int64).reshape(pixels.shape)
     total = sum(one.counted for one in read) / (len(labels.names) if labels.has_mask_channels else 1)

@@ -14,7 +14,7 @@ from zlib import error as ZlibError
 
 import numpy as np
 
-from segkit.data.cases import Case, DataError, MaskFile, RawCase, check_finite, mask_dtype
+from segkit.data.cases import Case, DataError, DataErrors, MaskFile, RawCase, check_finite, mask_dtype
 from segkit.data.formats import EXTENSIONS, FORMATS, Format, case_name, format_name, is_image
 from segkit.data.formats.geometry import Place, check_same_place, orientation_of, turned_affine
 from segkit.data.mask_code import PLAIN, MaskCode
@@ -147,8 +147,13 @@ def _planes(masks: Sequence[MaskFile], labels: Labels, code: MaskCode, case: str
 
 
 def read_files(case: Case, labels: Labels, code: MaskCode = PLAIN) -> RawCase:
-    """Read the image of a case and its mask, if it has one. Raises DataError if they do not lie on the same grid."""
-    pixels, spacing = read_image(case.images, case.name)
+    """Read the image of a case and its mask, if it has one. Raises DataError if they do not lie on the same grid, and
+    DataErrors if there is something wrong with both."""
+    try:
+        pixels, spacing = read_image(case.images, case.name)
+    except DataError as error:
+        _read_masks_too(case, labels, code, error)
+        raise
     if not case.masks:
         return RawCase(pixels, None, spacing)
     numbers = read_masks(case.masks, labels, code, case.name)
@@ -164,6 +169,21 @@ def read_files(case: Case, labels: Labels, code: MaskCode = PLAIN) -> RawCase:
         )
     check_place(image, mask, _where(case.name, image))
     return RawCase(pixels, numbers, spacing)
+
+
+def _read_masks_too(case: Case, labels: Labels, code: MaskCode, error: DataError) -> None:
+    """So that both are told at once."""
+    try:
+        if case.masks:
+            read_masks(case.masks, labels, code, case.name)
+    except DataError as other:
+        raise DataErrors(error, other) from error
+
+
+def number_type(path: Path) -> str:
+    """How a file stores its numbers, such as uint8, from its header alone; an empty text where that is not told."""
+    with _reading(path, f"file {path}") as kind:
+        return "" if kind.number_type is None else kind.number_type(path)
 
 
 def check_place(image: Path, mask: Path, where: str, *, exactly: bool = False) -> None:

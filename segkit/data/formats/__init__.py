@@ -17,24 +17,26 @@ Read = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, wher
 @dataclass(frozen=True)
 class Format:
     """endings: of file names, in lower case; none for a folder that is one image. read_image: [C, *S] or [*S].
-    read_mask: as stored. place: where the voxels lie, for formats that say so."""
+    read_mask: as stored. place: where the voxels lie, for formats that say so. number_type: how numbers are stored,
+    from the header alone."""
 
     endings: tuple[str, ...]
     read_image: Read
     read_mask: Read
     place: Callable[[Path, str], Place] | None = None
+    number_type: Callable[[Path], str] | None = None
 
 
 FORMATS: dict[str, Format] = {
-    "NIfTI": Format((".nii.gz", ".nii"), nifti.read, nifti.read, nifti.place),
-    "PNG": Format((".png",), pictures.read_image, pictures.read_mask),
-    "JPEG": Format((".jpg", ".jpeg"), pictures.read_image, pictures.read_mask),
-    "BMP": Format((".bmp",), pictures.read_image, pictures.read_mask),
-    "TIFF": Format(pictures.TIFF, pictures.read_image, pictures.read_mask),
-    "NPY": Format((".npy",), arrays.read_image, arrays.read_mask),
+    "NIfTI": Format((".nii.gz", ".nii"), nifti.read, nifti.read, nifti.place, nifti.number_type),
+    "PNG": Format((".png",), pictures.read_image, pictures.read_mask, None, pictures.number_type),
+    "JPEG": Format((".jpg", ".jpeg"), pictures.read_image, pictures.read_mask, None, pictures.number_type),
+    "BMP": Format((".bmp",), pictures.read_image, pictures.read_mask, None, pictures.number_type),
+    "TIFF": Format(pictures.TIFF, pictures.read_image, pictures.read_mask, None, pictures.number_type),
+    "NPY": Format((".npy",), arrays.read_image, arrays.read_mask, None, arrays.number_type),
     "NPZ": Format((".npz",), arrays.read_image, arrays.read_mask),
-    "NRRD": Format((".nrrd", ".nhdr"), itk.read, itk.read, itk.place_of_file),
-    "MetaImage": Format((".mha", ".mhd"), itk.read, itk.read, itk.place_of_file),
+    "NRRD": Format((".nrrd", ".nhdr"), itk.read, itk.read, itk.place_of_file, itk.number_type),
+    "MetaImage": Format((".mha", ".mhd"), itk.read, itk.read, itk.place_of_file, itk.number_type),
     "DICOM": Format((".dcm", ".seg"), dicom.read_image, dicom.read_mask, dicom.place),
     "DICOM series": Format((), itk.read_series, itk.read_series, itk.series_place),
 }

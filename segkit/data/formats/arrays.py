@@ -23,6 +23,10 @@ def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     return array, (1.0,) * array.ndim
 
 
+def number_type(path: Path) -> str:
+    return np.load(path, mmap_mode="r", allow_pickle=False).dtype.name
+
+
 def _load(path: Path, names: tuple[str, ...], where: str) -> np.ndarray:
     """The array of a file; of an NPZ the only one, or that of one of the names."""
     found = np.load(path, allow_pickle=False)

@@ -38,6 +38,15 @@ def place_of_file(path: Path, where: str) -> Place:
     )
 
 
+def number_type(path: Path) -> str:
+    """In SimpleITK's words, such as `32-bit float`."""
+    sitk = _sitk()
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    _quietly(reader.ReadImageInformation)
+    return str(sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+
+
 def read_series(folder: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """The volume that the DICOM files of a folder make, turned to RAS. Raises DataError where they make several, or
     slices lack."""

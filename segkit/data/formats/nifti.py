@@ -28,6 +28,13 @@ def place(path: Path, _where: str) -> Place:
     return Place(volume.affine, tuple(volume.shape[:3]))
 
 
+def number_type(path: Path) -> str:
+    """As values are after the scaling that the header may ask for."""
+    volume = _open(path)
+    slope, start = volume.dataobj.slope, volume.dataobj.inter
+    return volume.get_data_dtype().name if (slope, start) == (1, 0) else "float64"
+
+
 def _open(path: Path) -> Any:
     """The volume, its pixels unread. Typed as Any because nibabel's own types are too general."""
     import nibabel

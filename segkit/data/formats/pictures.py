@@ -17,7 +17,10 @@ TIFF = (".tif", ".tiff")
 # how a complete file ends: OpenCV fills the rest of a truncated one with grey and says nothing
 LAST_BYTES = {b"\x89PNG": (b"IEND", "PNG"), b"\xff\xd8\xff": (b"\xff\xd9", "JPEG")}
 PNG_SIZE = slice(16, 24)  # bytes of a PNG file: width and height
+PNG_DEPTH = 24  # byte of a PNG file: bits a channel
 PNG_GREY_WITH_ALPHA = 4  # byte 25 of a PNG file
+BITS, KIND_OF_NUMBER = 258, 339  # tags of TIFF
+KINDS = {1: "uint", 2: "int", 3: "float"}
 KIND_OF_PAGE, REDUCED = 254, 1  # a tag of TIFF, and its bit for a smaller version of another page
 TAIL = 4096  # some programs append a little to a complete file
 MOST_PIXELS = 1 << 28  # of a file; 16384 x 16384
@@ -81,6 +84,19 @@ def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     if array.shape[-1] == 2:  # grey with transparency
         return array[..., 0], (1.0,) * (array.ndim - 1)
     return np.moveaxis(array[..., :3], -1, 0), (1.0,) * (array.ndim - 1)
+
+
+def number_type(path: Path) -> str:
+    """Of a channel."""
+    with path.open("rb") as file:
+        start = file.read(PNG_DEPTH + 1)
+    if start.startswith(b"\x89PNG"):
+        return f"uint{start[PNG_DEPTH]}"
+    if path.suffix.lower() not in TIFF:
+        return "uint8"
+    with _pillow(path.read_bytes()) as picture:
+        tags = picture.tag_v2
+        return f"{KINDS.get(tags.get(KIND_OF_NUMBER, (1,))[0], 'uint')}{tags.get(BITS, (1,))[0]}"
 
 
 def _content(path: Path, where: str) -> bytes:
