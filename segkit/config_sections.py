@@ -98,7 +98,7 @@ class LoggingSection(Section):
 # what can be measured again without training again, and so makes no other experiment
 REPORTED = (
     *("metrics", "rules", "exclude_classes", "tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio"),
-    *("calibration", "overlays"),
+    *("calibration", "overlays", "read_first"),
 )
 
 
@@ -117,6 +117,7 @@ class EvaluationSection(Section):
     boundary_ratio: Annotated[float, Field(gt=0)] | None = None
     calibration: bool = False
     overlays: bool = True
+    read_first: bool = True
 
 
 class RunSection(Section):

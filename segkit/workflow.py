@@ -24,6 +24,7 @@ from segkit.data.splits import Split
 from segkit.guards import loss_notes, loss_warnings, mirror_warnings
 from segkit.judging import checkpoint_file, evaluated_part, write_evaluation
 from segkit.losses.supervision import DeepSupervision
+from segkit.meter import progress_bar
 from segkit.processes import ALONE, Processes, joined
 from segkit.profiling import Profiler
 from segkit.runs import Ended, Run, RunError
@@ -123,6 +124,8 @@ def _train_and_evaluate(
             dump(built.config, file)
     run.write_json("split.json", data.split.to_json())
     print_header(config, built, console)
+    if config.evaluation.read_first and not run.last.exists():
+        processes.first_does(lambda: read_first(data, part, console))
     steps = profile_steps(config, experiment.settings)
     profiler = None if steps is None else Profiler(steps, experiment.device)
     with trackers(config, run):
@@ -150,6 +153,16 @@ def _train_and_evaluate(
         )
         show_overlays(run, run.evaluation(part) / "overlays.png", trainer.step_number)
     return result
+
+
+def read_first(data: assemble.Data, part: str, console: Console) -> None:
+    """Read what will judge the training, which reads its own cases at once and these at its end. Raises DataError."""
+    cases = list(dict.fromkeys([*data.cases("validation"), *data.cases(part)]))
+    with progress_bar(console) as progress:
+        task = progress.add_task("reading what judges", total=len(cases), note="")
+        for case in cases:
+            data.source.read(case)
+            progress.update(task, advance=1)
 
 
 @contextmanager

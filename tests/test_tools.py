@@ -555,3 +555,22 @@ def test_overfitting_a_batch_and_going_on_from_its_weights(tmp_path):
         code=2,
         folder=tmp_path,
     )
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_bad_case_that_judges_is_told_before_the_training(tmp_path, part):
+    write_pairs(tmp_path)
+    by_part = {"train": ["0", "1", "2"], "validation": ["3", "4"], "test": ["5"]}
+    (tmp_path / "tiny.yaml").write_text(
+        TINY.replace("background, a, b", "background, a").replace(
+            next(line for line in TINY.splitlines() if line.startswith("data:")),
+            f"data: {{name: pairs, images: images, masks: masks}}\nsplit: {json.dumps({'name': 'lists', **by_part})}",
+        )
+    )
+    bad = by_part[part][0]
+    Image.fromarray(np.full((16, 16), 7, np.uint8)).save(tmp_path / f"masks/{bad}.bmp")
+    printed = tool("train", "--config", "tiny.yaml", "run.dir=run", code=3, folder=tmp_path)
+    assert f"case {bad}" in printed
+    assert not (tmp_path / "run/checkpoints/last.pt").exists()
+    tool("train", "--config", "tiny.yaml", "run.dir=late", "evaluation.read_first=false", code=3, folder=tmp_path)
+    assert (tmp_path / "late/checkpoints/last.pt").exists()
