@@ -26,6 +26,9 @@ SMALLEST_BOTTOM = 4  # pixels a side at the lowest resolution, as in nnU-Net (Is
 MOST_LEVELS = {2: 6, 3: 5}
 FIRST_WIDTH, LARGEST_WIDTH = {2: 16, 3: 16}, {2: 256, 3: 256}
 BATCHES = {2: (16, 8, 4, 2), 3: (4, 2)}
+# what a step takes at its peak over what it keeps, by axes: gradients on their way, copies that convolutions and norms
+# make; the most that was measured on a CPU (docs/log.md)
+PEAK = {2: 1.4, 3: 2.5}
 SEEN_AT_ONCE = 0.05  # of all pixels of the data, at most, in a batch
 RARE = 0.05  # share of foreground below which patches are drawn towards it
 TIMES_SEEN = 250  # each training pixel, about, by the proposed number of steps
@@ -155,7 +158,7 @@ def _network(
         fitting = [
             (batch, needed)
             for batch in BATCHES[dims]
-            if (needed := training_bytes(model, found.channels, labels.channels, batch, whole)) <= memory
+            if (needed := PEAK[dims] * training_bytes(model, found.channels, labels.channels, batch, whole)) <= memory
             and batch <= max(2, SEEN_AT_ONCE * found.cases)
         ]
         if fitting or max(whole) <= 2 * multiple:
@@ -163,7 +166,8 @@ def _network(
         place = int(np.argmax([size / side for size, side in zip(whole, sides, strict=True)]))
         largest = max(range(dims), key=lambda axis: patch[axis]) if whole[place] <= multiple else place
         patch[largest] = max(multiple, patch[largest] - multiple)
-    batch, needed = fitting[0] if fitting else (2, training_bytes(model, found.channels, labels.channels, 2, whole))
+    smallest = PEAK[dims] * training_bytes(model, found.channels, labels.channels, 2, whole)
+    batch, needed = fitting[0] if fitting else (2, smallest)
     bottom = [side // multiple for side in whole]
     median = " x ".join(f"{side:g}" for side in sides)
     sections["sampling"] = {"patch": whole}
@@ -175,8 +179,10 @@ def _network(
         f"and a multiple of {multiple}",
     ]
     reasons["loader.batch"] = [
-        f"a step with it keeps {needed / 1e9:.3g} GB: what the backward pass needs, weights, gradients and two moments",
-        f"at most {SEEN_AT_ONCE:.0%} of the {found.cases} cases at once, but two",
+        f"a step with it keeps {needed / PEAK[dims] / 1e9:.3g} GB: what the backward pass needs, weights, gradients and "
+        f"two moments; with the copies that layers make, up to {PEAK[dims]:g} times that: {needed / 1e9:.3g} GB",
+        f"the largest of {', '.join(map(str, sorted(BATCHES[dims])))} that fits, and is at most {SEEN_AT_ONCE:.0%} of the "
+        f"{found.cases} cases, or two",
     ]
     reasons["model.widths"] = [
         f"{len(widths) - 1} times halved: {_times(whole)} -> {_times(bottom)}, at least {SMALLEST_BOTTOM} a side",
