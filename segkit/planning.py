@@ -179,10 +179,10 @@ def _network(
         f"and a multiple of {multiple}",
     ]
     reasons["loader.batch"] = [
-        f"a step with it keeps {needed / PEAK[dims] / 1e9:.3g} GB: what the backward pass needs, weights, gradients and "
-        f"two moments; with the copies that layers make, up to {PEAK[dims]:g} times that: {needed / 1e9:.3g} GB",
-        f"the largest of {', '.join(map(str, sorted(BATCHES[dims])))} that fits, and is at most {SEEN_AT_ONCE:.0%} of the "
-        f"{found.cases} cases, or two",
+        f"a step keeps {needed / PEAK[dims] / 1e9:.3g} GB: what the backward pass needs, weights, gradients, moments; with "
+        f"the copies that layers make, up to {PEAK[dims]:g} times that: {needed / 1e9:.3g} GB",
+        f"the largest of {', '.join(map(str, sorted(BATCHES[dims])))} that fits, and is at most {SEEN_AT_ONCE:.0%} of "
+        f"the {found.cases} cases, or two",
     ]
     reasons["model.widths"] = [
         f"{len(widths) - 1} times halved: {_times(whole)} -> {_times(bottom)}, at least {SMALLEST_BOTTOM} a side",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,13 +44,19 @@ def _keys(unit: Unit) -> dict[str, Any]:
 
 
 def _curves(logs: dict[Unit, list[dict[str, Any]]]) -> pd.DataFrame | None:
+    judged = {unit: _validation_cases(unit) for unit in logs}
     rows = [
-        {**_keys(unit), "step": line["step"], **line["validation"]}
+        {**_keys(unit), "step": line["step"], **line["validation"], "cases": judged[unit]}
         for unit, lines in logs.items()
         for line in lines
         if line["kind"] == "epoch" and "validation" in line
     ]
     return pd.DataFrame(rows) if rows else None
+
+
+def _validation_cases(unit: Unit) -> int:
+    split = Run(unit.folder).folder / "split.json"
+    return len(json.loads(split.read_text())["validation"])
 
 
 def _costs(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> pd.DataFrame:

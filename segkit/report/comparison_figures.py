@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from segkit.report.overlays import PALETTE
-
 WIDTH = 7.5
+# of the losses; Okabe and Ito's, in an order in which neighbours are far apart
+LOSS_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 COLOURS = {"better": "#117733", "worse": "#CC6677", "equivalent": "#0072B2", "undecided": "0.45", None: "0.45"}
 
 
@@ -260,7 +260,7 @@ def components_figure(result: Mapping[str, Any]) -> Figure:
 def _by_loss(table: Any, losses: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
     """The rows of each loss, and its colour, which is the same in all pictures."""
     for place, loss in enumerate(losses):
-        yield loss, table[table["loss"] == loss], PALETTE[place % len(PALETTE)]
+        yield loss, table[table["loss"] == loss], LOSS_COLOURS[place % len(LOSS_COLOURS)]
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

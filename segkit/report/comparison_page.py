@@ -48,10 +48,9 @@ class Table:
 class Material:
     """What a report shows beside the analysis; each may be missing.
 
-    curves: loss, seed, fold, step, and the validation scores. units: loss, seed, fold, steps, seconds, memory_mb,
-    score.
-    calibration: loss and the mean of what was measured. reliability: loss, bin, pixels, confidence, accuracy.
-    overlays: a picture, PNG, and the rule that chose its cases.
+    curves: loss, seed, fold, step, the validation scores, and the number of cases that they are of. units: loss, seed,
+    fold, steps, seconds, memory_mb, score. calibration: loss and the mean of what was measured. reliability: loss, bin,
+    pixels, confidence, accuracy. overlays: a picture, PNG, and the rule that chose its cases.
     """
 
     curves: pd.DataFrame | None = None
@@ -173,7 +172,8 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
         (several, "paired", "Cases", f"{paired_words(result)} {on}.",
          lambda: draw.paired_figure(paired(result, scores), metric)),
         (material.curves is not None, "curves", "Training",
-         f"Validation scores while training: mean of the runs, and the range from the lowest to the highest. {on}.",
+         "Validation scores while training: mean of the runs, and the range from the lowest to the highest. "
+         f"{validation_words(material.curves, result)}",
          lambda: draw.curves_figure(_there(material.curves), losses, "iou" if metric == "iou" else "dice")),
         (material.reliability is not None, "reliability", "Calibration",
          "How often the predicted class is right over how sure it is: all pixels of all runs of a loss, 15 bins, those "
@@ -246,6 +246,15 @@ def disagreement(scores: Any) -> list[dict[str, Any]]:
     ]
 
 
+def validation_words(curves: pd.DataFrame | None, result: Mapping[str, Any]) -> str:
+    """How many cases and runs the curves rest on."""
+    if curves is None:
+        return ""
+    cases = sorted(set(curves["cases"].tolist()))
+    runs = ", ".join(f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"])
+    return f"{' to '.join(map(str, dict.fromkeys([cases[0], cases[-1]])))} validation cases; runs: {runs}."
+
+
 def pixel_words(reliability: pd.DataFrame | None) -> str:
     if reliability is None:
         return ""
@@ -259,17 +268,24 @@ def tables(result: Mapping[str, Any], scores: Any, material: Material) -> list[T
     if material.units is not None:
         grouped: Any = material.units.groupby("loss", sort=False)
         means = grouped[["steps", "seconds", "memory_mb"]].mean().assign(runs=grouped.size()).reset_index()
+        means = _in_order(means, result)
         found.append(
             Table("Cost", f"Mean of the runs, of their trainings alone; memory: peak while training. {on}", means)
         )
     if material.calibration is not None:
         words = "Mean of the runs, each of all pixels of its cases; the less, the better."
-        found.append(Table("Calibration", f"{words} {on}", material.calibration))
+        found.append(Table("Calibration", f"{words} {on}", _in_order(material.calibration, result)))
     rates = result.get("learning_rates")
     if rates:
         words = f"By one run for each loss and rate, on the {result['rated_on']} cases of the validation part."
         found.append(Table("Learning rates", words, pd.DataFrame(rates.items(), columns=["loss", "rate"])))
     return found
+
+
+def _in_order(table: Any, result: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows in the order of the losses."""
+    place = {loss["name"]: number for number, loss in enumerate(result["losses"])}
+    return table.sort_values("loss", key=lambda names: names.map(place))
 
 
 def _there(table: pd.DataFrame | None) -> pd.DataFrame:
