@@ -179,8 +179,8 @@ def _network(
         f"and a multiple of {multiple}",
     ]
     reasons["loader.batch"] = [
-        f"a step keeps {needed / PEAK[dims] / 1e9:.3g} GB: what the backward pass needs, weights, gradients, moments; with "
-        f"the copies that layers make, up to {PEAK[dims]:g} times that: {needed / 1e9:.3g} GB",
+        f"a step keeps {needed / PEAK[dims] / 1e9:.3g} GB: what the backward pass needs, weights, gradients, moments; "
+        f"with the copies that layers make, up to {PEAK[dims]:g} times that: {needed / 1e9:.3g} GB",
         f"the largest of {', '.join(map(str, sorted(BATCHES[dims])))} that fits, and is at most {SEEN_AT_ONCE:.0%} of "
         f"the {found.cases} cases, or two",
     ]
