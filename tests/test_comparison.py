@@ -640,6 +640,14 @@ def test_a_minute_is_no_budget_for_several_at_once(folder):
     assert "use --parallel 1" in " ".join(compare(folder, *arguments, code=2).split())
 
 
+def test_minutes_are_for_one_process_at_a_time(folder):
+    arguments = ("--losses", "dice", "--seeds", "1", "comparison.minutes=1", "train.steps=1")
+    with Claims().claimed(folder / "out" / "minutes") as ours:
+        assert ours
+        assert "another process trains units" in " ".join(compare(folder, *arguments, code=2).split())
+    compare(folder, *arguments)
+
+
 def test_engines_and_options_that_there_are_not(folder):
     printed = " ".join(compare(folder, "--losses", "dice", "--engine", "slurm", code=2).split())
     assert "expected --engine to be one of local, ray, got slurm" in printed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,6 +78,29 @@ def compare(path: Path, overrides: Sequence[str], asked: Asked, console: Console
             units = make_units(comparison, choose_rates(trials, design))
         print_units([*trials, *units], engine.parallel, console)
         return
+    with _fair(comparison.out, design):
+        _train_and_report(comparison, units, trials, engine, asked, console)
+
+
+@contextmanager
+def _fair(out: Path, design: Design) -> Iterator[None]:
+    """Minutes are a fair budget only where units run one at a time, those of all processes together."""
+    if design.minutes is None:
+        yield
+        return
+    with Claims().claimed(out / "minutes") as ours:
+        if not ours:
+            raise ConfigError(
+                f"another process trains units of {out}, and comparison.minutes is a fair budget only where they run "
+                "one at a time: wait for it, or use comparison.steps"
+            )
+        yield
+
+
+def _train_and_report(
+    comparison: Comparison, units: list[Unit], trials: list[Unit], engine: Engine, asked: Asked, console: Console
+) -> None:
+    design, base = comparison.design, comparison.base
     out = comparison.out
     notes = _noticed(units, design, base, console)
     plan = write_plan(out, design, base, rules_of(base).to_dict(), comparison.digest, finished_folders(out))
