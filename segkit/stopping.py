@@ -16,7 +16,10 @@ class Interrupted(Exception):
     """Training was asked to stop by a signal; the checkpoint holds everything up to `step`."""
 
     def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; continue with --resume")
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {step}; continue with --resume, "
+            "a comparison with the same command"
+        )
         self.exit_code = 128 + number
 
 

@@ -28,14 +28,16 @@ from test_tools import TINY, tool, write_pairs
 
 from segkit import Labels
 from segkit.compare import gather
-from segkit.compare.aggregation import AGGREGATIONS, run_scores
+from segkit.compare.aggregation import AGGREGATIONS, carrying_groups, run_scores
 from segkit.compare.claims import Claims
 from segkit.compare.datasets import over_datasets
 from segkit.compare.engines import Local, Ray
 from segkit.compare.guards import (
     identical_runs,
     log_warnings,
+    noise_warnings,
     operating_point_warnings,
+    rates_at_the_end,
     rule_warnings,
     same_functions,
     unequal_steps,
@@ -437,6 +439,84 @@ def test_rules_of_which_no_verdict_can_be_made(options, message):
         analyse(table.drop(columns="tp"), aggregation="global")
 
 
+def test_a_class_of_few_cases_carries_no_interval_over_cases():
+    """Of a mean over one case nothing is known but the case; the class counts as much as the others all the same."""
+    values = simulated(np.random.default_rng(14), 2, 3, 60)
+    table = long_table({loss: np.stack([one, one], -1) for loss, one in values.items()}, classes=("x", "y"))
+    assert analyse(table)["method"]["speaks_of"].endswith("new runs and new cases")
+    rare = table.assign(dice=table["dice"].where((table["class"] == "x") | (table["case"].isin(["case3", "case7"]))))
+    result = analyse(rare)
+    assert "on these cases only" in result["method"]["speaks_of"]
+    assert any("as few as 2 groups of cases carry the score of the class y" in words for words in result["warnings"])
+    assert analyse(rare, aggregation="case_class")["method"]["speaks_of"].endswith("new runs and new cases")
+
+
+def test_a_few_large_groups_carry_sums_over_cases():
+    table = with_counts(np.random.default_rng(15), cases=80)
+    large = np.where(table["case"].isin(["c1", "c2", "c3"]), 1000, 1)
+    counts = {name: table[name] * large for name in ("tp", "predicted", "reference")}
+    result = analyse(table.assign(**counts), aggregation="micro")
+    assert "on these cases only" in result["method"]["speaks_of"]
+    assert any("groups of cases carry the score of all classes" in words for words in result["warnings"])
+    scores = read_scores(table.assign(**counts), "dice", aggregation="micro")
+    sizes = table.assign(**counts).assign(size=lambda rows: rows["predicted"] + rows["reference"])
+    of_group = sizes.groupby("group")["size"].sum()
+    number, name = carrying_groups(scores, *scores.blocks[0])
+    assert number == pytest.approx(of_group.sum() ** 2 / (of_group**2).sum())
+    assert name is None
+
+
+def test_no_result_counts_as_wrong_under_every_rule():
+    """A loss that gives up on the hard cases must not gain by it."""
+    generator = np.random.default_rng(16)
+    good = generator.uniform(0.4, 0.9, (3, 40))
+    easy = np.where(np.arange(40) < 20, np.nan, good + 0.02)
+    table = long_table({"good": good, "gives up": easy})
+    result = analyse(table, missing="wrong")
+    assert {rule["ranks"]["good"] for rule in result["ranks"]["rules"].values()} == {1}
+    (pair,) = analyse(table, missing="wrong", aggregation="present")["pairs"]
+    assert (pair["a"], pair["verdict"]) == ("good", "better")
+
+
+@pytest.mark.parametrize("rule", ["groups", "class_case"])
+def test_groups_that_lie_in_several_folds_are_told(rule):
+    table = folded(np.random.default_rng(17), cases=40)
+    number = table["case"].str.removeprefix("c").astype(int)
+    result = analyse(table.assign(group="g" + (number % 6).astype(str)), aggregation=rule)
+    assert any("cases of one group lie in several folds (g" in words for words in result["warnings"])
+    own = table[(table["loss"] == "a") & (table["fold"] == 2)]
+    groups = "g" + (own["case"].str.removeprefix("c").astype(int) % 6).astype(str)
+    expected = own.groupby(groups)["dice"].mean().mean() if rule == "groups" else own["dice"].mean()
+    run = next(run for run in result["losses"][0]["runs"] if run["fold"] == 2)
+    assert run["mean"] == pytest.approx(expected)
+    assert not any("several folds" in words for words in analyse(table)["warnings"])
+
+
+def test_a_class_without_reference_is_told_and_an_empty_prediction_of_it_is_right():
+    table = with_counts(np.random.default_rng(18), cases=12)
+    empty = table["class"] == "y"
+    table.loc[empty, ["tp", "predicted", "reference"]] = 0
+    table.loc[empty, "dice"] = np.nan
+    spurious = empty & (table["loss"] == "l0") & (table["seed"] == 0) & (table["case"] == "c5")
+    table.loc[spurious, ["predicted", "dice"]] = [3, 0.0]
+    result = analyse(table, aggregation="global")
+    assert any(words.startswith("no reference has y, and some run predicts it") for words in result["warnings"])
+    rows = table[(table["loss"] == "l1") & (table["seed"] == 1) & (table["class"] == "x")]
+    dice = 2 * rows["tp"].sum() / (rows["predicted"].sum() + rows["reference"].sum())
+    run = next(run for run in result["losses"][1]["runs"] if run["seed"] == 1)
+    assert run["mean"] == pytest.approx((dice + 1) / 2)
+
+
+def test_learning_rates_at_the_end_of_those_tried_and_noise_are_told():
+    (told,) = rates_at_the_end({"dice": 0.1, "jaccard": 0.01}, [0.001, 0.01, 0.1])
+    assert told.startswith("the learning rate chosen for dice, 0.1, is the largest of those tried")
+    assert rates_at_the_end({"dice": 0.1}, [0.01, 0.1]) == []
+    pair = {"a": "x", "b": "y", "verdict": "better", "difference": 0.01}
+    (told,) = noise_warnings({"noise_floor": {"b": "y", "difference": -0.03}, "pairs": [pair]})
+    assert told.startswith("y differs from itself by 0.0300, more than x and y do (0.0100)")
+    assert noise_warnings({"noise_floor": {"b": "y", "difference": 0.003}, "pairs": [pair]}) == []
+
+
 def test_the_bootstrap_draws_runs_and_groups_alike():
     """Its spread is that of the two-way estimate; and the same seed gives the same draws."""
     values = simulated(np.random.default_rng(9), 2, 30, 120, run_sd=0.02)
@@ -748,6 +828,7 @@ def test_units_of_others_need_not_be_waited_for(folder):
     [
         ("losses: [dice], metric: hd95", "is in mm"),
         ("losses: [dice], repeats: 2", "say how many folds"),
+        ("losses: [dice], folds: 2, sweep: [0.1, 0.2]", "comparison.folds of at least 3"),
         ("losses: [dice], steps: 3, minutes: 1", "got both"),
         ("losses: [dice], seeds: [1, 1]", "different seeds"),
         ("losses: [dice], family: vs_baseline", "needs comparison.baseline"),
@@ -767,10 +848,13 @@ def test_learning_rates_are_chosen_on_the_validation_part(folder):
     compare(folder, *arguments)
     result = json.loads((folder / "out" / "comparison.json").read_text())
     assert result["learning_rates"] == {"dice": 0.02, "cross_entropy": 0.02}
-    assert (
-        result["rated_on"]
-        == json.loads(next((folder / "out" / "sweep").glob("*/evaluation/*/scores.json")).read_text())["cases"]
-    )
+    tried = result["tried_rates"]
+    assert [(row["loss"], row["rate"]) for row in tried] == [
+        (loss, rate) for loss in ("dice", "cross_entropy") for rate in (1e-9, 0.02)
+    ]
+    file = next((folder / "out" / "sweep").glob("*/evaluation/*/scores.json"))
+    assert {row["cases"] for row in tried} == {json.loads(file.read_text())["cases"]}
+    assert "| dice | 0.02 | 0." in (folder / "out" / "report.md").read_text()
     assert len(list((folder / "out" / "sweep").glob("*/evaluation/validation/scores.json"))) == 4
     printed = compare(folder, *arguments, "evaluation.split=validation", code=2)
     assert "judges here too (validation)" in " ".join(printed.split())
@@ -967,9 +1051,9 @@ def test_losses_that_differ_are_not_joined():
 
 
 def test_the_better_loss_is_green_whatever_the_metric():
-    values = np.array([1.0, 5.0]).reshape(2, 1, 1)
+    values = np.array([[1.0], [5.0]])
     for sign, expected in ((1, [-2, 2]), (-1, [2, -2])):
-        figure = classes_figure(sign * values, ["a", "b"], ["a", "b"], ["organ"], sign)
+        figure = classes_figure(sign * values, ["a", "b"], ["a", "b"], ["organ"], sign, [1])
         (picture,) = figure.axes[0].get_images()
         assert np.asarray(picture.get_array()).ravel().tolist() == expected
         assert [text.get_text() for text in figure.axes[0].texts] == ["1.000", "5.000"]
@@ -986,8 +1070,10 @@ def test_a_unit_fits_on_a_machine_of_the_cluster():
 
 
 def means_of(table):
+    common = {"aggregation": "class_case", "cases": 9, "groups": 9}
     return {
-        f"d{n}": {"losses": [{"name": f"l{k}", "mean": m} for k, m in enumerate(row)]} for n, row in enumerate(table)
+        f"d{n}": {"losses": [{"name": f"l{k}", "mean": m, "runs": []} for k, m in enumerate(row)], **common}
+        for n, row in enumerate(table)
     }
 
 

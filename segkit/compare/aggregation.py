@@ -7,7 +7,7 @@ row of weights, and so is what is left without a group.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,13 +24,14 @@ COUNTED = (
 class Aggregation:
     """score: see above. words: what it does. smooth: whether a score changes smoothly with the weight of a case; else
     it has no interval. pooled: whether it is made of counts, which only an overlap of areas is. filled: whether a run
-    counts too where it has no value and others have."""
+    counts too where it has no value and others have. by_class: whether every class weighs the same."""
 
     score: Callable[[Scores, np.ndarray], np.ndarray]
     words: str
     smooth: bool = True
     pooled: bool = False
     filled: bool = False
+    by_class: bool = True
 
     @property
     def in_full(self) -> str:
@@ -67,11 +68,13 @@ def present(scores: Scores, weights: np.ndarray) -> np.ndarray:
 
 
 def groups(scores: Scores, weights: np.ndarray) -> np.ndarray:
-    """A group's mean for each class, then over groups, whose weight is that of any of their cases."""
-    first = np.unique(scores.group, return_index=True)[1]
-    of_group = np.eye(len(first))[scores.group].T  # [G, N]
+    """A group's mean for each class, then over groups, whose weight is that of those of their cases that have any."""
+    of_group = np.eye(len(scores.groups))[scores.group].T  # [G, N]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of_groups = (weights @ of_group.T) / ((weights != 0) @ of_group.T)
+    of_groups = np.where(np.isnan(of_groups), 0.0, of_groups)
     parts = [_weighted(scores.values[..., number], of_group).T for number in range(scores.values.shape[2])]
-    return _mean_of([_weighted(part, weights[:, first]) for part in parts])
+    return _mean_of([_weighted(part, of_groups) for part in parts])
 
 
 def median(scores: Scores, weights: np.ndarray) -> np.ndarray:
@@ -96,8 +99,10 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def pooled(scores: Scores, weights: np.ndarray) -> np.ndarray:
+    """A run that rightly has nothing of a class that others have something of counts as perfect."""
     assert scores.counts is not None
-    return _mean_of([_overlap(scores, weights, [number]) for number in range(scores.counts.shape[2])])
+    parts = [_overlap(scores, weights, [number]) for number in range(scores.counts.shape[2])]
+    return _mean_of([np.where(np.isnan(part) & ~np.isnan(part).all(1, keepdims=True), 1.0, part) for part in parts])
 
 
 def micro(scores: Scores, weights: np.ndarray) -> np.ndarray:
@@ -116,7 +121,9 @@ def _overlap(scores: Scores, weights: np.ndarray, classes: list[int]) -> np.ndar
 
 AGGREGATIONS = {
     "class_case": Aggregation(class_case, "mean over cases for each class, then over classes", filled=True),
-    "case_class": Aggregation(case_class, "mean over classes for each case, then over cases", filled=True),
+    "case_class": Aggregation(
+        case_class, "mean over classes for each case, then over cases", filled=True, by_class=False
+    ),
     "groups": Aggregation(groups, "as class_case, but the cases of a group are averaged before", filled=True),
     "present": Aggregation(
         present, "as class_case, but a run's case where class and prediction are both empty is left out"
@@ -125,8 +132,41 @@ AGGREGATIONS = {
         median, "median over cases for each class, then mean over classes", smooth=False, filled=True
     ),
     "global": Aggregation(pooled, "counts summed over cases for each class, then mean over classes", pooled=True),
-    "micro": Aggregation(micro, "counts summed over cases and classes", pooled=True),
+    "micro": Aggregation(micro, "counts summed over cases and classes", pooled=True, by_class=False),
 }
+
+
+def carrying_groups(scores: Scores, runs: np.ndarray, cases: np.ndarray) -> tuple[float, str | None]:
+    """How many groups of cases carry the score, by the class that has the fewest, and which that is.
+
+    A class counts as much as any other however few groups have it; of sums over cases, large groups make the most: as
+    much as (sum of sizes)^2 / sum of squares equal ones (Kish 1965).
+    """
+    aggregation = AGGREGATIONS[scores.aggregation]
+    group = np.unique(scores.group[cases], return_inverse=True)[1]
+    if aggregation.pooled:
+        assert scores.counts is not None
+        sizes = scores.counts[np.ix_(runs, cases)][..., 1:].sum((0, 3))
+    else:
+        sizes = (~np.isnan(scores.values[np.ix_(runs, cases)])).any(0).astype(float)
+    sizes = sizes if aggregation.by_class else sizes.sum(1, keepdims=True)
+    of_group = np.stack([np.bincount(group, weights=column) for column in sizes.T])
+    of_group = of_group if aggregation.pooled else (of_group > 0).astype(float)
+    there = np.flatnonzero(of_group.sum(1))
+    numbers = of_group[there].sum(1) ** 2 / (of_group[there] ** 2).sum(1)
+    place = int(numbers.argmin())
+    return float(numbers[place]), scores.classes[there[place]] if aggregation.by_class else None
+
+
+def class_scores(scores: Scores) -> np.ndarray:
+    """The score of each run for each class by itself, by the scores' own aggregation, [R, C]; NaN where it has none."""
+    found = []
+    for number in range(len(scores.classes)):
+        kept = slice(number, number + 1)
+        counts = None if scores.counts is None else scores.counts[:, :, kept]
+        values, present = scores.values[..., kept], scores.present[..., kept]
+        found.append(run_scores(replace(scores, values=values, present=present, counts=counts)))
+    return np.stack(found, 1)
 
 
 def check_aggregation(name: str, metric: str) -> None:

@@ -16,6 +16,11 @@ FEW_DATASETS = 5
 FEW_FOR_WILCOXON = 6  # with five its p cannot be below 0.0625
 
 
+def _basis(result: Mapping[str, Any]) -> dict[str, Any]:
+    runs = {loss["name"]: len(loss["runs"]) for loss in result["losses"]}
+    return {"cases": result["cases"], "groups": result["groups"], "runs": runs}
+
+
 def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """Mean ranks of the losses over data sets, Friedman's test in the form of Iman and Davenport (1980), and Nemenyi's
     test of all pairs; for two losses Wilcoxon's test over data sets.
@@ -36,7 +41,10 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
     table = np.array([[found[loss] for loss in losses] for found in means.values()])
     ranks = stats.rankdata(-METRICS[metric].sign * table, axis=1)
     result: dict[str, Any] = {
+        "metric": metric,
+        "aggregation": next(iter(results.values()))["aggregation"],
         "datasets": list(results),
+        "basis": {name: _basis(result) for name, result in results.items()},
         "means": {name: means[name] for name in results},
         "mean_ranks": dict(zip(losses, ranks.mean(0).tolist(), strict=True)),
         "test": None,

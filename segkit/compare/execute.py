@@ -15,7 +15,7 @@ from segkit.checkpoint import load as load_checkpoint
 from segkit.compare.claims import Claims
 from segkit.compare.engines import ENGINES, Engine
 from segkit.compare.gather import gather
-from segkit.compare.guards import log_warnings, same_functions, unequal_steps
+from segkit.compare.guards import log_warnings, rates_at_the_end, same_functions, unequal_steps
 from segkit.compare.plan import Design, Unit, check_overrides, make_design, write_plan
 from segkit.compare.report import Analysis, Told, write_comparison
 from segkit.compare.units import (
@@ -31,8 +31,8 @@ from segkit.compare.units import (
     make_units,
     rules_of,
     train_unit,
+    tried_rates,
     unit_rows,
-    unit_scores,
 )
 from segkit.config import Config, ConfigError
 from segkit.metrics.policies import SEGKIT
@@ -75,7 +75,7 @@ def compare(path: Path, overrides: Sequence[str], asked: Asked, console: Console
     trials = make_sweep(comparison, judged=units[0].part)
     if asked.dry_run:
         if trials and all(map(finished, trials)):
-            units = make_units(comparison, choose_rates(trials, design))
+            units = make_units(comparison, choose_rates(tried_rates(trials, design), design.metric))
         print_units([*trials, *units], engine.parallel, console)
         return
     with _fair(comparison.out, design):
@@ -111,13 +111,14 @@ def _train_and_report(
             highlight=False,
         )
     rates: dict[str, float] = {}
-    rated_on: int | None = None
+    tried: pd.DataFrame | None = None
     lost: list[Unit] = []
     if trials:
         engine.run([unit for unit in trials if not finished(unit)], train_unit, console)
-        rates = choose_rates(trials, design)
+        tried = tried_rates(trials, design)
+        rates = choose_rates(tried, design.metric)
         broken = [unit for unit in trials if not finished(unit)]
-        rated_on = next((unit_scores(unit)["cases"] for unit in trials if finished(unit)), None)
+        notes += rates_at_the_end(rates, design.sweep or ())
         notes += [f"no score of {unit.name}: {_reason(unit)}" for unit in broken if unit.loss in rates]
         lost += [unit for unit in broken if unit.loss not in rates]
         units = make_units(comparison, rates)
@@ -133,7 +134,7 @@ def _train_and_report(
     lost += undone
     complete = [unit for unit in units if unit not in undone]
     if complete:
-        told = Told(foreground_of(base), _by_loss(lost), rules_of(base).to_dict(), plan, notes, rates, rated_on)
+        told = Told(foreground_of(base), _by_loss(lost), rules_of(base).to_dict(), plan, notes, rates, tried)
         _report(complete, design, told, out, console)
     if lost:
         failed = "".join(f"\n  {unit.name}: {_reason(unit)}" for unit in lost)

@@ -127,6 +127,29 @@ def identical_runs(values: Mapping[str, np.ndarray]) -> list[str]:
     return found
 
 
+def noise_warnings(result: Mapping[str, Any]) -> list[str]:
+    """Verdicts on differences smaller than that of one loss from itself. result: the contents of comparison.json."""
+    noise = (result.get("noise_floor") or {}).get("difference")
+    if noise is None:
+        return []
+    return [
+        f"{result['noise_floor']['b']} differs from itself by {abs(noise):.4f}, more than {pair['a']} and {pair['b']} "
+        f"do ({abs(pair['difference']):.4f}): be slow to believe that verdict"
+        for pair in result["pairs"]
+        if pair["verdict"] in ("better", "worse") and abs(pair["difference"]) < abs(noise)
+    ]
+
+
+def rates_at_the_end(chosen: Mapping[str, float], tried: Sequence[float]) -> list[str]:
+    """Learning rates beyond which nothing was tried, of more than two."""
+    return [
+        f"the learning rate chosen for {loss}, {rate:g}, is the {'largest' if rate == max(tried) else 'smallest'} of "
+        "those tried: a better one may lie beyond; widen comparison.sweep"
+        for loss, rate in chosen.items()
+        if len(tried) > 2 and rate in (min(tried), max(tried))
+    ]
+
+
 def unequal_steps(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[str]:
     """Whether some runs had more steps than others, as patience and minutes make it; logs: as in `log_warnings`."""
     steps = {loss: [_last_step(lines) for lines in runs] for loss, runs in logs.items() if runs}

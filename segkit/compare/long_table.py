@@ -145,6 +145,7 @@ def read_scores(
         raise ValueError(f"expected a class with a value of {metric} in some case, found none")
     values = np.where(counted, np.where(np.isnan(of_run_present), _filling(metric, missing), of_run_present), np.nan)
     filled = int((counted & np.isnan(of_run_present)).sum())
+    of_run_present = values if missing == "wrong" else of_run_present
     group_of = rows.drop_duplicates("case").set_index("case")["group"]
     codes, groups = pd.factorize(group_of.loc[names])
     counts = _counts(rows, order, grid, shape)

@@ -109,6 +109,11 @@ def make_design(config: Config) -> Design:
         raise ConfigError("comparison.family: vs_baseline needs comparison.baseline")
     if section.repeats > 1 and section.folds is None:
         raise ConfigError("comparison.repeats are those of comparison.folds; say how many folds")
+    if section.sweep is not None and section.folds is not None and section.folds < 3:
+        raise ConfigError(
+            "comparison.sweep needs comparison.folds of at least 3: one part judges, one chooses the learning rate, "
+            f"and one trains; got {section.folds}"
+        )
     if section.steps is not None and section.minutes is not None:
         raise ConfigError("expected comparison.steps or comparison.minutes as the budget, got both")
     if section.aa and max(seeds) >= AGAIN_SEEDS:

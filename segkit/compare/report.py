@@ -12,9 +12,9 @@ from typing import Any, Literal
 import pandas as pd
 from rich.console import Console
 
-from segkit.compare.aggregation import check_aggregation
+from segkit.compare.aggregation import check_aggregation, class_scores
 from segkit.compare.datasets import over_datasets
-from segkit.compare.guards import identical_runs, operating_point_warnings, rule_warnings
+from segkit.compare.guards import identical_runs, noise_warnings, operating_point_warnings, rule_warnings
 from segkit.compare.long_table import (
     CHALLENGER,
     DEFAULT_AGGREGATION,
@@ -88,7 +88,8 @@ class Told:
 
     foreground: the classes that count; None: all but `background`. failed: names of units that came to no end, and why,
     by loss. rules: those that scored the table; None if nobody but the table itself knows. plan: see
-    `segkit.compare.plan`. notes: what was noticed before. rates: learning rates that were chosen, by so many cases.
+    `segkit.compare.plan`. notes: what was noticed before. rates: learning rates that were chosen; tried: the
+    scores of all.
     """
 
     foreground: Sequence[str] | None = None
@@ -97,7 +98,7 @@ class Told:
     plan: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
-    rated_on: int | None = None
+    tried: pd.DataFrame | None = None
 
 
 def compare_table(
@@ -181,7 +182,7 @@ def write_comparison(
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     to_challenger(scores).to_csv(out / "challenger.csv", index=False)
-    write_pages(result, scores, material(scores), out)
+    write_pages(result, scores, class_scores(scores), material(scores), out)
     print_comparison(result, console)
     console.print(f"written to {out}", markup=False)
     return result
@@ -199,17 +200,18 @@ def _analysed(table: Any, tested: Any, scores: Scores, analysis: Analysis, told:
         failed=lost,
         tested_to_trained=analysis.tested_to_trained,
     )
-    if analysis.again is not None:
-        result["noise_floor"] = _noise_floor(table, analysis, told)
     result["rules"] = dict(told.rules) if told.rules is not None else _rules_of(table)
     result["failed"] = {name: why for units in told.failed.values() for name, why in units.items()}
     result["plan"] = None if told.plan is None else dict(told.plan)
-    result |= {"learning_rates": dict(told.rates), "rated_on": told.rated_on}
+    tried = None if told.tried is None else told.tried.where(told.tried.notna(), None)
+    result |= {"learning_rates": dict(told.rates), "tried_rates": [] if tried is None else tried.to_dict("records")}
+    result["noise_floor"] = _noise_floor(table, analysis, told) if analysis.again is not None else None
     result["warnings"] = [
         *told.notes,
         *result["warnings"],
         *identical_runs({loss: scores.of(loss) for loss in scores.losses}),
         *rule_warnings(result),
+        *noise_warnings(result),
         *operating_point_warnings(tested, result["classes"]),
         *(f"failed: {run} ({why})" for run, why in result["failed"].items()),
         *(f"changed after the plan was written: {line}" for line in _changes(told.plan)),

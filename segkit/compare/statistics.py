@@ -242,7 +242,7 @@ def _method(study: TwoWay | Folds, pairs: Sequence[tuple[str, str]], aggregation
     """How the numbers were made, in words."""
     runs = isinstance(study, TwoWay) and study.run_df
     return {
-        "score": AGGREGATIONS[aggregation].in_full,
+        "score": AGGREGATIONS[aggregation].in_full + (", within each fold" if isinstance(study, Folds) else ""),
         "test": TESTS[study.over][0] + (", run variance pooled over losses" if runs else ""),
         "speaks_of": TESTS[study.over][1],
         "p_adjusted": "Holm; it may be below 0.05 where the interval, which is a little stricter, says undecided",
@@ -265,6 +265,7 @@ def _warnings(scores: Scores, study: TwoWay | Folds) -> list[str]:
         and len(study.samples) > 1
         and min(map(len, study.samples.values())) < FEW_FOR_SPREADS
     )
+    torn, spurious = _torn_groups(scores), _without_reference(scores)
     hidden = not folds and len(study.samples) > 2 and study.run_df and parts["loss"] < parts["run"]
     told = [
         (few, f"fewer than {FEW_RUNS} runs ({few}): how much runs differ is hardly known; add seeds"),
@@ -282,6 +283,20 @@ def _warnings(scores: Scores, study: TwoWay | Folds) -> list[str]:
         (
             groups < MIN_GROUPS and not folds,
             f"{groups} groups of cases, fewer than {MIN_GROUPS}: no interval extends to new cases",
+        ),
+        (
+            not folds and study.carrying < MIN_GROUPS <= groups,
+            _few_carry(study) if isinstance(study, TwoWay) else "",
+        ),
+        (
+            torn,
+            f"cases of one group lie in several folds ({torn}): what one fold was trained on tells of what it is "
+            "judged by, and scores are too high; keep groups together",
+        ),
+        (
+            spurious,
+            f"no reference has {spurious}, and some run predicts it: its score is of false positives alone; leave it "
+            "out with evaluation.exclude_classes, of a table with --classes",
         ),
         (study.over not in ("runs and cases", "folds"), f"the results speak of {TESTS[study.over][1]}"),
         (
@@ -311,6 +326,37 @@ def _warnings(scores: Scores, study: TwoWay | Folds) -> list[str]:
         (never, f"not in the mean, because no case has them: {', '.join(never)}"),
     ]
     return [words for holds, words in told if holds]
+
+
+def _few_carry(study: TwoWay) -> str:
+    of_class = f"of the class {study.scarcest}" if study.scarcest is not None else "of all classes"
+    return (
+        f"as few as {study.carrying:.3g} groups of cases carry the score {of_class}, fewer than {MIN_GROUPS}: no "
+        "interval extends to new cases; leave the class out with evaluation.exclude_classes, of a table with "
+        "--classes, or add cases"
+    )
+
+
+def _torn_groups(scores: Scores) -> str:
+    """Groups that lie in folds which have no case in common."""
+    parts = [set(cases.tolist()) for _runs, cases in scores.blocks]
+    shared: set[int] = set()
+    for one, other in itertools.combinations(parts, 2):
+        if not one & other:
+            shared |= set(scores.group[list(one)].tolist()) & set(scores.group[list(other)].tolist())
+    names = [str(scores.groups[number]) for number in sorted(shared)]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _without_reference(scores: Scores) -> str:
+    if scores.counts is None:
+        return ""
+    sums = scores.counts.sum((0, 1))
+    return ", ".join(
+        name
+        for name, (_, predicted, reference) in zip(scores.classes, sums, strict=True)
+        if predicted and not reference
+    )
 
 
 def _absent_in_folds(scores: Scores) -> str:

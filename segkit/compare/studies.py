@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from segkit.compare.aggregation import run_scores
+from segkit.compare.aggregation import carrying_groups, run_scores
 from segkit.compare.long_table import Scores
 
 ALPHA = 0.05
@@ -79,7 +79,7 @@ def study_of(scores: Scores, tested_to_trained: float | None = None) -> TwoWay |
         values = scores.sign * group_values(scores, runs, cases)
         parts.append({loss: values[loss_of[runs] == loss] for loss in scores.losses})
     if len(parts) == 1:
-        return TwoWay(parts[0])
+        return TwoWay(parts[0], *carrying_groups(scores, *scores.blocks[0]))
     lacking = [(loss, place) for place, part in enumerate(parts) for loss, runs in part.items() if not len(runs)]
     if lacking:
         loss, place = lacking[0]
@@ -100,12 +100,15 @@ class TwoWay:
         that runs spread alike (equal_p below UNEQUAL), a loss's variance is the mean of its own and the pooled one, and
         degrees of freedom are those of the losses' own variances; the error rates of both are in docs/comparing.md.
     residual: for each loss, the variance of what neither run nor group explains; pooled for a loss with one run.
-    over: what intervals extend to, a key of TESTS: new runs if a loss has two, new cases if there are enough groups.
+    carrying: groups that carry the score, by the class `scarcest` that has the fewest.
+    over: what intervals extend to, a key of TESTS: new runs if a loss has two, new cases if enough groups carry the
+        score.
     """
 
-    def __init__(self, samples: Mapping[str, np.ndarray]):
+    def __init__(self, samples: Mapping[str, np.ndarray], carrying: float = math.inf, scarcest: str | None = None):
         self.samples = dict(samples)
         self.groups = next(iter(samples.values())).shape[1]
+        self.carrying, self.scarcest = min(carrying, self.groups), scarcest
         self.single = {loss for loss, values in samples.items() if len(values) == 1}
         self.scope = "checkpoints" if len(samples) - len(self.single) < min(2, len(samples)) else "losses"
         freedom = {loss: len(values) - 1 for loss, values in samples.items()}
@@ -119,7 +122,7 @@ class TwoWay:
         self.run = sum(self.own[loss] * df for loss, df in self.freedom.items()) / max(self.run_df, 1)
         self.equal_p = _bartlett(list(self.own.values()), list(self.freedom.values()))
         over_runs = self.run_df and self.scope == "losses"  # with one run of all losses but one nothing is said of them
-        reach = [name for name, there in (("runs", over_runs), ("cases", self.groups >= MIN_GROUPS)) if there]
+        reach = [name for name, there in (("runs", over_runs), ("cases", self.carrying >= MIN_GROUPS)) if there]
         self.over = " and ".join(reach) or "nothing"
 
     @property
@@ -135,7 +138,8 @@ class TwoWay:
         """
         profile = np.sum([sign * self.samples[loss].mean(0) for loss, sign in signs.items()], axis=0)
         shares = {loss: 1 / len(self.samples[loss]) for loss in signs}
-        v_case = profile.var(ddof=1) / self.groups if "cases" in self.over else 0.0
+        few = self.carrying / (self.carrying - 1) if "cases" in self.over else 0.0
+        v_case = few * profile.var() / self.groups
         v_e = sum(self.residual[loss] * share for loss, share in shares.items()) / self.groups
         if runs is not None:
             planned = sum(self.residual[loss] for loss in signs) / runs / self.groups
@@ -145,9 +149,9 @@ class TwoWay:
         if runs is not None:
             run_df *= (runs - 1) * len(self.own) / max(self.run_df, 1)
         variance = max(v_run + v_case - v_e, v_run, v_case)
-        parts = [(v_run, run_df), (v_case, self.groups - 1)]
+        parts = [(v_run, run_df), (v_case, self.carrying - 1)]
         scaled = sum((part / variance) ** 2 / df for part, df in parts if part > 0)
-        df = 1 / scaled if scaled > 0 else self.run_df + self.groups - 1
+        df = 1 / scaled if scaled > 0 else self.run_df + self.carrying - 1
         return Estimate(float(profile.mean()), math.sqrt(variance), 0.0 if self.over == "nothing" else df)
 
     def _run_variance(self, shares: Mapping[str, float]) -> tuple[float, float]:

@@ -213,26 +213,28 @@ def finished_folders(out: Path) -> int:
     return len({file.parents[2] for file in (out / "units").glob("*/evaluation/*/scores.json")})
 
 
-def choose_rates(trials: Sequence[Unit], design: Design) -> dict[str, float]:
-    """For each loss, the learning rate that did best on the validation part; none where no trial came to an end."""
-    chosen, sign = {}, METRICS[design.metric].sign
-    for loss in design.losses:
-        scores = {}
-        for unit in trials:
-            if unit.loss == loss and finished(unit):
-                scores[unit.lr] = sign * _score(unit, design)
-        if scores:
-            chosen[loss] = max(scores, key=scores.__getitem__)
-    return chosen
+def choose_rates(tried: pd.DataFrame, metric: str) -> dict[str, float]:
+    """For each loss, the learning rate that did best on the validation part; none where no trial came to an end. tried:
+    what `tried_rates` gives."""
+    signed = tried.assign(score=METRICS[metric].sign * tried["score"].fillna(-METRICS[metric].sign * math.inf))
+    best: Any = signed.sort_values("score", ascending=False, kind="stable").drop_duplicates("loss")
+    return dict(zip(best["loss"].tolist(), best["rate"].tolist(), strict=True))
 
 
-def _score(unit: Unit, design: Design) -> float:
-    """Of one run by itself; the worst there is where no case has any of the classes."""
-    rows: Any = unit_rows(unit, design.metric)
-    classes = foreground_of(unit.config)
-    if rows[rows["class"].isin(classes)][design.metric].isna().all():
-        return -METRICS[design.metric].sign * math.inf
-    return float(run_scores(read_scores(rows, design.metric, classes, "right", design.aggregation))[0])
+def tried_rates(trials: Sequence[Unit], design: Design) -> pd.DataFrame:
+    """The score of each loss with each learning rate: loss, rate, score, and the cases that judged. All trials are
+    judged on the same cases, as all runs of the comparison are."""
+    done = [unit for unit in trials if finished(unit)]
+    columns = ["loss", "rate", "score", "cases"]
+    if not done:
+        return pd.DataFrame(columns=columns)
+    rows = [unit_rows(unit, design.metric).assign(seed=place) for place, unit in enumerate(done)]
+    scores = read_scores(
+        pd.concat(rows, ignore_index=True), design.metric, foreground_of(done[0].config), "right", design.aggregation
+    )
+    of_run = dict(zip(scores.runs["seed"].tolist(), run_scores(scores).tolist(), strict=True))
+    found = [(unit.loss, unit.lr, of_run[place], len(scores.cases)) for place, unit in enumerate(done)]
+    return pd.DataFrame(found, columns=columns)
 
 
 def unit_rows(unit: Unit, metric: str) -> pd.DataFrame:

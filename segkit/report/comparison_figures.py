@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from segkit.report.tables import score_name
+
 WIDTH = 7.5
 # of the losses; Okabe and Ito's, in an order in which neighbours are far apart
 LOSS_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
@@ -32,7 +34,7 @@ def forest_figure(result: Mapping[str, Any]) -> Figure:
             axis.plot(pair["ci95"], [place, place], color=colour, linewidth=4)
         axis.plot(pair["difference"], place, "o", color="white", markeredgecolor=colour, markersize=7)
     _rows(axis, [f"{pair['a']} - {pair['b']}" for pair in reversed(pairs)])
-    axis.set_xlabel(f"difference of {result['metric']}, more is better for the first; grey: of no interest")
+    axis.set_xlabel(f"difference of {score_name(result)}, more is better for the first; grey: of no interest")
     return figure
 
 
@@ -47,7 +49,7 @@ def runs_figure(result: Mapping[str, Any]) -> Figure:
         axis.plot(scores, [place] * len(scores), "o", color="#0072B2", alpha=0.75, markersize=6)
         axis.plot(loss["mean"], place, "|", color="black", markersize=18, markeredgewidth=2)
     _rows(axis, [f"{loss['name']} ({len(loss['runs'])})" for loss in reversed(losses)])
-    axis.set_xlabel(f"{result['metric']}: a dot a run, bar the mean, grey its 95 % interval")
+    axis.set_xlabel(f"{score_name(result)}: a dot a run, bar the mean, grey its 95 % interval")
     return figure
 
 
@@ -170,12 +172,17 @@ def cliques(order: Sequence[str], differing: set[tuple[str, str]]) -> list[list[
 
 
 def classes_figure(
-    values: np.ndarray, loss_of: Sequence[str], losses: Sequence[str], classes: Sequence[str], sign: int
+    values: np.ndarray,
+    loss_of: Sequence[str],
+    losses: Sequence[str],
+    classes: Sequence[str],
+    sign: int,
+    cases: Sequence[int],
 ) -> Figure:
-    """Mean of each loss and class over cases and runs; values: [R, N, C], times `sign` so that more is better."""
+    """Mean of each loss and class over runs; values: [R, C], times `sign` so that more is better. cases: of each class,
+    those that count."""
     runs = np.asarray(loss_of)
-    table = np.array([[_mean(values[runs == loss][..., number]) for number in range(len(classes))] for loss in losses])
-    cases = [(~np.isnan(values[..., number])).any(0).sum() for number in range(len(classes))]
+    table = np.array([[_mean(values[runs == loss, number]) for number in range(len(classes))] for loss in losses])
     figure, axis = _figure(0.42 * len(losses) + 1.6)
     best = table - np.nanmean(table, 0)
     reach = float(np.nanmax(np.abs(best))) or 1.0
@@ -184,7 +191,7 @@ def classes_figure(
     names = [f"{name}\n{count} cases" for name, count in zip(classes, cases, strict=True)]
     axis.set_xticks(range(len(classes)), names, parse_math=False, rotation=0 if len(classes) < 7 else 60)
     axis.set_yticks(range(len(losses)), list(losses), parse_math=False)
-    axis.set_xlabel("mean over cases and runs; green: better than the mean of the losses")
+    axis.set_xlabel("mean of the runs; green: better than the mean of the losses")
     return figure
 
 
@@ -253,7 +260,7 @@ def components_figure(result: Mapping[str, Any]) -> Figure:
     parts = result["components"]
     figure, axis = _figure(0.35 * len(parts) + 1.0)
     axis.barh(list(parts)[::-1], list(parts.values())[::-1], color="#56B4E9")
-    axis.set_xlabel(f"standard deviation of {result['metric']}")
+    axis.set_xlabel(f"standard deviation of {score_name(result)}")
     return figure
 
 

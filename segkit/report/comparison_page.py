@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from segkit.report import comparison_figures as draw
 from segkit.report.pages import Picture, png_of, write_both
-from segkit.report.tables import by_mean
+from segkit.report.tables import by_mean, score_name
 
 PAIRED = 4  # losses whose cases are drawn against those of one
 FEWEST_PIXELS = 100  # of a bin that is drawn
@@ -60,17 +60,20 @@ class Material:
     overlays: tuple[bytes, str] | None = None
 
 
-def write_pages(result: Mapping[str, Any], scores: Any, material: Material, out: Path) -> None:
+def write_pages(
+    result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, material: Material, out: Path
+) -> None:
     """Write report.html, report.md and the pictures of the latter; everywhere the best loss comes first.
 
-    scores: see `segkit.compare.long_table`.
+    scores: see `segkit.compare.long_table`. class_scores: of each run for each class, [R, C].
     """
     result = best_first(result)
     shown = {
         "result": result,
         "sentences": sentences(result),
         "basis": basis(result, scores),
-        "pictures": pictures(result, scores, material),
+        "pictures": pictures(result, scores, class_scores, material),
+        "score": score_name(result),
         "difference": "a - b" if result["higher_is_better"] else "b - a",
         "disagreement": disagreement(scores) if len(scores.losses) > 1 else [],
         "tables": tables(result, scores, material),
@@ -93,7 +96,9 @@ def best_first(result: Mapping[str, Any]) -> dict[str, Any]:
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """What the comparison says, in one sentence first; then the pairs, decided ones and large differences first."""
     if result["scope"] == "checkpoints":
-        return ["One run a loss says nothing of losses: what follows is about these checkpoints only."]
+        several = [loss["name"] for loss in result["losses"] if len(loss["runs"]) > 1]
+        lead = f"Only {', '.join(several)} has several runs, which" if several else "One run a loss"
+        return [f"{lead} says nothing of losses: what follows is about these checkpoints only."]
     names = [loss["name"] for loss in result["losses"]]
     if not result["pairs"]:
         return [f"There is only {names[0]}, and nothing to compare it with."]
@@ -149,12 +154,13 @@ def basis(result: Mapping[str, Any], scores: Any) -> str:
     return f"{result['cases']} cases in {result['groups']} groups, {len(scores.classes)} classes; runs: {runs}"
 
 
-def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list[Picture]:
+def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, material: Material) -> list[Picture]:
     """All that there is to draw."""
     on = basis(result, scores)
     ranked = result["ranks"]["resamples"] and all(one.get("shares") for one in result["ranks"]["rules"].values())
     result = {**result, "losses": _ranked(result)}
     metric, several = result["metric"], len(result["losses"]) > 1
+    classes, counted = scores.sign * class_scores, (~np.isnan(scores.values)).any(0).sum(0)
     loss_of, losses = scores.runs["loss"].tolist(), [loss["name"] for loss in result["losses"]]
     drawn: list[tuple[Any, str, str, str, Callable[[], Figure]]] = [
         (several, "forest", "Differences", f"Thin: adjusted for all pairs, which gives the verdict; thick: 95 %. {on}.",
@@ -166,9 +172,11 @@ def pictures(result: Mapping[str, Any], scores: Any, material: Material) -> list
          f"Share of the resamples of runs and groups of cases in which each loss has each rank, by every rule. {on}.",
          lambda: draw.ranks_figure(result)),
         (several, "rules", "Ranks by other rules", f"{rule_words(result)} {on}.", lambda: draw.rules_figure(result)),
-        (True, "classes", "Classes", f"Mean {metric}. {on}.",
-         lambda: draw.classes_figure(scores.sign * scores.values, loss_of, losses, scores.classes, scores.sign)),
-        (True, "components", "Where scores vary", f"{on}.", lambda: draw.components_figure(result)),
+        (True, "classes", "Classes", f"{score_name(result)} of each class by itself, mean of the runs. {on}.",
+         lambda: draw.classes_figure(classes, loss_of, losses, scores.classes, scores.sign, counted)),
+        (True, "components", "Where scores vary",
+         f"Of {score_name(result)}; a group of cases by its share in the score. {on}.",
+         lambda: draw.components_figure(result)),
         (several, "paired", "Cases", f"{paired_words(result)} {on}.",
          lambda: draw.paired_figure(paired(result, scores), metric)),
         (material.curves is not None, "curves", "Training",
@@ -210,7 +218,8 @@ def paired_words(result: Mapping[str, Any]) -> str:
     against, others = reference_of(result), len(_ranked(result)) - 1
     which = f", and the best {PAIRED} of the others" if others > PAIRED else ""
     kind = "the baseline" if against == result["baseline"] else "the loss with the best mean"
-    return f"A dot a case, its mean over classes and runs. Across: {against}, {kind}{which}."
+    what = f"its mean {result['metric']} over classes and runs, however the score is made"
+    return f"A dot a case, {what}. Across: {against}, {kind}{which}."
 
 
 def paired(result: Mapping[str, Any], scores: Any) -> list[tuple[str, np.ndarray, str, np.ndarray]]:
@@ -275,17 +284,19 @@ def tables(result: Mapping[str, Any], scores: Any, material: Material) -> list[T
     if material.calibration is not None:
         words = "Mean of the runs, each of all pixels of its cases; the less, the better."
         found.append(Table("Calibration", f"{words} {on}", _in_order(material.calibration, result)))
-    rates = result.get("learning_rates")
-    if rates:
-        words = f"By one run for each loss and rate, on the {result['rated_on']} cases of the validation part."
-        found.append(Table("Learning rates", words, pd.DataFrame(rates.items(), columns=["loss", "rate"])))
+    tried, chosen = result.get("tried_rates"), result.get("learning_rates", {})
+    if tried:
+        words = f"{score_name(result)} of one run for each loss and rate, on the validation part; the best was taken."
+        marks = ["x" if chosen.get(row["loss"]) == row["rate"] else "" for row in tried]
+        rows = _in_order(pd.DataFrame(tried).assign(taken=marks), result)
+        found.append(Table("Learning rates", words, rows))
     return found
 
 
 def _in_order(table: Any, result: Mapping[str, Any]) -> pd.DataFrame:
     """The rows in the order of the losses."""
     place = {loss["name"]: number for number, loss in enumerate(result["losses"])}
-    return table.sort_values("loss", key=lambda names: names.map(place))
+    return table.sort_values("loss", key=lambda names: names.map(place), kind="stable")
 
 
 def _there(table: pd.DataFrame | None) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 
 from segkit.report.comparison_figures import demsar_figure
 from segkit.report.pages import Picture, png_of, write_both
+from segkit.report.tables import score_name
 
 ALPHA = 0.05
 
@@ -20,10 +21,19 @@ def write_datasets_pages(result: Mapping[str, Any], folders: Mapping[str, str], 
         "pairs": best_first(result),
         "folders": folders,
         "order": order,
+        "score": score_name(result),
+        "basis": {name: basis_words(one) for name, one in result["basis"].items()},
         "sentences": sentences(result),
         "pictures": pictures(result),
     }
     write_both("datasets", shown, out, "datasets")
+
+
+def basis_words(basis: Mapping[str, Any]) -> str:
+    """On what the numbers of a data set rest."""
+    fewest, most = min(basis["runs"].values()), max(basis["runs"].values())
+    runs = str(most) if fewest == most else f"{fewest} to {most}"
+    return f"{basis['cases']} cases in {basis['groups']} groups, {runs} runs a loss"
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:

@@ -224,6 +224,8 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     console.print(_losses_table(result))
     if result["pairs"]:
         console.print(_pairs_table(result))
+    if result.get("noise_floor"):
+        console.print(f"  {escape(noise_words(result['noise_floor']))}", highlight=False)
     method = result["method"]
     margin = f"equivalent means within ±{result['margin']:g}, by the adjusted interval"
     told = any(method["speaks_of"] in warning for warning in result["warnings"])
@@ -238,9 +240,19 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
         console.print(f"  warning: {escape(warning)}", style="yellow", highlight=False)
 
 
+def noise_words(noise: Mapping[str, Any]) -> str:
+    """How far one loss is from itself."""
+    return (
+        f"the noise floor: {noise['a']} against {noise['b']}, one loss twice, differ by "
+        f"{_number(noise['difference'], '+')} ({_interval(noise['ci95'], '+')}), verdict {noise['verdict'] or 'none'}; "
+        f"runs: {' and '.join(map(str, noise['runs']))}"
+    )
+
+
 def print_datasets(result: Mapping[str, Any], console: Console) -> None:
     """Print the contents of datasets.json: mean ranks, then what the test over data sets says."""
-    table = Table(title=f"mean rank over {len(result['datasets'])} data sets", title_justify="left")
+    number = len(result["datasets"])
+    table = Table(title=f"mean rank by {score_name(result)} over {number} data sets", title_justify="left")
     table.add_column("loss")
     table.add_column("mean rank", justify="right")
     for loss, rank in sorted(result["mean_ranks"].items(), key=lambda one: one[1]):
@@ -253,6 +265,11 @@ def print_datasets(result: Mapping[str, Any], console: Console) -> None:
         console.print(f"  {escape(words)}", highlight=False)
 
 
+def score_name(result: Mapping[str, Any]) -> str:
+    """The metric with its aggregation, as in dice/class_case."""
+    return f"{result['metric']}/{result['aggregation']}"
+
+
 def by_mean(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The losses of comparison.json, the best first, those without any run last."""
     sign = 1 if result["higher_is_better"] else -1
@@ -260,7 +277,7 @@ def by_mean(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _losses_table(result: Mapping[str, Any]) -> Table:
-    scale = f"{result['metric']}, {result['cases']} cases in {result['groups']} groups"
+    scale = f"{score_name(result)}, {result['cases']} cases in {result['groups']} groups"
     table = Table(title=f"losses by mean {scale}", title_justify="left")
     table.add_column("loss")
     for heading in ("mean", "95 % CI", "runs", "lowest", "highest"):
