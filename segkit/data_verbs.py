@@ -103,6 +103,7 @@ def inspect(root: Path, written: Path, *, memory: float, console: Console) -> No
     a file already.
     """
     _check_new(written)
+    root = Path(os.path.abspath(root))  # paths are written for the folder of the configuration
     layout = find_layout(root)
     classes = None if layout.labels is not None else survey(layout.masks)
     named = (layout.labels or {}) if classes is None else classes.labels

@@ -39,7 +39,7 @@ class Origin:
 
     checkpoint: its file. step, steps: how far it was trained, and how far that training was to go. finished: the length
     or limit that ended the training there, None if it was to go on. selected_on: the part of the split that it was
-    chosen by, None if it was not chosen by a score.
+    chosen by, None if it was not chosen by a score. split_hash: of the split that it was trained by.
     """
 
     checkpoint: str
@@ -47,6 +47,7 @@ class Origin:
     steps: int
     finished: str | None
     selected_on: str | None
+    split_hash: str
 
 
 @dataclass(frozen=True)

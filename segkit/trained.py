@@ -88,5 +88,6 @@ def load_trained(path: Path, device: str | None = None, overrides: Sequence[str]
     model = assemble.to_format(model, config, preprocess.dims).to(device_used).eval()
     predictor = assemble.predictor_factory(config, preprocess, device_used)(model)
     finished = content.get("finished", "steps" if content["step"] == content["steps"] else None)
-    origin = Origin(str(path), content["step"], content["steps"], finished, content["selected_on"])
-    return Trained(config, labels, preprocess, predictor, Split.from_json(content["split"]), origin)
+    split = Split.from_json(content["split"])
+    origin = Origin(str(path), content["step"], content["steps"], finished, content["selected_on"], split.content_hash)
+    return Trained(config, labels, preprocess, predictor, split, origin)

@@ -146,6 +146,7 @@ def _train_and_evaluate(
                 experiment.settings.limits.steps,
                 trainer.finished,
                 None,
+                data.split.content_hash,
             ),
             config=config,
             console=console,

@@ -1,10 +1,12 @@
 """One battery over every transform of both engines: image and mask move together, draws belong to the seed."""
 
 import inspect
+import json
 
 import numpy as np
 import pytest
 import torch
+from test_tools import TINY, tool
 
 from segkit.data.augment import PRESETS, TRANSFORMS, Swap, build_augment
 
@@ -176,3 +178,21 @@ def test_presets_are_lists_of_transforms(engine, preset):
     assert np.isfinite(out).all()
     assert set(np.unique(out_mask)) <= {0, 1, VOID}
     assert (len(transforms) == 0) == (preset == "none")
+
+
+@pytest.mark.parametrize(
+    ("engine", "transform"),
+    [
+        ("albumentations", {"name": "affine", "scale": 1.5}),
+        ("albumentations", {"name": "affine", "rotate": -5}),
+        ("albumentations", {"name": "gamma", "low": 2, "high": 1}),
+        ("torchvision", {"name": "affine", "scale": 1.0}),
+        ("monai", {"name": "low_resolution", "zoom": 0}),
+        ("monai", {"name": "gaussian_noise", "sd": -1}),
+    ],
+)
+def test_arguments_out_of_range_are_told_before_anything_is_read(tmp_path, engine, transform):
+    (tmp_path / "x.yaml").write_text(TINY)
+    given = (f"augment.engine={engine}", f"augment.transforms=[{json.dumps(transform)}]")
+    printed = tool("train", "--config", "x.yaml", *given, "run.dir=run", code=2, folder=tmp_path)
+    assert next(key for key in transform if key != "name") in printed

@@ -396,7 +396,7 @@ def test_the_threshold_is_part_of_what_was_measured():
     for number in range(4):
         guessed, known = (torch.from_numpy(mask[number][None].astype(np.uint8)) for mask in (prediction, reference))
         scorer.add(f"c{number}", f"c{number}", guessed, known, (1.0, 1.0))
-    origin = Origin("last.pt", 5, 5, "steps", None)
+    origin = Origin("last.pt", 5, 5, "steps", None, "0123")
     result = scores(scorer.result(), labels, Scoring(threshold=0.3), split="test", origin=origin)
     assert result["threshold"] == 0.3
     assert is_of(result, Scoring(threshold=0.3), 5)

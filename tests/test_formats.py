@@ -1,5 +1,6 @@
 """Volumes and pictures of the less usual formats, against SimpleITK, pydicom and OpenCV; hostile files."""
 
+import gzip
 import io
 import os
 import resource
@@ -20,9 +21,10 @@ from PIL import Image
 
 from segkit import Labels
 from segkit.data import Case, DataError, MaskFile
+from segkit.data.cases import data_digest, file_stamps
 from segkit.data.formats import FORMATS, format_name, is_image
 from segkit.data.mask_code import MaskCode
-from segkit.data.readers import place_of, read_files, read_image, read_mask, read_masks
+from segkit.data.readers import number_type, place_of, read_files, read_image, read_mask, read_masks
 
 needs_data = pytest.mark.skipif("SEGKIT_DATA" not in os.environ, reason="SEGKIT_DATA does not name the real data")
 DATA = Path(os.environ.get("SEGKIT_DATA", "")) / "formats"
@@ -308,6 +310,94 @@ def read_all(reader, folder):
             read_image(folder / name) if reader == "image" else read_mask(folder / name, labels)
         except DataError as error:
             print(name if name in str(error) else error, flush=True)
+
+
+def test_headers_that_ask_for_more_than_their_file_holds(tmp_path):
+    """Before the memory is taken: these would be 18 GB."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((3000, 3000, 500))
+    header.set_sform(np.eye(4), 1)
+    lie = header.binaryblock + bytes(16000)
+    (tmp_path / "a.nii").write_bytes(lie)
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(lie))
+    head = "NRRD0004\ntype: float\ndimension: 3\nsizes: 3000 3000 500\nencoding: gzip\nendian: little\n\n"
+    (tmp_path / "c.nrrd").write_bytes(head.encode() + gzip.compress(bytes(16000)))
+    for name in ("a.nii", "b.nii.gz", "c.nrrd"):
+        with pytest.raises(DataError, match=r"its header asks for 18,000,000,000 bytes"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(("ending", "line"), [("mhd", "ElementDataFile = {}"), ("nhdr", "data file: {}")])
+def test_pixels_of_a_header_lie_beside_it_and_belong_to_the_case(tmp_path, ending, line):
+    (tmp_path / "in").mkdir()
+    path = saved(tmp_path / f"in/a.{ending}", NUMBERS)
+    (pixels,) = (file for file in (tmp_path / "in").iterdir() if file.suffix in (".raw", ".gz"))
+    case = Case("a", "a", images=(path,))
+    digest, stamps = data_digest([case]), file_stamps(case)
+    changed = bytearray(pixels.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    pixels.write_bytes(changed)
+    assert data_digest([case]) != digest
+    assert file_stamps(case) != stamps
+    pixels.rename(tmp_path / pixels.name)
+    path.write_text(path.read_text().replace(line.format(pixels.name), line.format(f"../{pixels.name}")))
+    with pytest.raises(DataError, match="outside the folder of its header"):
+        read_image(path)
+
+
+def test_damaged_headers_are_named_whatever_their_reader_raises(tmp_path):
+    header = nib.Nifti1Header()
+    block = bytearray(header.binaryblock)
+    block[70:72] = struct.pack("<h", 999)  # a type of number that there is not
+    (tmp_path / "a.nii").write_bytes(bytes(block) + bytes(1000))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG IEND")
+    (tmp_path / "c.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((((")
+    for name in ("a.nii", "b.png", "c.npy"):
+        for read in (read_image, lambda path: read_mask(path, TWO), number_type):
+            with pytest.raises(DataError, match=name):
+                read(tmp_path / name)
+
+
+def test_units_of_a_volume_become_millimetres(tmp_path):
+    for unit, side in (("micron", 500.0), ("meter", 0.0005), ("mm", 0.5)):
+        volume = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([side, side, side, 1]))
+        volume.header.set_xyzt_units(unit)
+        nib.save(volume, tmp_path / f"{unit}.nii")
+        assert read_image(tmp_path / f"{unit}.nii")[1] == pytest.approx((0.5, 0.5, 0.5))
+        np.testing.assert_allclose(place_of(tmp_path / f"{unit}.nii", "").affine, np.diag([0.5, 0.5, 0.5, 1]))
+
+
+def test_an_image_that_is_turned_and_a_mask_that_is_not_are_refused(tmp_path):
+    """A picture of DICOM or MetaImage has its first axis from left to right, a PNG from top to bottom."""
+    side = np.zeros((6, 6), np.uint8)
+    side[1, :3] = 1
+    Image.fromarray(side).save(tmp_path / "mask.png")
+    image = saved(tmp_path / "image.mha", side.astype(np.int16) * 100, spacing=(1.0, 1.0), origin=(0.0, 0.0))
+    with pytest.raises(DataError, match=r"is turned to RAS, first axis from left to right, and .*mask\.png does not"):
+        read_files(Case("a", "a", images=(image,), masks=(MaskFile(tmp_path / "mask.png"),)), TWO)
+    np.save(tmp_path / "mask.npy", np.zeros((4, 4, 4), np.uint8))
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4)), np.diag([-1, 1, 1, 1])), tmp_path / "las.nii")
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4)), np.eye(4)), tmp_path / "ras.nii")
+    mask = (MaskFile(tmp_path / "mask.npy"),)
+    assert read_files(Case("a", "a", images=(tmp_path / "ras.nii",), masks=mask), TWO).mask is not None
+    with pytest.raises(DataError, match="they would not fit"):
+        read_files(Case("a", "a", images=(tmp_path / "las.nii",), masks=mask), TWO)
+
+
+def test_16_bit_colours_of_a_mask_are_kept(tmp_path):
+    """Pillow makes 8 bits of them, in which 2 is 0."""
+    numbers = NUMBERS[0].astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "mask.png"), np.repeat(numbers[..., None], 3, -1))
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", THREE), numbers)
+
+
+def test_objects_need_a_background(tmp_path):
+    Image.fromarray(np.eye(6, dtype=np.uint8)).save(tmp_path / "car.png")
+    masks = [MaskFile(tmp_path / "car.png", "car")]
+    with pytest.raises(DataError, match=r"add a class for them, `names: \[background, car, bus\]`"):
+        read_masks(masks, Labels(["car", "bus"]))
+    assert read_masks(masks, Labels(["background", "car"])).max() == 1
 
 
 def test_links_to_nowhere_are_named(tmp_path):

@@ -46,6 +46,40 @@ def test_layouts_are_told_apart(tmp_path, name):
         np.testing.assert_array_equal(masks[case], mask)
 
 
+def test_parts_of_a_split_are_no_cases(tmp_path):
+    """train/images and train/masks, val/images and val/masks: the same words as of a folder for each case."""
+    for part in ("train", "val"):
+        for name in NAMES:
+            save(tmp_path / part / "images" / f"{name}.png", colours(name))
+            save(tmp_path / part / "masks" / f"{name}.png", classes(name))
+    layout, _labels, masks = masks_of(tmp_path)
+    assert (layout.source, layout.split, len(masks)) == ("pairs", True, 2 * len(NAMES))
+    assert not any("another annotator" in reason for reason in layout.why)
+
+
+def test_a_class_of_one_mask_is_found_and_smoothed_edges_are_none(tmp_path):
+    for number in range(120):
+        save(tmp_path / "images" / f"{number}.png", colours(str(number)))
+        save(
+            tmp_path / "masks" / f"{number}.png",
+            np.where(classes(str(number)) == 2, 3 if number != 77 else 2, 0).astype(np.uint8),
+        )
+    assert masks_of(tmp_path)[1].names == ("background", "class_2", "class_3")
+    smooth = cv2.GaussianBlur(255 * classes("soft", 2).repeat(8, 0).repeat(8, 1), (5, 5), 0)
+    found = survey([save(tmp_path / "soft.png", smooth)])
+    assert (found.options, found.labels) == ({"threshold": 128}, {"names": ["background", "foreground"]})
+    greys = survey([save(tmp_path / "greys.png", np.array([[0, 128, 255]], np.uint8))])
+    assert "ignore_index" not in greys.labels
+    assert greys.options == {"value_map": {128: 1, 255: 2}}
+
+
+def test_paths_are_relative_to_the_configuration(tmp_path):
+    LAYOUTS["pairs"](tmp_path / "data")
+    (tmp_path / "sub").mkdir()
+    tool("data", "inspect", "data", "--out", "sub/my.yaml", folder=tmp_path)
+    tool("data", "check", "--config", "sub/my.yaml", folder=tmp_path)
+
+
 def test_objects_without_classes(tmp_path):
     written = LAYOUTS["instances"](tmp_path)
     layout, _labels, masks = masks_of(tmp_path)

@@ -45,6 +45,8 @@ def test_a_container_may_have_less(monkeypatch, tmp_path):
     assert available() == pytest.approx(whole, rel=0.2)
     (tmp_path / "memory.max").write_text("7000\n")
     assert available() == 2000
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 3000\nactive_file 500\n")
+    assert available() == 5000  # files that were only read can be given up
 
 
 def test_a_training_says_what_it_needs(folder, monkeypatch):

@@ -142,3 +142,11 @@ def test_many_foreground_locations_are_thinned_evenly():
     assert len(found) == 10_000
     assert found[0].tolist() == [0, 0]
     assert found[-1].tolist() == [299, 299]
+
+
+def test_foreground_of_regions_is_what_they_unite():
+    labels = Labels(["whole", "core"], mode="multilabel", regions={"whole": [1, 2], "core": [2]})
+    mask = np.zeros((6, 7), np.uint8)
+    mask[1, 2:4], mask[4, 5] = 1, 2
+    found = find_locations(mask, labels, 2, "pixels")
+    assert sorted(map(tuple, found.places.tolist())) == [(1, 2), (1, 3), (4, 5)]

@@ -23,6 +23,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from segkit import checkpoint, cli, judging, workflow
+from segkit.data.splits import Split
 from segkit.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +122,7 @@ def test_training_leaves_a_complete_run(trained):
     assert scores["cases"] == 12
     assert scores["checkpoint"] == "checkpoints/last.pt"
     assert scores["selected_on"] is None
+    assert scores["split_hash"] == Split.from_json(json.loads((run / "split.json").read_text())).content_hash
     cases = pd.read_csv(run / "evaluation" / "test" / "cases.csv")
     assert len(cases) == 12 * 3
     means = cases[cases["class"] != "background"].groupby("class")["dice"].mean()

@@ -120,9 +120,12 @@ def file_stamps(case: Case) -> list[str]:
 
 
 def _plain_files(case: Case) -> list[Path]:
-    """The files of a case, those in a folder that is one image too."""
+    """The files of a case, those in a folder that is one image and those that a header names too."""
+    from segkit.data.formats.itk import pixel_files  # which itself needs what is here
+
     files = [file for path in case.files for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    return [file for file in files if file.is_file()]
+    there = [file for file in files if file.is_file()]
+    return there + [file for header in there for file in pixel_files(header) if file.is_file()]
 
 
 def _ends(path: Path) -> bytes:

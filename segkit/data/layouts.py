@@ -22,7 +22,8 @@ from segkit.data.sources.public import CITYSCAPES_CLASSES
 
 DEPTH, MOST_FOLDERS = 4, 5000  # of folders that are looked into
 SAMPLED = 3  # masks read to see whether they are any
-SURVEYED = 40  # masks read for their values
+SURVEYED = 2000  # masks read for their values
+SMOOTHED = 16  # values between 0 and 255 from which on they are edges and no classes
 MOST_VALUES, MOST_COLOURS = 64, 64  # of a mask
 PAIRED = 0.8  # of the images have to have a mask
 MASK_WORDS = ("mask", "label", "annot", "seg", "gt", "manual", "truth", "target", "lesion")
@@ -198,6 +199,8 @@ def _manifest(root: Path) -> Layout | None:
 def _instances(root: Path) -> Layout | None:
     """Folders that each have a folder with one image and one with several masks."""
     cases = [folder for folder in _subfolders(root) if (folder / "images").is_dir() and (folder / "masks").is_dir()]
+    if {folder.name.lower() for folder in cases} <= {word for words in PARTS.values() for word in words}:
+        return None  # parts of a split, and no cases
     if len(cases) < 2 or not any(len(_images(folder / "masks")) > 1 for folder in cases[:SURVEYED]):
         return None
     why = [f"{len(cases)} folders have an image in images and a file an object in masks"]
@@ -241,7 +244,12 @@ def _pairs(root: Path) -> Layout | None:
     if best.share < 1:
         options["unpaired"] = "skip"
         why.append(f"{100 * (1 - best.share):.0f} % of the images have no mask and are left out")
-    alike = [one for one in found if (one.images, one.masks) == (best.images, best.masks) and one is not best]
+    chosen = {mask for _image, mask in best.files}
+    alike = [
+        one
+        for one in found
+        if (one.images, one.masks) == (best.images, best.masks) and {mask for _image, mask in one.files} != chosen
+    ]
     others = sorted({one.patterns.get("mask_pattern", "") for one in alike if len(one.files) == len(best.files)} - {""})
     if others:
         why.append(f"there are other masks of the same images, of another annotator perhaps: {', '.join(others)}")
@@ -431,7 +439,11 @@ def _of_values(values: Sequence[int], why: list[str]) -> Classes:
     labels: dict[str, Any] = {}
     kept = list(values)
     why = [*why, f"they hold the values {', '.join(map(str, values[:12]))}{' ...' if len(values) > 12 else ''}"]
-    if len(kept) > 2 and kept[-1] == 255 and kept[-2] < 254:
+    if kept[0] == 0 and kept[-1] == 255 and len(kept) > SMOOTHED:
+        why.append("so many between 0 and 255 are smoothed edges: a pixel is foreground from 128 on")
+        return Classes({"names": ["background", "foreground"]}, {"threshold": 128}, why)
+    few = kept[:-1]
+    if len(few) > 1 and kept[-1] == 255 and few == list(range(few[0], few[0] + len(few))) and few[0] < 2:
         labels["ignore_index"] = 255
         kept = kept[:-1]
         why.append("255 usually marks pixels without a label")

@@ -11,6 +11,7 @@ from segkit.data.cases import DataError
 from segkit.labels import Labels
 
 SHOWN = 6  # offending values listed before the rest is only counted
+NEAR = 16  # to 0 or 255, of values that a JPEG has moved
 MANY = 16  # so many values that are no class are not class numbers
 JPEG = (".jpg", ".jpeg")
 WIDE = 1 << 16
@@ -58,7 +59,10 @@ def likely_cause(values: Sequence[int], offending: Sequence[int], labels: Labels
     """What has probably happened, and what mends it. values: all of the mask; offending: those that mean nothing."""
     last = max(labels.values)
     if path.suffix.lower() in JPEG:
-        return "JPEG does not keep values; export the masks again as PNG"
+        way_out = "write `threshold: 128` under `data`, or " if last == 1 else ""
+        return f"JPEG does not keep values; {way_out}export the masks again as PNG"
+    if last == 1 and len(offending) > 1 and all(min(value, 255 - value) <= NEAR for value in values):
+        return "values near 0 and 255 look like a binary mask that was a JPEG once: write `threshold: 128` under `data`"
     if len(offending) >= MANY:
         return (
             f"{len(offending)} different values look like edges smoothed by resizing, or probabilities; "

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 
@@ -118,10 +116,20 @@ def read_masks(
             f"{_where(case, masks[0].path)}: expected one class a pixel, got {int((claimed > 1).sum())} pixels that "
             f"the masks of several claim ({named}); write `mode: multilabel` under `labels` for classes that overlap"
         )
-    mask = np.full(claimed.shape, labels.background_channel or 0, dtype=mask_dtype(labels))
+    mask = np.full(claimed.shape, number_of_background(labels, _where(case, masks[0].path)), dtype=mask_dtype(labels))
     for name, plane in planes.items():
         mask[plane] = labels.names.index(name)
     return mask
+
+
+def number_of_background(labels: Labels, where: str) -> int:
+    """What pixels are that belong to no object. Raises DataError where no class is meant for them."""
+    if labels.mode == "multiclass" and labels.background_channel is None:
+        raise DataError(
+            f"{where}: its objects leave pixels that are of none of {', '.join(labels.names)}; add a class for them, "
+            f"`names: [background, {', '.join(labels.names)}]` under `labels`"
+        )
+    return labels.background_channel or 0
 
 
 def _planes(masks: Sequence[MaskFile], labels: Labels, code: MaskCode, case: str | None) -> dict[str, np.ndarray]:
@@ -191,6 +199,22 @@ def check_place(image: Path, mask: Path, where: str, *, exactly: bool = False) -
     first, second = place_of(image, where), place_of(mask, where)
     if first is not None and second is not None:
         check_same_place(first, second, str(mask), where, exactly=exactly)
+    elif first is not None or second is not None:
+        _check_unturned(image, mask, first, second, where)
+
+
+def _check_unturned(image: Path, mask: Path, first: Place | None, second: Place | None, where: str) -> None:
+    """Raise DataError where one of image and mask is turned to RAS and the other does not say how it lies."""
+    turned, place = ("image", first) if first is not None else ("mask", second)
+    other = mask if first is not None else image
+    assert place is not None
+    straight = np.array_equal(orientation_of(place.affine, where), [[0, 1], [1, 1], [2, 1]])
+    if format_name(other) in PICTURES or not straight:
+        raise DataError(
+            f"{where}: the {turned} says how it lies and is turned to RAS, first axis from left to right, and {other} "
+            "does not: they would not fit; save both in one format, or the other as NIfTI, NRRD, MetaImage or DICOM "
+            "with the same header"
+        )
 
 
 def place_of(path: Path, where: str) -> Place | None:
@@ -242,7 +266,7 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
         yield FORMATS[name]
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, SyntaxError, ZlibError, BadZipFile, MemoryError, OverflowError) as error:
+    except Exception as error:  # a damaged file may make a library raise whatever there is
         raise DataError(
             f"{where}: it cannot be read as {name}, it may be truncated or of another format; "
             f"copy or export it again ({type(error).__name__}: {error})"

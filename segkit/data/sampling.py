@@ -103,7 +103,10 @@ def find_locations(mask: np.ndarray, labels: Labels, dims: int, balance: Balance
     is foreground.
     """
     background = 0 if labels.mode == "binary" else labels.background_channel
-    if balance == "pixels":
+    if balance == "pixels" and labels.regions is not None and mask.ndim == dims:
+        values = sorted({value for union in labels.regions.values() for value in union})
+        runs = [_spread(np.isin(mask, values), LOCATIONS)]
+    elif balance == "pixels":
         runs = [foreground_locations(mask, background, labels.void, dims)]
     else:
         planes = list(_planes(mask, labels, background))

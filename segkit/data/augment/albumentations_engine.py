@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.augment.common import AugmentError, Share, Swap
+from segkit.data.augment.common import Above0, AugmentError, Below1, Degrees, Half, Positive, Share, Swap, check_order
 
 
 def _albumentations() -> Any:
@@ -42,7 +42,13 @@ def rotate90(*, p: Share = 0.5) -> Any:
 
 
 def affine(
-    *, void: int, rotate: float = 15.0, scale: float = 0.15, shift: float = 0.05, shear: float = 0.0, p: Share = 0.5
+    *,
+    void: int,
+    rotate: Degrees = 15.0,
+    scale: Below1 = 0.15,
+    shift: Positive = 0.05,
+    shear: Degrees = 0.0,
+    p: Share = 0.5,
 ) -> Any:
     """Rotate by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides, shear by degrees."""
     return _albumentations().Affine(
@@ -56,36 +62,37 @@ def affine(
     )
 
 
-def elastic(*, void: int, alpha: float = 50.0, sigma: float = 7.0, p: Share = 0.3) -> Any:
+def elastic(*, void: int, alpha: Positive = 50.0, sigma: Positive = 7.0, p: Share = 0.3) -> Any:
     """Smooth random displacement (Simard et al. 2003) of strength `alpha` and smoothness `sigma` pixels."""
     transform = _albumentations().ElasticTransform
     return transform(alpha=alpha, sigma=sigma, border_mode=0, fill=0, fill_mask=void, p=p)
 
 
-def brightness_contrast(*, brightness: float = 0.2, contrast: float = 0.2, p: Share = 0.5) -> Any:
+def brightness_contrast(*, brightness: Positive = 0.2, contrast: Positive = 0.2, p: Share = 0.5) -> Any:
     """Add up to `brightness` of the value range, scale contrast by 1 +- `contrast`."""
     limits = {"brightness_limit": (-brightness, brightness), "contrast_limit": (-contrast, contrast)}
     return _albumentations().RandomBrightnessContrast(**limits, p=p)
 
 
-def gamma(*, low: float = 0.8, high: float = 1.25, p: Share = 0.3) -> Any:
+def gamma(*, low: Above0 = 0.8, high: Above0 = 1.25, p: Share = 0.3) -> Any:
     """Raise values in [0, 1] to a random power between `low` and `high`."""
+    check_order(low, high)
     return _albumentations().RandomGamma(gamma_limit=(100 * low, 100 * high), p=p)
 
 
-def hue_saturation(*, hue: float = 0.05, saturation: float = 0.2, p: Share = 0.3) -> Any:
+def hue_saturation(*, hue: Half = 0.05, saturation: Below1 = 0.2, p: Share = 0.3) -> Any:
     """Shift hue and saturation of RGB images by shares of their ranges."""
     return _albumentations().ColorJitter(
         brightness=(1, 1), contrast=(1, 1), saturation=(1 - saturation, 1 + saturation), hue=(-hue, hue), p=p
     )
 
 
-def gaussian_noise(*, sd: float = 0.05, p: Share = 0.3) -> Any:
+def gaussian_noise(*, sd: Positive = 0.05, p: Share = 0.3) -> Any:
     """Add Gaussian noise with a standard deviation of up to `sd` of the value range."""
     return _albumentations().GaussNoise(std_range=(0.0, sd), p=p)
 
 
-def gaussian_blur(*, sigma: float = 1.5, p: Share = 0.2) -> Any:
+def gaussian_blur(*, sigma: Positive = 1.5, p: Share = 0.2) -> Any:
     """Blur with a Gaussian of up to `sigma` pixels."""
     return _albumentations().GaussianBlur(sigma_limit=(0.3, sigma), blur_limit=0, p=p)
 

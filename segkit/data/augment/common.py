@@ -10,6 +10,12 @@ import numpy as np
 from pydantic import Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+Degrees = Annotated[float, Field(ge=0, le=180)]
+Half = Annotated[float, Field(ge=0, le=0.5)]
+Zoom = Annotated[float, Field(gt=0, le=1)]
 
 
 class AugmentError(ValueError):
@@ -57,6 +63,12 @@ class Swap:
             out[mask == first + shift] = second + shift
             out[mask == second + shift] = first + shift
         return out
+
+
+def check_order(low: float, high: float) -> None:
+    """Raises ValueError for a range that has no middle."""
+    if low > high:
+        raise ValueError(f"gamma: expected low of at most high, got {low:g} and {high:g}")
 
 
 Transforms = Sequence[Any]

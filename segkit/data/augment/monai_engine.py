@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.augment.common import AugmentError, Share, Swap
+from segkit.data.augment.common import Above0, AugmentError, Below1, Degrees, Positive, Share, Swap, Zoom, check_order
 
 
 class _Drawing:
@@ -47,7 +47,7 @@ def flip(*, void: int, swap: Swap | None = None, axes: list[int], p: Share = 0.5
 
 
 def affine(
-    *, rotate: float = 15.0, scale: float = 0.15, shift: float = 0.05, shear: float = 0.0, p: Share = 0.5
+    *, rotate: Degrees = 15.0, scale: Below1 = 0.15, shift: Positive = 0.05, shear: Degrees = 0.0, p: Share = 0.5
 ) -> Any:
     """Rotate about every axis by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides."""
     return _LazyAffine(np.deg2rad(rotate), scale, shift, np.deg2rad(shear), p)
@@ -78,42 +78,42 @@ class _LazyAffine(_Drawing):
         return transform(sample)
 
 
-def gaussian_noise(*, sd: float = 0.1, p: Share = 0.2) -> Any:
+def gaussian_noise(*, sd: Positive = 0.1, p: Share = 0.2) -> Any:
     """Add Gaussian noise with a standard deviation of up to `sd` (of the normalised image)."""
     from monai.transforms.intensity.dictionary import RandGaussianNoised
 
     return RandGaussianNoised(["image"], prob=p, std=sd)
 
 
-def gaussian_smooth(*, sigma: float = 1.0, p: Share = 0.1) -> Any:
+def gaussian_smooth(*, sigma: Positive = 1.0, p: Share = 0.1) -> Any:
     """Blur with a Gaussian of 0.25 to `sigma` voxels."""
     from monai.transforms.intensity.dictionary import RandGaussianSmoothd
 
     return RandGaussianSmoothd(["image"], (0.25, sigma), (0.25, sigma), (0.25, sigma), prob=p)
 
 
-def scale_intensity(*, factor: float = 0.25, p: Share = 0.3) -> Any:
+def scale_intensity(*, factor: Below1 = 0.25, p: Share = 0.3) -> Any:
     """Multiply the image by 1 +- `factor`."""
     from monai.transforms.intensity.dictionary import RandScaleIntensityd
 
     return RandScaleIntensityd(["image"], factor, prob=p)
 
 
-def shift_intensity(*, offset: float = 0.1, p: Share = 0.3) -> Any:
+def shift_intensity(*, offset: Positive = 0.1, p: Share = 0.3) -> Any:
     """Add up to +- `offset` (standard deviations of the image, after zscore) to the image."""
     from monai.transforms.intensity.dictionary import RandShiftIntensityd
 
     return RandShiftIntensityd(["image"], offset, prob=p)
 
 
-def contrast(*, factor: float = 0.25, p: Share = 0.3) -> Any:
+def contrast(*, factor: Below1 = 0.25, p: Share = 0.3) -> Any:
     """Multiply what is above or below the mean by 1 +- `factor`, within the range of the image."""
     from monai.transforms.intensity.dictionary import RandScaleIntensityFixedMeand
 
     return RandScaleIntensityFixedMeand(["image"], prob=p, factors=factor, preserve_range=True)
 
 
-def low_resolution(*, zoom: float = 0.5, p: Share = 0.25) -> Any:
+def low_resolution(*, zoom: Zoom = 0.5, p: Share = 0.25) -> Any:
     """Make the image coarser by `zoom` to 1 times, and as fine as before again."""
     return _LowResolution(zoom, p)
 
@@ -135,9 +135,10 @@ class _LowResolution(_Drawing):
         return transform(sample)
 
 
-def gamma(*, low: float = 0.7, high: float = 1.5, invert: bool = False, p: Share = 0.3) -> Any:
+def gamma(*, low: Above0 = 0.7, high: Above0 = 1.5, invert: bool = False, p: Share = 0.3) -> Any:
     """Raise the image, scaled to its own range, to a random power between `low` and `high`; with `invert` its
     negative. Mean and deviation stay."""
+    check_order(low, high)
     from monai.transforms.intensity.dictionary import RandAdjustContrastd
 
     return RandAdjustContrastd(["image"], prob=p, gamma=(low, high), retain_stats=True, invert_image=invert)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.augment.common import AugmentError, Share, Swap
+from segkit.data.augment.common import AugmentError, Below1, Degrees, Half, Positive, Share, Swap
 
 
 def _v2() -> Any:
@@ -39,7 +39,13 @@ def vertical_flip(*, p: Share = 0.5) -> Any:
 
 
 def affine(
-    *, void: int, rotate: float = 15.0, scale: float = 0.15, shift: float = 0.05, shear: float = 0.0, p: Share = 0.5
+    *,
+    void: int,
+    rotate: Degrees = 15.0,
+    scale: Below1 = 0.15,
+    shift: Positive = 0.05,
+    shear: Degrees = 0.0,
+    p: Share = 0.5,
 ) -> Any:
     """Rotate by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides, shear by degrees."""
     from torchvision import tv_tensors
@@ -56,7 +62,7 @@ def affine(
     return library.RandomApply([moving], p=p)
 
 
-def elastic(*, void: int, alpha: float = 50.0, sigma: float = 7.0, p: Share = 0.3) -> Any:
+def elastic(*, void: int, alpha: Positive = 50.0, sigma: Positive = 7.0, p: Share = 0.3) -> Any:
     """Smooth random displacement of strength `alpha` and smoothness `sigma` pixels."""
     from torchvision import tv_tensors
 
@@ -65,25 +71,25 @@ def elastic(*, void: int, alpha: float = 50.0, sigma: float = 7.0, p: Share = 0.
     return library.RandomApply([library.ElasticTransform(alpha=alpha, sigma=sigma, fill=fill)], p=p)
 
 
-def brightness_contrast(*, brightness: float = 0.2, contrast: float = 0.2, p: Share = 0.5) -> Any:
+def brightness_contrast(*, brightness: Positive = 0.2, contrast: Positive = 0.2, p: Share = 0.5) -> Any:
     """Scale brightness by 1 +- `brightness` and contrast by 1 +- `contrast`; 1 or 3 channels."""
     library = _v2()
     return library.RandomApply([library.ColorJitter(brightness=brightness, contrast=contrast)], p=p)
 
 
-def hue_saturation(*, hue: float = 0.05, saturation: float = 0.2, p: Share = 0.3) -> Any:
+def hue_saturation(*, hue: Half = 0.05, saturation: Below1 = 0.2, p: Share = 0.3) -> Any:
     """Shift hue and saturation of RGB images by shares of their ranges."""
     library = _v2()
     return library.RandomApply([library.ColorJitter(hue=hue, saturation=saturation)], p=p)
 
 
-def gaussian_noise(*, sd: float = 0.05, p: Share = 0.3) -> Any:
+def gaussian_noise(*, sd: Positive = 0.05, p: Share = 0.3) -> Any:
     """Add Gaussian noise with a standard deviation of `sd` of the value range."""
     library = _v2()
     return library.RandomApply([library.GaussianNoise(sigma=sd)], p=p)
 
 
-def gaussian_blur(*, sigma: float = 1.5, p: Share = 0.2) -> Any:
+def gaussian_blur(*, sigma: Positive = 1.5, p: Share = 0.2) -> Any:
     """Blur with a Gaussian of up to `sigma` pixels."""
     library = _v2()
     return library.RandomApply([library.GaussianBlur(2 * round(3 * sigma) + 1, sigma=(0.3, sigma))], p=p)

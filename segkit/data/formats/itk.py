@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +13,56 @@ import numpy as np
 
 from segkit.data.cases import DataError
 from segkit.data.formats.geometry import Place, turned
+from segkit.data.formats.sizes import check_claim
 
+HEADER = 65536  # bytes in which a header ends
+# what names the files of pixels in headers that have files of their own
+DETACHED = {".mhd": r"^ElementDataFile\s*=\s*(.+)$", ".nhdr": r"^data ?file:\s*(.+)$"}
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
 def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """An array turned to RAS, [*S] or [C, *S], and its spacing in mm, length D. Raises DataError, beginning with
     `where`, for complex numbers and more than three spatial axes."""
+    _check_header(path, where)
     image = _quietly(lambda: _sitk().ReadImage(str(path)))
     return _turned(image, where)
+
+
+def pixel_files(path: Path) -> list[Path]:
+    """The files of pixels that a header names, none where they are in the same file."""
+    if path.suffix.lower() not in DETACHED:
+        return []
+    with open(path, "rb") as file:
+        head = file.read(HEADER).decode("latin-1")
+    found = re.search(DETACHED[path.suffix.lower()], head, re.MULTILINE | re.IGNORECASE)
+    name = found.group(1).strip() if found else "LOCAL"
+    if name.upper() == "LOCAL":
+        return []
+    if name.upper().startswith("LIST"):
+        return (
+            [path.parent / line.strip() for line in head[found.end() :].splitlines() if line.strip()] if found else []
+        )
+    return [path.parent / name]
+
+
+def _check_header(path: Path, where: str) -> None:
+    """Raise DataError where a header names files elsewhere, or asks for more pixels than its files can hold."""
+    files = pixel_files(path)
+    for file in files:
+        if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(path.parent)):
+            raise DataError(f"{where}: its pixels are to be read from {file}, outside the folder of its header")
+        if not file.is_file():
+            raise DataError(f"{where}: its pixels are to be read from {file}, which is no file; copy both together")
+    sitk = _sitk()
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    _quietly(reader.ReadImageInformation)
+    bits = re.match(r"\d+", str(sitk.GetPixelIDValueAsString(reader.GetPixelID())).removeprefix("vector of "))
+    size = int(bits.group()) // 8 if bits else 1
+    check_claim(
+        math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * size, [path, *files], where, compressed=True
+    )
 
 
 def read_flat(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from segkit.data.cases import DataError
 from segkit.data.formats.geometry import Place, turned
+from segkit.data.formats.sizes import check_claim
+
+MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 
 
 def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -18,14 +22,22 @@ def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     inverse; OSError and other errors of reading for a file that is damaged.
     """
     volume = _open(path)
+    claimed = math.prod(volume.shape) * volume.get_data_dtype().itemsize
+    check_claim(claimed, [path], where, compressed=path.suffix.lower() == ".gz")
     array = _plain_axes(np.asanyarray(volume.dataobj), where)
-    return turned(array, Place(volume.affine, array.shape[:3]), where)
+    return turned(array, Place(_in_mm(volume), array.shape[:3]), where)
 
 
 def place(path: Path, _where: str) -> Place:
     """From the header alone."""
     volume = _open(path)
-    return Place(volume.affine, tuple(volume.shape[:3]))
+    return Place(_in_mm(volume), tuple(volume.shape[:3]))
+
+
+def _in_mm(volume: Any) -> np.ndarray:
+    """The affine, whose lengths the header may give in other units."""
+    factor = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0)
+    return volume.affine if factor == 1.0 else np.diag([factor] * 3 + [1.0]) @ volume.affine
 
 
 def number_type(path: Path) -> str:

@@ -18,7 +18,7 @@ TIFF = (".tif", ".tiff")
 LAST_BYTES = {b"\x89PNG": (b"IEND", "PNG"), b"\xff\xd8\xff": (b"\xff\xd9", "JPEG")}
 PNG_SIZE = slice(16, 24)  # bytes of a PNG file: width and height
 PNG_DEPTH = 24  # byte of a PNG file: bits a channel
-PNG_GREY_WITH_ALPHA = 4  # byte 25 of a PNG file
+PNG_KIND, PNG_COLOURS, PNG_GREY_WITH_ALPHA = 25, (2, 6), 4  # byte of a PNG file, and what it says
 BITS, KIND_OF_NUMBER = 258, 339  # tags of TIFF
 KINDS = {1: "uint", 2: "int", 3: "float"}
 KIND_OF_PAGE, REDUCED = 254, 1  # a tag of TIFF, and its bit for a smaller version of another page
@@ -34,7 +34,7 @@ def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     content = _content(path, where)
     pages = _pages(content, where) if path.suffix.lower() in TIFF else [0]
     array = _decoded(path, content, pages, where)
-    if content.startswith(b"\x89PNG") and content[25] == PNG_GREY_WITH_ALPHA:
+    if content.startswith(b"\x89PNG") and content[PNG_KIND] == PNG_GREY_WITH_ALPHA:
         array = array[..., 0]  # OpenCV repeats the grey three times
     axes = array.ndim if len(pages) == 1 else array.ndim - 1
     image = array[None] if axes == 2 else np.moveaxis(array[..., :3][..., ::-1], -1, 0)
@@ -70,6 +70,9 @@ def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     [3, H, W] of uint8."""
     content = _content(path, where)
     pages = _pages(content, where) if path.suffix.lower() in TIFF else [0]
+    if content.startswith(b"\x89PNG") and content[PNG_DEPTH] == 16 and content[PNG_KIND] in PNG_COLOURS:
+        colours = _decoded(path, content, [0], where)  # Pillow cuts them to 8 bits and does not say so
+        return np.moveaxis(colours[..., :3][..., ::-1], -1, 0), (1.0, 1.0)
     with _pillow(content) as picture:
         found = []
         for page in pages:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from segkit.data.cases import Case, DataError, RawCase, mask_dtype
-from segkit.data.readers import read_image
+from segkit.data.readers import number_of_background, read_image
 from segkit.data.sources.common import group_reader, listed_file, sorted_cases
 from segkit.labels import Labels
 
@@ -97,7 +97,7 @@ class CocoSource:
                 else:
                     mask[one["number"], plane] = 1
             return mask
-        mask = np.full(size, labels.background_channel or 0, mask_dtype(labels))
+        mask = np.full(size, number_of_background(labels, "the annotations"), mask_dtype(labels))
         for one, plane in drawn:
             mask[plane] = labels.ignore_index if one.get("iscrowd") or one["number"] is None else one["number"]
         return mask

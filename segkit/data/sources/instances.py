@@ -10,6 +10,7 @@ import numpy as np
 from segkit.data.cases import Case, DataError, MaskFile, RawCase, mask_dtype
 from segkit.data.formats import is_image
 from segkit.data.mask_code import MaskCode
+from segkit.data.readers import number_of_background
 from segkit.data.sources.common import FileSource, existing_folder, group_reader, sorted_cases
 from segkit.labels import Labels
 
@@ -66,4 +67,5 @@ class InstancesSource(FileSource):
             return raw
         sides, labels = raw.image.shape[1:], self.labels
         shape = (len(labels.names), *sides) if labels.has_mask_channels else sides
-        return replace(raw, mask=np.full(shape, labels.background_channel or 0, mask_dtype(labels)))
+        empty = 0 if labels.has_mask_channels else number_of_background(labels, f"case {case.name}")
+        return replace(raw, mask=np.full(shape, empty, mask_dtype(labels)))

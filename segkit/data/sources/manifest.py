@@ -16,6 +16,8 @@ from segkit.data.sources.common import FileSource, group_reader, listed_file, so
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
 
+PART_WORDS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
+PART_WORDS |= {part: part for part in PARTS}
 SEPARATOR = ";"  # between the files of a cell
 KEYS = ("case", "image", "mask", "group", "split")
 
@@ -79,15 +81,21 @@ class ManifestSource(FileSource):
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a table, without what is empty in them."""
     try:
-        if file.suffix.lower() == ".json":
-            rows = json.loads(file.read_text(encoding="utf-8"))
-        else:
-            rows = pd.read_csv(file, dtype=str, keep_default_na=False, sep=None, engine="python").to_dict("records")
+        rows = json.loads(file.read_text(encoding="utf-8-sig")) if file.suffix.lower() == ".json" else _csv_rows(file)
     except (OSError, ValueError) as error:
         raise DataError(f"the table {file} cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{file}: expected a list of objects with the keys {', '.join(KEYS)}")
     return [{str(key): value for key, value in row.items() if value not in ("", None, [])} for row in rows]
+
+
+def _csv_rows(file: Path) -> list[Any]:
+    """Headings in any case, but for the class in `mask:NAME`; parts of a split as they are often called."""
+    table: Any = pd.read_csv(file, dtype=str, keep_default_na=False, sep=None, engine="python", encoding="utf-8-sig")
+    table = table.fillna("").rename(columns=lambda name: name if ":" in name else name.strip().lower())
+    if "split" in table:
+        table["split"] = table["split"].map(lambda part: PART_WORDS.get(part.strip().lower(), part))
+    return table.to_dict("records")
 
 
 def _check_keys(row: Mapping[str, Any], labels: Labels, place: str) -> None:

@@ -65,7 +65,12 @@ def _read_sets(root: Path, sets: Mapping[str, str]) -> list[tuple[str | None, st
         file = root / "ImageSets" / "Segmentation" / f"{name}.txt"
         if not file.is_file():
             raise DataError(f"expected the list of names {file}, found nothing there; change `sets` under `data`")
-        found += [(part, case) for case in file.read_text().split()]
+        for case in file.read_text().split():
+            if Path(case).name != case:
+                raise DataError(
+                    f"{file} lists {case}, which is no name but a path; list the names of files without ending"
+                )
+            found.append((part, case))
     return found
 
 
