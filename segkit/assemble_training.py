@@ -28,6 +28,7 @@ from segkit.compiled import Compiled
 from segkit.config import Config, ConfigError
 from segkit.data.augment import Augment, NoAugment
 from segkit.data.cases import data_digest
+from segkit.data.formats import FORMATS, format_name
 from segkit.data.loaders import EvaluationSet, TrainingSet, training_loader
 from segkit.data.memory import in_gb
 from segkit.data.sampling import steps_per_epoch
@@ -91,6 +92,7 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
     settings, batches = _training(config, data, device, processes)
     check_network(config, data)
     _check_validation(config, data)
+    _check_sides(config, data)
     resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
     resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
     experiment = Experiment(
@@ -139,6 +141,18 @@ def _check_device(config: Config, device: torch.device) -> None:
         raise ValueError(
             f"train.sync_batchnorm is for several CUDA devices, and this is {device.type}; use model.norm=instance"
         )
+
+
+def _check_sides(config: Config, data: Data) -> None:
+    """Raise ValueError where `swap_on_flip` would exchange classes that a mirror of pictures does not."""
+    if not config.augment.swap_on_flip or data.preprocess.dims != 2:
+        return
+    for file in data.cases("train")[0].images:
+        if FORMATS[str(format_name(file))].place is not None:
+            raise ValueError(
+                f"augment.swap_on_flip: {file} is a picture whose first axis runs from left to right, and a mirror of "
+                "pictures turns the last one; save the pictures as PNG, TIFF or NPY, or leave swap_on_flip out"
+            )
 
 
 def _check_validation(config: Config, data: Data) -> None:

@@ -19,7 +19,7 @@ from segkit.config_file import commented_yaml
 from segkit.data import SOURCES
 from segkit.data.cases import Case, DataError, Source, spread
 from segkit.data.checks import Facts, Finding, class_table, examine_all, find, split_of
-from segkit.data.layouts import find_layout, survey
+from segkit.data.layouts import find_layout, survey, unused
 from segkit.data.sampling import Key
 from segkit.data.splits import PARTS
 from segkit.guards import mirror_warnings
@@ -110,7 +110,11 @@ def inspect(root: Path, written: Path, *, memory: float, console: Console) -> No
     labels = Labels(**named)
     options = {**layout.options, **({} if classes is None else classes.options)}
     source = SOURCES[layout.source](labels=labels, **options)
+    others = unused(root, source.cases)
     why = [*layout.why, *([] if classes is None else classes.why)]
+    if others:
+        shown = ", ".join(str(path.relative_to(root)) for path in others[:3])
+        why.append(f"{len(others)} other images below {root.name} are in no case, such as {shown}")
     console.print(f"{root}: layout {layout.source}, {len(source.cases)} cases", markup=False, highlight=False)
     for reason in why:
         console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)

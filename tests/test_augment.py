@@ -3,6 +3,7 @@
 import inspect
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -178,6 +179,21 @@ def test_presets_are_lists_of_transforms(engine, preset):
     assert np.isfinite(out).all()
     assert set(np.unique(out_mask)) <= {0, 1, VOID}
     assert (len(transforms) == 0) == (preset == "none")
+
+
+def test_sides_of_pictures_whose_first_axis_is_across_are_refused(tmp_path):
+    """Flat NIfTI files have x first, which horizontal_flip leaves as it is."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for number in range(4):
+            flat = np.random.default_rng(number).integers(0, 3, (16, 16)).astype(np.uint8)
+            nib.save(nib.Nifti1Image(flat, np.eye(4)), tmp_path / kind / f"{number}.nii.gz")
+    data = next(line for line in TINY.splitlines() if line.startswith("data:"))
+    pairs = "data: {name: pairs, images: images, masks: masks}\nsplit: {name: kfold, folds: 2}"
+    (tmp_path / "x.yaml").write_text(TINY.replace(data, pairs))
+    swap = "augment.swap_on_flip=[[a, b]]"
+    printed = tool("train", "--config", "x.yaml", swap, "run.dir=run", code=2, folder=tmp_path)
+    assert "first axis runs from left to right" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,14 @@ def test_a_class_of_one_mask_is_found_and_smoothed_edges_are_none(tmp_path):
     assert greys.options == {"value_map": {128: 1, 255: 2}}
 
 
+def test_what_is_not_used_is_told(tmp_path):
+    LAYOUTS["pairs"](tmp_path)
+    save(tmp_path / "more" / "x.png", colours("x"))
+    printed = tool("data", "inspect", tmp_path, "--out", tmp_path / "my.yaml")
+    assert "1 other images" in printed
+    assert "more/x.png" in printed
+
+
 def test_paths_are_relative_to_the_configuration(tmp_path):
     LAYOUTS["pairs"](tmp_path / "data")
     (tmp_path / "sub").mkdir()

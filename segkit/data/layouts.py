@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.cases import DataError, spread
+from segkit.data.cases import Case, DataError, spread
 from segkit.data.formats import case_name, extension, is_image
 from segkit.data.mask_code import packed_colours
 from segkit.data.readers import stored_mask
@@ -397,6 +397,19 @@ class Classes:
     labels: dict[str, Any]
     options: dict[str, Any]
     why: list[str]
+
+
+def unused(root: Path, cases: Sequence[Case]) -> list[Path]:
+    """Images and masks below a folder that no case has."""
+    used = {file.resolve() for case in cases for file in case.files}
+    inside = {file for file in used if file.is_dir()}
+    return [
+        path
+        for folder in _folders(root)
+        if folder.resolve() not in inside
+        for path in _images(folder)
+        if path.is_file() and path.resolve() not in used
+    ]
 
 
 def survey(masks: Sequence[Path]) -> Classes:
