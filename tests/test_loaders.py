@@ -1,5 +1,7 @@
 """Samples and batches: pure functions of seed, epoch and position, padded with void."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -215,3 +217,38 @@ def test_an_entry_is_whole_or_not_there(tmp_path):
 
 def interrupted():
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "numbers"])
+def test_damaged_entries_are_made_again(tmp_path, damage):
+    cache, made = DiskCache(tmp_path, {}), []
+
+    def make():
+        made.append(1)
+        return {"image": np.arange(6000, dtype=np.float32).reshape(3, 2000)}, {"n": np.array([7])}
+
+    cache.entry({"case": "a"}, make)
+    (folder,) = tmp_path.iterdir()
+    image = folder / "image.b2nd"
+    if damage == "missing":
+        image.unlink()
+    elif damage == "cut off":
+        image.write_bytes(image.read_bytes()[:-100])
+    else:
+        (folder / "numbers.npz").write_bytes(b"x")
+    entry = cache.entry({"case": "a"}, make)
+    np.testing.assert_array_equal(entry.arrays["image"][...], make()[0]["image"])
+    assert {name: number.tolist() for name, number in entry.numbers.items()} == {"n": [7]}
+    assert len(made) == 3
+
+
+def test_processes_that_find_the_same_damage_do_each_other_no_harm(tmp_path):
+    cache = DiskCache(tmp_path, {})
+    content = {"image": np.full((2, 50, 50), 3, np.float32)}, {"n": np.array([3])}
+    for key in range(8):
+        cache.entry({"case": key}, lambda: content)
+    for folder in tmp_path.iterdir():
+        (folder / "numbers.npz").write_bytes(b"x")
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda place: cache.entry({"case": place % 8}, lambda: content), range(48)))
+    assert all((one.arrays["image"][...] == 3).all() for one in found)

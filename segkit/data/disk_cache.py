@@ -17,7 +17,8 @@ import blosc2
 import numpy as np
 
 compressed: Any = blosc2  # its annotations are narrower than what it takes
-NUMBERS = "numbers.npz"
+NUMBERS, SIZES = "numbers.npz", "bytes of the arrays"
+ATTEMPTS = 4
 ENDING = ".b2nd"
 # one thread: loader workers are forked, and threads do not survive that
 WRITING = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}
@@ -26,6 +27,10 @@ READING = {"nthreads": 1}
 
 class CacheError(OSError):
     """A folder of kept arrays that cannot be written or read."""
+
+
+class DamagedError(CacheError):
+    """An entry that is not as it was written."""
 
 
 class StoredArray:
@@ -75,21 +80,30 @@ class DiskCache:
         """What is kept under a key of plain data; made and written if there is nothing yet, or something damaged."""
         content = json.dumps({"identity": self.identity, "key": key}, sort_keys=True)
         folder = self.folder / hashlib.sha256(content.encode()).hexdigest()[:32]
-        if folder.is_dir():
+        for _attempt in range(ATTEMPTS - 1):  # another process may take away what is damaged just then
             try:
+                if folder.is_dir():
+                    return self._read(folder)
+                self._write(folder, *make())
                 return self._read(folder)
-            except CacheError:
-                shutil.rmtree(folder)
+            except DamagedError:
+                shutil.rmtree(folder, ignore_errors=True)
         self._write(folder, *make())
         return self._read(folder)
 
     def _read(self, folder: Path) -> Entry:
-        arrays = {path.name.removesuffix(ENDING): StoredArray(path) for path in folder.glob(f"*{ENDING}")}
+        """Raises DamagedError for an entry that is not what was written; bytes inside the files are not looked at."""
         try:
             with np.load(folder / NUMBERS) as numbers:
-                return Entry(arrays, dict(numbers))
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise CacheError(f"{folder / NUMBERS} cannot be read ({error}); delete {folder}") from error
+                found = dict(numbers)
+            sizes = json.loads(str(found.pop(SIZES)))
+            arrays = {name: StoredArray(folder / f"{name}{ENDING}") for name in sizes}
+            wrong = [name for name in sizes if (folder / f"{name}{ENDING}").stat().st_size != sizes[name]]
+            if wrong:
+                raise OSError(f"{', '.join(wrong)} is cut off")
+            return Entry(arrays, found)
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile) as error:
+            raise DamagedError(f"{folder} cannot be read ({error}); delete it") from error
 
     def _write(self, folder: Path, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, np.ndarray]) -> None:
         """Beside its place, and then renamed to it."""
@@ -100,7 +114,8 @@ class DiskCache:
                 for name, array in arrays.items():
                     file = str(beside / f"{name}{ENDING}")
                     compressed.asarray(np.ascontiguousarray(array), urlpath=file, mode="w", cparams=WRITING)
-                np.savez(beside / NUMBERS, **numbers)  # pyright: ignore[reportArgumentType]
+                sizes = json.dumps({name: (beside / f"{name}{ENDING}").stat().st_size for name in arrays})
+                np.savez(beside / NUMBERS, **{**numbers, SIZES: np.array(sizes)})  # pyright: ignore[reportArgumentType]
                 beside.rename(folder)
             except OSError:
                 if not folder.is_dir():  # else another process was faster
