@@ -323,10 +323,23 @@ def config_schema() -> None:
     typer.echo(json.dumps(schema(TABLES), indent=2))
 
 
+OptionalConfig = Annotated[Path | None, typer.Option("--config", "-c", help="The YAML file of the experiment.")]
+FolderOrOverrides = Annotated[
+    list[str] | None, typer.Argument(help="A folder of data, or with --config changes to it: key=value.")
+]
+
+
+def _one_folder(given: list[str] | None) -> Path:
+    """What is given in place of --config."""
+    if given is None or len(given) != 1 or not Path(given[0]).is_dir():
+        raise typer.BadParameter("give --config, or a folder of data")
+    return Path(given[0])
+
+
 @data_app.command("check")
 def data_check(
-    config: ConfigOption,
-    overrides: Overrides = None,
+    overrides: FolderOrOverrides = None,
+    config: OptionalConfig = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; default: one for each core.")] = None,
     written: Annotated[Path | None, typer.Option("--json", help="A file for all that is found.")] = None,
 ) -> None:
@@ -335,7 +348,11 @@ def data_check(
 
     from segkit import data_verbs
 
-    data_verbs.check(config, overrides or [], workers=workers, written=written, console=Console())
+    options = {"workers": workers, "written": written, "console": Console()}
+    if config is None:
+        data_verbs.check_folder(_one_folder(overrides), **options)
+    else:
+        data_verbs.check(config, overrides or [], **options)
 
 
 MemoryOption = Annotated[float, typer.Option(min=0.1, help="GB that a training step may take.")]
@@ -357,8 +374,8 @@ def data_inspect(
 
 @data_app.command("plan")
 def data_plan(
-    config: ConfigOption,
-    overrides: Overrides = None,
+    overrides: FolderOrOverrides = None,
+    config: OptionalConfig = None,
     out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("plan.yaml"),
     memory: MemoryOption = 4.0,
 ) -> None:
@@ -367,7 +384,10 @@ def data_plan(
 
     from segkit import data_verbs
 
-    data_verbs.plan(config, overrides or [], out, memory=memory, console=Console())
+    if config is None:
+        data_verbs.inspect(_one_folder(overrides), out, memory=memory, console=Console())
+    else:
+        data_verbs.plan(config, overrides or [], out, memory=memory, console=Console())
 
 
 @data_app.command("download")

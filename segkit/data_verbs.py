@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -89,6 +90,17 @@ def _found(config: Config, labels: Labels) -> tuple[Source, list[Finding]]:
                 raise
             finding = Finding("error", str(error))
             return assemble.build_source(assemble.with_data(config, unpaired="skip"), labels), [finding]
+
+
+def check_folder(root: Path, *, workers: int | None, written: Path | None, console: Console) -> dict[str, Any]:
+    """Check a folder by the layout and the classes that `inspect` finds in it."""
+    with tempfile.TemporaryDirectory() as place:
+        config = Path(place) / "segkit.yaml"
+        inspect(root, config, memory=4.0, console=console)
+        try:
+            return check(config, [], workers=workers, written=written, console=console)
+        except DataFaulty as error:
+            raise DataFaulty(str(error).replace(str(config), str(root))) from error
 
 
 def _mirrored(config: Config, facts: Sequence[Facts]) -> list[Finding]:

@@ -73,6 +73,17 @@ def test_a_class_of_one_mask_is_found_and_smoothed_edges_are_none(tmp_path):
     assert greys.options == {"value_map": {128: 1, 255: 2}}
 
 
+def test_a_folder_can_be_checked_and_planned_for_as_it_is(tmp_path):
+    LAYOUTS["pairs"](tmp_path / "data")
+    printed = tool("data", "check", "data", "--json", "check.json", folder=tmp_path)
+    assert "layout pairs, 3 cases" in printed
+    assert json.loads((tmp_path / "check.json").read_text())["read"] == 3
+    tool("data", "plan", "data", folder=tmp_path)
+    assert "patch:" in (tmp_path / "plan.yaml").read_text()
+    for nothing in ([], ["nowhere"], ["data", "data"]):
+        tool("data", "check", *nothing, code=2, folder=tmp_path)
+
+
 def test_what_is_not_used_is_told(tmp_path):
     LAYOUTS["pairs"](tmp_path)
     save(tmp_path / "more" / "x.png", colours("x"))
