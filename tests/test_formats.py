@@ -177,7 +177,7 @@ def test_colour_coded_masks(tmp_path):
     Image.fromarray(picture).save(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"got \[1, 2, 3\] \(1 pixels\)"):
         read_mask(tmp_path / "x.png", THREE, code)
-    with pytest.raises(DataError, match=r"a mask in 5 colours.*`colors: {background"):
+    with pytest.raises(DataError, match=r"a mask in 5 colours.*`colors: {background: \[0, 0, 0\], a: \["):
         read_mask(tmp_path / "x.png", THREE)
 
 

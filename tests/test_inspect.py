@@ -84,6 +84,16 @@ def test_a_folder_can_be_checked_and_planned_for_as_it_is(tmp_path):
         tool("data", "check", *nothing, code=2, folder=tmp_path)
 
 
+def test_a_table_whose_rows_have_no_part_each_is_not_split(tmp_path):
+    written = LAYOUTS["manifest_csv"](tmp_path)
+    assert find_layout(tmp_path).split
+    lines = written.listing.read_text().splitlines()
+    without = [f"{line.rpartition(',')[0]}," for line in lines[2:]]
+    written.listing.write_text("\ufeff" + "\n".join([lines[0].upper(), lines[1], *without]))  # as Excel saves it
+    layout, _labels, masks = masks_of(tmp_path)
+    assert (layout.split, len(masks)) == (False, 3)
+
+
 def test_what_is_not_used_is_told(tmp_path):
     LAYOUTS["pairs"](tmp_path)
     save(tmp_path / "more" / "x.png", colours("x"))

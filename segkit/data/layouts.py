@@ -189,7 +189,7 @@ def _manifest(root: Path) -> Layout | None:
                 "manifest",
                 {"file": file},
                 [f"{file.name} is a table with the columns {', '.join(sorted(keys))}"],
-                bool(rows[0].get("split")),
+                all(row.get("split") for row in rows),
                 {"names": ["background", *sorted(classes - {"background"})]} if classes else None,
                 [path for path in files if path.is_file()],
             )

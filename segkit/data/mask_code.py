@@ -133,10 +133,23 @@ def _grey(stored: np.ndarray, labels: Labels, where: str) -> np.ndarray:
     if number > MOST_COLOURS:
         way_out = "so many look like edges smoothed by resizing or JPEG, or like a photograph; export the masks again"
     else:
-        way_out = f"say under `data` which class each is, such as `colors: {{{labels.names[0]}: [0, 0, 0], ...}}`"
+        way_out = f"say under `data` which class each is, such as `{_colors_line(packed, labels)}`"
     raise DataError(
         f"{where}: expected class numbers, got a mask in {number} colours, {colours_in_words(packed)}; {way_out}"
     )
+
+
+def _colors_line(packed: np.ndarray, labels: Labels) -> str:
+    """The line of YAML for all colours of a mask, black and then the most frequent first; which class a colour is has to
+    be looked at."""
+    values, counts = np.unique(packed, return_counts=True)
+    order = sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda one: (one[0] != 0, -one[1]))
+    names = [*labels.names, *["NAME"] * len(order)]
+    shown = ", ".join(
+        f"{name}: [{value >> 16}, {value >> 8 & 255}, {value & 255}]"
+        for name, (value, _count) in zip(names, order, strict=False)
+    )
+    return f"colors: {{{shown}}}"
 
 
 def _axes(stored: np.ndarray, labels: Labels, where: str) -> np.ndarray:
