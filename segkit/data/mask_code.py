@@ -140,8 +140,8 @@ def _grey(stored: np.ndarray, labels: Labels, where: str) -> np.ndarray:
 
 
 def _colors_line(packed: np.ndarray, labels: Labels) -> str:
-    """The line of YAML for all colours of a mask, black and then the most frequent first; which class a colour is has to
-    be looked at."""
+    """The line of YAML for all colours of a mask, black and then the most frequent first; which class a colour is, one
+    has to look."""
     values, counts = np.unique(packed, return_counts=True)
     order = sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda one: (one[0] != 0, -one[1]))
     names = [*labels.names, *["NAME"] * len(order)]
