@@ -203,7 +203,7 @@ def _analysed(table: Any, tested: Any, scores: Scores, analysis: Analysis, told:
     result["rules"] = dict(told.rules) if told.rules is not None else _rules_of(table)
     result["failed"] = {name: why for units in told.failed.values() for name, why in units.items()}
     result["plan"] = None if told.plan is None else dict(told.plan)
-    tried = None if told.tried is None else told.tried.where(told.tried.notna(), None)
+    tried = None if told.tried is None else told.tried.astype(object).where(told.tried.notna(), None)
     result |= {"learning_rates": dict(told.rates), "tried_rates": [] if tried is None else tried.to_dict("records")}
     result["noise_floor"] = _noise_floor(table, analysis, told) if analysis.again is not None else None
     result["warnings"] = [

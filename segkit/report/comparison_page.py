@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from segkit.report import comparison_figures as draw
 from segkit.report.pages import Picture, png_of, write_both
-from segkit.report.tables import by_mean, score_name
+from segkit.report.tables import by_mean, noise_words, score_name
 
 PAIRED = 4  # losses whose cases are drawn against those of one
 FEWEST_PIXELS = 100  # of a bin that is drawn
@@ -74,6 +74,7 @@ def write_pages(
         "basis": basis(result, scores),
         "pictures": pictures(result, scores, class_scores, material),
         "score": score_name(result),
+        "noise": noise_words(result["noise_floor"]) if result.get("noise_floor") else None,
         "difference": "a - b" if result["higher_is_better"] else "b - a",
         "disagreement": disagreement(scores) if len(scores.losses) > 1 else [],
         "tables": tables(result, scores, material),

@@ -243,9 +243,9 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
 def noise_words(noise: Mapping[str, Any]) -> str:
     """How far one loss is from itself."""
     return (
-        f"the noise floor: {noise['a']} against {noise['b']}, one loss twice, differ by "
+        f"The noise floor: {noise['a']} against {noise['b']}, one loss twice, differ by "
         f"{_number(noise['difference'], '+')} ({_interval(noise['ci95'], '+')}), verdict {noise['verdict'] or 'none'}; "
-        f"runs: {' and '.join(map(str, noise['runs']))}"
+        f"{noise['cases']} cases in {noise['groups']} groups, runs: {' and '.join(map(str, noise['runs']))}"
     )
 
 
