@@ -873,6 +873,20 @@ def test_a_learning_rate_that_fails_is_no_failure_of_its_loss(folder):
     assert all(words.startswith("no score of ") for words in lost)
 
 
+def test_no_learning_rate_is_chosen_on_cases_without_any_class(folder):
+    for part in ("train", "validation", "test"):
+        for kind in ("images", "masks"):
+            (folder / kind / part).mkdir(parents=True)
+            for number in range(3):
+                pixels = np.full((16, 16), number + 1 if kind == "images" else part != "validation", np.uint8)
+                Image.fromarray(pixels).save(folder / kind / part / f"{number}.png")
+    splits = ", ".join(f"{part}: {part}" for part in ("train", "validation", "test"))
+    given = f"{{name: pairs, images: 'images/{{split}}', masks: 'masks/{{split}}', splits: {{{splits}}}}}"
+    arguments = ("labels.names=[background, a]", f"data={given}", "--losses", "dice", "--metric", "recall")
+    printed = compare(folder, *arguments, "comparison.sweep=[0.01, 0.02]", code=2)
+    assert "none of its cases has a value of recall: a is in no reference" in " ".join(printed.split())
+
+
 def test_several_shells_share_the_units_and_a_killed_one_is_no_loss(folder):
     """Two processes on one folder, of which one is killed; each unit is trained once, and all of them end."""
     command = [sys.executable, str(ROOT / "tools" / "compare.py"), "--config", "tiny.yaml", "--out", "out"]

@@ -29,7 +29,7 @@ from segkit.compare.long_table import (
     to_challenger,
 )
 from segkit.compare.plan import file_name
-from segkit.compare.statistics import analyse, analyse_scores
+from segkit.compare.statistics import analyse_scores
 from segkit.config import ConfigError
 from segkit.report.comparison_page import Material, write_pages
 from segkit.report.datasets_page import write_datasets_pages
@@ -229,17 +229,17 @@ def _noise_floor(table: pd.DataFrame, analysis: Analysis, told: Told) -> dict[st
     assert analysis.again is not None
     again, once = analysis.again
     both: Any = table[table["loss"].isin([again, once])]
-    if both["loss"].nunique() < 2 or read_scores(both, analysis.metric, told.foreground).lacking_folds():
+    if both["loss"].nunique() < 2:
         return None
-    found = analyse(
-        both,
-        metric=analysis.metric,
+    scores = read_scores(both, analysis.metric, told.foreground, aggregation=analysis.aggregation)
+    if scores.lacking_folds():
+        return None
+    found = analyse_scores(
+        scores,
         baseline=once,
         margin=analysis.margin,
-        classes=told.foreground,
         failed={loss: list(told.failed[loss]) for loss in (again, once) if loss in told.failed},
         tested_to_trained=analysis.tested_to_trained,
-        aggregation=analysis.aggregation,
         resamples=0,
     )
     runs = {loss["name"]: len(loss["runs"]) for loss in found["losses"]}

@@ -12,17 +12,15 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_there
+from segkit.compare.doubts import doubts
 from segkit.compare.long_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
 from segkit.compare.rankings import rankings
-from segkit.compare.studies import ALPHA, MIN_GROUPS, TESTS, UNEQUAL, Folds, TwoWay, study_of
+from segkit.compare.studies import ALPHA, MIN_GROUPS, TESTS, Folds, TwoWay, study_of
 
-FEW_RUNS, FEW_CASES, FEW_FOLDS = 3, 50, 5
-FEW_FOR_SPREADS = 8  # runs, below which unequal spreads are often not noticed
 MOST_RUNS = 200  # beyond which seeds are said to be no way to a decision
 Family = Literal["all_pairs", "vs_baseline"]
 
@@ -121,7 +119,7 @@ def analyse_scores(
         "equal_spread_p": study.equal_p,
         "ranks": rankings(scores, pairs, resamples, seed),
         "method": _method(study, pairs, scores.aggregation),
-        "warnings": _warnings(scores, study),
+        "warnings": doubts(scores, study),
     }
 
 
@@ -248,129 +246,3 @@ def _method(study: TwoWay | Folds, pairs: Sequence[tuple[str, str]], aggregation
         "p_adjusted": "Holm; it may be below 0.05 where the interval, which is a little stricter, says undecided",
         "ci95_adjusted": f"Bonferroni over {len(pairs)} pair{'s' * (len(pairs) != 1)}; the verdict is read from it",
     }
-
-
-def _warnings(scores: Scores, study: TwoWay | Folds) -> list[str]:
-    """What a reader should know before believing the verdicts, in plain words."""
-    few = ", ".join(f"{loss} {len(values)}" for loss, values in study.samples.items() if len(values) < FEW_RUNS)
-    cases, groups = len(scores.cases), study.groups
-    never = [name for number, name in enumerate(scores.classes) if np.isnan(scores.values[..., number]).all()]
-    folds = isinstance(study, Folds)
-    parts = study.components()
-    unequal = _absent_in_folds(scores)
-    unseen = (
-        not folds
-        and study.run_df
-        and study.equal_p >= UNEQUAL
-        and len(study.samples) > 1
-        and min(map(len, study.samples.values())) < FEW_FOR_SPREADS
-    )
-    torn, spurious = _torn_groups(scores), _without_reference(scores)
-    hidden = not folds and len(study.samples) > 2 and study.run_df and parts["loss"] < parts["run"]
-    told = [
-        (few, f"fewer than {FEW_RUNS} runs ({few}): how much runs differ is hardly known; add seeds"),
-        (
-            folds and study.folds < FEW_FOLDS,
-            f"{study.folds if folds else 0} folds, fewer than {FEW_FOLDS}: intervals are wide, and how much folds "
-            "differ is hardly known; add folds or repeats",
-        ),
-        (
-            unequal,
-            f"not every class has cases in every fold (none has {unequal}): the means of those folds are over "
-            "fewer classes",
-        ),
-        (cases < FEW_CASES, f"{cases} cases, fewer than {FEW_CASES}: intervals are rough and may be too narrow"),
-        (
-            groups < MIN_GROUPS and not folds,
-            f"{groups} groups of cases, fewer than {MIN_GROUPS}: no interval extends to new cases",
-        ),
-        (
-            not folds and study.carrying < MIN_GROUPS <= groups,
-            _few_carry(study) if isinstance(study, TwoWay) else "",
-        ),
-        (
-            torn,
-            f"cases of one group lie in several folds ({torn}): what one fold was trained on tells of what it is "
-            "judged by, and scores are too high; keep groups together",
-        ),
-        (
-            spurious,
-            f"no reference has {spurious}, and some run predicts it: its score is of false positives alone; leave it "
-            "out with evaluation.exclude_classes, of a table with --classes",
-        ),
-        (study.over not in ("runs and cases", "folds"), f"the results speak of {TESTS[study.over][1]}"),
-        (
-            scores.runs["fold"].nunique() > 1 and not folds,
-            "folds share training images: their runs differ less than independent runs",
-        ),
-        (
-            study.equal_p < UNEQUAL,
-            f"runs of the losses may spread unequally (Bartlett's test, p {study.equal_p:.2g}; standard deviations "
-            f"{_spreads(study)}): each loss's own spread counts half, beside the common one",
-        ),
-        (
-            unseen,
-            f"with fewer than {FEW_FOR_SPREADS} runs a loss, runs that spread unequally are often not noticed; "
-            "verdicts are then wrong somewhat more often than they say",
-        ),
-        (
-            scores.filled and scores.counts is None,
-            f"{scores.filled} values are missing where other runs have one, and count as {scores.missing}; the table "
-            "does not say whether the class was rightly not found or there was no result",
-        ),
-        (
-            hidden,
-            f"the losses differ less (standard deviation {parts['loss']:.4f}) than runs of one loss do "
-            f"({parts.get('run', 0):.4f}): these data can hardly tell them apart",
-        ),
-        (never, f"not in the mean, because no case has them: {', '.join(never)}"),
-    ]
-    return [words for holds, words in told if holds]
-
-
-def _few_carry(study: TwoWay) -> str:
-    of_class = f"of the class {study.scarcest}" if study.scarcest is not None else "of all classes"
-    return (
-        f"as few as {study.carrying:.3g} groups of cases carry the score {of_class}, fewer than {MIN_GROUPS}: no "
-        "interval extends to new cases; leave the class out with evaluation.exclude_classes, of a table with "
-        "--classes, or add cases"
-    )
-
-
-def _torn_groups(scores: Scores) -> str:
-    """Groups that lie in folds which have no case in common."""
-    parts = [set(cases.tolist()) for _runs, cases in scores.blocks]
-    shared: set[int] = set()
-    for one, other in itertools.combinations(parts, 2):
-        if not one & other:
-            shared |= set(scores.group[list(one)].tolist()) & set(scores.group[list(other)].tolist())
-    names = [str(scores.groups[number]) for number in sorted(shared)]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _without_reference(scores: Scores) -> str:
-    if scores.counts is None:
-        return ""
-    sums = scores.counts.sum((0, 1))
-    return ", ".join(
-        name
-        for name, (_, predicted, reference) in zip(scores.classes, sums, strict=True)
-        if predicted and not reference
-    )
-
-
-def _absent_in_folds(scores: Scores) -> str:
-    """Which classes have no case in which folds, in words."""
-    found = []
-    ever = np.flatnonzero((~np.isnan(scores.values)).any((0, 1)))
-    for runs, cases in scores.blocks if len(scores.blocks) > 1 else []:
-        there = (~np.isnan(scores.values[np.ix_(runs, cases)])).any((0, 1))
-        names = [scores.classes[number] for number in np.setdiff1d(ever, np.flatnonzero(there))]
-        if names:
-            found.append(f"{', '.join(names)} in fold {scores.runs['fold'].iloc[runs[0]]}")
-    return "; ".join(found)
-
-
-def _spreads(study: TwoWay | Folds) -> str:
-    own = study.own if isinstance(study, TwoWay) else {}
-    return ", ".join(f"{loss} {math.sqrt(variance):.4f}" for loss, variance in own.items())

@@ -228,10 +228,17 @@ def tried_rates(trials: Sequence[Unit], design: Design) -> pd.DataFrame:
     columns = ["loss", "rate", "score", "cases"]
     if not done:
         return pd.DataFrame(columns=columns)
-    rows = [unit_rows(unit, design.metric).assign(seed=place) for place, unit in enumerate(done)]
-    scores = read_scores(
-        pd.concat(rows, ignore_index=True), design.metric, foreground_of(done[0].config), "right", design.aggregation
+    rows = pd.concat(
+        [unit_rows(unit, design.metric).assign(seed=place) for place, unit in enumerate(done)], ignore_index=True
     )
+    classes = foreground_of(done[0].config)
+    if rows.loc[rows["class"].isin(classes), design.metric].isna().all():
+        raise ConfigError(
+            f"comparison.sweep chooses learning rates on the validation part, but none of its cases has a value of "
+            f"{design.metric}: {', '.join(classes)} is in no reference and in no prediction; use another split, or "
+            "leave the sweep out"
+        )
+    scores = read_scores(rows, design.metric, classes, "right", design.aggregation)
     of_run = dict(zip(scores.runs["seed"].tolist(), run_scores(scores).tolist(), strict=True))
     found = [(unit.loss, unit.lr, of_run[place], len(scores.cases)) for place, unit in enumerate(done)]
     return pd.DataFrame(found, columns=columns)
