@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from segkit import assemble
@@ -20,7 +21,7 @@ from segkit.config_file import commented_yaml
 from segkit.data import SOURCES
 from segkit.data.cases import Case, DataError, Source, spread
 from segkit.data.checks import Facts, Finding, class_table, examine_all, find, split_of
-from segkit.data.layouts import find_layout, survey, unused
+from segkit.data.layouts import Classes, Layout, find_layout, survey, unused
 from segkit.data.sampling import Key
 from segkit.data.splits import PARTS
 from segkit.guards import mirror_warnings
@@ -120,7 +121,30 @@ def inspect(root: Path, written: Path, *, memory: float, console: Console) -> No
     classes = None if layout.labels is not None else survey(layout.masks)
     named = (layout.labels or {}) if classes is None else classes.labels
     labels = Labels(**named)
-    options = {**layout.options, **({} if classes is None else classes.options)}
+    codes = {} if classes is None else classes.options
+    if not layout.rows:
+        _inspected(root, layout, {**layout.options, **codes}, classes, labels, written, memory, console)
+        return
+    table = _write_table(layout, written)
+    try:
+        _inspected(root, layout, {"file": table, **layout.options, **codes}, classes, labels, written, memory, console)
+    except BaseException:
+        table.unlink()
+        raise
+
+
+def _inspected(
+    root: Path,
+    layout: Layout,
+    options: dict[str, Any],
+    classes: Classes | None,
+    labels: Labels,
+    written: Path,
+    memory: float,
+    console: Console,
+) -> None:
+    """Say what was found, and write the configuration."""
+    named = (layout.labels or {}) if classes is None else classes.labels
     source = SOURCES[layout.source](labels=labels, **options)
     others = unused(root, source.cases)
     why = [*layout.why, *([] if classes is None else classes.why)]
@@ -174,6 +198,15 @@ def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, 
     named = ", ".join(one.name for one in config.augment.transforms) or "no augmentation"
     contact_sheet(rows, labels, written, f"{config.name}: as stored, then {samples} samples of each: {named}")
     console.print(f"written to {written}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_table(layout: Layout, written: Path) -> Path:
+    """The cases of a layout that no source takes as it is, beside the configuration."""
+    file = written.with_name(f"{written.stem}_cases.csv").absolute()
+    _check_new(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(file, pd.DataFrame(layout.rows).to_csv(index=False))
+    return file
 
 
 def _check_new(written: Path) -> None:

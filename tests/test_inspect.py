@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import cv2
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -154,6 +155,112 @@ def test_pairs_are_found_however_they_are_named(tmp_path, arrangement):
     assert masks.keys() == set(NAMES)
     for name in NAMES:
         np.testing.assert_array_equal(masks[name], classes(name))
+
+
+TABLES = {
+    "folders in both": ("images/{folder}/{case}.png", "masks/{folder}/{case}.png"),
+    "folders in both, with words": ("images/{folder}/image_{case}.png", "gt/{folder}/{case}-mask.png"),
+    "both in every folder": ("{folder}/images/{case}.png", "{folder}/labels/{case}.png"),
+    "a word beside": ("{folder}/{case}.png", "{folder}/{case}_gt.png"),
+    "another ending": ("{folder}/{case}.jpg", "{folder}/{case}.png"),
+    "a folder each": ("cases/{case}/imaging.png", "cases/{case}/segmentation.png"),
+    "parts with a word before": ("images_{part}/{folder}/{case}.png", "masks_{part}/{folder}/{case}.png"),
+}
+
+
+@pytest.mark.parametrize("arrangement", TABLES)
+def test_what_no_source_takes_is_written_as_a_table(tmp_path, arrangement):
+    image, mask = TABLES[arrangement]
+    names = [f"{letter}{number:02}" for letter in "pqrs" for number in range(4)]
+    for number, name in enumerate(names):
+        at = {"case": name, "folder": f"site {number % 3}", "part": "train" if number < 12 else "val"}
+        save(tmp_path / "data" / image.format(**at), large(name))
+        save(tmp_path / "data" / mask.format(**at), large_classes(name))
+    save(tmp_path / "data" / "readme" / "logo.png", large("logo"))
+    printed = tool("data", "inspect", "data", "--out", "my.yaml", "--memory", "1", folder=tmp_path)
+    assert "layout manifest, 16 cases" in printed
+    assert "1 other images below data are in no case, such as readme/logo.png" in printed
+    config = assemble.read(tmp_path / "my.yaml")
+    assert (config.split.name == "source") == ("{part}" in image)
+    source = assemble.build_source(config, assemble.build_labels(config))
+    assert {case.name.removeprefix("image_") for case in source.cases} == set(names)
+    for case in source.cases:
+        np.testing.assert_array_equal(source.read(case).mask, large_classes(case.name.removeprefix("image_")))
+    tool("train", "--config", "my.yaml", "train.steps=2", "train.validate_every={steps: 2}", folder=tmp_path)
+
+
+def large(name):
+    return np.random.default_rng(list(name.encode())).integers(0, 256, (24, 24, 3)).astype(np.uint8)
+
+
+def large_classes(name):
+    return np.random.default_rng(list(name.encode())).integers(0, 3, (24, 24)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mask", ["{case}/{case}_seg.nii.gz", "labelsTr/{case}.nii.gz"])
+def test_channels_in_files_of_their_own(tmp_path, mask):
+    """As in BraTS, a folder each, and in nnU-Net's folders without their dataset.json."""
+    image = "{case}/{case}_{name}.nii.gz" if "{case}/" in mask else "imagesTr/{case}_000{number}.nii.gz"
+    names = [f"B_{number}" for number in range(5)]
+    for name in names:
+        for number, channel in enumerate(("flair", "t1", "t1ce")):
+            voxels = np.full((4, 5, 6), 10 * number, np.float32) + np.arange(6)
+            write_volume(tmp_path / image.format(case=name, name=channel, number=number), voxels)
+        write_volume(tmp_path / mask.format(case=name), np.arange(120).reshape(4, 5, 6).astype(np.uint8) % 3)
+    layout = find_layout(tmp_path)
+    assert (layout.source, len(layout.rows)) == ("manifest", 5)
+    assert [len(row["image"].split(";")) for row in layout.rows] == [3] * 5
+    data_verbs.inspect(tmp_path, tmp_path / "a.yaml", memory=1.0, console=Console(file=io.StringIO()))
+    config = assemble.read(tmp_path / "a.yaml")
+    source = assemble.build_source(config, assemble.build_labels(config))
+    assert [case.name for case in source.cases] == names
+    assert source.read(source.cases[0]).image[:, 0, 0, 0].tolist() == [0, 10, 20]
+
+
+def write_volume(path, voxels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+
+
+def test_patients_stay_together_and_a_failed_inspection_leaves_nothing(tmp_path):
+    for number in range(12):
+        for frame in (1, 7):
+            save(tmp_path / f"data/p{number:02}/f{frame}.png", large(f"{number} {frame}"))
+            save(tmp_path / f"data/p{number:02}/f{frame}_gt.png", large_classes(f"{number} {frame}"))
+    layout = find_layout(tmp_path / "data")
+    assert len({row["group"] for row in layout.rows}) == 12
+    assert len({row["case"] for row in layout.rows}) == 24
+    (tmp_path / "my_cases.csv").write_text("mine")
+    assert "is there already" in tool("data", "inspect", "data", "--out", "my.yaml", code=2, folder=tmp_path)
+    assert (tmp_path / "my_cases.csv").read_text() == "mine"
+    assert not (tmp_path / "my.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train/_annotations.coco.json", "valid/_annotations.coco.json"),
+        ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
+    ],
+)
+def test_outlines_of_several_parts(tmp_path, train, val):
+    LAYOUTS["coco"](tmp_path / "one")
+    listing = next((tmp_path / "one").rglob("*.json"))
+    content = json.loads(listing.read_text())
+    places = ("train", "valid") if train.startswith("train") else ("train2017", "val2017")
+    for file, place in zip((train, val), places, strict=True):
+        (tmp_path / "two" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "two" / file).write_text(json.dumps(content))
+        for image in content["images"]:
+            found = next((tmp_path / "one").rglob(Path(image["file_name"]).name))
+            target = tmp_path / "two" / place / image["file_name"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(found.read_bytes())
+    (tmp_path / "two" / "annotations").mkdir(exist_ok=True)
+    (tmp_path / "two" / "annotations" / "captions_train2017.json").write_text('{"images": [], "annotations": []}')
+    layout, labels, masks = masks_of(tmp_path / "two")
+    assert (layout.source, layout.split, len(masks)) == ("coco", True, 2 * len(content["images"]))
+    assert labels.names == ("background", "car", "tree")
 
 
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 90, 200]], np.uint8)

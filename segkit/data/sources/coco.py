@@ -13,15 +13,15 @@ import numpy as np
 
 from segkit.data.cases import Case, DataError, RawCase, mask_dtype
 from segkit.data.readers import number_of_background, read_image
-from segkit.data.sources.common import group_reader, listed_file, sorted_cases
+from segkit.data.sources.common import distinguished, group_reader, listed_file, sorted_cases
 from segkit.labels import Labels
 
 
 class CocoSource:
     """The images of annotation files, with the objects of each drawn as a mask.
 
-    images: the folder that `file_name` is relative to. annotations: the file, or one for each of `train`, `validation`
-        and `test`.
+    images: the folder that `file_name` is relative to, or one for each of `train`, `validation` and `test`.
+    annotations: the file, or one for each of `train`, `validation` and `test`.
     categories: class names of the labels for names of categories; one that is not named here means the class of its own
         name.
     others: objects of categories that mean no class: `refuse` them, `background` does not draw them, `ignore` has their
@@ -41,7 +41,7 @@ class CocoSource:
         self,
         *,
         labels: Labels,
-        images: Path,
+        images: Path | dict[str, Path],
         annotations: Path | dict[str, Path],
         categories: dict[str, str] | None = None,
         others: Literal["refuse", "background", "ignore"] = "refuse",
@@ -52,10 +52,11 @@ class CocoSource:
             raise ValueError("coco draws classes, and labels has regions of numbers; name the classes instead")
         self.labels = labels
         group_of = group_reader(group)
-        self.objects: dict[str, list[dict[str, Any]]] = {}
-        self.sizes: dict[str, tuple[int, int]] = {}
+        self.objects: dict[Path, list[dict[str, Any]]] = {}  # by the image
+        self.sizes: dict[Path, tuple[int, int]] = {}
         cases = []
         files = annotations if isinstance(annotations, Mapping) else {None: annotations}
+        folders = _folders(images, files)
         for part, file in files.items():
             content = _read(Path(file))
             numbers = _numbers(content, labels, categories or {}, others, Path(file))
@@ -67,23 +68,25 @@ class CocoSource:
                 objects = by_image[image["id"]]
                 if not objects and unannotated == "skip":
                     continue
-                path = listed_file(image["file_name"], Path(images), Path(file))
+                path = listed_file(image["file_name"], folders[part], Path(file))
                 name = str(Path(image["file_name"]).with_suffix(""))
                 _check_crowds(objects, labels, name, Path(file))
-                self.objects[name], self.sizes[name] = objects, (image["height"], image["width"])
+                self.objects[path], self.sizes[path] = objects, (image["height"], image["width"])
                 cases.append(Case(name, group_of(name), part, (path,), stamp=_stamp(objects)))
-        self.cases = sorted_cases(cases, Path(images))
+        self.cases = sorted_cases(distinguished(cases), next(iter(folders.values())))
 
     def read(self, case: Case) -> RawCase:
         """The pixels of one case, and its objects drawn. Raises DataError."""
         pixels, spacing = read_image(case.images, case.name)
-        size = self.sizes[case.name]
+        size = self.sizes[case.images[0]]
         if pixels.shape[1:] != size:
             raise DataError(
                 f"case {case.name}, file {case.images[0]}: expected the size {list(size)} that the annotations say, "
                 f"got {list(pixels.shape[1:])}; the file may be turned by its EXIF entry, or another version"
             )
-        objects = sorted(self.objects[case.name], key=lambda one: (not one.get("iscrowd"), -float(one.get("area", 0))))
+        objects = sorted(
+            self.objects[case.images[0]], key=lambda one: (not one.get("iscrowd"), -float(one.get("area", 0)))
+        )
         drawn = [(one, _drawn(one, size, case)) for one in objects]
         return RawCase(pixels, self._mask(drawn, size), spacing)
 
@@ -101,6 +104,18 @@ class CocoSource:
         for one, plane in drawn:
             mask[plane] = labels.ignore_index if one.get("iscrowd") or one["number"] is None else one["number"]
         return mask
+
+
+def _folders(images: Path | Mapping[str, Path], files: Mapping[Any, Path]) -> dict[Any, Path]:
+    """The folder of the images of each annotation file."""
+    if not isinstance(images, Mapping):
+        return dict.fromkeys(files, Path(images))
+    if images.keys() != files.keys():
+        raise ValueError(
+            f"expected a folder of images for each annotation file, got images for {', '.join(images)} and annotations "
+            f"for {', '.join(map(str, files))}"
+        )
+    return {part: Path(folder) for part, folder in images.items()}
 
 
 def _read(file: Path) -> dict[str, Any]:

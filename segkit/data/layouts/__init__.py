@@ -1,0 +1,54 @@
+"""Which layout a folder has, told from what lies in it, and which classes its masks hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from segkit.data.cases import Case, DataError
+from segkit.data.formats import extension
+from segkit.data.layouts import named, paired, tabled
+from segkit.data.layouts.classes import Classes, survey
+from segkit.data.layouts.common import Layout, folders, images_in
+
+__all__ = ["Classes", "Layout", "find_layout", "survey", "unused"]
+
+# the first that fits is taken; of the last two, the one that explains more files
+BY_NAME: tuple[Callable[[Path], Layout | None], ...] = (
+    named.dataset_json, named.coco, named.voc, named.cityscapes, named.ade, named.manifest, named.instances,
+)  # fmt: skip
+BY_PAIRING: tuple[Callable[[Path], Layout | None], ...] = (paired.pairs, tabled.table)
+
+
+def find_layout(root: Path) -> Layout:
+    """The layout of a folder. Raises DataError, with what was found instead, if it is none that is known."""
+    if not root.is_dir():
+        raise DataError(f"expected a folder of data at {root}, found none")
+    for detect in BY_NAME:
+        layout = detect(root)
+        if layout is not None:
+            return layout
+    paired_ones = [layout for detect in BY_PAIRING if (layout := detect(root)) is not None]
+    if paired_ones:
+        return max(paired_ones, key=lambda layout: layout.files)
+    found = Counter(extension(path) for folder in folders(root) for path in images_in(folder))
+    shown = ", ".join(f"{number} {ending or 'DICOM series'}" for ending, number in found.most_common())
+    raise DataError(
+        f"{root} has none of the known layouts; it holds {shown or 'no image of a known format'}, but no masks that "
+        "pair with images by name. List the files of each case in a table with the columns image and mask, and write "
+        "`data: {name: manifest, file: cases.csv}`"
+    )
+
+
+def unused(root: Path, cases: Sequence[Case]) -> list[Path]:
+    """Images and masks below a folder that no case has."""
+    used = {file.resolve() for case in cases for file in case.files}
+    inside = {file for file in used if file.is_dir()}
+    return [
+        path
+        for folder in folders(root)
+        if folder.resolve() not in inside
+        for path in images_in(folder)
+        if path.is_file() and path.resolve() not in used
+    ]
