@@ -34,6 +34,7 @@ from segkit.losses.like import PRESETS
 from segkit.losses.schedules import WEIGHT_SCHEDULES
 from segkit.models import MODELS
 from segkit.optimizers import OPTIMIZERS, SCHEDULES
+from segkit.padding import Multiple, padded
 from segkit.predict import Predictor
 from segkit.processes import ALONE, Processes
 from segkit.trials import TRIALS
@@ -122,7 +123,9 @@ def _counts(source: Source, labels: Labels) -> dict[str, list[int]]:
     return _counted[source]
 
 
-def build_data(config: Config, labels: Labels, *, multiple: Callable[[int], int], cache: Path | None = None) -> Data:
+def build_data(
+    config: Config, labels: Labels, *, multiple: Callable[[int], Multiple], cache: Path | None = None
+) -> Data:
     """Find the cases, split them and fit the preprocessing on the training part.
 
     multiple: from the number of spatial axes, which the first case tells, to the padding multiple of the network.
@@ -174,7 +177,7 @@ def check_network(config: Config, data: Data) -> None:
     dims, multiple = data.preprocess.dims, data.preprocess.multiple
     if config.sampling.patch is None:
         return  # images differ in size
-    sides = [-(-side // multiple) * multiple for side in config.sampling.patch]
+    sides = padded(config.sampling.patch, multiple)
     shape = [config.loader.batch, data.preprocess.channels, *sides]
     try:
         with torch.device("meta"):
@@ -192,12 +195,12 @@ def to_format(model: nn.Module, config: Config, dims: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)  # pyright: ignore
 
 
-def padding_multiple(config: Config, labels: Labels) -> Callable[[int], int]:
+def padding_multiple(config: Config, labels: Labels) -> Callable[[int], Multiple]:
     """What the sides of an image must be multiples of, asked of the network itself, built without memory."""
 
-    def multiple(dims: int) -> int:
+    def multiple(dims: int) -> Multiple:
         with torch.device("meta"):
-            return int(build_model(config, 1, labels, dims).multiple)  # pyright: ignore[reportArgumentType]
+            return build_model(config, 1, labels, dims).multiple  # pyright: ignore[reportReturnType]
 
     return multiple
 
@@ -282,11 +285,11 @@ def scoring_of(config: Config, labels: Labels) -> Scoring:
         raise ConfigError(f"evaluation: {error}") from error
 
 
-def prediction_window(config: Config, dims: int, multiple: int) -> tuple[int, ...] | None:
+def prediction_window(config: Config, dims: int, multiple: Multiple) -> tuple[int, ...] | None:
     """`evaluation.window`, or else the training patch for volumes and the whole image for pictures."""
     window = config.evaluation.window or (config.sampling.patch if dims == 3 else None)
     if window is None:
         return None
     if len(window) != dims:
         raise ValueError(f"expected evaluation.window with {dims} sides, got {list(window)}")
-    return tuple(-(-side // multiple) * multiple for side in window)
+    return padded(window, multiple)

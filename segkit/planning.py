@@ -18,11 +18,13 @@ from segkit.data.cases import Source, spread
 from segkit.data.census import count_classes
 from segkit.labels import Labels
 from segkit.models.unet import UNet
+from segkit.padding import padded
 
 READ = 50  # cases for the fingerprint
 PERCENTILES = (0.5, 50.0, 99.5)
 LARGEST_PATCH = {2: 512, 3: 128}  # a side, at the first try
 SMALLEST_BOTTOM = 4  # pixels a side at the lowest resolution, as in nnU-Net (Isensee et al. 2021)
+THICK = 2  # times the finest spacing, from which on an axis is not halved
 MOST_LEVELS = {2: 6, 3: 5}
 FIRST_WIDTH, LARGEST_WIDTH = {2: 16, 3: 16}, {2: 256, 3: 256}
 BATCHES = {2: (16, 8, 4, 2), 3: (4, 2)}
@@ -152,23 +154,24 @@ def _network(
     dims = found.dims
     patch = [min(side, float(LARGEST_PATCH[dims])) for side in sides]
     while True:
-        widths, multiple = _widths(patch, dims)
-        whole = [max(multiple, math.ceil(side / multiple) * multiple) for side in patch]
-        model = {"widths": widths, "norm": "batch" if dims == 2 else "instance", "residual": True}
+        strides = _strides(patch, found.spacing)
+        multiple = tuple(math.prod(steps) for steps in zip(*strides, strict=True))
+        whole = list(padded([math.ceil(side) for side in patch], multiple))
+        model = _model(strides)
         fitting = [
             (batch, needed)
             for batch in BATCHES[dims]
             if (needed := PEAK[dims] * training_bytes(model, found.channels, labels.channels, batch, whole)) <= memory
             and batch <= max(2, SEEN_AT_ONCE * found.cases)
         ]
-        if fitting or max(whole) <= 2 * multiple:
+        larger = [axis for axis in range(dims) if whole[axis] > multiple[axis]]
+        if fitting or not larger or all(side <= 2 * number for side, number in zip(whole, multiple, strict=True)):
             break
-        place = int(np.argmax([size / side for size, side in zip(whole, sides, strict=True)]))
-        largest = max(range(dims), key=lambda axis: patch[axis]) if whole[place] <= multiple else place
-        patch[largest] = max(multiple, patch[largest] - multiple)
+        widest = max(larger, key=lambda axis: whole[axis] / sides[axis])
+        patch[widest] = max(multiple[widest], patch[widest] - multiple[widest])
     smallest = PEAK[dims] * training_bytes(model, found.channels, labels.channels, 2, whole)
     batch, needed = fitting[0] if fitting else (2, smallest)
-    bottom = [side // multiple for side in whole]
+    bottom = [side // number for side, number in zip(whole, multiple, strict=True)]
     median = " x ".join(f"{side:g}" for side in sides)
     sections["sampling"] = {"patch": whole}
     sections["loader"] = {"batch": batch}
@@ -176,7 +179,7 @@ def _network(
     reasons["sampling.patch"] = [
         f"images: median {median}, from {_times(found.smallest)} to {_times(found.largest)}",
         f"at most {LARGEST_PATCH[dims]} a side, made smaller until a training step fits into {memory / 1e9:.3g} GB, "
-        f"and a multiple of {multiple}",
+        f"and a multiple of {multiple[0] if len(set(multiple)) == 1 else _times(multiple)}",
     ]
     reasons["loader.batch"] = [
         f"a step keeps {needed / PEAK[dims] / 1e9:.3g} GB: what the backward pass needs, weights, gradients, moments; "
@@ -185,16 +188,36 @@ def _network(
         f"the {found.cases} cases, or two",
     ]
     reasons["model.widths"] = [
-        f"{len(widths) - 1} times halved: {_times(whole)} -> {_times(bottom)}, at least {SMALLEST_BOTTOM} a side",
+        f"{len(strides)} times halved: {_times(whole)} -> {_times(bottom)}, at least {SMALLEST_BOTTOM} a side",
         f"doubled from {FIRST_WIDTH[dims]} at each, up to {LARGEST_WIDTH[dims]}",
     ]
+    if "strides" in model:
+        reasons["model.strides"] = [
+            f"spacing {' x '.join(f'{length:g}' for length in found.spacing)}: an axis is halved while it leaves at "
+            f"least {SMALLEST_BOTTOM}, and waits while another is {THICK} times as fine or more"
+        ]
 
 
-def _widths(patch: Sequence[float], dims: int) -> tuple[list[int], int]:
-    levels = 2
-    while levels < MOST_LEVELS[dims] and min(patch) / 2**levels >= SMALLEST_BOTTOM:
-        levels += 1
-    return [min(FIRST_WIDTH[dims] * 2**level, LARGEST_WIDTH[dims]) for level in range(levels)], 2 ** (levels - 1)
+def _model(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+    dims = len(strides[0])
+    widths = [min(FIRST_WIDTH[dims] * 2**level, LARGEST_WIDTH[dims]) for level in range(len(strides) + 1)]
+    uneven = {"strides": [list(step) for step in strides]} if any(min(step) == 1 for step in strides) else {}
+    return {"widths": widths, **uneven, "norm": "batch" if dims == 2 else "instance", "residual": True}
+
+
+def _strides(patch: Sequence[float], spacing: Sequence[float]) -> list[list[int]]:
+    """Which axes each further resolution halves, as nnU-Net chooses them (Isensee et al. 2021): those that stay long
+    enough, but for the thick ones, which wait until the others are as coarse. The first one halves something anyway."""
+    sides, lengths = np.array(patch, float), np.array(spacing, float)
+    strides: list[list[int]] = []
+    while len(strides) < MOST_LEVELS[len(patch)] - 1:
+        long = sides / 2 >= SMALLEST_BOTTOM
+        if not long.any():
+            break
+        step = np.where(long & (lengths < THICK * lengths[long].min()), 2, 1)
+        strides.append(step.tolist())
+        sides, lengths = sides / step, lengths * step
+    return strides or [[2] * len(patch)]
 
 
 def training_bytes(model: Mapping[str, Any], channels: int, classes: int, batch: int, patch: Sequence[int]) -> int:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.padding import Multiple, padded
+
 Network = Callable[[Tensor], Tensor]
 
 
@@ -30,11 +32,11 @@ def sliding_window(image: Tensor, network: Network, window: Sequence[int], overl
     return logits
 
 
-def whole_image(image: Tensor, network: Network, multiple: int) -> Tensor:
+def whole_image(image: Tensor, network: Network, multiple: Multiple) -> Tensor:
     """Predict an image at once, padded at its ends with 0 to a multiple and cut back: [B, C, *S] -> [B, K, *S]."""
     size = image.shape[2:]
-    padding = [amount for side in reversed(size) for amount in (0, -side % multiple)]
-    logits = network(F.pad(image, padding))
+    missing = [whole - side for whole, side in zip(padded(size, multiple), size, strict=True)]
+    logits = network(F.pad(image, [amount for number in reversed(missing) for amount in (0, number)]))
     return logits[(..., *(slice(side) for side in size))]
 
 
@@ -47,7 +49,7 @@ class Predictor:
 
     model: nn.Module
     device: torch.device
-    multiple: int = 1
+    multiple: Multiple = 1
     window: tuple[int, ...] | None = None
     overlap: float = 0.5
     channels_last: bool = False

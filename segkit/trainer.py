@@ -232,8 +232,9 @@ class Trainer:
         images = len(masks[0].shape) - 1 - self.experiment.labels.has_mask_channels
         if isinstance(self.loss, WeightedSum):
             return self.loss.normaliser(masks, spatial=images)
-        strides: Sequence[int] = self.model.strides  # pyright: ignore[reportAssignmentType]
-        sizes = [[side // stride for side in masks[0].shape[-images:]] for stride in strides]
+        heads: Sequence[Sequence[int]] = self.model.head_strides  # pyright: ignore[reportAssignmentType]
+        whole = masks[0].shape[-images:]
+        sizes = [[side // stride for side, stride in zip(whole, strides, strict=True)] for strides in heads]
         return self.loss.normaliser(masks, sizes=sizes)
 
     def _set_rates(self) -> None:

@@ -326,6 +326,31 @@ def test_what_is_written_trains_as_it_stands(tmp_path, name):
     assert "is there already" in tool("data", "inspect", "data", "--out", "start.yaml", code=2, folder=tmp_path)
 
 
+def test_thick_slices_are_planned_for_and_trained(tmp_path):
+    """In-plane first, as in nnU-Net; with losses at several resolutions, windows and cases of other sizes."""
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            voxels = generator.integers(0, 2 if folder == "masks" else 255, (40, 36 + number, 5)).astype(np.uint8)
+            nib.save(nib.Nifti1Image(voxels, np.diag([0.8, 0.8, 4.0, 1.0])), tmp_path / folder / f"{number}.nii.gz")
+    tool("data", "inspect", ".", "--out", "thick.yaml", "--memory", "1", folder=tmp_path)
+    config = assemble.read(tmp_path / "thick.yaml")
+    assert config.sampling.patch[2] == 5
+    assert config.model.args["strides"] == [[2, 2, 1], [2, 2, 1], [2, 2, 1]]
+    text = (tmp_path / "thick.yaml").read_text()
+    assert "spacing 0.8 x 0.8 x 4: an axis is halved while it leaves at least 4" in text
+    short = ["train.steps=2", "train.validate_every={steps: 2}", "model.widths=[4,4,4,4]", "run.dir=out"]
+    more = [
+        "model.deep_supervision=true",
+        "evaluation.window=[17,18,3]",
+        "train.accumulate=2",
+        "sampling.patch=[17,18,3]",
+    ]
+    tool("train", "--config", "thick.yaml", *short, *more, folder=tmp_path)
+    tool("evaluate", "--checkpoint", "out", folder=tmp_path)
+
+
 def test_a_plan_keeps_what_is_known_of_the_data(tmp_path):
     LAYOUTS["pairs"](tmp_path)
     data_verbs.inspect(tmp_path, tmp_path / "a.yaml", memory=1.0, console=Console(file=io.StringIO()))

@@ -57,6 +57,36 @@ def test_unet_names_the_size_to_pad_to():
         network(torch.zeros(1, 1, 30, 32))
 
 
+def test_unet_leaves_thick_slices_until_the_others_are_as_coarse():
+    strides = [[2, 2, 1], [2, 2, 2]]
+    network = UNet(in_channels=1, out_channels=2, dims=3, widths=[4, 8, 12], strides=strides, deep_supervision=True)
+    assert network.multiple == (4, 4, 2)
+    heads = network(torch.zeros(1, 1, 16, 12, 6))
+    assert [tuple(head.shape[2:]) for head in heads] == [(16, 12, 6), (8, 6, 6)]
+    assert network.head_strides == ((1, 1, 1), (2, 2, 1))
+    with pytest.raises(ValueError, match=r"multiples of \(4, 4, 2\), got \[16, 12, 5\]; pad to \[16, 12, 6\]"):
+        network(torch.zeros(1, 1, 16, 12, 5))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_strides_of_two_are_what_unet_does_without(residual):
+    networks = []
+    for strides in (None, [[2, 2], [2, 2]]):
+        torch.manual_seed(0)
+        networks.append(
+            UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 8, 12], strides=strides, residual=residual)
+        )
+    image = torch.randn(2, 1, 16, 8)
+    torch.testing.assert_close(networks[0](image), networks[1](image), rtol=0, atol=0)
+    assert networks[1].multiple == 4
+
+
+@pytest.mark.parametrize("strides", [[[2, 2]], [[2, 2], [2]], [[2, 2], [1, 1]], [[2, 2], [0, 2]]])
+def test_unet_refuses_strides_that_mean_nothing(strides):
+    with pytest.raises(ValueError, match="expected strides with 2 entries"):
+        UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 8, 12], strides=strides)
+
+
 def test_unet_refuses_one_width():
     with pytest.raises(ValueError, match="at least two widths"):
         UNet(in_channels=1, out_channels=2, dims=2, widths=[8])

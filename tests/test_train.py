@@ -569,7 +569,7 @@ def test_deep_supervision_has_a_head_for_each_resolution():
     network = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8, 16, 32], deep_supervision=True)
     heads = network(torch.randn(2, 1, 32, 32))
     assert [tuple(head.shape[2:]) for head in heads] == [(32, 32), (16, 16), (8, 8)]
-    assert network.strides == (1, 2, 4)
+    assert network.head_strides == ((1, 1), (2, 2), (4, 4))
     assert network.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 3, 32, 32)
 
 

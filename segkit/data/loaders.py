@@ -19,6 +19,7 @@ from segkit.data.preprocess import Preprocess
 from segkit.data.sampling import Balance, BatchSampler, Key, cut, place_window, sample_seeds
 from segkit.data.store import CaseStore, Prepared
 from segkit.labels import Labels
+from segkit.padding import Multiple, padded
 
 
 class TrainingSet(Dataset):
@@ -158,11 +159,11 @@ def as_sample(image: np.ndarray, mask: np.ndarray, case: Case, spacing: Sequence
     }
 
 
-def collate(samples: Sequence[dict[str, Any]], void: int, multiple: int) -> dict[str, Any]:
+def collate(samples: Sequence[dict[str, Any]], void: int, multiple: Multiple) -> dict[str, Any]:
     """Stack samples, padded at their ends to the largest of them and to a multiple: images with 0, masks with void."""
     dims = samples[0]["image"].ndim - 1
     largest = [max(sample["image"].shape[1 + axis] for sample in samples) for axis in range(dims)]
-    size = tuple(-(-side // multiple) * multiple for side in largest)
+    size = padded(largest, multiple)
     start = (0,) * dims
 
     def stacked(name: str, fill: float) -> torch.Tensor:
@@ -202,7 +203,7 @@ def training_loader(
     steps: int,
     seed: int,
     start: int,
-    multiple: int,
+    multiple: Multiple,
     pin: bool,
     accumulate: int = 1,
     share: slice = slice(None),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from segkit.data.cases import Case, DataError, RawCase, check_finite
+from segkit.padding import Multiple
 
 Intensity = Literal["zscore", "dataset", "percentile", "none"]
 PERCENTILES = (0.5, 99.5)
@@ -25,7 +26,7 @@ class Preprocess:
         and 1, clipped; `none`.
     shift, scale: length C, the fitted numbers of `dataset`; empty otherwise.
     spacing: length D, what images are resampled to, in mm for volumes; None leaves them as they are.
-    multiple: what the sides of a batch are padded to multiples of.
+    multiple: what the sides of a batch are padded to multiples of, all axes alike or one number for each.
     """
 
     channels: int
@@ -34,7 +35,7 @@ class Preprocess:
     shift: tuple[float, ...]
     scale: tuple[float, ...]
     spacing: tuple[float, ...] | None
-    multiple: int
+    multiple: Multiple
 
     @classmethod
     def fit(
@@ -43,7 +44,7 @@ class Preprocess:
         *,
         intensity: Intensity = "zscore",
         spacing: Sequence[float] | Literal["median"] | None = None,
-        multiple: int,
+        multiple: Multiple,
     ) -> Preprocess:
         """Fit on the training cases, each read once.
 

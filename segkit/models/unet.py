@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from segkit.padding import Multiple, padded
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -18,29 +21,32 @@ NORMS = {
 }
 
 Norm = Literal["batch", "instance"]
+Strides = tuple[int, ...]  # of each axis
 
 
 class Stage(nn.Module):
-    """Convolutions of one resolution, [B, inside, *S] -> [B, outside, *S / stride], with a shortcut if residual.
+    """Convolutions of one resolution, [B, inside, *S] -> [B, outside, *S / strides], with a shortcut if residual.
 
     Each 3x3 convolution is followed by a norm and a leaky ReLU; with `residual` the input is added before the last
     activation (He et al. 2016), through an average pool and a 1x1 convolution where shape or width differ.
     """
 
-    def __init__(self, dims: int, inside: int, outside: int, *, stride: int, convs: int, norm: Norm, residual: bool):
+    def __init__(
+        self, dims: int, inside: int, outside: int, *, strides: Strides, convs: int, norm: Norm, residual: bool
+    ):
         super().__init__()
         conv = CONVOLUTIONS[dims]
         layers: list[nn.Module] = []
         for number in range(convs):
-            first = number == 0
+            before, steps = (inside, strides) if number == 0 else (outside, (1,) * dims)
             layers += [
-                conv(inside if first else outside, outside, 3, stride=stride if first else 1, padding=1, bias=False),
+                conv(before, outside, 3, stride=steps, padding=1, bias=False),
                 NORMS[norm, dims](outside),
                 nn.LeakyReLU(0.01, inplace=True),
             ]
         self.activation = layers.pop()
         self.layers = nn.Sequential(*layers)
-        self.shortcut = _shortcut(dims, inside, outside, stride) if residual else None
+        self.shortcut = _shortcut(dims, inside, outside, strides) if residual else None
 
     def forward(self, features: Tensor) -> Tensor:
         out = self.layers(features)
@@ -49,8 +55,8 @@ class Stage(nn.Module):
         return self.activation(out)
 
 
-def _shortcut(dims: int, inside: int, outside: int, stride: int) -> nn.Module:
-    pool = {2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims](stride) if stride > 1 else nn.Identity()
+def _shortcut(dims: int, inside: int, outside: int, strides: Strides) -> nn.Module:
+    pool = {2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims](strides) if max(strides) > 1 else nn.Identity()
     project = CONVOLUTIONS[dims](inside, outside, 1, bias=False) if inside != outside else nn.Identity()
     return nn.Sequential(pool, project)
 
@@ -58,14 +64,17 @@ def _shortcut(dims: int, inside: int, outside: int, stride: int) -> nn.Module:
 class UNet(nn.Module):
     """Encoder, decoder and skips: image [B, in_channels, *S] -> logits [B, out_channels, *S].
 
-    widths: channels of each resolution, finest first; each further one halves the image, so every side of the
-        image must be a multiple of `multiple` = 2 ** (len(widths) - 1).
+    widths: channels of each resolution, finest first.
+    strides: how many times coarser each further resolution is than the one before, a number for each axis, such as
+        [[2, 2, 1], [2, 2, 2]] for three widths and volumes of thick slices; None halves all axes each time. Every side
+        of the image must be a multiple of `multiple`, the product of its strides: 2 ** (len(widths) - 1), or one number
+        for each axis where they differ.
     encoder_convs, decoder_convs: 3x3 convolutions a resolution on the way down and on the way up.
     norm: `batch`, or `instance`, which does not depend on the batch and costs more on a CPU.
     residual: add each stage's input to its output.
     dropout: probability of dropping a channel of the coarsest features.
     deep_supervision: in `train()` mode return a list of logits, finest first: one for each resolution of the decoder
-        (Lee et al. 2015). `strides` says how many times coarser each is.
+        (Lee et al. 2015). `head_strides` says how many times coarser each is, along each axis.
 
     Raises ValueError for an image whose sides are no multiples, naming the size to pad to.
     """
@@ -77,6 +86,7 @@ class UNet(nn.Module):
         out_channels: int,
         dims: int,
         widths: list[int] = [16, 32, 64, 128],  # noqa: B006  (read only; a list is what YAML holds)
+        strides: list[list[int]] | None = None,
         encoder_convs: int = 2,
         decoder_convs: int = 2,
         norm: Norm = "batch",
@@ -94,22 +104,27 @@ class UNet(nn.Module):
                 "expected widths, encoder_convs and decoder_convs of at least 1 and dropout from 0 to below 1, got "
                 f"{list(widths)}, {encoder_convs}, {decoder_convs} and {dropout}"
             )
+        steps = _checked_strides(strides, len(widths) - 1, dims)
         kind = {"norm": norm, "residual": residual}
         inputs = [in_channels, *widths[:-1]]
-        self.multiple = 2 ** (len(widths) - 1)
+        coarseness = list(itertools.accumulate([(1,) * dims, *steps], _products))
+        self.multiple: Multiple = coarseness[-1] if len(set(coarseness[-1])) > 1 else coarseness[-1][0]
         self.encoder = nn.ModuleList(
-            Stage(dims, inside, outside, stride=1 if level == 0 else 2, convs=encoder_convs, **kind)
-            for level, (inside, outside) in enumerate(zip(inputs, widths, strict=True))
+            Stage(dims, inside, outside, strides=step, convs=encoder_convs, **kind)
+            for inside, outside, step in zip(inputs, widths, [(1,) * dims, *steps], strict=True)
         )
         self.dropout = {2: nn.Dropout2d, 3: nn.Dropout3d}[dims](dropout)
-        self.upsample = nn.ModuleList(TRANSPOSED[dims](coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths))
+        self.upsample = nn.ModuleList(
+            TRANSPOSED[dims](coarse, fine, step, stride=step)
+            for (fine, coarse), step in zip(itertools.pairwise(widths), steps, strict=True)
+        )
         self.decoder = nn.ModuleList(
-            Stage(dims, 2 * width, width, stride=1, convs=decoder_convs, **kind) for width in widths[:-1]
+            Stage(dims, 2 * width, width, strides=(1,) * dims, convs=decoder_convs, **kind) for width in widths[:-1]
         )
         self.head = CONVOLUTIONS[dims](widths[0], out_channels, 1)
         coarser = widths[1:-1] if deep_supervision else []
         self.coarser_heads = nn.ModuleList(CONVOLUTIONS[dims](width, out_channels, 1) for width in coarser)
-        self.strides = tuple(2**level for level in range(1 + len(coarser)))
+        self.head_strides = tuple(coarseness[: 1 + len(coarser)])
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         self._check_size(image)
@@ -130,8 +145,23 @@ class UNet(nn.Module):
 
     def _check_size(self, image: Tensor) -> None:
         size = image.shape[2:]
-        if any(side % self.multiple for side in size):
-            fitting = [-(-side // self.multiple) * self.multiple for side in size]
+        fitting = padded(size, self.multiple)
+        if fitting != tuple(size):
             raise ValueError(
-                f"expected image sides that are multiples of {self.multiple}, got {list(size)}; pad to {fitting}"
+                f"expected image sides that are multiples of {self.multiple}, got {list(size)}; pad to {list(fitting)}"
             )
+
+
+def _checked_strides(strides: Sequence[Sequence[int]] | None, levels: int, dims: int) -> list[Strides]:
+    if strides is None:
+        return [(2,) * dims] * levels
+    if len(strides) != levels or any(len(step) != dims or min(step) < 1 or max(step) < 2 for step in strides):
+        raise ValueError(
+            f"expected strides with {levels} entries, one less than widths, each of {dims} numbers of at least 1 that "
+            f"are not all 1, such as {[[2] * dims] * levels}, got {[list(step) for step in strides]}"
+        )
+    return [tuple(step) for step in strides]
+
+
+def _products(one: Strides, other: Strides) -> Strides:
+    return tuple(a * b for a, b in zip(one, other, strict=True))
