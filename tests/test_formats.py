@@ -181,6 +181,36 @@ def test_colour_coded_masks(tmp_path):
         read_mask(tmp_path / "x.png", THREE)
 
 
+def test_colours_that_jpeg_has_moved_count_as_the_nearest(tmp_path):
+    colors = {"background": [0, 0, 0], "a": [255, 0, 10], "b": [0, 128, 0]}
+    numbers = np.zeros((48, 48), np.uint8)
+    numbers[:16, :16], numbers[32:, 16:] = 1, 2
+    Image.fromarray(np.array(list(colors.values()), np.uint8)[numbers]).save(tmp_path / "x.jpg", quality=85)
+    stored = np.array(Image.open(tmp_path / "x.jpg")).astype(int)
+    distances = [((stored - color) ** 2).sum(-1) for color in colors.values()]
+    code = MaskCode(colors=colors, nearest_color=True)
+    code.check(THREE)
+    mask = read_mask(tmp_path / "x.jpg", THREE, code)
+    np.testing.assert_array_equal(mask, np.argmin(distances, 0))
+    assert (mask == numbers).mean() > 0.97
+    with pytest.raises(DataError, match=r"or write `nearest_color: true`"):
+        read_mask(tmp_path / "x.jpg", THREE, MaskCode(colors=colors))
+    with pytest.raises(ValueError, match="nearest_color needs colors"):
+        MaskCode(nearest_color=True).check(THREE)
+
+
+def test_a_png_whose_bytes_have_changed_is_refused(tmp_path):
+    """OpenCV and Pillow decode it, into other pixels."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    content = bytearray((tmp_path / "x.png").read_bytes())
+    content[len(content) // 2] ^= 8
+    (tmp_path / "x.png").write_bytes(content)
+    for read in (read_image, lambda path: read_mask(path, THREE)):
+        with pytest.raises(DataError, match=r"x\.png: the PNG file is damaged, its checksum is another"):
+            read(tmp_path / "x.png")
+
+
 def test_a_jpeg_mask_by_threshold(tmp_path):
     numbers = np.zeros((32, 32), np.uint8)
     numbers[8:24, 8:24] = 1

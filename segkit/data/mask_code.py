@@ -17,8 +17,9 @@ SHOWN, MOST_COLOURS = 6, 64  # colours listed; more than so many are no classes
 @dataclass(frozen=True)
 class MaskCode:
     """value_map: class numbers for numbers of the file; numbers that it does not name stay. colors: the red, green and
-    blue of each class by its name, `ignore` for pixels to ignore. threshold: from which value on a pixel is of the
-    second of two classes. one_hot: the first axis is the classes.
+    blue of each class by its name, `ignore` for pixels to ignore. nearest_color: other colours, such as those that JPEG
+    makes, count as the nearest of these, by the squared distance of red, green and blue. threshold: from which value on
+    a pixel is of the second of two classes. one_hot: the first axis is the classes.
 
     Raises ValueError for options that exclude each other or do not fit the labels.
     """
@@ -27,6 +28,7 @@ class MaskCode:
     colors: Mapping[str, Sequence[int]] | None = None
     threshold: float | None = None
     one_hot: bool = False
+    nearest_color: bool = False
 
     def check(self, labels: Labels, *, files_of_classes: bool = False) -> None:
         """files_of_classes: whether a file may be the mask of one class alone, of any number of classes."""
@@ -34,6 +36,8 @@ class MaskCode:
         given += ["one_hot"] if self.one_hot else []
         if len(given) > 1:
             raise ValueError(f"expected one of value_map, colors, threshold and one_hot, got {' and '.join(given)}")
+        if self.nearest_color and self.colors is None:
+            raise ValueError("nearest_color needs colors, the colour of each class")
         if self.colors is not None:
             _check_colors(self.colors, labels)
         if self.threshold is not None and not files_of_classes and not _two(labels):
@@ -45,7 +49,10 @@ class MaskCode:
         colours: whether it is red, green and blue, [3, *S].
         """
         if self.colors is not None:
-            return _of_colors(stored, self.colors, labels, where, colours)
+            if not colours or stored.dtype != np.uint8:
+                shape = list(stored.shape)
+                raise DataError(f"{where}: `colors` needs a picture of 8-bit colours, got {stored.dtype} {shape}")
+            return _of_colors(stored, self.colors, labels, where, nearest=self.nearest_color)
         stored = _grey(stored, labels, where) if colours and not labels.has_mask_channels else stored
         if self.threshold is not None:
             if not _two(labels):
@@ -86,10 +93,8 @@ def _check_colors(colors: Mapping[str, Sequence[int]], labels: Labels) -> None:
 
 
 def _of_colors(
-    stored: np.ndarray, colors: Mapping[str, Sequence[int]], labels: Labels, where: str, colours: bool
+    stored: np.ndarray, colors: Mapping[str, Sequence[int]], labels: Labels, where: str, *, nearest: bool
 ) -> np.ndarray:
-    if not colours or stored.dtype != np.uint8:
-        raise DataError(f"{where}: `colors` needs a picture of 8-bit colours, got {stored.dtype} {list(stored.shape)}")
     packed = packed_colours(stored)
     numbers = {name: number for number, name in enumerate(labels.names)}
     wanted = {
@@ -97,14 +102,29 @@ def _of_colors(
         for name, (red, green, blue) in colors.items()
     }
     known = np.array(sorted(wanted))
+    if nearest:
+        packed = _nearest_of(packed, known)
     place = np.searchsorted(known, packed).clip(max=len(known) - 1)
     unknown = known[place] != packed
     if unknown.any():
         raise DataError(
             f"{where}: expected the colours under `colors`, got {colours_in_words(packed[unknown])}; add them there, "
-            "or if they lie along edges, export the mask again without smoothing or JPEG"
+            "or if they lie along edges, export the mask again without smoothing or JPEG, or "
+            "write `nearest_color: true`"
         )
     return np.array([wanted[color] for color in known.tolist()], dtype=np.int64)[place]
+
+
+def _nearest_of(packed: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Each packed colour as the known one that is closest; of two as close, the smaller number."""
+    values, places = np.unique(packed, return_inverse=True)
+    distances = np.stack([((_unpacked(values) - _unpacked(color)[:, None]) ** 2).sum(0) for color in known])
+    return known[distances.argmin(0)][places].reshape(packed.shape)
+
+
+def _unpacked(packed: np.ndarray) -> np.ndarray:
+    """Red, green and blue, [3, N] or [3]."""
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255])
 
 
 def colours_in_words(packed: np.ndarray) -> str:

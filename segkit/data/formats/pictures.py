@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -109,10 +110,22 @@ def _content(path: Path, where: str) -> bytes:
             raise DataError(f"{where}: the {kind} file is truncated; copy or export it again")
     if content.startswith(b"\x89PNG"):
         _check_size(struct.unpack(">II", content[PNG_SIZE]), where)
+        _check_sums(content, where)
     else:
         with _pillow(content) as picture:
             _check_size(picture.size, where)
     return content
+
+
+def _check_sums(content: bytes, where: str) -> None:
+    """Of the pixels of a PNG: decoders pass over bytes that have changed, and show other pixels."""
+    at, view = 8, memoryview(content)
+    while at + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 8 + length
+        if kind == b"IDAT" and view[end : end + 4] != struct.pack(">I", zlib.crc32(view[at + 4 : end])):
+            raise DataError(f"{where}: the PNG file is damaged, its checksum is another; copy or export it again")
+        at = end + 4
 
 
 def _check_size(size: tuple[int, ...], where: str) -> None:

@@ -47,8 +47,9 @@ class ManifestSource(FileSource):
         colors: dict[str, list[int]] | None = None,
         threshold: float | None = None,
         one_hot: bool = False,
+        nearest_color: bool = False,
     ):
-        super().__init__(labels, MaskCode(value_map, colors, threshold, one_hot), files_of_classes=True)
+        super().__init__(labels, MaskCode(value_map, colors, threshold, one_hot, nearest_color), files_of_classes=True)
         self.file = Path(file)
         self.root = self.file.parent if root is None else Path(root)
         group_of = group_reader(group)

@@ -37,7 +37,7 @@ class PairsSource(FileSource):
     annotator: whose masks to take.
     group: a regular expression with one pair of brackets, which picks the group out of the case name;
         without it every case is a group of its own.
-    value_map, colors, threshold, one_hot: see `segkit.data.mask_code.MaskCode`.
+    value_map, colors, threshold, one_hot, nearest_color: see `segkit.data.mask_code.MaskCode`.
     unpaired: `refuse` images without mask and masks without image, or `skip` them.
 
     Files of other formats and hidden files are passed over. Raises DataError for folders that are missing or empty,
@@ -58,10 +58,11 @@ class PairsSource(FileSource):
         colors: dict[str, list[int]] | None = None,
         threshold: float | None = None,
         one_hot: bool = False,
+        nearest_color: bool = False,
         splits: dict[str, str] | None = None,
         unpaired: Literal["refuse", "skip"] = "refuse",
     ):
-        super().__init__(labels, MaskCode(value_map, colors, threshold, one_hot))
+        super().__init__(labels, MaskCode(value_map, colors, threshold, one_hot, nearest_color))
         layout = Layout(image_pattern, mask_pattern, annotator)
         group_of = group_reader(group)
         cases: list[Case] = []
