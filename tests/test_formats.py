@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+import tifffile
 from PIL import Image
 
 from segkit import Labels
@@ -179,6 +180,68 @@ def test_colour_coded_masks(tmp_path):
         read_mask(tmp_path / "x.png", THREE, code)
     with pytest.raises(DataError, match=r"a mask in 5 colours.*`colors: {background: \[0, 0, 0\], a: \["):
         read_mask(tmp_path / "x.png", THREE)
+
+
+BANDS = {"grey": (), "colours": (3,), "four bands": (4,), "six bands": (6,)}
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
+@pytest.mark.parametrize("bands", BANDS)
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "float64"])
+def test_tiffs_of_any_number_of_bands(tmp_path, kind, bands, compression):
+    """Interleaved and band after band, in strips and in tiles, one page or several."""
+    for shape in ((33, 18), (4, 33, 18)):
+        array = np.random.default_rng(1).random((*shape, *BANDS[bands]))
+        array = (array * 255).astype(kind) if kind[0] == "u" else array.astype(kind)
+        colour = {"photometric": "rgb"} if bands == "colours" else {"photometric": "minisblack"}
+        expected = np.moveaxis(array, -1, 0) if BANDS[bands] else array[None]
+        expected = expected / np.iinfo(kind).max if kind[0] == "u" else expected
+        for planar in ("contig", "separate") if BANDS[bands] else (None,):
+            own = {"planarconfig": planar} if planar else {}
+            stored = np.moveaxis(array, -1, -3) if planar == "separate" else array
+            for layout in ({}, {"tile": (16, 16)}):
+                tifffile.imwrite(tmp_path / "x.tif", stored, compression=compression, **colour, **own, **layout)
+                image, spacing = read_image(tmp_path / "x.tif")
+                np.testing.assert_allclose(image, expected, rtol=1e-6)
+                assert spacing == (1,) * len(shape)
+                assert number_type(tmp_path / "x.tif") == kind
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "zstd", "jpeg", "packbits"])
+def test_truncated_tiffs_are_refused(tmp_path, compression):
+    pixels = np.random.default_rng(2).integers(0, 255, (64, 64), np.uint8)
+    for layout in ({}, {"rowsperstrip": 8}, {"tile": (16, 16)}):
+        tifffile.imwrite(tmp_path / "x.tif", pixels, compression=compression, **layout)
+        content = (tmp_path / "x.tif").read_bytes()
+        for share in (0.01, 0.2, 0.5, 0.8, 0.99):
+            (tmp_path / "x.tif").write_bytes(content[: int(share * len(content))])
+            with pytest.raises(DataError, match=r"x\.tif"):
+                read_image(tmp_path / "x.tif")
+
+
+def test_transparency_palettes_and_white_that_is_zero_in_tiff(tmp_path):
+    colours = np.random.default_rng(3).integers(0, 255, (7, 9, 4), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "x.tif")
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif")[0], np.moveaxis(colours[..., :3], -1, 0) / 255, rtol=1e-6)
+    palette = Image.fromarray(NUMBERS[0].astype(np.uint8)).convert("P")
+    palette.putpalette([0, 0, 0, 128, 0, 64, 0, 255, 0])
+    palette.putdata(NUMBERS[0].reshape(-1).tolist())
+    palette.save(tmp_path / "p.tif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "p.tif", THREE), NUMBERS[0])
+    shown = np.array([[0, 0, 0], [128, 0, 64], [0, 255, 0]])[NUMBERS[0]] / 255
+    np.testing.assert_allclose(read_image(tmp_path / "p.tif")[0], np.moveaxis(shown, -1, 0), atol=1e-6)
+    tifffile.imwrite(tmp_path / "w.tif", colours[..., 0], photometric="miniswhite")
+    np.testing.assert_allclose(read_image(tmp_path / "w.tif")[0][0], 1 - colours[..., 0] / 255, atol=1e-6)
+
+
+def test_imagej_channels_are_channels_and_times_are_refused(tmp_path):
+    stack = np.random.default_rng(4).integers(0, 255, (5, 2, 8, 9), np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", stack, imagej=True, metadata={"axes": "ZCYX"})
+    image, _spacing = read_image(tmp_path / "x.tif")
+    np.testing.assert_allclose(image, stack.swapaxes(0, 1) / 255, rtol=1e-6)
+    tifffile.imwrite(tmp_path / "t.tif", stack, imagej=True, metadata={"axes": "TZYX"})
+    with pytest.raises(DataError, match=r"got the axes TZYX of \[5, 2, 8, 9\]; save times"):
+        read_image(tmp_path / "t.tif")
 
 
 def test_colours_that_jpeg_has_moved_count_as_the_nearest(tmp_path):

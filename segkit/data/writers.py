@@ -8,7 +8,7 @@ import numpy as np
 
 from segkit.data.formats import FORMATS, case_name, extension, format_name, itk
 from segkit.data.formats.geometry import Place, orientation_of
-from segkit.data.formats.pictures import page_count
+from segkit.data.formats.tiff import page_count
 from segkit.labels import Labels
 
 OWN_ENDING = ("NIfTI", "NPY", "NRRD", "MetaImage")  # formats that masks are written in too

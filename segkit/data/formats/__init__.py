@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.formats import arrays, dicom, itk, nifti, pictures
+from segkit.data.formats import arrays, dicom, itk, nifti, pictures, tiff
 from segkit.data.formats.geometry import Place
 
 Read = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, where it is for errors -> array, spacing
@@ -32,7 +32,7 @@ FORMATS: dict[str, Format] = {
     "PNG": Format((".png",), pictures.read_image, pictures.read_mask, None, pictures.number_type),
     "JPEG": Format((".jpg", ".jpeg"), pictures.read_image, pictures.read_mask, None, pictures.number_type),
     "BMP": Format((".bmp",), pictures.read_image, pictures.read_mask, None, pictures.number_type),
-    "TIFF": Format(pictures.TIFF, pictures.read_image, pictures.read_mask, None, pictures.number_type),
+    "TIFF": Format(tiff.ENDINGS, tiff.read_image, tiff.read_mask, None, tiff.number_type),
     "NPY": Format((".npy",), arrays.read_image, arrays.read_mask, None, arrays.number_type),
     "NPZ": Format((".npz",), arrays.read_image, arrays.read_mask),
     "NRRD": Format((".nrrd", ".nhdr"), itk.read, itk.read, itk.place_of_file, itk.number_type),
