@@ -17,6 +17,7 @@ from torch import Tensor
 from segkit.data.cases import Source, spread
 from segkit.data.census import count_classes
 from segkit.labels import Labels
+from segkit.losses.weights import class_weights
 from segkit.models.unet import UNet
 from segkit.padding import padded
 
@@ -33,6 +34,7 @@ BATCHES = {2: (16, 8, 4, 2), 3: (4, 2)}
 PEAK = {2: 1.4, 3: 2.5}
 SEEN_AT_ONCE = 0.05  # of all pixels of the data, at most, in a batch
 RARE = 0.05  # share of foreground below which patches are drawn towards it
+UNEQUAL = 10  # times the smallest share, from which on weights are worth a try
 TIMES_SEEN = 250  # each training pixel, about, by the proposed number of steps
 
 
@@ -41,7 +43,7 @@ class Fingerprint:
     """What planning looks at, by some of the cases.
 
     sides: of the images, smallest, median and largest, [D] each. spacing: the same. percentiles: of the intensity, mean
-    over cases. shares: of the counted pixels, of each class.
+    over cases. shares: of the counted pixels, of each class. census: the pixels of each case and class.
     """
 
     cases: int
@@ -56,6 +58,7 @@ class Fingerprint:
     coarsest: tuple[float, ...]
     percentiles: tuple[float, ...]
     shares: tuple[float, ...]
+    census: tuple[tuple[int, ...], ...] = ()
 
     @property
     def dims(self) -> int:
@@ -66,14 +69,16 @@ def take_fingerprint(source: Source, labels: Labels) -> Fingerprint:
     """Read up to READ cases from all over the data set."""
     chosen = spread(source.cases, READ)
     sides, spacings, intensities = [], [], []
-    counts, channels = np.zeros(len(labels.names)), 0
+    census, channels = [], 0
     for case in chosen:
         raw = source.read(case)
         sides.append(raw.image.shape[1:])
         spacings.append(raw.spacing)
         intensities.append(np.percentile(raw.image, PERCENTILES))
-        counts += 0 if raw.mask is None else count_classes(raw.mask, labels)
+        assert raw.mask is not None
+        census.append(count_classes(raw.mask, labels))
         channels = len(raw.image)
+    counts = np.sum(census, axis=0)
     counted = sum(math.prod(one) for one in sides) if labels.has_mask_channels else counts.sum()
     every_side, every_spacing = np.array(sides), np.array(spacings)
 
@@ -96,6 +101,7 @@ def take_fingerprint(source: Source, labels: Labels) -> Fingerprint:
         real(every_spacing.max(0)),
         real(np.mean(intensities, axis=0)),
         tuple((counts / max(counted, 1)).tolist()),
+        tuple(tuple(case.tolist()) for case in census),
     )
 
 
@@ -259,17 +265,20 @@ def _foreground(found: Fingerprint, labels: Labels) -> float:
 def _loss(found: Fingerprint, labels: Labels, sections: dict[str, Any], reasons: dict[str, list[str]]) -> None:
     shares = dict(zip(labels.names, found.shares, strict=True))
     text = ", ".join(f"{name} {100 * share:.2g}" for name, share in shares.items())
-    rare = [name for name, share in shares.items() if share < 0.01]
     sections["loss"] = "dice_ce"
     reasons["loss"] = [
         f"shares of the pixels in %: {text[:200]}{' ...' if len(text) > 200 else ''}",
         "Dice weighs classes alike whatever their share, cross-entropy is smooth: a sound first choice",
     ]
-    if rare and labels.mode == "multiclass":
-        reasons["loss"].append(
-            f"{', '.join(rare[:5])} {'are' if len(rare) > 1 else 'is'} below 1 %; to try beside it: "
-            "loss: [{name: cross_entropy, class_weights: median_frequency}, dice]"
-        )
+    if labels.mode == "multiclass" and all(shares.values()) and max(shares.values()) > UNEQUAL * min(shares.values()):
+        weights = class_weights("median_frequency", torch.tensor(found.census), labels.names)
+        named = ", ".join(f"{name} {weight:.2g}" for name, weight in zip(labels.names, weights.tolist(), strict=True))
+        reasons["loss"] += [
+            f"the shares differ by more than {UNEQUAL} times; to try beside it, cross-entropy with weights, the median "
+            "share over that of the class in the cases that have it:",
+            "loss: [{name: cross_entropy, class_weights: median_frequency}, dice]",
+            f"by these cases: {named[:200]}{' ...' if len(named) > 200 else ''}",
+        ]
     reasons["loss"].append("which loss is better on these data, `segkit compare` tells")
 
 

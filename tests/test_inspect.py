@@ -351,6 +351,23 @@ def test_thick_slices_are_planned_for_and_trained(tmp_path):
     tool("evaluate", "--checkpoint", "out", folder=tmp_path)
 
 
+def test_weights_are_told_where_classes_are_unequal(tmp_path):
+    masks = [np.zeros((20, 20), np.uint8) for _ in range(4)]
+    for number, mask in enumerate(masks):
+        mask[:2, : 2 + number] = 1
+        mask[10:] = 2 if number % 2 else 0
+        save(tmp_path / f"images/{number}.png", np.full((20, 20, 3), 9 + number, np.uint8))
+        save(tmp_path / f"masks/{number}.png", mask)
+    tool("data", "inspect", ".", "--out", "my.yaml", folder=tmp_path)
+    stacked = np.stack(masks)
+    shares = [(stacked == number).sum() / stacked[(stacked == number).any((1, 2))].size for number in range(3)]
+    shown = ", ".join(
+        f"{name} {np.median(shares) / share:.2g}"
+        for name, share in zip(("background", "class_1", "class_2"), shares, strict=True)
+    )
+    assert f"by these cases: {shown}" in " ".join((tmp_path / "my.yaml").read_text().replace("\n#", "").split())
+
+
 def test_a_plan_keeps_what_is_known_of_the_data(tmp_path):
     LAYOUTS["pairs"](tmp_path)
     data_verbs.inspect(tmp_path, tmp_path / "a.yaml", memory=1.0, console=Console(file=io.StringIO()))
