@@ -135,6 +135,7 @@ ARRANGEMENTS = {
     "both have their own": ("images/image_{case}.png", "masks/mask_{case}.png"),
     "one folder": ("{case}.png", "{case}_mask.png"),
     "one folder, both with a word": ("{case}_sat.jpg", "{case}_mask.png"),
+    "one folder, both with a word before": ("volume-{case}.png", "segmentation-{case}.png"),
     "parts above": ("{part}/images/{case}.png", "{part}/labels/{case}.png"),
     "parts below": ("images/{part}/{case}.png", "annotations/{part}/{case}.png"),
     "parts beside": ("{part}/{case}.png", "{part}annot/{case}.png"),
@@ -187,6 +188,60 @@ def test_what_no_source_takes_is_written_as_a_table(tmp_path, arrangement):
     for case in source.cases:
         np.testing.assert_array_equal(source.read(case).mask, large_classes(case.name.removeprefix("image_")))
     tool("train", "--config", "my.yaml", "train.steps=2", "train.validate_every={steps: 2}", folder=tmp_path)
+
+
+def test_what_was_drawn_by_hand_and_not_the_field_of_view(tmp_path):
+    """As in DRIVE, where names say the part of the split too."""
+    for number, name in enumerate(f"{number:02}" for number in range(12)):
+        part = "training" if number < 6 else "test"
+        save(tmp_path / part / f"images/{name}_{part}.png", large(name))
+        save(tmp_path / part / f"mask/{name}_{part}_mask.png", (large_classes("view") > 0) * np.uint8(255))
+        save(tmp_path / part / f"1st_manual/{name}_manual1.png", large_classes(name))
+    layout, _labels, masks = masks_of_table(tmp_path)
+    assert layout.split
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, large_classes(name[:2]))
+
+
+def test_pictures_and_not_what_was_made_of_the_masks(tmp_path):
+    for name in NAMES:
+        for folder, array in (("images", large(name)), ("masks", large_classes(name)), ("edges", large_classes("e"))):
+            save(tmp_path / folder / f"{name}.png", array)
+    layout = find_layout(tmp_path)
+    assert (layout.options["images"].name, layout.options["masks"].name) == ("images", "masks")
+    assert any("other masks of the same images, which is for you to know: edges" in reason for reason in layout.why)
+
+
+def test_names_that_do_not_say_which_are_the_masks(tmp_path):
+    for name in NAMES:
+        for part in ("train", "val"):
+            save(tmp_path / part / f"{name}/a/1.png", large(name + part))
+            save(tmp_path / part / f"{name}/b/1.png", large_classes(name + part))
+    layout, _labels, masks = masks_of_table(tmp_path)
+    assert layout.split
+    assert len(masks) == 2 * len(NAMES)
+    np.testing.assert_array_equal(masks[f"val/{NAMES[0]}/a/1"], large_classes(NAMES[0] + "val"))
+
+
+def test_a_file_for_each_class_in_the_folder_of_a_case(tmp_path):
+    for name in NAMES:
+        save(tmp_path / f"{name}/ct.png", large(name))
+        for organ in ("liver", "tumour"):
+            save(tmp_path / f"{name}/{organ}_mask.png", (large_classes(name + organ) > 1) * np.uint8(255))
+    _layout, labels, masks = masks_of_table(tmp_path)
+    assert (labels.names, labels.mode) == (("liver", "tumour"), "multilabel")
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, [large_classes(name + organ) > 1 for organ in labels.names])
+
+
+def masks_of_table(folder):
+    """(layout, labels, class numbers by case) of a folder that no source takes as it is."""
+    data_verbs.inspect(folder, folder / "my.yaml", memory=1.0, console=Console(file=io.StringIO()))
+    config = assemble.read(folder / "my.yaml")
+    labels = assemble.build_labels(config)
+    source = assemble.build_source(config, labels)
+    (folder / "my_cases.csv").rename(folder / "cases.txt")
+    return find_layout(folder), labels, {case.name: source.read(case).mask for case in source.cases}
 
 
 def large(name):

@@ -18,7 +18,7 @@ from segkit.data.readers import stored_mask
 DEPTH, MOST_FOLDERS = 4, 5000  # of folders that are looked into
 SAMPLED = 3  # masks read to see whether they are any
 MOST_VALUES, MOST_COLOURS = 64, 64  # of a mask
-MASK_WORDS = ("mask", "label", "annot", "seg", "gt", "manual", "truth", "target", "lesion")
+MASK_WORDS = ("mask", "msk", "label", "annot", "seg", "gt", "manual", "truth", "target", "lesion")
 PARTS = {
     "train": ("training", "train"),
     "validation": ("validation", "valid", "val"),
@@ -71,6 +71,11 @@ def part_in(text: str) -> tuple[str, int, int] | None:
 
 def has_mask_word(text: str) -> bool:
     return any(word in text.lower() for word in MASK_WORDS)
+
+
+def is_drawn(words: str) -> bool:
+    """Whether names say that masks were drawn by hand: in DRIVE, HRF and others `mask` is the field of view."""
+    return "manual" in words.lower()
 
 
 def read_json(file: Path) -> Any:

@@ -12,9 +12,20 @@ from typing import Any
 
 from segkit.data.cases import spread
 from segkit.data.formats import case_name
-from segkit.data.layouts.common import SAMPLED, Layout, folders, has_mask_word, images_in, looks_like_mask, part_in
+from segkit.data.layouts.common import (
+    SAMPLED,
+    Layout,
+    folders,
+    has_mask_word,
+    images_in,
+    is_drawn,
+    looks_like_mask,
+    part_in,
+)
 
 PAIRED = 0.8  # of the images have to have a mask
+MOST_TEMPLATES = 40  # folders with the most images, which are held against each other
+SHOWN = 4  # other masks that are named
 
 
 @dataclass(frozen=True)
@@ -35,10 +46,9 @@ def pairs(root: Path) -> Layout | None:
         for pairing in _paired(root, first, templates[first], second, templates[second])
     ]
     found.sort(key=lambda one: (-_likeness(one), -len(one.files), one.masks))
-    best = next(
-        (one for one in found if all(map(looks_like_mask, spread([mask for _image, mask in one.files], SAMPLED)))),
-        None,
-    )
+    likely = [one for one in found if all(looks_like_mask(mask) for _image, mask in spread(one.files, SAMPLED))]
+    pictures = (one for one in likely if not all(looks_like_mask(image) for image, _mask in spread(one.files, SAMPLED)))
+    best = next(pictures, likely[0] if likely else None)
     if best is None:
         return None
     options: dict[str, Any] = {"images": root / best.images, "masks": root / best.masks, **best.patterns}
@@ -50,24 +60,28 @@ def pairs(root: Path) -> Layout | None:
     if best.share < 1:
         options["unpaired"] = "skip"
         why.append(f"{100 * (1 - best.share):.0f} % of the images have no mask and are left out")
-    chosen = {mask for _image, mask in best.files}
-    alike = [
-        one
-        for one in found
-        if (one.images, one.masks) == (best.images, best.masks) and {mask for _image, mask in one.files} != chosen
-    ]
-    others = sorted({one.patterns.get("mask_pattern", "") for one in alike if len(one.files) == len(best.files)} - {""})
-    if others:
-        why.append(f"there are other masks of the same images, of another annotator perhaps: {', '.join(others)}")
+    if others := _other_masks(best, likely):
+        why.append(f"there are other masks of the same images, which is for you to know: {', '.join(others[:SHOWN])}")
     masks = [mask for _image, mask in best.files]
     return Layout("pairs", options, why, "train" in best.splits, masks=masks, files=2 * len(masks))
 
 
-def _likeness(pairing: _Pairing) -> int:
+def _other_masks(best: _Pairing, likely: Sequence[_Pairing]) -> list[str]:
+    """Where other masks of the same images lie."""
+    images, masks = ({pair[place] for pair in best.files} for place in (0, 1))
+    found = set()
+    for one in likely:
+        own = {mask for _image, mask in one.files}
+        if {image for image, _mask in one.files} == images and own.isdisjoint(masks) and own.isdisjoint(images):
+            found.add("/".join(part for part in (one.masks, one.patterns.get("mask_pattern", "")) if part))
+    return sorted(found)
+
+
+def _likeness(pairing: _Pairing) -> float:
     """How much the names say that these are masks, and those are not."""
     words = pairing.masks + pairing.patterns.get("mask_pattern", "")
     others = pairing.images + pairing.patterns.get("image_pattern", "")
-    return has_mask_word(words) - has_mask_word(others)
+    return has_mask_word(words) - has_mask_word(others) + is_drawn(words) / 2
 
 
 def _templates(root: Path) -> dict[str, dict[str, Path]]:
@@ -83,7 +97,9 @@ def _templates(root: Path) -> dict[str, dict[str, Path]]:
         if named := part_in(text):
             part, start, end = named
             found[text[:start] + "{split}" + text[end:]].setdefault(part, folder)
-    return {key: folders for key, folders in found.items() if "{split}" not in key or len(folders) > 1}
+    several = {key: folders for key, folders in found.items() if "{split}" not in key or len(folders) > 1}
+    largest = sorted(several, key=lambda key: -sum(len(images_in(folder)) for folder in several[key].values()))
+    return {key: several[key] for key in largest[:MOST_TEMPLATES]}
 
 
 def _paired(
@@ -140,14 +156,12 @@ def _forms(images: Sequence[str], masks: Sequence[str], *, same: bool) -> Iterat
     for form, _number in affixes.most_common(4):
         yield ("", ""), form
     if same:
-        words = Counter(
-            word
-            for name in masks
-            for word in re.findall(r"[_\-. ]?[a-zA-Z]+$", name)
-            if word.lower().strip("_-. ") != ""
-        )
+        words = Counter(word for name in masks for word in re.findall(r"[_\-. ]?[a-zA-Z]+$", name))
         for mask_word, image_word in itertools.permutations([word for word, _number in words.most_common(4)], 2):
             yield ("", image_word), ("", mask_word)
+        words = Counter(word for name in masks for word in re.findall(r"^[a-zA-Z]+[_\-. ]?(?=.)", name))
+        for mask_word, image_word in itertools.permutations([word for word, _number in words.most_common(4)], 2):
+            yield (image_word, ""), (mask_word, "")
 
 
 def _ends(names: Sequence[str]) -> Form:

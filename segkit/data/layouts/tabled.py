@@ -17,6 +17,7 @@ from segkit.data.layouts.common import (
     folders,
     has_mask_word,
     images_in,
+    is_drawn,
     looks_like_mask,
     part_in,
 )
@@ -26,6 +27,7 @@ from segkit.data.sources.manifest import SEPARATOR
 COMMON = 0.8  # of the folders of cases have to hold a kind of file
 PATIENTS = 10  # folders from which on they are taken for patients or places, whose cases stay together
 IMAGE_WORDS = ("image", "img", "scan", "volume")
+FEW_NAMES = 4  # folders beside each other, up to which each is held against each
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 Files = Mapping[Path, Sequence[Path]]  # the images of each folder that has some
@@ -33,11 +35,11 @@ Files = Mapping[Path, Sequence[Path]]  # the images of each folder that has some
 
 @dataclass(frozen=True)
 class Found:
-    """A case. name: of the case, where its folder or files say so."""
+    """A case, with one mask of all classes, named by an empty text, or one for each class."""
 
     name: str
     images: tuple[Path, ...]
-    mask: Path
+    masks: Mapping[str, Path]
 
 
 def table(root: Path) -> Layout | None:
@@ -47,20 +49,28 @@ def table(root: Path) -> Layout | None:
     reason = ""
     for arrange, why in ARRANGEMENTS.items():
         found = arrange(root, files)
-        masks = spread([case.mask for case in found], SAMPLED)
+        masks = [mask for case in spread(found, SAMPLED) for mask in case.masks.values()]
         if len(found) > max(1, len(best)) and all(map(looks_like_mask, masks)):
             best, reason = found, why
     if not best:
         return None
     rows, why = _rows(root, best)
-    masks = [case.mask for case in best]
     reasons = [f"{len(best)} cases: {reason}, such as {_shown(root, best[0])}", *why]
-    files_used = sum(len(case.images) + 1 for case in best)
-    return Layout("manifest", {"root": root}, reasons, "split" in rows[0], masks=masks, files=files_used, rows=rows)
+    classes = list(best[0].masks)
+    return Layout(
+        "manifest",
+        {"root": root},
+        reasons,
+        "split" in rows[0],
+        labels={"names": classes, "mode": "multilabel"} if len(classes) > 1 else None,
+        masks=[mask for case in best for mask in case.masks.values()],
+        files=sum(len(case.images) + len(case.masks) for case in best),
+        rows=rows,
+    )
 
 
 def _shown(root: Path, case: Found) -> str:
-    return " and ".join(path.relative_to(root).as_posix() for path in (*case.images, case.mask))
+    return " and ".join(path.relative_to(root).as_posix() for path in (*case.images, *case.masks.values()))
 
 
 def _rows(root: Path, cases: Sequence[Found]) -> tuple[list[dict[str, str]], list[str]]:
@@ -74,7 +84,8 @@ def _rows(root: Path, cases: Sequence[Found]) -> tuple[list[dict[str, str]], lis
     for case, place, part in zip(cases, places, parts, strict=True):
         row = {"case": case.name if short else f"{place}/{case.name}"}
         row["image"] = SEPARATOR.join(path.relative_to(root).as_posix() for path in case.images)
-        row["mask"] = case.mask.relative_to(root).as_posix()
+        for name, mask in case.masks.items():
+            row[f"mask:{name}" if name else "mask"] = mask.relative_to(root).as_posix()
         rows.append(row | ({"group": place} if together else {}) | ({"split": str(part)} if divided else {}))
     why = [f"cases of one of the {len(set(places))} folders stay together, as a group"] if together else []
     return rows, why + (["the parts of the split are those that the folders name"] if divided else [])
@@ -94,7 +105,7 @@ def _word_beside(_root: Path, files: Files) -> list[Found]:
     for (before, after), _number in affixes.most_common(1):
         for names in by_name.values():
             pairs = [(name, f"{before}{name}{after}") for name in names]
-            found += [Found(name, (names[name],), names[mask]) for name, mask in pairs if mask in names]
+            found += [Found(name, (names[name],), {"": names[mask]}) for name, mask in pairs if mask in names]
     return found
 
 
@@ -118,31 +129,45 @@ def _two_endings(_root: Path, files: Files) -> list[Found]:
             if len(one) == 2:
                 pairs[extension(one[0]), extension(one[1])].append((one[0], one[1]))
                 pairs[extension(one[1]), extension(one[0])].append((one[1], one[0]))
-    fitting = [
-        found
-        for found in pairs.values()
-        if all(looks_like_mask(mask) and not looks_like_mask(image) for image, mask in spread(found, SAMPLED))
-    ]
-    best = max(fitting, key=len, default=[])
-    return [Found(case_name(image), (image,), mask) for image, mask in best]
+    ordered = sorted(pairs.values(), key=len, reverse=True)
+    best = next((found for found in ordered if all(map(_image_with_mask, spread(found, SAMPLED)))), [])
+    return [Found(case_name(image), (image,), {"": mask}) for image, mask in best]
+
+
+def _with_mask(pair: tuple[Path, Path]) -> bool:
+    return looks_like_mask(pair[1])
+
+
+def _image_with_mask(pair: tuple[Path, Path]) -> bool:
+    return looks_like_mask(pair[1]) and not looks_like_mask(pair[0])
 
 
 def _beside_folders(root: Path, files: Files) -> list[Found]:
     """`images/p0/a.png` and `masks/p0/a.png`, or `p0/images/a.png` and `p0/masks/a.png`: paths that differ by one
     folder, and perhaps by a word in the name."""
-    alike: dict[tuple[str, ...], list[tuple[str, Path]]] = defaultdict(list)  # by the path with one folder left open
+    # by the path with one folder left open: its part of a split, the rest of its name, and itself
+    alike: dict[tuple[str, ...], list[tuple[str | None, str, Path]]] = defaultdict(list)
     for folder in files:
         parts = folder.relative_to(root).parts
         for place, word in enumerate(parts):
-            alike[(*parts[:place], "*", *parts[place + 1 :])].append((word, folder))
-    pairs: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(list)
+            alike[(*parts[:place], "*", *parts[place + 1 :])].append((*_without_part(word), folder))
+    named: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(list)
+    nameless: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(
+        list
+    )  # whose names do not say which is which
     for those in alike.values():
-        for (first, images), (second, masks) in itertools.permutations(those, 2):
-            (part, word), (other_part, other) = _without_part(first), _without_part(second)
-            if has_mask_word(other) and not has_mask_word(word) and part == other_part:
-                pairs[word, other].append((images, masks))
-    found = [_paired_by_name(both, files) for both in pairs.values()]
-    return max(found, key=len, default=[])
+        masks = [one for one in those if has_mask_word(one[1])]
+        images = [one for one in those if not has_mask_word(one[1])]
+        couples = itertools.product(images, masks) if masks else itertools.permutations(images[:FEW_NAMES], 2)
+        for (part, word, folder), (other_part, other, mask_folder) in couples:
+            if part == other_part:
+                (named if masks else nameless)[word, other].append((folder, mask_folder))
+    for pairs, fits in ((named, _image_with_mask), (named, _with_mask), (nameless, _image_with_mask)):
+        found = [(_paired_by_name(both, files), is_drawn(masks)) for (_images, masks), both in pairs.items()]
+        for cases, _drawn in sorted(found, key=lambda one: (len(one[0]), one[1]), reverse=True):
+            if cases and all(fits((case.images[0], case.masks[""])) for case in spread(cases, SAMPLED)):
+                return cases
+    return []
 
 
 def _without_part(word: str) -> tuple[str | None, str]:
@@ -157,9 +182,9 @@ def _paired_by_name(pairs: Sequence[tuple[Path, Path]], files: Files) -> list[Fo
         cases = _by_case(files[image_folder])
         for plain in (_bare, str):  # names as they are where bare ones are those of several files
             masks = {plain(case_name(path)): path for path in files[mask_folder]}
-            if len(masks) == len(files[mask_folder]):
+            if len(masks) == len(files[mask_folder]) and len({plain(name) for name in cases}) == len(cases):
                 break
-        found += [Found(name, cases[name], masks[plain(name)]) for name in cases if plain(name) in masks]
+        found += [Found(name, cases[name], {"": masks[plain(name)]}) for name in cases if plain(name) in masks]
     return found
 
 
@@ -178,9 +203,10 @@ def _by_case(images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 
 
 def _bare(name: str) -> str:
-    """A name without the word that says that it is a mask or an image, as in `a_mask` or `img-a`."""
+    """A name without the words that say that it is a mask or an image, or of which part, as in `a_mask` or `img-a`."""
     words = [word for word in re.split(r"[_\-. ]", name) if word]
-    left = [word for word in words if not has_mask_word(word) and word.lower() not in IMAGE_WORDS]
+    told = [word for word in words if has_mask_word(word) or word.lower() in IMAGE_WORDS or part_in(word)]
+    left = [word for word in words if word not in told]
     return "_".join(left or words)
 
 
@@ -194,12 +220,17 @@ def _folder_each(root: Path, files: Files) -> list[Found]:
     whole = {folder: found for folder, found in kinds.items() if set(common) <= found.keys()}
     if not masks or len(masks) == len(common) or not whole:
         return []
-    mask = min(masks, key=lambda kind: (len(kind), kind))
-    channels = _on_one_grid(next(iter(whole.values())), mask, sorted(set(common) - set(masks)))
+    channels = _on_one_grid(next(iter(whole.values())), masks[0], sorted(set(common) - set(masks)))
+    classes = {_bare(kind): kind for kind in masks} if len(masks) > 1 else {"": masks[0]}
+    if not channels or len(classes) < len(masks):
+        return []
     return [
-        Found(folder.name, tuple(found[kind] for kind in channels), found[mask])
+        Found(
+            folder.name,
+            tuple(found[kind] for kind in channels),
+            {name: found[kind] for name, kind in sorted(classes.items())},
+        )
         for folder, found in whole.items()
-        if channels
     ]
 
 
