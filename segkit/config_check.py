@@ -164,10 +164,16 @@ class Checker:
         return self.error(place, f"expected {expected}, got {value[field]!r}")
 
     def _path(self, path: KeyPath, key: Any, value: Any, model: type[BaseModel]) -> Any:
-        """Text of a field that holds a path as an absolute path, ${NAME} expanded."""
+        """Text of a field that holds a path, or paths by name, as an absolute path, ${NAME} expanded."""
         field = model.model_fields.get(key)
-        if field is None or not isinstance(value, str) or Path not in _members(field.annotation):
-            return value
+        members = () if field is None else _members(field.annotation)
+        if isinstance(value, dict) and dict[str, Path] in members:
+            return {
+                name: self._absolute(path, key, one) if isinstance(one, str) else one for name, one in value.items()
+            }
+        return self._absolute(path, key, value) if isinstance(value, str) and Path in members else value
+
+    def _absolute(self, path: KeyPath, key: Any, value: str) -> Any:
         for name in VARIABLE.findall(value):
             if name not in os.environ:
                 self.error((*path, key), f"the environment variable {name} is not set")

@@ -232,6 +232,12 @@ def _write(
         f"look at the data: segkit data check --config {written.name}",
         f"train:            segkit train --config {written.name}",
     ]
+    if found.refused:
+        console.print(
+            f"  {found.refused} of {found.refused + found.read} cases cannot be read; segkit data check says why",
+            style="yellow",
+            highlight=False,
+        )
     written.parent.mkdir(parents=True, exist_ok=True)
     replace_text(written, commented_yaml(sections, {**reasons, **proposal.reasons}, top))
     assemble.read(written)

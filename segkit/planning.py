@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.data.cases import Source, spread
+from segkit.data.cases import DataError, Source, spread
 from segkit.data.census import count_classes
 from segkit.labels import Labels
 from segkit.losses.weights import class_weights
@@ -26,6 +26,7 @@ PERCENTILES = (0.5, 50.0, 99.5)
 LARGEST_PATCH = {2: 512, 3: 128}  # a side, at the first try
 SMALLEST_BOTTOM = 4  # pixels a side at the lowest resolution, as in nnU-Net (Isensee et al. 2021)
 THICK = 2  # times the finest spacing, from which on an axis is not halved
+FLAT = 3  # times the finest spacing, from which on volumes are turned in the plane alone (Isensee et al. 2021)
 MOST_LEVELS = {2: 6, 3: 5}
 FIRST_WIDTH, LARGEST_WIDTH = {2: 16, 3: 16}, {2: 256, 3: 256}
 BATCHES = {2: (16, 8, 4, 2), 3: (4, 2)}
@@ -42,12 +43,14 @@ TIMES_SEEN = 250  # each training pixel, about, by the proposed number of steps
 class Fingerprint:
     """What planning looks at, by some of the cases.
 
-    sides: of the images, smallest, median and largest, [D] each. spacing: the same. percentiles: of the intensity, mean
-    over cases. shares: of the counted pixels, of each class. census: the pixels of each case and class.
+    sides: of the images, smallest, median and largest, [D] each. spacing: the same. refused: cases that could not be
+    read. percentiles: of the intensity, mean over cases. shares: of the counted pixels, of each class. census: the
+    pixels of each case and class.
     """
 
     cases: int
     read: int
+    refused: int
     groups: int
     channels: int
     smallest: tuple[int, ...]
@@ -66,18 +69,25 @@ class Fingerprint:
 
 
 def take_fingerprint(source: Source, labels: Labels) -> Fingerprint:
-    """Read up to READ cases from all over the data set."""
+    """Read up to READ cases from all over the data set. Raises DataError if none of them can be read."""
     chosen = spread(source.cases, READ)
     sides, spacings, intensities = [], [], []
     census, channels = [], 0
+    refused: list[DataError] = []
     for case in chosen:
-        raw = source.read(case)
+        try:
+            raw = source.read(case)
+        except DataError as error:
+            refused.append(error)
+            continue
         sides.append(raw.image.shape[1:])
         spacings.append(raw.spacing)
         intensities.append(np.percentile(raw.image, PERCENTILES))
         assert raw.mask is not None
         census.append(count_classes(raw.mask, labels))
         channels = len(raw.image)
+    if not sides:
+        raise refused[0]
     counts = np.sum(census, axis=0)
     counted = sum(math.prod(one) for one in sides) if labels.has_mask_channels else counts.sum()
     every_side, every_spacing = np.array(sides), np.array(spacings)
@@ -90,7 +100,8 @@ def take_fingerprint(source: Source, labels: Labels) -> Fingerprint:
 
     return Fingerprint(
         len(source.cases),
-        len(chosen),
+        len(sides),
+        len(refused),
         len({case.group for case in source.cases}),
         channels,
         whole(every_side.min(0)),
@@ -308,8 +319,15 @@ def _training(
         reasons["augment"] = ["left and right are exchanged: take horizontal_flip out where a side matters"]
     else:
         affine = {"name": "affine", "rotate": 15, "scale": 0.15, "shift": 0.0, "p": 0.5}
-        sections["augment"] = {"engine": "monai", "transforms": [affine]}
         reasons["augment"] = ["no mirroring, since organs have a side"]
+        thick = int(np.argmax(found.spacing))
+        if found.spacing[thick] >= FLAT * min(found.spacing):
+            affine["axis"] = thick
+            reasons["augment"].append(
+                f"voxels {found.spacing[thick] / min(found.spacing):.2g} times as thick as wide: slices are turned in "
+                "their plane alone"
+            )
+        sections["augment"] = {"engine": "monai", "transforms": [affine]}
 
 
 def _times(sides: Sequence[int]) -> str:

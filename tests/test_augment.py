@@ -71,6 +71,20 @@ def test_image_and_mask_move_together(engine, name, dims):
     assert moved or name in {"horizontal_flip", "vertical_flip", "rotate90", "flip"}
 
 
+def test_thick_slices_are_turned_in_their_plane():
+    """Whatever is the same in every slice still is."""
+    image, mask = sample(3)
+    image, mask = (np.repeat(array[..., 3:4], 5, -1) for array in (image, mask))
+    moved = 0
+    for seed in range(4):
+        out, out_mask = build("monai", "affine", 3, axis=2, scale=0.0, rotate=30.0, p=1.0)(image, mask, seed)
+        np.testing.assert_allclose(out, np.repeat(out[..., 2:3], 5, -1), atol=1e-5)
+        moved += not np.array_equal(out_mask[..., 2], mask[..., 2])
+    assert moved
+    with pytest.raises(ValueError, match="axis 2 of affine is one of a volume"):
+        build("monai", "affine", 2, axis=2)(*sample(2), 0)
+
+
 @pytest.mark.parametrize(("engine", "dims"), PLACES)
 def test_what_comes_in_from_outside_is_void(engine, dims):
     image, mask = sample(dims)

@@ -234,6 +234,44 @@ def test_transparency_palettes_and_white_that_is_zero_in_tiff(tmp_path):
     np.testing.assert_allclose(read_image(tmp_path / "w.tif")[0][0], 1 - colours[..., 0] / 255, atol=1e-6)
 
 
+@pytest.mark.parametrize("write", [lambda path, mask: Image.fromarray(mask).save(path), tifffile.imwrite])
+def test_tiffs_of_one_bit(tmp_path, write):
+    """Eight pixels a byte, so that the file is smaller than its pixels."""
+    mask = np.random.default_rng(5).random((40, 50)) > 0.5
+    write(tmp_path / "x.tif", mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.tif", Labels(["no", "yes"])), mask)
+    shown = 1 - mask if write is tifffile.imwrite else mask  # which says that 0 is white
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif")[0][0], shown)
+
+
+def test_no_page_of_a_tiff_is_lost(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "x.tif") as file:
+        for kind in (np.uint8, np.uint16):
+            file.write(np.ones((8, 9), kind), contiguous=False)
+    with pytest.raises(DataError, match="expected pages of one size and type"):
+        read_image(tmp_path / "x.tif")
+    with tifffile.TiffWriter(tmp_path / "y.tif") as file:
+        for page in np.random.default_rng(6).integers(0, 255, (6, 40, 50), np.uint8):
+            file.write(page, contiguous=False)
+    content = (tmp_path / "y.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "y.tif") as file:
+        third = file.pages[2].offset
+    (tmp_path / "y.tif").write_bytes(content[:third])
+    with pytest.raises(DataError, match=r"y\.tif: the TIFF file is damaged"):
+        read_image(tmp_path / "y.tif")
+    tifffile.imwrite(tmp_path / "z.tif", np.ones((8, 9), np.complex64))
+    with pytest.raises(DataError, match="expected whole or floating numbers, got complex64"):
+        read_image(tmp_path / "z.tif")
+
+
+def test_gifs_are_pictures_of_one_frame(tmp_path):
+    mask = np.random.default_rng(7).integers(0, 2, (20, 30)).astype(np.uint8)
+    Image.fromarray(mask * 255).save(tmp_path / "x.gif")
+    code = MaskCode(value_map={255: 1})
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.gif", Labels(["no", "yes"]), code), mask)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.gif")[0].max(0), mask)
+
+
 def test_imagej_channels_are_channels_and_times_are_refused(tmp_path):
     stack = np.random.default_rng(4).integers(0, 255, (5, 2, 8, 9), np.uint8)
     tifffile.imwrite(tmp_path / "x.tif", stack, imagej=True, metadata={"axes": "ZCYX"})

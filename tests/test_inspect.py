@@ -212,6 +212,105 @@ def test_pictures_and_not_what_was_made_of_the_masks(tmp_path):
     assert any("other masks of the same images, which is for you to know: edges" in reason for reason in layout.why)
 
 
+BESIDE = {
+    "words of both, in batches": ("batch {folder}/volume-{case}.png", "batch {folder}/segmentation-{case}.png"),
+    "words of both, behind": ("{folder}_train/{folder}_{case}_image.png", "{folder}_train/{folder}_{case}_label.png"),
+    "a folder each, its name the image's": ("train/{case}/{case}.png", "train/{case}/GT.png"),
+    "annotators of one folder": ("{case}.png", "{case}_1stHO.png"),
+    "parts and sites": ("Train/{folder}/images_png/{case}.png", "Train/{folder}/masks_png/{case}.png"),
+    "a mask as GIF": ("images/{case}.png", "manual/{case}_manual1.gif"),
+}
+
+
+@pytest.mark.parametrize("arrangement", BESIDE)
+def test_masks_are_found_beside_other_files(tmp_path, arrangement):
+    image, mask = BESIDE[arrangement]
+    for number, name in enumerate(NAMES):
+        at = {"case": name, "folder": "ab"[number % 2]}
+        save(tmp_path / image.format(**at), large(name))
+        save(tmp_path / mask.format(**at), large_classes(name))
+        if "1stHO" in mask:
+            save(tmp_path / f"{name}_2ndHO.png", large_classes(name + "2"))
+    layout = find_layout(tmp_path)
+    if layout.rows:
+        _layout, _labels, masks = masks_of_table(tmp_path)
+    else:
+        _layout, _labels, masks = masks_of(tmp_path)
+    assert len(masks) == len(NAMES)
+    for case, found in masks.items():
+        name = next(name for name in NAMES if name in case)
+        np.testing.assert_array_equal(found, large_classes(name))
+
+
+def test_organs_in_a_folder_of_each_case(tmp_path):
+    """As in TotalSegmentator: the masks of one patient are not the images of another."""
+    for name in NAMES:
+        save(tmp_path / f"{name}/ct.png", large(name))
+        for organ in ("liver", "spleen"):
+            save(tmp_path / f"{name}/segmentations/{organ}.png", (large_classes(name + organ) > 1) * np.uint8(255))
+    layout, labels, masks = masks_of_table(tmp_path)
+    assert labels.names == ("liver", "spleen")
+    assert any("classes that may overlap" in reason for reason in layout.why)
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, [large_classes(name + organ) > 1 for organ in labels.names])
+
+
+def test_versions_of_a_mask_are_no_classes(tmp_path):
+    for name in NAMES:
+        save(tmp_path / f"{name}/imaging.png", large(name))
+        for version in ("or", "maj"):
+            save(tmp_path / f"{name}/{version}_seg.png", large_classes(name + version))
+    assert [set(row) for row in find_layout(tmp_path).rows] == [{"case", "image", "mask"}] * len(NAMES)
+
+
+def test_several_pictures_of_a_patient_are_no_channels_of_one(tmp_path):
+    for folder in range(3):
+        for name in NAMES[:4]:
+            save(tmp_path / f"p{folder}/images/{name}.png", large(f"{folder}{name}"))
+            save(tmp_path / f"p{folder}/masks/{name}.png", large_classes(f"{folder}{name}"))
+    layout = find_layout(tmp_path)
+    assert (layout.source, len(layout.rows)) == ("manifest", 12)
+    assert any("if these are patients, say so in a column `group`" in reason for reason in layout.why)
+
+
+def test_studies_of_one_patient_are_one_group(tmp_path):
+    for patient in range(11):
+        for study in range(2):
+            name = f"p{patient}/s{study}/im"
+            save(tmp_path / f"{name}.png", large(name))
+            save(tmp_path / f"{name}_mask.png", large_classes(name))
+    assert {row["group"] for row in find_layout(tmp_path).rows} == {f"p{patient}" for patient in range(11)}
+
+
+def test_a_known_layout_below_the_folder(tmp_path):
+    LAYOUTS["voc"](tmp_path / "VOCdevkit" / "VOC2012")
+    layout = find_layout(tmp_path)
+    assert (layout.source, layout.why[0]) == ("voc", "in VOCdevkit/VOC2012")
+
+
+def test_damaged_cases_do_not_keep_from_looking_at_the_others(tmp_path):
+    LAYOUTS["pairs"](tmp_path / "data")
+    image = sorted(path for path in (tmp_path / "data").rglob("*.*") if "image" in str(path))[0]
+    image.write_bytes(image.read_bytes()[:40])
+    printed = tool("data", "inspect", "data", "--out", "my.yaml", folder=tmp_path)
+    assert "1 of 3 cases cannot be read; segkit data check says why" in printed
+    assert image.name in tool("data", "check", "--config", "my.yaml", code=3, folder=tmp_path)
+
+
+def values_in(folder, array):
+    return survey([save(folder / "x.png", array.astype(np.uint8))])
+
+
+def test_smoothed_absent_and_unusual_backgrounds(tmp_path):
+    smooth = values_in(tmp_path, np.array([[0, 1, 2], [253, 254, 255]]))
+    assert smooth.options == {"threshold": 128}
+    without = values_in(tmp_path, np.array([[1, 2], [3, 3]]))
+    assert without.labels["names"] == ["class_1", "class_2", "class_3"]
+    assert without.options == {"value_map": {1: 0, 2: 1, 3: 2}}
+    turned = values_in(tmp_path, np.array([[0, 128], [255, 255]]))
+    assert any("more pixels have 255" in reason for reason in turned.why)
+
+
 def test_names_that_do_not_say_which_are_the_masks(tmp_path):
     for name in NAMES:
         for part in ("train", "val"):
@@ -316,6 +415,14 @@ def test_outlines_of_several_parts(tmp_path, train, val):
     layout, labels, masks = masks_of(tmp_path / "two")
     assert (layout.source, layout.split, len(masks)) == ("coco", True, 2 * len(content["images"]))
     assert labels.names == ("background", "car", "tree")
+    tool("data", "inspect", "two", "--out", "elsewhere/my.yaml", folder=tmp_path)
+    checked = tool("data", "check", "--config", "elsewhere/my.yaml", code=3, folder=tmp_path)
+    assert "6 can be read; 3 train, 3 validation" in checked  # and each of them is in both parts
+    for one in content["annotations"]:
+        one["segmentation"] = []
+    (tmp_path / "two" / train).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="its objects have boxes and no outlines"):
+        masks_of(tmp_path / "two")
 
 
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 90, 200]], np.uint8)
@@ -393,6 +500,7 @@ def test_thick_slices_are_planned_for_and_trained(tmp_path):
     config = assemble.read(tmp_path / "thick.yaml")
     assert config.sampling.patch[2] == 5
     assert config.model.args["strides"] == [[2, 2, 1], [2, 2, 1], [2, 2, 1]]
+    assert config.augment.transforms[0].args["axis"] == 2
     text = (tmp_path / "thick.yaml").read_text()
     assert "spacing 0.8 x 0.8 x 4: an axis is halved while it leaves at least 4" in text
     short = ["train.steps=2", "train.validate_every={steps: 2}", "model.widths=[4,4,4,4]", "run.dir=out"]

@@ -19,7 +19,7 @@ from segkit.data.mask_code import PLAIN, MaskCode
 from segkit.data.mask_values import WayOut, check_mask, likely_cause
 from segkit.labels import Labels
 
-PICTURES = ("PNG", "JPEG", "BMP", "TIFF")
+PICTURES = ("PNG", "JPEG", "GIF", "BMP", "TIFF")
 DICOM = "DICOM"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,27 +47,37 @@ def flip(*, void: int, swap: Swap | None = None, axes: list[int], p: Share = 0.5
 
 
 def affine(
-    *, rotate: Degrees = 15.0, scale: Below1 = 0.15, shift: Positive = 0.05, shear: Degrees = 0.0, p: Share = 0.5
+    *,
+    rotate: Degrees = 15.0,
+    scale: Below1 = 0.15,
+    shift: Positive = 0.05,
+    shear: Degrees = 0.0,
+    axis: Literal[0, 1, 2] | None = None,
+    p: Share = 0.5,
 ) -> Any:
-    """Rotate about every axis by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides."""
-    return _LazyAffine(np.deg2rad(rotate), scale, shift, np.deg2rad(shear), p)
+    """Rotate about every axis by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides. axis: of
+    a volume, the only one to rotate about, such as 2 for thick slices, which turns them in their plane."""
+    return _LazyAffine(np.deg2rad(rotate), scale, shift, np.deg2rad(shear), axis, p)
 
 
 class _LazyAffine(_Drawing):
     """RandAffine in share-of-side units; the transform itself is made for the size of the sample."""
 
-    def __init__(self, rotate: float, scale: float, shift: float, shear: float, p: float):
-        self.rotate, self.scale, self.shift, self.shear, self.p = rotate, scale, shift, shear, p
+    def __init__(self, rotate: float, scale: float, shift: float, shear: float, axis: int | None, p: float):
+        self.rotate, self.scale, self.shift, self.shear, self.axis, self.p = rotate, scale, shift, shear, axis, p
 
     def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
         from monai.transforms.spatial.dictionary import RandAffined
 
         size = sample["image"].shape[1:]
         dims = len(size)
+        if self.axis is not None and dims != 3:
+            raise ValueError(f"axis {self.axis} of affine is one of a volume, and the images have {dims} axes")
+        angles = [self.rotate if self.axis in (None, axis) else 0.0 for axis in range(dims if dims == 3 else 1)]
         transform = RandAffined(
             ["image", "mask"],
             prob=self.p,
-            rotate_range=[(-self.rotate, self.rotate)] * (dims if dims == 3 else 1),
+            rotate_range=[(-angle, angle) for angle in angles],
             scale_range=[(-self.scale, self.scale)] * dims,
             translate_range=[(-self.shift * side, self.shift * side) for side in size],
             shear_range=[(-self.shear, self.shear)] * (6 if dims == 3 else 2),

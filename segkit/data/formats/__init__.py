@@ -31,6 +31,7 @@ FORMATS: dict[str, Format] = {
     "NIfTI": Format((".nii.gz", ".nii"), nifti.read, nifti.read, nifti.place, nifti.number_type),
     "PNG": Format((".png",), pictures.read_image, pictures.read_mask, None, pictures.number_type),
     "JPEG": Format((".jpg", ".jpeg"), pictures.read_image, pictures.read_mask, None, pictures.number_type),
+    "GIF": Format((".gif",), pictures.read_first_frame, pictures.read_mask, None, pictures.number_type),
     "BMP": Format((".bmp",), pictures.read_image, pictures.read_mask, None, pictures.number_type),
     "TIFF": Format(tiff.ENDINGS, tiff.read_image, tiff.read_mask, None, tiff.number_type),
     "NPY": Format((".npy",), arrays.read_image, arrays.read_mask, None, arrays.number_type),

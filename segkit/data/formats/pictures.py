@@ -1,4 +1,4 @@
-"""PNG, JPEG and BMP: colours by OpenCV, which keeps 16 bits, and index and palette pictures by Pillow."""
+"""PNG, JPEG, GIF and BMP: colours by OpenCV, which keeps 16 bits, and index and palette pictures by Pillow."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
         array = array[..., 0]  # OpenCV repeats the grey three times
     image = array[None] if array.ndim == 2 else np.moveaxis(array[..., :3][..., ::-1], -1, 0)
     return scaled(image), (1.0, 1.0)
+
+
+def read_first_frame(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
+    """A GIF as `read_image` gives other pictures."""
+    with _pillow(_content(path, where)) as picture:
+        array = np.array(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+    return scaled(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)), (1.0, 1.0)
 
 
 def scaled(image: np.ndarray) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,9 @@ import numpy as np
 
 from segkit.data.cases import DataError
 from segkit.data.formats.pictures import check_size, scaled
-from segkit.data.formats.sizes import check_claim
 
 ENDINGS = (".tif", ".tiff")
-UNCOMPRESSED, WHITE_IS_ZERO, RGB, PALETTE = 1, 0, 2, 3  # values of its tags
+WHITE_IS_ZERO, RGB, PALETTE = 0, 2, 3  # values of its tags
 ALPHA = (1, 2)  # of the tag ExtraSamples
 CHANNELS = "SC"  # axes of bands, as tifffile names them; the others beside Y and X are depth
 
@@ -21,14 +23,16 @@ def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """[C, H, W], or of several pages [C, D, H, W]; integers scaled to 0..1 by the range of their type, palettes as
     their colours, transparency dropped."""
     array, page = _stored(path, where)
+    if page.photometric == WHITE_IS_ZERO and array.dtype.kind in "bu":
+        array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
     # programs write a colour of 8 bits as 256 or as 257 times its value
     image = (page.colormap >> 8).astype(np.uint8)[:, array[0]] if page.photometric == PALETTE else array
     return scaled(image), (1.0,) * (image.ndim - 1)
 
 
 def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """What is stored, [H, W], of several pages [D, H, W]: palette indices, and 0 and 1 of 1-bit pictures. Colours are
-    [3, H, W]."""
+    """What is stored, [H, W], of several pages [D, H, W], whether 0 is white or black: palette indices, and 0 and 1 of
+    1-bit pictures. Colours are [3, H, W]."""
     array, _page = _stored(path, where)
     spacing = (1.0,) * (array.ndim - 1)
     if len(array) not in (1, 3):
@@ -61,22 +65,39 @@ def _stored(path: Path, where: str) -> tuple[np.ndarray, Any]:
     """[C, *S] and the first page, which says what the numbers mean."""
     from tifffile import TiffFile
 
-    with TiffFile(path, _multifile=False) as file:  # others that its metadata name are no part of it
+    # other files that its metadata name are no part of it
+    with _no_page_lost(where), TiffFile(path, _multifile=False) as file:
         pages = _pages(file)
-        shapes = {page.shape for page in pages}
-        if len(shapes) > 1:
-            raise DataError(f"{where}: expected pages of one size, got {', '.join(map(str, sorted(shapes)))}")
+        kinds = {f"{page.shape} of {page.dtype}" for page in pages}
+        if len(kinds) > 1:
+            raise DataError(f"{where}: expected pages of one size and type, got {', '.join(sorted(kinds))}")
         for page in pages:
             check_size((page.imagewidth, page.imagelength), where)
             _check_whole(page, path.stat().st_size, where)
         series, page = file.series[0], pages[0]
-        if page.compression == UNCOMPRESSED:
-            check_claim(series.nbytes, [path], where, compressed=False)
+        if page.dtype is None or page.dtype.kind not in "biuf":
+            raise DataError(f"{where}: expected whole or floating numbers, got {page.dtype}")
         array = _in_order(series.asarray(), series.axes, where)
-    array = array[: len(array) - _alphas(page, len(array))]
-    if page.photometric == WHITE_IS_ZERO and array.dtype.kind in "bu":
-        array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
-    return array, page
+    return array[: len(array) - _alphas(page, len(array))], page
+
+
+@contextmanager
+def _no_page_lost(where: str) -> Iterator[None]:
+    """What the library finds wrong with a file it logs, and goes on with the pages before."""
+    heard = logging.Handler(logging.WARNING)
+    found: list[str] = []
+    heard.emit = lambda record: found.append(record.getMessage())
+    logger = logging.getLogger("tifffile")
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(heard)
+    try:
+        yield
+    finally:
+        logger.removeHandler(heard)
+        logger.propagate = propagates
+    lost = [words for words in found if "offset" in words or "corrupt" in words]
+    if lost:
+        raise DataError(f"{where}: the TIFF file is damaged ({lost[0]}); copy or export it again")
 
 
 def _check_whole(page: Any, size: int, where: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from segkit.data.cases import Case, DataError
 from segkit.data.formats import extension
 from segkit.data.layouts import named, paired, tabled
 from segkit.data.layouts.classes import Classes, survey
-from segkit.data.layouts.common import Layout, folders, images_in
+from segkit.data.layouts.common import Layout, folders, images_in, subfolders
 
 __all__ = ["Classes", "Layout", "find_layout", "survey", "unused"]
 
@@ -21,24 +22,40 @@ BY_NAME: tuple[Callable[[Path], Layout | None], ...] = (
 BY_PAIRING: tuple[Callable[[Path], Layout | None], ...] = (paired.pairs, tabled.table)
 
 
+# of folders below, those that nothing else can be taken for
+BELOW = (named.voc, named.cityscapes, named.ade, named.instances)
+UNREADABLE = (".webp", ".heic", ".svg", ".pdf", ".mat", ".h5", ".hdf5", ".czi", ".svs")
+
+
 def find_layout(root: Path) -> Layout:
     """The layout of a folder. Raises DataError, with what was found instead, if it is none that is known."""
     if not root.is_dir():
         raise DataError(f"expected a folder of data at {root}, found none")
-    for detect in BY_NAME:
-        layout = detect(root)
-        if layout is not None:
-            return layout
+    for place in (root, *_below(root)):
+        for detect in BY_NAME if place == root else BELOW:
+            layout = detect(place)
+            if layout is not None:
+                where = [] if place == root else [f"in {place.relative_to(root)}"]
+                return replace(layout, why=[*where, *layout.why])
     paired_ones = [layout for detect in BY_PAIRING if (layout := detect(root)) is not None]
     if paired_ones:
         return max(paired_ones, key=lambda layout: layout.files)
     found = Counter(extension(path) for folder in folders(root) for path in images_in(folder))
     shown = ", ".join(f"{number} {ending or 'DICOM series'}" for ending, number in found.most_common())
+    others = Counter(path.suffix.lower() for folder in folders(root) for path in folder.iterdir() if path.is_file())
+    unread = ", ".join(f"{others[ending]} {ending}" for ending in UNREADABLE if others[ending])
+    convert = f" {unread} cannot be read, convert them to PNG or NIfTI." if unread else ""
     raise DataError(
         f"{root} has none of the known layouts; it holds {shown or 'no image of a known format'}, but no masks that "
-        "pair with images by name. List the files of each case in a table with the columns image and mask, and write "
-        "`data: {name: manifest, file: cases.csv}`"
+        f"pair with images by name.{convert} List the files of each case in a table with the columns image and mask, "
+        "and write `data: {name: manifest, file: cases.csv}`"
     )
+
+
+def _below(root: Path) -> list[Path]:
+    """The folders in it and in those, in which archives often hold the data."""
+    first = subfolders(root)
+    return first + [path for folder in first for path in subfolders(folder)]
 
 
 def unused(root: Path, cases: Sequence[Case]) -> list[Path]:

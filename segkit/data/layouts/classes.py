@@ -17,6 +17,7 @@ from segkit.data.readers import stored_mask
 
 SURVEYED = 2000  # masks read for their values
 SMOOTHED = 16  # values between 0 and 255 from which on they are edges and no classes
+NEAR = 16  # to 0 and 255, of values that smoothing or JPEG have moved
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def survey(masks: Sequence[Path]) -> Classes:
             colours.update(np.unique(packed_colours(stored)).tolist())
         else:
             plane = stored[0] if coloured else stored
-            values.update(np.unique(np.rint(plane)).astype(np.int64).tolist())
+            found, counts = np.unique(np.rint(plane), return_counts=True)
+            values.update(dict(zip(found.astype(np.int64).tolist(), counts.tolist(), strict=True)))
     if not read:
         raise DataError(f"none of the masks can be read, such as {masks[0] if masks else 'of none'}")
     why = [f"{read} of {len(masks)} masks were looked at"]
@@ -54,7 +56,7 @@ def survey(masks: Sequence[Path]) -> Classes:
             {"threshold": 128},
             [*why, "JPEG does not keep values: a pixel is foreground from 128 on"],
         )
-    return _of_colours(colours, why) if colours else _of_values(sorted(values), why)
+    return _of_colours(colours, why) if colours else _of_values(values, why)
 
 
 def _of_colours(colours: Counter[int], why: list[str]) -> Classes:
@@ -64,12 +66,14 @@ def _of_colours(colours: Counter[int], why: list[str]) -> Classes:
     return Classes({"names": names}, {"colors": shown}, [*why, f"classes are told by {len(names)} colours"])
 
 
-def _of_values(values: Sequence[int], why: list[str]) -> Classes:
+def _of_values(pixels: Counter[int], why: list[str]) -> Classes:
+    """pixels: how many have each value."""
     labels: dict[str, Any] = {}
-    kept = list(values)
-    why = [*why, f"they hold the values {', '.join(map(str, values[:12]))}{' ...' if len(values) > 12 else ''}"]
-    if kept[0] == 0 and kept[-1] == 255 and len(kept) > SMOOTHED:
-        why.append("so many between 0 and 255 are smoothed edges: a pixel is foreground from 128 on")
+    kept = sorted(pixels)
+    why = [*why, f"they hold the values {', '.join(map(str, kept[:12]))}{' ...' if len(kept) > 12 else ''}"]
+    moved = all(min(value, 255 - value) < NEAR for value in kept) and any(255 - NEAR < value < 255 for value in kept)
+    if kept[0] == 0 and kept[-1] == 255 and (len(kept) > SMOOTHED or moved):
+        why.append("those between 0 and 255 are smoothed edges: a pixel is foreground from 128 on")
         return Classes({"names": ["background", "foreground"]}, {"threshold": 128}, why)
     few = kept[:-1]
     if len(few) > 1 and kept[-1] == 255 and few == list(range(few[0], few[0] + len(few))) and few[0] < 2:
@@ -78,10 +82,18 @@ def _of_values(values: Sequence[int], why: list[str]) -> Classes:
         why.append("255 usually marks pixels without a label")
     if kept == [255] or kept == [0]:
         kept = [0, 255] if kept == [255] else [0, 1]
-    numbers = kept if kept[0] == 0 else [0, *kept]
+    whole = kept[0] == 0 or len(kept) > 1
+    if kept[0] != 0 and whole:
+        why.append("none is 0: every pixel has a class, and none is called background")
+    numbers = kept if whole else [0, *kept]
     straight = numbers == list(range(len(numbers)))
     options = {} if straight else {"value_map": {value: place for place, value in enumerate(numbers) if value != place}}
     if options:
         why.append("which are counted from 0 here")
-    names = ["background", *(["foreground"] if len(numbers) == 2 else [f"class_{value}" for value in numbers[1:]])]
+    if kept[0] == 0 and pixels[0] < max(pixels.values()):
+        value, _count = pixels.most_common(1)[0]
+        why.append(f"0 is called background, but more pixels have {value}: call that one background if it is")
+    names = [f"class_{value}" for value in numbers]
+    if numbers[0] == 0:
+        names = ["background", *(["foreground"] if len(numbers) == 2 else names[1:])]
     return Classes({"names": names, **labels}, options, why)

@@ -19,6 +19,7 @@ DEPTH, MOST_FOLDERS = 4, 5000  # of folders that are looked into
 SAMPLED = 3  # masks read to see whether they are any
 MOST_VALUES, MOST_COLOURS = 64, 64  # of a mask
 MASK_WORDS = ("mask", "msk", "label", "annot", "seg", "gt", "manual", "truth", "target", "lesion")
+DERIVED_WORDS = ("edge", "contour", "boundar", "pred", "vis", "overlay", "color", "instance", "object")
 PARTS = {
     "train": ("training", "train"),
     "validation": ("validation", "valid", "val"),
@@ -76,6 +77,11 @@ def has_mask_word(text: str) -> bool:
 def is_drawn(words: str) -> bool:
     """Whether names say that masks were drawn by hand: in DRIVE, HRF and others `mask` is the field of view."""
     return "manual" in words.lower()
+
+
+def is_derived(words: str) -> bool:
+    """Whether names say that masks were made of others, or are of objects."""
+    return any(word in words.lower() for word in DERIVED_WORDS)
 
 
 def read_json(file: Path) -> Any:

@@ -179,7 +179,9 @@ def instances(root: Path) -> Layout | None:
     cases = [folder for folder in subfolders(root) if (folder / "images").is_dir() and (folder / "masks").is_dir()]
     if {folder.name.lower() for folder in cases} <= {word for words in PARTS.values() for word in words}:
         return None  # parts of a split, and no cases
-    if len(cases) < 2 or not any(len(images_in(folder / "masks")) > 1 for folder in cases[:SURVEYED]):
+    single = [len(images_in(folder / "images")) == 1 for folder in cases[:SURVEYED]]
+    several = any(len(images_in(folder / "masks")) > 1 for folder in cases[:SURVEYED])
+    if len(cases) < 2 or not all(single) or not several:
         return None
     why = [f"{len(cases)} folders have an image in images and a file an object in masks"]
     labels = {"names": ["background", "object"]}

@@ -18,6 +18,7 @@ from segkit.data.layouts.common import (
     folders,
     has_mask_word,
     images_in,
+    is_derived,
     is_drawn,
     looks_like_mask,
     part_in,
@@ -48,7 +49,7 @@ def pairs(root: Path) -> Layout | None:
     found.sort(key=lambda one: (-_likeness(one), -len(one.files), one.masks))
     likely = [one for one in found if all(looks_like_mask(mask) for _image, mask in spread(one.files, SAMPLED))]
     pictures = (one for one in likely if not all(looks_like_mask(image) for image, _mask in spread(one.files, SAMPLED)))
-    best = next(pictures, likely[0] if likely else None)
+    best = next(pictures, None) or next((one for one in likely if _likeness(one) >= 1), None)
     if best is None:
         return None
     options: dict[str, Any] = {"images": root / best.images, "masks": root / best.masks, **best.patterns}
@@ -81,7 +82,7 @@ def _likeness(pairing: _Pairing) -> float:
     """How much the names say that these are masks, and those are not."""
     words = pairing.masks + pairing.patterns.get("mask_pattern", "")
     others = pairing.images + pairing.patterns.get("image_pattern", "")
-    return has_mask_word(words) - has_mask_word(others) + is_drawn(words) / 2
+    return has_mask_word(words) - has_mask_word(others) + (is_drawn(words) - is_derived(words)) / 2
 
 
 def _templates(root: Path) -> dict[str, dict[str, Path]]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from segkit.data.cases import DataError, spread
 from segkit.data.formats import case_name, extension
 from segkit.data.layouts.common import (
@@ -17,6 +19,7 @@ from segkit.data.layouts.common import (
     folders,
     has_mask_word,
     images_in,
+    is_derived,
     is_drawn,
     looks_like_mask,
     part_in,
@@ -57,6 +60,11 @@ def table(root: Path) -> Layout | None:
     rows, why = _rows(root, best)
     reasons = [f"{len(best)} cases: {reason}, such as {_shown(root, best[0])}", *why]
     classes = list(best[0].masks)
+    if len(classes) > 1:
+        reasons.append(
+            f"the {len(classes)} masks of a case are taken for classes that may overlap; if they are versions of one, "
+            "keep one of them, in a column `mask` of the table"
+        )
     return Layout(
         "manifest",
         {"root": root},
@@ -79,43 +87,82 @@ def _rows(root: Path, cases: Sequence[Found]) -> tuple[list[dict[str, str]], lis
     places = [case.images[0].parent.relative_to(root).as_posix() for case in cases]
     parts = [named[0] if (named := part_in(place)) else None for place in places]
     divided = None not in parts and "train" in parts and len(set(parts)) > 1
-    together = PATIENTS <= len(set(places)) < len(cases)
+    groups = _first_folders(places)
+    together = PATIENTS <= len(set(groups)) < len(cases)
     rows = []
-    for case, place, part in zip(cases, places, parts, strict=True):
+    for case, place, group, part in zip(cases, places, groups, parts, strict=True):
         row = {"case": case.name if short else f"{place}/{case.name}"}
         row["image"] = SEPARATOR.join(path.relative_to(root).as_posix() for path in case.images)
         for name, mask in case.masks.items():
             row[f"mask:{name}" if name else "mask"] = mask.relative_to(root).as_posix()
-        rows.append(row | ({"group": place} if together else {}) | ({"split": str(part)} if divided else {}))
-    why = [f"cases of one of the {len(set(places))} folders stay together, as a group"] if together else []
+        rows.append(row | ({"group": group} if together else {}) | ({"split": str(part)} if divided else {}))
+    why = []
+    if together:
+        why.append(f"cases of one of the {len(set(groups))} folders, such as {groups[0]}, stay together, as a group")
+    elif 1 < len({_without_parts(group) for group in groups}) < len(cases):
+        why.append(
+            f"the files lie in {len(set(groups))} folders: if these are patients, say so in a column `group` of the "
+            "table"
+        )
     return rows, why + (["the parts of the split are those that the folders name"] if divided else [])
+
+
+def _without_parts(place: str) -> tuple[str, ...]:
+    return tuple(name for name in place.split("/") if not part_in(name))
+
+
+def _first_folders(places: Sequence[str]) -> list[str]:
+    """Of the folders of cases the part up to the first that is not the same for all, nor a part of the split."""
+    split = [place.split("/") for place in places]
+    shared = 0
+    while all(len(parts) > shared + 1 for parts in split) and (
+        len({parts[shared] for parts in split}) == 1 or all(part_in(parts[shared]) for parts in split)
+    ):
+        shared += 1
+    return ["/".join(parts[: shared + 1]) for parts in split]
 
 
 # --- arrangements: the cases of a folder, none where it is another one ------------------------------------------------
 
 
 def _word_beside(_root: Path, files: Files) -> list[Found]:
-    """`a.png` and `a_mask.png` in one folder, in each of several."""
-    affixes: Counter[tuple[str, str]] = Counter()
+    """`a.png` and `a_mask.png` in one folder, in each of several; by another ending than a word of masks only where the
+    files look like it."""
     by_name = {folder: {case_name(path): path for path in images} for folder, images in files.items()}
-    for names in by_name.values():
-        for name in names:
-            affixes.update(_affixes(name, names))
-    found = []
-    for (before, after), _number in affixes.most_common(1):
+    affixes = Counter(affix for names in by_name.values() for name in names for affix in _affixes(name, names))
+    named = [affix for affix, _number in affixes.most_common() if has_mask_word("".join(affix))]
+    for before, after in named[:1] or [affix for affix, _number in affixes.most_common(FEW_NAMES)]:
+        found = []
         for names in by_name.values():
             pairs = [(name, f"{before}{name}{after}") for name in names]
             found += [Found(name, (names[name],), {"": names[mask]}) for name, mask in pairs if mask in names]
-    return found
+        if named or all(_image_with_mask((case.images[0], case.masks[""])) for case in spread(found, SAMPLED)):
+            return found
+    return []
 
 
 def _affixes(name: str, known: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """What a mask's name has before or after that of an image."""
     for cut in range(1, len(name)):
-        if name[:cut] in known and has_mask_word(name[cut:]):
+        if name[:cut] in known:
             yield "", name[cut:]
-        if name[cut:] in known and has_mask_word(name[:cut]):
+        if name[cut:] in known:
             yield name[:cut], ""
+
+
+def _other_word(_root: Path, files: Files) -> list[Found]:
+    """`a_image.nii` and `a_label.nii`, or `volume-1.nii` and `segmentation-1.nii` in one folder, in each of several."""
+    found = []
+    for images in files.values():
+        by_case: dict[str, list[Path]] = defaultdict(list)
+        for path in images:
+            by_case[_bare(case_name(path))].append(path)
+        for name, one in by_case.items():
+            masks = [path for path in one if has_mask_word(case_name(path))]
+            if len(one) == 2 and len(masks) == 1:
+                image = next(path for path in one if path not in masks)
+                found.append(Found(name, (image,), {"": masks[0]}))
+    return found
 
 
 def _two_endings(_root: Path, files: Files) -> list[Found]:
@@ -163,7 +210,10 @@ def _beside_folders(root: Path, files: Files) -> list[Found]:
             if part == other_part:
                 (named if masks else nameless)[word, other].append((folder, mask_folder))
     for pairs, fits in ((named, _image_with_mask), (named, _with_mask), (nameless, _image_with_mask)):
-        found = [(_paired_by_name(both, files), is_drawn(masks)) for (_images, masks), both in pairs.items()]
+        found = [
+            (_paired_by_name(both, files), is_drawn(masks) - is_derived(masks))
+            for (_images, masks), both in pairs.items()
+        ]
         for cases, _drawn in sorted(found, key=lambda one: (len(one[0]), one[1]), reverse=True):
             if cases and all(fits((case.images[0], case.masks[""])) for case in spread(cases, SAMPLED)):
                 return cases
@@ -189,7 +239,8 @@ def _paired_by_name(pairs: Sequence[tuple[Path, Path]], files: Files) -> list[Fo
 
 
 def _by_case(images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
-    """The files of each case: several where all names end in a channel's number, `a_0000`, `a_0001`."""
+    """The files of each case: several where all names end in a channel's number, `a_0000`, `a_0001`. Cases with another
+    number of channels than most are left out."""
     names = [case_name(path) for path in images]
     matches = [CHANNEL.fullmatch(name) for name in names]
     channels: dict[str, list[Path]] = defaultdict(list)
@@ -197,9 +248,8 @@ def _by_case(images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
         if match is None:
             return {name: (path,) for name, path in zip(names, images, strict=True)}
         channels[match[1]].append(path)
-    if len({len(one) for one in channels.values()}) > 1:
-        return {name: (path,) for name, path in zip(names, images, strict=True)}
-    return {name: tuple(sorted(one)) for name, one in channels.items()}
+    usual = Counter(len(one) for one in channels.values()).most_common(1)[0][0] if channels else 0
+    return {name: tuple(sorted(one)) for name, one in channels.items() if len(one) == usual}
 
 
 def _bare(name: str) -> str:
@@ -213,16 +263,29 @@ def _bare(name: str) -> str:
 def _folder_each(root: Path, files: Files) -> list[Found]:
     """A folder for each case, with a file for each channel and one for the mask: `b1/b1_t1.nii.gz`, `b1/b1_seg.nii.gz`,
     or `case_1/imaging.nii.gz`, `case_1/segmentation.nii.gz`."""
-    kinds = {folder: _kinds(images) for folder, images in files.items() if len(images) > 1 and folder != root}
+    by_depth: dict[int, dict[Path, dict[str, Path]]] = defaultdict(dict)
+    for folder, images in files.items():
+        own = [*images, *_in_mask_folders(folder, files)]
+        if folder != root and len(own) > 1 and not has_mask_word(folder.name):
+            by_depth[len(folder.parts)][folder] = _kinds(folder, own)
+    return max(map(_of_kinds, by_depth.values()), key=len, default=[])
+
+
+def _of_kinds(kinds: Mapping[Path, Mapping[str, Path]]) -> list[Found]:
+    """The cases of folders, by the kinds of file that most of them hold."""
     number = Counter(kind for found in kinds.values() for kind in found)
     common = [kind for kind, times in number.items() if times >= max(2, COMMON * len(kinds))]
     masks = [kind for kind in common if has_mask_word(kind)]
     whole = {folder: found for folder, found in kinds.items() if set(common) <= found.keys()}
     if not masks or len(masks) == len(common) or not whole:
         return []
-    channels = _on_one_grid(next(iter(whole.values())), masks[0], sorted(set(common) - set(masks)))
-    classes = {_bare(kind): kind for kind in masks} if len(masks) > 1 else {"": masks[0]}
-    if not channels or len(classes) < len(masks):
+    first = next(iter(whole.values()))
+    channels = _on_one_grid(first, masks[0], sorted(set(common) - set(masks)))
+    classes = {_bare(kind.rpartition("/")[2]): kind for kind in masks}
+    if len(masks) == 1 or not all(_is_of_one_class(first[kind]) for kind in masks):
+        classes, masks = {"": min(masks, key=lambda kind: (is_derived(kind), kind))}, masks[:1]
+    numbers = any(name.isdigit() for name in classes)  # of patients or slices, and no classes
+    if not channels or len(classes) < len(masks) or numbers:
         return []
     return [
         Found(
@@ -234,13 +297,29 @@ def _folder_each(root: Path, files: Files) -> list[Found]:
     ]
 
 
-def _kinds(images: Sequence[Path]) -> dict[str, Path]:
-    """What is left of the names of a folder's files without the words that all of them begin with."""
+def _is_of_one_class(mask: Path) -> bool:
+    try:
+        return len(np.unique(stored_mask(mask)[0])) <= 2
+    except DataError:
+        return True  # the check says what is wrong with it
+
+
+def _in_mask_folders(folder: Path, files: Files) -> list[Path]:
+    """The images of the folders below whose names say that they hold masks, as `segmentations` of TotalSegmentator."""
+    return [path for below in files if below.parent == folder and has_mask_word(below.name) for path in files[below]]
+
+
+def _kinds(folder: Path, images: Sequence[Path]) -> dict[str, Path]:
+    """What is left of the names of a case's files without the words that all of them begin with, or the folder's."""
     names = [re.split(r"(?<=[_\-. ])", case_name(path)) for path in images]
     shared = 0
     while all(len(words) > shared + 1 for words in names) and len({words[shared] for words in names}) == 1:
         shared += 1
-    return {"".join(words[shared:]).lower(): path for words, path in zip(names, images, strict=True)}
+    kinds = {}
+    for words, path in zip(names, images, strict=True):
+        kind = "".join(words[shared:]).removeprefix(folder.name).lower()
+        kinds[kind if path.parent == folder else f"{path.parent.name}/{kind}".lower()] = path
+    return kinds
 
 
 def _on_one_grid(files: Mapping[str, Path], mask: str, kinds: Sequence[str]) -> list[str]:
@@ -254,6 +333,7 @@ def _on_one_grid(files: Mapping[str, Path], mask: str, kinds: Sequence[str]) -> 
 
 ARRANGEMENTS: dict[Callable[[Path, Files], list[Found]], str] = {
     _word_beside: "a mask beside its image, with a word more in its name",
+    _other_word: "a mask beside its image, with another word in its name",
     _two_endings: "a mask beside its image, with another ending",
     _beside_folders: "masks in folders beside those of the images",
     _folder_each: "a folder for each case, with a mask and a file for each channel",

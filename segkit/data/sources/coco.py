@@ -60,6 +60,10 @@ class CocoSource:
         for part, file in files.items():
             content = _read(Path(file))
             numbers = _numbers(content, labels, categories or {}, others, Path(file))
+            if content["annotations"] and not any(one.get("segmentation") for one in content["annotations"]):
+                raise DataError(
+                    f"{file}: its objects have boxes and no outlines, as for detection; masks need outlines"
+                )
             by_image = defaultdict(list)
             for one in content["annotations"]:
                 if one["category_id"] in numbers or one.get("iscrowd"):
