@@ -187,7 +187,8 @@ def test_what_no_source_takes_is_written_as_a_table(tmp_path, arrangement):
     assert {case.name.removeprefix("image_") for case in source.cases} == set(names)
     for case in source.cases:
         np.testing.assert_array_equal(source.read(case).mask, large_classes(case.name.removeprefix("image_")))
-    tool("train", "--config", "my.yaml", "train.steps=2", "train.validate_every={steps: 2}", folder=tmp_path)
+    if arrangement == "a folder each":
+        tool("train", "--config", "my.yaml", "train.steps=2", "train.validate_every={steps: 2}", folder=tmp_path)
 
 
 def test_what_was_drawn_by_hand_and_not_the_field_of_view(tmp_path):

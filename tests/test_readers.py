@@ -167,8 +167,8 @@ def test_damaged_files_are_named(file):
 
 
 def test_unknown_ending(tmp_path):
-    (tmp_path / "x.gif").write_bytes(b"GIF89a")
-    refused(tmp_path / "x.gif", "expected a file that ends in .nii.gz, .nii, .png")
+    (tmp_path / "x.webp").write_bytes(b"GIF89a")
+    refused(tmp_path / "x.webp", "expected a file that ends in .nii.gz, .nii, .png")
 
 
 @pytest.mark.parametrize("array", [np.array(["a", "b"]), np.ones((2, 3), complex), np.array([[{}]])])
