@@ -20,8 +20,6 @@ BY_NAME: tuple[Callable[[Path], Layout | None], ...] = (
     named.dataset_json, named.coco, named.voc, named.cityscapes, named.ade, named.manifest, named.instances,
 )  # fmt: skip
 BY_PAIRING: tuple[Callable[[Path], Layout | None], ...] = (paired.pairs, tabled.table)
-
-
 # of folders below, those that nothing else can be taken for
 BELOW = (named.voc, named.cityscapes, named.ade, named.instances)
 UNREADABLE = (".webp", ".heic", ".svg", ".pdf", ".mat", ".h5", ".hdf5", ".czi", ".svs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ def part_in(text: str) -> tuple[str, int, int] | None:
 
 def has_mask_word(text: str) -> bool:
     return any(word in text.lower() for word in MASK_WORDS)
+
+
+def affixes(name: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What a name has before or after one of those that are known."""
+    for cut in range(1, len(name)):
+        if name[:cut] in known:
+            yield "", name[cut:]
+        if name[cut:] in known:
+            yield name[:cut], ""
 
 
 def is_drawn(words: str) -> bool:

@@ -15,6 +15,7 @@ from segkit.data.formats import case_name
 from segkit.data.layouts.common import (
     SAMPLED,
     Layout,
+    affixes,
     folders,
     has_mask_word,
     images_in,
@@ -147,14 +148,8 @@ def _forms(images: Sequence[str], masks: Sequence[str], *, same: bool) -> Iterat
         yield ("", ""), ("", "")
         yield _ends(images), _ends(masks)
     known = set(images)
-    affixes: Counter[Form] = Counter()
-    for name in masks:
-        for cut in range(1, len(name)):
-            if name[:cut] in known:
-                affixes["", name[cut:]] += 1
-            if name[cut:] in known:
-                affixes[name[:cut], ""] += 1
-    for form, _number in affixes.most_common(4):
+    number = Counter(form for name in masks for form in affixes(name, known))
+    for form, _times in number.most_common(4):
         yield ("", ""), form
     if same:
         words = Counter(word for name in masks for word in re.findall(r"[_\-. ]?[a-zA-Z]+$", name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from segkit.data.formats import case_name, extension
 from segkit.data.layouts.common import (
     SAMPLED,
     Layout,
+    affixes,
     folders,
     has_mask_word,
     images_in,
@@ -129,9 +130,9 @@ def _word_beside(_root: Path, files: Files) -> list[Found]:
     """`a.png` and `a_mask.png` in one folder, in each of several; by another ending than a word of masks only where the
     files look like it."""
     by_name = {folder: {case_name(path): path for path in images} for folder, images in files.items()}
-    affixes = Counter(affix for names in by_name.values() for name in names for affix in _affixes(name, names))
-    named = [affix for affix, _number in affixes.most_common() if has_mask_word("".join(affix))]
-    for before, after in named[:1] or [affix for affix, _number in affixes.most_common(FEW_NAMES)]:
+    number = Counter(affix for names in by_name.values() for name in names for affix in affixes(name, names))
+    named = [affix for affix, _times in number.most_common() if has_mask_word("".join(affix))]
+    for before, after in named[:1] or [affix for affix, _times in number.most_common(FEW_NAMES)]:
         found = []
         for names in by_name.values():
             pairs = [(name, f"{before}{name}{after}") for name in names]
@@ -139,15 +140,6 @@ def _word_beside(_root: Path, files: Files) -> list[Found]:
         if named or all(_image_with_mask((case.images[0], case.masks[""])) for case in spread(found, SAMPLED)):
             return found
     return []
-
-
-def _affixes(name: str, known: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
-    """What a mask's name has before or after that of an image."""
-    for cut in range(1, len(name)):
-        if name[:cut] in known:
-            yield "", name[cut:]
-        if name[cut:] in known:
-            yield name[:cut], ""
 
 
 def _other_word(_root: Path, files: Files) -> list[Found]:
@@ -199,9 +191,8 @@ def _beside_folders(root: Path, files: Files) -> list[Found]:
         for place, word in enumerate(parts):
             alike[(*parts[:place], "*", *parts[place + 1 :])].append((*_without_part(word), folder))
     named: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(list)
-    nameless: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(
-        list
-    )  # whose names do not say which is which
+    # where no name says which are the masks
+    nameless: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(list)
     for those in alike.values():
         masks = [one for one in those if has_mask_word(one[1])]
         images = [one for one in those if not has_mask_word(one[1])]
@@ -263,9 +254,13 @@ def _bare(name: str) -> str:
 def _folder_each(root: Path, files: Files) -> list[Found]:
     """A folder for each case, with a file for each channel and one for the mask: `b1/b1_t1.nii.gz`, `b1/b1_seg.nii.gz`,
     or `case_1/imaging.nii.gz`, `case_1/segmentation.nii.gz`."""
+    below: dict[Path, list[Path]] = defaultdict(list)  # in folders of masks, as `segmentations` of TotalSegmentator
+    for folder, images in files.items():
+        if has_mask_word(folder.name):
+            below[folder.parent] += images
     by_depth: dict[int, dict[Path, dict[str, Path]]] = defaultdict(dict)
     for folder, images in files.items():
-        own = [*images, *_in_mask_folders(folder, files)]
+        own = [*images, *below[folder]]
         if folder != root and len(own) > 1 and not has_mask_word(folder.name):
             by_depth[len(folder.parts)][folder] = _kinds(folder, own)
     return max(map(_of_kinds, by_depth.values()), key=len, default=[])
@@ -302,11 +297,6 @@ def _is_of_one_class(mask: Path) -> bool:
         return len(np.unique(stored_mask(mask)[0])) <= 2
     except DataError:
         return True  # the check says what is wrong with it
-
-
-def _in_mask_folders(folder: Path, files: Files) -> list[Path]:
-    """The images of the folders below whose names say that they hold masks, as `segmentations` of TotalSegmentator."""
-    return [path for below in files if below.parent == folder and has_mask_word(below.name) for path in files[below]]
 
 
 def _kinds(folder: Path, images: Sequence[Path]) -> dict[str, Path]:
