@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from segkit import Labels
-from segkit.config_check import describe
+from segkit.config.validation import describe
 from segkit.losses import LOSSES, RECIPES, build_loss
 from segkit.losses.build import INJECTED
-from segkit.losses.like import PRESETS, Preset
-from segkit.losses.schedules import WEIGHT_SCHEDULES
-from segkit.losses.weights import ClassWeights
+from segkit.losses.class_weights import ClassWeights
+from segkit.losses.library_presets import PRESETS, Preset
+from segkit.losses.weight_schedules import WEIGHT_SCHEDULES
 
 PAGE = Path(__file__).with_suffix(".md")
 
@@ -99,7 +99,7 @@ WEIGHTS = """## Class weights
 
 `class_weights` is a list in the order of the classes (`[negative, positive]` in binary mode), the name of a method, or a
 mapping with a method and options: `{method: median_frequency, cap: 10, mean_one: true}`. A method counts the training masks
-once (the census is kept in `cache/` beside the run folders), prints a table, and is written into the run's `config.yaml` as numbers.
+once (the class counts is kept in `cache/` beside the run folders), prints a table, and is written into the run's `config.yaml` as numbers.
 
 | method | weight of class c |
 |---|---|
@@ -164,7 +164,7 @@ term in the gradient of the logits, and the cosine between the gradients of each
 
 ## Deep supervision
 
-`segkit.losses.supervision.DeepSupervision(loss)` takes a list of logits, finest first, with weights that halve from head to
+`segkit.losses.deep_supervision.DeepSupervision(loss)` takes a list of logits, finest first, with weights that halve from head to
 head and sum to 1; masks of coarser heads are the nearest pixels of the mask.
 
 ## Speed, memory, accuracy
@@ -245,10 +245,10 @@ def like() -> str:
     for library, table in PRESETS.items():
         for name, entry in table.items():
             if isinstance(entry, Preset):
-                knobs = ", ".join(f"{key}: {_yaml(value)}" for key, value in entry.knobs.items())
+                options = ", ".join(f"{key}: {_yaml(value)}" for key, value in entry.options.items())
                 without = [f"not for {', '.join(entry.not_for)}"] if entry.not_for else []
                 note = "; ".join([*([entry.note] if entry.note else []), *without])
-                cells = [f"`{name}`", f"`{entry.theirs}`", f"`{knobs}`" if knobs else "ours", note]
+                cells = [f"`{name}`", f"`{entry.theirs}`", f"`{options}`" if options else "ours", note]
             else:
                 cells = [f"`{name}`", "refused", "", entry.reason]
             rows.append(f"| {library} | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -140,7 +140,7 @@ class Labels:
         return (self.names[1],) if self.mode == "binary" else tuple(self.names)
 
     @property
-    def void(self) -> int:
+    def padding_value(self) -> int:
         """The padding value: `ignore_index`, or 255 (65535 above 255 classes) where the data ignore nothing."""
         if self.ignore_index is not None:
             return self.ignore_index
@@ -155,13 +155,13 @@ class Labels:
 
     @property
     def has_mask_channels(self) -> bool:
-        """Whether a mask is [K, *S] of 0, 1 and void rather than [*S] of class numbers."""
+        """Whether a mask is [K, *S] of 0, 1 and the padding value rather than [*S] of class numbers."""
         return self.mode == "multilabel" and self.regions is None
 
     @property
     def mask_dtype(self) -> torch.dtype:
-        """The smallest integer type that holds every value and void."""
-        fits = 0 <= self.void <= VOID_UINT8 and max(self.values) <= VOID_UINT8
+        """The smallest integer type that holds every value and the padding value."""
+        fits = 0 <= self.padding_value <= VOID_UINT8 and max(self.values) <= VOID_UINT8
         return torch.uint8 if fits else torch.int32
 
     def channel_numbers(self, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -199,7 +199,7 @@ class Labels:
             images); what it leaves out counts no more than what the mask ignores.
         check: false leaves the check of exclusive class numbers to a caller that counts them, see `assert_counted`.
 
-        Raises ValueError for a shape that fits neither. A value that is neither a class nor void fails an
+        Raises ValueError for a shape that fits neither. A value that is neither a class nor the padding value fails an
         assertion on the device.
         """
         target = self._target(mask, spatial, pixel_weight, check)
@@ -223,7 +223,7 @@ class Labels:
             valid = valid.unsqueeze(1) if known is not None and target.valid_per_class else valid
         index = target.index
         if index is not None and valid.ndim == index.ndim:
-            index = torch.where(valid, index, self.void)
+            index = torch.where(valid, index, self.padding_value)
         return replace(target, index=index, valid=valid if known is None else valid & known)
 
     def _target(self, mask: Tensor, spatial: int | None, pixel_weight: Tensor | None, check: bool) -> Target:
@@ -252,7 +252,7 @@ class Labels:
                 "to make them from class numbers, give `regions`"
             )
         mask = self.comparable(mask)
-        valid = unequal(mask, self.void)
+        valid = unequal(mask, self.padding_value)
         if check or self.mode != "multiclass":
             self._assert_known(mask, valid)
         if self.regions is not None:
@@ -265,7 +265,7 @@ class Labels:
             known = known if mask.dtype == torch.uint8 else known & (mask >= 0)
         else:
             known = torch.stack([mask == value for value in self.values]).any(0)
-        # void is no class, so a pixel is either known or not valid
+        # the padding value is no class, so a pixel is either known or not valid
         assert_async((known == valid).all(), self._unknown_value)
 
     def assert_counted(self, counts: Tensor, valid: Tensor) -> None:
@@ -275,7 +275,7 @@ class Labels:
 
     @property
     def _unknown_value(self) -> str:
-        return f"a mask holds a value that is neither {self.values_in_words} nor {self.void}"
+        return f"a mask holds a value that is neither {self.values_in_words} nor {self.padding_value}"
 
     @property
     def values_in_words(self) -> str:
@@ -283,11 +283,12 @@ class Labels:
         return ", ".join(map(str, self.values)) if self.regions is not None else f"0 to {len(self.names) - 1}"
 
     def comparable(self, mask: Tensor) -> Tensor:
-        """A mask in a type that can hold void and every class: torch wraps a number to the tensor's narrow type."""
+        """A mask in a type that can hold the padding value and every class: torch wraps a number to the tensor's
+        narrow type."""
         if mask.dtype == torch.bool:
             mask = mask.to(torch.uint8)
         limits = torch.iinfo(mask.dtype)
-        fits = limits.min <= self.void <= limits.max and max(self.values) <= limits.max
+        fits = limits.min <= self.padding_value <= limits.max and max(self.values) <= limits.max
         return mask if fits else mask.int()
 
     def _expand_regions(self, mask: Tensor) -> Tensor:
@@ -300,9 +301,10 @@ class Labels:
             onehot, valid = mask, None
         else:
             mask = self.comparable(mask)
-            onehot, valid = mask == 1, mask != self.void
+            onehot, valid = mask == 1, mask != self.padding_value
             assert_async(
-                (onehot | (mask == 0) | ~valid).all(), f"a one-hot mask holds a value that is not 0, 1 or {self.void}"
+                (onehot | (mask == 0) | ~valid).all(),
+                f"a one-hot mask holds a value that is not 0, 1 or {self.padding_value}",
             )
         if self.mode == "multiclass":
             classes = onehot.sum(1)

@@ -1,4 +1,4 @@
-"""Labels: names, void, targets, one-hot round trips."""
+"""Labels: names, padding_value, targets, one-hot round trips."""
 
 import pytest
 import torch
@@ -93,10 +93,10 @@ def test_a_value_that_is_no_class_fails_on_the_device():
 
 
 def test_void_is_kept_free_for_padding():
-    assert Labels(["a", "b"]).void == 255
-    assert Labels(["a", "b"], ignore_index=11).void == 11
+    assert Labels(["a", "b"]).padding_value == 255
+    assert Labels(["a", "b"], ignore_index=11).padding_value == 11
     many = Labels([f"class {number}" for number in range(300)])
-    assert many.void == 65535
+    assert many.padding_value == 65535
     assert many.mask_dtype == torch.int32
 
 

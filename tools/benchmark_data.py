@@ -20,10 +20,10 @@ from benchmark_tables import Sheet, as_markdown, as_rich, circumstances
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
-from segkit import assemble
-from segkit.assemble_training import training_set
 from segkit.data.cases import Case
 from segkit.data.loaders import training_loader
+from segkit.experiment.build import build_augment_from, build_data, build_labels, build_source, load_config, split_cases
+from segkit.experiment.build_training import training_set
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PATCH, VOLUMES, PICTURES = (32, 40, 32), 2, 8  # of the volumes; a batch of either
@@ -111,10 +111,10 @@ def _turn(loader: Iterator[Any], batches: int) -> float:
 
 def segkit_loader(config: str, workers: int, batch: int, overrides: Sequence[str]) -> Iterator[Any]:
     """The loader of a shipped configuration with the preset medium."""
-    read = assemble.read(CONFIGS / config, ["augment.transforms=null", "augment.preset=medium", *overrides])
-    labels = assemble.build_labels(read)
-    data = assemble.build_data(read, labels, multiple=lambda _dims: 1)
-    training = training_set(read, data, assemble.build_augment_from(read, labels))
+    read = load_config(CONFIGS / config, ["augment.transforms=null", "augment.preset=medium", *overrides])
+    labels = build_labels(read)
+    data = build_data(read, labels, multiple=lambda _dims: 1)
+    training = training_set(read, data, build_augment_from(read, labels))
     if read.loader.cache == "memory":
         training.prepare()
     options = {"batch": batch, "workers": workers, "multiple": 1, "pin": False}
@@ -133,9 +133,9 @@ def tracking(meta: bool, batches: Iterator[Any]) -> Iterator[Any]:
 
 def training_cases(config: str) -> list[Case]:
     """Those of the training part of a shipped configuration."""
-    read = assemble.read(CONFIGS / config, [])
-    source = assemble.build_source(read, assemble.build_labels(read))
-    names = set(assemble.split_of(read, source).train)
+    read = load_config(CONFIGS / config, [])
+    source = build_source(read, build_labels(read))
+    names = set(split_cases(read, source).train)
     return [case for case in source.cases if case.name in names]
 
 

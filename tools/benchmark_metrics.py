@@ -19,11 +19,13 @@ from rich.console import Console
 from torchmetrics.functional.segmentation import dice_score
 
 from segkit import Labels
-from segkit.evaluate import Scorer, Scoring, score_cases, scores, write
+from segkit.evaluation.results import scores_json, write_results
+from segkit.evaluation.scorer import Scorer, score_cases
+from segkit.evaluation.scoring import Scoring
+from segkit.inference.predictor import Predictor
 from segkit.metrics import count, dice
 from segkit.metrics.surface import surface_scores
 from segkit.models import UNet
-from segkit.predict import Predictor
 
 COUNTED = {"8x512x512, 19 classes": (19, (8, 512, 512), 20.0), "192x192x96, 4 classes": (4, (1, 192, 192, 96), 8.0)}
 VOLUMES = {
@@ -130,8 +132,8 @@ def all_surfaces(measure: Callable[..., Any], pairs: Sequence[Any], spacing: tup
 
 def our_surfaces(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> list[list[float]]:
     pairs = zip(prediction, reference, strict=True)
-    scores = [surface_scores(*pair, spacing, ["hd95", "nsd"], tolerance_mm=1.0) for pair in pairs]
-    return [[score["hd95"], score["nsd"]] for score in scores]
+    scores_json = [surface_scores(*pair, spacing, ["hd95", "nsd"], tolerance_mm=1.0) for pair in pairs]
+    return [[score["hd95"], score["nsd"]] for score in scores_json]
 
 
 def monai_surfaces(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> list[list[float]]:
@@ -194,7 +196,7 @@ def evaluation_sheet(rounds: int) -> Sheet:
 def evaluate_and_write(predictor: Predictor, pictures: Pictures, labels: Labels, folder: Path) -> None:
     """Everything that an evaluation does but for its pictures, whose time does not grow with the cases."""
     scored, scoring = score_cases(predictor, pictures, labels), Scoring()  # pyright: ignore[reportArgumentType]
-    write(folder, scored, labels, scores(scored, labels, scoring, split="test", origin=None))
+    write_results(folder, scored, labels, scores_json(scored, labels, scoring, split="test", origin=None))
 
 
 def memory_sheet(_rounds: int) -> Sheet:

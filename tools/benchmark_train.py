@@ -23,15 +23,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from segkit import Labels
-from segkit.compiled import Compiled
+from segkit.inference.predictor import Predictor
 from segkit.losses import build_loss
 from segkit.models import UNet
-from segkit.optimizers import build_optimizer
-from segkit.predict import Predictor
-from segkit.runs import Run
-from segkit.stopping import Limits
-from segkit.train import fit
-from segkit.trainer import Experiment, Settings, Trainer
+from segkit.training.compile import Compiled
+from segkit.training.loop import fit
+from segkit.training.optimizers import build_optimizer
+from segkit.training.run_folder import Run
+from segkit.training.stopping import Limits
+from segkit.training.trainer import Experiment, Settings, Trainer
 
 LABELS = Labels(["background", "a", "b"])
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from segkit.compare.long_table import read_rows, read_scores
+from segkit.compare.score_table import read_rows, read_scores
 from segkit.compare.statistics import pair_results
-from segkit.compare.studies import TwoWay, group_values
+from segkit.compare.variance_models import TwoWay, group_values
 
 
 def rate(values: np.ndarray, runs: int, splits: int, margin: float, seed: int) -> tuple[int, int]:

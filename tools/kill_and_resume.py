@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
-from segkit import workflow
+from segkit.commands import train as training
 from segkit.data.augment import ALBUMENTATIONS
-from segkit.stopping import Interrupted
+from segkit.training.stopping import Interrupted
 
 ALBUMENTATIONS["horizontal_flip"](p=0.5)  # so that its import is not made again by every child
 
@@ -57,7 +58,8 @@ def train(config: str, folder: str, workers: int) -> None:
     """In a process of its own: start or continue the run."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
-            workflow.train(Path(config), [f"run.dir={folder}", f"loader.workers={workers}"], resume=True)
+            overrides = [f"run.dir={folder}", f"loader.workers={workers}"]
+            training.train(Path(config), overrides, resume=True, console=Console())
         except Interrupted as interrupted:
             sys.exit(interrupted.exit_code)
 

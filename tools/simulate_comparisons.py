@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from segkit.compare.statistics import pair_results
-from segkit.compare.studies import TwoWay
+from segkit.compare.variance_models import TwoWay
 
 RUN, WIDE, NARROW, OF_LOSS, REST = 0.004, 0.008, 0.002, 0.01, 0.02
 

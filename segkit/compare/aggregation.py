@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from segkit.compare.long_table import Scores, counted_mean
+from segkit.compare.score_table import Scores, counted_mean
 
 POOLED_SCORES = ("dice", "iou")
 COUNTED = (

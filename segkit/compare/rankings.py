@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from segkit.compare.aggregation import AGGREGATIONS, is_there
-from segkit.compare.long_table import Scores
+from segkit.compare.score_table import Scores
 
 
 @dataclass(frozen=True)

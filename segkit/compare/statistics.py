@@ -16,10 +16,10 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_there
-from segkit.compare.doubts import doubts
-from segkit.compare.long_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
+from segkit.compare.caveats import doubts
 from segkit.compare.rankings import rankings
-from segkit.compare.studies import ALPHA, MIN_GROUPS, TESTS, Folds, TwoWay, study_of
+from segkit.compare.score_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
+from segkit.compare.variance_models import ALPHA, MIN_GROUPS, TESTS, Folds, TwoWay, study_of
 
 MOST_RUNS = 200  # beyond which seeds are said to be no way to a decision
 Family = Literal["all_pairs", "vs_baseline"]
@@ -34,7 +34,7 @@ def analyse(
     classes: Sequence[str] | None = None,
     *,
     failed: Mapping[str, Sequence[str]] | None = None,
-    missing: Missing = "right",
+    missing: Missing = "perfect",
     tested_to_trained: float | None = None,
     aggregation: str = DEFAULT_AGGREGATION,
     resamples: int = 1000,

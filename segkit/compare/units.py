@@ -14,18 +14,20 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from segkit import assemble, judging, workflow
-from segkit import evaluate as evaluation
-from segkit.compare.aggregation import run_scores
-from segkit.compare.claims import Claims
-from segkit.compare.long_table import METRICS, read_rows, read_scores
-from segkit.compare.plan import SWEEP_SEED, Design, Unit, unit_folder, unit_overrides
+from segkit.compare.design import Design, Unit, unit_folder, unit_overrides
+from segkit.compare.leases import Claims
+from segkit.compare.score_table import read_rows
 from segkit.config import Config, ConfigError
 from segkit.data.cases import Source, data_digest
-from segkit.metrics.policies import SEGKIT, Rules
-from segkit.metrics.table import scored
-from segkit.runs import Run, replace_text
-from segkit.stopping import Diverged
+from segkit.evaluation.results import scores_match
+from segkit.experiment.build import MODES, build_labels, build_source, load_config, scoring_of, split_cases
+from segkit.experiment.evaluate_run import evaluated_part
+from segkit.experiment.runner import run_experiment
+from segkit.metrics.case_table import scored
+from segkit.metrics.rules import SEGKIT, Rules
+from segkit.training.run_folder import Run
+from segkit.training.stopping import Diverged
+from segkit.utils.files import replace_text
 
 COLUMNS = ["loss", "seed", "fold"]
 FAILED, ATTEMPTS = "failed.json", "attempts.json"
@@ -46,7 +48,7 @@ class Comparison:
 
     @classmethod
     def of(cls, path: Path, overrides: Sequence[str], design: Design, base: Config, out: Path) -> Comparison:
-        source = assemble.build_source(base, assemble.build_labels(base))
+        source = build_source(base, build_labels(base))
         return cls(path, overrides, design, base, out.absolute(), source, data_digest(source.cases))
 
     @property
@@ -77,28 +79,6 @@ def make_units(comparison: Comparison, rates: Mapping[str, float] | None = None)
     return units
 
 
-def make_sweep(comparison: Comparison, *, judged: str) -> list[Unit]:
-    """One run for each loss and learning rate, on the first fold, judged on the validation part.
-
-    judged: the part that the comparison itself is judged on, which has to be another one.
-    """
-    design = comparison.design
-    if design.sweep is None:
-        return []
-    if judged != "test":
-        raise ConfigError(
-            f"comparison.sweep chooses learning rates on the validation part, which judges here too ({judged}); use a "
-            "split with a test part, or comparison.folds"
-        )
-    (repeat, fold), units = _folds(design)[0], []
-    for loss in design.losses:
-        for rate in design.sweep:
-            given = unit_overrides(design, comparison.base, loss, SWEEP_SEED, repeat, fold, comparison.cache)
-            given += [f"optimizer.lr={rate!r}", 'evaluation.split="validation"', "evaluation.overlays=false"]
-            units.append(replace(_unit(comparison, given, loss, SWEEP_SEED, 0, "sweep"), lr=rate))
-    return units
-
-
 def _folds(design: Design) -> list[tuple[int, int | None]]:
     if design.folds is None:
         return [(0, None)]
@@ -106,9 +86,9 @@ def _folds(design: Design) -> list[tuple[int, int | None]]:
 
 
 def _unit(comparison: Comparison, given: Sequence[str], loss: str, seed: int, fold: int, kind: str) -> Unit:
-    config = assemble.read(comparison.path, [*comparison.overrides, *given])
-    split = assemble.split_of(config, comparison.source)
-    part = judging.evaluated_part(config, split)
+    config = load_config(comparison.path, [*comparison.overrides, *given])
+    split = split_cases(config, comparison.source)
+    part = evaluated_part(config, split)
     folder = unit_folder(comparison.out, loss, config, f"{split.content_hash} {comparison.digest}", kind)
     return Unit(loss, seed, fold, part, config, folder)
 
@@ -149,7 +129,7 @@ def train_unit(unit: Unit, claims: Claims, since: float, console: Console) -> bo
             return True
         with _attempt(unit):
             try:
-                workflow.run_experiment(unit.config, Run(unit.folder), resume=True, console=console)
+                run_experiment(unit.config, Run(unit.folder), resume=True, console=console)
             except (ValueError, RuntimeError, OSError, MemoryError, Diverged) as error:
                 _note_failure(unit, str(error) or type(error).__name__)
                 console.print(f"failed: {error}", style="red", markup=False)
@@ -191,8 +171,8 @@ def finished(unit: Unit) -> bool:
     if not (Run(unit.folder).evaluation(unit.part) / "scores.json").is_file():
         return False
     content = unit_scores(unit)
-    scoring = assemble.scoring_of(unit.config, assemble.build_labels(unit.config))
-    whole = evaluation.is_of(content, scoring, content["step"])
+    scoring = scoring_of(unit.config, build_labels(unit.config))
+    whole = scores_match(content, scoring, content["step"])
     run = Run(unit.folder)
     return whole and content["checkpoint"] == str(run.last.relative_to(run.folder))
 
@@ -213,37 +193,6 @@ def finished_folders(out: Path) -> int:
     return len({file.parents[2] for file in (out / "units").glob("*/evaluation/*/scores.json")})
 
 
-def choose_rates(tried: pd.DataFrame, metric: str) -> dict[str, float]:
-    """For each loss, the learning rate that did best on the validation part; none where no trial came to an end. tried:
-    what `tried_rates` gives."""
-    signed = tried.assign(score=METRICS[metric].sign * tried["score"].fillna(-METRICS[metric].sign * math.inf))
-    best: Any = signed.sort_values("score", ascending=False, kind="stable").drop_duplicates("loss")
-    return dict(zip(best["loss"].tolist(), best["rate"].tolist(), strict=True))
-
-
-def tried_rates(trials: Sequence[Unit], design: Design) -> pd.DataFrame:
-    """The score of each loss with each learning rate: loss, rate, score, and the cases that judged. All trials are
-    judged on the same cases, as all runs of the comparison are."""
-    done = [unit for unit in trials if finished(unit)]
-    columns = ["loss", "rate", "score", "cases"]
-    if not done:
-        return pd.DataFrame(columns=columns)
-    rows = pd.concat(
-        [unit_rows(unit, design.metric).assign(seed=place) for place, unit in enumerate(done)], ignore_index=True
-    )
-    classes = foreground_of(done[0].config)
-    if rows.loc[rows["class"].isin(classes), design.metric].isna().all():
-        raise ConfigError(
-            f"comparison.sweep chooses learning rates on the validation part, but none of its cases has a value of "
-            f"{design.metric}: {', '.join(classes)} is in no reference and in no prediction; use another split, or "
-            "leave the sweep out"
-        )
-    scores = read_scores(rows, design.metric, classes, "right", design.aggregation)
-    of_run = dict(zip(scores.runs["seed"].tolist(), run_scores(scores).tolist(), strict=True))
-    found = [(unit.loss, unit.lr, of_run[place], len(scores.cases)) for place, unit in enumerate(done)]
-    return pd.DataFrame(found, columns=columns)
-
-
 def unit_rows(unit: Unit, metric: str) -> pd.DataFrame:
     """The rows of a finished unit, scored by the one rule of the comparison, whatever the unit itself reports by."""
     folder = Run(unit.folder).evaluation(unit.part)
@@ -262,12 +211,12 @@ def unit_scores(unit: Unit) -> dict[str, Any]:
 def rules_of(config: Config) -> Rules:
     """The rules that all units of a comparison are scored by: segkit's, under which a missed structure counts, with the
     distances as they were measured, and without the classes that are left out."""
-    measured = assemble.scoring_of(config, assemble.build_labels(config)).rules
-    modes = {name: getattr(measured, name) for name in assemble.MODES}
+    measured = scoring_of(config, build_labels(config)).rules
+    modes = {name: getattr(measured, name) for name in MODES}
     return replace(SEGKIT, exclude_classes=tuple(config.evaluation.exclude_classes), **modes)
 
 
 def foreground_of(config: Config) -> list[str]:
-    labels, excluded = assemble.build_labels(config), config.evaluation.exclude_classes
+    labels, excluded = build_labels(config), config.evaluation.exclude_classes
     names = [labels.channel_names[channel] for channel in labels.foreground]
     return [name for name in names if name not in excluded]

@@ -1,11 +1,12 @@
 """Cases: finding them, reading them, splitting them, preparing them, and bringing them to the network."""
 
-from segkit.data.cases import Case, DataError, MaskFile, RawCase, Source
+from segkit.data.cases import Case, MaskFile, RawCase, Source
 from segkit.data.sources import SOURCES
-from segkit.data.sources.decathlon import DecathlonSource
+from segkit.data.sources.msd_nnunet import DecathlonSource
 from segkit.data.sources.pairs import PairsSource
 from segkit.data.sources.synthetic import SyntheticSource
 from segkit.data.splits import SPLITS, Split
+from segkit.utils.errors import DataError
 
 __all__ = [
     "SOURCES",

@@ -11,33 +11,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from segkit.labels import Labels
+from segkit.utils.errors import DataError
 
 Item = TypeVar("Item")
 LISTED = 10  # offending names shown in an error before the rest is only counted
 ENDS = 1 << 16  # bytes of the start and of the end of a file that tell it from others
-
-
-class DataError(ValueError):
-    """Bad input data. The message names case, file and value, and says what would mend it."""
-
-    exit_code = 3
-
-    @property
-    def each(self) -> tuple[str, ...]:
-        """What is wrong, one by one."""
-        return (str(self),)
-
-
-class DataErrors(DataError):
-    """Several things that are wrong with one case."""
-
-    def __init__(self, *each: DataError):
-        super().__init__("\n".join(map(str, each)))
-        self._each = tuple(str(one) for one in each)
-
-    @property
-    def each(self) -> tuple[str, ...]:
-        return self._each
 
 
 @dataclass(frozen=True)
@@ -121,7 +99,7 @@ def file_stamps(case: Case) -> list[str]:
 
 def _plain_files(case: Case) -> list[Path]:
     """The files of a case, those in a folder that is one image and those that a header names too."""
-    from segkit.data.formats.itk import pixel_files  # which itself needs what is here
+    from segkit.data.formats.sitk import pixel_files  # which itself needs what is here
 
     files = [file for path in case.files for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     there = [file for file in files if file.is_file()]

@@ -1,4 +1,4 @@
-"""Samples and batches: reading, placing, augmenting, normalising, padding with void."""
+"""Samples and batches: reading, placing, augmenting, normalising, padding with the padding value."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from segkit.data.augment import Augment, NoAugment
+from segkit.data.case_store import CaseStore, Prepared
 from segkit.data.cases import Case, RawCase, Source
 from segkit.data.preprocess import Preprocess
 from segkit.data.sampling import Balance, BatchSampler, Key, cut, place_window, sample_seeds
-from segkit.data.store import CaseStore, Prepared
 from segkit.labels import Labels
-from segkit.padding import Multiple, padded
+from segkit.utils.padding import Multiple, padded
 
 
 class TrainingSet(Dataset):
@@ -80,7 +80,7 @@ class TrainingSet(Dataset):
         window = place_window(size, patch, self.margin, self._centre(prepared, placing), placing)
         where = (..., *window.slices)
         image, mask = self._transform(prepared, prepared.image[where], prepared.mask[where], augmenting)
-        return cut(image, window.offset, patch, 0.0), cut(mask, window.offset, patch, self.labels.void)
+        return cut(image, window.offset, patch, 0.0), cut(mask, window.offset, patch, self.labels.padding_value)
 
     def _transform(
         self, prepared: Prepared, image: np.ndarray, mask: np.ndarray, seed: int
@@ -159,8 +159,9 @@ def as_sample(image: np.ndarray, mask: np.ndarray, case: Case, spacing: Sequence
     }
 
 
-def collate(samples: Sequence[dict[str, Any]], void: int, multiple: Multiple) -> dict[str, Any]:
-    """Stack samples, padded at their ends to the largest of them and to a multiple: images with 0, masks with void."""
+def collate(samples: Sequence[dict[str, Any]], padding_value: int, multiple: Multiple) -> dict[str, Any]:
+    """Stack samples, padded at their ends to the largest of them and to a multiple: images with 0, masks with the
+    padding value."""
     dims = samples[0]["image"].ndim - 1
     largest = [max(sample["image"].shape[1 + axis] for sample in samples) for axis in range(dims)]
     size = padded(largest, multiple)
@@ -170,7 +171,7 @@ def collate(samples: Sequence[dict[str, Any]], void: int, multiple: Multiple) ->
         return torch.from_numpy(np.stack([cut(sample[name].numpy(), start, size, fill) for sample in samples]))
 
     names = {key: [sample[key] for sample in samples] for key in ("case", "group", "spacing")}
-    return {"image": stacked("image", 0.0), "mask": stacked("mask", void), **names}
+    return {"image": stacked("image", 0.0), "mask": stacked("mask", padding_value), **names}
 
 
 def _start_worker(_number: int, ending: Any) -> None:
@@ -214,7 +215,7 @@ def training_loader(
         dataset,
         batch_sampler=sampler,  # pyright: ignore[reportArgumentType]  (keys instead of numbers)
         num_workers=workers,
-        collate_fn=partial(collate, void=dataset.labels.void, multiple=multiple),
+        collate_fn=partial(collate, padding_value=dataset.labels.padding_value, multiple=multiple),
         pin_memory=pin,
         worker_init_fn=partial(_start_worker, ending=_ending()) if workers else None,
         # a generator of its own, so that loading draws nothing from the generator that training uses

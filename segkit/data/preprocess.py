@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from segkit.data.cases import Case, DataError, RawCase, check_finite
-from segkit.padding import Multiple
+from segkit.data.cases import Case, RawCase, check_finite
+from segkit.utils.errors import DataError
+from segkit.utils.padding import Multiple
 
 Intensity = Literal["zscore", "dataset", "percentile", "none"]
 PERCENTILES = (0.5, 99.5)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.cases import Case, DataError, DataErrors, MaskFile, RawCase, check_finite, mask_dtype
+from segkit.data.cases import Case, MaskFile, RawCase, check_finite, mask_dtype
 from segkit.data.formats import EXTENSIONS, FORMATS, Format, case_name, format_name, is_image
 from segkit.data.formats.geometry import Place, check_same_place, orientation_of, turned_affine
-from segkit.data.mask_code import PLAIN, MaskCode
-from segkit.data.mask_values import WayOut, check_mask, likely_cause
+from segkit.data.mask_encoding import PLAIN, MaskCode
+from segkit.data.mask_validation import WayOut, check_mask, likely_cause
 from segkit.labels import Labels
+from segkit.utils.errors import DataError, DataErrors
 
 PICTURES = ("PNG", "JPEG", "GIF", "BMP", "TIFF")
 DICOM = "DICOM"

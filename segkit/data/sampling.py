@@ -99,7 +99,8 @@ class Locations:
 def find_locations(mask: np.ndarray, labels: Labels, dims: int, balance: Balance) -> Locations:
     """At most 10,000 foreground pixels, evenly spread: over all of them, or as many of each class.
 
-    mask: [*S] of class numbers, or [K, *S] of 0, 1 and void. Without a background class every pixel that is not void
+    mask: [*S] of class numbers, or [K, *S] of 0, 1 and the padding value. Without a background class every pixel
+    that is not the padding value
     is foreground.
     """
     background = 0 if labels.mode == "binary" else labels.background_channel
@@ -107,7 +108,7 @@ def find_locations(mask: np.ndarray, labels: Labels, dims: int, balance: Balance
         values = sorted({value for union in labels.regions.values() for value in union})
         runs = [_spread(np.isin(mask, values), LOCATIONS)]
     elif balance == "pixels":
-        runs = [foreground_locations(mask, background, labels.void, dims)]
+        runs = [foreground_locations(mask, background, labels.padding_value, dims)]
     else:
         planes = list(_planes(mask, labels, background))
         runs = [_spread(plane, LOCATIONS // len(planes)) for plane in planes]
@@ -126,16 +127,17 @@ def _planes(mask: np.ndarray, labels: Labels, background: int | None) -> Iterato
         yield from (mask == value for value in labels.values if value != background)
 
 
-def foreground_locations(mask: np.ndarray, background: int | None, void: int, dims: int) -> np.ndarray:
+def foreground_locations(mask: np.ndarray, background: int | None, padding_value: int, dims: int) -> np.ndarray:
     """Coordinates [N, D] of at most 10,000 foreground pixels, evenly spread over all of them.
 
-    mask: [*S] of class numbers, or [K, *S] of 0, 1 and void. Without a background class, class 0 is not special
-    and every pixel that is not void is foreground.
+    mask: [*S] of class numbers, or [K, *S] of 0, 1 and the padding value. Without a background class, class 0 is
+    not special
+    and every pixel that is not the padding value is foreground.
     """
     if mask.ndim > dims:
         foreground = (mask == 1).any(0)
     else:
-        foreground = (mask != void) & (mask != background) if background is not None else mask != void
+        foreground = (mask != padding_value) & (mask != background) if background is not None else mask != padding_value
     return _spread(foreground, LOCATIONS)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.cases import Case, DataError, listed
+from segkit.data.cases import Case, listed
+from segkit.utils.errors import DataError
 
 PARTS = ("train", "validation", "test")
 

@@ -14,16 +14,16 @@ from torch import nn
 from typing_extensions import is_typeddict
 
 from segkit.labels import Labels
-from segkit.losses.like import preset
+from segkit.losses.all_reduce import GlobalSum, Reduce, keep
+from segkit.losses.class_weights import is_from_class_counts, resolve_class_weights
+from segkit.losses.library_presets import preset
 from segkit.losses.lovasz import LovaszHinge, LovaszSoftmax
 from segkit.losses.pixel import CrossEntropy, Focal, PolyCrossEntropy
-from segkit.losses.reduce import GlobalSum, Reduce, keep
 from segkit.losses.region import Dice, Jaccard
-from segkit.losses.schedules import WEIGHT_SCHEDULES, Constant, WeightSchedule
 from segkit.losses.topk import TopkCrossEntropy
 from segkit.losses.tversky import FocalTversky, GeneralizedDice, Tversky
+from segkit.losses.weight_schedules import WEIGHT_SCHEDULES, Constant, WeightSchedule
 from segkit.losses.weighted_sum import Scale, WeightedSum
-from segkit.losses.weights import is_from_census, resolve_class_weights
 
 LOSSES: dict[str, type[nn.Module]] = {
     "cross_entropy": CrossEntropy,
@@ -51,12 +51,12 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "dice_topk": [{"name": "dice"}, {"name": "topk_cross_entropy"}],
 }
 
-INJECTED = ("labels", "census", "reduce")  # given by build_loss, never written by the user
+INJECTED = ("labels", "class_counts", "reduce")  # given by build_loss, never written by the user
 TermSpec = str | Mapping[str, Any]
 
 
 def build_loss(
-    spec: TermSpec | Sequence[TermSpec], labels: Labels, census: Any = None, group: Any = None
+    spec: TermSpec | Sequence[TermSpec], labels: Labels, class_counts: Any = None, group: Any = None
 ) -> WeightedSum:
     """Build the loss that a name, a mapping or a list of these describes.
 
@@ -64,7 +64,7 @@ def build_loss(
         a list of names and mappings of losses. `weight` is a number, or a schedule over the run such as
         `{"name": "linear", "start": 0, "end": 1}`. `like` names a library: options that are not given are set so that
         the value and the gradient are that library's.
-    census: integers [cases, classes] of the valid pixels a training case and class, for named class weights; or a
+    class_counts: integers [cases, classes] of the valid pixels a training case and class, for named class weights; or a
         mapping with these under `pixels` and the components under `components`.
     group: processes (of torch.distributed) over which the sums are taken, each with its part of the batch. The value is
         then that of the whole batch on every one, and the mean of their gradients its gradient.
@@ -79,10 +79,10 @@ def build_loss(
         options = expanded(term, labels)
         name, weight, library = options.pop("name"), options.pop("weight", 1.0), options.pop("like", None)
         if library is not None:
-            options = _with_numbers(options, labels, census)
+            options = _with_numbers(options, labels, class_counts)
         schedules.append(_weight_schedule(name, weight))
         scales.append(_library_scale(name, library, options, labels))
-        terms[_free_name(name, terms)] = _build_term(name, cls, options, labels, census, reduce)
+        terms[_free_name(name, terms)] = _build_term(name, cls, options, labels, class_counts, reduce)
     return WeightedSum(labels, terms, schedules, scales, reduce)
 
 
@@ -114,21 +114,25 @@ def expanded(term: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
     library = term.get("like")
     if library is None:
         return dict(term)
-    knobs = dict(preset(library, term["name"]).knobs)
+    options = dict(preset(library, term["name"]).options)
     if labels.background_channel is None:
-        knobs.pop("background", None)
+        options.pop("background", None)
     if labels.mode != "multiclass":
-        knobs.pop("link", None)
-    return {"name": term["name"], "like": library, **knobs, **term}
+        options.pop("activation", None)
+    return {"name": term["name"], "like": library, **options, **term}
 
 
-def _with_numbers(options: dict[str, Any], labels: Labels, census: Any) -> dict[str, Any]:
-    """The options with class weights from the census as the numbers that a factor may follow from; what is wrong with
+def _with_numbers(options: dict[str, Any], labels: Labels, class_counts: Any) -> dict[str, Any]:
+    """The options with class weights from the class counts as the numbers that a factor may follow from; what is
+    wrong with
     them the loss itself says."""
-    if census is None or not is_from_census(options.get("class_weights")):
+    if class_counts is None or not is_from_class_counts(options.get("class_weights")):
         return options
     try:
-        return {**options, "class_weights": resolve_class_weights(options["class_weights"], labels, census).tolist()}
+        return {
+            **options,
+            "class_weights": resolve_class_weights(options["class_weights"], labels, class_counts).tolist(),
+        }
     except ValueError:
         return options
 
@@ -163,12 +167,12 @@ def _loss_class(name: Any) -> type[nn.Module]:
 
 
 def _build_term(
-    name: str, cls: type[nn.Module], options: Mapping[str, Any], labels: Labels, census: Any, reduce: Reduce
+    name: str, cls: type[nn.Module], options: Mapping[str, Any], labels: Labels, class_counts: Any, reduce: Reduce
 ) -> nn.Module:
     """Check the options against the signature, and let the class check what they mean together."""
     here = f"loss {name}, mode {labels.mode}"
     _check_options(here, cls, options)
-    given = {"labels": labels, "census": census, "reduce": reduce}
+    given = {"labels": labels, "class_counts": class_counts, "reduce": reduce}
     parameters = inspect.signature(cls).parameters
     try:
         return cls(**{key: given[key] for key in INJECTED if key in parameters}, **options)

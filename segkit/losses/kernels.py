@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segkit.losses.asked import TP, Needs, PixelSums
-from segkit.losses.chunks import (
+from segkit.losses.chunking import (
+    Activation,
     Chunk,
-    Link,
     MaskChunk,
-    Room,
+    ScratchBuffers,
     aten,
     leave,
     log_softmax,
@@ -31,24 +30,25 @@ from segkit.losses.chunks import (
     softmax,
     weighted_sum,
 )
+from segkit.losses.pass_requests import TP, Needs, PixelSums
 
 Slopes = Mapping[tuple[Any, ...], Tensor]
 
 
-def region_sums(p: Tensor, mask: MaskChunk, needs: Needs, room: Room) -> list[Tensor]:
+def region_sums(p: Tensor, mask: MaskChunk, needs: Needs, buffers: ScratchBuffers) -> list[Tensor]:
     """tp, and predicted for each power, [b, K]."""
     if not needs.powers:
         return []
     # A product would be least at p = 1 whatever the share. sum(min(p, g)) is the (sum p + sum g - sum |p - g|) / 2
     # of Wang et al. 2023 without its cancellation; for hard targets both are the same.
     combine = torch.minimum if mask.soft else torch.mul
-    tp = weighted_sum(combine(p, mask.share, out=room("product", p.shape, p, p.dtype)), mask.weight)
+    tp = weighted_sum(combine(p, mask.share, out=buffers("product", p.shape, p, p.dtype)), mask.weight)
     return [tp, *(weighted_sum(p if power == 1 else p.square(), mask.weight) for power in needs.powers)]
 
 
-def _probability_slope(p: Tensor, mask: MaskChunk, needs: Needs, slopes: Slopes, room: Room) -> Tensor:
+def _probability_slope(p: Tensor, mask: MaskChunk, needs: Needs, slopes: Slopes, buffers: ScratchBuffers) -> Tensor:
     """dL/dp through the region sums, [b, K, n]; where nothing is valid, anything finite."""
-    slope = room("product", p.shape, p, p.dtype)
+    slope = buffers("product", p.shape, p, p.dtype)
     of_tp = _of_sum(slopes, TP, p)
     if mask.soft:  # where both are equal, the mean of the slopes on the two sides
         inside = (p < mask.share).to(p.dtype).add_((p == mask.share).to(p.dtype), alpha=0.5)
@@ -70,50 +70,52 @@ class Softmax:
     """Classes that exclude each other."""
 
     @staticmethod
-    def probabilities(chunk: Chunk, room: Room) -> Tensor:
+    def probabilities(chunk: Chunk, buffers: ScratchBuffers) -> Tensor:
         """The probabilities, [b, K, n], 0 where nothing counts; in place of the logits where that is safe.
 
         On a CPU a softmax and its backward read all classes of a pixel before they write them; elsewhere nobody says
         so.
         """
         in_place = chunk.spare and chunk.logits.device.type == "cpu"
-        return softmax(chunk, room, chunk.logits if in_place else None)
+        return softmax(chunk, buffers, chunk.logits if in_place else None)
 
     @staticmethod
-    def kept_probabilities(kept: Tensor, room: Room) -> Tensor:
+    def kept_probabilities(kept: Tensor, buffers: ScratchBuffers) -> Tensor:
         """The probabilities that `sums` left in what `gradient` will get as `out`; in place where that is safe."""
         in_place = kept.is_contiguous() and kept.device.type == "cpu"
-        return kept if in_place else room.copy("p", kept, kept.dtype)
+        return kept if in_place else buffers.copy("p", kept, kept.dtype)
 
     @staticmethod
-    def sums(chunk: Chunk, needs: Needs, room: Room, kept: Tensor | None) -> list[Tensor]:
+    def sums(chunk: Chunk, needs: Needs, buffers: ScratchBuffers, kept: Tensor | None) -> list[Tensor]:
         """The sums of a chunk in the order of `needs.names`, [b, K] each, [b, 1] for pixel functions.
 
         kept: where to leave the probabilities, [b, K, n]; None to forget them.
         """
         sums = []
         if needs.powers:
-            sums = region_sums(softmax(chunk, room, kept), chunk.mask, needs, room)
+            sums = region_sums(softmax(chunk, buffers, kept), chunk.mask, needs, buffers)
         if needs.pixel:
-            log_p = log_softmax(chunk, room)
-            sums += [_softmax_total(log_p, chunk.mask, one, room) for one in needs.pixel]
+            log_p = log_softmax(chunk, buffers)
+            sums += [_softmax_total(log_p, chunk.mask, one, buffers) for one in needs.pixel]
         return sums
 
     @staticmethod
-    def gradient(p: Tensor, mask: MaskChunk, needs: Needs, slopes: Slopes, room: Room, out: Tensor) -> None:
+    def gradient(
+        p: Tensor, mask: MaskChunk, needs: Needs, slopes: Slopes, buffers: ScratchBuffers, out: Tensor
+    ) -> None:
         """Write the gradient of a chunk's logits into `out` [b, K, n], from the slopes in the shapes of the sums."""
         # p may lie in `out`, so what else is made of it comes first
-        of_pixels = room.take("of pixels", p.shape, p, p.dtype) if needs.powers else out
+        of_pixels = buffers.take("of pixels", p.shape, p, p.dtype) if needs.powers else out
         for number, asked in enumerate(needs.pixel):
             slope = _of_sum(slopes, ("pixel", number), p)
-            place = room.take("product", p.shape, p, p.dtype) if number else of_pixels
-            one = _softmax_pixel_gradient(p, mask, asked, slope, room, place)
+            place = buffers.take("product", p.shape, p, p.dtype) if number else of_pixels
+            one = _softmax_pixel_gradient(p, mask, asked, slope, buffers, place)
             if number:
                 of_pixels.add_(one)
         if needs.powers:
-            of_p = _probability_slope(p, mask, needs, slopes, room)
+            of_p = _probability_slope(p, mask, needs, slopes, buffers)
             # the operation takes its result to be contiguous; see `probabilities` for its being in place
-            in_place = of_p if p.device.type == "cpu" else room.take("gradient", p.shape, p, p.dtype)
+            in_place = of_p if p.device.type == "cpu" else buffers.take("gradient", p.shape, p, p.dtype)
             place = out if out.is_contiguous() else in_place
             aten._softmax_backward_data.out(of_p, p, 1, p.dtype, grad_input=place)
             if needs.pixel:
@@ -122,9 +124,9 @@ class Softmax:
                 out.copy_(place)
 
 
-def _softmax_total(log_p: Tensor, mask: MaskChunk, asked: PixelSums, room: Room) -> Tensor:
+def _softmax_total(log_p: Tensor, mask: MaskChunk, asked: PixelSums, buffers: ScratchBuffers) -> Tensor:
     """The sum of a pixel function over a chunk, [b, 1]."""
-    total = weighted_sum(_softmax_values(log_p, mask, asked, room), mask.weight)
+    total = weighted_sum(_softmax_values(log_p, mask, asked, buffers), mask.weight)
     if total.shape[1] > 1 and asked.class_weights is not None:
         total = total * asked.class_weights.to(log_p.dtype)
     total = total.sum(1, keepdim=True) * (asked.function.constant_slope or 1)
@@ -136,14 +138,16 @@ def _softmax_total(log_p: Tensor, mask: MaskChunk, asked: PixelSums, room: Room)
     return total
 
 
-def _softmax_values(log_p: Tensor, mask: MaskChunk, asked: PixelSums, room: Room) -> Tensor:
+def _softmax_values(log_p: Tensor, mask: MaskChunk, asked: PixelSums, buffers: ScratchBuffers) -> Tensor:
     """The pixel function times the share of each class, [b, K, n], without class weights; or, where it has to be taken
     of the pixel's class alone, with them, [b, 1, n]. Of a function that is a multiple of log p, the log p alone."""
     if asked.function.constant_slope is not None:
-        return torch.mul(log_p, mask.share, out=room("product", log_p.shape, log_p, log_p.dtype))
+        return torch.mul(log_p, mask.share, out=buffers("product", log_p.shape, log_p, log_p.dtype))
     if mask.soft:
         return asked.function.value(log_p) * mask.share
-    of_truth = torch.mul(log_p, mask.share, out=room("product", log_p.shape, log_p, log_p.dtype)).sum(1, keepdim=True)
+    of_truth = torch.mul(log_p, mask.share, out=buffers("product", log_p.shape, log_p, log_p.dtype)).sum(
+        1, keepdim=True
+    )
     values = asked.function.value(of_truth)
     return values if asked.class_weights is None else values * _weight_of_pixel(mask, asked.class_weights)
 
@@ -157,22 +161,22 @@ def _weight_of_pixel(mask: MaskChunk, class_weights: Tensor) -> Tensor:
 
 
 def _softmax_pixel_gradient(
-    p: Tensor, mask: MaskChunk, asked: PixelSums, slope: Tensor, room: Room, out: Tensor
+    p: Tensor, mask: MaskChunk, asked: PixelSums, slope: Tensor, buffers: ScratchBuffers, out: Tensor
 ) -> Tensor:
     """The gradient of the logits through one pixel function, in `out` [b, K, n]; slope: for its sum, [b, 1, 1]."""
     if not mask.soft and not asked.smoothing:
         # u is s at the pixel's class and 0 elsewhere, so that the gradient is s (share - p); both are 0 where ignored
-        of_pixel = _slope_of_pixel(p, mask, asked, slope, room)
+        of_pixel = _slope_of_pixel(p, mask, asked, slope, buffers)
         return torch.sub(mask.share, p, out=out).mul_(of_pixel)
     of_log_p = _shared_slope(p, mask, asked, slope)
     return torch.sub(of_log_p, p * of_log_p.sum(1, keepdim=True), out=out)
 
 
-def _slope_of_pixel(p: Tensor, mask: MaskChunk, asked: PixelSums, slope: Tensor, room: Room) -> Tensor:
+def _slope_of_pixel(p: Tensor, mask: MaskChunk, asked: PixelSums, slope: Tensor, buffers: ScratchBuffers) -> Tensor:
     """dL/d log p of the class of each pixel of a hard mask, [b, 1, 1 or n]."""
     constant = asked.function.constant_slope
     if constant is None:
-        of_truth = torch.mul(p, mask.share, out=room("product", p.shape, p, p.dtype)).sum(1, keepdim=True)
+        of_truth = torch.mul(p, mask.share, out=buffers("product", p.shape, p, p.dtype)).sum(1, keepdim=True)
         slope = slope * asked.function.slope(of_truth, None)
     else:
         slope = slope * constant
@@ -195,14 +199,14 @@ def _shared_slope(p: Tensor, mask: MaskChunk, asked: PixelSums, slope: Tensor) -
     return of_log_p if mask.weight is None else of_log_p * mask.weight
 
 
-def pixel_losses(chunk: Chunk, asked: PixelSums, room: Room) -> tuple[Tensor, Tensor]:
+def pixel_losses(chunk: Chunk, asked: PixelSums, buffers: ScratchBuffers) -> tuple[Tensor, Tensor]:
     """What each entry adds to the sum, and whether it is valid: [b, 1, n] with a softmax, [b, K, n] with a sigmoid.
 
     Class weights are not in it.
     """
     mask = chunk.mask
-    if asked.link == "softmax":
-        values = _softmax_values(log_softmax(chunk, room), mask, asked, room).sum(1, keepdim=True)
+    if asked.activation == "softmax":
+        values = _softmax_values(log_softmax(chunk, buffers), mask, asked, buffers).sum(1, keepdim=True)
         values = values * (asked.function.constant_slope or 1)
     else:
         values = select(_sigmoid_values(chunk.logits, mask, asked), mask.valid)
@@ -213,20 +217,20 @@ class Sigmoid:
     """Classes, or channels, that stand alone."""
 
     @staticmethod
-    def probabilities(chunk: Chunk, room: Room, kept: Tensor | None = None) -> Tensor:
+    def probabilities(chunk: Chunk, buffers: ScratchBuffers, kept: Tensor | None = None) -> Tensor:
         """The probability of each channel, [b, K, n], 0 where it does not count; also left in `kept`, if given."""
         if torch.compiler.is_compiling():
             return select(select(chunk.logits, chunk.mask.valid).sigmoid(), chunk.mask.valid)
-        p = torch.sigmoid(chunk.logits, out=room.for_kept("p", chunk.logits, kept))
+        p = torch.sigmoid(chunk.logits, out=buffers.for_kept("p", chunk.logits, kept))
         return leave(select(p, chunk.mask.valid), kept)
 
     @staticmethod
-    def kept_probabilities(kept: Tensor, room: Room) -> Tensor:
+    def kept_probabilities(kept: Tensor, buffers: ScratchBuffers) -> Tensor:
         """The probabilities that `sums` left in what `gradient` will get as `out`, which is written last."""
-        return kept if kept.is_contiguous() else room.copy("p", kept, kept.dtype)
+        return kept if kept.is_contiguous() else buffers.copy("p", kept, kept.dtype)
 
     @staticmethod
-    def sums(chunk: Chunk, needs: Needs, room: Room, kept: Tensor | None) -> list[Tensor]:
+    def sums(chunk: Chunk, needs: Needs, buffers: ScratchBuffers, kept: Tensor | None) -> list[Tensor]:
         """The sums of a chunk in the order of `needs.names`, [b, K] each, [b, 1] for pixel functions.
 
         kept: where to leave the probabilities, [b, K, n]; None to forget them.
@@ -234,19 +238,21 @@ class Sigmoid:
         mask, sums = chunk.mask, []
         logits = select(chunk.logits, mask.valid) if torch.compiler.is_compiling() else chunk.logits
         if needs.powers:
-            sums = region_sums(Sigmoid.probabilities(chunk, room, kept), mask, needs, room)
+            sums = region_sums(Sigmoid.probabilities(chunk, buffers, kept), mask, needs, buffers)
         for one in needs.pixel:
             values = select(_sigmoid_values(logits, mask, one), mask.valid)
             sums.append(weighted_sum(values, mask.weight).sum(1, keepdim=True))
         return sums
 
     @staticmethod
-    def gradient(p: Tensor, mask: MaskChunk, needs: Needs, slopes: Slopes, room: Room, out: Tensor) -> None:
+    def gradient(
+        p: Tensor, mask: MaskChunk, needs: Needs, slopes: Slopes, buffers: ScratchBuffers, out: Tensor
+    ) -> None:
         """Write the gradient of a chunk's logits into `out` [b, K, n], from the slopes in the shapes of the sums."""
-        gradient = room.take("gradient", p.shape, p, p.dtype)
+        gradient = buffers.take("gradient", p.shape, p, p.dtype)
         gradient.zero_()
         if needs.powers:
-            gradient += _probability_slope(p, mask, needs, slopes, room).mul_(p).mul_(1 - p)
+            gradient += _probability_slope(p, mask, needs, slopes, buffers).mul_(p).mul_(1 - p)
         for number, asked in enumerate(needs.pixel):
             of_pixel = _sigmoid_slope(p, mask, asked).mul_(_of_sum(slopes, ("pixel", number), p))
             gradient += of_pixel if mask.weight is None else of_pixel.mul_(mask.weight)
@@ -289,4 +295,4 @@ def _sigmoid_slope(p: Tensor, mask: MaskChunk, asked: PixelSums) -> Tensor:
     return total
 
 
-KERNELS: dict[Link, type[Softmax] | type[Sigmoid]] = {"softmax": Softmax, "sigmoid": Sigmoid}
+KERNELS: dict[Activation, type[Softmax] | type[Sigmoid]] = {"softmax": Softmax, "sigmoid": Sigmoid}

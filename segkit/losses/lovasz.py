@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
-from segkit.losses.chunks import Batch, Room, link_of
-from segkit.losses.lovasz_methods import (
+from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.chunking import Batch, ScratchBuffers, activation_of
+from segkit.losses.lovasz_kernels import (
     Bins,
     Counting,
     Errors,
@@ -21,7 +22,6 @@ from segkit.losses.lovasz_methods import (
     Sorting,
     lovasz_losses,
 )
-from segkit.losses.reduce import Reduce, keep
 from segkit.losses.region import divided, mean_over_counted
 
 Per = Literal["batch", "image"]
@@ -49,7 +49,7 @@ class ChosenMean(nn.Module):
     def forward(self, logits: Tensor, target: Target, method: Method, name: str) -> Tensor:
         """The mean of the losses, a scalar; 0 with gradient 0 if nothing is counted."""
         _refuse_unsupported(target, name)
-        batch = Batch(logits, target, self.labels, method.errors.link)
+        batch = Batch(logits, target, self.labels, method.errors.activation)
         groups = 1 if self.per == "batch" else logits.shape[0]
         weights = self._counted(batch, method)
         total, number = mean_over_counted(lovasz_losses(batch, method, groups), weights)
@@ -61,9 +61,9 @@ class ChosenMean(nn.Module):
     def _counted(self, batch: Batch, method: Method) -> Tensor:
         """1 for each group and class that is counted, [G, K]."""
         held = [torch.zeros(len(batch.logits), batch.logits.shape[1], dtype=torch.bool, device=batch.logits.device)]
-        room = Room()
+        buffers = ScratchBuffers()
         for piece in batch.pieces():
-            mask = batch.mask_chunk(piece, room)
+            mask = batch.mask_chunk(piece, buffers)
             shown = mask.share > 0 if self.present_only else torch.ones_like(mask.share, dtype=torch.bool)
             found = shown.any(-1) if mask.valid is None else (shown & mask.valid).any(-1)
             if torch.compiler.is_compiling():
@@ -102,7 +102,7 @@ class LovaszSoftmax(nn.Module):
         bins: int = 65536,
     ) -> None:
         super().__init__()
-        errors = ProbabilityErrors(link_of(labels))
+        errors = ProbabilityErrors(activation_of(labels))
         self.method = _method(errors, mode, EvenBins(_checked_bins(bins)), reduce if per == "batch" else keep)
         self.mean = ChosenMean(labels, reduce, per, classes)
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels
-from segkit.losses.chunks import Link, link_of
-from segkit.losses.reduce import Reduce, keep
+from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.chunking import Activation, activation_of
+from segkit.losses.class_weights import ClassWeights, resolve_class_weights
 from segkit.losses.region import divided
-from segkit.losses.statistics import MaskSums, PixelSums, PixelTotals
-from segkit.losses.weights import ClassWeights, resolve_class_weights
+from segkit.losses.shared_pass import MaskSums, PixelSums, PixelTotals
 
 Normalize = Literal["weights", "valid", "numel"]
 
@@ -91,7 +91,7 @@ class PixelMean(nn.Module):
     """The mean over pixels that pixel terms have in common; its options are theirs.
 
     class_weights: w, one a class; binary [negative, positive]; multilabel one a channel; or a method of
-        `segkit.losses.weights`.
+        `segkit.losses.class_weights`.
     normalize: the sum is divided by the sum of w over the valid pixels (`weights`), their number (`valid`) or the
         number of all pixels (`numel`). Where classes stand alone, a pixel of a channel is an entry. Pixel weights
         multiply w, so they are in the divisor with `weights` only.
@@ -102,20 +102,20 @@ class PixelMean(nn.Module):
     def __init__(
         self,
         labels: Labels,
-        census: Any,
+        class_counts: Any,
         reduce: Reduce,
-        link: Link,
+        activation: Activation,
         class_weights: ClassWeights,
         normalize: Normalize,
         factors: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.link: Link = link
+        self.activation: Activation = activation
         self.normalize, self.reduce = normalize, reduce
         self.class_weights: Tensor
         self.factors: Tensor
-        weights = resolve_class_weights(class_weights, labels, census)
-        weights = weights if link == "softmax" else _sides(weights, labels)
+        weights = resolve_class_weights(class_weights, labels, class_counts)
+        weights = weights if activation == "softmax" else _sides(weights, labels)
         self.register_buffer("class_weights", weights, persistent=False)
         self.register_buffer("factors", torch.ones_like(weights) if factors is None else factors, persistent=False)
         self.weighted = bool((self.class_weights * self.factors != 1).any())
@@ -134,11 +134,11 @@ class PixelMean(nn.Module):
         """The divisor, by the masks alone, a scalar."""
         if self.normalize == "weights":
             weights = self.class_weights.to(mask.pixels.dtype)
-            if self.link == "softmax":
+            if self.activation == "softmax":
                 return (mask.reference * weights).sum()
             return (mask.reference * weights[1] + (mask.pixels - mask.reference) * weights[0]).sum()
         entries = mask.valid if self.normalize == "valid" else torch.full_like(mask.valid, mask.size)
-        return (entries[:, :1] if self.link == "softmax" else entries).sum()
+        return (entries[:, :1] if self.activation == "softmax" else entries).sum()
 
 
 def _sides(weights: Tensor, labels: Labels) -> Tensor:
@@ -161,7 +161,7 @@ class CrossEntropy(nn.Module):
         self,
         *,
         labels: Labels,
-        census: Any = None,
+        class_counts: Any = None,
         reduce: Reduce = keep,
         class_weights: ClassWeights = None,
         normalize: Normalize = "weights",
@@ -171,11 +171,11 @@ class CrossEntropy(nn.Module):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected label_smoothing of at least 0 and less than 1, got {label_smoothing}")
         self.smoothing = label_smoothing
-        self.mean = PixelMean(labels, census, reduce, link_of(labels), class_weights, normalize)
+        self.mean = PixelMean(labels, class_counts, reduce, activation_of(labels), class_weights, normalize)
 
     @property
     def sums(self) -> PixelSums:
-        return PixelSums("cross_entropy", self.mean.link, NegativeLog(), self.mean.weights, self.smoothing)
+        return PixelSums("cross_entropy", self.mean.activation, NegativeLog(), self.mean.weights, self.smoothing)
 
     def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
@@ -200,7 +200,7 @@ class PolyCrossEntropy(nn.Module):
         self,
         *,
         labels: Labels,
-        census: Any = None,
+        class_counts: Any = None,
         reduce: Reduce = keep,
         epsilon: float = 1.0,
         class_weights: ClassWeights = None,
@@ -210,11 +210,11 @@ class PolyCrossEntropy(nn.Module):
         if not (math.isfinite(epsilon) and epsilon >= -1):
             raise ValueError(f"expected epsilon of -1 or more, got {epsilon}")
         self.function = Polynomial(epsilon)
-        self.mean = PixelMean(labels, census, reduce, link_of(labels), class_weights, normalize)
+        self.mean = PixelMean(labels, class_counts, reduce, activation_of(labels), class_weights, normalize)
 
     @property
     def sums(self) -> PixelSums:
-        return PixelSums("poly_cross_entropy", self.mean.link, self.function, self.mean.weights)
+        return PixelSums("poly_cross_entropy", self.mean.activation, self.function, self.mean.weights)
 
     def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
@@ -229,9 +229,10 @@ class Focal(nn.Module):
     """-sum_i w_i alpha_i (1 - p_i)^gamma log p_i / Z, p_i being the probability of the truth (Lin et al. 2017).
 
     gamma: 0 or more; 0 is the cross-entropy.
-    link: `softmax`, the default in multiclass, or `sigmoid`, the default elsewhere. In multiclass `sigmoid` sets
+    activation: `softmax`, the default in multiclass, or `sigmoid`, the default elsewhere. In multiclass `sigmoid` sets
         each class against the rest, a mean over valid pixels times classes, with one class weight a channel.
-    alpha: a factor that is not in Z. A number between 0 and 1 is that of the foreground (`link: softmax`) or of the
+    alpha: a factor that is not in Z. A number between 0 and 1 is that of the foreground (`activation: softmax`) or
+    of the
         presence of each class (`sigmoid`), and 1 - alpha that of the background or of absence; a list has one for
         each class (`softmax`) or for the presence of each channel (`sigmoid`).
     class_weights, normalize: see `PixelMean`.
@@ -244,10 +245,10 @@ class Focal(nn.Module):
         self,
         *,
         labels: Labels,
-        census: Any = None,
+        class_counts: Any = None,
         reduce: Reduce = keep,
         gamma: float = 2.0,
-        link: Link | None = None,
+        activation: Activation | None = None,
         alpha: float | list[float] | None = None,
         class_weights: ClassWeights = None,
         normalize: Normalize = "weights",
@@ -256,13 +257,13 @@ class Focal(nn.Module):
         if not (math.isfinite(gamma) and gamma >= 0):
             raise ValueError(f"expected gamma of 0 or more, got {gamma}")
         self.function = FocalLog(gamma)
-        chosen = _focal_link(link, labels)
+        chosen = _focal_activation(activation, labels)
         factors = None if alpha is None else _alpha_factors(alpha, chosen, labels)
-        self.mean = PixelMean(labels, census, reduce, chosen, class_weights, normalize, factors)
+        self.mean = PixelMean(labels, class_counts, reduce, chosen, class_weights, normalize, factors)
 
     @property
     def sums(self) -> PixelSums:
-        return PixelSums("focal", self.mean.link, self.function, self.mean.weights)
+        return PixelSums("focal", self.mean.activation, self.function, self.mean.weights)
 
     def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
@@ -273,24 +274,28 @@ class Focal(nn.Module):
         return self.mean.count(mask)
 
 
-def _focal_link(link: Link | None, labels: Labels) -> Link:
+def _focal_activation(activation: Activation | None, labels: Labels) -> Activation:
     if labels.mode == "multiclass":
-        return link or "softmax"
-    if link == "softmax" and labels.mode == "binary":
-        raise ValueError("link softmax needs two channels; over two classes it is the sigmoid: leave `link` out")
-    if link == "softmax":
-        raise ValueError("link softmax makes classes exclude each other, and these may overlap; use link sigmoid")
+        return activation or "softmax"
+    if activation == "softmax" and labels.mode == "binary":
+        raise ValueError(
+            "activation softmax needs two channels; over two classes it is the sigmoid: leave `activation` out"
+        )
+    if activation == "softmax":
+        raise ValueError(
+            "activation softmax makes classes exclude each other, and these may overlap; use activation sigmoid"
+        )
     return "sigmoid"
 
 
-def _alpha_factors(alpha: float | Sequence[float], link: Link, labels: Labels) -> Tensor:
+def _alpha_factors(alpha: float | Sequence[float], activation: Activation, labels: Labels) -> Tensor:
     """In the shape of `PixelSums.class_weights`."""
     numbers = [float(one) for one in (alpha if isinstance(alpha, Sequence) else [alpha])]
     if not all(0 <= one <= 1 for one in numbers) or (isinstance(alpha, Sequence) and len(numbers) != labels.channels):
         raise ValueError(
             f"expected alpha from 0 to 1, as one number or as a list for {', '.join(labels.channel_names)}, got {alpha}"
         )
-    if link == "sigmoid":
+    if activation == "sigmoid":
         present = torch.tensor(numbers, dtype=torch.float64).expand(labels.channels)
         return torch.stack([1 - present, present])
     if isinstance(alpha, Sequence):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels
-from segkit.losses.chunks import link_of
-from segkit.losses.reduce import Reduce, keep
-from segkit.losses.statistics import MaskSums, RegionSums, Statistics
-from segkit.losses.weights import ClassWeights, resolve_class_weights
+from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.chunking import activation_of
+from segkit.losses.class_weights import ClassWeights, resolve_class_weights
+from segkit.losses.shared_pass import MaskSums, RegionSums, Statistics
 
 Per = Literal["batch", "image"]
 Empty = Literal["present", "keep", "zero"]
@@ -68,7 +68,7 @@ class ClassMean(nn.Module):
     def __init__(
         self,
         labels: Labels,
-        census: Any,
+        class_counts: Any,
         reduce: Reduce,
         per: Per,
         empty: Empty,
@@ -78,7 +78,7 @@ class ClassMean(nn.Module):
         super().__init__()
         self.per, self.empty, self.reduce = per, empty, reduce
         self.class_weights: Tensor
-        weights = _channel_weights(class_weights, labels, census)
+        weights = _channel_weights(class_weights, labels, class_counts)
         if not background:
             weights[_background_channel(labels)] = 0
         if weights.sum() == 0:
@@ -113,9 +113,9 @@ class ClassMean(nn.Module):
         return (self.weights(mask.reference, mask.pixels).sum(1) > 0).sum().to(mask.pixels.dtype)
 
 
-def _channel_weights(class_weights: ClassWeights, labels: Labels, census: Any) -> Tensor:
+def _channel_weights(class_weights: ClassWeights, labels: Labels, class_counts: Any) -> Tensor:
     if labels.mode != "binary":
-        return resolve_class_weights(class_weights, labels, census)
+        return resolve_class_weights(class_weights, labels, class_counts)
     if class_weights is not None and class_weights != "none":
         raise ValueError(
             f"only {labels.names[1]!r} has a channel, so there is no mean over classes for class_weights to change; "
@@ -159,7 +159,7 @@ class Dice(nn.Module):
         self,
         *,
         labels: Labels,
-        census: Any = None,
+        class_counts: Any = None,
         reduce: Reduce = keep,
         per: Per = "batch",
         power: Literal[1, 2] = 1,
@@ -170,8 +170,8 @@ class Dice(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps_pair(eps, empty)
-        self.sums = RegionSums(link_of(labels), power)
-        self.mean = ClassMean(labels, census, reduce, per, empty, background, class_weights)
+        self.sums = RegionSums(activation_of(labels), power)
+        self.mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
 
     def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
@@ -196,7 +196,7 @@ class Jaccard(nn.Module):
         self,
         *,
         labels: Labels,
-        census: Any = None,
+        class_counts: Any = None,
         reduce: Reduce = keep,
         per: Per = "batch",
         power: Literal[1, 2] = 1,
@@ -207,8 +207,8 @@ class Jaccard(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps_pair(eps, empty)
-        self.sums = RegionSums(link_of(labels), power)
-        self.mean = ClassMean(labels, census, reduce, per, empty, background, class_weights)
+        self.sums = RegionSums(activation_of(labels), power)
+        self.mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
 
     def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""

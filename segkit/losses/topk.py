@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
-from segkit.losses.asked import Needs, PixelSums
-from segkit.losses.chunks import Batch, Room, link_of, pieces
+from segkit.losses.chunking import Batch, ScratchBuffers, activation_of, pieces
 from segkit.losses.kernels import pixel_losses
+from segkit.losses.pass_requests import Needs, PixelSums
 from segkit.losses.pixel import NegativeLog
 from segkit.losses.region import divided
-from segkit.losses.statistics import PixelTotals, precise_type, run_pass
+from segkit.losses.shared_pass import PixelTotals, precise_type, run_pass
 
 
 class TopkCrossEntropy(nn.Module):
@@ -34,13 +34,13 @@ class TopkCrossEntropy(nn.Module):
         if not 0 < share <= 1:
             raise ValueError(f"expected share above 0 and up to 1, got {share}")
         self.labels, self.share, self.rounding = labels, share, rounding
-        self.asked = PixelSums("topk_cross_entropy", link_of(labels), NegativeLog())
+        self.asked = PixelSums("topk_cross_entropy", activation_of(labels), NegativeLog())
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
         """The loss of logits [B, K, *S], a scalar."""
         if target.pixel_weight is not None:
             raise ValueError("topk_cross_entropy ranks pixels, so it knows no pixel_weight; use cross_entropy with one")
-        batch = Batch(logits, target, self.labels, self.asked.link)
+        batch = Batch(logits, target, self.labels, self.asked.activation)
         Needs.of([self.asked]).check(batch)
         with torch.no_grad():
             losses, valid = self._losses(batch)
@@ -61,16 +61,16 @@ class TopkCrossEntropy(nn.Module):
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of each entry and whether it is valid, [B, 1 or K, N]."""
-        room = Room()
+        buffers = ScratchBuffers()
         if torch.compiler.is_compiling():
-            return pixel_losses(batch.chunk(next(pieces(batch.logits)), room), self.asked, room)
-        entries = 1 if batch.link == "softmax" else batch.logits.shape[1]
+            return pixel_losses(batch.chunk(next(pieces(batch.logits)), buffers), self.asked, buffers)
+        entries = 1 if batch.activation == "softmax" else batch.logits.shape[1]
         shape, device = (batch.logits.shape[0], entries, batch.size), batch.logits.device
         losses = torch.empty(shape, dtype=batch.work_type, device=device)
         valid = torch.empty(shape, dtype=torch.bool, device=device)
         for piece in batch.pieces():
             place = (piece.images, slice(None), piece.pixels)
-            losses[place], valid[place] = pixel_losses(batch.chunk(piece, room), self.asked, room)
+            losses[place], valid[place] = pixel_losses(batch.chunk(piece, buffers), self.asked, buffers)
         return losses, valid
 
 

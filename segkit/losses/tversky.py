@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels
-from segkit.losses.chunks import link_of
-from segkit.losses.reduce import Reduce, keep
+from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.chunking import activation_of
+from segkit.losses.class_weights import ClassWeights
 from segkit.losses.region import ClassMean, Empty, Eps, Per, eps_pair, ratio
-from segkit.losses.statistics import MaskSums, RegionSums, Statistics
-from segkit.losses.weights import ClassWeights
+from segkit.losses.shared_pass import MaskSums, RegionSums, Statistics
 
 # Below this loss a power under 1 goes on as a straight line: its slope would be infinite at 0.
 SMALLEST = 1e-6
@@ -55,7 +55,7 @@ class Tversky(nn.Module):
         self,
         *,
         labels: Labels,
-        census: Any = None,
+        class_counts: Any = None,
         reduce: Reduce = keep,
         alpha: float = 0.3,
         beta: float = 0.7,
@@ -68,8 +68,8 @@ class Tversky(nn.Module):
         super().__init__()
         _at_least_0(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.eps = alpha, beta, eps_pair(eps, empty)
-        self.sums = RegionSums(link_of(labels))
-        self.mean = ClassMean(labels, census, reduce, per, empty, background, class_weights)
+        self.sums = RegionSums(activation_of(labels))
+        self.mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
 
     def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
@@ -97,7 +97,7 @@ class FocalTversky(nn.Module):
         self,
         *,
         labels: Labels,
-        census: Any = None,
+        class_counts: Any = None,
         reduce: Reduce = keep,
         alpha: float = 0.3,
         beta: float = 0.7,
@@ -117,8 +117,8 @@ class FocalTversky(nn.Module):
             raise ValueError("of: mean takes the power of one mean over the batch, so it needs per: batch")
         self.alpha, self.beta, self.gamma, self.of = alpha, beta, gamma, of
         self.eps = eps_pair(eps, empty)
-        self.sums = RegionSums(link_of(labels))
-        self.mean = ClassMean(labels, census, reduce, per, empty, background, class_weights)
+        self.sums = RegionSums(activation_of(labels))
+        self.mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
 
     def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""
@@ -163,7 +163,7 @@ class GeneralizedDice(nn.Module):
         super().__init__()
         self.exponent = {"square": 2, "simple": 1, "uniform": 0}[weight_by]
         self.absent, self.relative, self.eps = absent, relative, eps_pair(eps)
-        self.sums = RegionSums(link_of(labels))
+        self.sums = RegionSums(activation_of(labels))
         self.mean = ClassMean(labels, None, reduce, per, "present", background, None)
 
     def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:

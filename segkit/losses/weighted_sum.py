@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
-from segkit.losses.chunks import Batch, Link
-from segkit.losses.reduce import Reduce, keep
-from segkit.losses.schedules import WeightSchedule
-from segkit.losses.statistics import MaskSums, mask_sums, run_pass
+from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.chunking import Activation, Batch
+from segkit.losses.shared_pass import MaskSums, mask_sums, run_pass
+from segkit.losses.weight_schedules import WeightSchedule
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,14 @@ class WeightedSum(nn.Module):
         return cast("Iterable[Any]", self.members)  # what a term has is in the class docstring
 
     def _results(self, logits: Tensor, target: Target) -> dict[str, Any]:
-        """What the shared passes give each term that needs one: a pass for each link, and one over the mask."""
+        """What the shared passes give each term that needs one: a pass for each activation, and one over the mask."""
         asked = {name: term.sums for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")}
-        links: list[Link] = ["softmax", "sigmoid"]
+        activations: list[Activation] = ["softmax", "sigmoid"]
         results: dict[str, Any] = {}
-        for link in links:
-            names = [name for name, sums in asked.items() if sums.link == link]
+        for activation in activations:
+            names = [name for name, sums in asked.items() if sums.activation == activation]
             if names:
-                batch = Batch(logits, target, self.labels, link)
+                batch = Batch(logits, target, self.labels, activation)
                 found = run_pass(batch, [asked[name] for name in names])
                 results |= dict(zip(names, found, strict=True))
         return results
@@ -151,7 +151,8 @@ class WeightedSum(nn.Module):
         return [
             name
             for name in self.names
-            if name not in sums or sums[name].count(self._mask_sums(mask, sums[name].sums.link, None, None, 2)) is None
+            if name not in sums
+            or sums[name].count(self._mask_sums(mask, sums[name].sums.activation, None, None, 2)) is None
         ]
 
     @torch.no_grad()
@@ -176,7 +177,7 @@ class WeightedSum(nn.Module):
             for place, mask in enumerate(masks) if hasattr(term, "sums") else ():
                 weight = None if pixel_weights is None else pixel_weights[place]
                 valid = None if valids is None else valids[place]
-                parts.append(term.count(self._mask_sums(mask, term.sums.link, weight, valid, spatial)))
+                parts.append(term.count(self._mask_sums(mask, term.sums.activation, weight, valid, spatial)))
             if not parts or parts[0] is None:
                 counts[name] = None
             else:
@@ -184,14 +185,14 @@ class WeightedSum(nn.Module):
         return Normaliser(counts, len(masks))
 
     def _mask_sums(
-        self, mask: Tensor, link: Link, weight: Tensor | None, valid: Tensor | None, spatial: int | None
+        self, mask: Tensor, activation: Activation, weight: Tensor | None, valid: Tensor | None, spatial: int | None
     ) -> MaskSums:
         spatial = self._spatial_axes(mask) if spatial is None else spatial
         target = self.labels.target(mask, spatial, weight, valid)
         shape = (mask.shape[0], self.labels.channels, *mask.shape[mask.ndim - spatial :])
         # a mask alone tells the sums; the logits here are a shape without memory of its own
         logits = torch.zeros((), device=mask.device).expand(shape)
-        return mask_sums(Batch(logits, target, self.labels, link))
+        return mask_sums(Batch(logits, target, self.labels, activation))
 
     def _spatial_axes(self, mask: Tensor) -> int:
         """The number of spatial axes of a mask that no logits stand beside."""

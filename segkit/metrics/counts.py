@@ -57,7 +57,7 @@ def count(prediction: Tensor, mask: Tensor, labels: Labels) -> Tensor:
     values = f"0 to {labels.channels - 1}" if labels.mode == "multiclass" else "0 or 1"
     _assert_none(found.unknown[:, 0], f"a prediction holds a value that is not {values}")
     _assert_none(
-        found.unknown[:, 1], f"a mask holds a value that is neither {labels.values_in_words} nor {labels.void}"
+        found.unknown[:, 1], f"a mask holds a value that is neither {labels.values_in_words} nor {labels.padding_value}"
     )
     return found.counts
 
@@ -119,7 +119,7 @@ def _exclusive(prediction: Tensor, mask: Tensor, labels: Labels) -> Tally:
         of_image.scatter_add_(0, place, ones)
     pairs = bins.unflatten(1, (end + 1, end + 1))
     matrix = pairs[:, :end, :end]
-    ignored = mask.shape[1] - unequal(mask, labels.void).view(torch.uint8).sum(1, dtype=torch.int64)
+    ignored = mask.shape[1] - unequal(mask, labels.padding_value).view(torch.uint8).sum(1, dtype=torch.int64)
     return Tally(
         counts=torch.stack([matrix.diagonal(dim1=1, dim2=2), matrix.sum(1), matrix.sum(2)], dim=-1),
         pixels=matrix.sum((1, 2)).unsqueeze(1).expand(-1, end),
@@ -147,8 +147,8 @@ def _pairs(prediction: Tensor, reference: Tensor, end: int) -> Tensor:
 def _overlapping(prediction: Tensor, mask: Tensor, labels: Labels) -> Tally:
     """Sums of ands, of predictions [B, K, N], or [B, N] in binary mode, and masks of either shape."""
     prediction = prediction if prediction.ndim == 3 else prediction.unsqueeze(1)
-    void, known, reference = _planes(mask, labels)
-    counted = known & ~void
+    ignored, known, reference = _planes(mask, labels)
+    counted = known & ~ignored
     decided = (prediction == 0) | (prediction == 1)
     valid = (counted & decided).expand_as(prediction)
     predicted, reference = (prediction == 1) & valid, reference & valid
@@ -156,7 +156,7 @@ def _overlapping(prediction: Tensor, mask: Tensor, labels: Labels) -> Tally:
     return Tally(
         counts=counts,
         pixels=_pixels(valid),
-        ignored=_pixels(void.expand_as(prediction)),
+        ignored=_pixels(ignored.expand_as(prediction)),
         unknown=torch.stack([_pixels(counted & ~decided).sum(1), _pixels(~known).sum(1)], 1),
         matrix=_two_by_two(counts[:, 0], _pixels(valid)[:, 0]) if labels.mode == "binary" else None,
     )
@@ -170,14 +170,14 @@ def _two_by_two(counts: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _planes(mask: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a mask is void, holds a value with a meaning, and shows each class: bool, [B, 1 or K, N]."""
+    """Where a mask is ignored, holds a value with a meaning, and shows each class: bool, [B, 1 or K, N]."""
     mask = mask if mask.ndim == 3 else mask.unsqueeze(1)
-    void = mask == labels.void
-    known = torch.stack([mask == value for value in labels.values]).any(0) | void
+    ignored = mask == labels.padding_value
+    known = torch.stack([mask == value for value in labels.values]).any(0) | ignored
     if labels.regions is None:
-        return void, known, mask == 1
+        return ignored, known, mask == 1
     unions = [torch.stack([mask == value for value in union]).any(0) for union in labels.regions.values()]
-    return void, known, torch.cat(unions, 1)
+    return ignored, known, torch.cat(unions, 1)
 
 
 def _pixels(planes: Tensor) -> Tensor:

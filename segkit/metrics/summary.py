@@ -11,15 +11,9 @@ import pandas as pd
 import torch
 
 from segkit.labels import Labels
-from segkit.metrics.intervals import (
-    Intervals,
-    average_intervals,
-    mean_intervals,
-    median_intervals,
-    ratio_intervals,
-)
-from segkit.metrics.policies import OF_CASES, POOLED, SEGKIT, Rules
-from segkit.metrics.table import COUNTS, FROM_COUNTS, Table, averaged_classes, raw_score, ruled
+from segkit.metrics.bootstrap import Intervals, average_intervals, mean_intervals, median_intervals, ratio_intervals
+from segkit.metrics.case_table import COUNTS, FROM_COUNTS, Table, averaged_classes, raw_score, ruled
+from segkit.metrics.rules import OF_CASES, POOLED, SEGKIT, Rules
 
 NEVER = "the class is in neither prediction nor reference of any case"
 NOT_COUNTED = "the class is missed or spurious where it is at all, which these rules do not count for this metric"

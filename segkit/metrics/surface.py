@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from segkit.morphology import boundary, crop_to_foreground, distances_between
+from segkit.utils.morphology import boundary, crop_to_foreground, distances_between
 
 Elements = Literal["voxel", "area"]
 Percentile = Literal["directed", "pooled", "area"]

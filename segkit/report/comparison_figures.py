@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from segkit.report.tables import score_name
+from segkit.report.console import score_name
 
 WIDTH = 7.5
 # of the losses; Okabe and Ito's, in an order in which neighbours are far apart

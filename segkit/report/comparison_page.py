@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from segkit.report import comparison_figures as draw
-from segkit.report.pages import Picture, png_of, write_both
-from segkit.report.tables import by_mean, noise_words, score_name
+from segkit.report.console import by_mean, noise_words, score_name
+from segkit.report.html import Picture, png_of, write_both
 
 PAIRED = 4  # losses whose cases are drawn against those of one
 FEWEST_PIXELS = 100  # of a bin that is drawn
@@ -65,7 +65,7 @@ def write_pages(
 ) -> None:
     """Write report.html, report.md and the pictures of the latter; everywhere the best loss comes first.
 
-    scores: see `segkit.compare.long_table`. class_scores: of each run for each class, [R, C].
+    scores: see `segkit.compare.score_table`. class_scores: of each run for each class, [R, C].
     """
     result = best_first(result)
     shown = {

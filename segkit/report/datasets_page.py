@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from segkit.report.comparison_figures import demsar_figure
-from segkit.report.pages import Picture, png_of, write_both
-from segkit.report.tables import score_name
+from segkit.report.console import score_name
+from segkit.report.html import Picture, png_of, write_both
 
 ALPHA = 0.05
 

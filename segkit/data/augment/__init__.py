@@ -1,7 +1,7 @@
 """Augmentation of one sample by albumentations, torchvision (pictures) or MONAI, chosen in the configuration.
 
 All engines move image and mask together, masks by nearest neighbour, and fill what comes in from outside with
-`labels.void`, which counts in neither loss nor score. Every draw is a function of the seed that is passed in.
+`labels.padding_value`, which counts in neither loss nor score. Every draw is a function of the seed that is passed in.
 Albumentations and torchvision work on values in [0, 1] and therefore run before the intensities are normalised; MONAI
 runs after.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from segkit.data.augment.albumentations_engine import ALBUMENTATIONS, AlbumentationsAugment
-from segkit.data.augment.common import Augment, AugmentError, NoAugment, Swap
+from segkit.data.augment.base import Augment, AugmentError, NoAugment, Swap
 from segkit.data.augment.monai_engine import MONAI, MonaiAugment
 from segkit.data.augment.presets import PRESETS
 from segkit.data.augment.torchvision_engine import TORCHVISION, TorchvisionAugment
@@ -31,6 +31,6 @@ ENGINES: dict[str, Callable[[Sequence[Any], int], Augment]] = {
 }
 
 
-def build_augment(engine: str, transforms: Sequence[Any], void: int) -> Augment:
+def build_augment(engine: str, transforms: Sequence[Any], padding_value: int) -> Augment:
     """The engine `none` or one of TRANSFORMS around built transforms."""
-    return NoAugment() if engine == "none" or not transforms else ENGINES[engine](transforms, void)
+    return NoAugment() if engine == "none" or not transforms else ENGINES[engine](transforms, padding_value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.augment.common import Above0, AugmentError, Below1, Degrees, Half, Positive, Share, Swap, check_order
+from segkit.data.augment.base import Above0, AugmentError, Below1, Degrees, Half, Positive, Share, Swap, check_order
 
 
 def _albumentations() -> Any:
@@ -43,7 +43,7 @@ def rotate90(*, p: Share = 0.5) -> Any:
 
 def affine(
     *,
-    void: int,
+    padding_value: int,
     rotate: Degrees = 15.0,
     scale: Below1 = 0.15,
     shift: Positive = 0.05,
@@ -57,15 +57,15 @@ def affine(
         translate_percent=(-shift, shift),
         shear=(-shear, shear),
         fill=0,
-        fill_mask=void,
+        fill_mask=padding_value,
         p=p,
     )
 
 
-def elastic(*, void: int, alpha: Positive = 50.0, sigma: Positive = 7.0, p: Share = 0.3) -> Any:
+def elastic(*, padding_value: int, alpha: Positive = 50.0, sigma: Positive = 7.0, p: Share = 0.3) -> Any:
     """Smooth random displacement (Simard et al. 2003) of strength `alpha` and smoothness `sigma` pixels."""
     transform = _albumentations().ElasticTransform
-    return transform(alpha=alpha, sigma=sigma, border_mode=0, fill=0, fill_mask=void, p=p)
+    return transform(alpha=alpha, sigma=sigma, border_mode=0, fill=0, fill_mask=padding_value, p=p)
 
 
 def brightness_contrast(*, brightness: Positive = 0.2, contrast: Positive = 0.2, p: Share = 0.5) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segkit.data.augment.common import Above0, AugmentError, Below1, Degrees, Positive, Share, Swap, Zoom, check_order
+from segkit.data.augment.base import Above0, AugmentError, Below1, Degrees, Positive, Share, Swap, Zoom, check_order
 
 
 class _Drawing:
@@ -23,8 +23,8 @@ class _Flip(_Drawing):
     """Mirrors each axis with a probability; the first is the one from left to right of a volume, the last that of a
     picture."""
 
-    def __init__(self, axes: Sequence[int], p: float, void: int, swap: Swap | None):
-        self.axes, self.p, self.void, self.swap = axes, p, void, swap
+    def __init__(self, axes: Sequence[int], p: float, padding_value: int, swap: Swap | None):
+        self.axes, self.p, self.padding_value, self.swap = axes, p, padding_value, swap
 
     def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
         image, mask = sample["image"], sample["mask"]
@@ -36,14 +36,14 @@ class _Flip(_Drawing):
                 continue
             image, mask = image.flip(1 + axis % dims), mask.flip(1 + axis % dims)
             if self.swap is not None and axis % dims == (0 if dims == 3 else 1):
-                mask = self.swap(mask, shift=-self.void)
+                mask = self.swap(mask, shift=-self.padding_value)
         return {**sample, "image": image, "mask": mask}
 
 
-def flip(*, void: int, swap: Swap | None = None, axes: list[int], p: Share = 0.5) -> Any:
+def flip(*, padding_value: int, swap: Swap | None = None, axes: list[int], p: Share = 0.5) -> Any:
     """Mirror each of the spatial `axes` (0 is the first) with probability `p`, and exchange the classes of
     `swap_on_flip` where left and right are mirrored."""
-    return _Flip(axes, p, void, swap)
+    return _Flip(axes, p, padding_value, swap)
 
 
 def affine(
@@ -172,19 +172,20 @@ class MonaiAugment:
 
     before_normalisation = False
 
-    def __init__(self, transforms: Sequence[Any], void: int):
+    def __init__(self, transforms: Sequence[Any], padding_value: int):
         from monai.data.meta_obj import set_track_meta
 
         set_track_meta(False)  # plain tensors in, plain tensors out: the affine of the file is not needed here
         self.transforms = list(transforms)
-        self.void = void
+        self.padding_value = padding_value
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         dims = image.ndim - 1
-        # resampling fills with 0 from outside; with void as the origin of the mask, that is void
-        shifted = mask.astype(np.float32) - self.void
+        # resampling fills with 0 from outside; with the padding value as the origin of the mask, that becomes the
+        # padding value
+        shifted = mask.astype(np.float32) - self.padding_value
         sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image)),
             "mask": torch.from_numpy(shifted if mask.ndim > dims else shifted[None]),
@@ -196,5 +197,5 @@ class MonaiAugment:
                 sample = transform(sample)
             except (RuntimeError, IndexError) as error:
                 raise AugmentError(f"a transform does not fit an image {list(image.shape)}: {error}") from error
-        moved = (np.asarray(sample["mask"]) + self.void).round().astype(mask.dtype)
+        moved = (np.asarray(sample["mask"]) + self.padding_value).round().astype(mask.dtype)
         return np.asarray(sample["image"], dtype=np.float32), moved if mask.ndim > dims else moved[0]

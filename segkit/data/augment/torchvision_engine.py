@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.augment.common import AugmentError, Below1, Degrees, Half, Positive, Share, Swap
+from segkit.data.augment.base import AugmentError, Below1, Degrees, Half, Positive, Share, Swap
 
 
 def _v2() -> Any:
@@ -40,7 +40,7 @@ def vertical_flip(*, p: Share = 0.5) -> Any:
 
 def affine(
     *,
-    void: int,
+    padding_value: int,
     rotate: Degrees = 15.0,
     scale: Below1 = 0.15,
     shift: Positive = 0.05,
@@ -57,17 +57,17 @@ def affine(
         scale=(1 - scale, 1 + scale),
         shear=(-shear, shear) if shear else None,
         interpolation=library.InterpolationMode.BILINEAR,
-        fill={tv_tensors.Image: 0, tv_tensors.Mask: void},
+        fill={tv_tensors.Image: 0, tv_tensors.Mask: padding_value},
     )
     return library.RandomApply([moving], p=p)
 
 
-def elastic(*, void: int, alpha: Positive = 50.0, sigma: Positive = 7.0, p: Share = 0.3) -> Any:
+def elastic(*, padding_value: int, alpha: Positive = 50.0, sigma: Positive = 7.0, p: Share = 0.3) -> Any:
     """Smooth random displacement of strength `alpha` and smoothness `sigma` pixels."""
     from torchvision import tv_tensors
 
     library = _v2()
-    fill = {tv_tensors.Image: 0, tv_tensors.Mask: void}
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: padding_value}
     return library.RandomApply([library.ElasticTransform(alpha=alpha, sigma=sigma, fill=fill)], p=p)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.formats import arrays, dicom, itk, nifti, pictures, tiff
+from segkit.data.formats import arrays, dicom, nifti, raster, sitk, tiff
 from segkit.data.formats.geometry import Place
 
 Read = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, where it is for errors -> array, spacing
@@ -29,17 +29,17 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "NIfTI": Format((".nii.gz", ".nii"), nifti.read, nifti.read, nifti.place, nifti.number_type),
-    "PNG": Format((".png",), pictures.read_image, pictures.read_mask, None, pictures.number_type),
-    "JPEG": Format((".jpg", ".jpeg"), pictures.read_image, pictures.read_mask, None, pictures.number_type),
-    "GIF": Format((".gif",), pictures.read_first_frame, pictures.read_mask, None, pictures.number_type),
-    "BMP": Format((".bmp",), pictures.read_image, pictures.read_mask, None, pictures.number_type),
+    "PNG": Format((".png",), raster.read_image, raster.read_mask, None, raster.number_type),
+    "JPEG": Format((".jpg", ".jpeg"), raster.read_image, raster.read_mask, None, raster.number_type),
+    "GIF": Format((".gif",), raster.read_first_frame, raster.read_mask, None, raster.number_type),
+    "BMP": Format((".bmp",), raster.read_image, raster.read_mask, None, raster.number_type),
     "TIFF": Format(tiff.ENDINGS, tiff.read_image, tiff.read_mask, None, tiff.number_type),
     "NPY": Format((".npy",), arrays.read_image, arrays.read_mask, None, arrays.number_type),
     "NPZ": Format((".npz",), arrays.read_image, arrays.read_mask),
-    "NRRD": Format((".nrrd", ".nhdr"), itk.read, itk.read, itk.place_of_file, itk.number_type),
-    "MetaImage": Format((".mha", ".mhd"), itk.read, itk.read, itk.place_of_file, itk.number_type),
+    "NRRD": Format((".nrrd", ".nhdr"), sitk.read, sitk.read, sitk.place_of_file, sitk.number_type),
+    "MetaImage": Format((".mha", ".mhd"), sitk.read, sitk.read, sitk.place_of_file, sitk.number_type),
     "DICOM": Format((".dcm", ".seg"), dicom.read_image, dicom.read_mask, dicom.place),
-    "DICOM series": Format((), itk.read_series, itk.read_series, itk.series_place),
+    "DICOM series": Format((), sitk.read_series, sitk.read_series, sitk.series_place),
 }
 SERIES = "DICOM series"
 EXTENSIONS = tuple(ending for kind in FORMATS.values() for ending in kind.endings)
@@ -54,7 +54,7 @@ def extension(path: Path) -> str:
 def format_name(path: Path) -> str | None:
     """The name of the format of a file by its ending, or of a folder by its first file; None for others."""
     if path.is_dir():
-        return SERIES if itk.is_series(path) else None
+        return SERIES if sitk.is_series(path) else None
     ending = extension(path)
     return next((name for name, kind in FORMATS.items() if ending in kind.endings), None) if ending else None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.cases import DataError
+from segkit.utils.errors import DataError
 
 IMAGE_NAMES, MASK_NAMES = ("image", "img", "data"), ("mask", "label", "seg", "segmentation")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.cases import DataError
 from segkit.data.formats.geometry import Place, turned
-from segkit.data.formats.itk import LPS_TO_RAS, place_of_file, read_flat
+from segkit.data.formats.sitk import LPS_TO_RAS, place_of_file, read_flat
+from segkit.utils.errors import DataError
 
 SEGMENTATION = "SEG"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segkit.data.cases import DataError
+from segkit.utils.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.cases import DataError
 from segkit.data.formats.geometry import Place, turned
-from segkit.data.formats.sizes import check_claim
+from segkit.data.formats.header_checks import check_claim
+from segkit.utils.errors import DataError
 
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.cases import DataError
-from segkit.data.formats.pictures import check_size, scaled
+from segkit.data.formats.raster import check_size, scaled
+from segkit.utils.errors import DataError
 
 ENDINGS = (".tif", ".tiff")
 WHITE_IS_ZERO, RGB, PALETTE = 0, 2, 3  # values of its tags

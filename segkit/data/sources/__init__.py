@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from segkit.data.cases import Source
 from segkit.data.sources.coco import CocoSource
-from segkit.data.sources.decathlon import DecathlonSource
 from segkit.data.sources.instances import InstancesSource
 from segkit.data.sources.manifest import ManifestSource
+from segkit.data.sources.msd_nnunet import DecathlonSource
 from segkit.data.sources.pairs import PairsSource
 from segkit.data.sources.public import ADESource, CityscapesSource, VOCSource
 from segkit.data.sources.synthetic import SyntheticSource

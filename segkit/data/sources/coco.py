@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segkit.data.cases import Case, DataError, RawCase, mask_dtype
+from segkit.data.cases import Case, RawCase, mask_dtype
 from segkit.data.readers import number_of_background, read_image
-from segkit.data.sources.common import distinguished, group_reader, listed_file, sorted_cases
+from segkit.data.sources.base import distinguished, group_reader, listed_file, sorted_cases
 from segkit.labels import Labels
+from segkit.utils.errors import DataError
 
 
 class CocoSource:

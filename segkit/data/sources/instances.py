@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.cases import Case, DataError, MaskFile, RawCase, mask_dtype
+from segkit.data.cases import Case, MaskFile, RawCase, mask_dtype
 from segkit.data.formats import is_image
-from segkit.data.mask_code import MaskCode
+from segkit.data.mask_encoding import MaskCode
 from segkit.data.readers import number_of_background
-from segkit.data.sources.common import FileSource, existing_folder, group_reader, sorted_cases
+from segkit.data.sources.base import FileSource, existing_folder, group_reader, sorted_cases
 from segkit.labels import Labels
+from segkit.utils.errors import DataError
 
 
 class InstancesSource(FileSource):

@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from segkit.data.cases import Case, DataError, MaskFile
+from segkit.data.cases import Case, MaskFile
 from segkit.data.formats import case_name
-from segkit.data.mask_code import MaskCode
-from segkit.data.sources.common import FileSource, group_reader, listed_file, sorted_cases
+from segkit.data.mask_encoding import MaskCode
+from segkit.data.sources.base import FileSource, group_reader, listed_file, sorted_cases
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
+from segkit.utils.errors import DataError
 
 PART_WORDS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 PART_WORDS |= {part: part for part in PARTS}

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from segkit.data.cases import Case, DataError, MaskFile
+from segkit.data.cases import Case, MaskFile
 from segkit.data.formats import EXTENSIONS, is_image
-from segkit.data.mask_code import MaskCode
-from segkit.data.sources.common import (
+from segkit.data.mask_encoding import MaskCode
+from segkit.data.sources.base import (
     FileSource,
     distinguished,
     existing_folder,
@@ -22,6 +22,7 @@ from segkit.data.sources.common import (
 )
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
+from segkit.utils.errors import DataError
 
 ANY_EXTENSION = "(?:" + "|".join(re.escape(known) for known in EXTENSIONS) + ")"
 SPLIT = "{split}"
@@ -37,7 +38,7 @@ class PairsSource(FileSource):
     annotator: whose masks to take.
     group: a regular expression with one pair of brackets, which picks the group out of the case name;
         without it every case is a group of its own.
-    value_map, colors, threshold, one_hot, nearest_color: see `segkit.data.mask_code.MaskCode`.
+    value_map, colors, threshold, one_hot, nearest_color: see `segkit.data.mask_encoding.MaskCode`.
     unpaired: `refuse` images without mask and masks without image, or `skip` them.
 
     Files of other formats and hidden files are passed over. Raises DataError for folders that are missing or empty,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from segkit.data.cases import Case, DataError, MaskFile
+from segkit.data.cases import Case, MaskFile
 from segkit.data.formats import case_name, is_image
-from segkit.data.mask_code import MaskCode
-from segkit.data.sources.common import (
+from segkit.data.mask_encoding import MaskCode
+from segkit.data.sources.base import (
     FileSource,
     distinguished,
     existing_folder,
@@ -18,6 +18,7 @@ from segkit.data.sources.common import (
     sorted_cases,
 )
 from segkit.labels import Labels
+from segkit.utils.errors import DataError
 
 # numbers in `_labelIds` of the 19 classes that Cityscapes judges, in the order of its training numbers
 # (Cordts et al. 2016, and the table `labels` of the data set's own scripts); all others are to be ignored

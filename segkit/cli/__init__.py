@@ -1,0 +1,69 @@
+"""The `segkit` command. Heavy imports stay inside the functions, so that --help answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segkit._version import VERSION
+from segkit.cli.compare import compare
+from segkit.cli.config import config_app
+from segkit.cli.data import data_app
+from segkit.cli.evaluate import evaluate
+from segkit.cli.exit_codes import USAGE, WORKER_DIED, exit_code, worker_death
+from segkit.cli.train import predict, train
+
+PACKAGE = Path(__file__).parents[1]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (train, evaluate, predict, compare):
+    app.command()(command)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"segkit {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def segkit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train segmentation networks, evaluate checkpoints, and find out which losses really differ."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; expected errors become a message and an exit code instead of a traceback."""
+    warnings.showwarning = show_warning
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        duplicate = code == USAGE and os.environ.get("RANK", "0") != "0"  # every process reports the same
+        if not duplicate and not getattr(error, "silent", False):
+            typer.echo(f"error: {worker_death(error) if code == WORKER_DIED else error}", err=True)
+        sys.exit(code)
+
+
+def show_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """Print segkit's own warnings without a line of code: they are about the user's data and settings."""
+    ours = Path(filename).is_relative_to(PACKAGE)
+    shown = f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno).rstrip()
+    typer.echo(shown, err=True)

@@ -1,0 +1,180 @@
+"""The options of `segkit evaluate`, which scores checkpoints or folders of predicted masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segkit.cli.options import DeviceOption, Overrides, split_list
+
+CHECKPOINTS, PREDICTIONS = "With --checkpoint", "With --predictions"
+
+
+def evaluate(
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run folder (its last.pt is used), or a .pt file, which needs --out. Repeat to compare."),
+    ] = None,
+    overrides: Overrides = None,
+    predictions: Annotated[Path | None, typer.Option(help="Folder of masks predicted by any tool.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated names, such as dice,hd95,nsd.")] = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(help="Scoring rules (empty classes, averaging): segkit, nnunet, monai, torchmetrics, mmseg, smp."),
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(help="Classes to leave out of tables and means; their pixels still count.")
+    ] = None,
+    tolerance: Annotated[float | None, typer.Option(min=0, help="NSD tolerance in mm, or in pixels for 2D.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder [default: the run folder].")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, validation or test [default: as in the run].", rich_help_panel=CHECKPOINTS),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Evaluate all cases of another folder with the same layout.", rich_help_panel=CHECKPOINTS),
+    ] = None,
+    device: DeviceOption = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Folder of the reference masks.", rich_help_panel=PREDICTIONS)
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names in the order of their numbers: background,a,b.", rich_help_panel=PREDICTIONS),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="multiclass (default), binary, or multilabel: masks [K, ...] of 0 and 1.", rich_help_panel=PREDICTIONS
+        ),
+    ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            help="Overlapping classes as unions of values, whole:1+2,core:2, instead of --classes.",
+            rich_help_panel=PREDICTIONS,
+        ),
+    ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(help="Ignored value of the reference masks.", rich_help_panel=PREDICTIONS)
+    ] = None,
+    values: Annotated[
+        str | None, typer.Option(help="Mask values to replace: 255:1,7:0.", rich_help_panel=PREDICTIONS)
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression on case names; its first group is the patient.", rich_help_panel=PREDICTIONS
+        ),
+    ] = None,
+) -> None:
+    """Score checkpoints, or a folder of predicted masks: cases.csv, scores.json, figures and a table."""
+    if bool(checkpoint) == bool(predictions):
+        raise typer.BadParameter("give --checkpoint, or --predictions with --references, --classes and --out")
+    if checkpoint:
+        foreign = {
+            "--references": references,
+            "--classes": classes,
+            "--mode": mode,
+            "--regions": regions,
+            "--ignore": ignore,
+            "--group": group,
+            "--values": values,
+        }
+        _refuse(foreign, "can only be used with --predictions; a checkpoint contains its own labels and data")
+        settings = {
+            "metrics": metrics and f"[{metrics}]",
+            "rules": rules,
+            "exclude_classes": exclude and f"[{exclude}]",
+            "tolerance_mm": tolerance,
+        }
+        _evaluate_checkpoints(checkpoint, overrides or [], settings, split=split, data=data, out=out, device=device)
+        return
+    foreign = {"--split": split, "--data": data, "--device": device, "key=value": overrides or None}
+    _refuse(foreign, "cannot be used with --predictions: no network is run")
+    if references is None or (classes is None and regions is None) or out is None:
+        raise typer.BadParameter("--predictions also needs --references, --classes (or --regions) and --out")
+    if regions is not None and (classes is not None or mode not in (None, "multilabel")):
+        raise typer.BadParameter("--regions already defines overlapping classes: leave out --classes and --mode")
+    assert predictions is not None
+    _evaluate_predictions(
+        predictions,
+        references,
+        out,
+        _labels_options(classes, mode, regions, ignore),
+        exclude=split_list(exclude) if exclude else [],
+        values=parse_values(values),
+        metrics=split_list(metrics or "dice,iou"),
+        rules=rules or "segkit",
+        tolerance=tolerance,
+        group=group,
+    )
+
+
+def _refuse(options: Mapping[str, Any], reason: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise typer.BadParameter(f"{', '.join(given)} {reason}")
+
+
+def _evaluate_checkpoints(
+    checkpoints: list[Path], overrides: list[str], settings: Mapping[str, Any], **options: Any
+) -> None:
+    from rich.console import Console
+
+    from segkit.commands.evaluate import evaluate as run
+
+    chosen = [f"evaluation.{name}={value}" for name, value in settings.items() if value is not None]
+    run(checkpoints, [*overrides, *chosen], console=Console(), **options)
+
+
+def _evaluate_predictions(
+    predictions: Path, references: Path, out: Path, labels: Mapping[str, Any], **options: Any
+) -> None:
+    from rich.console import Console
+
+    from segkit.commands.evaluate import evaluate_predictions as run
+    from segkit.labels import Labels
+    from segkit.utils.errors import RunError
+
+    try:
+        built = Labels(**labels)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    run(predictions, references, built, out, console=Console(), **options)
+
+
+def _labels_options(classes: str | None, mode: str | None, regions: str | None, ignore: int | None) -> dict[str, Any]:
+    """The arguments of Labels."""
+    if regions is None:
+        return {"names": split_list(classes or ""), "mode": mode or "multiclass", "ignore_index": ignore}
+    unions = parse_regions(regions)
+    return {"names": list(unions), "mode": "multilabel", "ignore_index": ignore, "regions": unions}
+
+
+def parse_regions(text: str) -> dict[str, list[int]]:
+    """`whole:1+2+3,core:2+3` as lists of values."""
+    try:
+        pairs = [part.split(":") for part in split_list(text)]
+        regions = {name: [int(value) for value in union.split("+")] for name, union in pairs}
+        if len(regions) < len(pairs):
+            raise ValueError("duplicate name")
+        return regions
+    except ValueError as error:
+        raise typer.BadParameter(f"expected --regions as whole:1+2+3,core:2+3, each name once, got {text}") from error
+
+
+def parse_values(text: str | None) -> dict[int, int]:
+    """`255:1,7:0` as numbers."""
+    try:
+        pairs = [part.split(":") for part in split_list(text)] if text else []
+        numbers = {int(value): int(number) for value, number in pairs}
+        if len(numbers) < len(pairs):
+            raise ValueError("duplicate value")
+        return numbers
+    except ValueError as error:
+        raise typer.BadParameter(f"expected --values as 255:1,7:0, each value once, got {text}") from error

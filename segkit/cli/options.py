@@ -1,0 +1,17 @@
+"""Options shared by several commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Configuration overrides, such as train.steps=100.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: as in the checkpoint].")]
+
+
+def split_list(text: str) -> list[str]:
+    """`a, b` as a list of names."""
+    return [part.strip() for part in text.split(",")]

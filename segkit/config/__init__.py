@@ -1,0 +1,271 @@
+"""YAML and `key=value` overrides -> a checked, frozen configuration. All errors at once, with line and suggestion.
+
+The program hands in tables of what can be named (losses, networks, sources); an entry's signature is its schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ruamel.yaml import YAML
+
+from segkit.config.schema import (
+    FORMER_NAMES,
+    Augment,
+    CheckpointsSection,
+    ComparisonSection,
+    Config,
+    EvaluationSection,
+    GeneralSection,
+    LabelsSection,
+    LoaderSection,
+    LoggingSection,
+    Named,
+    ParametersSection,
+    PreprocessSection,
+    RunSection,
+    SamplingSection,
+    TrainSection,
+    plain_named,
+    renamed,
+)
+from segkit.config.validation import Checker, Table
+from segkit.config.yaml_tree import ConfigError, parse_file, with_overrides
+
+__all__ = ["Config", "ConfigError", "Named", "Table", "check", "dump", "plain_named", "read", "schema"]
+
+FIXED = {
+    "labels": LabelsSection,
+    "preprocess": PreprocessSection,
+    "sampling": SamplingSection,
+    "loader": LoaderSection,
+    "parameters": ParametersSection,
+    "train": TrainSection,
+    "checkpoints": CheckpointsSection,
+    "evaluation": EvaluationSection,
+    "logging": LoggingSection,
+    "run": RunSection,
+    "comparison": ComparisonSection,
+}
+NAMED = ("data", "split", "model", "optimizer", "schedule")
+DEFAULTS: dict[str, Any] = {
+    "split": {"name": "source"},
+    "schedule": {"name": "constant"},
+    "augment": {},
+    "preprocess": {},
+    "sampling": {},
+    "loader": {},
+    "parameters": {},
+    "checkpoints": {},
+    "evaluation": {},
+    "logging": {},
+    "run": {},
+    "comparison": {},
+}
+REQUIRED = ("labels", "data", "model", "loss", "optimizer", "train")
+
+
+def read(
+    path: Path,
+    overrides: Sequence[str],
+    tables: Mapping[str, Table],
+    trials: Mapping[str, Callable[[Config], object]] | None = None,
+) -> Config:
+    """Read and check a YAML file. Raises ConfigError with everything that is wrong with it.
+
+    trials: for sections what else must work without a ValueError, for what no signature can say.
+    overrides: `key.path=value`, the value being YAML, list items by number. Setting `train.steps` drops the file's
+        `train.epochs` and the other way round. Paths in the file are relative to it, those of overrides to the
+        current directory.
+    """
+    tree, lines = parse_file(path)
+    folder = Path(path).absolute().parent
+    return check(tree, overrides, tables, source=str(path), lines=lines, folder=folder, trials=trials)
+
+
+def check(
+    tree: dict[str, Any],
+    overrides: Sequence[str],
+    tables: Mapping[str, Table],
+    *,
+    source: str,
+    lines: Mapping[tuple, int] | None = None,
+    folder: Path | None = None,
+    trials: Mapping[str, Callable[[Config], object]] | None = None,
+) -> Config:
+    """Check a configuration that is plain data, such as a checkpoint holds; errors say that it is from `source`."""
+    # defaults come first, so that an override can reach into a section that the file leaves out or leaves empty
+    tree = {**DEFAULTS, **{key: value for key, value in tree.items() if value is not None or key not in DEFAULTS}}
+    tree, origins, errors = with_overrides(tree, overrides)
+    _rename_options(tree)
+    checker = Checker(source, tables, dict(lines or {}), origins, folder or Path.cwd(), errors)
+    checker.length(tree.get("train"), ("train",))
+    known = [*FIXED, *NAMED, "augment", "loss"]
+    general = {key: value for key, value in tree.items() if key not in known}
+    if general.get("name") is None:
+        general["name"] = Path(source).stem
+    parts: dict[str, Any] = {"general": checker.section((), general, GeneralSection, known=known)}
+    for key in known:
+        if key in tree:
+            parts[key] = _check_part(checker, key, DEFAULTS.get(key) if tree[key] is None else tree[key])
+        elif key in REQUIRED:
+            checker.error((), f"missing required key '{key}'")
+    checker.finish()
+    general_part = parts.pop("general").model_dump(exclude={"format"})
+    config = Config(**general_part, **parts)
+    for key, trial in (trials or {}).items():
+        try:
+            trial(config)
+        except ValueError as error:
+            checker.error((key,), str(error))
+    checker.finish()
+    return config
+
+
+def _rename_options(tree: dict[str, Any]) -> None:
+    """Options by the names of earlier versions, under their present ones."""
+    for (section, option), former in FORMER_NAMES.items():
+        if section in tree:
+            tree[section] = renamed(tree[section], {former: option})
+
+
+def _check_part(checker: Checker, key: str, value: Any) -> Any:
+    if key in FIXED:
+        return checker.section((key,), value, FIXED[key])
+    if key == "loss":
+        return _check_loss(checker, value)
+    if key == "augment":
+        return _check_augment(checker, value)
+    return _check_named(checker, (key,), value, key)
+
+
+def _check_named(checker: Checker, path: tuple, value: Any, table: str) -> Named | None:
+    chosen = checker.choose(path, value, table)
+    if chosen is None:
+        return None
+    name, given = chosen
+    args = checker.arguments(path, given, table, name)
+    return None if args is None else Named(name, args)
+
+
+def _check_augment(checker: Checker, value: Any) -> Augment | None:
+    """A preset stands for its transforms, which those of the file follow."""
+    path = ("augment",)
+    if not isinstance(value, dict):
+        return checker.error(path, f"expected a mapping with engine and transforms, got {value!r}")
+    checker.known_keys(path, value, ["engine", "preset", "transforms", "swap_on_flip"])
+    engine, preset, given = value.get("engine", "none"), value.get("preset"), value.get("transforms") or []
+    engines = [key.removeprefix("augment.") for key in checker.tables if key.startswith("augment.")]
+    listed = f"{', '.join(map(repr, engines[:-1]))} or {engines[-1]!r}"
+    if engine != "none" and engine not in engines:
+        return checker.error((*path, "engine"), f"expected 'none', {listed}, got {engine!r}")
+    if not isinstance(given, list):
+        return checker.error((*path, "transforms"), f"expected a list of transforms, got {given!r}")
+    if engine == "none" and (given or preset not in (None, "none")):
+        return checker.error((*path, "engine"), f"transforms need an engine: {listed}")
+    transforms = [
+        *_preset(checker, (*path, "preset"), preset, engine),
+        *(
+            _check_named(checker, (*path, "transforms", place), entry, f"augment.{engine}")
+            for place, entry in enumerate(given)
+        ),
+    ]
+    swaps = _check_swaps(checker, (*path, "swap_on_flip"), value.get("swap_on_flip") or [])
+    return Augment(engine, tuple(one for one in transforms if one is not None), swaps)
+
+
+def _preset(checker: Checker, path: tuple, preset: Any, engine: str) -> list[Named | None]:
+    if preset is None or engine == "none":
+        return []
+    presets = checker.tables["preset"].entries
+    if preset not in presets:
+        checker.error(path, f"expected one of {', '.join(presets)}, got {preset!r}")
+        return []
+    try:
+        entries = presets[preset](engine)
+    except ValueError as error:
+        checker.error(path, str(error))
+        return []
+    return [_check_named(checker, path, entry, f"augment.{engine}") for entry in entries]
+
+
+def _check_swaps(checker: Checker, path: tuple, pairs: Any) -> tuple[tuple[str, str], ...]:
+    fits = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs
+    )
+    if not fits:
+        checker.error(path, f"expected pairs of class names, such as [[left, right]], got {pairs!r}")
+        return ()
+    names = [name for pair in pairs for name in pair]
+    if len(set(names)) < len(names):
+        checker.error(path, f"expected every class in one pair only, got {pairs!r}")
+    return tuple((first, second) for first, second in pairs)
+
+
+def _check_loss(checker: Checker, value: Any) -> tuple[dict[str, Any], ...] | None:
+    """A name of a loss or recipe, a mapping, or a list of names and mappings."""
+    recipes = checker.tables["recipe"].entries
+    if isinstance(value, str) and value in recipes:
+        value = recipes[value]
+    if isinstance(value, str) and value not in checker.tables["loss"].entries:
+        return checker.unknown_name(("loss",), value, [*checker.tables["loss"].entries, *recipes])
+    entries = value if isinstance(value, list) else [value]
+    if not entries:
+        return checker.error(("loss",), "expected a name, a mapping or a list of them, got an empty list")
+    terms = [
+        _check_term(checker, ("loss", place) if isinstance(value, list) else ("loss",), entry)
+        for place, entry in enumerate(entries)
+    ]
+    return tuple(term for term in terms if term is not None)
+
+
+def _check_term(checker: Checker, path: tuple, entry: Any) -> dict[str, Any] | None:
+    chosen = checker.choose(path, entry, "loss")
+    if chosen is None:
+        return None
+    name, given = chosen
+    weight = _check_weight(checker, (*path, "weight"), given.pop("weight", 1.0))
+    like = given.pop("like", None)
+    if like is not None and (not isinstance(like, str) or like not in checker.tables["like"].entries):
+        checker.unknown_name((*path, "like"), like, checker.tables["like"].entries)
+    args = checker.arguments(path, given, "loss", name, also=("name", "weight", "like"))
+    if args is None:
+        return None
+    if like is not None:  # what is not written out is then set by the library's own defaults, not by ours
+        args = {"like": like, **{key: value for key, value in args.items() if key in given}}
+    return {"name": name, "weight": weight, **args}
+
+
+def _check_weight(checker: Checker, path: tuple, value: Any) -> Any:
+    """A number, or the name and arguments of a schedule."""
+    if isinstance(value, dict):
+        chosen = checker.choose(path, value, "weight")
+        args = None if chosen is None else checker.arguments(path, chosen[1], "weight", chosen[0])
+        return None if chosen is None or args is None else {"name": chosen[0], **args}
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        return checker.error(path, f"expected a number of at least 0, or a schedule, got {value!r}")
+    return float(value)
+
+
+def dump(config: Config, file: TextIO | Path) -> None:
+    """Write the resolved configuration as YAML that `read` accepts."""
+    yaml = YAML(typ="safe", pure=True)
+    # flow style and folding change some texts: ruamel writes ?0 unquoted, and folds at one of two spaces
+    yaml.default_flow_style = False
+    yaml.width = 2**20
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    yaml.dump(config.to_dict(), file)
+
+
+def schema(tables: Mapping[str, Table]) -> dict[str, Any]:
+    """JSON schemas of the fixed sections and of every entry that can be named."""
+    return {
+        "sections": {key: model.model_json_schema() for key, model in FIXED.items()},
+        "named": {
+            key: {name: table.model(name).model_json_schema() for name in table.entries}
+            for key, table in tables.items()
+            if key not in ("recipe", "like", "preset")
+        },
+    }

@@ -1,0 +1,277 @@
+"""What a checked configuration consists of: its sections, their defaults, and the digest of the experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from segkit.utils.durations import Duration
+
+FORMAT = 1
+# Options whose name has changed: (section, option) -> name in format 1, which is read still and which the digest is of,
+# so that runs of earlier versions are found and continued.
+FORMER_NAMES = {("comparison", "noise_floor"): "aa", ("loss", "activation"): "link"}
+Count = Annotated[int, Field(ge=1)]
+Sides = list[Count]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class Section(BaseModel):
+    """A part of the configuration with fixed keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LabelsSection(Section):
+    names: list[str]
+    mode: Literal["multiclass", "binary", "multilabel"] = "multiclass"
+    ignore_index: int | None = None
+    background: str = "background"
+    regions: dict[str, list[int]] | None = None
+
+
+class PreprocessSection(Section):
+    intensity: Literal["zscore", "dataset", "percentile", "none"] = "zscore"
+    spacing: list[float] | Literal["median"] | None = None
+
+
+class SamplingSection(Section):
+    patch: Sides | None = None
+    foreground: Annotated[float, Field(ge=0, le=1)] = 0.0
+    balance: Literal["pixels", "classes"] = "pixels"
+    margin: Annotated[float, Field(ge=1)] = 1.5
+
+
+class LoaderSection(Section):
+    batch: Count = 4
+    workers: Annotated[int, Field(ge=0)] = 0
+    cache: Literal["memory", "disk", "none"] = "memory"
+    cache_dir: Path | None = None
+
+
+class ParametersSection(Section):
+    encoder_lr: Annotated[float, Field(gt=0)] = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    decay_norms_and_biases: bool = False
+    freeze: list[str] = []
+
+
+class TrainSection(Section):
+    steps: Count | None = None
+    epochs: Count | None = None
+    max_steps: Count | None = None
+    max_epochs: Count | None = None
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    patience: Duration | None = None
+    init: Path | None = None
+    overfit: Count | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    accumulate: Count = 1
+    sync_batchnorm: bool = False
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    nonfinite: Count = 10
+    validate_every: Duration = {"epochs": 1.0}
+    log_every: Duration = {"steps": 10}
+    gradients_every: Duration = {"steps": 100}
+    profile: Duration | None = None
+
+
+class CheckpointsSection(Section):
+    best: Literal["dice", "iou"] = "dice"
+    every: Duration | None = None
+    keep: Count = 3
+
+
+class LoggingSection(Section):
+    tensorboard: bool = False
+    mlflow: Path | None = None
+
+
+# what can be measured again without training again, and so makes no other experiment
+REPORTED = (
+    *("metrics", "rules", "exclude_classes", "tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio"),
+    *("calibration", "overlays", "read_first"),
+)
+
+
+class EvaluationSection(Section):
+    split: Literal["train", "validation", "test"] | None = None
+    window: Sides | None = None
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    metrics: Annotated[list[str], Field(min_length=1)] = ["dice", "iou"]
+    rules: str = "segkit"
+    exclude_classes: list[str] = []
+    tolerance_mm: Annotated[float, Field(gt=0)] = 1.0
+    hd95: Literal["directed", "pooled", "area"] | None = None
+    assd: Literal["pooled", "mean_of_means"] | None = None
+    nsd: Literal["area", "voxel"] | None = None
+    boundary_ratio: Annotated[float, Field(gt=0)] | None = None
+    calibration: bool = False
+    overlays: bool = True
+    read_first: bool = True
+
+
+class RunSection(Section):
+    dir: Path | None = None
+
+
+class ComparisonSection(Section):
+    """Which losses are compared, on what, and how it is judged; see docs/comparing.md.
+
+    losses: names or recipes, or a mapping from labels to anything that `loss` may be. seeds: how many, or which.
+    folds: of k-fold, each judged on its own part; None for the split as it is. repeats: of the k-fold, cut anew.
+    steps, minutes: of each training, in place of what `train` says. sweep: learning rates of which each loss takes the
+    one that does best on the validation part. metric, aggregation: what a run's score is, and how cases and classes
+    become one number. noise_floor: train the baseline
+    once more under another name and with other seeds.
+    """
+
+    losses: list[str] | dict[str, Any] = []
+    seeds: Count | list[Annotated[int, Field(ge=0)]] = 3
+    folds: Annotated[int, Field(ge=2)] | None = None
+    repeats: Count = 1
+    metric: str = "dice"
+    aggregation: str = "class_case"
+    baseline: str | None = None
+    family: Literal["all_pairs", "vs_baseline"] | None = None
+    margin: Annotated[float, Field(ge=0)] = 0.005
+    steps: Count | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    sweep: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)] | None = None
+    noise_floor: bool = False
+
+
+class GeneralSection(Section):
+    """The keys of the top level that are no section."""
+
+    format: Literal[1] = FORMAT
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Named:
+    """An entry of a table with its arguments, every default filled in."""
+
+    name: str
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """swap_on_flip: pairs of classes that a mirror of left and right exchanges."""
+
+    engine: str
+    transforms: tuple[Named, ...]
+    swap_on_flip: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. `loss` is a tuple of terms, {"name", "weight", **options}."""
+
+    name: str
+    seed: int
+    device: Device
+    labels: LabelsSection
+    data: Named
+    split: Named
+    preprocess: PreprocessSection
+    augment: Augment
+    sampling: SamplingSection
+    loader: LoaderSection
+    model: Named
+    loss: tuple[Mapping[str, Any], ...]
+    optimizer: Named
+    parameters: ParametersSection
+    schedule: Named
+    train: TrainSection
+    checkpoints: CheckpointsSection
+    evaluation: EvaluationSection
+    logging: LoggingSection
+    run: RunSection
+    comparison: ComparisonSection
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain data that `check` accepts again; paths are text."""
+        return {"format": FORMAT, **_plain(self, keep_paths=True)}
+
+    def digest(self) -> str:
+        """12 hexadecimal digits that are the same wherever the same experiment runs: without name, paths, device,
+        run folder, workers, caches, logging and what it is compared with."""
+        return hashlib.sha256(json.dumps(self.experiment(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
+        """(key, value here, value there) of all that the digest is of and that differs; None where a key is missing."""
+        mine, theirs = leaves(self.experiment()), leaves(other.experiment())
+        keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+        return [(key, mine.get(key), theirs.get(key)) for key in keys]
+
+    def experiment(self) -> dict[str, Any]:
+        content = _plain(self, keep_paths=False)
+        for section, key in (
+            *(("loader", key) for key in ("workers", "cache")),
+            *(("train", key) for key in ("log_every", "gradients_every", "profile")),
+            *(("checkpoints", key) for key in ("every", "keep")),
+            *(("evaluation", key) for key in REPORTED),
+        ):
+            del content[section][key]
+        # paths are no part of an experiment, but other weights to start from are another one
+        content["train"]["init"] = None if self.train.init is None else self.train.init.name
+        for key in ("name", "device", "logging", "run", "comparison"):
+            del content[key]
+        for (section, option), former in FORMER_NAMES.items():
+            if section in content:
+                content[section] = renamed(content[section], {option: former})
+        return content
+
+
+def _plain(value: Any, *, keep_paths: bool) -> Any:
+    """Dataclasses, sections and mappings as dictionaries; `name` and arguments of an entry side by side."""
+    if isinstance(value, Named):
+        value = {"name": value.name, **value.args}
+    elif isinstance(value, Section):
+        value = dict(value)
+    elif isinstance(value, (Config, Augment)):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        kept = {key: one for key, one in value.items() if keep_paths or not isinstance(one, Path)}
+        return {key: _plain(one, keep_paths=keep_paths) for key, one in kept.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, keep_paths=keep_paths) for one in value if keep_paths or not isinstance(one, Path)]
+    return str(value) if isinstance(value, Path) else value
+
+
+def renamed(section: Any, names: Mapping[str, str]) -> Any:
+    """A section that is a mapping, or a list of them, with other names for some of its keys, in the same order."""
+    if isinstance(section, list):
+        return [renamed(entry, names) for entry in section]
+    if not isinstance(section, dict):
+        return section
+    return {key if names.get(key) in section else names.get(key, key): value for key, value in section.items()}
+
+
+def plain_named(named: Named) -> dict[str, Any]:
+    """The name and the arguments of an entry as plain data, paths as text."""
+    return _plain(named, keep_paths=True)
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping from dotted keys."""
+    if not isinstance(value, (dict, list)) or not value:
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: leaf for step, one in items for key, leaf in leaves(one, f"{path}.{step}".lstrip(".")).items()}

@@ -1,0 +1,238 @@
+"""Checks of a configuration tree against models and signatures, with the place of every error."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from segkit.config.yaml_tree import ConfigError, KeyPath
+from segkit.utils.durations import Units
+
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Entries that a section can name. `injected` are the parameters that the program fills in, not the file."""
+
+    entries: Mapping[str, Any]
+    injected: frozenset[str] = frozenset()
+
+    def model(self, name: str) -> type[BaseModel]:
+        """The signature of an entry as a model: annotations check values, defaults are filled in."""
+        return signature_model(self.entries[name], self.injected)
+
+
+@cache
+def signature_model(entry: Callable[..., Any], injected: frozenset[str]) -> type[BaseModel]:
+    function = entry.__init__ if isinstance(entry, type) else entry
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(entry).parameters.items():
+        if name not in injected:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[name] = (hints[name], default)
+    # defaults are validated too: a default 0 of a float is 0.0, as it is when the resolved file is read again
+    config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+    return create_model(entry.__name__, __config__=config, **fields)
+
+
+class Checker:
+    """Checks parts of a tree and collects errors until `finish` raises them, in the order of their lines."""
+
+    def __init__(
+        self,
+        source: str,
+        tables: Mapping[str, Table],
+        lines: dict[KeyPath, int],
+        origins: dict[KeyPath, str],
+        folder: Path,
+        errors: list[tuple[int, str]],
+    ):
+        self.source, self.tables, self.lines, self.origins = source, tables, lines, origins
+        self.folder, self.errors = folder, errors
+
+    def error(self, path: KeyPath, message: str) -> None:
+        override = self._override(path)
+        prefixes = [path[:length] for length in range(len(path), 0, -1)]
+        line = next((self.lines[prefix] for prefix in prefixes if prefix in self.lines), 0)
+        place = override or (f"{self.source}:{line}" if line else self.source)
+        dotted = ".".join(map(str, path))
+        self.errors.append((0 if override else line, f"{place}: {dotted + ': ' if dotted else ''}{message}"))
+
+    def _override(self, path: KeyPath) -> str | None:
+        """The last override that wrote what is at `path`, or made it on the way to a key that the file lacks."""
+        made = bool(path) and path not in self.lines
+        found = [text for key, text in self.origins.items() if _related(key, path) or (made and _related(path, key))]
+        return found[-1] if found else None
+
+    def finish(self) -> None:
+        if self.errors:
+            raise ConfigError("\n".join(text for _, text in sorted(self.errors, key=lambda error: error[0])))
+
+    def unknown_name(self, path: KeyPath, name: object, known: Iterable[str]) -> None:
+        known = list(known)
+        self.error(path, f"unknown name {name!r}; {_suggestion(name, known)}")
+
+    def known_keys(self, path: KeyPath, value: Mapping[str, Any], known: Iterable[str]) -> None:
+        known = list(known)
+        for key in value:
+            if key not in known:
+                self.error((*path, key), f"unknown key; {_suggestion(key, known)}")
+
+    def length(self, value: Any, path: KeyPath) -> None:
+        """A training has one length, of steps or epochs; without one, that of its limits is its length."""
+        if not isinstance(value, dict):
+            return
+        given = [key for key in ("steps", "epochs") if value.get(key) is not None]
+        limits = [key for key in ("max_steps", "max_epochs") if value.get(key) is not None]
+        if len(given) == 2 or not (given or limits):
+            self.error(path, f"expected either 'steps' or 'epochs', got {'both' if given else 'neither'}")
+
+    def choose(self, path: KeyPath, value: Any, table: str) -> tuple[str, dict[str, Any]] | None:
+        """The entry that a section names, and its other keys; a text is a name without arguments."""
+        value = {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            return self.error(path, f"expected a mapping with a name, got {value!r}")
+        if "name" not in value:
+            return self.error(path, "missing required key 'name'")
+        name, known = value["name"], self.tables[table].entries
+        if not isinstance(name, str) or name not in known:
+            return self.unknown_name((*path, "name"), name, known)
+        return name, {key: one for key, one in value.items() if key != "name"}
+
+    def arguments(
+        self, path: KeyPath, given: dict[str, Any], table: str, name: str, also: Sequence[str] = ("name",)
+    ) -> dict[str, Any] | None:
+        """The arguments of an entry, checked against its signature, with defaults."""
+        checked = self.section(path, given, self.tables[table].model(name), known=also)
+        return None if checked is None else {key: getattr(checked, key) for key in type(checked).model_fields}
+
+    def section(self, path: KeyPath, value: Any, model: type[BaseModel], known: Sequence[str] = ()) -> Any:
+        """The value as an instance of the model, None after an error. `known`: other keys that are allowed here."""
+        if not isinstance(value, dict):
+            return self.error(path, f"expected a mapping, got {value!r}")
+        before = len(self.errors)
+        value = {key: self._path(path, key, one, model) for key, one in value.items()}
+        try:
+            # as JSON, where a list is a tuple and a text a path if that is what the annotation asks for
+            built = model.model_validate_json(json.dumps(value, default=str))
+            return built if len(self.errors) == before else None
+        except ValidationError as error:
+            for field, details in _by_field(error).items():
+                self._field_error(path, field, details, value, model, known)
+        return None
+
+    def _field_error(
+        self,
+        path: KeyPath,
+        field: str,
+        details: Any,
+        value: dict[str, Any],
+        model: type[BaseModel],
+        known: Sequence[str],
+    ) -> None:
+        kind = details["type"]
+        if kind == "missing":
+            return self.error(path, f"missing required key '{field}'")
+        if kind == "extra_forbidden":
+            names = [*model.model_fields, *known]
+            return self.error((*path, field), f"unknown key; {_suggestion(field, names)}")
+        place = (*path, field, *[step for step in details["loc"][1:] if isinstance(step, int)])
+        place = place if place in self.lines else (*path, field)
+        if kind in BOUNDS:
+            wanted = details["msg"].removeprefix("Input should be ")
+            return self.error(place, f"expected a value {wanted}, got {details['input']!r}")
+        if field == "format":
+            return self.error(
+                place, f"format {value[field]!r} is not one that this version reads; upgrade segkit-trainer"
+            )
+        expected = describe(model.model_fields[field].annotation)
+        return self.error(place, f"expected {expected}, got {value[field]!r}")
+
+    def _path(self, path: KeyPath, key: Any, value: Any, model: type[BaseModel]) -> Any:
+        """Text of a field that holds a path, or paths by name, as an absolute path, ${NAME} expanded."""
+        field = model.model_fields.get(key)
+        members = () if field is None else _members(field.annotation)
+        if isinstance(value, dict) and dict[str, Path] in members:
+            return {
+                name: self._absolute(path, key, one) if isinstance(one, str) else one for name, one in value.items()
+            }
+        return self._absolute(path, key, value) if isinstance(value, str) and Path in members else value
+
+    def _absolute(self, path: KeyPath, key: Any, value: str) -> Any:
+        for name in VARIABLE.findall(value):
+            if name not in os.environ:
+                self.error((*path, key), f"the environment variable {name} is not set")
+                return value
+        expanded = Path(VARIABLE.sub(lambda found: os.environ[found[1]], value))
+        overridden = any(_related(origin, (*path, key)) for origin in self.origins)
+        return Path(os.path.normpath((Path.cwd() if overridden else self.folder) / expanded))
+
+
+def _related(origin: KeyPath, path: KeyPath) -> bool:
+    """Whether what is at `path` was written by an override of `origin`."""
+    return path[: len(origin)] == origin
+
+
+def _by_field(error: ValidationError) -> dict[str, Any]:
+    """The first problem of each field: a union reports one for each of its members."""
+    found: dict[str, Any] = {}
+    for details in error.errors():
+        found.setdefault(str(details["loc"][0]), details)
+    return found
+
+
+def _suggestion(name: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.65)
+    return f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    is_union = get_origin(annotation) in (typing.Union, types.UnionType)
+    return get_args(annotation) if is_union else (annotation,)
+
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    type(None): "null",
+}
+
+
+def describe(annotation: Any) -> str:
+    """A type in the words of someone who writes YAML."""
+    if annotation in WORDS:
+        return WORDS[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(member) for member in arguments)
+    if origin is Literal:
+        return " or ".join(repr(value) for value in arguments)
+    if origin is typing.Annotated:
+        return describe(arguments[0])
+    if annotation is Units:
+        return "a length as {steps: N}, {epochs: N} or {fraction: F}"
+    if typing.is_typeddict(annotation) or hasattr(annotation, "__required_keys__"):
+        return f"a mapping with {', '.join(annotation.__annotations__)}"
+    if origin in (list, Sequence, tuple):
+        return f"a list, each item {describe(arguments[0])}" if arguments else "a list"
+    if origin in (dict, Mapping):
+        return f"a mapping from {describe(arguments[0])} to {describe(arguments[1])}"
+    return str(annotation)

@@ -1,0 +1,56 @@
+"""How many pixels and components of each class the cases hold: what class weights are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from segkit.labels import Labels
+from segkit.utils.morphology import count_components
+
+
+def class_counts(case_masks: Iterable[np.ndarray], labels: Labels) -> np.ndarray:
+    """Count the pixels of each class in each mask: int64 [cases, K]. Ignored pixels and padding count nowhere.
+
+    case_masks: masks as `read_mask` gives them, [*S] or [K, *S]. multiclass: K classes. binary: K = 2, negative and
+    positive. multilabel: the positive pixels of each of K classes, which may overlap.
+    """
+    return _table([count_classes(mask, labels) for mask in case_masks], labels)
+
+
+def pixel_and_component_counts(case_masks: Iterable[np.ndarray], labels: Labels) -> dict[str, np.ndarray]:
+    """The pixels of `class_counts`, and under `components` the connected components of each class in each mask."""
+    both = [(count_classes(mask, labels), count_class_components(mask, labels)) for mask in case_masks]
+    return {
+        "pixels": _table([pixels for pixels, _ in both], labels),
+        "components": _table([components for _, components in both], labels),
+    }
+
+
+def _table(rows: list[np.ndarray], labels: Labels) -> np.ndarray:
+    return np.array(rows, dtype=np.int64).reshape(len(rows), len(labels.names))
+
+
+def count_classes(mask: np.ndarray, labels: Labels) -> np.ndarray:
+    """The pixels of each class in one mask, int64 [K]."""
+    if labels.has_mask_channels:
+        return (mask == 1).reshape(len(mask), -1).sum(1)
+    top = max(labels.values)
+    # the padding value and other values that are no class fall in the last bin, which is dropped
+    known = np.where((mask >= 0) & (mask <= top), mask, top + 1)
+    counts = np.bincount(known.reshape(-1), minlength=top + 2)[:-1]
+    if labels.regions is None:
+        return counts
+    return np.array([counts[sorted(set(union))].sum() for union in labels.regions.values()])
+
+
+def count_class_components(mask: np.ndarray, labels: Labels) -> np.ndarray:
+    """The connected components of each class in one mask, int64 [K]."""
+    if labels.has_mask_channels:
+        planes = [plane == 1 for plane in mask]
+    elif labels.regions is not None:
+        planes = [np.isin(mask, list(union)) for union in labels.regions.values()]
+    else:
+        planes = [mask == value for value in labels.values]
+    return np.array([count_components(plane) for plane in planes], dtype=np.int64)

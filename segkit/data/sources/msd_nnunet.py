@@ -1,0 +1,171 @@
+"""The layouts of the Medical Segmentation Decathlon and of nnU-Net: a dataset.json beside folders of volumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from segkit.data.cases import Case, MaskFile
+from segkit.data.formats import case_name, is_image
+from segkit.data.mask_encoding import MaskCode
+from segkit.data.sources.base import (
+    FileSource,
+    existing_folder,
+    group_reader,
+    listed_file,
+    refuse_unpaired,
+    sorted_cases,
+)
+from segkit.labels import Labels
+from segkit.utils.errors import DataError
+
+IMAGES, MASKS = "imagesTr", "labelsTr"
+
+
+class DecathlonSource(FileSource):
+    """The training cases of a dataset.json: those that it lists under `training` (Decathlon), those under `dataset`, or
+    all of imagesTr and labelsTr (nnU-Net).
+
+    In nnU-Net's form a case has a file a channel, `case_0000.nii.gz`, `case_0001.nii.gz`, in the order of
+    `channel_names`.
+
+    root: the folder of dataset.json. group: a regular expression with one pair of brackets, which picks the group
+    out of the case name. value_map: mask values by the class numbers that they mean. unpaired: `refuse` files of
+    imagesTr and labelsTr that belong to no case, or `skip` them.
+
+    Raises DataError for a dataset.json that cannot be read, lists files that are missing or outside `root`, or has
+    other classes, regions or another ignore value than `labels`, and for files without partner.
+    """
+
+    def __init__(
+        self,
+        *,
+        labels: Labels,
+        root: Path,
+        group: str | None = None,
+        value_map: dict[int, int] | None = None,
+        unpaired: Literal["refuse", "skip"] = "refuse",
+    ):
+        super().__init__(labels, MaskCode(value_map))
+        root = Path(root)
+        file = root / "dataset.json"
+        listing = read_listing(file)
+        _check_classes(listing.get("labels"), labels, value_map or {}, file)
+        group_of = group_reader(group)
+        if "training" in listing and isinstance(listing["training"], list):
+            cases = [_listed_case(entry, root, group_of) for entry in listing["training"]]
+        else:
+            cases = _nnunet_cases(listing, root, group_of)
+        if unpaired == "refuse":
+            refuse_unpaired(_unlisted(root, cases))
+        self.cases = sorted_cases(cases, root)
+
+
+def read_listing(file: Path) -> dict[str, Any]:
+    """The contents of a dataset.json, which name their cases in one of the known ways."""
+    if not file.is_file():
+        raise DataError(f"expected {file}, found nothing there; `root` is the folder that holds dataset.json")
+    try:
+        listing = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} cannot be read as JSON: {error}") from error
+    if isinstance(listing, dict):
+        training = listing.get("training")
+        if isinstance(training, list) and all(_is_entry(entry, "image", "label") for entry in training):
+            return listing
+        if "file_ending" in listing and isinstance(listing.get("channel_names") or listing.get("modality"), dict):
+            return listing
+    raise DataError(
+        f'{file}: expected "training" to be a list of {{"image": ..., "label": ...}}, or '
+        'nnU-Net\'s "channel_names" and "file_ending"'
+    )
+
+
+def _is_entry(entry: Any, *keys: str) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)
+
+
+def _check_classes(named: Any, labels: Labels, value_map: Mapping[int, int], file: Path) -> None:
+    """Raise DataError if dataset.json knows other classes than the labels, as far as it says so."""
+    if not isinstance(named, dict) or not named:
+        return
+    # {"0": "background"} in the Decathlon, {"background": 0} or {"whole": [1, 2]} in nnU-Net
+    of_name = {str(value): int(key) for key, value in named.items()} if _all_digits(named) else dict(named)
+    ignored = of_name.pop("ignore", None)
+    if isinstance(ignored, int) and value_map.get(ignored, ignored) != labels.ignore_index:
+        raise DataError(f"{file} ignores the value {ignored}; write `ignore_index: {ignored}` under `labels`")
+    regions = {name: tuple(values) for name, values in of_name.items() if isinstance(values, list)}
+    if regions:
+        _check_regions({name: _values(values) for name, values in of_name.items()}, labels, file)
+    elif not labels.has_mask_channels and labels.regions is None:
+        values = {value_map.get(int(value), int(value)) for value in of_name.values()} - {labels.ignore_index}
+        if len(values) != len(labels.values):
+            raise DataError(
+                f"{file} names {len(values)} classes, {', '.join(of_name)}, but `labels` has "
+                f"{len(labels.values)}, {', '.join(labels.names)}; change the names, or join classes with `value_map`"
+            )
+
+
+def _all_digits(named: Mapping[str, Any]) -> bool:
+    return all(str(key).isdigit() for key in named)
+
+
+def _values(value: Any) -> tuple[int, ...]:
+    return tuple(sorted(value)) if isinstance(value, list) else (int(value),)
+
+
+def _check_regions(named: Mapping[str, tuple[int, ...]], labels: Labels, file: Path) -> None:
+    wanted = {name: values for name, values in named.items() if values != (0,)}
+    mine = {name: tuple(sorted(values)) for name, values in (labels.regions or {}).items()}
+    if sorted(mine.values()) != sorted(wanted.values()):
+        shown = ", ".join(f"{name}: {list(values)}" for name, values in wanted.items())
+        raise DataError(
+            f"{file} has regions; write `mode: multilabel`, `names: [{', '.join(wanted)}]` and "
+            f"`regions: {{{shown}}}` under `labels`"
+        )
+
+
+def _listed_case(entry: Mapping[str, str], root: Path, group_of: Callable[[str], str]) -> Case:
+    image, mask = (listed_file(entry[key], root, root / "dataset.json") for key in ("image", "label"))
+    name = case_name(image)
+    return Case(name, group_of(name), images=(image,), masks=(MaskFile(mask),))
+
+
+def _nnunet_cases(listing: Mapping[str, Any], root: Path, group_of: Callable[[str], str]) -> list[Case]:
+    ending, channels = str(listing["file_ending"]), len(listing.get("channel_names") or listing["modality"])
+    file = root / "dataset.json"
+    if isinstance(listing.get("dataset"), dict):
+        return [
+            Case(
+                name,
+                group_of(name),
+                images=tuple(listed_file(image, root, file) for image in entry["images"]),
+                masks=(MaskFile(listed_file(entry["label"], root, file)),),
+            )
+            for name, entry in listing["dataset"].items()
+        ]
+    masks = {path.name.removesuffix(ending): path for path in existing_folder(root / MASKS).glob(f"*{ending}")}
+    images = existing_folder(root / IMAGES)
+    cases, lacking = [], []
+    for name, mask in sorted(masks.items()):
+        files = tuple(images / f"{name}_{channel:04d}{ending}" for channel in range(channels))
+        lacking += [f"{path.name}, a channel of {name}" for path in files if not path.is_file()]
+        cases.append(Case(name, group_of(name), images=files, masks=(MaskFile(mask),)))
+    if lacking:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise DataError(f"{images} lacks {'; '.join(lacking[:5])}{more}; {file} has {channels} channels")
+    return cases
+
+
+def _unlisted(root: Path, cases: list[Case]) -> list[str]:
+    """The files of imagesTr and labelsTr that no case has."""
+    known = {path for case in cases for path in case.files}
+    return [
+        f"{kind} that belongs to no case: {file}"
+        for kind, folder in (("image", IMAGES), ("mask", MASKS))
+        if (root / folder).is_dir()
+        for file in sorted((root / folder).iterdir())
+        if is_image(file) and file not in known
+    ]

@@ -1,0 +1,133 @@
+"""Evaluate a trained model and write tables and pictures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from segkit.config import Config
+from segkit.data.loaders import EvaluationSet
+from segkit.data.splits import PARTS
+from segkit.evaluation.results import Origin, Scored, scores_json, write_results
+from segkit.evaluation.scorer import score_cases
+from segkit.experiment.build import scoring_of
+from segkit.experiment.trained_model import Trained
+from segkit.inference.predictor import Predictor
+from segkit.labels import Labels
+from segkit.training.run_folder import Run
+from segkit.utils.distributed import ALONE, Processes
+from segkit.utils.errors import RunError
+
+
+def evaluated_cases(trained: Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
+    """The cases to evaluate and what to call them."""
+    if data is not None:
+        return trained.other_data(data).evaluation_set("test"), f"all of {data}"
+    own = trained.data()
+    part = split or evaluated_part(trained.config, own.split)
+    available = [name for name in PARTS if getattr(own.split, name)]
+    if part not in available:
+        raise RunError(f"expected --split to be one of {', '.join(available)}, got {part}")
+    return own.evaluation_set(part), part
+
+
+def evaluated_part(config: Config, split: Any) -> str:
+    """`evaluation.split`, or else test if there is one, else validation, else train."""
+    part = config.evaluation.split or next(part for part in ("test", "validation", "train") if getattr(split, part))
+    if not getattr(split, part):
+        raise RunError(f"the split has no {part} cases; choose evaluation.split among those it has")
+    return part
+
+
+def checkpoint_file(given: Path) -> Path:
+    """A run folder stands for its last.pt."""
+    return given if given.suffix == ".pt" else Run(given).last
+
+
+def write_evaluation(
+    predictor: Predictor,
+    cases: EvaluationSet,
+    labels: Labels,
+    folder: Path,
+    *,
+    split: str,
+    origin: Origin,
+    config: Config,
+    console: Console,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
+    """Predict and count every case, in all processes; write tables and pictures and, last, scores.json."""
+    scoring = scoring_of(config, labels)
+    shown = progress(f"evaluating {split}", console)
+    with tempfile.TemporaryDirectory() as place:
+        # which cases are drawn is known at the end; keeping masks in files costs less than predicting again
+        def keep(number: int, mask: Tensor) -> None:
+            np.save(Path(place) / f"{number}.npy", mask.cpu().numpy())
+
+        kept = keep if config.evaluation.overlays else None
+        scored = score_cases(predictor, cases, labels, scoring, shown, group=processes.group, keep=kept)
+        result = scores_json(scored, labels, scoring, split=split, origin=origin)
+        chosen = chosen_cases(cases, labels, scored.cases, Path(place), processes) if kept is not None else []
+    if not processes.first:
+        return result
+    if config.evaluation.overlays:
+        write_overlays(cases, labels, chosen, folder / "overlays.png")
+        write_figures(scored, labels, folder)
+    write_results(folder, scored, labels, result)
+    return result
+
+
+def progress(what: str, console: Console) -> Any:
+    """What shows how far a loop has come, where the output is a terminal."""
+
+    def tracked(numbers: Any) -> Any:
+        return track(numbers, what, console=console, disable=not console.is_terminal)
+
+    return tracked
+
+
+def write_figures(scored: Scored, labels: Labels, folder: Path) -> None:
+    """Pictures of the confusion matrix and of how honest the probabilities are, where there are such."""
+    from segkit.report.evaluation_figures import confusion_figure, reliability_figure
+
+    if scored.matrix is not None:
+        confusion_figure(scored.matrix, labels.names, folder / "confusion.png")
+    if scored.calibration is not None:
+        reliability_figure(scored.calibration, folder / "reliability.png")
+
+
+Chosen = tuple[str, int, np.ndarray]  # the caption, the number of the case, its predicted mask
+
+
+def chosen_cases(
+    cases: EvaluationSet, labels: Labels, table: pd.DataFrame, masks: Path, processes: Processes
+) -> list[Chosen]:
+    """The worst, median and best case by mean foreground Dice, with their masks, which lie with the process that
+    predicted them."""
+    from segkit.report.overlays import choose_cases
+
+    numbers = {case.name: number for number, case in enumerate(cases.cases)}
+    chosen = {numbers[name]: f"{what}: {name}, Dice {dice:.3f}" for what, name, dice in choose_cases(table, labels)}
+    mine = {number: np.load(file) for number in chosen if (file := masks / f"{number}.npy").exists()}
+    predicted = {number: mask for part in processes.gathered(mine) for number, mask in part.items()}
+    return [(caption, number, predicted[number]) for number, caption in chosen.items()]
+
+
+def write_overlays(cases: EvaluationSet, labels: Labels, chosen: Sequence[Chosen], path: Path) -> None:
+    """Pictures of chosen cases."""
+    from segkit.report.overlays import overlay_figure
+
+    rows = []
+    for caption, number, predicted in chosen:
+        raw = cases.raw(number)
+        rows.append((caption, raw.image, raw.mask, predicted))
+    if rows:
+        overlay_figure(rows, labels, path)

@@ -1,0 +1,96 @@
+"""What a run folder holds already, and whether the same experiment can go on there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from segkit.config import Config
+from segkit.config.schema import leaves
+from segkit.data.cases import data_digest
+from segkit.data.splits import Split
+from segkit.evaluation.results import scores_match
+from segkit.experiment.build import build_labels, build_source, restore_config, scoring_of, split_cases
+from segkit.experiment.build_training import init_digest
+from segkit.experiment.evaluate_run import evaluated_part
+from segkit.training.checkpoint import load as load_checkpoint
+from segkit.training.run_folder import Run
+from segkit.utils.errors import RunError
+
+FIXED = ("labels", "model", "optimizer.name", "parameters")  # what a checkpoint cannot be continued without
+
+
+def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The scores of a run that has come to its end; None if there is something left to do.
+
+    A checkpoint of before the first step holds nothing worth keeping: it is left by a run that failed at once, and does
+    not keep the mended configuration from starting.
+    """
+    if not run.last.exists():
+        return None
+    content = load_checkpoint(run.last)
+    if content["step"] == 0 and not run.has_steps:
+        run.last.unlink()
+        return None
+    changed = check_same_experiment(config, run, content, allow)
+    if changed:
+        console.print(f"continued with changes: {', '.join(changed)}", markup=False, highlight=False)
+        return None
+    file = run.evaluation(evaluated_part(config, Split.from_json(content["split"]))) / "scores.json"
+    scores = json.loads(file.read_text()) if file.exists() else None
+    scoring = scoring_of(config, build_labels(config))
+    if scores is None or not scores_match(scores, scoring, content["step"]):
+        return None
+    console.print(f"{run.folder} holds the finished run; nothing is trained", markup=False, highlight=False)
+    return scores
+
+
+def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], allow: Sequence[str] = ()) -> list[str]:
+    """What differs from the run's checkpoint, `content`, by keys that are allowed to.
+
+    Raises RunError for whatever else differs, and for keys that cannot be allowed: what the checkpoint holds would not
+    fit any more.
+    """
+    keys = leaves(config.to_dict())
+    wrong = [key for key in allow if not any(_within(one, key) for one in keys)]
+    if wrong:
+        raise RunError(f"--allow {wrong[0]}: the configuration has no such key")
+    differences = [*restore_config(content["config"]).differences(config), *_other_files(config, content)]
+    allowed = [one for one in differences if any(_within(one[0], key) for key in allow)]
+    differing = [
+        f"{key}: {old!r} in the run, {new!r} now" for key, old, new in differences if (key, old, new) not in allowed
+    ]
+    if differing:
+        shown = "".join(f"\n  {line}" for line in differing)
+        raise RunError(
+            f"{run.folder} holds a run of another experiment; different are{shown}\n"
+            "continue as it was started, choose another folder with run.dir=, or allow a change by its key: --allow KEY"
+        )
+    fixed = [key for key, *_ in allowed if any(_within(key, one) for one in FIXED)]
+    if fixed:
+        raise RunError(
+            f"--allow {fixed[0]}: the checkpoint's weights and optimiser state are those of the run as it was; start a "
+            f"new one from its weights with run.dir= and train.init={run.last}"
+        )
+    return [f"{key} {old!r} -> {new!r}" for key, old, new in allowed]
+
+
+def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The differences that do not show in the configuration: of the cases, their files, and the weights to start
+    from; by the keys that these come from."""
+    source = build_source(config, build_labels(config))
+    split = split_cases(config, source)
+    init = init_digest(config, content["init"])
+    found = [
+        ("data", content["data"], data_digest(source.cases)),
+        ("split", Split.from_json(content["split"]).content_hash, split.content_hash),
+        ("train.init", content["init"], init),
+    ]
+    return [one for one in found if one[1] != one[2]]
+
+
+def _within(key: str, allowed: str) -> bool:
+    return key == allowed or key.startswith(f"{allowed}.")

@@ -1,0 +1,86 @@
+"""What is printed before and after the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from segkit.config import Config
+from segkit.experiment.build import Data, scoring_of
+from segkit.experiment.build_training import Built
+from segkit.experiment.preflight import loss_notes, loss_warnings, mirror_warnings
+from segkit.losses.deep_supervision import DeepSupervision
+from segkit.training.profiling import Profiler
+from segkit.training.run_folder import Run
+from segkit.training.trainer import Experiment
+
+
+def print_profile(profiler: Profiler, console: Console) -> None:
+    """Where the time of a step goes."""
+    from segkit.report.console import print_parts
+
+    print_parts(profiler.means(), console)
+
+
+def print_overfit(run: Run, batches: int, console: Console) -> None:
+    """How well the batches were learnt by heart; scores are of cases that were not."""
+    losses = [line["loss"] for line in run.records() if line["kind"] == "step" and line["loss"] is not None]
+    if losses:
+        console.print(f"loss of {batches} overfitted batches: {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
+
+
+def print_header(config: Config, built: Built, console: Console) -> None:
+    """What is about to be trained, and what is known to be wrong with it."""
+    from segkit.report.console import print_class_weights
+
+    for line in header(config, built.experiment, built.data):
+        console.print(line, highlight=False)
+    for line in built.notes:
+        console.print(line, highlight=False, markup=False)
+    for weighted in built.weighted:
+        print_class_weights(weighted.term, weighted.method, weighted.names, weighted.share, weighted.weights, console)
+    pooled = scoring_of(config, built.data.labels).rules.aggregated("dice") in ("global", "micro")
+    for note in loss_notes(config.loss, pooled=pooled):
+        console.print(note, style="dim", highlight=False, markup=False)
+    sides = mirror_warnings(config.labels.names, config.augment, built.data.preprocess.dims)
+    for warning in [*loss_warnings(config.loss), *sides]:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+
+
+def header(config: Config, experiment: Experiment, data: Data) -> list[str]:
+    """What is about to be trained, in a few lines."""
+    parts = ", ".join(f"{len(getattr(data.split, part))} {part}" for part in ("train", "validation", "test"))
+    parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
+    terms = " + ".join(f"{shown_weight(term['weight'])} {term['name']}" for term in config.loss)
+    settings, channels = experiment.settings, data.preprocess.channels
+    together = experiment.processes.number
+    return [
+        f"[bold]{escape(config.name)}[/bold]  {parts} cases, {channels} image channels, {experiment.device}",
+        f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
+        f"{settings.limits.steps} steps of {shown_batch(config)}, {settings.steps_per_epoch} an epoch"
+        + (f", in {together} processes" if together > 1 else ""),
+        *on_micro_batches(experiment),
+    ]
+
+
+def shown_batch(config: Config) -> str:
+    micro, batch = config.train.accumulate, config.loader.batch
+    return f"{batch}" if micro == 1 else f"{micro} x {batch}"
+
+
+def on_micro_batches(experiment: Experiment) -> list[str]:
+    """The terms that accumulated gradients and several processes do not make those of one large batch, if there are
+    both."""
+    loss = experiment.loss.loss if isinstance(experiment.loss, DeepSupervision) else experiment.loss
+    local = loss.defined_on_micro_batches if experiment.settings.accumulate > 1 else []
+    return [f"defined on each micro-batch, of which the mean is taken: {', '.join(local)}"] if local else []
+
+
+def shown_weight(weight: Any) -> str:
+    """A number, or the name of a schedule with its arguments."""
+    if not isinstance(weight, Mapping):
+        return f"{weight:g}"
+    return f"({weight['name']} {', '.join(f'{key} {value:g}' for key, value in weight.items() if key != 'name')})"

@@ -1,0 +1,103 @@
+"""A trained network from a checkpoint alone: labels, preprocessing and split as they were, nothing fitted again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segkit.config import Config, ConfigError, Named
+from segkit.data.case_store import CaseStore
+from segkit.data.cases import RawCase
+from segkit.data.loaders import network_image
+from segkit.data.preprocess import Preprocess
+from segkit.data.splits import Split
+from segkit.evaluation.results import Origin
+from segkit.experiment.build import (
+    Data,
+    build_labels,
+    build_model,
+    build_source,
+    choose_device,
+    predictor_factory,
+    restore_config,
+    to_format,
+)
+from segkit.inference.predictor import Predictor
+from segkit.labels import Labels
+from segkit.training import checkpoint
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint made ready for prediction, with nothing fitted again."""
+
+    config: Config
+    labels: Labels
+    preprocess: Preprocess
+    predictor: Predictor
+    split: Split
+    origin: Origin
+
+    def predict(self, raw: RawCase) -> np.ndarray:
+        """The mask of one image on the image's own grid."""
+        image = torch.from_numpy(network_image(raw, self.preprocess))
+        logits = self.labels.resample(self.predictor(image), raw.image.shape[1:])
+        return self.labels.decode(logits, self.config.evaluation.threshold)[0].cpu().numpy()
+
+    def data(self) -> Data:
+        """The cases that the checkpoint was trained with, by its own split."""
+        return self._data(self.config, self.split)
+
+    def other_data(self, folder: Path) -> Data:
+        """All cases of another folder of the same layout, as the part `test`."""
+        moved = moved_paths(self.config.data, folder)
+        content = self.config.to_dict()
+        content["data"] |= {name: str(path) for name, path in moved.items()}
+        config = restore_config(content)
+        source = build_source(config, self.labels)
+        return self._data(config, Split(test=tuple(case.name for case in source.cases)))
+
+    def _data(self, config: Config, split: Split) -> Data:
+        source = build_source(config, self.labels)
+        return Data(self.labels, source, split, CaseStore(source), self.preprocess)
+
+
+def moved_paths(data: Named, folder: Path) -> dict[str, Path]:
+    """The paths of a data section, with the folder that they have in common replaced by another."""
+    paths = {name: value for name, value in data.args.items() if isinstance(value, Path)}
+    if not paths:
+        raise ConfigError(f"--data names a folder, and the data source {data.name} reads none; use --split")
+    common = os.path.commonpath(list(paths.values()))
+    return {name: folder.absolute() / path.relative_to(common) for name, path in paths.items()}
+
+
+CHANGEABLE = ("data.", "evaluation.", "loader.")
+
+
+def load_trained(path: Path, device: str | None = None, overrides: Sequence[str] = ()) -> Trained:
+    """Rebuild network, labels and preprocessing from a checkpoint alone.
+
+    overrides: `key=value` of the sections data, evaluation and loader, for data that lie elsewhere now. Raises
+    ConfigError for others, which would make it another network.
+    """
+    fixed = [text for text in overrides if not text.startswith(CHANGEABLE)]
+    if fixed:
+        raise ConfigError(f"{fixed[0]}: only {', '.join(CHANGEABLE)}* of a trained network can be changed")
+    content = checkpoint.load(path)
+    config = restore_config(content["config"], [*overrides, *([f"device={device}"] if device else [])])
+    labels = build_labels(config)
+    preprocess = Preprocess.from_dict(content["preprocess"])
+    model = build_model(config, preprocess.channels, labels, preprocess.dims)
+    model.load_state_dict(content["model"])
+    device_used = choose_device(config.device)
+    model = to_format(model, config, preprocess.dims).to(device_used).eval()
+    predictor = predictor_factory(config, preprocess, device_used)(model)
+    finished = content.get("finished", "steps" if content["step"] == content["steps"] else None)
+    split = Split.from_json(content["split"])
+    origin = Origin(str(path), content["step"], content["steps"], finished, content["selected_on"], split.content_hash)
+    return Trained(config, labels, preprocess, predictor, split, origin)

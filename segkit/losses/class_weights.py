@@ -1,0 +1,164 @@
+"""Class weights: given as a list, or made from class counts of the training cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Required, get_args
+
+import torch
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from segkit.labels import Labels
+
+Method = Literal["inverse", "sqrt_inverse", "median_frequency", "enet", "effective_number"]
+METHODS: tuple[str, ...] = get_args(Method)
+Counts = Literal["pixels", "images", "components"]
+
+
+class FromCensus(TypedDict, total=False):
+    """A method with its options: `cap`, the largest weight there may be; then, with `mean_one`, all are divided by
+    their mean. beta, counts: of `effective_number`, the overlap of the samples and what counts as one."""
+
+    method: Required[Method]
+    cap: float
+    mean_one: bool
+    beta: float
+    counts: Literal["images", "components"]
+
+
+# "none" is what YAML 1.2 makes of `class_weights: none`
+ClassWeights = list[float] | Method | FromCensus | Literal["none"] | None
+
+
+def class_weights(method: str | Mapping[str, Any], class_counts: Any, names: Sequence[str] | None = None) -> Tensor:
+    """Weights [K] from class counts, float64.
+
+    method: a name, or a mapping as `FromCensus`.
+    class_counts: integers [cases, K] of valid pixels a case and class (2 classes in binary mode), or a mapping with
+    these
+        under `pixels` and the connected components under `components`.
+
+    With n_c the pixels of class c, N all pixels and f_c = n_c / N:
+    inverse: N / (K n_c).  sqrt_inverse: its square root.  enet: 1 / ln(1.02 + f_c) (Paszke et al. 2016).
+    median_frequency: median(q) / q_c, q_c being n_c over the pixels of the cases that contain c
+        (Eigen & Fergus 2015).
+    effective_number: (1 - beta) / (1 - beta^m_c), m_c being the images or components of class c, with mean 1
+        (Cui et al. 2019). On pixels, beta^m is 0 for every class and all weights are alike.
+    Where classes overlap, N is the sum over the classes.
+
+    Raises ValueError for an unknown method or option, class counts of another shape or without components where
+    they are
+    needed, and a class that no case contains.
+    """
+    options: dict[str, Any] = dict(method) if isinstance(method, Mapping) else {"method": method}
+    name = options.get("method")
+    if name not in METHODS:
+        raise ValueError(f"expected class_weights to be a list or one of {', '.join(METHODS)}, got {name!r}")
+    _check_options(options)
+    weights = _weights(name, options, class_counts, names)
+    if "cap" in options:
+        weights = weights.clamp(max=options["cap"])
+    return weights / weights.mean() if options.get("mean_one", name == "effective_number") else weights
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# what each option of a method may be, and this in words
+_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "method": (lambda method: method in METHODS, f"one of {', '.join(METHODS)}"),
+    "cap": (lambda cap: _is_number(cap) and cap > 0, "a number above 0"),
+    "mean_one": (lambda mean_one: isinstance(mean_one, bool), "true or false"),
+    "beta": (lambda beta: _is_number(beta) and 0 < beta < 1, "a number between 0 and 1"),
+    "counts": (lambda counts: counts in ("images", "components"), "images or components"),
+}
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise ValueError(f"expected class_weights with {', '.join(_OPTIONS)}, got {name!r}")
+        fits, words = _OPTIONS[name]
+        if not fits(value):
+            raise ValueError(f"expected {name} of class_weights as {words}, got {value!r}")
+        if name in ("beta", "counts") and options["method"] != "effective_number":
+            raise ValueError(f"{name} belongs to effective_number, got it with {options['method']}")
+
+
+def _weights(name: str, options: Mapping[str, Any], class_counts: Any, names: Sequence[str] | None) -> Tensor:
+    counts = _checked_counts(_part(class_counts, "pixels"), names)
+    total = counts.sum(0)
+    if name == "effective_number":
+        samples = (counts > 0).double()
+        if options.get("counts", "images") == "components":
+            samples = _checked_counts(_part(class_counts, "components"), names)
+        return (1 - options.get("beta", 0.999)) / (1 - options.get("beta", 0.999) ** samples.sum(0))
+    if name == "median_frequency":
+        frequency = total / torch.where(counts > 0, counts.sum(1, keepdim=True), 0).sum(0)
+        return frequency.quantile(0.5) / frequency
+    if name == "enet":
+        return 1 / torch.log(1.02 + total / total.sum())
+    inverse = total.sum() / (len(total) * total)
+    return inverse if name == "inverse" else inverse.sqrt()
+
+
+def _part(class_counts: Any, name: str) -> Any:
+    """The pixels or components of class counts, which may be the pixels alone."""
+    if isinstance(class_counts, Mapping) and name in class_counts:
+        return class_counts[name]
+    if isinstance(class_counts, Mapping) or name != "pixels":
+        raise ValueError(
+            f"expected class counts with {name}: a mapping {{'pixels': [cases, classes], 'components': ...}}, "
+            f"got {sorted(class_counts) if isinstance(class_counts, Mapping) else 'pixels alone'}"
+        )
+    return class_counts
+
+
+def is_from_class_counts(chosen: Any) -> bool:
+    """Whether a `class_weights` option is made from class counts."""
+    return isinstance(chosen, Mapping) or (isinstance(chosen, str) and chosen != "none")
+
+
+def _checked_counts(class_counts: Any, names: Sequence[str] | None) -> Tensor:
+    counts = torch.as_tensor(class_counts).to("cpu", torch.float64)
+    columns = len(names) if names is not None else "classes"
+    if counts.ndim != 2 or (names is not None and counts.shape[1] != columns):
+        raise ValueError(f"expected class counts [cases, {columns}] of pixels a class, got {list(counts.shape)}")
+    if not bool((counts >= 0).all()):
+        raise ValueError("expected pixel counts, none of them negative or NaN")
+    known = range(counts.shape[1]) if names is None else names
+    unseen = [str(name) for name, total in zip(known, counts.sum(0), strict=True) if total == 0]
+    if unseen:
+        raise ValueError(
+            f"no training case contains {', '.join(unseen)}, so no weight follows from the class counts; "
+            "give class_weights as a list, or drop the class"
+        )
+    return counts
+
+
+def resolve_class_weights(chosen: ClassWeights, labels: Labels, class_counts: Any = None) -> Tensor:
+    """The option `class_weights` as a float64 tensor, one weight for each of `labels.names`; ones for None.
+
+    Raises ValueError for a named method without class counts, a wrong length, and weights that are negative, not
+    finite or all zero.
+    """
+    if chosen is None or chosen == "none":
+        return torch.ones(len(labels.names), dtype=torch.float64)
+    if isinstance(chosen, (str, Mapping)):
+        if class_counts is None:
+            raise ValueError(
+                f"class_weights {chosen!r} need class counts of the training cases: pass class_counts=, integers "
+                f"[cases, {len(labels.names)}] of pixels a class, or give the weights themselves as a list"
+            )
+        return class_weights(chosen, class_counts, labels.names)
+    weights = torch.tensor([float(weight) for weight in chosen], dtype=torch.float64)
+    if len(weights) != len(labels.names):
+        raise ValueError(
+            f"expected {len(labels.names)} class_weights, for {', '.join(labels.names)}, "
+            f"got {len(weights)}: {list(chosen)}"
+        )
+    if not bool((weights.isfinite() & (weights >= 0)).all()) or weights.sum() == 0:
+        raise ValueError(f"expected class_weights of 0 or more, finite and not all 0, got {list(chosen)}")
+    return weights

@@ -1,0 +1,1154 @@
+"""A comparison beyond its test: folds, ranks, guards, the plan, who trains what, and the report."""
+
+import io
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+from scipy import stats
+
+from segkit import Labels
+from segkit.compare import run_artifacts
+from segkit.compare.across_datasets import over_datasets
+from segkit.compare.aggregation import AGGREGATIONS, carrying_groups, run_scores
+from segkit.compare.analysis import (
+    Analysis,
+    ReportContext,
+    TableError,
+    compare_table,
+    folder_names,
+    no_material,
+    write_comparison,
+)
+from segkit.compare.design import Unit
+from segkit.compare.executors import Local, Ray
+from segkit.compare.leases import Claims
+from segkit.compare.rankings import Draws, loss_means, rankings
+from segkit.compare.sanity_checks import (
+    identical_runs,
+    log_warnings,
+    noise_warnings,
+    operating_point_warnings,
+    rates_at_the_end,
+    rule_warnings,
+    same_functions,
+    unequal_steps,
+)
+from segkit.compare.score_table import from_challenger, read_scores, to_challenger
+from segkit.compare.statistics import analyse
+from segkit.compare.variance_models import Folds, TwoWay, group_values
+from segkit.config import Config
+from segkit.data import SyntheticSource
+from segkit.report.comparison_figures import classes_figure, cliques
+from segkit.report.comparison_page import best_first, sentences
+
+from support.command_line import TINY, tool, write_pairs
+from support.simulated_tables import long_table, simulated
+
+ROOT = Path(__file__).parents[2]
+QUIET = Console(quiet=True)
+
+
+# --- folds -----------------------------------------------------------------------------------------------------------
+
+
+def test_folds_have_the_variance_of_nadeau_and_bengio():
+    """The reference's numbers: five folds, mean 0.016, variance 1.3e-4, t 2.092 with 4 degrees of freedom."""
+    differences = np.array([0.01, 0.02, 0.03, 0.00, 0.02])
+    a, b = ([np.array([value]) for value in values] for values in (0.5 + differences, np.full(5, 0.5)))
+    estimate = Folds({"a": a, "b": b}, tested_to_trained=0.25, groups=100).estimate({"a": 1, "b": -1})
+    assert estimate.value == pytest.approx(0.016)
+    assert estimate.error == pytest.approx(np.sqrt(0.45 * 1.3e-4))
+    assert estimate.df == 4
+    assert estimate.p == pytest.approx(0.105, abs=5e-4)
+
+
+def folded(generator, folds=5, repeats=1, seeds=1, cases=40, shift=0.0):
+    """Two losses over repeated k-fold: each repetition cuts the same cases anew."""
+    rows, case = [], generator.uniform(0.5, 0.9, cases)
+    for repeat in range(repeats):
+        for fold, part in enumerate(np.array_split(generator.permutation(cases), folds)):
+            for loss in "ab":
+                for seed in range(seeds):
+                    run = generator.normal(0, 0.004) + (shift if loss == "a" else 0)
+                    rows += [
+                        (loss, seed, repeat * folds + fold, f"c{n}", "organ", case[n] + run + generator.normal(0, 0.01))
+                        for n in part
+                    ]
+    return pd.DataFrame(rows, columns=["loss", "seed", "fold", "case", "class", "dice"])
+
+
+@pytest.mark.parametrize(("repeats", "seeds"), [(1, 1), (1, 3), (3, 1)])
+def test_k_fold_tables_are_judged_by_folds(repeats, seeds):
+    table = folded(np.random.default_rng(0), repeats=repeats, seeds=seeds, shift=0.05)
+    result = analyse(table)
+    means = table.groupby(["loss", "fold", "seed"])["dice"].mean().groupby(["loss", "fold"]).mean()
+    differences = (means["a"] - means["b"]).to_numpy()
+    (pair,) = result["pairs"]
+    error = np.sqrt((1 / len(differences) + 0.25) * differences.var(ddof=1))
+    assert pair["difference"] == pytest.approx(differences.mean())
+    assert pair["p"] == pytest.approx(2 * stats.t.sf(differences.mean() / error, len(differences) - 1))
+    assert pair["verdict"] == "better"
+    assert "new training sets" in result["method"]["speaks_of"]
+    assert {run["fold"] for run in result["losses"][0]["runs"]} == set(range(5 * repeats))
+
+
+def test_every_loss_needs_every_fold():
+    table = folded(np.random.default_rng(1))
+    lacking = table[~((table["loss"] == "b") & (table["fold"] == 3))]
+    with pytest.raises(ValueError, match="b has no run in fold 3"):
+        analyse(lacking)
+
+
+# --- other metrics, other spreads ------------------------------------------------------------------------------------
+
+
+def test_a_smaller_distance_is_better():
+    generator = np.random.default_rng(2)
+    near, far = generator.uniform(1, 2, (2, 3, 60))
+    table = long_table({"near": near, "far": far + 3}).rename(columns={"dice": "hd95"})
+    result = analyse(table, metric="hd95", margin=0.5)
+    (pair,) = result["pairs"]
+    assert (pair["a"], pair["verdict"]) == ("near", "better")
+    assert pair["difference"] == pytest.approx(far.mean() + 3 - near.mean())
+    near_result, far_result = result["losses"]
+    assert near_result["mean"] == pytest.approx(near.mean())
+    assert near_result["ci95"][0] < near.mean() < near_result["ci95"][1]
+    assert far_result["mean"] > near_result["mean"]
+    assert result["ranks"]["rules"]["class_case"]["ranks"] == {"near": 1, "far": 2}
+
+
+def test_an_absent_structure_that_is_rightly_not_found_has_no_distance():
+    table = long_table({"a": [[2.0, np.nan]], "b": [[2.0, 40.0]]}).rename(columns={"dice": "hd95"})
+    assert [loss["mean"] for loss in analyse(table, metric="hd95")["losses"]] == [1.0, 21.0]
+
+
+def test_unequal_spreads_count_half_and_are_told():
+    """Against the formula: a loss's variance is the mean of its own and the pooled one, which is that of three here."""
+    case = np.linspace(0.3, 0.7, 40)
+    runs = {
+        "a": np.array([0.0, 0.04, -0.04, 0.02]),
+        "b": np.array([0.1, 0.101, 0.0995, 0.1002]),
+        "c": np.array([0.05, 0.052, 0.049, 0.051]),
+    }
+    values = {loss: np.add.outer(means, case) for loss, means in runs.items()}
+    study = TwoWay(values)
+    assert study.equal_p == pytest.approx(stats.bartlett(*runs.values()).pvalue)
+    own = {loss: means.var(ddof=1) for loss, means in runs.items()}
+    pooled = np.mean(list(own.values()))
+    expected = sum((own[loss] + pooled) / 2 / 4 for loss in "ab")
+    weights = {loss: (0.5 * (loss in "ab") + 0.5 * 2 / 3) / 4 for loss in runs}  # of each loss's own variance
+    estimate = study.estimate({"a": 1, "b": -1})
+    assert estimate.error**2 == pytest.approx(expected)
+    parts = [weights[loss] * own[loss] for loss in runs]
+    assert sum(parts) == pytest.approx(expected)
+    assert estimate.df == pytest.approx(expected**2 / sum(part**2 / 3 for part in parts))
+    assert any("spread unequally" in words for words in analyse(long_table(values))["warnings"])
+
+
+def test_a_failed_run_leaves_its_loss_undecided():
+    values = simulated(np.random.default_rng(3), 3, 3, 60, shift=0.1)
+    before = analyse(long_table(values))["pairs"]
+    after = analyse(long_table(values), failed={"loss0": ["loss0, seed 3"]})["pairs"]
+    assert [pair["verdict"] for pair in before][:2] == ["better", "better"]
+    assert [pair["verdict"] for pair in after][:2] == ["undecided", "undecided"]
+    assert "runs of loss0 (1) failed" in after[0]["reason"]
+    assert after[2] == before[2]
+
+
+def one_run_folds(losses=3, folds=5, cases=60, classes=("organ",)):
+    """A k-fold, one run each."""
+    rng = np.random.default_rng(21)
+    rows = [
+        (f"loss{k}", 0, case % folds, f"c{case:02}", name, 0.7 + 0.02 * k + rng.normal(0, 0.02))
+        for k in range(losses) for case in range(cases) for name in classes
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["loss", "seed", "fold", "case", "class", "dice"])
+
+
+def test_a_failed_fold_leaves_its_loss_undecided_and_the_others_judged(tmp_path):
+    table = one_run_folds()
+    whole = analyse(table, resamples=0)
+    left = table[~((table["loss"] == "loss1") & (table["fold"] == 2))]
+    told = ReportContext(failed={"loss1": {"loss1, fold 2": "out of memory"}})
+    result = write_comparison(left, tmp_path, Analysis(), told, no_material, QUIET)
+    pairs = {frozenset((pair["a"], pair["b"])): pair for pair in result["pairs"]}
+    assert (
+        pairs[frozenset(("loss0", "loss1"))]["verdict"]
+        == pairs[frozenset(("loss1", "loss2"))]["verdict"]
+        == "undecided"
+    )
+    (others,) = [pair for pair in whole["pairs"] if (pair["a"], pair["b"]) == ("loss0", "loss2")]
+    assert pairs[frozenset(("loss0", "loss2"))]["difference"] == pytest.approx(others["difference"])
+    assert pairs[frozenset(("loss0", "loss2"))]["verdict"] == others["verdict"]
+    assert "failed: loss1, fold 2 (out of memory)" in result["warnings"]
+    assert (tmp_path / "report.html").exists()
+    with pytest.raises(ValueError, match="loss1 has no run in fold 2"):  # a foreign table that says nothing of it
+        analyse(left, resamples=0)
+
+
+def test_few_folds_and_folds_without_a_class_are_told():
+    warnings = analyse(one_run_folds(folds=3), resamples=0)["warnings"]
+    assert any("3 folds, fewer than 5" in text for text in warnings)
+    table = one_run_folds(classes=("organ", "lesion"))
+    lacking = (table["class"] == "lesion") & (table["fold"] == 4)
+    table.loc[lacking, "dice"] = np.nan
+    warnings = analyse(table, resamples=0)["warnings"]
+    assert any("none has lesion in fold 4" in text for text in warnings)
+    assert not any("folds, fewer" in text for text in warnings)
+
+
+def test_the_noise_floor_is_in_no_family_though_it_failed(tmp_path):
+    rng = np.random.default_rng(22)
+    names = ("loss0", "loss1", "loss0 (again)")
+    table = long_table({name: rng.normal(0.8, 0.02, (3, 60)) for name in names})
+    failed = {"loss0 (again)": {"loss0 (again), seed 9": "it broke"}}
+    analysis = Analysis(again=("loss0 (again)", "loss0"))
+    result = write_comparison(table, tmp_path, analysis, ReportContext(failed=failed), no_material, QUIET)
+    assert [loss["name"] for loss in result["losses"]] == ["loss0", "loss1"]
+    assert "Bonferroni over 1 pair;" in result["method"]["ci95_adjusted"]
+    assert result["noise_floor"]["verdict"] == "undecided"
+    assert "failed: loss0 (again), seed 9 (it broke)" in result["warnings"]
+
+
+def test_several_runs_of_one_loss_say_nothing_of_two(tmp_path):
+    rng = np.random.default_rng(23)
+    table = long_table({"a": rng.normal(0.8, 0.02, (3, 60)), "b": rng.normal(0.8, 0.02, (1, 60))})
+    result = write_comparison(table, tmp_path, Analysis(), ReportContext(), no_material, QUIET)
+    assert result["scope"] == "checkpoints"
+    assert "not of the losses" in result["method"]["speaks_of"]
+    page = (tmp_path / "report.html").read_text()
+    assert "nothing is joined" in page
+    assert "bars join" not in page
+
+
+def test_names_that_look_like_nothing_are_names(tmp_path):
+    table = long_table({"None": np.full((3, 60), 0.8), "nan": np.full((3, 60), 0.9)}, classes=("NA",))
+    table.to_csv(tmp_path / "table.csv", index=False)
+    compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis(), QUIET)
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {loss["name"] for loss in result["losses"]} == {"None", "nan"}
+    assert result["classes"] == ["NA"]
+    (tmp_path / "table.csv").write_text("")
+    with pytest.raises(TableError, match="the file is empty"):
+        compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis(), QUIET)
+
+
+def test_a_difference_of_distances_has_its_sign_in_the_heading(tmp_path):
+    near, far = np.random.default_rng(24).uniform(1, 2, (2, 3, 60))
+    table = long_table({"far": far + 3, "near": near}).rename(columns={"dice": "hd95"})
+    write_comparison(table, tmp_path, Analysis("hd95", margin=0.5), ReportContext(), no_material, QUIET)
+    assert "<th>b - a</th>" in (tmp_path / "report.html").read_text()
+    assert "| b - a |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_loss_without_any_run_is_not_dropped(tmp_path):
+    values = simulated(np.random.default_rng(3), 2, 3, 60)
+    told = ReportContext(failed={"lost": {"lost, seed 0": "loss is nan"}})
+    write_comparison(long_table(values), tmp_path, Analysis(baseline="lost"), told, no_material, QUIET)
+    result = json.loads((tmp_path / "comparison.json").read_text())
+    assert [(loss["name"], loss["mean"]) for loss in result["losses"]][2] == ("lost", None)
+    assert [(pair["a"], pair["b"], pair["verdict"]) for pair in result["pairs"]] == [
+        ("loss0", "lost", "undecided"),
+        ("loss1", "lost", "undecided"),
+    ]
+    page = (tmp_path / "report.html").read_text()
+    assert "The baseline lost is undecided against loss" in page
+    assert "runs of lost (1) failed, and no fair sample is left" in page
+
+
+def test_what_is_missing_is_not_taken_for_right(tmp_path):
+    table = long_table(simulated(np.random.default_rng(4), 2, 3, 60))
+    table.loc[(table["loss"] == "loss0") & (table.index % 3 == 0), "dice"] = np.nan
+    number = int(table["dice"].isna().sum())
+    assert any(f"{number} values are missing" in words for words in analyse(table)["warnings"])
+    table.to_csv(tmp_path / "table.csv", index=False)
+    with pytest.raises(TableError, match=rf"{number} values are missing .*--missing perfect.*--missing worst"):
+        compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis(), QUIET)
+    filled = analyse(table.fillna({"dice": 0.0}))
+    assert analyse(table, missing="worst")["pairs"] == filled["pairs"]
+    with pytest.raises(ValueError, match="hd95 has no worst value"):
+        analyse(table.rename(columns={"dice": "hd95"}), "hd95", missing="worst")
+
+
+def test_cases_held_out_for_learning_rates_train_nothing():
+    """With five folds, of which one tests and one validates, three train: a third, and not a quarter."""
+    table = folded(np.random.default_rng(0))
+    errors = []
+    for ratio in (None, 1 / 3):
+        low, high = analyse(table, tested_to_trained=ratio)["pairs"][0]["ci95"]
+        errors.append(high - low)
+    assert errors[1] / errors[0] == pytest.approx(np.sqrt((1 / 5 + 1 / 3) / (1 / 5 + 1 / 4)))
+
+
+def test_the_seeds_that_would_decide_do():
+    """Were difference and spread to stay as they are: with so many runs the interval excludes 0, with one less not."""
+    study = TwoWay(simulated(np.random.default_rng(5), 2, 3, 100, shift=0.012, run_sd=0.008))
+    (pair,) = analyse(long_table(study.samples))["pairs"]
+    needed = pair["seeds_needed"]
+    assert pair["verdict"] == "undecided"
+    inside = [study.estimate({"loss0": 1, "loss1": -1}, runs).interval() for runs in (needed - 1, needed)]
+    assert inside[0][0] <= 0 < inside[1][0]
+    assert study.estimate({"loss0": 1, "loss1": -1}, 3) == study.estimate({"loss0": 1, "loss1": -1})
+
+
+def test_components_are_those_that_made_the_scores():
+    """Of many simulated cases and runs: runs 0.03, loss x case 0.01, the rest 0.02."""
+    generator = np.random.default_rng(6)
+    values = simulated(generator, 6, 40, 400, run_sd=0.03)
+    parts = TwoWay(values).components()
+    assert parts["run"] == pytest.approx(0.03, rel=0.15)
+    assert parts["residual"] == pytest.approx(0.02, rel=0.05)
+    assert parts["loss x group"] == pytest.approx(0.01, rel=0.1)
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def with_counts(generator, losses=2, runs=2, cases=9, classes=("x", "y")):
+    rows = []
+    for loss in range(losses):
+        for seed in range(runs):
+            for case in range(cases):
+                for name in classes:
+                    reference = 0 if (case + (name == "y")) % 4 == 0 else int(generator.integers(5, 50))
+                    predicted = int(generator.integers(0, 50)) if reference or generator.random() < 0.4 else 0
+                    hit = int(generator.integers(0, min(reference, predicted) + 1))
+                    whole = predicted + reference
+                    dice = 2 * hit / whole if whole else np.nan
+                    key = (f"l{loss}", seed, 0, f"c{case}", f"g{case // 2}", name)
+                    rows.append((*key, hit, predicted, reference, dice))
+    columns = [*("loss", "seed", "fold", "case", "group", "class"), *("tp", "predicted", "reference", "dice")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def by_rule(table, rule, loss, seed):
+    """The score of a run by each rule, with loops over the table."""
+    own = table[(table["loss"] == loss) & (table["seed"] == seed)]
+    counted = table[table["dice"].notna()].groupby(["case", "class"]).size().index
+    filled = dict(zip(zip(own["case"], own["class"], strict=True), own["dice"], strict=True))
+    value = {(case, name): (1.0 if np.isnan(filled[case, name]) else filled[case, name]) for case, name in counted}
+    names = sorted({name for _case, name in counted})
+    sums = own.groupby("class")[["tp", "predicted", "reference"]].sum()
+    if rule == "global":
+        return np.mean([2 * sums["tp"][n] / (sums["predicted"][n] + sums["reference"][n]) for n in names])
+    if rule == "micro":
+        return 2 * sums["tp"].sum() / (sums["predicted"].sum() + sums["reference"].sum())
+    if rule == "case_class":
+        cases = sorted({case for case, _name in counted})
+        return np.mean([np.mean([value[c, n] for n in names if (c, n) in value]) for c in cases])
+    if rule == "present":
+        return np.mean(
+            [np.mean([v for (c, n), v in filled.items() if n == name and not np.isnan(v)]) for name in names]
+        )
+    if rule == "groups":
+        group = own.drop_duplicates("case").set_index("case")["group"]
+        found = []
+        for name in names:
+            members = {}
+            for (case, of), one in value.items():
+                if of == name:
+                    members.setdefault(group[case], []).append(one)
+            found.append(np.mean([np.mean(ones) for ones in members.values()]))
+        return np.mean(found)
+    of_class = np.median if rule == "median" else np.mean
+    return np.mean([of_class([one for (_case, of), one in value.items() if of == name]) for name in names])
+
+
+@pytest.mark.parametrize("rule", list(AGGREGATIONS))
+def test_rules_are_what_they_say(rule):
+    table = with_counts(np.random.default_rng(7))
+    scores = read_scores(table, "dice")
+    found = AGGREGATIONS[rule].score(scores, np.ones((1, len(scores.cases))))[0]
+    expected = [by_rule(table, rule, run.loss, run.seed) for run in scores.runs.itertuples()]
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize("rule", list(AGGREGATIONS))
+def test_weights_are_copies_of_cases(rule):
+    """A case drawn twice counts as one that is there twice."""
+    table = with_counts(np.random.default_rng(8))
+    scores = read_scores(table, "dice")
+    weights = np.zeros((1, len(scores.cases)))
+    chosen = {0: 2, 1: 2, 2: 1, 3: 1, 6: 3, 7: 3}  # whole groups, as they are drawn
+    parts = []
+    for place, times in chosen.items():
+        weights[0, place] = times
+        case = table[table["case"] == scores.cases[place]]
+        parts += [
+            case.assign(case=case["case"] + f"copy{copy}", group=case["group"] + f"copy{copy}") for copy in range(times)
+        ]
+    copied = read_scores(pd.concat(parts, ignore_index=True), "dice")
+    expected = AGGREGATIONS[rule].score(copied, np.ones((1, len(copied.cases))))
+    np.testing.assert_allclose(AGGREGATIONS[rule].score(scores, weights), expected)
+
+
+@pytest.mark.parametrize("rule", [name for name, one in AGGREGATIONS.items() if one.smooth])
+def test_every_rule_can_be_that_of_the_verdicts(rule):
+    """Means are the rule's scores, the interval is that of the jackknife over groups, up to terms of higher order."""
+    table = with_counts(np.random.default_rng(12), cases=120)
+    table = table[table["seed"] == 0]  # one run a loss: the interval is of groups alone
+    result = analyse(table, aggregation=rule, resamples=0)
+    scores = read_scores(table, "dice", aggregation=rule)
+    assert [loss["mean"] for loss in result["losses"]] == pytest.approx(
+        [by_rule(table, rule, f"l{n}", 0) for n in (0, 1)]
+    )
+    (pair,) = result["pairs"]
+    left = []
+    for group in range(60):
+        rest = table[table["group"] != f"g{group}"]
+        left.append(by_rule(rest, rule, "l0", 0) - by_rule(rest, rule, "l1", 0))
+    error = np.sqrt(59 / 60 * ((np.array(left) - np.mean(left)) ** 2).sum())
+    low, high = pair["ci95"]
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 59) * error, rel=0.06)
+    assert next(iter(result["ranks"]["rules"])) == rule == result["aggregation"]
+    assert result["ranks"]["rules"][rule]["words"].endswith("the rule of the verdicts")
+    assert len(result["ranks"]["rules"]) == len(AGGREGATIONS)
+    np.testing.assert_allclose(group_values(scores).mean(1), run_scores(scores))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"aggregation": "median"}, "a median has no interval"),
+        ({"aggregation": "mean"}, "class_case, case_class, groups, present, global, micro, got mean"),
+        ({"aggregation": "micro", "metric": "nsd"}, "expected dice or iou for the aggregation micro"),
+    ],
+)
+def test_rules_of_which_no_verdict_can_be_made(options, message):
+    table = with_counts(np.random.default_rng(13)).assign(nsd=0.5)
+    with pytest.raises(ValueError, match=message):
+        analyse(table, **options)
+    with pytest.raises(ValueError, match="expected columns tp, predicted and reference"):
+        analyse(table.drop(columns="tp"), aggregation="global")
+
+
+def test_a_class_of_few_cases_carries_no_interval_over_cases():
+    """Of a mean over one case nothing is known but the case; the class counts as much as the others all the same."""
+    values = simulated(np.random.default_rng(14), 2, 3, 60)
+    table = long_table({loss: np.stack([one, one], -1) for loss, one in values.items()}, classes=("x", "y"))
+    assert analyse(table)["method"]["speaks_of"].endswith("new runs and new cases")
+    rare = table.assign(dice=table["dice"].where((table["class"] == "x") | (table["case"].isin(["case3", "case7"]))))
+    result = analyse(rare)
+    assert "on these cases only" in result["method"]["speaks_of"]
+    assert any("as few as 2 groups of cases carry the score of the class y" in words for words in result["warnings"])
+    assert analyse(rare, aggregation="case_class")["method"]["speaks_of"].endswith("new runs and new cases")
+
+
+def test_a_few_large_groups_carry_sums_over_cases():
+    table = with_counts(np.random.default_rng(15), cases=80)
+    large = np.where(table["case"].isin(["c1", "c2", "c3"]), 1000, 1)
+    counts = {name: table[name] * large for name in ("tp", "predicted", "reference")}
+    result = analyse(table.assign(**counts), aggregation="micro")
+    assert "on these cases only" in result["method"]["speaks_of"]
+    assert any("groups of cases carry the score of all classes" in words for words in result["warnings"])
+    scores = read_scores(table.assign(**counts), "dice", aggregation="micro")
+    sizes = table.assign(**counts).assign(size=lambda rows: rows["predicted"] + rows["reference"])
+    of_group = sizes.groupby("group")["size"].sum()
+    number, name = carrying_groups(scores, *scores.blocks[0])
+    assert number == pytest.approx(of_group.sum() ** 2 / (of_group**2).sum())
+    assert name is None
+
+
+def test_no_result_counts_as_wrong_under_every_rule():
+    """A loss that gives up on the hard cases must not gain by it."""
+    generator = np.random.default_rng(16)
+    good = generator.uniform(0.4, 0.9, (3, 40))
+    easy = np.where(np.arange(40) < 20, np.nan, good + 0.02)
+    table = long_table({"good": good, "gives up": easy})
+    result = analyse(table, missing="worst")
+    assert {rule["ranks"]["good"] for rule in result["ranks"]["rules"].values()} == {1}
+    (pair,) = analyse(table, missing="worst", aggregation="present")["pairs"]
+    assert (pair["a"], pair["verdict"]) == ("good", "better")
+
+
+@pytest.mark.parametrize("rule", ["groups", "class_case"])
+def test_groups_that_lie_in_several_folds_are_told(rule):
+    table = folded(np.random.default_rng(17), cases=40)
+    number = table["case"].str.removeprefix("c").astype(int)
+    result = analyse(table.assign(group="g" + (number % 6).astype(str)), aggregation=rule)
+    assert any("cases of one group lie in several folds (g" in words for words in result["warnings"])
+    own = table[(table["loss"] == "a") & (table["fold"] == 2)]
+    groups = "g" + (own["case"].str.removeprefix("c").astype(int) % 6).astype(str)
+    expected = own.groupby(groups)["dice"].mean().mean() if rule == "groups" else own["dice"].mean()
+    run = next(run for run in result["losses"][0]["runs"] if run["fold"] == 2)
+    assert run["mean"] == pytest.approx(expected)
+    assert not any("several folds" in words for words in analyse(table)["warnings"])
+
+
+def test_a_class_without_reference_is_told_and_an_empty_prediction_of_it_is_right():
+    table = with_counts(np.random.default_rng(18), cases=12)
+    empty = table["class"] == "y"
+    table.loc[empty, ["tp", "predicted", "reference"]] = 0
+    table.loc[empty, "dice"] = np.nan
+    spurious = empty & (table["loss"] == "l0") & (table["seed"] == 0) & (table["case"] == "c5")
+    table.loc[spurious, ["predicted", "dice"]] = [3, 0.0]
+    result = analyse(table, aggregation="global")
+    assert any(words.startswith("no reference has y, and some run predicts it") for words in result["warnings"])
+    rows = table[(table["loss"] == "l1") & (table["seed"] == 1) & (table["class"] == "x")]
+    dice = 2 * rows["tp"].sum() / (rows["predicted"].sum() + rows["reference"].sum())
+    run = next(run for run in result["losses"][1]["runs"] if run["seed"] == 1)
+    assert run["mean"] == pytest.approx((dice + 1) / 2)
+
+
+def test_learning_rates_at_the_end_of_those_tried_and_noise_are_told():
+    (told,) = rates_at_the_end({"dice": 0.1, "jaccard": 0.01}, [0.001, 0.01, 0.1])
+    assert told.startswith("the learning rate chosen for dice, 0.1, is the largest of those tried")
+    assert rates_at_the_end({"dice": 0.1}, [0.01, 0.1]) == []
+    pair = {"a": "x", "b": "y", "verdict": "better", "difference": 0.01}
+    (told,) = noise_warnings({"noise_floor": {"b": "y", "difference": -0.03}, "pairs": [pair]})
+    assert told.startswith("y differs from itself by 0.0300, more than x and y do (0.0100)")
+    assert noise_warnings({"noise_floor": {"b": "y", "difference": 0.003}, "pairs": [pair]}) == []
+
+
+def test_the_bootstrap_draws_runs_and_groups_alike():
+    """Its spread is that of the two-way estimate; and the same seed gives the same draws."""
+    values = simulated(np.random.default_rng(9), 2, 30, 120, run_sd=0.02)
+    scores = read_scores(long_table(values), "dice")
+    found = rankings(scores, [("loss0", "loss1")], 2000, 1)
+    estimate = TwoWay(values).estimate({"loss0": 1, "loss1": -1})
+    low, high = found["pairs"][0]["ci95_bootstrap"]
+    assert (high - low) / (2 * 1.96 * estimate.error) == pytest.approx(1, abs=0.12)
+    assert found == rankings(scores, [("loss0", "loss1")], 2000, 1)
+    shares = found["rules"]["class_case"]["shares"]
+    np.testing.assert_allclose([sum(share) for share in shares.values()], 1)
+
+
+def test_the_mean_of_a_loss_is_that_of_its_drawn_runs():
+    scores = read_scores(with_counts(np.random.default_rng(10), runs=3), "dice")
+    of_runs = AGGREGATIONS["class_case"].score(scores, np.ones((1, 9)))[0]
+    drawn = Draws(np.array([[2.0, 0, 1, 1, 1, 1]]), np.ones((1, 9)))
+    expected = [(2 * of_runs[0] + of_runs[2]) / 3, of_runs[3:].mean()]
+    np.testing.assert_allclose(loss_means(scores, "class_case", drawn)[0], expected)
+
+
+# --- challengeR ------------------------------------------------------------------------------------------------------
+
+
+def test_tables_of_challenger_come_in_and_go_out():
+    given = pd.DataFrame(
+        [("t", f"c{c}", f"a{a}", 0.5 + 0.01 * c + 0.1 * a) for c in range(12) for a in range(2)],
+        columns=["task", "case", "algorithm", "value"],
+    )
+    result = analyse(from_challenger(given, "dice"))
+    assert result["scope"] == "checkpoints"
+    back = to_challenger(read_scores(from_challenger(given, "dice"), "dice"))
+    merged = given.merge(back, on=["case", "algorithm"], suffixes=("", "_back"))
+    assert len(merged) == len(given)
+    np.testing.assert_allclose(merged["value"], merged["value_back"])
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+
+def test_functions_that_are_the_same_are_named():
+    labels = Labels(["background", "a", "b"])
+    term = {"name": "dice", "weight": 1.0}
+    losses = {
+        "dice": [term],
+        "half a dice": [{**term, "weight": 0.5}],
+        "jaccard": [{"name": "jaccard", "weight": 1.0}],
+        "tversky": [{"name": "tversky", "weight": 1.0, "alpha": 0.5, "beta": 0.5}],
+        "dice (again)": [term],
+    }
+    told = " ".join(same_functions(losses, labels))
+    assert "dice and half a dice are the same function" in told
+    assert "dice and tversky are the same function" in told
+    assert "jaccard" not in told
+    assert "again" not in told
+
+
+def test_a_rule_that_decides_and_an_operating_point_are_told():
+    names = ("class_case", "micro", "median")
+    rules = {name: {"ranks": {"x": 1, "y": 2} if name == "class_case" else {"x": 2, "y": 1}} for name in names}
+    (told,) = rule_warnings({"ranks": {"rules": rules}, "pairs": [{"a": "y", "b": "x", "verdict": "worse"}]})
+    assert "places x before y, 2 of 2 other rules the other way round" in told
+    rules = {name: {"ranks": {"x": 1 if name == "class_case" else 3}} for name in names}
+    (told,) = rule_warnings({"ranks": {"rules": rules}, "pairs": []})
+    assert "places x better (1) than most other rules do (3)" in told
+    table = pd.DataFrame({"loss": ["x", "y"], "class": ["a", "a"], "predicted": [150, 100], "reference": [100, 100]})
+    (told,) = operating_point_warnings(table, ["a"])
+    assert told.startswith("x predicts 50% more a than there is")
+    table = table.assign(predicted=[180, 100], reference=[100, 180], loss="x", **{"class": ["a", "b"]})
+    (told,) = operating_point_warnings(table, ["a", "b"])  # which is as much as there is of both together
+    assert told.startswith("x predicts 80% more a, 44% less b than there is")
+    runs = np.random.default_rng(0).random((3, 4, 1))
+    (told,) = identical_runs({"a": runs[:2], "b": runs[1::-1], "c": runs + 1})
+    assert "runs of a and b have the same scores on every case" in told
+    assert identical_runs({"a": runs, "b": np.stack([runs[0], *(runs[1:] + 1)])}) == []
+
+
+def test_what_the_trainings_warned_of_is_told():
+    dead = {"kind": "warning", "step": 5, "message": "the gradient of dice is 0"}
+    steps = [{"kind": "step", "step": 10}, {"kind": "step", "step": 20, "skipped": {"steps": 3, "cases": ["c"]}}]
+    assert log_warnings({"dice": [[dead, *steps], steps[:1]], "focal": [steps[:1]]}) == [
+        "dice, 1 of 2 runs: the gradient of dice is 0",
+        "dice: 3 of 30 steps had a loss or gradient that is not finite",
+    ]
+
+
+def test_runs_of_unequal_length_are_told():
+    def steps(number):
+        return [{"kind": "step", "step": step} for step in range(10, number + 1, 10)]
+
+    assert unequal_steps({"dice": [steps(20)], "focal": [steps(20), steps(20)]}) == []
+    (told,) = unequal_steps({"dice": [steps(20)], "focal": [steps(20), steps(10)]})
+    assert told.startswith("runs had 10 to 20 steps (mean by loss: dice 20, focal 15)")
+
+
+# --- the command: design, plan, units --------------------------------------------------------------------------------
+
+
+def compare(folder, *arguments, code=0):
+    return tool("compare", "--config", "tiny.yaml", "--out", "out", *arguments, code=code, folder=folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", "steps: 2"))
+    return tmp_path
+
+
+def test_a_design_in_yaml_with_folds_specs_and_the_noise_floor(folder):
+    text = (folder / "tiny.yaml").read_text()
+    section = """\
+comparison:
+  losses: {dice: dice, soft: [{name: dice, weight: 0.7}, {name: cross_entropy, weight: 0.3}]}
+  seeds: [4]
+  folds: 3
+  metric: iou
+  baseline: dice
+  noise_floor: true
+"""
+    (folder / "tiny.yaml").write_text(text + section)
+    assert "9 units, 9 to be trained" in compare(folder, "--dry-run")
+    assert not (folder / "out").exists()
+    printed = compare(folder)
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [("soft", "dice")]
+    assert result["noise_floor"]["a"] == "dice (again)"
+    assert {(run["seed"], run["fold"]) for run in result["losses"][0]["runs"]} == {(4, 0), (4, 1), (4, 2)}
+    assert result["cases"] == 24  # each case of the 24 judges one fold
+    assert "t test over folds" in printed
+    page = (folder / "out" / "report.html").read_text()
+    assert "soft and dice are" in page
+    assert "The noise floor" in page
+    assert "How often the predicted class is right" in page
+    assert "minutes of training" in compare(folder, "--dry-run", "comparison.seeds=[4, 5]")
+
+
+def test_cases_are_prepared_once_for_all_units(folder, monkeypatch):
+    """By the sources themselves; a training case is drawn in no picture, which would read it again."""
+    reads, read = Counter(), SyntheticSource.read
+
+    def counted(source, case):
+        reads[case.name] += 1
+        return read(source, case)
+
+    monkeypatch.setattr(SyntheticSource, "read", counted)
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", "evaluation.overlays=false")
+    trained = {name: number for name, number in reads.items() if name.startswith("train")}
+    assert trained == dict.fromkeys(trained, 1)
+    assert len(trained) == 8
+    before = pd.read_csv(folder / "out" / "cases.csv")
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", "--out", "uncached", "loader.cache=none")
+    assert max(reads[name] for name in trained) > 4
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "uncached" / "cases.csv"), before)
+
+
+def test_a_plan_that_is_changed_says_so(folder):
+    compare(folder, "--losses", "dice", "--seeds", "1")
+    plan = json.loads((folder / "out" / "plan.json").read_text())
+    assert plan["changes"] == []
+    printed = compare(folder, "--losses", "dice", "--seeds", "2", "--margin", "0.01")
+    assert "the plan was changed after 1 finished units" in " ".join(printed.split())
+    plan = json.loads((folder / "out" / "plan.json").read_text())
+    (change,) = plan["changes"]
+    assert "design.margin: 0.005 before, 0.01 after" in change["differences"]
+    assert change["hash"] != plan["hash"]
+    assert "changed after the plan was written: design.margin" in (folder / "out" / "report.html").read_text()
+
+
+def test_the_plan_in_the_report_is_the_one_in_force(folder):
+    compare(folder, "--losses", "dice", "--seeds", "2")
+    printed = compare(folder, "--losses", "dice", "--seeds", "2", "--margin", "0.25", "train.steps=3")
+    assert "changed after 2 finished units" in " ".join(printed.split())
+    page = (folder / "out" / "report.html").read_text()
+    assert '<tr><td>margin</td><td class="text">0.25</td></tr>' in page
+
+
+def test_other_pixels_are_other_units(folder):
+    """Masks that were mended since: no run on the old ones is taken for one on the new ones."""
+    write_pairs(folder, side=32)
+    text = TINY.replace("[background, a, b]", "[background, a]").replace("steps: 8", "steps: 2")
+    text = text.replace(TINY.splitlines()[1], "data: {name: pairs, images: images, masks: masks}")
+    (folder / "tiny.yaml").write_text(text + "split: {name: kfold, folds: 3}\n")
+    compare(folder, "--losses", "dice", "--seeds", "2")
+    for file in (folder / "masks").iterdir():
+        Image.fromarray(np.ones((32, 32), np.uint8)).save(file)
+    printed = compare(folder, "--losses", "dice", "--seeds", "3")
+    assert "finished before" not in printed
+    assert "data: " in " ".join(printed.split())
+    table = pd.read_csv(folder / "out" / "cases.csv")
+    assert set(table[table["class"] == "a"]["reference"]) == {32 * 32}
+
+
+def test_trainings_do_not_follow_the_cases_that_judge(folder):
+    for following in ("train.patience.steps=4", "schedule.name=plateau"):
+        printed = compare(folder, "--losses", "dice", "--folds", "3", following, code=2)
+        assert "follows the scores of the validation part, which judges the losses" in " ".join(printed.split())
+
+
+def test_a_minute_is_no_budget_for_several_at_once(folder):
+    arguments = ("--losses", "dice", "comparison.minutes=1", "--parallel", "2")
+    assert "use --parallel 1" in " ".join(compare(folder, *arguments, code=2).split())
+
+
+def test_minutes_are_for_one_process_at_a_time(folder):
+    arguments = ("--losses", "dice", "--seeds", "1", "comparison.minutes=1", "train.steps=1")
+    with Claims().claimed(folder / "out" / "minutes") as ours:
+        assert ours
+        assert "another process trains units" in " ".join(compare(folder, *arguments, code=2).split())
+    compare(folder, *arguments)
+
+
+def test_engines_and_options_that_there_are_not(folder):
+    printed = " ".join(compare(folder, "--losses", "dice", "--engine", "slurm", code=2).split())
+    assert "expected --engine to be one of local, ray, got slurm" in printed
+    (folder / "table.csv").write_text("loss,seed,case,class,dice\n")
+    for option in ("--dry-run", "--no-wait", "--parallel=2", "--engine=ray"):
+        tool("compare", "--from-table", "table.csv", option, code=2, folder=folder)
+
+
+def test_the_rules_in_the_report_are_those_that_scored(folder):
+    """Distances as the units measured them; overlaps by segkit's rules, whatever the units report by."""
+    options = ("evaluation.tolerance_mm=20", "evaluation.rules=nnunet", "evaluation.overlays=false")
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "1", "--metric", "nsd", "--margin", "0.01", *options)
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert result["rules"]["name"] == "segkit"
+    assert result["rules"]["surface"]["tolerance_mm"] == 20
+    (unit, *_) = (folder / "out" / "units").glob("dice-*")
+    (scores,) = unit.rglob("scores.json")
+    measured = json.loads(scores.read_text())
+    assert measured["rules"]["surface"]["tolerance_mm"] == 20
+    assert any("evaluation.rules: nnunet is for the tables of the runs" in text for text in result["warnings"])
+
+
+def test_several_units_at_once(folder):
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", "--parallel", "2", "evaluation.overlays=false")
+    assert len(pd.read_csv(folder / "out" / "cases.csv")[["loss", "seed"]].drop_duplicates()) == 4
+    logs = [file.read_text() for file in (folder / "out" / "logs").iterdir()]
+    assert sum(text.count("seed 0") > 0 or text.count("seed 1") > 0 for text in logs) >= 1
+
+
+def test_a_unit_that_kills_its_process_is_a_failed_one(folder):
+    """Twice, and the others are trained and compared all the same."""
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", "evaluation.overlays=false")
+    (unit,) = (folder / "out" / "units").glob("dice-seed1-*")
+    shutil.rmtree(unit)
+    unit.mkdir()
+    (unit / "attempts.json").write_text(json.dumps([time.time() + 600] * 2))
+    printed = compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", code=1)
+    assert "dice, seed 1: the process that trains it died 2 times; memory" in " ".join(printed.split())
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert result["pairs"][0]["verdict"] == "undecided"
+    (unit / "attempts.json").unlink()
+    compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2")
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """What a comparison knows of a unit, so far as an engine asks."""
+
+    folder: Path
+
+
+def kills_its_process_once(unit, _claims, _since, _console):
+    """As a unit does that runs out of memory."""
+    if not unit.folder.exists():
+        unit.folder.mkdir(parents=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    (unit.folder / "done").touch()
+    return True
+
+
+def raises(_unit, _claims, _since, _console):
+    raise KeyError("a mistake of ours")
+
+
+def test_processes_that_are_killed_are_replaced(tmp_path):
+    """All of those that there were to begin with."""
+    units = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(2)]
+    Local(2).run(units, kills_its_process_once, Console(file=io.StringIO()))
+    assert all((unit.folder / "done").exists() for unit in units)
+
+
+def test_an_error_of_a_process_is_not_passed_over(tmp_path):
+    units = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(2)]
+    with pytest.raises(RuntimeError, match=r"exit codes \[1, 1\]; see .*logs"):
+        Local(2).run(units, raises, Console(file=io.StringIO()))
+    assert "a mistake of ours" in (tmp_path / "out" / "logs" / "0.txt").read_text()
+
+
+def test_units_of_others_need_not_be_waited_for(folder):
+    arguments = ("--losses", "dice", "--seeds", "2", "evaluation.overlays=false")
+    listed = compare(folder, *arguments, "--dry-run")
+    first = next(Path(line.split()[-1]) for line in listed.splitlines() if "seed 0" in line)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(first, ready))
+    other.start()
+    assert ready.wait(60)
+    assert "1 units are trained by other processes" in compare(folder, *arguments, "--no-wait")
+    other.kill()
+    other.join()
+    assert not (folder / "out" / "report.html").exists()
+    compare(folder, *arguments, "--no-wait")
+    assert (folder / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("losses: [dice], metric: hd95", "is in mm"),
+        ("losses: [dice], repeats: 2", "say how many folds"),
+        ("losses: [dice], folds: 2, sweep: [0.1, 0.2]", "comparison.folds of at least 3"),
+        ("losses: [dice], steps: 3, minutes: 1", "got both"),
+        ("losses: [dice], seeds: [1, 1]", "different seeds"),
+        ("losses: [dice], family: vs_baseline", "needs comparison.baseline"),
+        ("losses: {a: {name: dcie}}", "dcie"),
+        ("losses: [dice], aggregation: global, metric: nsd", "comparison.aggregation: expected dice or iou"),
+        ("seeds: 2", "expected losses to compare"),
+    ],
+)
+def test_designs_that_do_not_go_together(folder, section, message):
+    (folder / "tiny.yaml").write_text((folder / "tiny.yaml").read_text() + f"comparison: {{{section}}}\n")
+    assert message in compare(folder, code=2)
+    assert not (folder / "out").exists()
+
+
+def test_learning_rates_are_chosen_on_the_validation_part(folder):
+    arguments = ("--losses", "dice,cross_entropy", "--seeds", "1", "comparison.sweep=[1e-9, 0.02]", "train.steps=12")
+    compare(folder, *arguments)
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert result["learning_rates"] == {"dice": 0.02, "cross_entropy": 0.02}
+    tried = result["tried_rates"]
+    assert [(row["loss"], row["rate"]) for row in tried] == [
+        (loss, rate) for loss in ("dice", "cross_entropy") for rate in (1e-9, 0.02)
+    ]
+    file = next((folder / "out" / "sweep").glob("*/evaluation/*/scores.json"))
+    assert {row["cases"] for row in tried} == {json.loads(file.read_text())["cases"]}
+    assert "| dice | 0.02 | 0." in (folder / "out" / "report.md").read_text()
+    assert len(list((folder / "out" / "sweep").glob("*/evaluation/validation/scores.json"))) == 4
+    printed = compare(folder, *arguments, "evaluation.split=validation", code=2)
+    assert "judges here too (validation)" in " ".join(printed.split())
+
+
+def test_a_learning_rate_that_fails_is_no_failure_of_its_loss(folder):
+    """Trying one that is too large is what a sweep is for; a loss for which all of them fail is undecided."""
+    arguments = ("--losses", "dice,cross_entropy", "--seeds", "2", "evaluation.overlays=false", "train.nonfinite=1")
+    sweep = ("comparison.sweep=[1e30, 0.02]", "train.clip_norm=null", "optimizer.name=sgd")
+    printed = compare(folder, *arguments, *sweep)
+    result = json.loads((folder / "out" / "comparison.json").read_text())
+    assert result["failed"] == {}
+    assert result["learning_rates"] == {"dice": 0.02, "cross_entropy": 0.02}
+    lost = [words for words in result["warnings"] if "learning rate 1e+30" in words]
+    assert lost, printed
+    assert all(words.startswith("no score of ") for words in lost)
+
+
+def test_no_learning_rate_is_chosen_on_cases_without_any_class(folder):
+    for part in ("train", "validation", "test"):
+        for kind in ("images", "masks"):
+            (folder / kind / part).mkdir(parents=True)
+            for number in range(3):
+                pixels = np.full((16, 16), number + 1 if kind == "images" else part != "validation", np.uint8)
+                Image.fromarray(pixels).save(folder / kind / part / f"{number}.png")
+    splits = ", ".join(f"{part}: {part}" for part in ("train", "validation", "test"))
+    given = f"{{name: pairs, images: 'images/{{split}}', masks: 'masks/{{split}}', splits: {{{splits}}}}}"
+    arguments = ("labels.names=[background, a]", f"data={given}", "--losses", "dice", "--metric", "recall")
+    printed = compare(folder, *arguments, "comparison.sweep=[0.01, 0.02]", code=2)
+    assert "none of its cases has a value of recall: a is in no reference" in " ".join(printed.split())
+
+
+def test_several_shells_share_the_units_and_a_killed_one_is_no_loss(folder):
+    """Two processes on one folder, of which one is killed; each unit is trained once, and all of them end."""
+    command = [sys.executable, str(ROOT / "tools" / "compare.py"), "--config", "tiny.yaml", "--out", "out"]
+    command += ["--losses", "dice,cross_entropy", "--seeds", "2", "train.steps=60", "evaluation.overlays=false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    shells = [
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    deadline = time.monotonic() + 60
+    while len(list((folder / "out" / "units").glob("*/log.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    shells[0].send_signal(signal.SIGKILL)
+    shells[0].wait()
+    output = shells[1].communicate(timeout=240)[0].decode()
+    assert shells[1].returncode == 0, output
+    units = list((folder / "out" / "units").glob("*/evaluation/test/scores.json"))
+    assert len(units) == 4
+    for unit in units:
+        steps = [json.loads(line) for line in (unit.parents[2] / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in steps if line["kind"] == "step"][-1] == 60
+
+
+def hold(folder, ready):
+    with Claims().claimed(folder) as ours:
+        assert ours
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_unit_is_claimed_by_one_and_a_dead_one_lets_go(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "unit", ready))
+    other.start()
+    assert ready.wait(60)
+    claims = Claims()
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert not ours
+    other.kill()
+    other.join()
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert ours
+
+
+def test_a_dead_machine_loses_its_unit_when_its_lease_is_over(tmp_path, monkeypatch):
+    """Whose processes cannot be looked at from here: only its sign of life can, which does not change any more."""
+    monkeypatch.setattr("segkit.compare.leases.LEASE_SECONDS", 1.0)
+    marker, claims = tmp_path / "unit.lease", Claims()
+    with Claims().claimed(tmp_path / "unit"):
+        written = marker.read_text()
+    marker.write_text(written.replace(socket.gethostname(), "another-machine"))
+    assert "another-machine" in marker.read_text()
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert not ours
+    time.sleep(1.2)
+    with claims.claimed(tmp_path / "unit") as ours:
+        assert ours
+
+
+def test_a_process_that_lost_its_unit_stops(tmp_path, monkeypatch):
+    """As one does that was suspended for long enough to seem dead."""
+    monkeypatch.setattr("segkit.compare.leases.LEASE_SECONDS", 0.6)
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: told.set())
+    try:
+        with Claims().claimed(tmp_path / "unit") as ours:
+            assert ours
+            (tmp_path / "unit.lease").rename(tmp_path / "taken")
+            (tmp_path / "unit.lease").write_text((tmp_path / "taken").read_text())
+            assert told.wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The report on losses and cases whose names are markup."""
+    out = tmp_path_factory.mktemp("pages")
+    values = simulated(np.random.default_rng(11), 3, 3, 60, shift=0.05)
+    table = long_table(values, classes=("organ",))
+    table["case"] = "<script>alert(1)</script>|" + table["case"]
+    table["loss"] = table["loss"].replace({"loss1": "<b>|loss$1$"})
+    write_comparison(table, out, Analysis(), ReportContext(), no_material, QUIET)
+    return out
+
+
+def test_the_page_says_the_verdict_first_and_escapes_names(pages):
+    page = (pages / "report.html").read_text()
+    text = re.sub(r'src="data:[^"]*"', "", page)
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "&lt;script&gt;" in text
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert "http" not in text
+    assert text.index("loss0 is better than") < text.index("<table>")
+    markdown = (pages / "report.md").read_text()
+    assert "<script" not in markdown.replace("\\<script", "")
+    for line in markdown.splitlines():
+        for picture in re.findall(r"\]\(([^)]*)\)", line):
+            assert (pages / picture).exists()
+
+
+def test_the_page_in_a_browser(pages):
+    """It loads nothing, shows every picture, and is no wider than the window."""
+    browser_path = next((path for path in ("/usr/bin/chromium", "/usr/bin/google-chrome") if Path(path).exists()), None)
+    if browser_path is None:
+        pytest.skip("no Chromium on this system")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 900, "height": 800})
+        asked, dialogs = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+        page.goto(f"file://{pages / 'report.html'}")
+        widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
+        assert len(widths) >= 8
+        assert min(widths) > 300
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        assert dialogs == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 900
+        browser.close()
+
+
+def test_the_best_loss_comes_first(tmp_path):
+    """Of a distance that is the smallest; names that are numbers are names."""
+    near, far = np.random.default_rng(13).uniform(1, 2, (2, 3, 60))
+    table = long_table({"1": far + 3, "2": near}).rename(columns={"dice": "hd95"})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis("hd95", margin=0.5), QUIET)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("<tr><td>2</td>") < page.index("<tr><td>1</td>")
+    assert "Across: 2, the loss with the best mean" in page
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [loss["name"] for loss in result["losses"]] == ["1", "2"]
+
+
+def test_pixels_of_all_runs_of_a_loss_are_calibrated_together(tmp_path):
+    """4 pixels of which 1 is right in one run and 12 of which 9 are in the other are 16 of which 10 are."""
+    units = []
+    for seed, (pixels, confidence, accuracy) in enumerate([(4, 0.5, 0.25), (12, 0.9, 0.75)]):
+        unit = Unit("a", seed, 0, "test", cast(Config, None), tmp_path / str(seed))
+        row = {"pixels": [0, pixels], "confidence": [None, confidence], "accuracy": [None, accuracy]}
+        content = {"calibration": {"reliability": {"all": {"top label": row}}}}
+        (unit.folder / "evaluation" / "test").mkdir(parents=True)
+        (unit.folder / "evaluation" / "test" / "scores.json").write_text(json.dumps(content))
+        units.append(unit)
+    found = run_artifacts.pooled_reliability(run_artifacts.calibrations(units))
+    assert found is not None
+    assert found.to_dict("records") == [
+        {"loss": "a", "bin": 1, "pixels": 16, "confidence": pytest.approx(0.8), "accuracy": pytest.approx(0.625)}
+    ]
+
+
+def test_the_first_sentence_is_of_the_best_loss():
+    values = simulated(np.random.default_rng(11), 4, 5, 60, shift=0.05)
+    result = best_first(analyse(long_table(values)))
+    first = sentences(result)[0]
+    best = result["losses"][0]["name"]
+    assert best == "loss0"
+    assert first.startswith("loss0 has the best mean and is better than loss")
+    against = best_first(analyse(long_table(values), baseline="loss1"))
+    assert sentences(against)[0] == first  # that there is a baseline makes it no better
+    (only,) = sentences(analyse(long_table({"a": values["loss0"]})))
+    assert only == "There is only a, and nothing to compare it with."
+
+
+def test_losses_that_differ_are_not_joined():
+    assert cliques("abcd", {("a", "c"), ("d", "a"), ("b", "d")}) == [["a", "b"], ["b", "c"], ["c", "d"]]
+    assert cliques("abc", set()) == [["a", "b", "c"]]
+    assert cliques("ab", {("b", "a")}) == []
+
+
+def test_the_better_loss_is_green_whatever_the_metric():
+    values = np.array([[1.0], [5.0]])
+    for sign, expected in ((1, [-2, 2]), (-1, [2, -2])):
+        figure = classes_figure(sign * values, ["a", "b"], ["a", "b"], ["organ"], sign, [1])
+        (picture,) = figure.axes[0].get_images()
+        assert np.asarray(picture.get_array()).ravel().tolist() == expected
+        assert [text.get_text() for text in figure.axes[0].texts] == ["1.000", "5.000"]
+
+
+def test_a_unit_fits_on_a_machine_of_the_cluster():
+    engine = Ray.__new__(Ray)
+    assert engine._cores([{"CPU": 2}, {"CPU": 2}], None) == 2
+    assert engine._cores([{"CPU": 16, "GPU": 8}], None) == 2
+    assert engine._cores([{"CPU": 64}], 32) == 2
+
+
+# --- several data sets ------------------------------------------------------------------------------------------------
+
+
+def means_of(table):
+    common = {"aggregation": "class_case", "cases": 9, "groups": 9}
+    return {
+        f"d{n}": {"losses": [{"name": f"l{k}", "mean": m, "runs": []} for k, m in enumerate(row)], **common}
+        for n, row in enumerate(table)
+    }
+
+
+def test_data_sets_are_the_units_of_friedman_and_nemenyi():
+    """Iman and Davenport's F is that of a two-way analysis of variance of the ranks; 2.569 is the quantile of Nemenyi's
+    test for four at 0.05 (Demšar 2006, table 5)."""
+    table = np.random.default_rng(12).normal([0.5, 0.52, 0.55, 0.6], 0.05, size=(14, 4))
+    result = over_datasets(means_of(table.tolist()), "dice")
+    ranks = stats.rankdata(-table, axis=1)
+    assert list(result["mean_ranks"].values()) == pytest.approx(ranks.mean(0).tolist())
+    between = 14 * ((ranks.mean(0) - 2.5) ** 2).sum() / 3
+    within = ((ranks - ranks.mean(0)) ** 2).sum() / 39
+    assert result["p"] == pytest.approx(stats.f.sf(between / within, 3, 39))
+    assert {pair["p_adjusted"] < 0.05 for pair in result["pairs"]} == {True, False}
+    for pair in result["pairs"]:
+        assert (pair["p_adjusted"] < 0.05) == (abs(pair["rank_difference"]) > 2.569 * np.sqrt(4 * 5 / (6 * 14)))
+    assert result["critical_difference"] == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), rel=1e-3)
+    few = over_datasets(means_of(table[:4].tolist()), "dice")
+    assert (few["p"], few["reason"]) == (None, "4 data sets; a test of 4 losses over them needs 5")
+    two = over_datasets(means_of(table[:, :2].tolist()), "dice")
+    assert two["p"] == pytest.approx(stats.wilcoxon(*table[:, :2].T).pvalue)
+    with pytest.raises(ValueError, match="got l0 in d1"):
+        over_datasets({**means_of([[0.5, 0.6]]), "d1": means_of([[0.5]])["d0"]}, "dice")
+
+
+def test_data_sets_have_folders_of_their_own_below_the_comparison():
+    names = ["a/b", "a b", "..", ".", "figures", "Figures", "plain", "A-B"]
+    folders = list(folder_names(names).values())
+    assert len({folder.lower() for folder in folders}) == len(names)
+    assert "plain" in folders
+    for folder in folders:
+        assert folder.lower() != "figures"
+        assert "/" not in folder
+        assert folder.strip(".")
+
+
+def test_so_few_data_sets_decide_nothing_of_two_losses():
+    """Wilcoxon's p of five that all say the same is 0.0625."""
+    table = [[0.5 + 0.01 * n, 0.6 + 0.02 * n] for n in range(6)]
+    five = over_datasets(means_of(table[:5]), "dice")
+    assert (five["p"], five["reason"]) == (None, "5 data sets; a test of 2 losses over them needs 6")
+    assert over_datasets(means_of(table), "dice")["p"] < 0.05
+    assert over_datasets(means_of([[0.5]] * 6), "dice")["reason"] == "there is only one loss"
+
+
+def test_a_table_of_several_tasks(tmp_path):
+    rows = [
+        (f"task {t}", f"c{c}", f"a{a}", 0.5 + 0.01 * c + 0.05 * a + 0.02 * t * (a == 1))
+        for t in range(5) for c in range(12) for a in range(3)
+    ]  # fmt: skip
+    pd.DataFrame(rows, columns=["task", "case", "algorithm", "value"]).to_csv(tmp_path / "table.csv", index=False)
+    printed = tool("compare", "--from-table", "table.csv", "--out", "out", folder=tmp_path)
+    result = json.loads((tmp_path / "out" / "datasets.json").read_text())
+    assert len(result["datasets"]) == 5
+    assert min(result["mean_ranks"], key=result["mean_ranks"].get) in ("a1", "a2")
+    assert "Friedman over data sets" in printed
+    page = (tmp_path / "out" / "datasets.html").read_text()
+    folders = re.findall(r'<a href="([^"]*)">', page)
+    assert len(folders) == 5
+    assert all((tmp_path / "out" / folder).exists() for folder in folders)
+    assert "ranks before" in page
+    assert "figures/datasets.png" in (tmp_path / "out" / "datasets.md").read_text()
+    assert (tmp_path / "out" / "figures" / "datasets.png").exists()

@@ -1,0 +1,549 @@
+"""Volumes and pictures of the less usual formats, against SimpleITK, pydicom and OpenCV; hostile files."""
+
+import gzip
+import io
+import os
+import resource
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+import tifffile
+from PIL import Image
+
+from segkit import Labels
+from segkit.data import Case, DataError, MaskFile
+from segkit.data.cases import data_digest, file_stamps
+from segkit.data.formats import FORMATS, format_name, is_image
+from segkit.data.mask_encoding import MaskCode
+from segkit.data.readers import number_type, place_of, read_files, read_image, read_mask, read_masks
+
+needs_data = pytest.mark.skipif("SEGKIT_DATA" not in os.environ, reason="SEGKIT_DATA does not name the real data")
+DATA = Path(os.environ.get("SEGKIT_DATA", "")) / "formats"
+
+THREE = Labels(["background", "a", "b"], ignore_index=255)
+TWO = Labels(["background", "a"])
+OVERLAPPING = Labels(["whole", "core"], mode="multilabel")
+NUMBERS = np.random.default_rng(0).integers(0, 3, (7, 6, 5)).astype(np.uint8)  # z, y, x as SimpleITK has them
+
+
+def saved(path, array, direction=None, spacing=(1.0, 2.0, 3.0), origin=(10.0, -5.0, 3.0)):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    if direction is not None:
+        image.SetDirection(np.asarray(direction, dtype=float).ravel().tolist())
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+# volumes
+
+DIRECTIONS = {
+    "identity": np.eye(3),
+    "mirrored": np.diag([-1.0, -1.0, 1.0]),
+    "turned": np.eye(3)[[2, 0, 1]],
+    "oblique": np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "nhdr", "mha", "mhd"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_volumes_are_read_as_the_same_nifti_is(tmp_path, ending, direction):
+    """Which SimpleITK writes and nibabel reads: pixels, spacing and place."""
+    array = NUMBERS.astype(np.int16) * 100 - 50
+    paths = [saved(tmp_path / f"x.{one}", array, DIRECTIONS[direction]) for one in (ending, "nii.gz")]
+    (image, spacing), (expected, expected_spacing) = map(read_image, paths)
+    np.testing.assert_array_equal(image, expected)
+    assert spacing == pytest.approx(expected_spacing)
+    mine, other = (place_of(path, "x") for path in paths)
+    np.testing.assert_allclose(mine.affine, other.affine, atol=1e-4)
+    masks = [saved(tmp_path / f"y.{one}", NUMBERS, DIRECTIONS[direction]) for one in (ending, "nii.gz")]
+    np.testing.assert_array_equal(*(read_mask(path, THREE) for path in masks))
+
+
+def test_channels_of_a_volume(tmp_path):
+    array = np.random.default_rng(1).normal(size=(7, 6, 5, 2)).astype(np.float32)
+    image = sitk.GetImageFromArray(array, isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "x.nrrd"))
+    read, spacing = read_image(tmp_path / "x.nrrd")
+    assert spacing == (1.0, 1.0, 1.0)
+    np.testing.assert_array_equal(read, array.transpose(3, 2, 1, 0)[:, ::-1, ::-1])
+
+
+def test_flat_volumes_stay_pictures(tmp_path):
+    image = sitk.GetImageFromArray(NUMBERS[0])
+    sitk.WriteImage(image, str(tmp_path / "x.mha"))
+    read, spacing = read_image(tmp_path / "x.mha")
+    assert (read.shape, spacing) == ((1, 5, 6), (1.0, 1.0))
+
+
+# DICOM
+
+
+@needs_data
+@pytest.mark.parametrize("study", ["Study1", "Study2", "Study3"])
+def test_a_series_is_its_slices_in_order(study):
+    """By pydicom: each slice at its position along z, rescaled."""
+    folder = next((DATA / "dicom_series" / study).iterdir())
+    image, spacing = read_image(folder)
+    slices = sorted(
+        (pydicom.dcmread(file) for file in folder.iterdir()), key=lambda one: float(one.ImagePositionPatient[2])
+    )
+    stack = np.stack(
+        [one.pixel_array * float(one.get("RescaleSlope", 1)) + float(one.get("RescaleIntercept", 0)) for one in slices]
+    )
+    assert image.shape == (1, *stack.transpose(2, 1, 0).shape)
+    rows, columns = np.array(slices[0].ImageOrientationPatient[:3]), np.array(slices[0].ImageOrientationPatient[3:])
+    assert abs(rows[0]) == 1
+    assert abs(columns[1]) == 1
+    # rows run to the left and columns to the back where they are 1; RAS runs to the right and to the front
+    turned = stack.transpose(2, 1, 0)[:: int(-rows[0]), :: int(-columns[1])]
+    np.testing.assert_allclose(image[0], turned, rtol=1e-6)
+    assert spacing[0] == pytest.approx(float(slices[0].PixelSpacing[1]))
+
+
+@needs_data
+def test_a_series_that_lacks_a_slice(tmp_path):
+    folder = next((DATA / "dicom_series/Study1").iterdir())
+    for file in folder.iterdir():
+        if file.name != "7.dcm":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(DataError, match="equal distances"):
+        read_image(tmp_path)
+
+
+@needs_data
+def test_a_segmentation_is_the_nrrd_that_was_made_of_it():
+    segmentation, nrrd = DATA / "dicom_seg/seg/label.seg", DATA / "dicom_seg/nrrd/label.nrrd"
+    np.testing.assert_array_equal(read_mask(segmentation, TWO), read_mask(nrrd, TWO))
+    case = Case("x", "x", images=(DATA / "dicom_seg/image",), masks=(MaskFile(segmentation),))
+    raw = read_files(case, TWO)
+    assert raw.mask.shape == raw.image.shape[1:]
+    assert raw.mask.sum() == sitk.GetArrayFromImage(sitk.ReadImage(str(nrrd))).sum()
+    with pytest.raises(DataError, match="which is a mask"):
+        read_image(segmentation)
+
+
+@needs_data
+def test_a_single_dicom_picture():
+    file = DATA / "dicom_seg/image/IMG0001.dcm"
+    image, spacing = read_image(file)
+    header = pydicom.dcmread(file)
+    assert image.shape == (1, header.Columns, header.Rows)
+    assert spacing == pytest.approx([float(side) for side in header.PixelSpacing])
+
+
+@needs_data
+def test_errors_do_not_name_patients(tmp_path):
+    """A file whose pixels are cut off, and whose header is full of a name."""
+    header = pydicom.dcmread(DATA / "dicom_seg/image/IMG0001.dcm")
+    header.PatientName, header.PatientID, header.PatientBirthDate = "Doe^Jane", "SECRET-7", "19700101"
+    header.save_as(tmp_path / "x.dcm")
+    whole = (tmp_path / "x.dcm").read_bytes()
+    (tmp_path / "x.dcm").write_bytes(whole[: len(whole) - 300])
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom segkit.data import DataError\n"
+        "from segkit.data.readers import read_image\n"
+        "try: print(read_image(Path(sys.argv[1])))\nexcept DataError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.dcm"], capture_output=True, text=True, check=True)
+    for word in ("Doe", "Jane", "SECRET", "1970"):
+        assert word not in done.stdout + done.stderr
+
+
+# masks
+
+
+def test_colour_coded_masks(tmp_path):
+    colors = {"background": [0, 0, 0], "a": [255, 0, 10], "b": [0, 128, 0], "ignore": [255, 255, 255]}
+    numbers = np.random.default_rng(2).choice([0, 1, 2, 255], (9, 8)).astype(np.uint8)
+    picture = np.zeros((9, 8, 3), np.uint8)
+    for number, name in ((0, "background"), (1, "a"), (2, "b"), (255, "ignore")):
+        picture[numbers == number] = colors[name]
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    code = MaskCode(colors=colors)
+    code.check(THREE)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.png", THREE, code), numbers)
+    picture[0, 0] = (1, 2, 3)
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"got \[1, 2, 3\] \(1 pixels\)"):
+        read_mask(tmp_path / "x.png", THREE, code)
+    with pytest.raises(DataError, match=r"a mask in 5 colours.*`colors: {background: \[0, 0, 0\], a: \["):
+        read_mask(tmp_path / "x.png", THREE)
+
+
+BANDS = {"grey": (), "colours": (3,), "four bands": (4,), "six bands": (6,)}
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
+@pytest.mark.parametrize("bands", BANDS)
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "float64"])
+def test_tiffs_of_any_number_of_bands(tmp_path, kind, bands, compression):
+    """Interleaved and band after band, in strips and in tiles, one page or several."""
+    for shape in ((33, 18), (4, 33, 18)):
+        array = np.random.default_rng(1).random((*shape, *BANDS[bands]))
+        array = (array * 255).astype(kind) if kind[0] == "u" else array.astype(kind)
+        colour = {"photometric": "rgb"} if bands == "colours" else {"photometric": "minisblack"}
+        expected = np.moveaxis(array, -1, 0) if BANDS[bands] else array[None]
+        expected = expected / np.iinfo(kind).max if kind[0] == "u" else expected
+        for planar in ("contig", "separate") if BANDS[bands] else (None,):
+            own = {"planarconfig": planar} if planar else {}
+            stored = np.moveaxis(array, -1, -3) if planar == "separate" else array
+            for layout in ({}, {"tile": (16, 16)}):
+                tifffile.imwrite(tmp_path / "x.tif", stored, compression=compression, **colour, **own, **layout)
+                image, spacing = read_image(tmp_path / "x.tif")
+                np.testing.assert_allclose(image, expected, rtol=1e-6)
+                assert spacing == (1,) * len(shape)
+                assert number_type(tmp_path / "x.tif") == kind
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "zstd", "jpeg", "packbits"])
+def test_truncated_tiffs_are_refused(tmp_path, compression):
+    pixels = np.random.default_rng(2).integers(0, 255, (64, 64), np.uint8)
+    for layout in ({}, {"rowsperstrip": 8}, {"tile": (16, 16)}):
+        tifffile.imwrite(tmp_path / "x.tif", pixels, compression=compression, **layout)
+        content = (tmp_path / "x.tif").read_bytes()
+        for share in (0.01, 0.2, 0.5, 0.8, 0.99):
+            (tmp_path / "x.tif").write_bytes(content[: int(share * len(content))])
+            with pytest.raises(DataError, match=r"x\.tif"):
+                read_image(tmp_path / "x.tif")
+
+
+def test_transparency_palettes_and_white_that_is_zero_in_tiff(tmp_path):
+    colours = np.random.default_rng(3).integers(0, 255, (7, 9, 4), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "x.tif")
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif")[0], np.moveaxis(colours[..., :3], -1, 0) / 255, rtol=1e-6)
+    palette = Image.fromarray(NUMBERS[0].astype(np.uint8)).convert("P")
+    palette.putpalette([0, 0, 0, 128, 0, 64, 0, 255, 0])
+    palette.putdata(NUMBERS[0].reshape(-1).tolist())
+    palette.save(tmp_path / "p.tif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "p.tif", THREE), NUMBERS[0])
+    shown = np.array([[0, 0, 0], [128, 0, 64], [0, 255, 0]])[NUMBERS[0]] / 255
+    np.testing.assert_allclose(read_image(tmp_path / "p.tif")[0], np.moveaxis(shown, -1, 0), atol=1e-6)
+    tifffile.imwrite(tmp_path / "w.tif", colours[..., 0], photometric="miniswhite")
+    np.testing.assert_allclose(read_image(tmp_path / "w.tif")[0][0], 1 - colours[..., 0] / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("write", [lambda path, mask: Image.fromarray(mask).save(path), tifffile.imwrite])
+def test_tiffs_of_one_bit(tmp_path, write):
+    """Eight pixels a byte, so that the file is smaller than its pixels."""
+    mask = np.random.default_rng(5).random((40, 50)) > 0.5
+    write(tmp_path / "x.tif", mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.tif", Labels(["no", "yes"])), mask)
+    shown = 1 - mask if write is tifffile.imwrite else mask  # which says that 0 is white
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif")[0][0], shown)
+
+
+def test_no_page_of_a_tiff_is_lost(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "x.tif") as file:
+        for kind in (np.uint8, np.uint16):
+            file.write(np.ones((8, 9), kind), contiguous=False)
+    with pytest.raises(DataError, match="expected pages of one size and type"):
+        read_image(tmp_path / "x.tif")
+    with tifffile.TiffWriter(tmp_path / "y.tif") as file:
+        for page in np.random.default_rng(6).integers(0, 255, (6, 40, 50), np.uint8):
+            file.write(page, contiguous=False)
+    content = (tmp_path / "y.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "y.tif") as file:
+        third = file.pages[2].offset
+    (tmp_path / "y.tif").write_bytes(content[:third])
+    with pytest.raises(DataError, match=r"y\.tif: the TIFF file is damaged"):
+        read_image(tmp_path / "y.tif")
+    tifffile.imwrite(tmp_path / "z.tif", np.ones((8, 9), np.complex64))
+    with pytest.raises(DataError, match="expected whole or floating numbers, got complex64"):
+        read_image(tmp_path / "z.tif")
+
+
+def test_gifs_are_pictures_of_one_frame(tmp_path):
+    mask = np.random.default_rng(7).integers(0, 2, (20, 30)).astype(np.uint8)
+    Image.fromarray(mask * 255).save(tmp_path / "x.gif")
+    code = MaskCode(value_map={255: 1})
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.gif", Labels(["no", "yes"]), code), mask)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.gif")[0].max(0), mask)
+
+
+def test_imagej_channels_are_channels_and_times_are_refused(tmp_path):
+    stack = np.random.default_rng(4).integers(0, 255, (5, 2, 8, 9), np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", stack, imagej=True, metadata={"axes": "ZCYX"})
+    image, _spacing = read_image(tmp_path / "x.tif")
+    np.testing.assert_allclose(image, stack.swapaxes(0, 1) / 255, rtol=1e-6)
+    tifffile.imwrite(tmp_path / "t.tif", stack, imagej=True, metadata={"axes": "TZYX"})
+    with pytest.raises(DataError, match=r"got the axes TZYX of \[5, 2, 8, 9\]; save times"):
+        read_image(tmp_path / "t.tif")
+
+
+def test_colours_that_jpeg_has_moved_count_as_the_nearest(tmp_path):
+    colors = {"background": [0, 0, 0], "a": [255, 0, 10], "b": [0, 128, 0]}
+    numbers = np.zeros((48, 48), np.uint8)
+    numbers[:16, :16], numbers[32:, 16:] = 1, 2
+    Image.fromarray(np.array(list(colors.values()), np.uint8)[numbers]).save(tmp_path / "x.jpg", quality=85)
+    stored = np.array(Image.open(tmp_path / "x.jpg")).astype(int)
+    distances = [((stored - color) ** 2).sum(-1) for color in colors.values()]
+    code = MaskCode(colors=colors, nearest_color=True)
+    code.check(THREE)
+    mask = read_mask(tmp_path / "x.jpg", THREE, code)
+    np.testing.assert_array_equal(mask, np.argmin(distances, 0))
+    assert (mask == numbers).mean() > 0.97
+    with pytest.raises(DataError, match=r"or write `nearest_color: true`"):
+        read_mask(tmp_path / "x.jpg", THREE, MaskCode(colors=colors))
+    with pytest.raises(ValueError, match="nearest_color needs colors"):
+        MaskCode(nearest_color=True).check(THREE)
+
+
+def test_a_png_whose_bytes_have_changed_is_refused(tmp_path):
+    """OpenCV and Pillow decode it, into other pixels."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    content = bytearray((tmp_path / "x.png").read_bytes())
+    content[len(content) // 2] ^= 8
+    (tmp_path / "x.png").write_bytes(content)
+    for read in (read_image, lambda path: read_mask(path, THREE)):
+        with pytest.raises(DataError, match=r"x\.png: the PNG file is damaged, its checksum is another"):
+            read(tmp_path / "x.png")
+
+
+def test_a_jpeg_mask_by_threshold(tmp_path):
+    numbers = np.zeros((32, 32), np.uint8)
+    numbers[8:24, 8:24] = 1
+    Image.fromarray(numbers * 255).save(tmp_path / "x.jpg", quality=70)
+    with pytest.raises(DataError, match="JPEG"):
+        read_mask(tmp_path / "x.jpg", TWO)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.jpg", TWO, MaskCode(threshold=128)), numbers)
+
+
+def test_one_hot_channels(tmp_path):
+    numbers = np.random.default_rng(3).integers(0, 3, (6, 5))
+    np.save(tmp_path / "x.npy", np.eye(3, dtype=np.uint8)[numbers].transpose(2, 0, 1))
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.npy", THREE, MaskCode(one_hot=True)), numbers)
+    np.save(tmp_path / "x.npy", np.ones((3, 6, 5), np.uint8))
+    with pytest.raises(DataError, match="exactly one class a pixel, got 30 pixels"):
+        read_mask(tmp_path / "x.npy", THREE, MaskCode(one_hot=True))
+
+
+def test_16_bit_masks(tmp_path):
+    labels = Labels([f"class {number}" for number in range(300)])
+    numbers = np.random.default_rng(4).integers(0, 300, (6, 5)).astype(np.uint16)
+    for ending in ("png", "tif"):
+        cv2.imwrite(str(tmp_path / f"x.{ending}"), numbers)
+        np.testing.assert_array_equal(read_mask(tmp_path / f"x.{ending}", labels), numbers)
+
+
+@pytest.mark.parametrize("labels", [THREE, OVERLAPPING])
+def test_files_of_classes(tmp_path, labels):
+    """Files of one class are united; of two classes they exclude each other or overlap, as the labels say."""
+    planes = np.random.default_rng(5).random((3, 6, 5)) < 0.4
+    for number, plane in enumerate(planes):
+        Image.fromarray(plane * np.uint8(255)).save(tmp_path / f"{number}.png")
+    names = labels.names[-2:]
+    files = [MaskFile(tmp_path / f"{n}.png", names[0] if n < 2 else names[1]) for n in range(3)]
+    first, second = planes[0] | planes[1], planes[2]
+    if labels.has_mask_channels:
+        np.testing.assert_array_equal(read_masks(files, labels), [first, second])
+    else:
+        with pytest.raises(
+            DataError, match=f"got {int((first & second).sum())} pixels that the masks of several claim"
+        ):
+            read_masks(files, labels)
+        Image.fromarray((second & ~first) * np.uint8(255)).save(tmp_path / "2.png")
+        np.testing.assert_array_equal(read_masks(files, labels), first + 2 * (second & ~first))
+
+
+# hostile files
+
+
+def png_of(width, height):
+    """A complete PNG that claims a size and holds nothing of it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def nifti_of(shape):
+    """A NIfTI whose header claims a size that the file does not have."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((2, 2, 2))
+    header["dim"] = [3, *shape, 1, 1, 1, 1]
+    header["vox_offset"] = 352
+    return header.binaryblock + b"\0" * 4 + np.zeros(8, np.float32).tobytes()
+
+
+def zip_bytes():
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.txt", b"\0" * 10_000_000)
+    return content.getvalue()
+
+
+def npy_of(shape):
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return content.getvalue() + b"\0" * 64
+
+
+NRRD = b"NRRD0004\ntype: float\ndimension: 3\nsizes: 20000 20000 20000\nencoding: raw\nendian: little\n\n" + b"\0" * 64
+MHA = b"ObjectType = Image\nNDims = 3\nDimSize = 20000 20000 20000\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
+HOSTILE = {
+    "huge.png": png_of(100_000, 100_000),
+    "wide.png": png_of(2_000_000_000, 2),
+    "hollow.png": png_of(4000, 4000),
+    "huge.nii": nifti_of((20000, 20000, 20000)),
+    "huge.npy": npy_of((20000, 20000, 20000)),
+    "huge.nrrd": NRRD,
+    "huge.mha": MHA + b"\0" * 64,
+    "negative.nii": nifti_of((-5, 4, 4)),
+    "zip.png": zip_bytes(),
+    "zip.nii.gz": zip_bytes(),
+    "zip.npy": zip_bytes(),
+    "text.tif": b"II*\0" + b"hello" * 50,
+    "text.jpg": b"\xff\xd8\xff" + b"hello" * 50 + b"\xff\xd9",
+    "text.dcm": b"\0" * 128 + b"DICM" + b"hello" * 50,
+    "text.mha": b"hello" * 50,
+}
+LIMIT = 4 << 30  # bytes of address space beyond what the libraries take
+
+
+@pytest.mark.parametrize("reader", ["image", "mask"])
+def test_hostile_files_are_named_and_cost_no_memory(tmp_path, reader):
+    """In a process of its own that may take a few gigabytes more than it has once everything is loaded."""
+    for name, content in HOSTILE.items():
+        (tmp_path / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, __file__, reader, tmp_path], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(done.stdout.split()) == sorted(HOSTILE)
+
+
+def read_all(reader, folder):
+    """Print the names of the files that are refused with an error that names them."""
+    labels = Labels(["background", "a"])
+    sample = folder / "sample.mha"
+    saved(sample, NUMBERS[:1])
+    read_image(sample)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + LIMIT, taken + LIMIT))
+    for name in HOSTILE:
+        try:
+            read_image(folder / name) if reader == "image" else read_mask(folder / name, labels)
+        except DataError as error:
+            print(name if name in str(error) else error, flush=True)
+
+
+def test_headers_that_ask_for_more_than_their_file_holds(tmp_path):
+    """Before the memory is taken: these would be 18 GB."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((3000, 3000, 500))
+    header.set_sform(np.eye(4), 1)
+    lie = header.binaryblock + bytes(16000)
+    (tmp_path / "a.nii").write_bytes(lie)
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(lie))
+    head = "NRRD0004\ntype: float\ndimension: 3\nsizes: 3000 3000 500\nencoding: gzip\nendian: little\n\n"
+    (tmp_path / "c.nrrd").write_bytes(head.encode() + gzip.compress(bytes(16000)))
+    for name in ("a.nii", "b.nii.gz", "c.nrrd"):
+        with pytest.raises(DataError, match=r"its header asks for 18,000,000,000 bytes"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(("ending", "line"), [("mhd", "ElementDataFile = {}"), ("nhdr", "data file: {}")])
+def test_pixels_of_a_header_lie_beside_it_and_belong_to_the_case(tmp_path, ending, line):
+    (tmp_path / "in").mkdir()
+    path = saved(tmp_path / f"in/a.{ending}", NUMBERS)
+    (pixels,) = (file for file in (tmp_path / "in").iterdir() if file.suffix in (".raw", ".gz"))
+    case = Case("a", "a", images=(path,))
+    digest, stamps = data_digest([case]), file_stamps(case)
+    changed = bytearray(pixels.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    pixels.write_bytes(changed)
+    assert data_digest([case]) != digest
+    assert file_stamps(case) != stamps
+    pixels.rename(tmp_path / pixels.name)
+    path.write_text(path.read_text().replace(line.format(pixels.name), line.format(f"../{pixels.name}")))
+    with pytest.raises(DataError, match="outside the folder of its header"):
+        read_image(path)
+
+
+def test_damaged_headers_are_named_whatever_their_reader_raises(tmp_path):
+    header = nib.Nifti1Header()
+    block = bytearray(header.binaryblock)
+    block[70:72] = struct.pack("<h", 999)  # a type of number that there is not
+    (tmp_path / "a.nii").write_bytes(bytes(block) + bytes(1000))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG IEND")
+    (tmp_path / "c.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((((")
+    for name in ("a.nii", "b.png", "c.npy"):
+        for read in (read_image, lambda path: read_mask(path, TWO), number_type):
+            with pytest.raises(DataError, match=name):
+                read(tmp_path / name)
+
+
+def test_units_of_a_volume_become_millimetres(tmp_path):
+    for unit, side in (("micron", 500.0), ("meter", 0.0005), ("mm", 0.5)):
+        volume = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([side, side, side, 1]))
+        volume.header.set_xyzt_units(unit)
+        nib.save(volume, tmp_path / f"{unit}.nii")
+        assert read_image(tmp_path / f"{unit}.nii")[1] == pytest.approx((0.5, 0.5, 0.5))
+        np.testing.assert_allclose(place_of(tmp_path / f"{unit}.nii", "").affine, np.diag([0.5, 0.5, 0.5, 1]))
+
+
+def test_an_image_that_is_turned_and_a_mask_that_is_not_are_refused(tmp_path):
+    """A picture of DICOM or MetaImage has its first axis from left to right, a PNG from top to bottom."""
+    side = np.zeros((6, 6), np.uint8)
+    side[1, :3] = 1
+    Image.fromarray(side).save(tmp_path / "mask.png")
+    image = saved(tmp_path / "image.mha", side.astype(np.int16) * 100, spacing=(1.0, 1.0), origin=(0.0, 0.0))
+    with pytest.raises(DataError, match=r"is turned to RAS, first axis from left to right, and .*mask\.png does not"):
+        read_files(Case("a", "a", images=(image,), masks=(MaskFile(tmp_path / "mask.png"),)), TWO)
+    np.save(tmp_path / "mask.npy", np.zeros((4, 4, 4), np.uint8))
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4)), np.diag([-1, 1, 1, 1])), tmp_path / "las.nii")
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4)), np.eye(4)), tmp_path / "ras.nii")
+    mask = (MaskFile(tmp_path / "mask.npy"),)
+    assert read_files(Case("a", "a", images=(tmp_path / "ras.nii",), masks=mask), TWO).mask is not None
+    with pytest.raises(DataError, match="they would not fit"):
+        read_files(Case("a", "a", images=(tmp_path / "las.nii",), masks=mask), TWO)
+
+
+def test_16_bit_colours_of_a_mask_are_kept(tmp_path):
+    """Pillow makes 8 bits of them, in which 2 is 0."""
+    numbers = NUMBERS[0].astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "mask.png"), np.repeat(numbers[..., None], 3, -1))
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", THREE), numbers)
+
+
+def test_objects_need_a_background(tmp_path):
+    Image.fromarray(np.eye(6, dtype=np.uint8)).save(tmp_path / "car.png")
+    masks = [MaskFile(tmp_path / "car.png", "car")]
+    with pytest.raises(DataError, match=r"add a class for them, `names: \[background, car, bus\]`"):
+        read_masks(masks, Labels(["car", "bus"]))
+    assert read_masks(masks, Labels(["background", "car"])).max() == 1
+
+
+def test_links_to_nowhere_are_named(tmp_path):
+    (tmp_path / "x.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"x\.png: the file does not exist"):
+        read_image(tmp_path / "x.png")
+
+
+def test_formats_are_told_by_their_endings(tmp_path):
+    assert format_name(Path("a.B.NII.GZ")) == "NIfTI"
+    assert format_name(Path("a.txt")) is None
+    assert not is_image(tmp_path)
+    endings = [ending for kind in FORMATS.values() for ending in kind.endings]
+    assert len(endings) == len(set(endings))
+
+
+if __name__ == "__main__":
+    read_all(sys.argv[1], Path(sys.argv[2]))

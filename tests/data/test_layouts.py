@@ -1,0 +1,108 @@
+"""One battery for the layouts of files: the same small cases, written as each layout has them, are found and read."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segkit.data import SOURCES, DataError
+from segkit.data.cases import data_digest
+
+from support.layouts import LAYOUTS, classes, colours, save
+
+
+@pytest.fixture(params=["manifest_csv", "manifest_json", "msd", "coco"])
+def listing(request, tmp_path):
+    return LAYOUTS[request.param](tmp_path)
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request, tmp_path):
+    return LAYOUTS[request.param](tmp_path)
+
+
+def made(layout):
+    return SOURCES[layout.name](labels=layout.labels, **layout.options)
+
+
+def first_of(layout):
+    source = made(layout)
+    return source.read(source.cases[0])
+
+
+def test_every_source_of_files_is_in_the_battery(tmp_path):
+    written = {make(tmp_path / name).name for name, make in LAYOUTS.items() if not (tmp_path / name).mkdir()}
+    assert written == set(SOURCES) - {"synthetic"}
+
+
+def test_cases_are_found_and_read(layout):
+    source = made(layout)
+    assert {case.name for case in source.cases} == set(layout.masks)
+    assert [case.name for case in source.cases] == sorted(layout.masks)
+    assert {case.split for case in source.cases} == layout.splits
+    if layout.name != "ade":
+        assert {case.group for case in source.cases} == {name[0] for name in layout.masks}
+    for case in source.cases:
+        raw = source.read(case)
+        np.testing.assert_array_equal(raw.mask, layout.masks[case.name])
+        assert raw.image.shape[1:] == raw.mask.shape
+        assert raw.image.dtype == np.float32
+        pixels = colours(case.name).astype(np.float32)
+        if layout.image.suffix == ".png":
+            few = pixels[..., : len(raw.image)] / 255
+            np.testing.assert_allclose(raw.image, np.moveaxis(few, -1, 0), atol=1e-6)
+        elif layout.image.name.endswith(".nii.gz"):
+            np.testing.assert_array_equal(raw.image[-1], pixels + (len(raw.image) - 1))
+        else:
+            with Image.open(case.images[0]) as picture:
+                np.testing.assert_allclose(raw.image * 255, np.moveaxis(np.array(picture), -1, 0), atol=2)
+
+
+def test_another_image_is_another_digest(layout):
+    before = data_digest(made(layout).cases)
+    assert data_digest(made(layout).cases) == before
+    save(layout.image, (colours("z")[..., 0] if layout.name == "manifest" else colours("z")))
+    assert data_digest(made(layout).cases) != before
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "a text"])
+def test_damaged_files_are_named(layout, damage):
+    """When the cases are found, or when the first is read; the others are read all the same."""
+    content = layout.image.read_bytes()
+    layout.image.write_bytes({"empty": b"", "truncated": content[: len(content) // 2]}.get(damage, b"no picture"))
+    if damage == "missing":
+        layout.image.unlink()
+    with pytest.raises(DataError, match="a_1"):
+        first_of(layout)
+    if damage == "missing":
+        return
+    source = made(layout)
+    for case in source.cases[1:]:
+        source.read(case)
+
+
+def test_masks_of_other_sizes_are_named(layout):
+    if layout.mask is None:
+        pytest.skip("masks are drawn")
+    small = classes("a_1")[:-1]
+    save(layout.mask, np.stack([small] * 3, -1) if layout.mask.name.endswith(".nii.gz") else small)
+    source = made(layout)
+    with pytest.raises(DataError, match=r"a_1.*size"):
+        source.read(source.cases[0])
+
+
+@pytest.mark.parametrize("outside", ["../other.png", "/etc/hostname", "pictures/../../other.png"])
+def test_listed_paths_do_not_leave_the_root(listing, outside):
+    save(listing.listing.parent.parent / "other.png", colours("z"))
+    stated = listing.image.relative_to(listing.listing.parent).as_posix()
+    stated = stated.removeprefix("pictures/") if listing.name == "coco" else stated
+    text = listing.listing.read_text()
+    assert stated in text
+    listing.listing.write_text(text.replace(f"./{stated}", stated).replace(stated, outside, 1))
+    with pytest.raises(DataError, match=r"lies outside the folder|no such file"):
+        made(listing)
+
+
+def test_an_unreadable_listing_is_named(listing):
+    listing.listing.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    with pytest.raises(DataError, match=listing.listing.name):
+        made(listing)

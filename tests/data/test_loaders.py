@@ -1,0 +1,254 @@
+"""Samples and batches: pure functions of seed, epoch and position, padded with padding_value."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from segkit import Labels
+from segkit.data import Case, RawCase, SyntheticSource
+from segkit.data.augment import ALBUMENTATIONS, MONAI, NoAugment, build_augment
+from segkit.data.case_store import CachedSource, CaseStore
+from segkit.data.disk_cache import CacheError, DiskCache
+from segkit.data.loaders import EvaluationSet, TrainingSet, collate, training_loader
+from segkit.data.preprocess import Preprocess
+from segkit.data.sampling import Key
+
+LABELS = Labels(["background", "a"], ignore_index=255)
+
+
+class Shapes:
+    """A source of cases of given shapes whose mask repeats the image, which tells where a pixel comes from."""
+
+    def __init__(self, *shapes):
+        self.shapes = dict(enumerate(shapes))
+        self.cases = tuple(Case(str(number), str(number)) for number in self.shapes)
+        self.reads = 0
+
+    def read(self, case):
+        self.reads += 1
+        mask = np.random.default_rng(int(case.name)).integers(0, 2, self.shapes[int(case.name)]).astype(np.uint8)
+        return RawCase(mask[None].astype(np.float32), mask, (1.0,) * mask.ndim)
+
+
+def training_set(
+    source, *, augment=None, patch=None, foreground=0.0, keep="memory", intensity="none", spacing=None, labels=LABELS
+):
+    store = CaseStore(source, keep)
+    cases = list(source.cases)
+    read = ((case, store.read(case)) for case in cases)
+    preprocess = Preprocess.fit(read, intensity=intensity, spacing=spacing, multiple=4)
+    return TrainingSet(
+        cases, store, preprocess, labels, augment or NoAugment(), patch=patch, foreground=foreground, margin=1.5, seed=7
+    )
+
+
+def test_batches_are_padded_at_their_ends_with_void():
+    dataset = training_set(Shapes((5, 6), (7, 3)))
+    batch = collate([dataset[Key(0, 0, 0)], dataset[Key(0, 1, 1)]], padding_value=255, multiple=4)
+    assert batch["image"].shape == (2, 1, 8, 8)
+    assert batch["mask"].dtype == torch.uint8
+    assert batch["case"] == ["0", "1"]
+    for number, (height, width) in enumerate(((5, 6), (7, 3))):
+        mask = batch["mask"][number]
+        inside = mask[:height, :width]
+        assert torch.equal(inside, batch["image"][number, 0, :height, :width].to(torch.uint8))
+        assert (inside != 255).all()
+        assert (mask == 255).sum() == 64 - height * width
+        assert batch["image"][number].sum() == inside.sum()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("side", [4, 20])
+def test_patches_keep_image_and_mask_together(dims, side):
+    dataset = training_set(Shapes((12,) * dims), patch=[side] * dims)
+    for position in range(5):
+        sample = dataset[Key(0, position, 0)]
+        image, mask = sample["image"][0], sample["mask"]
+        assert mask.shape == (side,) * dims
+        counts = mask != 255
+        assert counts.sum() == min(side, 12) ** dims
+        assert torch.equal(image[counts].to(torch.uint8), mask[counts])
+
+
+def test_foreground_share_centres_patches_on_foreground():
+    class OnePixel(Shapes):
+        def read(self, case):
+            raw = super().read(case)
+            raw.mask[:] = 0
+            raw.mask[30, 5] = 1
+            return raw
+
+    shares = {}
+    for foreground in (0.0, 0.5, 1.0):
+        dataset = training_set(OnePixel((40, 40)), patch=[8, 8], foreground=foreground)
+        shares[foreground] = np.mean([float((dataset[Key(0, p, 0)]["mask"] == 1).any()) for p in range(200)])
+    assert shares[1.0] == 1
+    assert shares[0.0] < 0.15
+    assert 0.4 < shares[0.5] < 0.7
+
+
+@pytest.mark.parametrize("engine", ["albumentations", "monai"])
+def test_samples_are_pure_functions_of_their_key(engine):
+    labels = LABELS
+    transform = ALBUMENTATIONS["affine"](padding_value=255) if engine == "albumentations" else MONAI["affine"]()
+    augment = build_augment(engine, [transform], labels.padding_value)
+    source = SyntheticSource(labels=labels, size=[32, 32], train=4, validation=0, test=0)
+    first = training_set(source, augment=augment, patch=[16, 16], intensity="zscore")
+    again = training_set(source, augment=augment, patch=[16, 16], intensity="zscore", keep="none")
+    keys = [Key(epoch, position, case) for epoch in (0, 1) for position in (0, 1) for case in (0, 1)]
+    samples = {key: first[key] for key in keys}
+    for key in reversed(keys):  # in another order, from a set that has read nothing before
+        other = again[key]
+        assert torch.equal(other["image"], samples[key]["image"])
+        assert torch.equal(other["mask"], samples[key]["mask"])
+    assert not torch.equal(samples[Key(0, 0, 0)]["image"], samples[Key(1, 0, 0)]["image"])
+    assert not torch.equal(samples[Key(0, 0, 0)]["image"], samples[Key(0, 1, 0)]["image"])
+
+
+def test_workers_change_nothing():
+    source = SyntheticSource(labels=LABELS, size=[16, 16], train=6, validation=0, test=0)
+    batches = []
+    for workers in (0, 2):
+        dataset = training_set(source, patch=[8, 8])
+        loader = training_loader(dataset, batch=2, workers=workers, steps=5, seed=7, start=1, multiple=4, pin=False)
+        batches.append(list(loader))
+    assert len(batches[0]) == 4
+    for one, other in zip(*batches, strict=True):
+        assert one["case"] == other["case"]
+        assert torch.equal(one["image"], other["image"])
+
+
+def test_cached_cases_are_read_once():
+    for keep, reads in (("memory", 2), ("none", 6)):
+        source = Shapes((4, 4), (4, 4))
+        dataset = training_set(source, keep=keep)
+        for position in range(4):
+            _ = dataset[Key(0, position, position % 2)]
+        assert source.reads == reads
+
+
+def test_evaluation_keeps_the_mask_on_its_own_grid():
+    source = Shapes((12, 10))
+    store = CaseStore(source)
+    preprocess = Preprocess.fit(
+        ((case, store.read(case)) for case in source.cases), intensity="none", spacing=[2.0, 2.0], multiple=1
+    )
+    sample = EvaluationSet(list(source.cases), source, preprocess, keep=True)[0]
+    assert sample["image"].shape == (1, 6, 5)
+    assert sample["mask"].shape == (12, 10)
+
+
+def test_a_patch_of_the_wrong_dimension_is_refused():
+    with pytest.raises(ValueError, match=r"sampling\.patch with 2 sides"):
+        training_set(Shapes((8, 8)), patch=[4, 4, 4])
+
+
+def cached(source, folder, **identity):
+    return CachedSource(source, DiskCache(folder, identity))
+
+
+@pytest.mark.parametrize("spacing", [None, [2.0, 0.5]])
+@pytest.mark.parametrize("keep", ["memory", "disk"])
+def test_a_cache_on_disk_gives_the_same_samples_and_reads_every_file_once(tmp_path, keep, spacing):
+    options = {"patch": [8, 8], "foreground": 0.5, "intensity": "percentile", "spacing": spacing}
+    source = Shapes((12, 30), (20, 9))
+    plain = training_set(source, **options)
+    source.reads = 0
+    for _run in range(2):
+        dataset = training_set(cached(source, tmp_path), keep=keep, **options)
+        loader = training_loader(dataset, batch=2, workers=2, steps=4, seed=7, start=0, multiple=4, pin=False)
+        expected = training_loader(plain, batch=2, workers=0, steps=4, seed=7, start=0, multiple=4, pin=False)
+        for one, other in zip(loader, expected, strict=True):
+            assert torch.equal(one["image"], other["image"])
+            assert torch.equal(one["mask"], other["mask"])
+            assert one["spacing"] == other["spacing"]
+    assert source.reads == 2
+    raw = cached(source, tmp_path).read(source.cases[1])
+    assert np.array_equal(raw.image, source.read(source.cases[1]).image)
+    assert raw.spacing == (1.0, 1.0)
+
+
+def test_pieces_are_read_without_the_rest(tmp_path):
+    """A patch of a stored volume, of which all blocks that it does not touch are destroyed."""
+    volume = np.random.default_rng(0).random((1, 300, 200, 100), dtype=np.float32)
+    entry = DiskCache(tmp_path, {}).entry({"case": "a"}, lambda: ({"image": volume}, {}))
+    stored = entry.arrays["image"]
+    content, quarter = bytearray(stored.path.read_bytes()), stored.path.stat().st_size // 4
+    content[2 * quarter : 3 * quarter] = bytes(quarter)
+    stored.path.write_bytes(content)
+    assert np.array_equal(stored[..., :32, :32, :32], volume[..., :32, :32, :32])
+    with pytest.raises(CacheError, match=r"image\.b2nd cannot be read .*; delete"):
+        stored[...]
+
+
+def test_a_changed_file_another_source_and_other_labels_are_other_entries(tmp_path):
+    file = tmp_path / "image.bin"
+    file.write_bytes(b"one")
+    source = Shapes((4, 4))
+    source.cases = (Case("0", "0", images=(file,)),)
+    for identity in ({}, {"labels": 1}):
+        cached(source, tmp_path / "cache", **identity).read(source.cases[0])
+    assert source.reads == 2
+    for _again in range(2):
+        cached(source, tmp_path / "cache").read(source.cases[0])
+    assert source.reads == 2
+    file.write_bytes(b"two")
+    cached(source, tmp_path / "cache").read(source.cases[0])
+    assert source.reads == 3
+
+
+def test_an_entry_is_whole_or_not_there(tmp_path):
+    cache = DiskCache(tmp_path / "cache", {})
+    with pytest.raises(KeyboardInterrupt):
+        cache.entry({}, interrupted)
+    made = []
+    for _again in range(2):
+        assert cache.entry({}, lambda: made.append(1) or ({}, {"a": np.ones(2)})).numbers["a"].tolist() == [1, 1]
+    assert made == [1]
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / "numbers.npz").write_bytes(b"")
+    assert cache.entry({}, lambda: ({}, {"a": np.zeros(1)})).numbers["a"].tolist() == [0]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"choose another loader\.cache_dir, or loader\.cache: none"):
+        DiskCache(tmp_path / "file", {}).entry({}, lambda: ({}, {}))
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "numbers"])
+def test_damaged_entries_are_made_again(tmp_path, damage):
+    cache, made = DiskCache(tmp_path, {}), []
+
+    def make():
+        made.append(1)
+        return {"image": np.arange(6000, dtype=np.float32).reshape(3, 2000)}, {"n": np.array([7])}
+
+    cache.entry({"case": "a"}, make)
+    (folder,) = tmp_path.iterdir()
+    image = folder / "image.b2nd"
+    if damage == "missing":
+        image.unlink()
+    elif damage == "cut off":
+        image.write_bytes(image.read_bytes()[:-100])
+    else:
+        (folder / "numbers.npz").write_bytes(b"x")
+    entry = cache.entry({"case": "a"}, make)
+    np.testing.assert_array_equal(entry.arrays["image"][...], make()[0]["image"])
+    assert {name: number.tolist() for name, number in entry.numbers.items()} == {"n": [7]}
+    assert len(made) == 3
+
+
+def test_processes_that_find_the_same_damage_do_each_other_no_harm(tmp_path):
+    cache = DiskCache(tmp_path, {})
+    content = {"image": np.full((2, 50, 50), 3, np.float32)}, {"n": np.array([3])}
+    for key in range(8):
+        cache.entry({"case": key}, lambda: content)
+    for folder in tmp_path.iterdir():
+        (folder / "numbers.npz").write_bytes(b"x")
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda place: cache.entry({"case": place % 8}, lambda: content), range(48)))
+    assert all((one.arrays["image"][...] == 3).all() for one in found)

@@ -1,0 +1,152 @@
+"""Order, placement and padding of samples."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segkit import Labels
+from segkit.data.sampling import (
+    BatchSampler,
+    Key,
+    cut,
+    find_locations,
+    foreground_locations,
+    place_window,
+    sample_seeds,
+)
+
+
+def keys(sampler):
+    return [key for batch in sampler for key in batch]
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 20), st.integers(0, 19))
+def test_continuing_gives_what_would_have_come(cases, batch, steps, start):
+    whole = list(BatchSampler(cases, batch, steps, seed=3))
+    assert list(BatchSampler(cases, batch, steps, seed=3, start=start)) == whole[start:]
+
+
+@given(st.integers(4, 12), st.integers(1, 4))
+def test_an_epoch_repeats_no_case(cases, batch):
+    sampler = BatchSampler(cases, batch, steps=cases // batch, seed=0)
+    seen = [key.case for key in keys(sampler)]
+    assert len(set(seen)) == len(seen) == cases // batch * batch
+
+
+def test_few_cases_fill_a_batch():
+    (batch,) = list(BatchSampler(3, 8, steps=1, seed=0))
+    assert len(batch) == 8
+    assert sorted(key.case for key in batch[:3]) == [0, 1, 2]
+
+
+def test_epochs_and_seeds_differ():
+    first, second = (keys(BatchSampler(50, 50, 2, seed=0))[part] for part in (slice(0, 50), slice(50, 100)))
+    other = keys(BatchSampler(50, 50, 1, seed=1))
+    orders = [[key.case for key in part] for part in (first, second, other)]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+
+
+def test_draws_depend_on_seed_epoch_and_position_alone():
+    def draws(seed, *key):
+        generator, augmenting = sample_seeds(seed, Key(*key))
+        return generator.random(), augmenting
+
+    assert draws(0, 1, 2, 7) == draws(0, 1, 2, 9)  # the case decides nothing
+    assert len({draws(0, 1, 2, 0), draws(1, 1, 2, 0), draws(0, 2, 2, 0), draws(0, 1, 3, 0)}) == 4
+
+
+@given(st.data())
+def test_window_and_cut_give_the_patch(data):
+    """Cutting the placed patch out of the piece equals cutting it out of the image."""
+    size = tuple(data.draw(st.lists(st.integers(1, 20), min_size=2, max_size=3)))
+    patch = tuple(data.draw(st.integers(1, 20)) for _ in size)
+    margin = data.draw(st.floats(1, 3))
+    image = np.arange(1, np.prod(size) + 1).reshape(size)
+    centre = np.array([data.draw(st.integers(0, side - 1)) for side in size]) if data.draw(st.booleans()) else None
+    window = place_window(size, patch, margin, centre, np.random.default_rng(data.draw(st.integers(0, 99))))
+    piece = cut(image[window.slices], window.offset, patch, 0)
+    assert piece.shape == patch
+    first = tuple(start + offset for start, offset in zip(window.start, window.offset, strict=True))
+    np.testing.assert_array_equal(piece, cut(image, first, patch, 0))
+    for axis, (side, length) in enumerate(zip(size, patch, strict=True)):
+        if side >= length:  # nothing is padded that need not be
+            assert 0 <= first[axis] <= side - length
+            if centre is not None and side > length:
+                assert first[axis] <= centre[axis] < first[axis] + length
+        else:  # and nothing is lost
+            assert first[axis] <= 0
+            assert first[axis] + length >= side
+
+
+def test_patches_reach_every_place():
+    random = np.random.default_rng(0)
+    firsts = {place_window((10,), (4,), 1.0, None, random).start[0] for _ in range(200)}
+    assert firsts == set(range(7))
+
+
+@pytest.mark.parametrize("background", [0, None])
+def test_foreground_locations(background):
+    mask = np.array([[0, 1], [255, 2]], dtype=np.uint8)
+    found = foreground_locations(mask, background, padding_value=255, dims=2)
+    expected = (mask != 255) if background is None else (mask == 1) | (mask == 2)
+    np.testing.assert_array_equal(found, np.argwhere(expected))
+
+
+def test_foreground_locations_of_overlapping_classes():
+    mask = np.zeros((2, 3, 3), dtype=np.uint8)
+    mask[0, 0, 1] = mask[1, 2, 2] = 1
+    mask[1, 1, 1] = 255
+    assert foreground_locations(mask, None, padding_value=255, dims=2).tolist() == [[0, 1], [2, 2]]
+
+
+KINDS = {
+    "exclusive": (Labels(["background", "a", "b"], ignore_index=255), [1, 2]),
+    "regions": (Labels(["whole", "core"], mode="multilabel", regions={"whole": [1, 2], "core": [2]}), [1, 2]),
+    "overlapping": (Labels(["a", "b"], mode="multilabel"), [0, 1]),
+    "binary": (Labels(["no", "a"], mode="binary"), [1]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_are_drawn_alike_however_rare(kind):
+    """One pixel of the last class among a thousand of the others is drawn as often as all of them together."""
+    labels, kinds = KINDS[kind]
+    mask = np.zeros((40, 40), np.uint8)
+    mask[:, :30] = 1
+    if len(kinds) == 2:
+        mask[5, 5] = 2
+    if labels.has_mask_channels:
+        mask = np.stack([mask == 1, mask == 2]).astype(np.uint8)
+    found = find_locations(mask, labels, 2, "classes")
+    random = np.random.default_rng(0)
+    drawn = np.array([found.draw(random) for _ in range(600)])
+    rare = (drawn == 5).all(1).mean()
+    assert rare == pytest.approx(0.5, abs=0.07) if len(kinds) == 2 else rare < 0.02
+    assert (drawn[:, 1] < 30).all()
+    by_pixels = find_locations(mask, labels, 2, "pixels")
+    assert np.mean([(by_pixels.draw(random) == 5).all() for _ in range(600)]) < 0.02
+
+
+def test_a_case_without_foreground_has_nothing_to_draw():
+    labels = KINDS["exclusive"][0]
+    for balance in ("pixels", "classes"):
+        found = find_locations(np.zeros((4, 4), np.uint8), labels, 2, balance)
+        assert found.draw(np.random.default_rng(0)) is None
+
+
+def test_many_foreground_locations_are_thinned_evenly():
+    mask = np.ones((300, 300), dtype=np.uint8)
+    found = foreground_locations(mask, 0, padding_value=255, dims=2)
+    assert len(found) == 10_000
+    assert found[0].tolist() == [0, 0]
+    assert found[-1].tolist() == [299, 299]
+
+
+def test_foreground_of_regions_is_what_they_unite():
+    labels = Labels(["whole", "core"], mode="multilabel", regions={"whole": [1, 2], "core": [2]})
+    mask = np.zeros((6, 7), np.uint8)
+    mask[1, 2:4], mask[4, 5] = 1, 2
+    found = find_locations(mask, labels, 2, "pixels")
+    assert sorted(map(tuple, found.places.tolist())) == [(1, 2), (1, 3), (4, 5)]

@@ -1,0 +1,479 @@
+"""Sources: what is found, what is refused and how, and phantoms that keep what they promise."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segkit import Labels
+from segkit.data import SOURCES, DataError, DecathlonSource, PairsSource, SyntheticSource
+from segkit.data.class_counts import class_counts
+from segkit.data.splits import kfold_split, source_split
+
+needs_data = pytest.mark.skipif("SEGKIT_DATA" not in os.environ, reason="SEGKIT_DATA does not name the real data")
+DATA = Path(os.environ.get("SEGKIT_DATA", ""))
+
+BINARY = Labels(["background", "vessel"], mode="binary")
+THREE = Labels(["background", "anterior", "posterior"])
+OVERLAPPING = Labels(["whole", "core"], mode="multilabel")
+REGIONS = Labels(["whole", "core"], mode="multilabel", regions={"whole": [1, 3], "core": [3]})
+
+
+def folder(tmp_path, images=(), masks=()):
+    """Folders of small pictures with the given names."""
+    for kind, files in (("images", images), ("masks", masks)):
+        for name in files:
+            path = tmp_path / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.eye(4, dtype=np.uint8)).save(path)
+    return {"labels": BINARY, "images": tmp_path / "images", "masks": tmp_path / "masks"}
+
+
+def names(source):
+    return [case.name for case in source.cases]
+
+
+def test_options_are_a_schema():
+    """Every option has an annotation that can be resolved, and none is a catch-all."""
+    for source in SOURCES.values():
+        parameters = inspect.signature(source).parameters.values()
+        hints = typing.get_type_hints(source.__init__)
+        assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
+        assert {parameter.name for parameter in parameters} <= set(hints)
+
+
+def test_importing_is_cheap():
+    heavy = "{'monai', 'nibabel', 'SimpleITK', 'cv2', 'PIL', 'scipy', 'albumentations'}"
+    check = f"import sys, segkit.data; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+# pairs
+
+
+def test_pairs_by_name(tmp_path):
+    options = folder(tmp_path, ["b.png", "a.x.JPG", "c.tif"], ["b.bmp", "a.x.png", "c.png"])
+    for stray in ("images/Thumbs.db", "images/readme.txt", "images/._b.png", "masks/.DS_Store"):
+        (tmp_path / stray).touch()
+    source = PairsSource(**options)
+    assert names(source) == ["a.x", "b", "c"]
+    assert [case.group for case in source.cases] == names(source)
+    assert source.cases[1].masks[0].path == tmp_path / "masks/b.bmp"
+    raw = source.read(source.cases[1])
+    np.testing.assert_array_equal(raw.mask, np.eye(4))
+    assert raw.image.shape == (1, 4, 4)
+
+
+def test_patterns(tmp_path):
+    options = folder(tmp_path, ["a_rgb.png", "b_rgb.png", "a_depth.png"], ["x_a_gt1.png", "x_b_gt2.png"])
+    source = PairsSource(**options, image_pattern="{case}_rgb.png", mask_pattern="x_{case}_gt*.*")
+    assert names(source) == ["a", "b"]
+
+
+def test_folders_for_each_case(tmp_path):
+    options = folder(tmp_path, ["a/image.png", "b/image.png", "a/mask.png", "b/mask.png"])
+    options["masks"] = options["images"]
+    source = PairsSource(**options, image_pattern="{case}/image.*", mask_pattern="{case}/mask.*")
+    assert names(source) == ["a", "b"]
+
+
+def test_brackets_in_names_are_letters(tmp_path):
+    options = folder(tmp_path, ["a [1].png", "b.png"], ["a [1].png"])
+    assert names(PairsSource(**options, image_pattern="{case} [1].png", mask_pattern="{case} [1].png")) == ["a"]
+
+
+def test_images_and_masks_in_one_folder(tmp_path):
+    options = folder(tmp_path, ["a.png", "b.png", "a_mask.png", "b_mask.png"])
+    options["masks"] = options["images"]
+    assert names(PairsSource(**options, mask_pattern="{case}_mask.png")) == ["a", "b"]
+    with pytest.raises(ValueError, match="give them other patterns"):
+        PairsSource(**options)
+
+
+def test_files_without_partner(tmp_path):
+    options = folder(tmp_path, ["a.png", "b.png"], ["b.png", "c.png"])
+    with pytest.raises(DataError, match=r"2 files(.|\n)*image without mask: .*a\.png\n  mask without image: .*c\.png"):
+        PairsSource(**options)
+    assert names(PairsSource(**options, unpaired="skip")) == ["b"]
+
+
+def test_many_files_without_partner_are_counted(tmp_path):
+    options = folder(tmp_path, [f"{number}.png" for number in range(30)], ["7.png"])
+    with pytest.raises(DataError, match=r"29 files(.|\n)*and 19 more\n.*`unpaired: skip`") as caught:
+        PairsSource(**options)
+    assert str(caught.value).count("image without mask") == 10
+
+
+def test_annotators(tmp_path):
+    masks = ["a_1_one.png", "b_one.png", "a_1_two.png", "b_two.png"]
+    options = {**folder(tmp_path, ["a_1.png", "b.png"], masks), "mask_pattern": "{case}_{annotator}.png"}
+    source = PairsSource(**options, annotator="two")
+    assert [(case.name, case.masks[0].path.name) for case in source.cases] == [
+        ("a_1", "a_1_two.png"),
+        ("b", "b_two.png"),
+    ]
+    with pytest.raises(DataError, match=r"annotator to be one of one, two, .* got three"):
+        PairsSource(**options, annotator="three")
+    with pytest.raises(DataError, match=r"annotator to be one of one, two, .* got None"):
+        PairsSource(**options)
+    (tmp_path / "masks/b_one.png").unlink()
+    with pytest.raises(DataError, match=r"image without mask: .*b\.png"):
+        PairsSource(**options, annotator="one")
+
+
+def test_annotator_with_underscore(tmp_path):
+    options = folder(tmp_path, ["a.png"], ["a_rater_1.png", "a_rater_2.png"])
+    source = PairsSource(**options, mask_pattern="{case}_{annotator}.png", annotator="rater_2")
+    assert source.cases[0].masks[0].path.name == "a_rater_2.png"
+
+
+def test_one_annotator_needs_no_choice(tmp_path):
+    options = folder(tmp_path, ["a.png", "b.png"], ["a_x.png", "b_y.png"])
+    assert names(PairsSource(**options, mask_pattern="{case}_{annotator}.png")) == ["a", "b"]
+
+
+def test_two_files_for_one_case(tmp_path):
+    with pytest.raises(DataError, match=r"case a has two files, .*a\.bmp and .*a\.png"):
+        PairsSource(**folder(tmp_path, ["a.png"], ["a.png", "a.bmp"]))
+
+
+def test_groups(tmp_path):
+    options = folder(tmp_path, ["01L.png", "01R.png", "02L.png"], ["01L.png", "01R.png", "02L.png"])
+    assert [case.group for case in PairsSource(**options, group=r"(\d+)").cases] == ["01", "01", "02"]
+    with pytest.raises(DataError, match=r"case 02L: its name does not match group '\(01\)'"):
+        PairsSource(**options, group="(01)")
+    with pytest.raises(ValueError, match="one pair of brackets"):
+        PairsSource(**options, group=r"\d+")
+    with pytest.raises(ValueError, match="to be a regular expression"):
+        PairsSource(**options, group="(")
+
+
+def test_splits_by_folder(tmp_path):
+    files = ["train/a.png", "train/b.png", "val/c.png"]
+    options = folder(tmp_path, files, [name.replace("/", "annot/") for name in files])
+    options |= {"images": tmp_path / "images/{split}", "masks": tmp_path / "masks/{split}annot"}
+    source = PairsSource(**options, splits={"train": "train", "validation": "val"})
+    assert [(case.name, case.split) for case in source.cases] == [("a", "train"), ("b", "train"), ("c", "validation")]
+    assert source_split(source.cases).validation == ("c",)
+    with pytest.raises(ValueError, match=r"`{split}` in both images and masks together with splits"):
+        PairsSource(**options)
+    with pytest.raises(ValueError, match="splits with keys among train, validation, test, got val"):
+        PairsSource(**options, splits={"val": "val"})
+    with pytest.raises(DataError, match=r"case a occurs twice: .*train"):
+        PairsSource(**options, splits={"train": "train", "test": "train"})
+
+
+def test_equal_names_in_two_parts_are_two_cases(tmp_path):
+    files = ["train/a.png", "train/b.png", "val/a.png"]
+    options = folder(tmp_path, files, [name.replace("/", "annot/") for name in files])
+    options |= {"images": tmp_path / "images/{split}", "masks": tmp_path / "masks/{split}annot"}
+    source = PairsSource(**options, splits={"train": "train", "validation": "val"})
+    assert [case.name for case in source.cases] == ["train/a", "train/b", "validation/a"]
+
+
+def test_folders_without_files(tmp_path):
+    options = folder(tmp_path, ["a.png"])
+    with pytest.raises(DataError, match=r"the folder .*masks does not exist"):
+        PairsSource(**options)
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match=r"expected masks named '{case}\.\*' in .*masks, found none"):
+        PairsSource(**options)
+    options["images"], options["masks"] = options["masks"], options["images"]
+    with pytest.raises(DataError, match="expected images named"):
+        PairsSource(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_pattern": "*.png"},
+        {"mask_pattern": "{case}{case}.png"},
+        {"image_pattern": "{case}_{annotator}.png"},
+        {"annotator": "one"},
+    ],
+)
+def test_patterns_that_mean_nothing(tmp_path, options):
+    with pytest.raises(ValueError, match=r"expected|needs"):
+        PairsSource(**folder(tmp_path, ["a.png"], ["a.png"]), **options)
+
+
+def test_errors_on_reading_name_the_case(tmp_path):
+    options = folder(tmp_path, ["a.png"], ["a.png"])
+    Image.fromarray(np.eye(4, dtype=np.uint8) * 255).save(tmp_path / "masks/a.png")
+    source = PairsSource(**options)
+    with pytest.raises(DataError, match=r"case a, file .*masks/a\.png: .* 255 \(4 pixels\); .*`value_map: {255: 1}`"):
+        source.read(source.cases[0])
+    mended = PairsSource(**options, value_map={255: 1})
+    np.testing.assert_array_equal(mended.read(mended.cases[0]).mask, np.eye(4))
+
+
+# the Decathlon
+
+
+def decathlon(root, cases, labels=("background", "anterior", "posterior"), unlisted=()):
+    import nibabel as nib
+
+    for kind in ("imagesTr", "labelsTr"):
+        (root / kind).mkdir(parents=True)
+        for case in (*cases, *unlisted):
+            array = np.random.default_rng(len(case)).integers(0, 3, (3, 4, 5)).astype(np.uint8)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), root / kind / f"{case}.nii.gz")
+    training = [{"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"} for case in cases]
+    listing = {"labels": {str(number): name for number, name in enumerate(labels)}, "training": training}
+    (root / "dataset.json").write_text(json.dumps(listing))
+    return root
+
+
+def test_msd(tmp_path):
+    source = DecathlonSource(labels=THREE, root=decathlon(tmp_path, ["p2_b", "p1_a"]), group="(p.)_")
+    assert [(case.name, case.group) for case in source.cases] == [("p1_a", "p1"), ("p2_b", "p2")]
+    raw = source.read(source.cases[0])
+    assert raw.image.shape == (1, 3, 4, 5)
+    np.testing.assert_array_equal(raw.image[0], raw.mask)
+
+
+def test_msd_files_that_are_not_listed(tmp_path):
+    root = decathlon(tmp_path, ["a"], unlisted=["bb"])
+    with pytest.raises(DataError, match=r"2 files(.|\n)*image that belongs to no case: .*imagesTr/bb\.nii\.gz"):
+        DecathlonSource(labels=THREE, root=root)
+    assert names(DecathlonSource(labels=THREE, root=root, unpaired="skip")) == ["a"]
+
+
+def test_msd_files_that_are_missing(tmp_path):
+    root = decathlon(tmp_path, ["a", "b"])
+    (root / "labelsTr/b.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"lists \./labelsTr/b\.nii\.gz, but there is no such file"):
+        DecathlonSource(labels=THREE, root=root)
+
+
+@pytest.mark.parametrize("path", ["../outside.nii.gz", "imagesTr/../../outside.nii.gz", "/outside.nii.gz"])
+def test_msd_stays_in_its_folder(tmp_path, path):
+    root = decathlon(tmp_path / "root", ["a"])
+    listing = json.loads((root / "dataset.json").read_text())
+    listing["training"][0]["image"] = path
+    (root / "dataset.json").write_text(json.dumps(listing))
+    (tmp_path / "outside.nii.gz").touch()
+    with pytest.raises(DataError, match="lies outside the folder"):
+        DecathlonSource(labels=THREE, root=root)
+
+
+def test_msd_classes(tmp_path):
+    root = decathlon(tmp_path, ["a"])
+    with pytest.raises(DataError, match=r"names 3 classes, background, anterior, posterior, but `labels` has 2"):
+        DecathlonSource(labels=BINARY, root=root)
+    joined = DecathlonSource(labels=BINARY, root=root, value_map={2: 1})
+    assert set(np.unique(joined.read(joined.cases[0]).mask)) == {0, 1}
+    listing = json.loads((root / "dataset.json").read_text())
+    listing["labels"] = {"background": 0, "anterior": 1, "posterior": 2}  # nnU-Net's later form
+    (root / "dataset.json").write_text(json.dumps(listing))
+    DecathlonSource(labels=THREE, root=root)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "`root` is the folder"),
+        ("{", "cannot be read as JSON"),
+        ("{}", '"training" to be a list'),
+        ('{"training": [{"image": "x"}]}', '"training" to be a list'),
+        ('{"training": []}', "found none"),
+    ],
+)
+def test_msd_listings_that_do_not_work(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        DecathlonSource(labels=THREE, root=tmp_path)
+
+
+# phantoms
+
+
+PHANTOMS = {
+    "binary": (BINARY, {}),
+    "binary_dense": (BINARY, {"foreground": 0.85}),
+    "binary_sparse": (BINARY, {"foreground": 0.01}),
+    "multiclass": (Labels(["background", "a", "b", "c"], ignore_index=255), {"foreground": 0.3, "channels": 2}),
+    "no_background": (Labels([f"c{number}" for number in range(11)], ignore_index=11), {"foreground": 0.5}),
+    "background_last": (Labels(["a", "b", "background"]), {}),
+    "overlapping": (OVERLAPPING, {"foreground": 0.2}),
+    "regions": (REGIONS, {"foreground": 0.2}),
+    "volumes": (THREE, {"size": [24, 20, 16]}),
+}
+
+
+@pytest.fixture(params=PHANTOMS)
+def phantom(request):
+    labels, options = PHANTOMS[request.param]
+    source = SyntheticSource(labels=labels, train=24, **options)
+    return source, [source.read(case) for case in source.cases], options
+
+
+def test_phantoms_are_legal_cases(phantom):
+    source, raws, options = phantom
+    size = tuple(options.get("size", (96, 96)))
+    legal = {*source.labels.values, *([source.labels.ignore_index] if source.labels.ignore_index else [])}
+    for raw in raws:
+        assert raw.image.dtype == np.float32
+        assert raw.image.shape == (options.get("channels", 1), *size)
+        assert raw.mask.shape == ((len(source.labels.names), *size) if source.labels.has_mask_channels else size)
+        assert raw.mask.dtype == np.dtype(str(source.labels.mask_dtype).split(".")[1])
+        assert set(np.unique(raw.mask)) <= legal
+        assert np.isfinite(raw.image).all()
+    if source.labels.ignore_index is not None:
+        assert all(0 < (raw.mask == source.labels.ignore_index).mean() < 0.05 for raw in raws)
+    assert class_counts((raw.mask for raw in raws), source.labels).all()
+
+
+def test_phantoms_have_the_share_of_foreground(phantom):
+    source, raws, options = phantom
+    background = source.labels.background_channel or 0
+    shares = [
+        (raw.mask == 1).any(0).mean()
+        if source.labels.has_mask_channels
+        else ((raw.mask != background) & (raw.mask != source.labels.ignore_index)).mean()
+        for raw in raws
+    ]
+    assert np.mean(shares) == pytest.approx(options.get("foreground", 0.1), rel=0.25)
+
+
+def test_overlapping_phantoms_overlap():
+    source = SyntheticSource(labels=OVERLAPPING, foreground=0.5)
+    assert any((source.read(case).mask.sum(0) == 2).any() for case in source.cases[:10])
+
+
+def test_phantoms_depend_on_seed_and_number_alone():
+    def images(**options):
+        source = SyntheticSource(labels=BINARY, size=[32, 32], **options)
+        return {case.name: source.read(case).image for case in source.cases}
+
+    few, many, other = images(train=2, test=2), images(train=9, test=3), images(train=2, seed=1)
+    for name, image in few.items():
+        np.testing.assert_array_equal(image, many[name])
+        if name in other:
+            assert np.abs(image - other[name]).max() > 0.1
+    assert len({image.tobytes() for image in many.values()}) == len(many)
+
+
+def test_phantoms_come_split():
+    split = source_split(SyntheticSource(labels=BINARY, train=5, validation=2, test=0).cases)
+    assert tuple(map(len, (split.train, split.validation, split.test))) == (5, 2, 0)
+
+
+def test_phantoms_are_not_found_by_a_threshold():
+    """Even the best threshold of each single case misses most: it takes a network that sees edges."""
+    source = SyntheticSource(labels=BINARY)
+    best = []
+    for raw in (source.read(case) for case in source.cases[:20]):
+        order = raw.mask.reshape(-1)[np.argsort(-raw.image.reshape(-1))].astype(float)
+        best.append((2 * order.cumsum() / (np.arange(1, order.size + 1) + order.sum())).max())
+    assert np.mean(best) < 0.5
+
+
+@pytest.mark.parametrize(("size", "limit_ms"), [([96, 96], 10), ([48, 48, 48], 60)])
+def test_phantoms_are_made_quickly(size, limit_ms):
+    source = SyntheticSource(labels=THREE, size=size)
+
+    def milliseconds(case):
+        start = time.perf_counter()
+        source.read(case)
+        return 1000 * (time.perf_counter() - start)
+
+    assert min(milliseconds(case) for case in source.cases[:10]) < limit_ms
+
+
+@pytest.mark.parametrize(
+    "options", [{"foreground": 0.9}, {"size": [96]}, {"size": [4, 96]}, {"noise": -1}, {"train": 0}]
+)
+def test_phantoms_that_cannot_be(options):
+    with pytest.raises(ValueError, match="expected"):
+        SyntheticSource(labels=BINARY, **options)
+
+
+# real data
+
+
+@needs_data
+def test_camvid():
+    classes = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
+    source = PairsSource(
+        labels=Labels(classes, ignore_index=11),
+        images=DATA / "camvid/{split}",
+        masks=DATA / "camvid/{split}annot",
+        splits={"train": "train", "validation": "val", "test": "test"},
+        group="^([^_]+)_",
+    )
+    with pytest.warns(UserWarning, match="more than one part"):
+        split = source_split(source.cases)
+    assert tuple(map(len, (split.train, split.validation, split.test))) == (123, 34, 59)
+    raw = source.read(source.cases[0])
+    assert raw.image.shape == (3, 360, 480)
+    assert raw.mask.max() == 11
+    counted = class_counts([raw.mask], source.labels)
+    assert counted.sum() == (raw.mask != 11).sum()
+
+
+@needs_data
+@pytest.mark.parametrize("annotator", ["1stHO", "2ndHO"])
+def test_chase(annotator):
+    source = PairsSource(
+        labels=BINARY,
+        images=DATA / "chase_db1/images",
+        masks=DATA / "chase_db1/manual",
+        mask_pattern="{case}_{annotator}.png",
+        annotator=annotator,
+        group=r"Image_(\d+)",
+    )
+    assert len(source.cases) == 28
+    assert len({case.group for case in source.cases}) == 14
+    assert len(kfold_split(source.cases, folds=7).validation) == 4
+    raw = source.read(source.cases[0])
+    assert raw.image.shape == (3, 960, 999)
+    assert 0.04 < raw.mask.mean() < 0.1
+
+
+@needs_data
+def test_isbi():
+    options = {"labels": BINARY, "images": DATA / "isbi2012/images", "masks": DATA / "isbi2012/labels"}
+    source = PairsSource(**options, value_map={0: 1, 255: 0})
+    assert len(source.cases) == 30
+    assert 0.15 < source.read(source.cases[0]).mask.mean() < 0.3
+    plain = PairsSource(**options)
+    with pytest.raises(DataError, match=r"`value_map: {255: 1}`"):
+        plain.read(plain.cases[0])
+
+
+@needs_data
+def test_hippocampus():
+    source = DecathlonSource(labels=THREE, root=DATA / "hippocampus")
+    assert len(source.cases) == 200
+    floating = next(case for case in source.cases if case.name == "hippocampus_243")
+    raw = source.read(floating)
+    assert raw.mask.dtype == np.uint8
+    assert raw.spacing == (1.0, 1.0, 1.0)
+    assert raw.image.shape == (1, *raw.mask.shape)
+
+
+@needs_data
+def test_hippocampus_strays(tmp_path):
+    for kind in ("imagesTr", "labelsTr"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "hippocampus_001.nii.gz").symlink_to(DATA / "hippocampus" / kind / "hippocampus_001.nii.gz")
+    for stray, kind in (("118_image_without_label", "imagesTr"), ("010_label_without_image", "labelsTr")):
+        file = f"hippocampus_{stray}.nii.gz"
+        (tmp_path / kind / file).symlink_to(DATA / "hippocampus/stray" / file)
+    listing = json.loads((DATA / "hippocampus/dataset.json").read_text())
+    listing["training"] = listing["training"][:1]
+    (tmp_path / "dataset.json").write_text(json.dumps(listing))
+    with pytest.raises(DataError, match=r"2 files(.|\n)*118_image_without_label(.|\n)*010_label_without_image"):
+        DecathlonSource(labels=THREE, root=tmp_path)
+    with pytest.raises(DataError, match=r"image without mask: .*118(.|\n)*mask without image: .*010"):
+        PairsSource(labels=THREE, images=tmp_path / "imagesTr", masks=tmp_path / "labelsTr")

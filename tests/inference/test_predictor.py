@@ -1,0 +1,87 @@
+"""Whole images and sliding windows."""
+
+import pytest
+import torch
+
+from segkit import Labels
+from segkit.inference.predictor import Predictor, sliding_window, whole_image
+
+
+def pointwise(image):
+    """A network without a neighbourhood: any way of cutting the image must give the same."""
+    return torch.cat([image.sum(1, keepdim=True), image.square().sum(1, keepdim=True)], dim=1)
+
+
+@pytest.mark.parametrize("size", [(20, 31), (5, 9), (17, 12, 25)])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
+def test_windows_cover_every_pixel(size, overlap):
+    image = torch.randn(2, 3, *size)
+    window = [8] * len(size)
+    logits = sliding_window(image, pointwise, window, overlap)
+    torch.testing.assert_close(logits, pointwise(image))
+
+
+def test_the_middle_of_a_window_counts_more():
+    """Between two windows the blend follows the one whose middle is nearer."""
+
+    def distance_to_border(image):
+        return torch.minimum(torch.arange(8), torch.arange(7, -1, -1)).float().repeat(len(image), 1, 8, 1)
+
+    logits = sliding_window(torch.zeros(1, 1, 8, 12), distance_to_border, [8, 8], 0.5)
+    blend = logits[0, 0, 0]
+    plain_mean = torch.tensor([0.0, 1, 2, 3, 1.5, 1.5, 1.5, 1.5, 3, 2, 1, 0])
+    assert (blend >= plain_mean - 1e-5).all()
+    assert blend[4] > 1.5
+
+
+def test_sliding_window_refuses():
+    with pytest.raises(ValueError, match="a window with 2 sides"):
+        sliding_window(torch.zeros(1, 1, 8, 8), pointwise, [8])
+    with pytest.raises(ValueError, match="an overlap of at least 0"):
+        sliding_window(torch.zeros(1, 1, 8, 8), pointwise, [8, 8], 1.0)
+
+
+@pytest.mark.parametrize("size", [(13, 8), (5, 6, 7)])
+def test_whole_images_are_padded_at_their_ends(size):
+    seen = []
+
+    def network(image):
+        seen.append(image)
+        return pointwise(image)
+
+    image = torch.randn(1, 1, *size)
+    torch.testing.assert_close(whole_image(image, network, 8), pointwise(image))
+    assert all(side % 8 == 0 for side in seen[0].shape[2:])
+    assert seen[0].sum() == pytest.approx(image.sum().item(), abs=1e-4)
+
+
+class Recorder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, image):
+        assert not self.training
+        self.sizes.append(tuple(image.shape[2:]))
+        return pointwise(image)
+
+
+@pytest.mark.parametrize(("size", "windows"), [((8, 8), 1), ((9, 8), 2)])
+def test_predictor_slides_only_where_it_must(size, windows):
+    model = Recorder().train()
+    logits = Predictor(model, torch.device("cpu"), window=(8, 8))(torch.randn(1, *size))
+    assert logits.shape == (1, 2, *size)
+    assert model.training
+    assert model.sizes in ([(8, 8)] * windows, [(8, 8)])  # windows of one image may go through in one batch
+
+
+@pytest.mark.parametrize("labels", [Labels(["no", "yes"]), Labels(["x", "y"], mode="multilabel")])
+def test_probabilities_are_resampled_to_the_mask_not_logits(labels):
+    """Between a sure and an unsure pixel: the mean of the probabilities, whatever the sure one's logit."""
+    logits = torch.tensor([[[[50.0, -1.0]], [[-50.0, 1.0]]]])
+    one, other = labels.probabilities(logits)[0, 0, 0].tolist()
+    resampled = labels.resample(logits, (1, 4))
+    shown = labels.probabilities(resampled)[0, 0, 0].tolist()
+    assert shown == pytest.approx([one, 0.75 * one + 0.25 * other, 0.25 * one + 0.75 * other, other], abs=1e-6)
+    assert labels.decode(resampled).shape[-1] == 4
+    assert labels.resample(logits, (1, 2)) is logits

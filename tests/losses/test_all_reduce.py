@@ -1,0 +1,110 @@
+"""Two gloo processes with unequal shares of valid pixels, and gradients accumulated over micro-batches."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from segkit.losses import LOSSES, build_loss
+
+from support.loss_oracle import MODES, MODES_OF, VARIANTS, VOID, labels_of, value_and_gradient
+from support.loss_processes import SHARE
+
+# those that say that they are the loss of each process alone; the histogram's bins are the same in both
+LOCAL = ("topk_cross_entropy",)
+HISTOGRAM = [({"name": name, "bins": 4096}, MODES_OF.get(name, MODES)) for name in LOSSES if name.startswith("lovasz")]
+
+
+def is_local(options):
+    exact = options.get("mode") == "exact" and options.get("per", "batch") == "batch"
+    return options["name"] in LOCAL or exact
+
+
+TASKS = {
+    f"{'-'.join(str(value) for value in options.values())}-{mode}": (options, mode)
+    for options, modes in [*VARIANTS, *HISTOGRAM]
+    for mode in modes
+    if not is_local(options)
+}
+
+
+def images(mode, seed=0):
+    """Four images, of which the first is nearly all ignored and the last lacks a class."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = labels_of(mode)
+    logits = 2 * torch.randn(4, labels.channels, 5, 6, generator=rng, dtype=torch.float64)
+    shape = (4, labels.channels, 5, 6) if mode == "multilabel" else (4, 5, 6)
+    mask = torch.randint(len(labels.names) if mode == "multiclass" else 2, shape, generator=rng, dtype=torch.uint8)
+    mask[0][..., 1:, :] = VOID
+    mask[3][mask[3] == 1] = 0
+    return logits, mask
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of two processes found for every task."""
+    folder = tmp_path_factory.mktemp("processes")
+    tasks = {key: (list(labels_of(mode).names), mode, options, *images(mode)) for key, (options, mode) in TASKS.items()}
+    torch.save(tasks, folder / "task.pt")
+    script = Path(__file__).parents[1] / "support" / "loss_processes.py"
+    both = [subprocess.Popen([sys.executable, str(script), str(rank), str(folder)]) for rank in SHARE]
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in SHARE]
+
+
+@pytest.mark.parametrize("key", TASKS)
+def test_two_processes_have_the_loss_and_gradient_of_the_whole_batch(key, two_processes):
+    options, mode = TASKS[key]
+    logits, mask = images(mode)
+    value, gradient = value_and_gradient(build_loss(options, labels_of(mode)), logits, mask)
+    for found in two_processes:
+        assert_close(found[key][0], value, rtol=1e-6, atol=1e-12)
+    # DDP takes the mean over the processes
+    together = torch.cat([found[key][1] for found in two_processes]) / 2
+    assert_close(together, gradient, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("key", TASKS)
+def test_the_divisor_of_accumulated_gradients_is_that_of_all_processes(key, two_processes):
+    options, mode = TASKS[key]
+    mask = images(mode)[1]
+    expected = build_loss(options, labels_of(mode)).normaliser(list(mask.split(1))).counts
+    for found in two_processes:
+        assert found[key][2] == pytest.approx(
+            {name: None if one is None else one.item() for name, one in expected.items()}
+        )
+
+
+ADDITIVE = {
+    key: task
+    for key, task in TASKS.items()
+    if task[0].get("per") == "image" or "cross_entropy" in task[0]["name"] or task[0]["name"] == "focal"
+    if not task[0]["name"].startswith("lovasz")
+}
+
+
+@pytest.mark.parametrize("key", ADDITIVE)
+def test_micro_batches_add_up_to_the_large_batch(key):
+    options, mode = TASKS[key]
+    logits, mask = images(mode)
+    loss = build_loss(options, labels_of(mode))
+    expected = value_and_gradient(loss, logits, mask)
+    parts = list(zip(logits.split([1, 3]), mask.split([1, 3]), strict=True))
+    normaliser = loss.normaliser([part for _, part in parts])
+    found = [value_and_gradient(loss, *part, normaliser=normaliser) for part in parts]
+    assert_close((sum(value for value, _ in found), torch.cat([gradient for _, gradient in found])), expected)
+
+
+def test_terms_of_the_micro_batch_are_averaged():
+    logits, mask = images("multiclass")
+    loss = build_loss(["dice", "topk_cross_entropy", "lovasz_softmax"], labels_of("multiclass"))
+    normaliser = loss.normaliser([mask[:2], mask[2:]])
+    assert set(normaliser.counts.values()) == {None}
+    halved = loss.terms(logits[:2], mask[:2], normaliser=normaliser)
+    whole = loss.terms(logits[:2], mask[:2])
+    assert_close(halved, {name: value / 2 for name, value in whole.items()})

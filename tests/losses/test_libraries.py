@@ -1,0 +1,135 @@
+"""Losses beside those of torch, MONAI, smp and kornia with the options spelled out."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from segkit.losses import build_loss
+
+from support.loss_oracle import MODES, VOID, batch, labels_of, value_and_gradient
+
+
+def hard_batch():
+    """Exclusive classes in float32 without ignored pixels, every class in every image."""
+    return batch("multiclass", (16, 17), ignored=0.0, dtype=torch.float32)
+
+
+@pytest.fixture
+def quiet():
+    """MONAI warns about its own defaults, and other libraries on import."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def agree(options, oracle, logits, mask, labels=None, **tolerance):
+    """Value and gradient of the loss and of `oracle`, a function of the logits."""
+    ours = value_and_gradient(build_loss(options, labels or labels_of("multiclass")), logits, mask)
+    theirs = value_and_gradient(lambda z, _: oracle(z), logits, mask)
+    assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.25]])
+def test_cross_entropy_is_torchs(weights):
+    logits, mask = batch("multiclass", (16, 17), dtype=torch.float32)
+    weight = None if weights is None else torch.tensor(weights)
+    options = {"name": "cross_entropy", "class_weights": weights}
+    agree(options, lambda z: F.cross_entropy(z, mask.long(), weight=weight, ignore_index=VOID), logits, mask)
+    onehot = F.one_hot(mask.long().clamp(max=2), 3).movedim(-1, 1).float() * (mask != VOID).unsqueeze(1)
+    # torch divides by the number of all pixels where targets are probabilities
+    agree({**options, "normalize": "numel"}, lambda z: F.cross_entropy(z, onehot, weight=weight), logits, mask)
+
+
+def test_binary_and_multilabel_cross_entropy_are_torchs():
+    for mode in ("binary", "multilabel"):
+        logits, mask = batch(mode, (16, 17), ignored=0.0, dtype=torch.float32)
+        onehot = mask.view_as(logits).float()
+        oracle = lambda z, onehot=onehot: F.binary_cross_entropy_with_logits(z, onehot)  # noqa: E731
+        agree("cross_entropy", oracle, logits, mask, labels_of(mode))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {}),
+        ({"per": "batch"}, {"batch": True}),
+        ({"power": 2}, {"squared_pred": True}),
+        ({"background": False}, {"include_background": False}),
+        ({"eps": [0.5, 0.25]}, {"smooth_nr": 0.5, "smooth_dr": 0.25}),
+        # MONAI's form is (2 tp + eps) / (2 union + eps)
+        ({"name": "jaccard", "eps": 0.5e-5}, {"jaccard": True}),
+        ({"name": "jaccard", "eps": [0.5, 0.25]}, {"jaccard": True, "smooth_nr": 1.0, "smooth_dr": 0.5}),
+    ],
+)
+def test_dice_and_jaccard_are_monais(ours, theirs):
+    losses = pytest.importorskip("monai.losses")
+    logits, mask = hard_batch()
+    oracle = losses.DiceLoss(softmax=True, to_onehot_y=True, **theirs)
+    options = {"name": "dice", "per": "image", "empty": "keep", **ours}
+    agree(options, lambda z: oracle(z, mask.unsqueeze(1)), logits, mask)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_multilabel_dice_is_monais():
+    losses = pytest.importorskip("monai.losses")
+    logits, mask = batch("multilabel", (5, 6, 7), ignored=0.0, dtype=torch.float32)
+    oracle = losses.DiceLoss(sigmoid=True)
+    options = {"name": "dice", "per": "image", "empty": "keep"}
+    agree(options, lambda z: oracle(z, mask), logits, mask, labels_of("multilabel"))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+def test_focal_is_monais_times_the_classes(gamma):
+    losses = pytest.importorskip("monai.losses")
+    logits, mask = hard_batch()
+    oracle = losses.FocalLoss(gamma=gamma, use_softmax=True, to_onehot_y=True)
+    # MONAI's mean runs over pixels times classes, though all but one class of a pixel add nothing
+    agree({"name": "focal", "gamma": gamma}, lambda z: 3 * oracle(z, mask.unsqueeze(1)), logits, mask)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sigmoid_focal_is_torchvisions(mode):
+    ops = pytest.importorskip("torchvision.ops")
+    logits, mask = batch(mode, (16, 17), ignored=0.0, dtype=torch.float32)
+    onehot = torch.stack([mask == c for c in range(3)], 1) if mode == "multiclass" else mask.view_as(logits)
+    oracle = lambda z: ops.sigmoid_focal_loss(z, onehot.float(), alpha=-1, gamma=2, reduction="mean")  # noqa: E731
+    agree({"name": "focal", "activation": "sigmoid"}, oracle, logits, mask, labels_of(mode))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("absent", [None, 2])
+def test_dice_jaccard_and_lovasz_are_smps(absent):
+    losses = pytest.importorskip("segmentation_models_pytorch.losses")
+    logits, mask = batch("multiclass", (16, 17), ignored=0.0, absent=absent, dtype=torch.float32)
+    dice, jaccard = losses.DiceLoss("multiclass", smooth=0.5), losses.JaccardLoss("multiclass", smooth=0.5)
+    # smp adds its smooth to numerator and denominator of Dice after halving both
+    agree({"name": "dice", "eps": 1.0, "empty": "zero"}, lambda z: dice(z, mask.long()), logits, mask)
+    agree({"name": "jaccard", "eps": 0.5, "empty": "zero"}, lambda z: jaccard(z, mask.long()), logits, mask)
+    lovasz = losses.LovaszLoss("multiclass", ignore_index=VOID)
+    mask[:, 3:6] = VOID
+    # smp differences a float32 curve, which costs its gradient digits
+    agree(
+        {"name": "lovasz_softmax", "mode": "exact"},
+        lambda z: lovasz(z, mask.long()),
+        logits,
+        mask,
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.usefixtures("quiet")
+def test_lovasz_and_dice_are_kornias():
+    losses = pytest.importorskip("kornia.losses")
+    logits, mask = batch("multiclass", (16, 17), ignored=0.0, absent=2)
+    options = {"name": "lovasz_softmax", "mode": "exact", "per": "image", "classes": "all"}
+    agree(options, lambda z: losses.lovasz_softmax_loss(z, mask.long()), logits, mask)
+    options = {"name": "dice", "per": "image", "eps": [0.0, 1e-8]}
+    agree(options, lambda z: losses.dice_loss(z, mask.long(), average="macro"), logits, mask)

@@ -1,0 +1,542 @@
+"""One battery over every loss in every mode, in 2D and 3D, against loops over pixels; and what they have in common."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from segkit.labels import Labels
+from segkit.losses import LOSSES, RECIPES, WeightedSum, build_loss, chunking
+from segkit.losses.deep_supervision import DeepSupervision
+from segkit.losses.gradient_diagnostics import term_gradients
+
+from support.loss_oracle import (
+    DEFAULTS,
+    EXACT,
+    MODES,
+    MODES_OF,
+    SOFT,
+    SPACES,
+    UNWEIGHTED,
+    VARIANTS,
+    VOID,
+    batch,
+    cases,
+    labels_of,
+    loop,
+    loop_gradient,
+    value_and_gradient,
+)
+from support.synchronisation import NoWaiting
+
+# --- the battery ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
+def test_value_and_gradient_are_those_of_the_loop(options, mode, space):
+    labels = labels_of(mode)
+    logits, mask = batch(mode, space)
+    value, gradient = value_and_gradient(build_loss(options, labels), logits, mask)
+    assert_close(value.item(), loop(options, logits, mask, labels))
+    # central differences with step 1e-5 are good for nine digits or so
+    assert_close(gradient, loop_gradient(options, logits, mask, labels), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("options", "mode", "space"), cases(SPACES[0]))
+def test_an_absent_class(options, mode, space):
+    labels = labels_of(mode)
+    logits, mask = batch(mode, space, absent=1)
+    value, gradient = value_and_gradient(build_loss(options, labels), logits, mask)
+    assert_close(value.item(), loop(options, logits, mask, labels))
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "options",
+    [*({"name": name} for name in LOSSES if name not in UNWEIGHTED), {"name": "dice", "power": 2, "per": "image"}],
+    ids=lambda options: "-".join(str(v) for v in options.values()),
+)
+def test_pixel_weights_count_pixels_as_often_as_they_say(options, mode):
+    labels = labels_of(mode)
+    logits, mask = batch(mode, (3, 4))
+    weight = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    value, gradient = value_and_gradient(build_loss(options, labels), logits, mask, pixel_weight=weight)
+    assert_close(value.item(), loop(options, logits, mask, labels, weight))
+    assert_close(gradient, loop_gradient(options, logits, mask, labels, weight), rtol=1e-5, atol=1e-8)
+    ignored = mask == VOID if mode != "multilabel" else (mask == VOID).all(1)
+    harmless = torch.where(ignored, torch.nan, weight)
+    again = value_and_gradient(build_loss(options, labels), logits, mask, pixel_weight=harmless)
+    assert_close(again, (value, gradient), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "mode"), DEFAULTS)
+def test_all_orders_of_pixels_and_images_are_alike(name, mode):
+    loss = build_loss(name, labels_of(mode))
+    logits, mask = batch(mode, (4, 5))
+    value, gradient = value_and_gradient(loss, logits, mask)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    shuffled = [x.flatten(-2)[..., order].unflatten(-1, (4, 5)).flip(0) for x in (logits, mask, gradient)]
+    assert_close(value_and_gradient(loss, shuffled[0], shuffled[1]), (value, shuffled[2]))
+
+
+@pytest.mark.parametrize("worst", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize(("name", "mode"), DEFAULTS)
+def test_ignored_logits_change_neither_value_nor_gradient(name, mode, worst):
+    loss = build_loss(name, labels_of(mode))
+    logits, mask = batch(mode, (4, 5), dtype=torch.float32)
+    ignored = (mask if mode == "multilabel" else mask.unsqueeze(1).expand_as(logits)) == VOID
+    value, gradient = value_and_gradient(loss, logits, mask)
+    assert (gradient[ignored] == 0).all()
+    assert (gradient[~ignored] != 0).any()
+    poisoned = value_and_gradient(loss, torch.where(ignored, worst, logits), mask)
+    assert_close(poisoned, (value, gradient), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "mode"), DEFAULTS)
+def test_ignoring_pixels_is_cropping_them_away(name, mode):
+    loss = build_loss(name, labels_of(mode))
+    logits, mask = batch(mode, (4, 6), ignored=0.0)
+    mask[..., 4:] = VOID
+    value, gradient = value_and_gradient(loss, logits, mask)
+    cropped = value_and_gradient(loss, logits[..., :4], mask[..., :4])
+    assert_close((value, gradient[..., :4]), cropped)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("options", "mode", "space"), cases(SPACES[0]))
+def test_all_ignored_is_zero_with_gradient_zero(options, mode, space, dtype):
+    logits, mask = batch(mode, space, dtype=torch.float32)
+    logits = torch.full_like(logits, torch.nan, dtype=dtype)
+    value, gradient = value_and_gradient(build_loss(options, labels_of(mode)), logits, torch.full_like(mask, VOID))
+    assert value == 0
+    assert (gradient == 0).all()
+    assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize(("options", "mode"), [(o, m) for o, modes in VARIANTS if "per" in o for m in modes])
+def test_an_image_that_is_all_ignored_does_not_count(options, mode):
+    loss = build_loss(options, labels_of(mode))
+    logits, mask = batch(mode, (4, 5))
+    mask[1] = VOID
+    value, gradient = value_and_gradient(loss, logits, mask)
+    assert_close((value, gradient[:1]), value_and_gradient(loss, logits[:1], mask[:1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize(("name", "mode"), DEFAULTS)
+def test_every_integer_mask_is_the_same(name, mode, dtype):
+    loss = build_loss(name, labels_of(mode))
+    logits, mask = batch(mode, (4, 5))
+    expected = value_and_gradient(loss, logits, mask)
+    assert_close(value_and_gradient(loss, logits, mask.to(dtype)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [(n, m) for n in LOSSES for m in MODES_OF.get(n, MODES) if m != "multilabel"]
+)
+def test_class_numbers_and_onehot_masks_are_the_same(name, mode):
+    loss, labels = build_loss(name, labels_of(mode)), labels_of(mode)
+    logits, mask = batch(mode, (4, 5), ignored=0.3 if mode == "multiclass" else 0.0)
+    expected = value_and_gradient(loss, logits, mask)
+    onehot = torch.stack([mask == c for c in range(3)], 1) if mode == "multiclass" else mask.unsqueeze(1) == 1
+    forms = [onehot, onehot.to(torch.uint8)] + [onehot.double(), onehot.float()] * (name in SOFT)
+    for form in forms:
+        assert_close(value_and_gradient(loss, logits, form), expected)
+    assert labels.target(onehot, spatial=2).index is None or mode == "binary"  # so that two paths were compared
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in MODES_OF])
+def test_a_onehot_column_with_void_in_it_is_ignored(name):
+    loss = build_loss(name, labels_of("multiclass"))
+    logits, mask = batch("multiclass", (4, 5), ignored=0.0)
+    onehot = torch.stack([mask == c for c in range(3)], 1).to(torch.uint8)
+    onehot[:, 0, :2] = VOID  # the other channels there go on saying 1 or 0
+    mask[:, :2] = VOID
+    assert_close(value_and_gradient(loss, logits, onehot), value_and_gradient(loss, logits, mask))
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_multilabel_soft_masks_of_0_and_1_are_the_hard_ones(name):
+    loss = build_loss(name, labels_of("multilabel"))
+    logits, mask = batch("multilabel", (4, 5), ignored=0.0)
+    expected = value_and_gradient(loss, logits, mask)
+    assert_close(value_and_gradient(loss, logits, mask.double()), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_soft_targets(mode):
+    labels = labels_of(mode)
+    logits, _ = batch(mode, (4, 5))
+    probabilities = logits.softmax(1) if mode == "multiclass" else logits.sigmoid()
+    soft = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    soft = soft / soft.sum(1, keepdim=True) if mode == "multiclass" else soft
+    terms = build_loss(["cross_entropy", {"name": "dice", "power": 2, "eps": 0.0}, "jaccard"], labels).terms(
+        logits, soft
+    )
+    if mode == "multiclass":
+        cross_entropy = F.cross_entropy(logits, soft)
+    else:
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, soft)
+    assert_close(terms["cross_entropy"], cross_entropy)
+    tp = torch.minimum(probabilities, soft).sum((0, 2, 3))
+    squares = (probabilities.square() + soft.square()).sum((0, 2, 3))
+    assert_close(terms["dice"], (1 - 2 * tp / squares).mean())
+    union = torch.maximum(probabilities, soft).sum((0, 2, 3))
+    assert_close(terms["jaccard"], (1 - (tp + 1e-5) / (union + 1e-5)).mean())
+    assert build_loss("jaccard", labels)(logits, probabilities) < 1e-12  # least where the prediction is the target
+
+
+def test_binary_soft_targets_with_class_weights():
+    logits, _ = batch("binary", (4, 5))
+    soft = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    loss = build_loss({"name": "cross_entropy", "class_weights": [0.5, 4.0]}, labels_of("binary"))
+    two = build_loss({"name": "cross_entropy", "class_weights": [0.5, 4.0]}, Labels(["n", "p"]))
+    both = torch.cat([torch.zeros_like(logits), logits], 1)
+    assert_close(loss(logits, soft), two(both, torch.cat([1 - soft, soft], 1)))
+
+
+@pytest.mark.parametrize(("options", "mode", "space"), cases(SPACES[0]))
+def test_gradcheck(options, mode, space):
+    loss = build_loss(options, labels_of(mode))
+    logits, mask = batch(mode, space, seed=1)
+    assert torch.autograd.gradcheck(lambda z: loss(z, mask), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("options", "mode"), [(options, mode) for options, modes in VARIANTS for mode in modes])
+def test_pieces_make_no_difference(options, mode, layout, monkeypatch):
+    loss = build_loss(options, labels_of(mode))
+    logits, mask = batch(mode, (11, 17))  # 187 pixels: pieces of 64, 64 and 59
+    whole = value_and_gradient(loss, logits, mask)
+    monkeypatch.setattr(chunking, "ELEMENTS", {"cpu": 64})
+    assert len(list(chunking.pieces(logits))) == 6
+    assert_close(value_and_gradient(loss, logits.to(memory_format=layout), mask), whole, check_stride=False)
+
+
+@pytest.mark.parametrize(("name", "mode"), DEFAULTS)
+def test_any_layout_and_a_second_backward(name, mode):
+    loss = build_loss(name, labels_of(mode))
+    logits, mask = batch(mode, (6, 7))
+    turned = logits.transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()  # columns first in memory
+    value = loss(turned, mask)
+    (first,) = torch.autograd.grad(value, turned, retain_graph=True)
+    first = first.clone()
+    (second,) = torch.autograd.grad(value, turned)
+    assert_close((value.detach(), first), value_and_gradient(loss, logits, mask), check_stride=False)
+    assert_close(second, first)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=["2d", "3d"])
+@pytest.mark.parametrize(("name", "mode"), DEFAULTS)
+def test_channels_last(name, mode, space):
+    loss = build_loss(name, labels_of(mode))
+    logits, mask = batch(mode, space)
+    last = logits.to(memory_format=torch.channels_last if len(space) == 2 else torch.channels_last_3d)
+    assert_close(value_and_gradient(loss, last, mask), value_and_gradient(loss, logits, mask), check_stride=False)
+
+
+@pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
+def test_meta_device(options, mode, space):
+    logits, mask = batch(mode, space, dtype=torch.float32)
+    loss = build_loss(options, labels_of(mode)).to("meta")
+    logits = logits.to("meta").requires_grad_()
+    loss(logits, mask.to("meta")).backward()
+    assert logits.grad is not None
+    assert logits.grad.shape == logits.shape
+
+
+@pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
+def test_nothing_is_read_back(options, mode, space):
+    loss = build_loss(options, labels_of(mode))
+    logits, mask = batch(mode, space)
+    with NoWaiting():
+        loss(logits.requires_grad_(), mask).backward()
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("mode", MODES)
+def test_all_terms_compile_to_one_graph_for_every_shape(mode):
+    names = [name for name in LOSSES if mode in MODES_OF.get(name, MODES)]
+    exact = [{"name": name, **EXACT[name]} for name in names if name in EXACT]
+    loss = build_loss([*names, *exact, {"name": "dice", "per": "image", "power": 2}], labels_of(mode))
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for seed, space in enumerate([(4, 5), (6, 3), (5, 9), (8, 7), (3, 10)]):
+        logits, mask = batch(mode, space, seed=seed)
+        void = mask == 255
+        logits = logits.masked_fill(void if void.ndim == logits.ndim else void.unsqueeze(1), math.nan)
+        with torch.compiler.set_stance("fail_on_recompile" if seed else "default"):
+            values = value_and_gradient(compiled, logits, mask)
+        assert_close(values, value_and_gradient(loss, logits, mask))
+
+
+# --- identities ------------------------------------------------------------------------------------------------
+
+
+def test_jaccard_is_dice_over_two_minus_dice_class_by_class():
+    for only in ([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]):
+        spec = [{"name": name, "eps": 0.0, "class_weights": only} for name in ("dice", "jaccard")]
+        logits, mask = batch("multiclass", (4, 5))
+        terms = build_loss(spec, labels_of("multiclass")).terms(logits, mask)
+        overlap = 1 - terms["dice"]
+        assert_close(1 - terms["jaccard"], overlap / (2 - overlap))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+def test_softmax_over_two_classes_is_the_sigmoid_of_the_difference(name):
+    logits, mask = batch("multiclass", (4, 5), absent=2)
+    options = {"name": name, "class_weights": [0.5, 2.0]}
+    softmax = build_loss(options, Labels(["background", "a"], ignore_index=VOID))(logits[:, :2], mask)
+    sigmoid = build_loss(options, labels_of("binary"))(logits[:, 1:2] - logits[:, :1], mask)
+    assert_close(softmax, sigmoid)
+
+
+def test_lovasz_over_two_classes_is_the_sigmoid_of_the_difference():
+    logits, mask = batch("multiclass", (4, 5), absent=2)
+    options = {"name": "lovasz_softmax", "classes": ["a"]}
+    softmax = build_loss(options, Labels(["background", "a"], ignore_index=VOID))(logits[:, :2], mask)
+    sigmoid = build_loss("lovasz_softmax", labels_of("binary"))(logits[:, 1:2] - logits[:, :1], mask)
+    assert_close(softmax, sigmoid)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_focal_with_gamma_0_is_the_cross_entropy(mode):
+    weights = [0.5, 2.0, 1.25][: len(labels_of(mode).names)]
+    logits, mask = batch(mode, (4, 5))
+    focal = build_loss({"name": "focal", "gamma": 0, "class_weights": weights}, labels_of(mode))
+    cross_entropy = build_loss({"name": "cross_entropy", "class_weights": weights}, labels_of(mode))
+    expected = value_and_gradient(cross_entropy, logits, mask)
+    assert_close(value_and_gradient(focal, logits, mask), expected)
+
+
+def test_regions_are_the_masks_that_they_stand_for():
+    regions = Labels(["whole", "core"], "multilabel", VOID, regions={"whole": [1, 2], "core": [2]})
+    masks = Labels(["whole", "core"], "multilabel", VOID)
+    logits, mask = batch("multiclass", (4, 5))
+    logits, expanded = logits[:, :2], torch.stack([(mask > 0).to(torch.uint8), (mask == 2).to(torch.uint8)], 1)
+    expanded[(mask == VOID).unsqueeze(1).expand_as(expanded)] = VOID
+    spec = [*LOSSES, {"name": "cross_entropy", "normalize": "valid"}]
+    assert_close(build_loss(spec, regions).terms(logits, mask), build_loss(spec, masks).terms(logits, expanded))
+
+
+# --- the sum of terms -------------------------------------------------------------------------------------------
+
+
+def test_terms_are_named_and_unweighted_and_the_call_weighs_them():
+    spec = [{"name": "dice", "weight": 0.25}, {"name": "cross_entropy", "weight": 3}, {"name": "dice", "per": "image"}]
+    loss = build_loss(spec, labels_of("multiclass"))
+    logits, mask = batch("multiclass", (4, 5))
+    terms = loss.terms(logits, mask)
+    assert list(terms) == ["dice", "cross_entropy", "dice_2"]
+    for name, term in zip(terms, spec, strict=True):
+        assert_close(terms[name], build_loss({**term, "weight": 1}, labels_of("multiclass"))(logits, mask))
+    assert_close(loss(logits, mask), 0.25 * terms["dice"] + 3 * terms["cross_entropy"] + terms["dice_2"])
+    assert list(loss.state_dict()) == ["weights"]
+    loss.weights[1] = 0
+    assert_close(loss(logits, mask), 0.25 * terms["dice"] + terms["dice_2"])
+
+
+def test_terms_share_their_passes():
+    class Counting(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.calls = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    spec = ["cross_entropy", "focal", "dice", "jaccard", {"name": "dice", "per": "image"}, {"name": "dice", "power": 2}]
+    loss = build_loss(spec, labels_of("multiclass"))
+    with Counting() as counting:
+        loss(*batch("multiclass", (4, 5)))
+    assert counting.calls.count("aten::_log_softmax.out") == 1
+    assert counting.calls.count("aten::_softmax.out") == 1
+
+
+def test_a_mapping_a_name_and_a_list_are_the_same_loss():
+    logits, mask = batch("multiclass", (4, 5))
+    values = [build_loss(spec, labels_of("multiclass"))(logits, mask) for spec in ("dice", {"name": "dice"}, ["dice"])]
+    assert values[0] == values[1] == values[2]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_the_sum_of_its_terms(name):
+    class_counts = [[9, 5, 1], [8, 4, 0]]
+    before = copy.deepcopy(RECIPES[name])
+    logits, mask = batch("multiclass", (4, 5))
+    loss = build_loss(name, labels_of("multiclass"), class_counts=class_counts)
+    loss.set_progress(1.0)
+    parts = [
+        build_loss({**term, "weight": 1.0}, labels_of("multiclass"), class_counts)(logits, mask)
+        for term in RECIPES[name]
+    ]
+    assert isinstance(loss, WeightedSum)
+    assert_close(loss(logits, mask), torch.stack(parts).sum())
+    assert RECIPES[name] == before
+
+
+# --- pixels that count for some classes only ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "generalized_dice", "cross_entropy", "focal"])
+def test_classes_that_were_not_annotated_everywhere(name):
+    """A valid map [B, K, *S] of overlapping classes is the void of a mask with channels."""
+    loss = build_loss(name, labels_of("multilabel"))
+    logits, mask = batch("multilabel", (4, 5))
+    valid = mask != VOID
+    known = torch.where(valid, mask, 0)
+    assert_close(value_and_gradient(loss, logits, known, valid=valid), value_and_gradient(loss, logits, mask))
+
+
+@pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "lovasz_softmax"])
+def test_a_class_that_is_annotated_in_no_image_is_left_out(name):
+    labels = labels_of("multiclass")
+    logits, mask = batch("multiclass", (4, 5), ignored=0.0, absent=2)
+    valid = torch.tensor([True, True, False]).view(1, 3, 1, 1).expand(2, 3, 1, 1)
+    options = {"name": name, **EXACT.get(name, {})}
+    value, gradient = value_and_gradient(build_loss(options, labels), logits, mask, valid=valid)
+    only = {"classes": [0, 1]} if name == "lovasz_softmax" else {"class_weights": [1.0, 1.0, 0.0]}
+    expected = value_and_gradient(build_loss({**options, **only}, labels), logits, mask)
+    assert_close((value, gradient), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_valid_map_of_pixels_is_an_ignored_mask(name):
+    mode = MODES_OF.get(name, MODES)[0]
+    loss = build_loss(name, labels_of(mode))
+    logits, mask = batch(mode, (4, 5))
+    valid = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(3)) < 0.6
+    expected = value_and_gradient(loss, logits, torch.where(valid, mask, VOID))
+    assert_close(value_and_gradient(loss, logits, mask, valid=valid), expected)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "topk_cross_entropy", "poly_cross_entropy"])
+def test_a_softmax_over_half_a_pixel_is_refused(name):
+    logits, mask = batch("multiclass", (4, 5))
+    valid = torch.ones(2, 3, 4, 5, dtype=torch.bool)
+    with pytest.raises(ValueError, match=f"{name} under a softmax has one entry a pixel"):
+        build_loss(name, labels_of("multiclass"))(logits, mask, valid=valid)
+
+
+def test_a_value_that_is_no_class_fails_whether_it_is_counted_or_not():
+    logits, mask = batch("multiclass", (4, 5))
+    mask[0, 0, 0] = 7
+    for name in ("dice", "lovasz_softmax", "topk_cross_entropy"):
+        with pytest.raises(RuntimeError, match="neither 0 to 2 nor 255"):
+            build_loss(name, labels_of("multiclass"))(logits, mask)
+
+
+# --- schedules of term weights ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),  # at the start, a quarter, the half and the end of a run
+    [
+        (2, [2, 2, 2, 2]),
+        ({"name": "constant", "value": 3}, [3, 3, 3, 3]),
+        ({"name": "linear", "start": 1, "end": 0}, [1, 0.75, 0.5, 0]),
+        ({"name": "linear", "begin": 0.25, "until": 0.75}, [0, 0, 0.5, 1]),
+        ({"name": "cosine"}, [0, (1 - math.cos(math.pi / 4)) / 2, 0.5, 1]),
+        ({"name": "after", "fraction": 0.5, "value": 2, "before": 0.5}, [0.5, 0.5, 2, 2]),
+    ],
+)
+def test_weights_follow_the_run(weight, expected):
+    loss = build_loss([{"name": "dice", "weight": weight}, "cross_entropy"], labels_of("multiclass"))
+    logits, mask = batch("multiclass", (4, 5))
+    terms = loss.terms(logits, mask)
+    for progress, current in zip([0, 0.25, 0.5, 1], expected, strict=True):
+        loss.set_progress(progress)
+        assert_close(loss(logits, mask), current * terms["dice"] + terms["cross_entropy"])
+
+
+def test_a_second_derivative_raises():
+    for name in [name for name in LOSSES if name not in MODES_OF]:
+        logits, mask = batch("multiclass", (4, 5))
+        value = build_loss(name, labels_of("multiclass"))(logits.requires_grad_(), mask)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(value, logits, create_graph=True)
+
+
+# --- deep supervision -------------------------------------------------------------------------------------------
+
+
+def heads(sizes=((8, 8), (4, 4), (2, 2))):
+    rng = torch.Generator().manual_seed(0)
+    logits = [torch.randn(2, 3, *size, generator=rng, dtype=torch.float64) for size in sizes]
+    return logits, torch.randint(3, (2, 8, 8), generator=rng, dtype=torch.uint8)
+
+
+def test_deep_supervision_is_the_weighted_loss_of_the_heads():
+    logits, mask = heads()
+    loss = build_loss("dice_ce", labels_of("multiclass"))
+    parts = [loss(logits[0], mask), loss(logits[1], mask[:, 1::2, 1::2]), loss(logits[2], mask[:, 2::4, 2::4])]
+    assert_close(DeepSupervision(loss)(logits, mask), (4 * parts[0] + 2 * parts[1] + parts[2]) / 7)
+    assert_close(DeepSupervision(loss, drop_last=True)(logits, mask), (2 * parts[0] + parts[1]) / 3)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_one_head_is_the_loss_itself(drop_last):
+    logits, mask = heads()
+    loss = build_loss("dice_ce", labels_of("multiclass"))
+    wrapped = DeepSupervision(loss, drop_last=drop_last)
+    assert_close(wrapped(logits[0], mask), loss(logits[0], mask))
+    assert_close(wrapped(logits[:1], mask), loss(logits[0], mask))
+
+
+def test_a_head_of_weight_0_has_a_gradient_of_0_whatever_it_says():
+    logits, mask = heads()
+    logits[2].fill_(math.nan)
+    for one in logits:
+        one.requires_grad_()
+    DeepSupervision(build_loss("dice", labels_of("multiclass")), drop_last=True)(logits, mask).backward()
+    assert (logits[2].grad == 0).all()
+    assert all((one.grad != 0).any() for one in logits[:2])
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_micro_batches_of_heads_add_up(drop_last):
+    logits, mask = heads()
+    mask[0, :5] = VOID
+    loss = DeepSupervision(
+        build_loss([{"name": "dice", "per": "image"}, "cross_entropy"], labels_of("multiclass")), drop_last=drop_last
+    )
+    whole = loss(logits, mask)
+    normaliser = loss.normaliser([mask[:1], mask[1:]], sizes=[tuple(head.shape[2:]) for head in logits])
+    parts = [
+        loss([head[image : image + 1] for head in logits], mask[image : image + 1], normaliser=normaliser)
+        for image in range(2)
+    ]
+    assert_close(sum(parts), whole)
+    with pytest.raises(ValueError, match="a normaliser for each of 2 heads, got 3"):
+        loss(logits[:2], mask, normaliser=normaliser)
+
+
+def test_heads_that_do_not_divide():
+    logits, mask = heads(((8, 8), (3, 3)))
+    with pytest.raises(ValueError, match=r"sides divide those of the finest, \[8, 8\], got \[3, 3\]"):
+        DeepSupervision(build_loss("dice", labels_of("multiclass")))(logits, mask)
+
+
+# --- gradients of terms -----------------------------------------------------------------------------------------
+
+
+def test_shares_and_cosines_of_the_terms():
+    spec = [{"name": "dice", "weight": 2}, {"name": "cross_entropy", "weight": 0.5}]
+    loss = build_loss(spec, labels_of("multiclass"))
+    logits, mask = batch("multiclass", (4, 5))
+    found = term_gradients(loss, logits, mask)
+    gradients = [
+        value_and_gradient(build_loss(term["name"], labels_of("multiclass")), logits, mask)[1] for term in spec
+    ]
+    norms = [gradient.norm() for gradient in gradients]
+    assert_close(torch.stack(list(found["norm"].values())), torch.stack(norms), check_dtype=False)
+    assert_close(found["share"]["dice"], 2 * norms[0] / (2 * norms[0] + 0.5 * norms[1]), check_dtype=False)
+    cosine = (gradients[0] * gradients[1]).sum() / (norms[0] * norms[1])
+    assert_close(found["cosine"]["dice, cross_entropy"], cosine, check_dtype=False)

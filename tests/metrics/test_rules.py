@@ -1,0 +1,368 @@
+"""Presets against the libraries whose rules they are, on random masks with classes removed; rules in words."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import segmentation_models_pytorch.metrics as smp
+import torch
+from monai.metrics.generalized_dice import compute_generalized_dice
+from monai.metrics.hausdorff_distance import HausdorffDistanceMetric
+from monai.metrics.meandice import DiceMetric
+from monai.metrics.meaniou import MeanIoU as MonaiIoU
+from monai.metrics.surface_dice import SurfaceDiceMetric
+from torchmetrics.segmentation import DiceScore, MeanIoU
+
+from segkit import Labels
+from segkit.evaluation.scorer import Scorer
+from segkit.evaluation.scoring import Scoring
+from segkit.metrics.case_table import METRICS, cases_table, scored
+from segkit.metrics.counts import tally
+from segkit.metrics.rules import AGGREGATIONS, EMPTY, OF_CASES, PRESETS, Empty, Rules, rules_by_name
+from segkit.metrics.summary import summarise
+
+NAMES = ["background", "a", "b", "c"]
+LABELS = Labels(NAMES, ignore_index=255)
+TRIALS = range(12)
+
+
+def random_masks(seed, images=6, side=7):
+    """Prediction and reference [B, H, W] in which classes are missing, missed and spurious."""
+    generator = np.random.default_rng(seed)
+    masks = []
+    for _ in range(images):
+        for _which in range(2):
+            present = np.flatnonzero(generator.uniform(size=4) < 0.6)
+            masks.append(generator.choice(present if len(present) else [0], size=(side, side)))
+    stacked = torch.from_numpy(np.stack(masks)).to(torch.uint8)
+    return stacked[::2], stacked[1::2]
+
+
+def table_of(prediction, reference, rules, metrics=("dice", "iou"), labels=LABELS):
+    names = [f"case{number}" for number in range(len(prediction))]
+    found = tally(prediction, reference, labels)
+    columns = {"pixels": found.pixels.numpy(), "ignored": found.ignored.numpy()}
+    return cases_table(names, names, found.counts.numpy(), labels, columns=columns, metrics=metrics, rules=rules)
+
+
+def means_of(prediction, reference, preset):
+    rules = rules_by_name(preset)
+    return summarise(table_of(prediction, reference, rules), LABELS, rules, intervals=False)["mean"]
+
+
+def one_hot(masks):
+    return torch.nn.functional.one_hot(masks.long(), len(NAMES)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("seed", TRIALS)
+def test_monai(seed):
+    prediction, reference = random_masks(seed)
+    ours = means_of(prediction, reference, "monai")
+    for name, metric in (("dice", DiceMetric()), ("iou", MonaiIoU())):
+        metric(one_hot(prediction), one_hot(reference))
+        assert ours[name] == pytest.approx(metric.aggregate().item(), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:the .* of class")  # MONAI's own, of empty classes
+@pytest.mark.parametrize("seed", TRIALS)
+def test_monai_surfaces(seed):
+    """With their defaults: the background is in no mean, and HD95 of a missed structure is not counted."""
+    prediction, reference = random_masks(seed, images=3, side=9)
+    scoring = Scoring(("hd95", "nsd"), replace(PRESETS["monai"], tolerance_mm=1.0))
+    scorer = Scorer(3, LABELS, scoring, torch.device("cpu"))
+    for number in range(3):
+        one = slice(number, number + 1)
+        scorer.add(f"case{number}", "x", prediction[one], reference[one], (1.0, 1.0))
+    found = summarise(scorer.result().cases, LABELS, scoring.rules, metrics=scoring.metrics, intervals=False)["mean"]
+    for name, metric in (
+        ("hd95", HausdorffDistanceMetric(percentile=95)),
+        ("nsd", SurfaceDiceMetric(class_thresholds=[1.0] * 3)),
+    ):
+        metric(one_hot(prediction), one_hot(reference))
+        assert found[name] == pytest.approx(metric.aggregate().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", TRIALS)
+def test_torchmetrics(seed):
+    prediction, reference = random_masks(seed)
+    ours = means_of(prediction, reference, "torchmetrics")
+    for name, metric in (
+        ("dice", DiceScore(num_classes=4, input_format="index", average="macro")),
+        ("iou", MeanIoU(num_classes=4, input_format="index")),
+    ):
+        metric.update(prediction.long(), reference.long())
+        assert ours[name] == pytest.approx(metric.compute().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", TRIALS)
+def test_smp(seed):
+    prediction, reference = random_masks(seed)
+    ours = means_of(prediction, reference, "smp")
+    counted = smp.get_stats(prediction.long(), reference.long(), mode="multiclass", num_classes=4)
+    assert ours["iou"] == pytest.approx(smp.iou_score(*counted, reduction="macro").item(), abs=1e-6)
+    assert ours["dice"] == pytest.approx(smp.f1_score(*counted, reduction="macro").item(), abs=1e-6)
+
+
+def planes_by_hand(masks):
+    return [[mask == number for number in range(4)] for mask in masks.numpy()]
+
+
+@pytest.mark.parametrize("seed", TRIALS)
+def test_mmseg_sums_areas_over_the_data_set(seed):
+    """IoUMetric: areas of intersection, prediction and label summed over images, nanmean over classes."""
+    prediction, reference = random_masks(seed)
+    both, predicted, label = np.zeros(4), np.zeros(4), np.zeros(4)
+    for guessed, known in zip(planes_by_hand(prediction), planes_by_hand(reference), strict=True):
+        for number in range(4):
+            both[number] += (guessed[number] & known[number]).sum()
+            predicted[number] += guessed[number].sum()
+            label[number] += known[number].sum()
+    with np.errstate(invalid="ignore"):
+        expected = {"iou": both / (predicted + label - both), "dice": 2 * both / (predicted + label)}
+    ours = means_of(prediction, reference, "mmseg")
+    assert ours == pytest.approx({name: np.nanmean(values) for name, values in expected.items()})
+
+
+@pytest.mark.parametrize("seed", TRIALS)
+def test_nnunet_means_labels_over_cases_and_then_all_labels(seed):
+    """compute_metrics_on_folder: NaN if TP + FP + FN = 0, nanmean over cases a label, np.mean over labels but 0."""
+    prediction, reference = random_masks(seed, images=2)
+    values = np.full((2, 4), np.nan)
+    for case, (guessed, known) in enumerate(zip(planes_by_hand(prediction), planes_by_hand(reference), strict=True)):
+        for number in range(4):
+            tp = (guessed[number] & known[number]).sum()
+            fp, fn = (guessed[number] & ~known[number]).sum(), (~guessed[number] & known[number]).sum()
+            if tp + fp + fn:
+                values[case, number] = 2 * tp / (2 * tp + fp + fn)
+    counted = [column[~np.isnan(column)] for column in values.T[1:]]
+    expected = np.mean([column.mean() if len(column) else math.nan for column in counted])
+    ours = means_of(prediction, reference, "nnunet")["dice"]
+    assert ours == (None if math.isnan(expected) else pytest.approx(expected))
+
+
+def test_the_trials_hold_what_the_rules_differ_in():
+    """Absent classes in whole data sets, missed and spurious ones: else the tests above could not tell rules apart."""
+    tables = [table_of(*random_masks(seed, images=2), PRESETS["segkit"]) for seed in TRIALS]
+    every = pd.concat(tables)
+    assert ((every["predicted"] > 0) & (every["reference"] == 0)).any()
+    assert ((every["predicted"] == 0) & (every["reference"] > 0)).any()
+    assert any((table.groupby("class")[["predicted", "reference"]].sum() == 0).all(axis=1).any() for table in tables)
+    means = [{name: means_of(*random_masks(seed, images=2), name)["iou"] for name in PRESETS} for seed in TRIALS]
+    for first, second in itertools.combinations(PRESETS, 2):
+        assert any(mean[first] != pytest.approx(mean[second], abs=1e-6) for mean in means), (first, second)
+
+
+GOLDEN = {
+    "pairs": 0.6333,
+    "case_class": 0.6250,
+    "class_case": 0.6111,
+    "micro": 0.6000,
+    "global": 0.5889,
+}
+
+
+@pytest.mark.parametrize(("way", "expected"), GOLDEN.items())
+def test_one_prediction_has_five_mean_ious(way, expected):
+    """Eight pixels; the values are those of torchmetrics, MONAI (two reductions), smp micro and mmseg."""
+    labels = Labels(["first", "a", "b"])
+    reference = torch.tensor([[[0, 0], [1, 1]], [[0, 2], [2, 1]]])
+    prediction = torch.tensor([[[0, 1], [1, 1]], [[0, 2], [1, 1]]])
+    rules = Rules(aggregation={"iou": way}, background=("iou",))
+    table = table_of(prediction, reference, rules, labels=labels)
+    assert summarise(table, labels, rules, intervals=False)["mean"]["iou"] == pytest.approx(expected, abs=5e-5)
+    assert set(GOLDEN) == set(AGGREGATIONS)
+
+
+@pytest.mark.parametrize("seed", TRIALS)
+def test_generalized_dice_is_that_of_monai(seed):
+    prediction, reference = random_masks(seed)
+    rules = PRESETS["segkit"]
+    table = table_of(prediction, reference, rules, ("dice", "iou", "generalized_dice"))
+    summary = summarise(table, LABELS, rules, metrics=("dice", "generalized_dice"))
+    ours = summary["of_cases"]["generalized_dice"]
+    assert list(summary["classes"]["background"]) == ["dice"]
+    assert summary["metrics"] == {"dice": "dice/class_case", "generalized_dice": "generalized_dice/case"}
+    # MONAI counts a case with no foreground in prediction and reference as 1
+    planes = one_hot(prediction), one_hot(reference)
+    theirs = compute_generalized_dice(*planes, include_background=False, sum_over_classes=True).flatten()
+    empty = ((prediction == 0) & (reference == 0)).flatten(1).all(1)
+    assert ours["mean"] == pytest.approx(theirs[~empty].mean().item(), abs=1e-6)
+    assert ours["cases"] == int((~empty).sum())
+    assert ours["median"] == pytest.approx(theirs[~empty].double().quantile(0.5).item(), abs=1e-6)
+    by_case = table.drop_duplicates("case")["generalized_dice"].to_numpy()
+    assert by_case[~empty.numpy()] == pytest.approx(theirs[~empty].tolist(), abs=1e-6)
+    assert np.isnan(by_case[empty.numpy()]).all()
+
+
+@pytest.mark.parametrize("seed", TRIALS)
+def test_generalized_dice_by_the_rules_of_monai(seed):
+    prediction, reference = random_masks(seed)
+    rules = PRESETS["monai"]
+    table = table_of(prediction, reference, rules, ("generalized_dice",))
+    score = summarise(table, LABELS, rules, metrics=["generalized_dice"], intervals=False)["of_cases"]
+    theirs = compute_generalized_dice(one_hot(prediction), one_hot(reference), sum_over_classes=True).flatten()
+    assert score["generalized_dice"]["mean"] == pytest.approx(theirs.mean().item(), abs=1e-6)
+    assert score["generalized_dice"]["classes"] == list(LABELS.channel_names)
+
+
+@pytest.mark.parametrize("preset", ["segkit", "monai", "torchmetrics", "mmseg"])
+def test_the_interval_of_a_mean_over_classes_is_near_that_of_resampled_tables(preset):
+    """Percentiles of the means that the rules give for resampled tables, one after the other."""
+    rng, rules, names = np.random.default_rng(3), PRESETS[preset], [f"case{number:02d}" for number in range(60)]
+    tp = rng.integers(0, 50, (60, 4))
+    counts = np.stack([tp, tp + rng.integers(0, 30, (60, 4)), tp + rng.integers(0, 30, (60, 4))], -1)
+    counts[rng.uniform(size=(60, 4)) < 0.2] = 0
+    summary = summarise(cases_table(names, names, counts, LABELS, rules=rules), LABELS, rules)
+    means = []
+    for _resample in range(200):
+        again = cases_table(names, names, counts[rng.integers(0, 60, 60)], LABELS, rules=rules)
+        means.append(summarise(again, LABELS, rules, intervals=False)["mean"]["dice"])
+    low, high = summary["mean_intervals"]["dice"]["ci95"]
+    width = np.quantile(means, 0.975) - np.quantile(means, 0.025)
+    assert low < summary["mean"]["dice"] < high
+    # 200 resamples tell a bound to some tenths of the width
+    assert low == pytest.approx(np.quantile(means, 0.025), abs=0.25 * width)
+    assert high == pytest.approx(np.quantile(means, 0.975), abs=0.25 * width)
+
+
+def test_excluded_classes_are_no_ignored_pixels():
+    """Class 1 on half an image, a quarter of it found elsewhere: excluding class 0 leaves its IoU at a third."""
+    labels = Labels(["road", "sky"])
+    reference, prediction = torch.zeros(1, 10, 20, dtype=torch.uint8), torch.zeros(1, 10, 20, dtype=torch.uint8)
+    reference[..., 10:] = 1
+    prediction[..., :5] = 1
+    prediction[..., 15:] = 1
+    rules = Rules(exclude_classes=("road",))
+    summary = summarise(table_of(prediction, reference, rules, labels=labels), labels, rules, intervals=False)
+    assert list(summary["classes"]) == ["sky"]
+    assert summary["mean"]["iou"] == pytest.approx(1 / 3)
+    assert list(summary["global"]["classes"]) == ["sky"]
+
+
+ROWS = [("neither", 0, 0), ("spurious", 5, 0), ("missed", 0, 5)]
+
+
+@pytest.mark.parametrize(("cell", "predicted", "reference"), ROWS)
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric not in OF_CASES])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_cell_of_every_table(preset, metric, cell, predicted, reference):
+    rules = PRESETS[preset]
+    row = {"tp": 0, "predicted": predicted, "reference": reference, "pixels": 20, "diagonal_mm": 7.5}
+    row |= {f"boundary_{name}": row[name] for name in ("tp", "predicted", "reference")}
+    row |= dict.fromkeys(("hd", "hd95", "assd"), math.inf) | {"nsd": 0.0}
+    value = scored(pd.DataFrame([row]), [metric], rules)[metric].item()
+    table = rules.empty.get(metric)
+    if table is None:
+        assert metric == "specificity"
+        assert value == {"neither": 1.0, "spurious": 0.75, "missed": 1.0}[cell]
+    else:
+        expected = {"worst": 7.5, None: math.nan}.get(getattr(table, cell), getattr(table, cell))
+        assert value == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_missed_structure_never_raises_a_score():
+    """By the rules of this project it counts the worst there is; the presets of others say what they do."""
+    for metric, table in EMPTY.items():
+        assert table.missed is not None, metric
+    assert PRESETS["monai"].empty["hd95"] == Empty(None, None, None)
+
+
+def test_rules_in_words_name_what_differs():
+    words = " ".join(PRESETS["monai"].in_words(["dice", "hd95"]))
+    assert "mean over classes for each case, then over cases" in words
+    assert "all classes" in words
+    assert "spurious is not counted, missed counts 0" in words
+    ours = " ".join(Rules(exclude_classes=("a",)).in_words(["hd95", "specificity"]))
+    assert "missed counts the image diagonal" in ours
+    assert "foreground classes without a" in ours
+    assert "what the formula says" in ours
+    assert PRESETS["torchmetrics"].full_name("iou") == "iou/pairs"
+
+
+def test_rules_that_are_not_as_in_their_preset_have_another_id():
+    assert PRESETS["monai"].id == "monai"
+    changed = replace(PRESETS["monai"], tolerance_mm=2.0)
+    assert changed.id.startswith("monai+")
+    assert changed.id == replace(PRESETS["monai"], tolerance_mm=2.0).id != replace(changed, tolerance_mm=3.0).id
+    assert changed.to_dict()["id"] == changed.id
+
+
+def test_what_is_left_out_is_said_for_each_metric():
+    """A class that is only ever spurious: it counts 0 for Dice, nothing for recall."""
+    counts = np.zeros((2, 4, 3), np.int64)
+    counts[:, 0] = 9
+    counts[:, 1] = [0, 4, 0]
+    counts[:, 2] = [3, 4, 5]
+    metrics = ("dice", "iou", "recall")
+    table = cases_table(["x", "y"], ["x", "y"], counts, LABELS, metrics=metrics)
+    summary = summarise(table, LABELS, metrics=metrics, intervals=False)
+    assert summary["mean_left_out"] == {"dice": ["c"], "iou": ["c"], "recall": ["a", "c"]}
+    assert "neither" in summary["classes"]["c"]["recall"]["mean_reason"]
+    assert "spurious" in summary["classes"]["a"]["recall"]["mean_reason"]
+    assert summary["mean"]["dice"] == pytest.approx((0 + 2 / 3) / 2)
+    assert summary["mean"]["recall"] == pytest.approx(3 / 5)
+
+
+def test_unknown_names_are_told_what_there_is():
+    with pytest.raises(ValueError, match=r"segkit, nnunet, monai.*got 'nnunett'"):
+        rules_by_name("nnunett")
+    with pytest.raises(ValueError, match=r"different ones of dice, iou.*got dize"):
+        scored(pd.DataFrame({"tp": []}), ["dize"], Rules())
+    with pytest.raises(ValueError, match=r"hd95 is made of.*no hd95, diagonal_mm"):
+        scored(pd.DataFrame({"tp": [1], "predicted": [1], "reference": [1]}), ["hd95"], Rules())
+
+
+def test_generalized_dice_has_an_interval_by_groups():
+    prediction, reference = random_masks(1)
+    rules = PRESETS["segkit"]
+    names = [f"case{number}" for number in range(len(prediction))]
+    times = 60 // len(names) + 1
+    counts = np.tile(tally(prediction, reference, LABELS).counts.numpy(), (times, 1, 1))
+    cases = [f"{name}_{time}" for time in range(times) for name in names]
+    table = cases_table(cases, cases, counts, LABELS, metrics=["generalized_dice"], rules=rules)
+    score = summarise(table, LABELS, rules, metrics=["generalized_dice"])["of_cases"]["generalized_dice"]
+    assert score["ci95"][0] < score["mean"] < score["ci95"][1]
+    assert score["median_ci95"][0] <= score["median"] <= score["median_ci95"][1]
+    nothing = cases_table(["x"], ["x"], np.zeros((1, 4, 3), np.int64), LABELS, metrics=["generalized_dice"])
+    empty = summarise(nothing, LABELS, rules, metrics=["generalized_dice"])["of_cases"]["generalized_dice"]
+    assert (empty["mean"], empty["cases"]) == (None, 0)
+    assert "no case has" in empty["mean_reason"]
+
+
+def test_what_a_mean_rests_on():
+    """Of two cases, one misses a class, one invents another; a third class is in neither."""
+    counts = np.zeros((2, 4, 3), np.int64)
+    counts[:, 0] = 50
+    counts[0, 1], counts[1, 1] = (5, 5, 5), (0, 0, 5)
+    counts[1, 2] = 0, 5, 0
+    summary = summarise(cases_table(["x", "y"], ["x", "y"], counts, LABELS), LABELS, intervals=False)
+    assert summary["mean_counts"]["dice"] == {"classes": 2, "pairs": 3, "missed": 1, "spurious": 1}
+    pooled = summary["global"]["classes"]
+    by_name = {
+        name: [pooled[name][key] for key in ("cases", "missed", "spurious")] for name in LABELS.channel_names[1:]
+    }
+    assert list(by_name.values()) == [[2, 1, 0], [1, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("way", ["global", "micro", "mean"])
+def test_aggregations_that_a_metric_has_not(way):
+    with pytest.raises(ValueError, match=r"hd95"):
+        Rules(aggregation={"hd95": way})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "classes", "ignored"), [(torch.int8, 127, -1), (torch.int8, 128, -1), (torch.int16, 300, -7)]
+)
+def test_narrow_and_signed_masks(dtype, classes, ignored):
+    labels = Labels([f"c{number}" for number in range(classes)], ignore_index=ignored)
+    reference = torch.arange(classes).repeat(3)[None, None]
+    prediction = reference.roll(1, -1).to(dtype)
+    reference = torch.where(torch.arange(3 * classes) % 7 == 0, ignored, reference).to(dtype)
+    found = tally(prediction, reference, labels)
+    wide = tally(prediction.long(), reference.long(), labels)
+    assert all(torch.equal(getattr(found, name), getattr(wide, name)) for name in ("counts", "ignored", "unknown"))
+    assert int(found.unknown.sum()) == 0
+    assert int(found.ignored[0, 0]) == len(range(0, 3 * classes, 7))

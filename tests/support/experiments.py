@@ -1,0 +1,64 @@
+"""Small experiments, built without a configuration."""
+
+import torch
+from rich.console import Console
+
+from segkit import Labels
+from segkit.data import SPLITS, SyntheticSource
+from segkit.data.augment import ALBUMENTATIONS, build_augment
+from segkit.data.case_store import CaseStore
+from segkit.data.loaders import EvaluationSet, TrainingSet, training_loader
+from segkit.data.preprocess import Preprocess
+from segkit.inference.predictor import Predictor
+from segkit.losses import build_loss
+from segkit.models.unet import UNet
+from segkit.training.lr_schedules import SCHEDULES
+from segkit.training.optimizers import build_optimizer
+from segkit.training.stopping import Limits
+from segkit.training.trainer import Experiment, Settings
+
+LABELS = Labels(["background", "a", "b"], ignore_index=255)
+
+
+QUIET = Console(quiet=True)
+
+
+CPU = torch.device("cpu")
+
+
+def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss="dice_ce", limits=None, **settings):
+    """A whole experiment on 32 x 32 phantoms, made by hand from the parts that it consists of."""
+    source = SyntheticSource(labels=LABELS, size=[32, 32], train=8, validation=3, test=0, foreground=0.3, noise=0.02)
+    split = SPLITS["source"](source.cases)
+    by_name = {case.name: case for case in source.cases}
+    train = [by_name[name] for name in split.train]
+    store = CaseStore(source, "memory")
+    preprocess = Preprocess.fit(((case, store.read(case)) for case in train), multiple=4)
+    augment = build_augment("albumentations", [ALBUMENTATIONS["horizontal_flip"](p=0.5)], LABELS.padding_value)
+    dataset = TrainingSet(train, store, preprocess, LABELS, augment, patch=[24, 24], foreground=0.5, margin=1.5, seed=1)
+    torch.manual_seed(0)
+    model = UNet(in_channels=1, out_channels=3, dims=2, widths=[8, 16, 32], dropout=dropout)
+    return Experiment(
+        labels=LABELS,
+        model=model,
+        loss=build_loss(loss, LABELS),
+        optimizer=build_optimizer("adamw", model, {"lr": lr}),
+        schedule=SCHEDULES["poly"](steps=steps),
+        batches=lambda start: training_loader(
+            dataset, batch=4, workers=workers, steps=steps, seed=1, start=start, multiple=4, pin=False
+        ),
+        validation=EvaluationSet([by_name[name] for name in split.validation], source, preprocess, keep=True),
+        predictor=lambda model: Predictor(model, CPU, 4),
+        settings=Settings(
+            limits or Limits(steps), 2, **{"clip_norm": 1.0, "ema": ema, "log_every": 2, "validate_every": 2} | settings
+        ),
+        device=CPU,
+        threshold=0.5,
+        plain={"config": {"seed": 1}},
+    )
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

@@ -1,0 +1,40 @@
+"""Long tables of scores with known differences."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def simulations():
+    """tools/simulate_comparisons.py."""
+    spec = importlib.util.spec_from_file_location("simulate_comparisons", TOOLS / "simulate_comparisons.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SIMULATIONS = simulations()
+
+
+def long_table(values, classes=("organ",), groups=None):
+    """The long table of {loss: [runs, cases] or [runs, cases, classes]}; seeds count up, fold 0, a group a case."""
+    rows = []
+    for loss, array in values.items():
+        array = np.asarray(array, dtype=float)
+        array = array[..., None] if array.ndim == 2 else array
+        for seed, case, number in itertools.product(*map(range, array.shape)):
+            group = f"case{case}" if groups is None else groups[case]
+            rows.append((loss, seed, 0, f"case{case}", group, classes[number], array[seed, case, number]))
+    return pd.DataFrame(rows, columns=["loss", "seed", "fold", "case", "group", "class", "dice"])
+
+
+def simulated(generator, losses, runs, cases, shift=0.0, run_sd=0.004):
+    """Scores with the components of the reference: case, run, loss x case and residual; `shift` for the first loss."""
+    return SIMULATIONS.simulated(generator, [run_sd] * losses, runs, cases, shift)

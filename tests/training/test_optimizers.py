@@ -1,0 +1,99 @@
+"""Schedules against torch's own, and which parameters are decayed."""
+
+import pytest
+import torch
+
+from segkit.models.unet import UNet
+from segkit.training.lr_schedules import SCHEDULES
+from segkit.training.optimizers import OPTIMIZERS, Grouping, build_optimizer
+
+
+def torch_factors(make, steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make(optimizer)
+    factors = []
+    for _ in range(steps):
+        factors.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return factors
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "make"),
+    [
+        ("poly", {"power": 0.9}, lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total_iters=20, power=0.9)),
+        ("cosine", {}, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=20)),
+        ("constant", {}, lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0)),
+        (
+            "one_cycle",
+            # torch ends at the last step, we at the one after it; and its rise takes one step less
+            {"rise": {"steps": 6}},
+            lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=21, pct_start=7 / 21),
+        ),
+    ],
+)
+def test_schedules_equal_torch(name, arguments, make):
+    schedule = SCHEDULES[name](steps=20, **arguments)
+    torch.testing.assert_close([schedule(step) for step in range(20)], torch_factors(make, 20))
+
+
+@pytest.mark.parametrize("warmup", [{"fraction": 0.1}, {"steps": 10}, {"epochs": 2.5}])
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "one_cycle"])
+def test_warmup_rises_to_the_full_rate(name, warmup):
+    schedule = SCHEDULES[name](steps=100, steps_per_epoch=4, warmup=warmup)
+    factors = [schedule(step) for step in range(100)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert factors[:11] == sorted(factors[:11])
+    assert factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_warmup_is_shorter_than_the_run():
+    with pytest.raises(ValueError, match="shorter than the 10 steps of the run, got 10 steps"):
+        SCHEDULES["poly"](steps=10, warmup={"fraction": 1.0})
+
+
+def test_a_plateau_is_that_of_torch():
+    scores = [0.1, 0.3, 0.3, 0.2, 0.35, 0.3, 0.3, 0.34, 0.31, 0.2]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max", factor=0.5, patience=1, threshold=1e-4, threshold_mode="abs"
+    )
+    ours = SCHEDULES["plateau"](steps=100, steps_per_epoch=1, patience={"epochs": 2}, factor=0.5)
+    for step, score in enumerate(scores):
+        theirs.step(score)
+        ours.observe(step, score)
+        assert ours(step + 1) == optimizer.param_groups[0]["lr"]
+
+
+def test_groups_by_rate_and_decay():
+    model = UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 8, 16])
+    optimizer = build_optimizer("adamw", model, {"lr": 1e-2}, Grouping(encoder_lr=0.1, layer_decay=0.5))
+    found = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            (name,) = [name for name, one in model.named_parameters() if one is parameter]
+            found[name] = group["initial_lr"], group["weight_decay"]
+    assert len(found) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        depth = int(name.split(".")[1]) if name.startswith("encoder.") else None
+        rate = 1e-2 if depth is None else 1e-3 * 0.5 ** (2 - depth)
+        assert found[name] == (pytest.approx(rate), 1e-2 if parameter.ndim > 1 else 0.0), name
+    all_alike = build_optimizer("adamw", model, {"lr": 1e-2}, Grouping(decay_norms_and_biases=True))
+    assert [group["weight_decay"] for group in all_alike.param_groups] == [1e-2]
+    with pytest.raises(ValueError, match="a network with a part called encoder, backbone; this one has weight, bias"):
+        build_optimizer("sgd", torch.nn.Linear(2, 2), {}, Grouping(encoder_lr=0.1))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_norms_and_biases_are_not_decayed(name):
+    model = UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 8])
+    arguments = {"weight_decay": 0.1} if name != "adam" else {}
+    optimizer = build_optimizer(name, model, {"lr": 0.5, **arguments})
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(decay) == {id(parameter) for parameter in model.parameters()}
+    for parameter in model.parameters():
+        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 and name != "adam" else 0)
+    assert all(group["initial_lr"] == 0.5 for group in optimizer.param_groups)

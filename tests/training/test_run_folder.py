@@ -1,0 +1,89 @@
+"""Checkpoints and run folders."""
+
+import json
+
+import pytest
+import torch
+
+from segkit.training import checkpoint
+from segkit.training.checkpoint import CheckpointError
+from segkit.training.run_folder import Run
+from segkit.utils.errors import RunError
+
+
+def test_checkpoint_round_trip(tmp_path):
+    content = {"step": 3, "model": {"weight": torch.randn(2, 2)}, "best": None, "config": {"a": [1, 2.5, "x"]}}
+    path = tmp_path / "deep" / "last.pt"
+    checkpoint.save(path, content)
+    loaded = checkpoint.load(path)
+    assert loaded.pop("format") == checkpoint.FORMAT
+    assert torch.equal(loaded["model"].pop("weight"), content["model"].pop("weight"))
+    assert loaded == content
+    assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def full_disk(_content, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(CheckpointError, match="as it was before: no space"):
+        checkpoint.save(path, {"step": 2})
+    assert checkpoint.load(path)["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+class NotPlainData:
+    pass
+
+
+def test_checkpoints_hold_plain_data_only(tmp_path):
+    torch.save({"format": 1, "object": NotPlainData()}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path / "bad.pt")
+
+
+def test_checkpoint_errors_name_the_file(tmp_path):
+    with pytest.raises(CheckpointError, match="found nothing"):
+        checkpoint.load(tmp_path / "none.pt")
+    torch.save({"format": checkpoint.FORMAT + 1}, tmp_path / "new.pt")
+    with pytest.raises(CheckpointError, match=r"new.pt has format 2.*upgrade"):
+        checkpoint.load(tmp_path / "new.pt")
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="it has no format"):
+        checkpoint.load(tmp_path / "other.pt")
+    (tmp_path / "short.pt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"short\.pt is not a readable"):
+        checkpoint.load(tmp_path / "short.pt")
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    run = Run(tmp_path / "run")
+    run.check_free(resume=False)
+    run.start()
+    checkpoint.save(run.last, {"step": 0})
+    with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
+        run.check_free(resume=False)
+    run.check_free(resume=True)
+
+
+def test_the_environment_is_recorded(tmp_path):
+    run = Run(tmp_path / "run")
+    run.start()
+    recorded = json.loads((run.folder / "environment.json").read_text())
+    assert recorded["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert recorded["threads"] == torch.get_num_threads()
+
+
+def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
+    run = Run(tmp_path)
+    for step in (10, 20, 30):
+        run.log({"kind": "step", "step": step})
+    with open(run.log_file, "a") as file:
+        file.write('{"kind": "step", "st')  # a crash in the middle of a line
+    run.cut_log(20)
+    assert [json.loads(line)["step"] for line in run.log_file.read_text().splitlines()] == [10, 20]

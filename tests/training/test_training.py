@@ -1,0 +1,556 @@
+"""The loop, on small synthetic data: what it writes, that it learns, resumes, stops, and never waits for the device."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from segkit.data.sampling import BatchSampler, steps_per_epoch
+from segkit.evaluation.scorer import score_cases
+from segkit.losses.deep_supervision import DeepSupervision
+from segkit.models.unet import UNet
+from segkit.training import checkpoint
+from segkit.training.compile import Compiled
+from segkit.training.loop import fit
+from segkit.training.lr_schedules import SCHEDULES
+from segkit.training.optimizers import build_optimizer, freeze
+from segkit.training.pretrained import load_weights
+from segkit.training.profiling import Profiler
+from segkit.training.run_folder import Run
+from segkit.training.step_logger import Meter
+from segkit.training.stopping import Diverged, Interrupted, Limits
+from segkit.training.trainer import Trainer
+
+from support.experiments import CPU, QUIET, assert_same, make_experiment
+from support.synchronisation import NoWaiting
+
+
+def log_of(run):
+    """The log without the fields that may differ between equal runs."""
+    records = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "time"} for record in records]
+
+
+def weights(run):
+    return checkpoint.load(run.last)["model"]
+
+
+def test_a_run_folder_holds_what_it_says(tmp_path):
+    run = Run(tmp_path / "run")
+    fit(make_experiment(), run, console=QUIET)
+    records = log_of(run)
+    assert [record["step"] for record in records if record["kind"] == "step"] == [2, 4, 6]
+    assert [record["step"] for record in records if record["kind"] == "epoch"] == [2, 4, 6]
+    step = records[0]
+    assert set(step["terms"]) == {"dice", "cross_entropy"}
+    assert step["loss"] == pytest.approx(sum(step["terms"].values()), rel=1e-5)
+    assert step["gradient_norm"] > 0
+    saved = checkpoint.load(run.last)
+    assert saved["step"] == 6
+    assert saved["config"] == {"seed": 1}
+    best = max(record["validation"]["dice"] for record in records if record["kind"] == "epoch")
+    assert checkpoint.load(run.best)["best"] == saved["best"] == best
+    assert (checkpoint.load(run.best)["selected_on"], saved["selected_on"]) == ("validation", None)
+
+
+def test_it_learns(tmp_path):
+    """Eight easy phantoms without randomness are learnt almost by heart."""
+    experiment = make_experiment(steps=80, dropout=0.0)
+    run = Run(tmp_path)
+    fit(experiment, run, console=QUIET)
+    losses = [record["loss"] for record in log_of(run) if record["kind"] == "step"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_two_runs_and_a_resumed_one_are_equal_to_the_bit(tmp_path, ema):
+    whole = Run(tmp_path / "whole")
+    fit(make_experiment(ema=ema), whole, console=QUIET)
+    again = Run(tmp_path / "again")
+    fit(make_experiment(ema=ema, workers=1), again, console=QUIET)
+    assert_same(weights(whole), weights(again))
+    assert log_of(whole) == log_of(again)
+
+    broken = Run(tmp_path / "broken")
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(interrupted_after(make_experiment(ema=ema), 5, RuntimeError("power cut")), broken, console=QUIET)
+    assert checkpoint.load(broken.last)["step"] == 4
+    fit(make_experiment(ema=ema), broken, resume=True, console=QUIET)
+    assert_same(weights(whole), weights(broken))
+    assert log_of(whole) == log_of(broken)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_steps_that_are_not_finite_change_nothing(tmp_path, ema):
+    """Two poisoned batches: what the network, the optimiser, the norms and the average hold is as if they had not been
+    there."""
+    run, experiment = Run(tmp_path / "run"), make_experiment(steps=4, dropout=0.0, ema=ema)
+    fit(poisoned_at(experiment, {1, 2}), run, console=QUIET)
+    other = make_experiment(steps=4, dropout=0.0, ema=ema)
+    trainer, batches = Trainer(other), list(other.batches(0))
+    trainer.train_mode()
+    for number in (0, 3):
+        trainer.step_number = number
+        trainer.step([batches[number]])
+    assert_same(trainer.model.state_dict(), checkpoint.load(run.last)["training"]["model"])
+    assert_same(trainer.evaluated_model.state_dict(), checkpoint.load(run.last)["model"])
+    first, second = [record for record in log_of(run) if record["kind"] == "step"]
+    assert first["skipped"]["steps"] == second["skipped"]["steps"] == 1
+    assert first["skipped"]["cases"] == batches[1]["case"]
+    assert first["loss"] > 0
+
+
+def test_too_many_of_them_stop_the_run(tmp_path):
+    """The weights of the checkpoint are finite, and the log is still JSON."""
+    run = Run(tmp_path)
+    with pytest.raises(
+        Diverged, match=r"not finite in 2 steps in a row, up to step 4 \(cases train_.* and 2 more\)"
+    ) as stopped:
+        fit(poisoned_at(make_experiment(nonfinite=2), {2, 3, 4, 5}), run, console=QUIET)
+    assert stopped.value.exit_code == 1
+    assert log_of(run)[-1]["loss"] is None
+    saved = checkpoint.load(run.last)
+    assert saved["step"] == 4
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+def test_a_scaler_and_the_norms_leave_out_the_same_steps():
+    """With a scale that overflows in the gradients, nothing moves; the scale is lowered until it does not."""
+    experiment = make_experiment(steps=1, dropout=0.0)
+    experiment.settings = replace(experiment.settings, precision="fp16")
+    experiment.schedule = lambda _step: 1.0
+    trainer, (batch,) = Trainer(experiment), experiment.batches(0)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    broken = []
+    while not broken or broken[-1]:
+        assert_same(trainer.model.state_dict(), before)
+        broken.append(bool(trainer.step([batch])["broken"]))
+    assert len(broken) > 1
+    assert trainer.scaler.get_scale() == 2.0 ** (40 - sum(broken))
+    assert not torch.equal(trainer.model.head.weight, before["head.weight"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_every_optimiser_leaves_out_a_first_step(name):
+    """That is where some of torch's own buffers are not made yet."""
+    once, twice = make_experiment(steps=2, dropout=0.0), make_experiment(steps=2, dropout=0.0)
+    batches = list(once.batches(0))
+    poisoned = {**batches[0], "image": batches[0]["image"] * torch.nan}
+    for experiment, given in ((once, [batches[1]]), (twice, [poisoned, batches[1]])):
+        experiment.optimizer = build_optimizer(name, experiment.model, {"lr": 1e-2})
+        experiment.schedule = lambda _step: 1.0
+        trainer = Trainer(experiment)
+        for batch in given:
+            trainer.step([batch])
+    assert_same(once.model.state_dict(), twice.model.state_dict())
+
+
+def poisoned_at(experiment, steps):
+    """The same experiment with NaN images in some steps."""
+
+    def batches(start):
+        for number, batch in enumerate(experiment.batches(start), start):
+            yield {**batch, "image": batch["image"] * torch.nan} if number in steps else batch
+
+    return replace(experiment, batches=batches)
+
+
+def interrupted_after(experiment, steps, error):
+    """The same experiment, whose data end with an error after some steps."""
+
+    def batches(start):
+        for number, batch in enumerate(experiment.batches(start), start):
+            if number == steps:
+                raise error
+            yield batch
+
+    return replace(experiment, batches=batches)
+
+
+def signalled(experiment, number, before=2):
+    """The experiment with a signal before its third batch, or another one."""
+
+    def batches(start):
+        for position, batch in enumerate(experiment.batches(start), start):
+            if position == before:
+                signal.raise_signal(number)
+            yield batch
+
+    return replace(experiment, batches=batches)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_finish_the_step_and_save(tmp_path, number, code):
+    run = Run(tmp_path)
+    with pytest.raises(Interrupted, match=r"after step 3; continue with --resume") as stopped:
+        fit(signalled(make_experiment(), number), run, console=QUIET)
+    assert stopped.value.exit_code == code
+    assert checkpoint.load(run.last)["step"] == 3
+    fit(make_experiment(), run, resume=True, console=QUIET)
+    whole = Run(tmp_path / "whole")
+    fit(make_experiment(), whole, console=QUIET)
+    assert_same(weights(run), weights(whole))
+
+
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path):
+    """The process was asked to end, so it does, though the training has come to its end too."""
+    run = Run(tmp_path)
+    with pytest.raises(Interrupted, match="after step 6"):
+        fit(signalled(make_experiment(), signal.SIGTERM, before=5), run, console=QUIET)
+    assert checkpoint.load(run.last)["finished"] == "steps"
+    assert fit(make_experiment(), run, resume=True, console=QUIET).step_number == 6
+
+
+@pytest.mark.parametrize("validation", [2, 3])
+def test_a_signal_in_a_validation_ends_the_run_after_it(tmp_path, validation, monkeypatch):
+    """The last one too, after which there is no other step."""
+    seen = []
+
+    def signal_in_between(*arguments, **options):
+        seen.append(1)
+        if len(seen) == validation:
+            signal.raise_signal(signal.SIGTERM)
+        return score_cases(*arguments, **options)
+
+    monkeypatch.setattr("segkit.training.loop.score_cases", signal_in_between)
+    with pytest.raises(Interrupted, match=f"after step {2 * validation}"):
+        fit(make_experiment(), Run(tmp_path), console=QUIET)
+
+
+def test_a_folder_without_its_checkpoint_starts_afresh(tmp_path):
+    """Nothing of the run that was there is taken for one of the new run."""
+    run = Run(tmp_path)
+    fit(make_experiment(steps=6, keep_every=1), run, console=QUIET)
+    (run.evaluation("test")).mkdir(parents=True)
+    (run.evaluation("test") / "scores.json").write_text("{}")
+    run.last.unlink()
+    cut = interrupted_after(make_experiment(keep_every=1), 1, RuntimeError("power cut"))
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(cut, Run(tmp_path), console=QUIET)
+    assert sorted(file.name for file in run.last.parent.iterdir()) == ["last.pt", "step-00000001.pt"]
+    assert not run.evaluation("test").exists()
+
+
+def test_the_moving_average_is_what_is_saved(tmp_path):
+    """Three steps by hand: the decay is limited to 2/11 after the first, and counters are no averages."""
+    experiment = make_experiment(steps=3, ema=0.22, dropout=0.0)
+    trainer = Trainer(experiment)
+    averages = experiment.model.head.weight.detach().clone()
+    for batch, decay in zip(experiment.batches(0), (2 / 11, 0.22, 0.22), strict=True):
+        trainer.step([batch])
+        averages = decay * averages + (1 - decay) * experiment.model.head.weight.detach()
+    counters = [value for name, value in trainer.state()["model"].items() if name.endswith("num_batches_tracked")]
+    assert counters
+    assert all(value == 3 for value in counters)
+    torch.testing.assert_close(trainer.state()["model"]["head.weight"], averages)
+    assert not torch.equal(averages, experiment.model.head.weight)
+    del tmp_path
+
+
+def test_clipping_limits_the_step():
+    """With plain SGD and rate 1 the weights move by exactly the clipped norm."""
+    experiment = make_experiment(steps=1, dropout=0.0)
+    experiment.optimizer = build_optimizer("sgd", experiment.model, {"lr": 1.0, "momentum": 0.0, "nesterov": False})
+    experiment.settings = replace(experiment.settings, clip_norm=1e-3)
+    before = [parameter.detach().clone() for parameter in experiment.model.parameters()]
+    scalars = Trainer(experiment).step([next(iter(experiment.batches(0)))])
+    after = list(experiment.model.parameters())
+    moved = torch.stack([(a - b).norm() for a, b in zip(after, before, strict=True)]).norm()
+    assert scalars["gradient_norm"] > 1e-3
+    torch.testing.assert_close(moved.detach(), torch.tensor(1e-3), rtol=1e-3, atol=0)  # float32 differences
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"ema": 0.9}, {"precision": "bf16"}, {"channels_last": True}], ids=lambda one: "-".join(one)
+)
+def test_a_step_never_waits_for_the_device(settings):
+    """Everything of the step but the optimiser's own work, under a mode that refuses to read tensors back."""
+    experiment = make_experiment(steps=2, **settings)
+    trainer = Trainer(experiment)
+    batches = list(experiment.batches(0))
+    trainer.step([batches[0]])
+    experiment.optimizer.step = lambda: None
+    with NoWaiting():
+        trainer.step([batches[1]])
+
+
+def test_the_mode_would_notice():
+    with NoWaiting(), pytest.raises(AssertionError, match="waits"):
+        torch.ones(1).item()
+    with NoWaiting(), pytest.raises(AssertionError, match="waits"):
+        torch.ones(3)[torch.tensor([True, False, True])]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_step_runs_on_the_meta_device(ema):
+    """The meta device holds no numbers, so any look at one fails."""
+    experiment = make_experiment(steps=1, ema=ema)
+    experiment.model.to("meta")
+    experiment.loss.to("meta")
+    experiment.optimizer = build_optimizer("adamw", experiment.model, {"lr": 1e-2})
+    experiment.device = torch.device("meta")
+    scalars = Trainer(experiment).step([next(iter(experiment.batches(0)))])
+    assert all(value.is_meta and value.shape == () for value in scalars.values())
+
+
+def test_a_term_without_gradient_is_warned_of(tmp_path):
+    """With an eps as large as this, a Dice loss hardly depends on what is predicted."""
+    drowned = {"name": "dice", "eps": [0.0, 1e12]}
+    run = Run(tmp_path / "run")
+    fit(make_experiment(1, loss=[drowned, "cross_entropy"]), run, console=QUIET)
+    (warning,) = [record["message"] for record in log_of(run) if record["kind"] == "warning"]
+    assert "the gradient of dice is" in warning
+
+
+def test_a_schedule_goes_on_after_a_resume(tmp_path):
+    """The weights of terms at a step depend on nothing but the step."""
+    terms = ["cross_entropy", {"name": "dice", "weight": {"name": "linear", "start": 0, "end": 3}}]
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    fit(make_experiment(loss=terms), whole, console=QUIET)
+    with pytest.raises(Interrupted):
+        fit(signalled(make_experiment(loss=terms), signal.SIGINT), parts, console=QUIET)
+    fit(make_experiment(loss=terms), parts, resume=True, console=QUIET)
+    assert_same(weights(whole), weights(parts))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_micro_batches_are_one_large_batch(deep):
+    """Two micro-batches of two images give the step of one batch of four, though unequal numbers of pixels count."""
+    loss = [{"name": "dice", "per": "image"}, "cross_entropy"]
+    stepped = []
+    for parts in (1, 2):
+        experiment = make_experiment(steps=1, loss=loss)
+        torch.manual_seed(0)
+        experiment.model = UNet(
+            in_channels=1, out_channels=3, dims=2, widths=[8, 16, 32], norm="instance", deep_supervision=deep
+        ).double()
+        experiment.loss = DeepSupervision(experiment.loss) if deep else experiment.loss
+        experiment.optimizer = build_optimizer("sgd", experiment.model, {"lr": 0.1})
+        whole = next(iter(experiment.batches(0)))
+        whole["mask"][0, :20] = 255
+        pieces = [
+            {"image": whole["image"][part].double(), "mask": whole["mask"][part], "case": whole["case"][part]}
+            for part in (slice(0, 4 // parts), slice(4 // parts, 4))[:parts]
+        ]
+        found = Trainer(experiment).step(pieces)
+        stepped.append((found["loss"], [*experiment.model.parameters()]))
+    (first, weights_first), (second, weights_second) = stepped
+    torch.testing.assert_close(first, second)
+    for one, other in zip(weights_first, weights_second, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_accumulated_batches_are_consecutive_samples(tmp_path):
+    keys = list(BatchSampler(8, 2, 3, seed=1, accumulate=2))
+    assert keys == list(BatchSampler(8, 2, 6, seed=1))
+    assert steps_per_epoch(8, 2, 2) == 2
+    shares = [list(BatchSampler(8, 4, 3, seed=1, share=part)) for part in (slice(0, 2), slice(2, 4))]
+    together = [first + second for first, second in zip(*shares, strict=True)]
+    assert together == list(BatchSampler(8, 4, 3, seed=1))
+    del tmp_path
+
+
+@pytest.mark.parametrize(
+    ("limits", "ended", "step"),
+    [
+        (Limits(6), "steps", 6),
+        (Limits(6, max_steps=3), "max_steps", 3),
+        (Limits(6, max_minutes=1e-9), "max_minutes", 1),
+        (Limits(100, patience=4), "patience", None),
+    ],
+)
+def test_what_ends_a_training(tmp_path, limits, ended, step):
+    run = Run(tmp_path)
+    trainer = fit(make_experiment(steps=limits.steps, limits=limits, lr=0.0), run, console=QUIET)
+    saved = checkpoint.load(run.last)
+    assert saved["finished"] == trainer.finished == ended
+    # without learning the first validation is the best
+    assert saved["step"] == (6 if ended == "patience" else step)
+    again = fit(make_experiment(steps=limits.steps, limits=limits, lr=0.0), run, resume=True, console=QUIET)
+    assert (again.step_number, again.finished) == (saved["step"], ended)
+
+
+def test_numbered_checkpoints_are_pruned(tmp_path):
+    run = Run(tmp_path)
+    fit(make_experiment(steps=6, keep_every=1, keep=2, validate_every=3), run, console=QUIET)
+    numbered = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert numbered == ["step-00000005.pt", "step-00000006.pt"]
+    assert checkpoint.load(run.numbered(5))["step"] == 5
+
+
+def test_the_best_checkpoint_is_that_of_the_declared_score(tmp_path):
+    run = Run(tmp_path)
+    fit(make_experiment(steps=6, best="iou"), run, console=QUIET)
+    found = [record["validation"]["iou"] for record in log_of(run) if record["kind"] == "epoch"]
+    assert checkpoint.load(run.best)["best"] == max(found)
+
+
+def test_a_plateau_lowers_the_rate_and_goes_on_after_a_resume(tmp_path):
+    def experiment():
+        made = make_experiment(steps=8, lr=0.0)
+        return replace(
+            made, schedule=SCHEDULES["plateau"](steps=8, steps_per_epoch=2, patience={"steps": 2}, factor=0.5)
+        )
+
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    fit(experiment(), whole, console=QUIET)
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(interrupted_after(experiment(), 5, RuntimeError("power cut")), broken, console=QUIET)
+    fit(experiment(), broken, resume=True, console=QUIET)
+    assert checkpoint.load(whole.last)["training"]["schedule"] == checkpoint.load(broken.last)["training"]["schedule"]
+    # the first validation is the best, each other one halves the rate
+    assert checkpoint.load(whole.last)["training"]["schedule"]["current"] == 0.125
+
+
+def test_weights_of_another_training(tmp_path):
+    """What fits is taken, and what does not is told by name and shape."""
+    torch.manual_seed(1)
+    other = UNet(in_channels=1, out_channels=5, dims=2, widths=[8, 16, 32])
+    torch.save({"module." + name: value for name, value in other.state_dict().items()}, tmp_path / "other.pth")
+    torch.manual_seed(0)
+    model = UNet(in_channels=1, out_channels=3, dims=2, widths=[8, 16, 32], deep_supervision=True)
+    loaded = load_weights(model, tmp_path / "other.pth")
+    assert loaded.mismatched == {"head.weight": ([5, 8, 1, 1], [3, 8, 1, 1]), "head.bias": ([5], [3])}
+    assert set(loaded.missing) == {"coarser_heads.0.weight", "coarser_heads.0.bias"}
+    assert torch.equal(model.encoder[0].layers[0].weight, other.encoder[0].layers[0].weight)
+    assert "head.weight [5, 8, 1, 1] there, [3, 8, 1, 1] here" in " ".join(loaded.in_words(tmp_path))
+    wrapped = {f"net._orig_mod.{name}": value for name, value in other.state_dict().items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "wrapped.ckpt")
+    assert load_weights(model, tmp_path / "wrapped.ckpt") == loaded
+    torch.save({"strange": torch.ones(1)}, tmp_path / "strange.pth")
+    with pytest.raises(checkpoint.CheckpointError, match="no weight that fits: it holds strange"):
+        load_weights(model, tmp_path / "strange.pth")
+
+
+def test_frozen_parts_stay_as_they_are(tmp_path):
+    experiment = make_experiment(steps=3)
+    freeze(experiment.model, ["encoder.*"])
+    experiment.optimizer = build_optimizer("adamw", experiment.model, {"lr": 1e-2})
+    before = {name: value.clone() for name, value in experiment.model.state_dict().items()}
+    fit(experiment, Run(tmp_path), console=QUIET)
+    for name, value in experiment.model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("encoder."), name
+    with pytest.raises(ValueError, match=r"no parameter is called 'encodr.\*'; they are encoder.\*, upsample"):
+        freeze(experiment.model, ["encodr.*"])
+    with pytest.raises(ValueError, match="leave nothing to be trained"):
+        freeze(experiment.model, ["*"])
+
+
+def test_a_profile_says_where_the_time_goes(tmp_path):
+    run, profiler = Run(tmp_path), Profiler(2, CPU, warm_up=1)
+    fit(make_experiment(steps=5), run, console=QUIET, profiler=profiler)
+    parts = json.loads((tmp_path / "profile" / "steps.json").read_text())["seconds"]
+    assert list(parts) == ["data", "forward", "loss", "backward", "optimiser"]
+    assert all(seconds > 0 for seconds in parts.values())
+    events = json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
+    assert {"forward", "backward", "optimiser"} <= {event.get("name") for event in events}
+
+
+def test_a_profile_of_a_run_that_ends_before(tmp_path):
+    """It is written of the steps that were timed; if there were none, that is said."""
+    short = Run(tmp_path / "short")
+    fit(make_experiment(steps=3), short, console=QUIET, profiler=Profiler(20, CPU, warm_up=1))
+    assert json.loads((short.folder / "profile" / "steps.json").read_text())["steps"] == 2
+    with pytest.warns(UserWarning, match="ended after 2 steps, of which the first 3 warm up, so nothing was timed"):
+        fit(make_experiment(steps=2), Run(tmp_path / "none"), console=QUIET, profiler=Profiler(1, CPU))
+
+
+def test_the_time_of_a_step_is_not_that_of_a_validation(monkeypatch):
+    """Four steps of a second each, of which two are from before a resume, and a validation of a hundred seconds."""
+    now = [0.0]
+    monkeypatch.setattr("segkit.training.step_logger.time.perf_counter", lambda: now[0])
+    meter = Meter(4, 10, CPU)
+    scalars = {"loss": torch.ones(()), "broken": torch.zeros(())}
+
+    def record(step):
+        now[0] += 1
+        return meter.record(scalars, ["a", "b"], {"step": step}, due=False)
+
+    meter.start()
+    assert record(1) is record(2) is None
+    again = Meter(4, 10, CPU)
+    again.load_state(meter.state())
+    meter = again
+    meter.start()
+    assert record(3) is None
+    with meter.paused():
+        now[0] += 100
+    line = record(4)
+    assert line["time"]["images_per_second"] == 2
+    assert line["time"]["seconds_left"] == 6
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is():
+    network = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8])
+    compiled = Compiled(network)
+
+    def fails(_image):
+        raise RuntimeError("no compiler here")
+
+    compiled.calls = [fails]
+    image = torch.randn(2, 1, 8, 8)
+    with pytest.warns(UserWarning, match=r"cannot be compiled and runs as it is \(RuntimeError: no compiler here\)"):
+        logits = compiled(image)
+    torch.testing.assert_close(logits, network(image))
+    compiled.calls = [lambda image: network(image) if image.shape[-1] == 8 else fails(image)]
+    compiled(image)
+    with pytest.warns(UserWarning, match="no compiler here"):  # for a second shape
+        assert compiled(torch.randn(2, 1, 16, 16)).shape[-1] == 16
+    assert set(compiled.network.state_dict()) == set(network.state_dict())
+
+
+@pytest.mark.compile
+def test_a_compiled_network_trains_as_it_does_otherwise(tmp_path):
+    plain, compiled = (make_experiment(steps=2, dropout=0.0) for _ in range(2))
+    compiled = replace(compiled, network=Compiled(compiled.model))
+    for number, experiment in enumerate((plain, compiled)):
+        experiment.optimizer = build_optimizer("sgd", experiment.model, {"lr": 1e-2})
+        fit(experiment, Run(tmp_path / str(number)), console=QUIET)
+    for one, other in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=1e-3, atol=1e-4
+        )  # other kernels, and AdamW divides by small numbers
+
+
+def test_deep_supervision_has_a_head_for_each_resolution():
+    network = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8, 16, 32], deep_supervision=True)
+    heads = network(torch.randn(2, 1, 32, 32))
+    assert [tuple(head.shape[2:]) for head in heads] == [(32, 32), (16, 16), (8, 8)]
+    assert network.head_strides == ((1, 1), (2, 2), (4, 4))
+    assert network.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 3, 32, 32)
+
+
+# five losses of a fixed experiment on one machine; another processor differs in the last digits and its order of sums
+GOLDEN = [1.85852, 1.7725, 1.64466, 1.6754, 1.59527]
+
+
+def test_five_steps_have_the_losses_they_always_had(tmp_path):
+    run = Run(tmp_path)
+    fit(make_experiment(steps=5, dropout=0.0, log_every=1), run, console=QUIET)
+    losses = [record["loss"] for record in log_of(run) if record["kind"] == "step"]
+    assert losses == pytest.approx(GOLDEN, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_runs_that_are_killed_at_any_moment_end_as_the_one_that_is_not():
+    """Twenty kills, some of them SIGTERM; tools/kill_and_resume.py --kills 200 makes more of them."""
+    script = Path(__file__).parents[2] / "tools" / "kill_and_resume.py"
+    done = subprocess.run([sys.executable, str(script), "--kills", "20"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_run_stopped_between_two_lines_of_the_log_writes_the_line_it_would_have(tmp_path):
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    settings = {"log_every": 4, "validate_every": 6, "gradients_every": 3}
+    fit(make_experiment(**settings), whole, console=QUIET)
+    with pytest.raises(Interrupted):
+        fit(signalled(make_experiment(**settings), signal.SIGTERM), parts, console=QUIET)
+    assert checkpoint.load(parts.last)["step"] == 3
+    fit(make_experiment(**settings), parts, resume=True, console=QUIET)
+    assert log_of(whole) == log_of(parts)
