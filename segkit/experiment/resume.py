@@ -16,7 +16,6 @@ from segkit.evaluation.results import scores_match
 from segkit.experiment.build import build_labels, build_source, restore_config, scoring_of, split_cases
 from segkit.experiment.build_training import init_digest
 from segkit.experiment.evaluate_run import evaluated_part
-from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 from segkit.utils.errors import RunError
 
@@ -29,11 +28,11 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
     A checkpoint of before the first step holds nothing worth keeping: it is left by a run that failed at once, and does
     not keep the mended configuration from starting.
     """
-    if not run.last.exists():
+    content = run.load_last(keep=True)
+    if content is None:
         return None
-    content = load_checkpoint(run.last)
     if content["step"] == 0 and not run.has_steps:
-        run.last.unlink()
+        run.remove_last()
         return None
     changed = check_same_experiment(config, run, content, allow)
     if changed:

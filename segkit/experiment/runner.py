@@ -18,8 +18,7 @@ from segkit.experiment.build_training import build_experiment, init_digest, prof
 from segkit.experiment.evaluate_run import evaluated_part, write_evaluation
 from segkit.experiment.resume import finished_scores
 from segkit.experiment.run_header import print_header, print_overfit, print_profile
-from segkit.training.checkpoint import load as load_checkpoint
-from segkit.training.loop import fit
+from segkit.training.loop import run_training
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Ended, Run
 from segkit.training.step_logger import progress_bar
@@ -56,10 +55,12 @@ def _train_and_evaluate(
     config: Config, run: Run, resume: bool, console: Console, processes: Processes
 ) -> dict[str, Any]:
     run.check_free(resume=resume)
-    built = build_experiment(config, run.folder.parent / "cache", processes, from_init=not run.last.exists())
+    resumed = processes.agreed(run.last.exists())
+    built = build_experiment(config, run.folder.parent / "cache", processes, from_init=not resumed)
     experiment, data = built.experiment, built.data
-    if config.train.init is not None and run.last.exists():
-        experiment.plain["init"] = init_digest(config, load_checkpoint(run.last)["init"])
+    if config.train.init is not None and resumed:
+        content = run.load_last(keep=True) if run.writes else None
+        experiment.plain["init"] = processes.agreed(None if content is None else init_digest(config, content["init"]))
     part = evaluated_part(config, data.split)
     run.start()
     if run.writes:
@@ -67,12 +68,12 @@ def _train_and_evaluate(
             dump(built.config, file)
     run.write_json("split.json", data.split.to_json())
     print_header(config, built, console)
-    if config.evaluation.read_first and not run.last.exists():
+    if config.evaluation.read_first and not resumed:
         processes.first_does(lambda: read_first(data, part, console))
     steps = profile_steps(config, experiment.settings)
     profiler = None if steps is None else Profiler(steps, experiment.device)
     with trackers(config, run):
-        trainer = fit(experiment, run, resume=resume, console=console, profiler=profiler)
+        trainer = run_training(experiment, run, console=console, profiler=profiler)
         if profiler is not None and profiler.measured:
             print_profile(profiler, console)
         if config.train.overfit is not None:
@@ -113,8 +114,8 @@ def read_first(data: Data, part: str, console: Console) -> None:
 def trackers(config: Config, run: Run) -> Iterator[None]:
     """The trackers that the configuration asks for, while the run goes on."""
     if run.writes and config.logging.tensorboard:
-        step = load_checkpoint(run.last)["step"] if run.last.exists() else 0
-        run.trackers.append(TensorBoard(run.folder, step))
+        content = run.load_last(keep=True)
+        run.trackers.append(TensorBoard(run.folder, 0 if content is None else content["step"]))
     if run.writes and config.logging.mlflow is not None:
         run.trackers.append(MLflow(config.logging.mlflow, run.folder, run.folder.name, leaves(config.to_dict())))
     ended: Ended = "FAILED"

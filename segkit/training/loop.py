@@ -34,15 +34,27 @@ def fit(
     console: Console | None = None,
     profiler: Profiler | None = None,
 ) -> Trainer:
-    """Train from the start, or from `last.pt` with `resume`, until a length or limit is reached, into the run folder.
+    """Train an experiment into a run folder until its length or a limit is reached.
 
-    profiler: see `segkit.training.profiling`. Raises Interrupted after SIGINT or SIGTERM, once the current step is
-    done and `last.pt` is written, and Diverged if the loss or gradient is not finite for `settings.nonfinite` steps in
-    a row.
+    resume: continue from `last.pt` if the folder already holds a run. profiler: see `segkit.training.profiling`.
+
+    Raises RunError if the folder holds a run and `resume` is False. See `run_training` for the other errors.
     """
-    console = console or Console()
     run.check_free(resume=resume)
     run.start()
+    return run_training(experiment, run, console=console, profiler=profiler)
+
+
+def run_training(
+    experiment: Experiment, run: Run, *, console: Console | None = None, profiler: Profiler | None = None
+) -> Trainer:
+    """The training loop of `fit`, for a run folder that is already checked and started.
+
+    Training continues from `last.pt` if this file exists. Raises Interrupted after SIGINT or SIGTERM, once the current
+    step is done and `last.pt` is written, and Diverged if the loss or gradient is not finite for `settings.nonfinite`
+    steps in a row.
+    """
+    console = console or Console()
     trainer = Trainer(experiment)
     _start_or_continue(trainer, run)
     if trainer.finished:
@@ -89,7 +101,7 @@ def _steps(
 
 
 def _start_or_continue(trainer: Trainer, run: Run) -> None:
-    content = trainer.processes.agreed(checkpoint.load(run.last) if run.writes and run.last.exists() else None)
+    content = trainer.processes.agreed(run.load_last() if run.writes else None)
     if content is None:
         _save(run, run.last, trainer.state())
     else:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from segkit.training import checkpoint
 from segkit.utils.environment import environment
 from segkit.utils.errors import RunError
 from segkit.utils.files import replace_text
@@ -29,7 +30,7 @@ class Run:
     def __init__(self, folder: Path, *, writes: bool = True):
         self.folder, self.writes = folder, writes
         self.trackers: list[Any] = []
-        self.started = False
+        self._last_content: dict[str, Any] | None = None
 
     @property
     def last(self) -> Path:
@@ -38,6 +39,23 @@ class Run:
     @property
     def best(self) -> Path:
         return self.folder / "checkpoints" / "best.pt"
+
+    def load_last(self, *, keep: bool = False) -> dict[str, Any] | None:
+        """The contents of `last.pt`, None if the file does not exist.
+
+        keep: hold the contents in memory for the next call, so that a resumed run reads the file only once. A call
+        without `keep` releases them.
+        """
+        content = self._last_content
+        if content is None and self.last.exists():
+            content = checkpoint.load(self.last)
+        self._last_content = content if keep else None
+        return content
+
+    def remove_last(self) -> None:
+        """Delete `last.pt`."""
+        self._last_content = None
+        self.last.unlink()
 
     @property
     def log_file(self) -> Path:
@@ -100,10 +118,9 @@ class Run:
                 self.folder.rmdir()
 
     def start(self) -> None:
-        """Make the folder ready for a new run or the rest of one, once."""
-        if not self.writes or self.started:
+        """Prepare the folder for a new or a resumed run."""
+        if not self.writes:
             return
-        self.started = True
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in (self.folder / "checkpoints").glob("*.tmp"):  # by a process that was killed while it wrote
             left.unlink()
