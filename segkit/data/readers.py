@@ -13,15 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from segkit.data.cases import Case, MaskFile, RawCase, check_finite, mask_dtype
-from segkit.data.formats import EXTENSIONS, FORMATS, Format, case_name, format_name, is_image
-from segkit.data.formats.geometry import Place, check_same_place, orientation_of, turned_affine
+from segkit.data.formats import EXTENSIONS, FORMATS, Format, case_name, format_name, format_of, is_image, is_raster
+from segkit.data.formats.geometry import Geometry, check_same_geometry, ras_affine, ras_orientation
 from segkit.data.mask_encoding import PLAIN, MaskCode
 from segkit.data.mask_validation import WayOut, check_mask, likely_cause
 from segkit.labels import Labels
-from segkit.utils.errors import DataError, DataErrors
-
-PICTURES = ("PNG", "JPEG", "GIF", "BMP", "TIFF")
-DICOM = "DICOM"
+from segkit.utils.errors import DataError, DataErrors, MissingExtra
 
 
 def image_files(source: Path) -> list[Path]:
@@ -168,7 +165,8 @@ def read_files(case: Case, labels: Labels, code: MaskCode = PLAIN) -> RawCase:
     numbers = read_masks(case.masks, labels, code, case.name)
     image, mask = case.images[0], case.masks[0].path
     sides = numbers.shape[1:] if labels.has_mask_channels else numbers.shape
-    if sides != pixels.shape[1:] and format_name(mask) == DICOM:
+    mask_format = format_of(mask)
+    if sides != pixels.shape[1:] and mask_format is not None and mask_format.is_sliced:
         numbers = _among_slices(numbers, image, mask, _where(case.name, mask))
         sides = numbers.shape[-len(spacing) :]
     if sides != pixels.shape[1:]:
@@ -176,7 +174,7 @@ def read_files(case: Case, labels: Labels, code: MaskCode = PLAIN) -> RawCase:
             f"{_where(case.name, image)}: expected a mask of the image's size {list(pixels.shape[1:])}, "
             f"got {list(sides)} in {mask}; save both on the same grid"
         )
-    check_place(image, mask, _where(case.name, image))
+    check_geometry(image, mask, _where(case.name, image))
     return RawCase(pixels, numbers, spacing)
 
 
@@ -195,22 +193,22 @@ def number_type(path: Path) -> str:
         return "" if kind.number_type is None else kind.number_type(path)
 
 
-def check_place(image: Path, mask: Path, where: str, *, exactly: bool = False) -> None:
-    """See `check_same_place`, for files whose formats say where they lie; others are not compared."""
-    first, second = place_of(image, where), place_of(mask, where)
+def check_geometry(image: Path, mask: Path, where: str, *, exactly: bool = False) -> None:
+    """See `check_same_geometry`, for files whose formats say where they lie; others are not compared."""
+    first, second = geometry_of(image, where), geometry_of(mask, where)
     if first is not None and second is not None:
-        check_same_place(first, second, str(mask), where, exactly=exactly)
+        check_same_geometry(first, second, str(mask), where, exactly=exactly)
     elif first is not None or second is not None:
         _check_unturned(image, mask, first, second, where)
 
 
-def _check_unturned(image: Path, mask: Path, first: Place | None, second: Place | None, where: str) -> None:
+def _check_unturned(image: Path, mask: Path, first: Geometry | None, second: Geometry | None, where: str) -> None:
     """Raise DataError where one of image and mask is turned to RAS and the other does not say how it lies."""
     turned, place = ("image", first) if first is not None else ("mask", second)
     other = mask if first is not None else image
     assert place is not None
-    straight = np.array_equal(orientation_of(place.affine, where), [[0, 1], [1, 1], [2, 1]])
-    if format_name(other) in PICTURES or not straight:
+    straight = np.array_equal(ras_orientation(place.affine, where), [[0, 1], [1, 1], [2, 1]])
+    if is_raster(other) or not straight:
         raise DataError(
             f"{where}: the {turned} says how it lies and is turned to RAS, first axis from left to right, and {other} "
             "does not: they would not fit; save both in one format, or the other as NIfTI, NRRD, MetaImage or DICOM "
@@ -218,20 +216,20 @@ def _check_unturned(image: Path, mask: Path, first: Place | None, second: Place 
         )
 
 
-def place_of(path: Path, where: str) -> Place | None:
+def geometry_of(path: Path, where: str) -> Geometry | None:
     """Where the voxels of a file lie; None for formats that do not say."""
     with _reading(path, where) as kind:
-        return None if kind.place is None else kind.place(path, where)
+        return None if kind.read_geometry is None else kind.read_geometry(path, where)
 
 
 def _among_slices(numbers: np.ndarray, image: Path, mask: Path, where: str) -> np.ndarray:
     """The slices of a segmentation among those of its image, 0 in the others. Raises DataError if they are none."""
-    wide, narrow = place_of(image, where), place_of(mask, where)
+    wide, narrow = geometry_of(image, where), geometry_of(mask, where)
     if wide is None or narrow is None:
         return numbers
-    to_voxels = np.linalg.inv(turned_affine(wide, where)) @ turned_affine(narrow, where)
+    to_voxels = np.linalg.inv(ras_affine(wide, where)) @ ras_affine(narrow, where)
     start = np.rint(to_voxels[:3, 3]).astype(int)
-    full = np.array(wide.shape)[np.argsort(orientation_of(wide.affine, where)[:, 0])]
+    full = np.array(wide.shape)[np.argsort(ras_orientation(wide.affine, where)[:, 0])]
     stop = start + np.array(numbers.shape[-3:])
     aligned = np.allclose(to_voxels[:3, :3], np.eye(3), atol=0.01) and np.allclose(to_voxels[:3, 3], start, atol=0.1)
     if not aligned or (start < 0).any() or (stop > full).any():
@@ -245,7 +243,7 @@ def stored_mask(path: Path, case: str | None = None) -> tuple[np.ndarray, bool]:
     """What a file holds, and whether its first axis is red, green and blue."""
     with _reading(path, _where(case, path)) as kind:
         stored, spacing = kind.read_mask(path, _where(case, path))
-    return stored, format_name(path) in PICTURES and stored.ndim > len(spacing)
+    return stored, is_raster(path) and stored.ndim > len(spacing)
 
 
 def _where(case: str | None, path: Path) -> str:
@@ -265,7 +263,7 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
         raise DataError(f"{where}: expected {what}")
     try:
         yield FORMATS[name]
-    except DataError:
+    except (DataError, MissingExtra):
         raise
     except Exception as error:  # a damaged file may make a library raise whatever there is
         raise DataError(

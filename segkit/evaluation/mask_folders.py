@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from segkit.data.formats import case_name
-from segkit.data.formats.geometry import spacing_of
+from segkit.data.formats.geometry import ras_spacing
 from segkit.data.mask_encoding import MaskCode
-from segkit.data.readers import check_place, image_files, place_of, read_mask
-from segkit.evaluation.results import Scored
+from segkit.data.readers import check_geometry, geometry_of, image_files, read_mask
+from segkit.evaluation.results import EvaluationResult
 from segkit.evaluation.scorer import Scorer
 from segkit.evaluation.scoring import Scoring
 from segkit.labels import Labels
@@ -29,7 +29,7 @@ def score_folder(
     group: str | None = None,
     values: Mapping[int, int] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> Scored:
+) -> EvaluationResult:
     """Count and measure every case; prediction and reference are files of one name, but for the ending.
 
     Volumes are compared in millimetres, by the spacing of the reference; pictures and arrays in pixels. group: a
@@ -40,7 +40,7 @@ def score_folder(
     that are no class, pixels and millimetres in one folder, and a `group` that does not match.
     """
     pairs = paired_files(predictions, references)
-    kinds = {place_of(reference, f"case {case}") is not None for case, (_, reference) in pairs.items()}
+    kinds = {geometry_of(reference, f"case {case}") is not None for case, (_, reference) in pairs.items()}
     if len(kinds) > 1:
         raise DataError(f"expected one kind of files in {references}, got volumes in mm and others in pixels")
     groups = {case: _group(case, group) for case in pairs}
@@ -89,20 +89,20 @@ def read_case(
             f"case {case}: expected a prediction of the size {list(known.shape)} of {reference}, got "
             f"{list(guessed.shape)} in {prediction}; resample it to the reference with nearest neighbours"
         )
-    places = [place_of(file, f"case {case}, file {file}") for file in (prediction, reference)]
+    places = [geometry_of(file, f"case {case}, file {file}") for file in (prediction, reference)]
     found = [place for place in places if place is not None]
     if len(found) == 1:
         raise DataError(f"case {case}: expected two volumes or none, got {prediction} and {reference}")
     if not found:
         return guessed, known, (1.0,) * (known.ndim - labels.has_mask_channels)
-    spacings = [spacing_of(place, f"case {case}") for place in found]
+    spacings = [ras_spacing(place, f"case {case}") for place in found]
     if not np.allclose(*spacings, rtol=0.01):
         shown = [" x ".join(f"{side:g}" for side in spacing) for spacing in spacings]
         raise DataError(
             f"case {case}: expected the voxels of {reference}, {shown[1]} mm, got {shown[0]} mm in {prediction}; "
             "copy the header of the reference if it is the same grid, else resample the prediction"
         )
-    check_place(reference, prediction, f"case {case}, file {prediction}", exactly=True)
+    check_geometry(reference, prediction, f"case {case}, file {prediction}", exactly=True)
     return guessed, known, spacings[1]
 
 

@@ -1,32 +1,38 @@
-"""The errors that end a command with a message."""
+"""Errors that end a command with a message and an exit code instead of a traceback."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Bad input data. The message names case, file and value, and says what would mend it."""
+    """Invalid input data. The message names the case, the file and the value, and says how to fix it."""
 
     exit_code = 3
 
     @property
-    def each(self) -> tuple[str, ...]:
-        """What is wrong, one by one."""
+    def messages(self) -> tuple[str, ...]:
+        """One message per problem."""
         return (str(self),)
 
 
 class DataErrors(DataError):
-    """Several things that are wrong with one case."""
+    """Several problems with one case."""
 
-    def __init__(self, *each: DataError):
-        super().__init__("\n".join(map(str, each)))
-        self._each = tuple(str(one) for one in each)
+    def __init__(self, *errors: DataError):
+        super().__init__("\n".join(map(str, errors)))
+        self._messages = tuple(str(error) for error in errors)
 
     @property
-    def each(self) -> tuple[str, ...]:
-        return self._each
+    def messages(self) -> tuple[str, ...]:
+        return self._messages
 
 
 class RunError(ValueError):
-    """A run folder that cannot be used as asked."""
+    """A command cannot use a run folder, or its options, as requested."""
+
+    exit_code = 2
+
+
+class MissingExtra(ImportError):
+    """An optional dependency is not installed. The message names what needs it and the extra that installs it."""
 
     exit_code = 2

@@ -174,7 +174,7 @@ def test_unknown_ending(tmp_path):
 @pytest.mark.parametrize("array", [np.array(["a", "b"]), np.ones((2, 3), complex), np.array([[{}]])])
 def test_npy_that_holds_no_numbers(tmp_path, array):
     np.save(tmp_path / "x.npy", array)
-    refused(tmp_path / "x.npy", "expected an array of numbers|cannot be read as NPY")
+    refused(tmp_path / "x.npy", "array of real numbers|NPY")
 
 
 def test_npz_in_disguise(tmp_path):
@@ -345,7 +345,7 @@ def test_image_and_mask_in_other_orientations(tmp_path):
     raw = read_files(pair(tmp_path / "image.nii", tmp_path / "mask.nii"), THREE)
     np.testing.assert_array_equal(raw.image[0], raw.mask)
     volume(tmp_path / "lost.nii", array)
-    with pytest.raises(DataError, match=r"the affines put .*lost\.nii .* away and turned differently"):
+    with pytest.raises(DataError, match=r"the affines put .*lost\.nii .* mm away"):
         read_files(pair(tmp_path / "image.nii", tmp_path / "lost.nii"), THREE)
 
 

@@ -1,4 +1,4 @@
-"""Files of images and masks: which format a path is, and how each is read."""
+"""File formats of images and masks: how each is recognised, read and written."""
 
 from __future__ import annotations
 
@@ -9,61 +9,165 @@ from pathlib import Path
 import numpy as np
 
 from segkit.data.formats import arrays, dicom, nifti, raster, sitk, tiff
-from segkit.data.formats.geometry import Place
+from segkit.data.formats.geometry import Geometry
 
-Read = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, where it is for errors -> array, spacing
-
-
-@dataclass(frozen=True)
-class Format:
-    """endings: of file names, in lower case; none for a folder that is one image. read_image: [C, *S] or [*S].
-    read_mask: as stored. place: where the voxels lie, for formats that say so. number_type: how numbers are stored,
-    from the header alone."""
-
-    endings: tuple[str, ...]
-    read_image: Read
-    read_mask: Read
-    place: Callable[[Path, str], Place] | None = None
-    number_type: Callable[[Path], str] | None = None
-
-
-FORMATS: dict[str, Format] = {
-    "NIfTI": Format((".nii.gz", ".nii"), nifti.read, nifti.read, nifti.place, nifti.number_type),
-    "PNG": Format((".png",), raster.read_image, raster.read_mask, None, raster.number_type),
-    "JPEG": Format((".jpg", ".jpeg"), raster.read_image, raster.read_mask, None, raster.number_type),
-    "GIF": Format((".gif",), raster.read_first_frame, raster.read_mask, None, raster.number_type),
-    "BMP": Format((".bmp",), raster.read_image, raster.read_mask, None, raster.number_type),
-    "TIFF": Format(tiff.ENDINGS, tiff.read_image, tiff.read_mask, None, tiff.number_type),
-    "NPY": Format((".npy",), arrays.read_image, arrays.read_mask, None, arrays.number_type),
-    "NPZ": Format((".npz",), arrays.read_image, arrays.read_mask),
-    "NRRD": Format((".nrrd", ".nhdr"), sitk.read, sitk.read, sitk.place_of_file, sitk.number_type),
-    "MetaImage": Format((".mha", ".mhd"), sitk.read, sitk.read, sitk.place_of_file, sitk.number_type),
-    "DICOM": Format((".dcm", ".seg"), dicom.read_image, dicom.read_mask, dicom.place),
-    "DICOM series": Format((), sitk.read_series, sitk.read_series, sitk.series_place),
-}
-SERIES = "DICOM series"
-EXTENSIONS = tuple(ending for kind in FORMATS.values() for ending in kind.endings)
+ReadArray = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, prefix of errors -> array, spacing
+WriteVolume = Callable[[np.ndarray, Geometry, Path], None]
 
 
 def extension(path: Path) -> str:
-    """The extension as one of EXTENSIONS, in lower case, or an empty text."""
+    """The file name ending that is listed in EXTENSIONS, in lower case, or an empty string."""
     name = path.name.lower()
     return next((known for known in EXTENSIONS if name.endswith(known)), "")
 
 
+def _png(_image: Path) -> str:
+    return ".png"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format and what it supports.
+
+    Attributes:
+        endings: File name endings in lower case; empty for a DICOM series, which is a folder.
+        read_image: Returns the image, [C, *S] or [*S], and its spacing.
+        read_mask: Returns the mask as stored and its spacing.
+        read_geometry: Reads where the voxels lie in space; None for formats that do not store it.
+        number_type: Reads the stored number type from the header alone; None where the header does not tell.
+        is_raster: Whether integers are scaled to 0..1 and masks may be stored as RGB colours.
+        is_lossy: Whether compression changes the stored values.
+        is_sliced: Whether a mask may cover only some of the slices of its image.
+        mask_ending: Returns the file name ending of masks predicted for an image of this format.
+        has_mask_channels: Whether a single mask file of this format holds overlapping classes as channels.
+        write_volume: Writes a mask with its geometry, for formats that masks with a geometry are written in.
+    """
+
+    endings: tuple[str, ...]
+    read_image: ReadArray
+    read_mask: ReadArray
+    read_geometry: Callable[[Path, str], Geometry] | None = None
+    number_type: Callable[[Path], str] | None = None
+    is_raster: bool = False
+    is_lossy: bool = False
+    is_sliced: bool = False
+    mask_ending: Callable[[Path], str] = _png
+    has_mask_channels: bool = False
+    write_volume: WriteVolume = sitk.write
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether files of this format store where their voxels lie in space."""
+        return self.read_geometry is not None
+
+
+FORMATS: dict[str, Format] = {
+    "NIfTI": Format(
+        (".nii.gz", ".nii"),
+        nifti.read,
+        nifti.read,
+        nifti.read_geometry,
+        nifti.number_type,
+        mask_ending=extension,
+        has_mask_channels=True,
+        write_volume=nifti.write,
+    ),
+    "PNG": Format((".png",), raster.read_image, raster.read_mask, None, raster.number_type, is_raster=True),
+    "JPEG": Format(
+        (".jpg", ".jpeg"),
+        raster.read_image,
+        raster.read_mask,
+        None,
+        raster.number_type,
+        is_raster=True,
+        is_lossy=True,
+    ),
+    "GIF": Format((".gif",), raster.read_first_frame, raster.read_mask, None, raster.number_type, is_raster=True),
+    "BMP": Format((".bmp",), raster.read_image, raster.read_mask, None, raster.number_type, is_raster=True),
+    "TIFF": Format(
+        tiff.ENDINGS,
+        tiff.read_image,
+        tiff.read_mask,
+        None,
+        tiff.number_type,
+        is_raster=True,
+        mask_ending=tiff.mask_ending,
+    ),
+    "NPY": Format(
+        (".npy",),
+        arrays.read_image,
+        arrays.read_mask,
+        None,
+        arrays.number_type,
+        mask_ending=extension,
+        has_mask_channels=True,
+    ),
+    "NPZ": Format(
+        (".npz",), arrays.read_image, arrays.read_mask, mask_ending=lambda _image: ".npy", has_mask_channels=True
+    ),
+    "NRRD": Format(
+        (".nrrd", ".nhdr"),
+        sitk.read,
+        sitk.read,
+        sitk.read_geometry,
+        sitk.number_type,
+        mask_ending=extension,
+        has_mask_channels=True,
+    ),
+    "MetaImage": Format(
+        (".mha", ".mhd"),
+        sitk.read,
+        sitk.read,
+        sitk.read_geometry,
+        sitk.number_type,
+        mask_ending=extension,
+        has_mask_channels=True,
+    ),
+    "DICOM": Format((".dcm", ".seg"), dicom.read_image, dicom.read_mask, dicom.read_geometry, is_sliced=True),
+    "DICOM series": Format(
+        (), sitk.read_series, sitk.read_series, sitk.read_series_geometry, mask_ending=lambda _folder: ".nii.gz"
+    ),
+}
+SERIES = "DICOM series"
+EXTENSIONS = tuple(ending for file_format in FORMATS.values() for ending in file_format.endings)
+
+
 def format_name(path: Path) -> str | None:
-    """The name of the format of a file by its ending, or of a folder by its first file; None for others."""
+    """The name of the format: of a file by its ending, of a folder by its first file. None for an unknown format."""
     if path.is_dir():
         return SERIES if sitk.is_series(path) else None
     ending = extension(path)
-    return next((name for name, kind in FORMATS.items() if ending in kind.endings), None) if ending else None
+    return next((name for name, file_format in FORMATS.items() if ending in file_format.endings), None)
+
+
+def format_with(ending: str) -> Format:
+    """The format of files with one of EXTENSIONS."""
+    return next(file_format for file_format in FORMATS.values() if ending in file_format.endings)
+
+
+def format_of(path: Path) -> Format | None:
+    """The format of a file or folder, None for an unknown one."""
+    name = format_name(path)
+    return None if name is None else FORMATS[name]
+
+
+def is_raster(path: Path) -> bool:
+    """Whether a file is of a raster format such as PNG."""
+    file_format = format_of(path)
+    return file_format is not None and file_format.is_raster
+
+
+def is_lossy(path: Path) -> bool:
+    """Whether a file is of a format whose compression changes the stored values."""
+    file_format = format_of(path)
+    return file_format is not None and file_format.is_lossy
 
 
 def case_name(path: Path) -> str:
-    """The name of a file without its known extension: `a.b.nii.gz` -> `a.b`. A folder's name stays."""
+    """The name of a file without its known ending: `a.b.nii.gz` -> `a.b`. Folder names are returned unchanged."""
     return path.name if path.is_dir() else path.name.removesuffix(path.name[len(path.name) - len(extension(path)) :])
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file or folder is of a known format; those that begin with a dot are not."""
+    """Whether a file or folder has a known format. Hidden files, whose names begin with a dot, are excluded."""
     return not path.name.startswith(".") and format_name(path) is not None and (path.is_file() or path.is_dir())

@@ -1,4 +1,4 @@
-"""NPY and NPZ: arrays as they are."""
+"""NPY and NPZ files, whose arrays are read unchanged."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ IMAGE_NAMES, MASK_NAMES = ("image", "img", "data"), ("mask", "label", "seg", "se
 
 
 def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """[H, W] or [C, *S]."""
+    """Read an image [H, W] or [C, *S], and a spacing of 1."""
     array = _load(path, IMAGE_NAMES, where)
     return array, (1.0,) * max(2, array.ndim - 1)
 
 
 def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """[*S], or [K, *S] where classes are channels."""
+    """Read a mask [*S], or [K, *S] with one channel per class, and a spacing of 1."""
     array = _load(path, MASK_NAMES, where)
     return array, (1.0,) * array.ndim
 
 
 def number_type(path: Path) -> str:
+    """The number type of an NPY file, from its header alone."""
     return np.load(path, mmap_mode="r", allow_pickle=False).dtype.name
 
 
 def _load(path: Path, names: tuple[str, ...], where: str) -> np.ndarray:
-    """The array of a file; of an NPZ the only one, or that of one of the names."""
-    found = np.load(path, allow_pickle=False)
-    if isinstance(found, np.ndarray):
-        array = found
+    """The array of an NPY file. Of an NPZ file, the array under one of `names`, or the only one.
+
+    Raises DataError if that does not identify one array, or if it does not hold real numbers.
+    """
+    content = np.load(path, allow_pickle=False)
+    if isinstance(content, np.ndarray):
+        array = content
     else:
-        with found:
-            chosen = [name for name in names if name in found.files] or list(found.files)
-            if path.suffix.lower() != ".npz" or len(chosen) != 1:
+        with content:
+            candidates = [name for name in names if name in content.files] or list(content.files)
+            if path.suffix.lower() != ".npz" or len(candidates) != 1:
                 raise DataError(
-                    f"{where}: expected one array{f' or one named {names[0]}' if found.files else ''}, got an archive "
-                    f"of {', '.join(found.files) or 'nothing'}; save it with numpy.save"
+                    f"{where}: expected one array{f' or one named {names[0]}' if content.files else ''}, got an "
+                    f"archive of {', '.join(content.files) or 'nothing'}; save it with numpy.save"
                 )
-            array = found[chosen[0]]
+            array = content[candidates[0]]
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{where}: expected an array of numbers, got {array.dtype}")
+        raise DataError(f"{where}: expected an array of real numbers, got {array.dtype}")
     return array

@@ -1,4 +1,4 @@
-"""Single DICOM files: a picture or the frames of a volume by SimpleITK, and segmentations by highdicom."""
+"""Single DICOM files: images and multi-frame volumes by SimpleITK, segmentations by highdicom."""
 
 from __future__ import annotations
 
@@ -7,62 +7,69 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.formats.geometry import Place, turned
-from segkit.data.formats.sitk import LPS_TO_RAS, place_of_file, read_flat
+from segkit.data.formats import sitk
+from segkit.data.formats.geometry import Geometry, to_ras
 from segkit.utils.errors import DataError
+from segkit.utils.optional import require
 
 SEGMENTATION = "SEG"
 
 
 def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """[*S] or [C, *S], turned to RAS, two axes if there is one frame. Raises DataError for a segmentation."""
+    """Read an image [*S] or [C, *S] in RAS orientation and its spacing in mm; a single frame has two spatial axes.
+
+    Raises DataError for a DICOM segmentation.
+    """
     if _modality(path, where) == SEGMENTATION:
         raise DataError(f"{where}: expected an image, got a DICOM segmentation, which is a mask")
-    return read_flat(path, where)
+    return sitk.read_squeezed(path, where)
 
 
 def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Segment numbers of a segmentation, see `read_segments`; of another file its pixels."""
-    return read_segments(path, where) if _modality(path, where) == SEGMENTATION else read_flat(path, where)
+    """Read the segment numbers of a DICOM segmentation, see `read_segments`, or the pixels of another DICOM file."""
+    if _modality(path, where) == SEGMENTATION:
+        return read_segments(path, where)
+    return sitk.read_squeezed(path, where)
 
 
-def place(path: Path, where: str) -> Place:
-    if _modality(path, where) != SEGMENTATION:
-        return place_of_file(path, where)
-    return _place(_volume(path, where))
+def read_geometry(path: Path, where: str) -> Geometry:
+    """The geometry of a DICOM image or segmentation."""
+    if _modality(path, where) == SEGMENTATION:
+        return _geometry(_read_segmentation(path, where))
+    return sitk.read_geometry(path, where)
 
 
 def read_segments(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Segment numbers [*S], turned to RAS, and the spacing; 0 where there is no segment.
+    """Read the segment numbers [*S] of a DICOM segmentation in RAS orientation, 0 outside of all segments.
 
-    It has the slices that the file has, which may be fewer than those of the image. Raises DataError for segments that
-    overlap, fractional ones, and a file that is no segmentation.
+    Only the slices in the file are returned, which may be fewer than the image has. Returns the spacing in mm, too.
+
+    Raises DataError for overlapping segments, fractional segments, and files that are not segmentations.
     """
-    volume = _volume(path, where)
-    return turned(volume.array, _place(volume), where)
+    volume = _read_segmentation(path, where)
+    return to_ras(volume.array, _geometry(volume), where)
 
 
 def _modality(path: Path, where: str) -> str:
-    import pydicom
-
+    pydicom = require("pydicom", "medical", "reading DICOM files")
     try:
         return str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality"]).get("Modality"))
-    except Exception as error:  # what the library says may quote the header, and with it the patient
-        raise DataError(f"{where}: it cannot be read as DICOM ({type(error).__name__})") from None
+    except Exception as error:  # its message is not shown: it may quote patient data from the header
+        raise DataError(f"{where}: cannot be read as DICOM ({type(error).__name__})") from None
 
 
-def _volume(path: Path, where: str) -> Any:
-    import highdicom
-
+def _read_segmentation(path: Path, where: str) -> Any:
+    highdicom = require("highdicom", "medical", "reading DICOM segmentations")
     try:
         return highdicom.seg.segread(path).get_volume(combine_segments=True)
     except Exception as error:
-        # what the libraries say may quote the header, and with it the patient
+        # its message is not shown: it may quote patient data from the header
         reason = "its segments overlap" if "overlap" in str(error).lower() else type(error).__name__
-        raise DataError(f"{where}: it cannot be read as a DICOM segmentation ({reason})") from None
+        raise DataError(f"{where}: cannot be read as a DICOM segmentation ({reason})") from None
 
 
-def _place(volume: Any) -> Place:
+def _geometry(volume: Any) -> Geometry:
+    """The geometry of a highdicom volume, converted from LPS to RAS."""
     affine = np.eye(4)
-    affine[:3] = LPS_TO_RAS @ np.asarray(volume.affine)[:3]
-    return Place(affine, tuple(volume.array.shape[:3]))
+    affine[:3] = sitk.LPS_TO_RAS @ np.asarray(volume.affine)[:3]
+    return Geometry(affine, tuple(volume.array.shape[:3]))

@@ -1,93 +1,116 @@
-"""Where the voxels of a volume lie: turning to the orientation closest to RAS, and whether two volumes lie alike."""
+"""The geometry of volumes: reorienting to the closest orientation to RAS, and comparing image and mask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from segkit.utils.errors import DataError
+from segkit.utils.optional import require
 
 
 @dataclass(frozen=True)
-class Place:
-    """affine: from stored voxel indices to mm, RAS, [4, 4]. shape: of the stored spatial axes."""
+class Geometry:
+    """Where the voxels of a volume lie in space.
+
+    Attributes:
+        affine: [4, 4], maps stored voxel indices to RAS coordinates in mm.
+        shape: Sizes of the stored spatial axes, 2 or 3.
+    """
 
     affine: np.ndarray
     shape: tuple[int, ...]
 
 
-def turned(array: np.ndarray, place: Place, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """An array with spatial axes first, turned to RAS, and its spacing in mm; channels, the last axis, come first.
+def to_ras(array: np.ndarray, geometry: Geometry, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Reorient an array to the orientation closest to RAS, by flipping and permuting axes.
 
-    A picture with two axes stays one. Raises DataError for an affine without inverse.
+    Args:
+        array: [*S] or [*S, C] in stored order, with two or three spatial axes.
+        geometry: The geometry of the stored array.
+        where: Prefix of error messages.
+
+    Returns the array [*S] or [C, *S] and its spacing in mm; a 2D image stays 2D.
+
+    Raises DataError for an affine that is not invertible.
     """
-    from nibabel.orientations import apply_orientation
-
-    orientation = orientation_of(place.affine, where)
-    flat = array.ndim == 2
-    array = apply_orientation(array[..., None] if flat else array, orientation)
-    if flat:
-        array = np.squeeze(array, _lacking(orientation))
-    return (np.moveaxis(array, -1, 0) if array.ndim == 4 else array), spacing_of(place, where)
+    orientation = ras_orientation(geometry.affine, where)
+    is_2d = array.ndim == 2
+    array = _orientations().apply_orientation(array[..., None] if is_2d else array, orientation)
+    if is_2d:
+        array = np.squeeze(array, _added_axis(orientation))
+    return (np.moveaxis(array, -1, 0) if array.ndim == 4 else array), ras_spacing(geometry, where)
 
 
-def spacing_of(place: Place, where: str) -> tuple[float, ...]:
-    """Voxel sides in mm after turning."""
-    orientation = orientation_of(place.affine, where)
-    spacing, lacking = _spacing(place.affine, orientation), _lacking(orientation)
-    return spacing[:lacking] + spacing[lacking + 1 :] if len(place.shape) == 2 else spacing
+def ras_spacing(geometry: Geometry, where: str) -> tuple[float, ...]:
+    """Voxel sizes in mm after reorientation to RAS, one per spatial axis."""
+    orientation = ras_orientation(geometry.affine, where)
+    spacing, added = _spacing(geometry.affine, orientation), _added_axis(orientation)
+    return spacing[:added] + spacing[added + 1 :] if len(geometry.shape) == 2 else spacing
 
 
-def turned_affine(place: Place, where: str) -> np.ndarray:
-    """The affine of a volume once it is turned, [4, 4]."""
-    from nibabel.orientations import inv_ornt_aff
+def ras_affine(geometry: Geometry, where: str) -> np.ndarray:
+    """The affine of a volume after reorientation to RAS, [4, 4]."""
+    orientation = ras_orientation(geometry.affine, where)
+    return geometry.affine @ _orientations().inv_ornt_aff(orientation, _shape_3d(geometry.shape))
 
-    return place.affine @ inv_ornt_aff(orientation_of(place.affine, where), _three(place.shape))
 
+def ras_orientation(affine: np.ndarray, where: str) -> np.ndarray:
+    """The orientation in nibabel's form, [3, 2]: the RAS axis of each stored axis, and 1 or -1 for its direction.
 
-def orientation_of(affine: np.ndarray, where: str) -> np.ndarray:
-    """For each stored axis, the axis of RAS that it becomes and 1 or -1 for its direction, [3, 2]."""
-    from nibabel.orientations import io_orientation
-
-    orientation = io_orientation(affine)
+    Raises DataError for an affine that is not invertible.
+    """
+    orientation = _orientations().io_orientation(affine)
     if not np.isfinite(orientation).all():
-        raise DataError(f"{where}: the affine has no inverse, so the orientation is unknown: {affine.tolist()}")
+        raise DataError(f"{where}: the affine is not invertible, so the orientation is unknown: {affine.tolist()}")
     return orientation
 
 
-def _lacking(orientation: np.ndarray) -> int:
-    """Where the axis that a picture lacks has come to lie."""
+def _orientations() -> ModuleType:
+    return require("nibabel.orientations", "medical", "reading medical volumes")
+
+
+def _added_axis(orientation: np.ndarray) -> int:
+    """The RAS axis of the third stored axis, which 2D images get for reorientation and lose afterwards."""
     return int(orientation[2, 0])
 
 
 def _spacing(affine: np.ndarray, orientation: np.ndarray) -> tuple[float, ...]:
-    """Voxel sides in mm after turning, free of the float32 dust of headers."""
+    """Voxel sizes in mm in RAS order, rounded to remove the float32 error of headers."""
     stored = np.sqrt((affine[:3, :3] ** 2).sum(0))
     return tuple(round(float(stored[axis]), 6) for axis in np.argsort(orientation[:, 0]))
 
 
-def _three(shape: Sequence[int]) -> tuple[int, ...]:
+def _shape_3d(shape: Sequence[int]) -> tuple[int, ...]:
     return (*shape, 1)[:3]
 
 
-def check_same_place(image: Place, mask: Place, name: str, where: str, *, exactly: bool = False) -> None:
-    """Raise DataError if image and mask are turned differently although they do not lie in the same place.
+def check_same_geometry(image: Geometry, mask: Geometry, name: str, where: str, *, exactly: bool = False) -> None:
+    """Raise DataError if reorientation to RAS would pair the wrong voxels of image and mask.
 
-    Such a mask has usually lost its header: turning it by it would mirror it against the image. Headers that
-    disagree without changing which voxel meets which are let pass; with `exactly` only up to half a voxel. name: of
-    the mask, for the message.
+    A mask with another orientation than its image has usually lost its header: reorienting by it would flip the mask
+    against the image. Headers that disagree without changing which voxels are paired are accepted.
+
+    Args:
+        image: The geometry of the image.
+        mask: The geometry of the mask.
+        name: The mask's name in the message.
+        where: Prefix of the message.
+        exactly: Also refuse masks of the same orientation that lie more than half a voxel away.
     """
-    first, second = (orientation_of(place.affine, where) for place in (image, mask))
-    if np.array_equal(first, second) and not exactly:
+    image_orientation, mask_orientation = (ras_orientation(volume.affine, where) for volume in (image, mask))
+    if np.array_equal(image_orientation, mask_orientation) and not exactly:
         return
-    sides = np.array(_three(image.shape))
-    corners = np.array([[0, 0, 0, 1], [*(sides[np.argsort(first[:, 0])] - 1), 1]])
-    places = [corners @ turned_affine(place, where).T for place in (image, mask)]
-    apart_mm = np.abs(places[0] - places[1]).max()
-    if apart_mm > max(_spacing(image.affine, first)) * (0.5 if exactly else 1):
+    sides = np.array(_shape_3d(image.shape))
+    corners = np.array([[0, 0, 0, 1], [*(sides[np.argsort(image_orientation[:, 0])] - 1), 1]])
+    image_corners, mask_corners = (corners @ ras_affine(volume, where).T for volume in (image, mask))
+    distance_mm = np.abs(image_corners - mask_corners).max()
+    if distance_mm > max(_spacing(image.affine, image_orientation)) * (0.5 if exactly else 1):
         raise DataError(
-            f"{where}: expected the mask in the image's place, but the affines put {name} up to {apart_mm:.1f} mm "
-            f"away{'' if exactly else ' and turned differently'}; save the mask with the affine of the image"
+            f"{where}: expected the mask at the position of the image, but the affines put {name} up to "
+            f"{distance_mm:.1f} mm away{'' if exactly else ' and in another orientation'}; save the mask with the "
+            "affine of the image"
         )

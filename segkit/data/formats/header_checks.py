@@ -1,4 +1,4 @@
-"""Whether a header can be true, before the memory is taken that it asks for."""
+"""Checking that a header is plausible before allocating the memory that it asks for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from pathlib import Path
 
 from segkit.utils.errors import DataError
 
-MOST_COMPRESSED = 1100  # times that deflate can make a file smaller; RFC 1951 allows 1032
+MAX_COMPRESSION = 1100  # ratio that deflate can reach; RFC 1951 allows 1032
 
 
-def check_claim(claimed: int, files: Sequence[Path], where: str, *, compressed: bool) -> None:
-    """Raise DataError if files cannot hold so many bytes of pixels as their header says."""
+def check_pixel_bytes(declared: int, files: Sequence[Path], where: str, *, compressed: bool) -> None:
+    """Raise DataError if files are too small for the bytes of pixels that their header declares.
+
+    Args:
+        declared: Bytes of pixels according to the header.
+        files: The files that hold the pixels.
+        where: Prefix of the message.
+        compressed: Whether the pixels may be compressed.
+    """
     stored = sum(file.stat().st_size for file in files)
-    if claimed > stored * (MOST_COMPRESSED if compressed else 1):
+    if declared > stored * (MAX_COMPRESSION if compressed else 1):
         raise DataError(
-            f"{where}: its header asks for {claimed:,} bytes of pixels, and the file has {stored:,}; it is truncated "
-            "or damaged, copy or export it again"
+            f"{where}: its header declares {declared:,} bytes of pixels, but the file has only {stored:,} bytes; it is "
+            "truncated or damaged, copy or export it again"
         )

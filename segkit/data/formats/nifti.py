@@ -1,68 +1,79 @@
-"""NIfTI volumes, by nibabel."""
+"""NIfTI volumes, read and written by nibabel."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from segkit.data.formats.geometry import Place, turned
-from segkit.data.formats.header_checks import check_claim
+from segkit.data.formats.geometry import Geometry, to_ras
+from segkit.data.formats.header_checks import check_pixel_bytes
 from segkit.utils.errors import DataError
+from segkit.utils.optional import require
 
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 
 
 def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """An array turned to RAS, [*S] or [C, *S] with the fourth axis first, and its spacing in mm, length D.
+    """Read a volume [*S], or [C, *S] with the fourth axis first, in RAS orientation, and its spacing in mm.
 
-    Raises DataError, beginning with `where`, for colours, complex numbers, more than four axes and an affine without
-    inverse; OSError and other errors of reading for a file that is damaged.
+    Raises DataError, beginning with `where`, for colours, complex numbers, more than four axes and an affine that is
+    not invertible; OSError and other errors of the reader for a damaged file.
     """
     volume = _open(path)
-    claimed = math.prod(volume.shape) * volume.get_data_dtype().itemsize
-    check_claim(claimed, [path], where, compressed=path.suffix.lower() == ".gz")
-    array = _plain_axes(np.asanyarray(volume.dataobj), where)
-    return turned(array, Place(_in_mm(volume), array.shape[:3]), where)
+    declared = math.prod(volume.shape) * volume.get_data_dtype().itemsize
+    check_pixel_bytes(declared, [path], where, compressed=path.suffix.lower() == ".gz")
+    array = _checked_axes(np.asanyarray(volume.dataobj), where)
+    return to_ras(array, Geometry(_affine_in_mm(volume), array.shape[:3]), where)
 
 
-def place(path: Path, _where: str) -> Place:
-    """From the header alone."""
+def read_geometry(path: Path, _where: str) -> Geometry:
+    """The geometry, from the header alone."""
     volume = _open(path)
-    return Place(_in_mm(volume), tuple(volume.shape[:3]))
+    return Geometry(_affine_in_mm(volume), tuple(volume.shape[:3]))
 
 
-def _in_mm(volume: Any) -> np.ndarray:
-    """The affine, whose lengths the header may give in other units."""
+def number_type(path: Path) -> str:
+    """The number type after the intensity scaling of the header, from the header alone."""
+    volume = _open(path)
+    slope, intercept = volume.dataobj.slope, volume.dataobj.inter
+    return volume.get_data_dtype().name if (slope, intercept) == (1, 0) else "float64"
+
+
+def write(array: np.ndarray, geometry: Geometry, path: Path) -> None:
+    """Write a mask in stored order, [*S] or [*S, K], with the affine of `geometry`."""
+    nibabel = _nibabel("writing NIfTI files")
+    nibabel.save(nibabel.Nifti1Image(array, geometry.affine), path)
+
+
+def _affine_in_mm(volume: Any) -> np.ndarray:
+    """The affine in mm, converted from the unit in the header."""
     factor = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0)
     return volume.affine if factor == 1.0 else np.diag([factor] * 3 + [1.0]) @ volume.affine
 
 
-def number_type(path: Path) -> str:
-    """As values are after the scaling that the header may ask for."""
-    volume = _open(path)
-    slope, start = volume.dataobj.slope, volume.dataobj.inter
-    return volume.get_data_dtype().name if (slope, start) == (1, 0) else "float64"
-
-
 def _open(path: Path) -> Any:
-    """The volume, its pixels unread. Typed as Any because nibabel's own types are too general."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
+    """The volume with its pixels not yet read."""
+    nibabel = _nibabel("reading NIfTI files")
     try:
-        return nibabel.load(path)  # pyright: ignore[reportPrivateImportUsage]
-    except ImageFileError as error:
+        return nibabel.load(path)
+    except nibabel.filebasedimages.ImageFileError as error:
         raise OSError(str(error)) from error
 
 
-def _plain_axes(array: np.ndarray, where: str) -> np.ndarray:
+def _nibabel(purpose: str) -> ModuleType:
+    return require("nibabel", "medical", purpose)
+
+
+def _checked_axes(array: np.ndarray, where: str) -> np.ndarray:
+    """The array with two to four axes. Raises DataError for other shapes and for numbers that are not real."""
     if array.dtype.fields is not None or np.iscomplexobj(array):
-        raise DataError(f"{where}: expected one real number a voxel, got {array.dtype}; convert it to float32")
+        raise DataError(f"{where}: expected one real number per voxel, got {array.dtype}; convert it to float32")
     if array.ndim == 5 and array.shape[3] == 1:
-        array = array[:, :, :, 0]  # images of vectors keep an axis of time
+        array = array[:, :, :, 0]  # vector images have a time axis of length 1
     if array.ndim not in (2, 3, 4):
-        raise DataError(f"{where}: expected 2 to 4 axes, the fourth being channels, got {list(array.shape)}")
+        raise DataError(f"{where}: expected 2 to 4 axes, the fourth for channels, got {list(array.shape)}")
     return array

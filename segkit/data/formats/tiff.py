@@ -1,4 +1,4 @@
-"""TIFF by tifffile: any type of number, any number of bands, pages that are a volume."""
+"""TIFF files, read by tifffile: any number type, any number of channels, and volumes with one slice per page."""
 
 from __future__ import annotations
 
@@ -12,119 +12,137 @@ import numpy as np
 
 from segkit.data.formats.raster import check_size, scaled
 from segkit.utils.errors import DataError
+from segkit.utils.optional import require
 
 ENDINGS = (".tif", ".tiff")
-WHITE_IS_ZERO, RGB, PALETTE = 0, 2, 3  # values of its tags
-ALPHA = (1, 2)  # of the tag ExtraSamples
-CHANNELS = "SC"  # axes of bands, as tifffile names them; the others beside Y and X are depth
+WHITE_IS_ZERO, RGB, PALETTE = 0, 2, 3  # values of the tag PhotometricInterpretation
+UNCOMPRESSED = 1  # value of the tag Compression
+ALPHA = (1, 2)  # values of the tag ExtraSamples
+CHANNELS = "SC"  # axes of channels in tifffile's notation; all others but Y and X are depth
 
 
 def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """[C, H, W], or of several pages [C, D, H, W]; integers scaled to 0..1 by the range of their type, palettes as
-    their colours, transparency dropped."""
-    array, page = _stored(path, where)
+    """Read an image [C, H, W], or [C, D, H, W] from several pages, and a spacing of 1 pixel.
+
+    Integers are scaled to 0..1 by the range of their type, palette images become RGB, transparency is dropped.
+    """
+    array, page = _read(path, where)
     if page.photometric == WHITE_IS_ZERO and array.dtype.kind in "bu":
         array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
-    # programs write a colour of 8 bits as 256 or as 257 times its value
+    # programs write an 8-bit colour as 256 or 257 times its value
     image = (page.colormap >> 8).astype(np.uint8)[:, array[0]] if page.photometric == PALETTE else array
     return scaled(image), (1.0,) * (image.ndim - 1)
 
 
 def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """What is stored, [H, W], of several pages [D, H, W], whether 0 is white or black: palette indices, and 0 and 1 of
-    1-bit pictures. Colours are [3, H, W]."""
-    array, _page = _stored(path, where)
+    """Read a mask as stored, [H, W], or [D, H, W] from several pages, and a spacing of 1 pixel.
+
+    Palette images give palette indices, 1-bit images 0 and 1, whether 0 means white or black. Colours are
+    [3, H, W].
+    """
+    array, _page = _read(path, where)
     spacing = (1.0,) * (array.ndim - 1)
     if len(array) not in (1, 3):
-        raise DataError(f"{where}: expected grey, palette or colours, got {len(array)} channels")
+        raise DataError(f"{where}: expected a greyscale, palette or colour image, got {len(array)} channels")
     return (array[0] if len(array) == 1 else array), spacing
 
 
 def number_type(path: Path) -> str:
-    """Of a channel."""
-    from tifffile import TiffFile
-
-    with TiffFile(path, _multifile=False) as file:
+    """The number type of a channel, from the header alone."""
+    with _open(path) as file:
         page: Any = file.pages[0]
         return "uint1" if page.dtype == bool else str(page.dtype)
 
 
 def page_count(path: Path) -> int:
-    """How many pictures the file holds, without thumbnails and the levels of a pyramid."""
-    from tifffile import TiffFile
-
-    with TiffFile(path, _multifile=False) as file:
+    """The number of full-resolution pages, without thumbnails and the levels of a pyramid."""
+    with _open(path) as file:
         return len(_pages(file))
+
+
+def mask_ending(image: Path) -> str:
+    """The ending of masks predicted for an image: `.tif` for several pages, `.png` for a single one."""
+    return ".tif" if image.is_file() and page_count(image) > 1 else ".png"
+
+
+def _open(path: Path) -> Any:
+    # other files that the metadata name are not read
+    return require("tifffile", "tiff", "reading TIFF files").TiffFile(path, _multifile=False)
 
 
 def _pages(file: Any) -> list[Any]:
     return [page for page in map(file.pages.get, range(len(file.pages))) if not page.is_reduced] or [file.pages.get(0)]
 
 
-def _stored(path: Path, where: str) -> tuple[np.ndarray, Any]:
-    """[C, *S] and the first page, which says what the numbers mean."""
-    from tifffile import TiffFile
-
-    # other files that its metadata name are no part of it
-    with _no_page_lost(where), TiffFile(path, _multifile=False) as file:
+def _read(path: Path, where: str) -> tuple[np.ndarray, Any]:
+    """The pixels [C, *S] without transparency, and the first page, whose tags describe them."""
+    with _refuse_lost_pages(where), _open(path) as file:
         pages = _pages(file)
-        kinds = {f"{page.shape} of {page.dtype}" for page in pages}
-        if len(kinds) > 1:
-            raise DataError(f"{where}: expected pages of one size and type, got {', '.join(sorted(kinds))}")
+        page_types = {f"{page.shape} of {page.dtype}" for page in pages}
+        if len(page_types) > 1:
+            raise DataError(f"{where}: expected pages of one size and type, got {', '.join(sorted(page_types))}")
         for page in pages:
             check_size((page.imagewidth, page.imagelength), where)
-            _check_whole(page, path.stat().st_size, where)
+            _check_complete(page, path.stat().st_size, where)
         series, page = file.series[0], pages[0]
+        if page.compression != UNCOMPRESSED:
+            require("imagecodecs", "tiff", "reading compressed TIFF files")
         if page.dtype is None or page.dtype.kind not in "biuf":
-            raise DataError(f"{where}: expected whole or floating numbers, got {page.dtype}")
-        array = _in_order(series.asarray(), series.axes, where)
-    return array[: len(array) - _alphas(page, len(array))], page
+            raise DataError(f"{where}: expected integers or floating-point numbers, got {page.dtype}")
+        array = _channels_first(series.asarray(), series.axes, where)
+    return array[: len(array) - _alpha_channels(page, len(array))], page
 
 
 @contextmanager
-def _no_page_lost(where: str) -> Iterator[None]:
-    """What the library finds wrong with a file it logs, and goes on with the pages before."""
-    heard = logging.Handler(logging.WARNING)
-    found: list[str] = []
-    heard.emit = lambda record: found.append(record.getMessage())
+def _refuse_lost_pages(where: str) -> Iterator[None]:
+    """Raise DataError if tifffile logs that a file is damaged; it would read only the pages before the damage."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("tifffile")
     propagates, logger.propagate = logger.propagate, False
-    logger.addHandler(heard)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(heard)
+        logger.removeHandler(handler)
         logger.propagate = propagates
-    lost = [words for words in found if "offset" in words or "corrupt" in words]
-    if lost:
-        raise DataError(f"{where}: the TIFF file is damaged ({lost[0]}); copy or export it again")
+    damage = [message for message in messages if "offset" in message or "corrupt" in message]
+    if damage:
+        raise DataError(f"{where}: the TIFF file is damaged ({damage[0]}); copy or export it again")
 
 
-def _check_whole(page: Any, size: int, where: str) -> None:
-    """Decoders fill what lacks at the end of a compressed strip."""
+def _check_complete(page: Any, size: int, where: str) -> None:
+    """Raise DataError for a truncated file: decoders fill the missing end of a compressed strip without an error."""
     if any(start + length > size for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)):
         raise DataError(f"{where}: the TIFF file is truncated; copy or export it again")
 
 
-def _alphas(page: Any, channels: int) -> int:
-    """How many of the last channels are transparency: those that are said to be, or a fourth of RGB of which nothing is
-    said, as OpenCV writes it."""
-    said = page.extrasamples
-    if not said:
+def _alpha_channels(page: Any, channels: int) -> int:
+    """The number of last channels that are transparency: those that the header declares, or the fourth channel of an
+    RGB image without a declaration, as OpenCV writes it."""
+    extra_samples = page.extrasamples
+    if not extra_samples:
         return int(page.photometric == RGB and channels == 4)
-    return sum(kind in ALPHA for kind in said)
+    return sum(sample in ALPHA for sample in extra_samples)
 
 
-def _in_order(array: np.ndarray, axes: str, where: str) -> np.ndarray:
-    """[C, *S], without axes of length 1 beside Y and X."""
+def _channels_first(array: np.ndarray, axes: str, where: str) -> np.ndarray:
+    """The array as [C, *S], without axes of length 1 other than Y and X.
+
+    Args:
+        array: The pixels as tifffile reads them.
+        axes: One letter per axis in tifffile's notation.
+        where: Prefix of the error for more than one axis of channels or of depth.
+    """
     kept = [axis for axis, side in enumerate(array.shape) if side > 1 or axes[axis] in "YX"]
     array, axes = array.squeeze(tuple(set(range(array.ndim)) - set(kept))), "".join(axes[axis] for axis in kept)
     channels = [axis for axis, name in enumerate(axes) if name in CHANNELS]
     depth = [axis for axis, name in enumerate(axes) if name not in CHANNELS and name not in "YX"]
     if len(channels) > 1 or len(depth) > 1:
         raise DataError(
-            f"{where}: expected an image or a volume, got the axes {axes} of {list(array.shape)}; save times and "
-            "series as files of their own"
+            f"{where}: expected an image or a volume, got the axes {axes} of {list(array.shape)}; save each time "
+            "point and each series as a file of its own"
         )
     array = array.transpose(*channels, *depth, axes.index("Y"), axes.index("X"))
     return array if channels else array[None]

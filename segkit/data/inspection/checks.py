@@ -19,8 +19,8 @@ import numpy as np
 
 from segkit.data.cases import Case, Source
 from segkit.data.class_counts import count_class_components, count_classes
-from segkit.data.formats import format_name
-from segkit.data.readers import PICTURES, check_place, number_type
+from segkit.data.formats import is_raster
+from segkit.data.readers import check_geometry, number_type
 from segkit.data.splits import PARTS, Split
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
@@ -69,7 +69,7 @@ def examine(source: Source, case: Case, labels: Labels) -> Facts:
     try:
         raw = source.read(case)
     except DataError as error:
-        return Facts(case.name, error.each)
+        return Facts(case.name, error.messages)
     assert raw.mask is not None
     low, high = float(raw.image.min()), float(raw.image.max())
     ignored = 0 if labels.ignore_index is None else int((raw.mask == labels.ignore_index).sum())
@@ -93,7 +93,7 @@ def _place(case: Case) -> str | None:
     if not case.images or not case.masks:
         return None
     try:
-        check_place(case.images[0], case.masks[0].path, f"case {case.name}, file {case.images[0]}", exactly=True)
+        check_geometry(case.images[0], case.masks[0].path, f"case {case.name}, file {case.images[0]}", exactly=True)
     except DataError as error:
         return str(error)
     return None
@@ -188,7 +188,7 @@ def find(facts: Sequence[Facts], cases: Sequence[Case], split: Split | None, lab
         *_repeated(read, part_of),
         *_lacking(read, part_of, labels),
         *_constant(read),
-        *_types(read, pictures=all(format_name(path) in PICTURES for case in cases for path in case.images)),
+        *_types(read, pictures=all(is_raster(path) for case in cases for path in case.images)),
         *_misplaced(read),
         *_spacings(read),
         *_nothing_to_learn(read),

@@ -16,6 +16,7 @@ from segkit.data.readers import number_of_background, read_image
 from segkit.data.sources.base import distinguished, group_reader, listed_file, sorted_cases
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
+from segkit.utils.optional import require
 
 
 class CocoSource:
@@ -177,9 +178,7 @@ def _check_crowds(objects: Sequence[Mapping[str, Any]], labels: Labels, name: st
 
 def _drawn(one: Mapping[str, Any], size: tuple[int, int], case: Case) -> np.ndarray:
     """The pixels of an object, bool [H, W]."""
-    from pycocotools import mask
-
-    coco: Any = mask  # its types know fewer forms than it takes
+    coco = require("pycocotools.mask", "coco", "drawing COCO annotations")
     shape = one.get("segmentation")
     try:
         if isinstance(shape, list):
