@@ -44,7 +44,7 @@ def test_two_steps(path, request, tmp_path):
 
 
 def test_every_key_is_documented():
-    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text()
     described = schema(TABLES)
     keys = [f"{key}" for section in described["sections"].values() for key in section["properties"]]
     names = [
@@ -53,7 +53,7 @@ def test_every_key_is_documented():
         if table not in ("data", "split", "loss", "weight")  # which have pages of their own
         for name in entries
     ]
-    elsewhere = {"names", "mode", "ignore_index", "background", "regions"}  # of labels, in docs/data.md
+    elsewhere = {"names", "mode", "ignore_index", "background", "regions"}  # of labels, in docs/reference/data.md
     missing = [word for word in (*keys, *names) if word not in elsewhere and not re.search(rf"`(\w+\.)?{word}`", page)]
     assert not missing
 
