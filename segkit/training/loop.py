@@ -14,7 +14,6 @@ from torch import Tensor
 
 from segkit.evaluation.results import foreground_means
 from segkit.evaluation.scorer import score_cases
-from segkit.evaluation.scoring import Scoring
 from segkit.losses.gradient_diagnostics import dead_terms
 from segkit.training import checkpoint
 from segkit.training.lr_schedules import Plateau
@@ -101,7 +100,7 @@ def _steps(
 
 
 def _start_or_continue(trainer: Trainer, run: Run) -> None:
-    content = trainer.processes.agreed(run.load_last() if run.writes else None)
+    content = trainer.processes.broadcast(run.load_last() if run.writes else None)
     if content is None:
         _save(run, run.last, trainer.state())
     else:
@@ -191,13 +190,11 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
     if experiment.validation is not None:
         started = time.perf_counter()
         predictor = experiment.predictor(trainer.evaluated_model)
-        scoring = Scoring(threshold=experiment.threshold)
         shown = FirstMasks() if run.takes_pictures else None
         scored = score_cases(
             predictor,
             experiment.validation,
             experiment.labels,
-            scoring,
             group=trainer.processes.group,
             keep=None if shown is None else shown.keep,
         )

@@ -66,7 +66,7 @@ class Plateau:
     ):
         if not 0 < factor < 1:
             raise ValueError(f"expected a factor between 0 and 1, got {factor}")
-        self.patience = to_steps(patience, steps=steps, steps_per_epoch=steps_per_epoch, least=1)
+        self.patience = to_steps(patience, steps=steps, steps_per_epoch=steps_per_epoch, minimum=1)
         self.factor, self.least, self.floor = factor, least, floor
         self.rise = _with_warmup(lambda _progress: 1.0, steps, steps_per_epoch, warmup)
         self.state: dict[str, Any] = {"best": None, "since": 0, "current": 1.0}

@@ -1,15 +1,13 @@
-"""Optimisers, parameter groups and learning-rate schedules by name.
+"""Optimisers by name, and parameter groups.
 
-Optimisers are torch's fused ones where the device has them: these can leave a step out by a flag on the device, so
-that a gradient that is not finite is skipped without a look at it.
-
-A schedule is a function step -> factor of the learning rate, so that a run continued at a step needs nothing but the
-step; `plateau` alone also remembers what it saw. `steps` and `steps_per_epoch` come from the program.
+The optimisers are PyTorch's fused implementations if the device supports them. A fused optimiser skips a step if a flag
+on the device is set, so that the training loop can skip a non-finite gradient without a host synchronisation.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 Groups = Sequence[dict[str, Any]]
-FUSED = ("cpu", "cuda", "mps", "xpu")
+FUSED = ("cpu", "cuda", "mps", "xpu")  # device types for which PyTorch has fused optimisers
+# names of the encoder in the networks of segkit, segmentation_models_pytorch and MONAI
 ENCODERS = ("encoder", "backbone", "convInit", "down_layers", "conv_0", "down_1", "down_2", "down_3", "down_4")
 
 
@@ -48,9 +47,10 @@ def sgd(
     optimizer = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=_fused(parameters)
     )
-    if momentum:  # a first step that is skipped leaves torch's own buffers with whatever was in the memory
-        for parameter in (one for group in parameters for one in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    if momentum:  # if the first step is skipped, the buffers that PyTorch creates in it stay uninitialised
+        for group in parameters:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
@@ -62,10 +62,13 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adam": adam,
 
 @dataclass(frozen=True)
 class Grouping:
-    """How parameters differ in rate and decay.
+    """How learning rate and weight decay differ between parameters.
 
-    encoder_lr: what the rate of the encoder is multiplied with. layer_decay: what that of each block of the encoder is
-    multiplied with, going from its last block to the first. decay_norms_and_biases: whether these are decayed as well.
+    Args:
+        encoder_lr: Factor on the learning rate of the encoder.
+        layer_decay: Factor on the learning rate from one block of the encoder to the block before it. The last block
+            has the rate of the encoder.
+        decay_norms_and_biases: Whether weight decay also applies to normalisation layers and biases.
     """
 
     encoder_lr: float = 1.0
@@ -74,44 +77,51 @@ class Grouping:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Take the gradient from all parameters whose name matches. Raises ValueError for a pattern that none does, and if
-    nothing is left to be trained."""
+    """Freeze all parameters whose name matches one of the patterns.
+
+    Raises ValueError if a pattern matches no parameter, or if no trainable parameter is left.
+    """
     names = [name for name, _parameter in model.named_parameters()]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ValueError(f"parameters.freeze: no parameter is called {pattern!r}; they are {_shown(names)}")
+            raise ValueError(
+                f"parameters.freeze: no parameter name matches {pattern!r}; the names are {_top_level(names)}"
+            )
     for name, parameter in model.named_parameters():
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"parameters.freeze: {', '.join(patterns)} leave nothing to be trained")
+        raise ValueError(f"parameters.freeze: {', '.join(patterns)} leaves no trainable parameter")
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules all of whose parameters, of which they have some, are frozen."""
-    return [
-        module
-        for module in model.modules()
-        if (parameters := list(module.parameters())) and not any(one.requires_grad for one in parameters)
-    ]
+    """The modules that have parameters, all of which are frozen."""
+
+    def is_frozen(module: nn.Module) -> bool:
+        parameters = list(module.parameters())
+        return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+    return [module for module in model.modules() if is_frozen(module)]
 
 
-def _shown(names: Sequence[str]) -> str:
-    tops = dict.fromkeys(name.split(".")[0] + (".*" if "." in name else "") for name in names)
-    return ", ".join(tops)
+def _top_level(names: Sequence[str]) -> str:
+    """The names of the top-level modules, as patterns, and of the top-level parameters."""
+    patterns = dict.fromkeys(name.split(".")[0] + (".*" if "." in name else "") for name in names)
+    return ", ".join(patterns)
 
 
 def parameter_groups(model: nn.Module, grouping: Grouping) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters by rate and decay; `lr_factor` is what a group's rate is multiplied with.
+    """The trainable parameters, grouped by learning rate and weight decay.
 
-    Raises ValueError if a rate of the encoder is asked for and the network has no part that is called one.
+    `lr_factor` of a group is the factor on the learning rate. Raises ValueError if the grouping sets a learning rate of
+    the encoder and the network has no encoder, which is recognised by its name.
     """
     blocks = _encoder_blocks(model)
     if (grouping.encoder_lr != 1 or grouping.layer_decay != 1) and not blocks:
         names = [name for name, _parameter in model.named_parameters()]
         raise ValueError(
-            f"parameters.encoder_lr and layer_decay are for a network with a part called {', '.join(ENCODERS[:2])}; "
-            f"this one has {_shown(names)}"
+            f"parameters.encoder_lr and layer_decay need a network with a module named {' or '.join(ENCODERS[:2])}, "
+            f"but this network has {_top_level(names)}"
         )
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -125,7 +135,7 @@ def parameter_groups(model: nn.Module, grouping: Grouping) -> list[dict[str, Any
 
 
 def _encoder_blocks(model: nn.Module) -> list[str]:
-    """The names of the blocks of the encoder, in the order in which they are passed."""
+    """The names of the blocks of the encoder, in the order of the forward pass."""
     names = [name for name, _parameter in model.named_parameters() if name.split(".")[0] in ENCODERS]
     return list(dict.fromkeys(_block(name) for name in names))
 
@@ -144,9 +154,10 @@ def _rate_factor(name: str, blocks: Sequence[str], grouping: Grouping) -> float:
 def build_optimizer(
     name: str, model: nn.Module, arguments: Mapping[str, Any], grouping: Grouping | None = None
 ) -> Optimizer:
-    """The named optimiser; `initial_lr` of each group is what a schedule's factor multiplies.
+    """Build an optimiser by name.
 
-    Raises ValueError if the grouping does not fit the network.
+    A learning-rate schedule multiplies the `initial_lr` of each parameter group. Raises ValueError if the grouping does
+    not fit the network.
     """
     optimizer = OPTIMIZERS[name](parameter_groups(model, grouping or Grouping()), **arguments)
     for group in optimizer.param_groups:
@@ -155,11 +166,45 @@ def build_optimizer(
 
 
 def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take from a state what the optimiser has gathered; rates, decays and momenta stay as the optimiser has them."""
-    chosen = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    """Load the moments from the state of an optimiser. The hyperparameters of `optimizer` stay as they are."""
+    kept = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, mine in zip(optimizer.param_groups, chosen, strict=True):
-        group.update(mine)
+    for group, hyperparameters in zip(optimizer.param_groups, kept, strict=True):
+        group.update(hyperparameters)
 
 
-# --- schedules ------------------------------------------------------------------------------------------------------
+# --- optimisers in the training loop --------------------------------------------------------------------------------
+
+
+def prepare(optimizer: Optimizer) -> None:
+    """Set `initial_lr` of each parameter group, if it is not set, to the learning rate of the group.
+
+    Raises ValueError if the optimiser needs a closure, such as LBFGS: the training loop computes each gradient once.
+    """
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{type(optimizer).__name__} needs a closure that computes the loss repeatedly, but the training loop "
+            "computes each gradient once; use an optimizer whose step() needs no closure"
+        )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = float(group.get("initial_lr", group["lr"]))
+
+
+def skips_by_flag(optimizer: Optimizer) -> bool:
+    """Whether the optimiser skips its next step if the tensor `found_inf` on the device is 1.
+
+    PyTorch's fused optimisers do. The exception is the first step of a fused SGD with momentum, in which the momentum
+    buffers are created: skipping it would leave them uninitialised.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    return all(
+        group.get("fused", True) and not (isinstance(optimizer, torch.optim.SGD) and _lacks_buffers(optimizer, group))
+        for group in optimizer.param_groups
+    )
+
+
+def _lacks_buffers(optimizer: torch.optim.SGD, group: Mapping[str, Any]) -> bool:
+    states = [optimizer.state.get(parameter, {}) for parameter in group["params"] if parameter.grad is not None]
+    return bool(group["momentum"]) and any(state.get("momentum_buffer") is None for state in states)

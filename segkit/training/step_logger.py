@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from segkit.utils.distributed import ALONE, Processes
+from segkit.utils.distributed import SINGLE_PROCESS, Processes
 
 WHOLE = ("loss", "gradient_norm")  # the scalars of a step that are no term
 BROKEN = "broken"
@@ -30,7 +30,7 @@ class Meter:
     finite, whose loss or gradient was not.
     """
 
-    def __init__(self, every: int, steps: int, device: torch.device, processes: Processes = ALONE):
+    def __init__(self, every: int, steps: int, device: torch.device, processes: Processes = SINGLE_PROCESS):
         self.every, self.steps, self.device, self.processes = every, steps, device, processes
         self.scalars: list[dict[str, Tensor]] = []
         self.cases: list[list[str]] = []
@@ -78,7 +78,7 @@ class Meter:
         line = {"kind": "step", **position, **whole, "terms": means, "time": self._time(position["step"])}
         if any(skipped):
             named = [case for cases, broken in zip(self.cases, skipped, strict=True) if broken for case in cases]
-            of_all = [case for cases in self.processes.gathered(named) for case in cases]
+            of_all = [case for cases in self.processes.all_gather(named) for case in cases]
             line["skipped"] = {"steps": sum(skipped), "cases": of_all}
         self.scalars, self.cases, self.restored, self.waiting = [], [], 0, 0.0
         self.began = time.perf_counter()
@@ -108,7 +108,7 @@ class Meter:
     def _time(self, step: int) -> dict[str, float]:
         seconds, timed = time.perf_counter() - self.began, self.cases[self.restored :]
         return {
-            "images_per_second": self.processes.number * sum(map(len, timed)) / seconds,
+            "images_per_second": self.processes.world_size * sum(map(len, timed)) / seconds,
             "waiting_for_data": self.waiting / seconds,
             "seconds_left": (self.steps - step) * seconds / len(timed),
             "memory_peak_mb": memory_peak(self.device) / 1e6,
@@ -131,6 +131,10 @@ def memory_peak(device: torch.device) -> int:
     """Bytes: of tensors on a CUDA device, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -87,7 +87,7 @@ class Watch:
             return self.limits.reached(step, seconds), mine
         if step < self.next_look:
             return self.limits.reached(step, 0.0), None
-        said = self.processes.gathered((mine, seconds, time.perf_counter()))
+        said = self.processes.all_gather((mine, seconds, time.perf_counter()))
         _signal, seconds, now = said[0]
         pace = 0.0 if self.last is None else (step - self.last[0]) / (now - self.last[1])  # steps a second
         self.next_look, self.last = step + max(1, int(self.SECONDS * pace)), (step, now)
@@ -99,7 +99,7 @@ class Watch:
         mine = self.received[0] if self.received else None
         if self.processes.group is None:
             return mine
-        said = self.processes.gathered(mine) if last else []
+        said = self.processes.all_gather(mine) if last else []
         return max((number for number in said if number is not None), default=None)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from segkit.data.loaders import EvaluationSet
+from segkit.data.datasets import EvaluationSet
 from segkit.labels import Labels
 from segkit.training.run_folder import Ended
 

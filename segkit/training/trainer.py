@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from segkit.data.loaders import EvaluationSet
+from segkit.data.datasets import EvaluationSet
 from segkit.inference.predictor import Predictor, to_device
 from segkit.labels import Labels
 from segkit.losses.deep_supervision import DeepSupervision
@@ -22,11 +22,11 @@ from segkit.losses.gradient_diagnostics import term_gradients
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.training.ema import KeptBuffers, move_average
 from segkit.training.lr_schedules import Plateau, Schedule
-from segkit.training.optimizers import frozen_modules, load_moments
+from segkit.training.optimizers import frozen_modules, load_moments, prepare, skips_by_flag
 from segkit.training.precision import AUTOCAST, Precision
 from segkit.training.step_logger import Meter
 from segkit.training.stopping import Limits
-from segkit.utils.distributed import ALONE, Processes
+from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.seeding import random_state, set_random_state
 
 Batch = dict[str, Any]
@@ -82,9 +82,8 @@ class Experiment:
     predictor: Callable[[nn.Module], Predictor]
     settings: Settings
     device: torch.device
-    threshold: float
     network: nn.Module | None = None
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     plain: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,13 +94,16 @@ class Trainer:
         settings = experiment.settings
         self.experiment, self.settings, self.processes = experiment, settings, experiment.processes
         self.model, self.loss, self.optimizer = experiment.model, experiment.loss, experiment.optimizer
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        prepare(self.optimizer)
+        self.skips_by_flag = False  # whether the optimiser does; checked in each step until it does
+        updated = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        self.trained = [
+            parameter for parameter in self.model.parameters() if parameter.requires_grad and id(parameter) in updated
+        ]
         self.average = None if settings.ema is None else copy.deepcopy(self.model).requires_grad_(False)
         self.buffers = KeptBuffers(self.model)
         self.network = _distributed(experiment.network or self.model, experiment)
         self.scaler = torch.amp.GradScaler(experiment.device.type, enabled=settings.precision == "fp16")
-        # a scaler looks for what is not finite itself; torch's optimisers leave a step out where they are fused
-        self.skips = not self.scaler.is_enabled() and bool(self.optimizer.defaults.get("fused"))
         self.frozen = frozen_modules(self.model)
         self.settled = not isinstance(self.network, DistributedDataParallel)
         self.meter = Meter(settings.log_every, settings.limits.last_step, experiment.device, self.processes)
@@ -189,16 +191,28 @@ class Trainer:
             dist.all_reduce(broken, op=dist.ReduceOp.MAX, group=self.processes.group)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.trained, self.settings.clip_norm, norm)
-        optimizer: Any = self.optimizer
-        if self.skips:
-            optimizer.found_inf = broken
-        self.scaler.step(optimizer)
-        self.scaler.update()
+        self._step_optimizer(broken)
         self.buffers.put_back(broken > 0)
         if self.average is not None and self.settings.ema is not None:
             grown = (2 + self.step_number) / (11 + self.step_number)
             move_average(self.average, self.model, (1 - min(self.settings.ema, grown)) * (1 - broken))
         return norm, broken
+
+    def _step_optimizer(self, nonfinite: Tensor) -> None:
+        """Step the optimiser, unless the gradient is not finite.
+
+        A fused optimiser reads the flag on the device. For any other optimiser the flag is read on the host, which
+        waits for the device: only then every part of its state, on whatever device, stays exactly as it was.
+        """
+        optimizer: Any = self.optimizer
+        self.skips_by_flag = self.skips_by_flag or skips_by_flag(optimizer)
+        if self.skips_by_flag:
+            if not self.scaler.is_enabled():  # a scaler sets the flag itself
+                optimizer.found_inf = nonfinite
+            self.scaler.step(optimizer)
+        elif not nonfinite.item():
+            optimizer.step()
+        self.scaler.update()
 
     def share_buffers(self) -> None:
         """Give all processes the norms' statistics of the first, which are those of the checkpoint; each has its own
@@ -264,7 +278,7 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "meter": self.meter.state(),
                 "gradients": self.gradients,
-                "random": self.processes.gathered(random_state(self.experiment.device)),
+                "random": self.processes.all_gather(random_state(self.experiment.device)),
             },
         }
 
@@ -285,7 +299,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["model"])
         random = training["random"]
-        place = self.processes.rank if len(random) == self.processes.number else 0
+        place = self.processes.rank if len(random) == self.processes.world_size else 0
         set_random_state(random[place], self.experiment.device)
         self.step_number, self.seconds = state["step"], state["time"]["training_seconds"]
         self.best, self.best_step = state["best"], state["best_step"]

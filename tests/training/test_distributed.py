@@ -49,7 +49,7 @@ def experiment_of(processes, dtype, steps=STEPS, accumulate=1):
     def batches(start):
         for batch in made.batches(start):
             batch["mask"][0, :16] = 255
-            share = processes.share(4)
+            share = processes.batch_slice(4)
             yield {
                 "image": batch["image"][share].to(dtype),
                 "mask": batch["mask"][share],
@@ -91,12 +91,12 @@ def first_gradient(experiment):
 def train_in_a_process(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     processes = Processes(rank, 2, rank, dist.group.WORLD)
-    run = Run(Path(folder) / "run", writes=processes.first)
+    run = Run(Path(folder) / "run", writes=processes.is_first)
     fit(experiment_of(processes, torch.float64), run, console=QUIET)
     torch.save(first_gradient(experiment_of(processes, torch.float32)), f"{folder}/gradient{rank}.pt")
-    accumulated = Run(Path(folder) / "accumulated-2", writes=processes.first)
+    accumulated = Run(Path(folder) / "accumulated-2", writes=processes.is_first)
     fit(experiment_of(processes, torch.float64, steps=10, accumulate=2), accumulated, console=QUIET)
-    gc.collect()  # as `joined` does
+    gc.collect()  # as `process_group` does
     dist.destroy_process_group()
 
 
@@ -142,7 +142,7 @@ def with_batch_norm(processes, **settings):
 def evaluate_in_a_process(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     processes = Processes(rank, 2, rank, dist.group.WORLD)
-    fit(with_batch_norm(processes), Run(Path(folder) / "run", writes=processes.first), console=QUIET)
+    fit(with_batch_norm(processes), Run(Path(folder) / "run", writes=processes.is_first), console=QUIET)
     # one of the two is asked to stop between two lines of the log
     Watch.SECONDS = 0.05
     experiment = with_batch_norm(processes, log_every=1000)
@@ -155,12 +155,12 @@ def evaluate_in_a_process(rank, folder):
                 signal.raise_signal(signal.SIGTERM)
             yield batches[step % 8]
 
-    run = Run(Path(folder) / "stopped", writes=processes.first)
+    run = Run(Path(folder) / "stopped", writes=processes.is_first)
     with pytest.raises(Interrupted) as stopped:
         fit(replace(experiment, batches=endless), run, console=QUIET)
     assert stopped.value.exit_code == 143
-    traceback.clear_frames(stopped.tb)  # as `joined` does
-    gc.collect()  # as `joined` does
+    traceback.clear_frames(stopped.tb)  # as `process_group` does
+    gc.collect()  # as `process_group` does
     dist.destroy_process_group()
 
 
@@ -195,7 +195,7 @@ def resume_in_a_process(rank, folder):
         settings = replace(made.settings, limits=Limits(9))
         fit(
             replace(made, batches=batches, settings=settings),
-            Run(Path(folder) / name, writes=processes.first),
+            Run(Path(folder) / name, writes=processes.is_first),
             resume=resume,
             console=QUIET,
         )
@@ -205,7 +205,7 @@ def resume_in_a_process(rank, folder):
         train("parts", cut=5)
     traceback.clear_frames(cut.tb)
     train("parts", resume=True)
-    gc.collect()  # as `joined` does
+    gc.collect()  # as `process_group` does
     dist.destroy_process_group()
 
 
@@ -248,4 +248,4 @@ def test_torchrun_writes_one_run_and_resumes_it(tmp_path):
 
 def test_a_batch_that_cannot_be_shared_evenly():
     with pytest.raises(ValueError, match="a multiple of the 2 processes, got 3"):
-        Processes(0, 2).share(3)
+        Processes(0, 2).batch_slice(3)
