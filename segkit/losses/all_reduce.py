@@ -1,4 +1,4 @@
-"""Sums over the processes of a group, so that a loss is that of the whole batch on every one of them."""
+"""Sums over the processes of a group, which give every process the loss of the whole batch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.autograd.function import once_differentiable
 
 
 class Reduce(Protocol):
-    """Sums tensors over processes; `processes` is how many."""
+    """Sums tensors over processes; `processes` is their number."""
 
     processes: int
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]: ...
 
 
-class Alone:
-    """One process: the sums are what they are."""
+class SingleProcess:
+    """The sum over one process: returns the tensors unchanged."""
 
     processes = 1
 
@@ -27,15 +27,15 @@ class Alone:
         return list(tensors)
 
 
-keep = Alone()
+single_process = SingleProcess()
 
 
 class GlobalSum:
-    """Sum tensors of equal type over the processes of a group, in one message.
+    """Sums tensors of equal dtype over the processes of a group, in one message.
 
-    Every process then computes the same loss, and DDP takes the mean of the gradients of all. What each process
-    contributes to the sums has the slope of the one loss, so the backward multiplies by the number of processes,
-    and the mean is the gradient of the whole batch. It sends nothing.
+    Every process then computes the same loss, and DDP averages the gradients over the processes. A process only
+    contributes its own part to the sums, so the backward multiplies by the number of processes; the average is then
+    the gradient of the whole batch. The backward does not communicate.
     """
 
     def __init__(self, group: Any):
@@ -44,8 +44,8 @@ class GlobalSum:
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         packed = torch.cat([tensor.reshape(-1) for tensor in tensors])
         summed = _AllReduce.apply(packed, self.group, self.processes)
-        parts = summed.split([tensor.numel() for tensor in tensors])  # pyright: ignore[reportAttributeAccessIssue]
-        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        sums = summed.split([tensor.numel() for tensor in tensors])  # pyright: ignore[reportAttributeAccessIssue]
+        return [flat.view_as(tensor) for flat, tensor in zip(sums, tensors, strict=True)]
 
 
 class _AllReduce(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""From a name, a mapping or a list to a loss: the checks of what was written, and the weighted sum of terms."""
+"""Building a loss from a name, a mapping or a list: checks the options and returns the weighted sum of the terms."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import difflib
 import inspect
 import itertools
 import math
-import types
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
-from typing_extensions import is_typeddict
 
 from segkit.labels import Labels
-from segkit.losses.all_reduce import GlobalSum, Reduce, keep
+from segkit.losses.all_reduce import GlobalSum, Reduce, single_process
 from segkit.losses.class_weights import is_from_class_counts, resolve_class_weights
 from segkit.losses.library_presets import preset
 from segkit.losses.lovasz import LovaszHinge, LovaszSoftmax
@@ -24,6 +23,14 @@ from segkit.losses.topk import TopkCrossEntropy
 from segkit.losses.tversky import FocalTversky, GeneralizedDice, Tversky
 from segkit.losses.weight_schedules import WEIGHT_SCHEDULES, Constant, WeightSchedule
 from segkit.losses.weighted_sum import Scale, WeightedSum
+from segkit.utils.signatures import (
+    describe,
+    first_errors,
+    is_mapping_type,
+    literal_values,
+    signature_model,
+    union_members,
+)
 
 LOSSES: dict[str, type[nn.Module]] = {
     "cross_entropy": CrossEntropy,
@@ -51,43 +58,47 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "dice_topk": [{"name": "dice"}, {"name": "topk_cross_entropy"}],
 }
 
-INJECTED = ("labels", "class_counts", "reduce")  # given by build_loss, never written by the user
+INJECTED = ("labels", "class_counts", "reduce")  # passed by `build_loss`; users cannot set them
 TermSpec = str | Mapping[str, Any]
 
 
 def build_loss(
     spec: TermSpec | Sequence[TermSpec], labels: Labels, class_counts: Any = None, group: Any = None
 ) -> WeightedSum:
-    """Build the loss that a name, a mapping or a list of these describes.
+    """Build a loss from a name, a mapping or a list of terms.
 
-    spec: the name of a loss or of a recipe, `{"name": ..., "weight": 1, ...}` with the options of that loss, or
-        a list of names and mappings of losses. `weight` is a number, or a schedule over the run such as
-        `{"name": "linear", "start": 0, "end": 1}`. `like` names a library: options that are not given are set so that
-        the value and the gradient are that library's.
-    class_counts: integers [cases, classes] of the valid pixels a training case and class, for named class weights; or a
-        mapping with these under `pixels` and the components under `components`.
-    group: processes (of torch.distributed) over which the sums are taken, each with its part of the batch. The value is
-        then that of the whole batch on every one, and the mean of their gradients its gradient.
+    spec: the name of a loss or of a recipe; a mapping `{"name": ..., "weight": 1, ...}` with the options of the loss;
+        or a list of names and mappings of losses. `weight` is a number, or a schedule over the run such as
+        `{"name": "linear", "start": 0, "end": 1}`. `like` names a library: options that are not given are set such
+        that value and gradient equal those of that library.
+    class_counts: the number of valid pixels of each class in each training case, integers [cases, classes]; required
+        by named class weights. Or a mapping with this array under `pixels` and the number of connected components
+        under `components`.
+    group: a process group of `torch.distributed` whose processes each hold a part of the batch. Every process then
+        gets the loss of the whole batch, and the mean of the processes' gradients is the gradient of the whole batch.
 
-    Raises ValueError for a name, an option or a value that is not known, with the nearest one that is.
+    Raises ValueError for an unknown name, option or value, and suggests the nearest known one.
     """
-    reduce: Reduce = keep if group is None else GlobalSum(group)
+    reduce: Reduce = single_process if group is None else GlobalSum(group)
     terms: dict[str, nn.Module] = {}
     schedules, scales = [], []
     for term in _term_mappings(spec):
-        cls = _loss_class(term.get("name"))
+        loss_class = _loss_class(term.get("name"))
         options = expanded(term, labels)
         name, weight, library = options.pop("name"), options.pop("weight", 1.0), options.pop("like", None)
         if library is not None:
-            options = _with_numbers(options, labels, class_counts)
+            options = _with_numeric_class_weights(options, labels, class_counts)
         schedules.append(_weight_schedule(name, weight))
         scales.append(_library_scale(name, library, options, labels))
-        terms[_free_name(name, terms)] = _build_term(name, cls, options, labels, class_counts, reduce)
+        terms[_free_name(name, terms)] = _build_term(name, loss_class, options, labels, class_counts, reduce)
     return WeightedSum(labels, terms, schedules, scales, reduce)
 
 
 def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
-    """A number of 0 or more, or a mapping with the name and the arguments of a schedule."""
+    """The schedule of a weight, which is a number of at least 0 or a mapping with the name and options of a schedule.
+
+    Raises ValueError for anything else.
+    """
     if isinstance(weight, Mapping):
         options = dict(weight)
         name = options.pop("name", None)
@@ -107,9 +118,9 @@ def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
 
 
 def expanded(term: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
-    """A term with what `like` stands for written out; `like` stays, for the factor that goes with it.
+    """A term with the options that `like` stands for; `like` itself stays, because it may also imply a factor.
 
-    Raises ValueError for an unknown library, and where it has no such loss or has it wrong.
+    Raises ValueError for an unknown library, and where the library lacks the loss or implements it incorrectly.
     """
     library = term.get("like")
     if library is None:
@@ -122,31 +133,31 @@ def expanded(term: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
     return {"name": term["name"], "like": library, **options, **term}
 
 
-def _with_numbers(options: dict[str, Any], labels: Labels, class_counts: Any) -> dict[str, Any]:
-    """The options with class weights from the class counts as the numbers that a factor may follow from; what is
-    wrong with
-    them the loss itself says."""
+def _with_numeric_class_weights(options: dict[str, Any], labels: Labels, class_counts: Any) -> dict[str, Any]:
+    """The options with named class weights as numbers, since the factor of a library may depend on them.
+
+    Invalid class weights are returned unchanged; the loss itself raises the error.
+    """
     if class_counts is None or not is_from_class_counts(options.get("class_weights")):
         return options
     try:
-        return {
-            **options,
-            "class_weights": resolve_class_weights(options["class_weights"], labels, class_counts).tolist(),
-        }
+        weights = resolve_class_weights(options["class_weights"], labels, class_counts)
     except ValueError:
         return options
+    return {**options, "class_weights": weights.tolist()}
 
 
 def _library_scale(name: str, library: Any, options: Mapping[str, Any], labels: Labels) -> Scale:
-    """What `like` scales the value by; the options are those that `expanded` gave."""
+    """The factor and offset that `like` implies; `options` come from `expanded`."""
     if library is None:
         return Scale()
-    signature = inspect.signature(LOSSES[name]).parameters
-    defaults = {key: one.default for key, one in signature.items() if key not in INJECTED}
+    parameters = inspect.signature(LOSSES[name]).parameters
+    defaults = {key: parameter.default for key, parameter in parameters.items() if key not in INJECTED}
     return preset(library, name).scale({**defaults, **options}, labels)
 
 
 def _term_mappings(spec: TermSpec | Sequence[TermSpec]) -> list[Mapping[str, Any]]:
+    """The terms of a specification, each as a mapping with a name."""
     if isinstance(spec, str):
         if spec not in LOSSES and spec not in RECIPES:
             known = [*LOSSES, *RECIPES]
@@ -162,85 +173,67 @@ def _loss_class(name: Any) -> type[nn.Module]:
     if isinstance(name, str) and name in LOSSES:
         return LOSSES[name]
     if isinstance(name, str) and name in RECIPES:
-        raise ValueError(f"{name} is a recipe: give its name alone, or list its terms {RECIPES[name]}")
+        raise ValueError(f"{name} is a recipe: use its name alone, or list its terms {RECIPES[name]}")
     raise ValueError(f"expected a loss name among {', '.join(LOSSES)}, got {name!r}{_nearest(name, LOSSES)}")
 
 
 def _build_term(
-    name: str, cls: type[nn.Module], options: Mapping[str, Any], labels: Labels, class_counts: Any, reduce: Reduce
+    name: str,
+    loss_class: type[nn.Module],
+    options: Mapping[str, Any],
+    labels: Labels,
+    class_counts: Any,
+    reduce: Reduce,
 ) -> nn.Module:
-    """Check the options against the signature, and let the class check what they mean together."""
-    here = f"loss {name}, mode {labels.mode}"
-    _check_options(here, cls, options)
-    given = {"labels": labels, "class_counts": class_counts, "reduce": reduce}
-    parameters = inspect.signature(cls).parameters
+    """Check the options against the signature, then build the loss, which checks their combination."""
+    context = f"loss {name}, mode {labels.mode}"
+    _check_options(context, loss_class, options)
+    injected = {"labels": labels, "class_counts": class_counts, "reduce": reduce}
+    parameters = inspect.signature(loss_class).parameters
     try:
-        return cls(**{key: given[key] for key in INJECTED if key in parameters}, **options)
+        return loss_class(**{key: injected[key] for key in INJECTED if key in parameters}, **options)
     except ValueError as error:
-        raise ValueError(f"{here}: {error}") from error
+        raise ValueError(f"{context}: {error}") from error
 
 
-def _check_options(here: str, entry: Any, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option that the signature has not, or a value that its annotation does not allow."""
-    known = [parameter for parameter in inspect.signature(entry).parameters if parameter not in INJECTED]
-    hints = get_type_hints(entry.__init__ if isinstance(entry, type) else entry)
-    for option, value in options.items():
-        if option not in known:
-            raise ValueError(
-                f"{here}: expected options among {', '.join(known)}, got {option!r}{_nearest(option, known)}"
-            )
-        if not _fits(value, hints[option]):
-            allowed = _literals(hints[option])
-            raise ValueError(
-                f"{here}: expected {option} as {_describe(hints[option])}, got {value!r}{_nearest(value, allowed)}"
-            )
+def _check_options(context: str, entry: Any, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that the signature lacks, or a value that its annotation does not allow."""
+    model = signature_model(entry, frozenset(INJECTED), allow_inf_nan=True)  # the losses check ranges themselves
+    try:
+        model.model_validate({option: _as_plain(value) for option, value in options.items()})
+    except ValidationError as error:
+        for option, details in first_errors(error).items():
+            _raise_option_error(context, option, details["type"], options.get(option), model.model_fields)
+
+
+def _raise_option_error(context: str, option: str, kind: str, value: Any, fields: Mapping[str, Any]) -> None:
+    if kind == "missing":
+        raise ValueError(f"{context}: missing required option {option!r}")
+    if kind == "extra_forbidden":
+        raise ValueError(
+            f"{context}: expected options among {', '.join(fields)}, got {option!r}{_nearest(option, fields)}"
+        )
+    annotation = fields[option].annotation
+    if isinstance(value, Mapping) and any(is_mapping_type(member) for member in union_members(annotation)):
+        return  # `class_weights` checks its own mapping and names the key that is wrong
+    suggestion = _nearest(value, literal_values(annotation))
+    raise ValueError(f"{context}: expected {option} as {describe(annotation)}, got {value!r}{suggestion}")
+
+
+def _as_plain(value: Any) -> Any:
+    """A tuple as a list and a mapping as a dict, the only forms that strict validation accepts."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _free_name(name: str, taken: Container[str]) -> str:
-    """`name`, or for a further term of that name the first of name_2, name_3, ... that is free."""
+    """`name`, or the first of name_2, name_3, ... that is free."""
     numbered = (f"{name}_{number}" for number in itertools.count(2))
-    return name if name not in taken else next(free for free in numbered if free not in taken)
+    return name if name not in taken else next(candidate for candidate in numbered if candidate not in taken)
 
 
 def _nearest(word: Any, known: Iterable[Any]) -> str:
+    """A suggestion to append to an error message; empty if nothing is close."""
     close = difflib.get_close_matches(str(word), [str(name) for name in known], 1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one annotation."""
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-
-
-def _literals(annotation: Any) -> list[Any]:
-    return [value for choice in _choices(annotation) if get_origin(choice) is Literal for value in get_args(choice)]
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value is of an annotated type: Literal, list, number, text, None or a union of these."""
-    choices = _choices(annotation)
-    if len(choices) > 1:
-        return any(_fits(value, choice) for choice in choices)
-    if get_origin(annotation) is Literal:
-        return any(type(value) is type(known) and value == known for known in get_args(annotation))
-    if get_origin(annotation) is list:
-        return isinstance(value, (list, tuple)) and all(_fits(item, get_args(annotation)[0]) for item in value)
-    if is_typeddict(annotation):
-        return isinstance(value, Mapping)  # what is in it is checked where it is used
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return type(value) is annotation or (annotation is type(None) and value is None)
-
-
-def _describe(annotation: Any) -> str:
-    choices = _choices(annotation)
-    if len(choices) > 1:
-        return " or ".join(_describe(choice) for choice in choices)
-    if get_origin(annotation) is Literal:
-        return " or ".join(repr(value) for value in get_args(annotation))
-    if get_origin(annotation) is list:
-        return f"a list of {_describe(get_args(annotation)[0])}"
-    if is_typeddict(annotation):
-        return f"a mapping with {', '.join(annotation.__annotations__)}"
-    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "none"}
-    return names.get(annotation, str(annotation))

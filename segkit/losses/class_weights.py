@@ -1,4 +1,4 @@
-"""Class weights: given as a list, or made from class counts of the training cases."""
+"""Class weights, given as a list or computed from the class counts of the training cases."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ METHODS: tuple[str, ...] = get_args(Method)
 Counts = Literal["pixels", "images", "components"]
 
 
-class FromCensus(TypedDict, total=False):
-    """A method with its options: `cap`, the largest weight there may be; then, with `mean_one`, all are divided by
-    their mean. beta, counts: of `effective_number`, the overlap of the samples and what counts as one."""
+class FromClassCounts(TypedDict, total=False):
+    """A method with its options.
+
+    cap: an upper limit of the weights. mean_one: divide the weights by their mean, after the limit.
+    beta, counts: options of `effective_number`: the overlap of the samples, and what counts as a sample.
+    """
 
     method: Required[Method]
     cap: float
@@ -27,29 +30,27 @@ class FromCensus(TypedDict, total=False):
     counts: Literal["images", "components"]
 
 
-# "none" is what YAML 1.2 makes of `class_weights: none`
-ClassWeights = list[float] | Method | FromCensus | Literal["none"] | None
+# YAML 1.2 reads `class_weights: none` as the string "none"
+ClassWeights = list[float] | Method | FromClassCounts | Literal["none"] | None
 
 
 def class_weights(method: str | Mapping[str, Any], class_counts: Any, names: Sequence[str] | None = None) -> Tensor:
-    """Weights [K] from class counts, float64.
+    """Class weights [K], float64, from class counts.
 
-    method: a name, or a mapping as `FromCensus`.
-    class_counts: integers [cases, K] of valid pixels a case and class (2 classes in binary mode), or a mapping with
-    these
-        under `pixels` and the connected components under `components`.
+    method: a name, or a mapping as in `FromClassCounts`.
+    class_counts: the number of valid pixels of each class in each case, integers [cases, K] (K = 2 in binary mode); or
+        a mapping with this array under `pixels` and the number of connected components under `components`.
 
-    With n_c the pixels of class c, N all pixels and f_c = n_c / N:
+    Let n_c be the pixels of class c, N all pixels and f_c = n_c / N:
     inverse: N / (K n_c).  sqrt_inverse: its square root.  enet: 1 / ln(1.02 + f_c) (Paszke et al. 2016).
-    median_frequency: median(q) / q_c, q_c being n_c over the pixels of the cases that contain c
+    median_frequency: median(q) / q_c, where q_c is n_c divided by the pixels of the cases that contain c
         (Eigen & Fergus 2015).
-    effective_number: (1 - beta) / (1 - beta^m_c), m_c being the images or components of class c, with mean 1
-        (Cui et al. 2019). On pixels, beta^m is 0 for every class and all weights are alike.
-    Where classes overlap, N is the sum over the classes.
+    effective_number: (1 - beta) / (1 - beta^m_c), where m_c is the number of images or components of class c, scaled to
+        mean 1 (Cui et al. 2019). For pixel counts, beta^m is 0 for every class, so all weights would be equal.
+    For overlapping classes, N is the sum over the classes.
 
-    Raises ValueError for an unknown method or option, class counts of another shape or without components where
-    they are
-    needed, and a class that no case contains.
+    Raises ValueError for an unknown method or option, class counts of another shape, class counts without the
+    components that a method needs, and a class that no case contains.
     """
     options: dict[str, Any] = dict(method) if isinstance(method, Mapping) else {"method": method}
     name = options.get("method")
@@ -66,7 +67,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-# what each option of a method may be, and this in words
+# For each option of a method: a check of its value, and a description of the valid values.
 _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "method": (lambda method: method in METHODS, f"one of {', '.join(METHODS)}"),
     "cap": (lambda cap: _is_number(cap) and cap > 0, "a number above 0"),
@@ -80,20 +81,20 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name not in _OPTIONS:
             raise ValueError(f"expected class_weights with {', '.join(_OPTIONS)}, got {name!r}")
-        fits, words = _OPTIONS[name]
-        if not fits(value):
-            raise ValueError(f"expected {name} of class_weights as {words}, got {value!r}")
+        is_valid, description = _OPTIONS[name]
+        if not is_valid(value):
+            raise ValueError(f"expected {name} of class_weights as {description}, got {value!r}")
         if name in ("beta", "counts") and options["method"] != "effective_number":
-            raise ValueError(f"{name} belongs to effective_number, got it with {options['method']}")
+            raise ValueError(f"{name} is an option of effective_number, got it with {options['method']}")
 
 
 def _weights(name: str, options: Mapping[str, Any], class_counts: Any, names: Sequence[str] | None) -> Tensor:
-    counts = _checked_counts(_part(class_counts, "pixels"), names)
+    counts = _checked_counts(_counts_of(class_counts, "pixels"), names)
     total = counts.sum(0)
     if name == "effective_number":
         samples = (counts > 0).double()
         if options.get("counts", "images") == "components":
-            samples = _checked_counts(_part(class_counts, "components"), names)
+            samples = _checked_counts(_counts_of(class_counts, "components"), names)
         return (1 - options.get("beta", 0.999)) / (1 - options.get("beta", 0.999) ** samples.sum(0))
     if name == "median_frequency":
         frequency = total / torch.where(counts > 0, counts.sum(1, keepdim=True), 0).sum(0)
@@ -104,61 +105,63 @@ def _weights(name: str, options: Mapping[str, Any], class_counts: Any, names: Se
     return inverse if name == "inverse" else inverse.sqrt()
 
 
-def _part(class_counts: Any, name: str) -> Any:
-    """The pixels or components of class counts, which may be the pixels alone."""
+def _counts_of(class_counts: Any, name: str) -> Any:
+    """The array of pixels or components; class counts that are no mapping are pixels."""
     if isinstance(class_counts, Mapping) and name in class_counts:
         return class_counts[name]
     if isinstance(class_counts, Mapping) or name != "pixels":
         raise ValueError(
             f"expected class counts with {name}: a mapping {{'pixels': [cases, classes], 'components': ...}}, "
-            f"got {sorted(class_counts) if isinstance(class_counts, Mapping) else 'pixels alone'}"
+            f"got {sorted(class_counts) if isinstance(class_counts, Mapping) else 'pixels only'}"
         )
     return class_counts
 
 
-def is_from_class_counts(chosen: Any) -> bool:
-    """Whether a `class_weights` option is made from class counts."""
-    return isinstance(chosen, Mapping) or (isinstance(chosen, str) and chosen != "none")
+def is_from_class_counts(option: Any) -> bool:
+    """Whether a `class_weights` option is computed from class counts."""
+    return isinstance(option, Mapping) or (isinstance(option, str) and option != "none")
 
 
 def _checked_counts(class_counts: Any, names: Sequence[str] | None) -> Tensor:
     counts = torch.as_tensor(class_counts).to("cpu", torch.float64)
     columns = len(names) if names is not None else "classes"
     if counts.ndim != 2 or (names is not None and counts.shape[1] != columns):
-        raise ValueError(f"expected class counts [cases, {columns}] of pixels a class, got {list(counts.shape)}")
-    if not bool((counts >= 0).all()):
-        raise ValueError("expected pixel counts, none of them negative or NaN")
-    known = range(counts.shape[1]) if names is None else names
-    unseen = [str(name) for name, total in zip(known, counts.sum(0), strict=True) if total == 0]
-    if unseen:
         raise ValueError(
-            f"no training case contains {', '.join(unseen)}, so no weight follows from the class counts; "
-            "give class_weights as a list, or drop the class"
+            f"expected class counts [cases, {columns}], the pixels of each class, got shape {list(counts.shape)}"
+        )
+    if not bool((counts >= 0).all()):
+        raise ValueError("expected class counts of 0 or more, got a negative number or NaN")
+    class_names = range(counts.shape[1]) if names is None else names
+    absent = [str(name) for name, total in zip(class_names, counts.sum(0), strict=True) if total == 0]
+    if absent:
+        raise ValueError(
+            f"no training case contains {', '.join(absent)}, so its weight cannot be computed from the class counts; "
+            "give class_weights as a list, or remove the class"
         )
     return counts
 
 
-def resolve_class_weights(chosen: ClassWeights, labels: Labels, class_counts: Any = None) -> Tensor:
-    """The option `class_weights` as a float64 tensor, one weight for each of `labels.names`; ones for None.
+def resolve_class_weights(option: ClassWeights, labels: Labels, class_counts: Any = None) -> Tensor:
+    """The option `class_weights` as a float64 tensor, with one weight for each of `labels.names`; ones for None.
 
     Raises ValueError for a named method without class counts, a wrong length, and weights that are negative, not
-    finite or all zero.
+    finite, or all 0.
     """
-    if chosen is None or chosen == "none":
+    if option is None or option == "none":
         return torch.ones(len(labels.names), dtype=torch.float64)
-    if isinstance(chosen, (str, Mapping)):
+    if isinstance(option, (str, Mapping)):
         if class_counts is None:
             raise ValueError(
-                f"class_weights {chosen!r} need class counts of the training cases: pass class_counts=, integers "
-                f"[cases, {len(labels.names)}] of pixels a class, or give the weights themselves as a list"
+                f"class_weights {option!r} needs the class counts of the training cases: pass class_counts=, integers "
+                f"[cases, {len(labels.names)}] with the pixels of each class, or give the weights as a list"
             )
-        return class_weights(chosen, class_counts, labels.names)
-    weights = torch.tensor([float(weight) for weight in chosen], dtype=torch.float64)
+        return class_weights(option, class_counts, labels.names)
+    weights = torch.tensor([float(weight) for weight in option], dtype=torch.float64)
     if len(weights) != len(labels.names):
         raise ValueError(
-            f"expected {len(labels.names)} class_weights, for {', '.join(labels.names)}, "
-            f"got {len(weights)}: {list(chosen)}"
+            f"expected {len(labels.names)} class_weights, one for each of {', '.join(labels.names)}, "
+            f"got {len(weights)}: {list(option)}"
         )
     if not bool((weights.isfinite() & (weights >= 0)).all()) or weights.sum() == 0:
-        raise ValueError(f"expected class_weights of 0 or more, finite and not all 0, got {list(chosen)}")
+        raise ValueError(f"expected class_weights of 0 or more, finite and not all 0, got {list(option)}")
     return weights

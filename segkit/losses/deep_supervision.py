@@ -1,4 +1,4 @@
-"""Deep supervision: one wrapper around any loss, for networks that answer at several resolutions."""
+"""Deep supervision: a wrapper around any loss for networks with outputs at several resolutions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from segkit.losses.weighted_sum import Normaliser, WeightedSum
 
 
 class DeepSupervision(nn.Module):
-    """sum_h v_h loss(logits_h, mask_h) over the heads of a network, finest first, with weights v that halve from head
-    to head and sum to 1 (Lee et al. 2015; weights of Isensee et al. 2021).
+    """sum_h v_h loss(logits_h, mask_h) over the heads of a network, finest first; the weights v halve from head to head
+    and sum to 1 (Lee et al. 2015; weights of Isensee et al. 2021).
 
-    loss: of each head; its term weights and schedules are those of the whole.
-    drop_last: give the coarsest head the weight 0 where there are several. Heads of weight 0 are not computed; what
-        they gave stays in the graph with gradient 0, so that every parameter of the network has a gradient.
+    loss: the loss of each head; its term weights and schedules apply to all heads.
+    drop_last: give the coarsest of several heads the weight 0. The loss of a head with weight 0 is not computed. Its
+        logits stay in the graph with gradient 0, so that every parameter of the network has a gradient.
 
-    A single tensor, or a list of one, is the loss itself. The mask of a coarser head is every n-th pixel of the mask
-    (its nearest neighbour), ignored pixels included; pixel weights and `valid` likewise.
+    For a single tensor, or a list of one, the result is that of the loss itself. The mask of a coarser head consists of
+    every n-th pixel of the mask (nearest neighbour), ignored pixels included. The same holds for pixel weights and
+    `valid`.
     """
 
     def __init__(self, loss: WeightedSum, *, drop_last: bool = False) -> None:
@@ -33,7 +34,7 @@ class DeepSupervision(nn.Module):
         return [half / sum(halves) for half in halves] + [0.0] * (heads - counted)
 
     def set_progress(self, progress: float) -> None:
-        """As for the loss itself."""
+        """Set the term weights for a step; see `WeightedSum.set_progress`."""
         self.loss.set_progress(progress)
 
     def forward(
@@ -44,11 +45,15 @@ class DeepSupervision(nn.Module):
         valid: Tensor | None = None,
         normaliser: Sequence[Normaliser] | None = None,
     ) -> Tensor:
-        """The loss, a scalar. logits: [B, K, *S_h] of each head, finest first, or one tensor; the rest as for it."""
+        """The loss, a scalar.
+
+        logits: [B, K, *S_h] of each head, finest first, or one tensor. Other arguments: see `WeightedSum.forward`;
+        `normaliser` has one entry for each head.
+        """
         return self.loss.combine(self.terms(logits, mask, pixel_weight, valid, normaliser))
 
     def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The loss from what `terms` returned."""
+        """The loss from the result of `terms`."""
         return self.loss.combine(terms)
 
     def terms(
@@ -59,39 +64,37 @@ class DeepSupervision(nn.Module):
         valid: Tensor | None = None,
         normaliser: Sequence[Normaliser] | None = None,
     ) -> dict[str, Tensor]:
-        """Each term by name, summed over the heads with their weights.
+        """Each term by name, as the weighted sum over the heads.
 
-        Raises ValueError for no head, for sides that do not divide those of the finest, and for normalisers of another
-        number of heads.
+        Raises ValueError if there is no head, if the sides of a head do not divide those of the finest head, and if the
+        number of normalisers differs from the number of heads.
         """
         heads = [logits] if isinstance(logits, Tensor) else list(logits)
         if not heads:
             raise ValueError("expected the logits of at least one head, got none")
         weights = self.head_weights(len(heads))
         if normaliser is not None and len(normaliser) != len(heads):
-            raise ValueError(f"expected a normaliser for each of {len(heads)} heads, got {len(normaliser)}")
+            raise ValueError(f"expected one normaliser for each of {len(heads)} heads, got {len(normaliser)}")
         size = heads[0].shape[2:]
         totals: dict[str, Tensor] = {}
-        for place, (head, weight) in enumerate(zip(heads, weights, strict=True)):
+        for index, (head, weight) in enumerate(zip(heads, weights, strict=True)):
             if weight == 0:
                 continue
-            of_head = self.loss.terms(
+            head_terms = self.loss.terms(
                 head,
                 _at_size(mask, size, head.shape[2:]),
                 None if pixel_weight is None else _at_size(pixel_weight, size, head.shape[2:]),
                 None if valid is None else _at_size(valid, size, head.shape[2:]),
-                None if normaliser is None else normaliser[place],
+                None if normaliser is None else normaliser[index],
             )
-            for name, value in of_head.items():
+            for name, value in head_terms.items():
                 totals[name] = totals.get(name, 0) + weight * value
         idle = [head for head, weight in zip(heads, weights, strict=True) if weight == 0]
         if idle:
-            # selected out, not multiplied: NaN times 0 is NaN
-            nothing = torch.stack(
-                [torch.where(torch.zeros_like(head, dtype=torch.bool), head, 0).sum() for head in idle]
-            )
+            # selected out, not multiplied by 0, since NaN times 0 is NaN
+            zeros = torch.stack([torch.where(torch.zeros_like(head, dtype=torch.bool), head, 0).sum() for head in idle])
             first = next(iter(totals))
-            totals[first] = totals[first] + nothing.sum()
+            totals[first] = totals[first] + zeros.sum()
         return totals
 
     def normaliser(
@@ -102,31 +105,33 @@ class DeepSupervision(nn.Module):
         *,
         sizes: Sequence[Sequence[int]],
     ) -> list[Normaliser]:
-        """For each head what `WeightedSum.normaliser` gives.
+        """The result of `WeightedSum.normaliser` for each head.
 
-        sizes: the spatial sides of the logits of each head, finest first; the masks have those of the first.
+        sizes: the spatial size of the logits of each head, finest first; the masks have the size of the first.
         """
 
-        def at(head: Sequence[int], given: Sequence[Tensor]) -> list[Tensor]:
-            return [_at_size(one, sizes[0], head) for one in given]
+        def resized(head: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [_at_size(tensor, sizes[0], head) for tensor in tensors]
 
         return [
             self.loss.normaliser(
-                at(head, masks),
-                None if pixel_weights is None else at(head, pixel_weights),
-                None if valids is None else at(head, valids),
+                resized(head, masks),
+                None if pixel_weights is None else resized(head, pixel_weights),
+                None if valids is None else resized(head, valids),
                 len(head),
             )
             for head in sizes
         ]
 
 
-def _at_size(mask: Tensor, size: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Every n-th pixel of a mask whose last axes are `size`, from the middle of each block; one that has 1 pixel for
-    the whole image, as `valid` may, is for every size."""
-    if tuple(size) == tuple(wanted) or all(side == 1 for side in mask.shape[-len(size) :]):
+def _at_size(mask: Tensor, size: Sequence[int], head: Sequence[int]) -> Tensor:
+    """A mask whose last axes have `size`, at the size of a head: the middle pixel of each block.
+
+    A mask with one pixel for the whole image, as `valid` may be, fits every size and is returned unchanged.
+    """
+    if tuple(size) == tuple(head) or all(side == 1 for side in mask.shape[-len(size) :]):
         return mask
-    if any(full % part for full, part in zip(size, wanted, strict=True)):
-        raise ValueError(f"expected heads whose sides divide those of the finest, {list(size)}, got {list(wanted)}")
-    steps = [full // part for full, part in zip(size, wanted, strict=True)]
+    if any(full % coarse for full, coarse in zip(size, head, strict=True)):
+        raise ValueError(f"expected heads whose sides divide those of the finest head {list(size)}, got {list(head)}")
+    steps = [full // coarse for full, coarse in zip(size, head, strict=True)]
     return mask[(..., *(slice(step // 2, None, step) for step in steps))]

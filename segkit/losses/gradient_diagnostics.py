@@ -1,4 +1,4 @@
-"""What each term of a loss does to the gradient, for the log and for a warning when a run starts."""
+"""The contribution of each term of a loss to the gradient, for the log and for a warning at the start of a run."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-DEAD = 1e-10  # a gradient of all logits below this norm trains nothing
+DEAD = 1e-10  # a term whose gradient of all logits has a smaller norm contributes no gradient
 
 
 def term_gradients(loss: nn.Module, logits: Tensor | Sequence[Tensor], mask: Tensor) -> dict[str, dict[str, Tensor]]:
-    """Scalars on the device, from gradients with respect to the logits; the network is not involved.
+    """Norms, shares and cosines of the terms' gradients with respect to the logits, as scalars on the device.
 
-    norm: of each term by name, without its weight. share: of the sum of the weighted norms, what each term has; where
-    all are 0, 0. cosine: between the gradients of two terms, by `first, second`.
+    The network is not involved. Returns three mappings:
+    norm: the norm of each term's gradient by name, without the weight of the term.
+    share: each term's share of the sum of the weighted norms; 0 if all are 0.
+    cosine: the cosine between the gradients of two terms, by `first, second`.
     """
     heads = [logits] if isinstance(logits, Tensor) else list(logits)
-    # half precision would lose the gradients, which are not scaled here
+    # unscaled gradients would underflow in half precision
     leaves = [head.detach().to(torch.promote_types(head.dtype, torch.float32)).requires_grad_() for head in heads]
     terms: dict[str, Tensor] = loss.terms(leaves[0] if isinstance(logits, Tensor) else leaves, mask)  # pyright: ignore
     rows = []
     for value in terms.values():
-        parts = torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([part.flatten() for part in parts]).float())
+        head_gradients = torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in head_gradients]).float())
     gradients = torch.stack(rows)
     products = gradients @ gradients.mT
     norms = products.diagonal().sqrt()
@@ -41,10 +43,10 @@ def term_gradients(loss: nn.Module, logits: Tensor | Sequence[Tensor], mask: Ten
 
 
 def dead_terms(norms: Mapping[str, float]) -> list[str]:
-    """A warning for each term whose gradient on the first batch is nothing, from the norms by name."""
+    """A warning for each term whose gradient on the first batch is negligible. norms: by the name of the term."""
     return [
-        f"the gradient of {name} is {norm:.1g} on the first batch, so it trains nothing: look whether the batch holds "
-        "a class that counts, and at eps, class weights and the ignore value"
+        f"{name} contributes no gradient on the first batch (norm {norm:.1g}): check that the batch contains a class "
+        "that is counted, and check eps, class weights and the ignore value"
         for name, norm in norms.items()
         if norm < DEAD
     ]

@@ -1,4 +1,4 @@
-"""The Lovász losses: which classes count, and the mean over them."""
+"""The Lovász losses: the choice of classes and the mean over them; `lovasz_kernels` computes the loss of a class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
-from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import Batch, ScratchBuffers, activation_of
 from segkit.losses.lovasz_kernels import (
     Bins,
@@ -29,12 +29,12 @@ Classes = Literal["present", "all"] | list[str | int]
 
 
 class ChosenMean(nn.Module):
-    """Which classes count, and the mean over them; its options are those of the Lovász losses.
+    """The mean over chosen classes. The Lovász losses have the same options.
 
-    per: `batch` puts the pixels of the batch together; `image` averages over the counted classes of each image,
-        then over the images that have any.
-    classes: `present` counts those in the reference of the group, `all` every class, and a list of class names
-        or numbers these; an absent class that is counted has its largest error as loss.
+    per: `batch` pools the pixels of the batch; `image` averages over the counted classes of each image, then over the
+        images with counted classes.
+    classes: `present` counts the classes in the reference of the batch or image, `all` counts every class, and a list
+        of class names or numbers counts these classes. An absent class that is counted has its largest error as loss.
     """
 
     def __init__(self, labels: Labels, reduce: Reduce, per: Per, classes: Classes) -> None:
@@ -47,7 +47,7 @@ class ChosenMean(nn.Module):
         self.register_buffer("chosen", chosen, persistent=False)
 
     def forward(self, logits: Tensor, target: Target, method: Method, name: str) -> Tensor:
-        """The mean of the losses, a scalar; 0 with gradient 0 if nothing is counted."""
+        """The mean of the losses, a scalar; 0 with gradient 0 if no class is counted."""
         _refuse_unsupported(target, name)
         batch = Batch(logits, target, self.labels, method.errors.activation)
         groups = 1 if self.per == "batch" else logits.shape[0]
@@ -59,43 +59,43 @@ class ChosenMean(nn.Module):
 
     @torch.no_grad()
     def _counted(self, batch: Batch, method: Method) -> Tensor:
-        """1 for each group and class that is counted, [G, K]."""
-        held = [torch.zeros(len(batch.logits), batch.logits.shape[1], dtype=torch.bool, device=batch.logits.device)]
+        """1 for each group and class that is counted, otherwise 0, [G, K]."""
+        has_pixels = torch.zeros(batch.logits.shape[:2], dtype=torch.bool, device=batch.logits.device)
         buffers = ScratchBuffers()
-        for piece in batch.pieces():
-            mask = batch.mask_chunk(piece, buffers)
-            shown = mask.share > 0 if self.present_only else torch.ones_like(mask.share, dtype=torch.bool)
-            found = shown.any(-1) if mask.valid is None else (shown & mask.valid).any(-1)
+        for chunk_slice in batch.chunk_slices():
+            mask = batch.mask_chunk(chunk_slice, buffers)
+            eligible = mask.share > 0 if self.present_only else torch.ones_like(mask.share, dtype=torch.bool)
+            in_chunk = eligible.any(-1) if mask.valid is None else (eligible & mask.valid).any(-1)
             if torch.compiler.is_compiling():
-                held = [found]
+                has_pixels = in_chunk  # the only chunk
             else:
-                held[0][piece.images] |= found
-        counted = (held[0] & self.chosen).to(batch.work_type)
+                has_pixels[chunk_slice.images] |= in_chunk
+        counted = (has_pixels & self.chosen).to(batch.work_type)
         if self.per == "image":
             return counted
-        # processes that count together hold a class if one of them does
+        # with several processes, a class is present if one of them contains it
         return (method.reduce(counted.sum(0, keepdim=True))[0] > 0).to(batch.work_type)
 
 
 class LovaszSoftmax(nn.Module):
     """The convex closure of the Jaccard loss at the errors |onehot - probability| (Berman et al. 2018).
 
-    A softmax in multiclass, else a sigmoid a channel.
+    The probabilities are a softmax in multiclass mode, otherwise a sigmoid per channel.
 
-    mode: `histogram` counts errors in `bins` bins of equal width instead of sorting them: the loss is off by at most
-        1 / (2 bins), and with several processes it is that of the whole batch; `exact` sorts, and is that of each
-        process alone.
+    mode: `histogram` counts errors in `bins` bins of equal width instead of sorting them. The error of the loss is at
+        most 1 / (2 bins), and with several processes the loss is that of the whole batch. `exact` sorts the errors;
+        with several processes the loss is that of each process alone.
     per, classes: see `ChosenMean`.
 
-    Ignored pixels take part in no count; all ignored gives 0. In [0, 1]. Raises ValueError for soft targets and
-    pixel weights, for which it is not defined, and at build for less than 16 bins.
+    Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, 1]. Raises ValueError
+    for soft targets and pixel weights, for which the loss is not defined, and at build for fewer than 16 bins.
     """
 
     def __init__(
         self,
         *,
         labels: Labels,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         per: Per = "batch",
         classes: Classes = "present",
         mode: Literal["histogram", "exact"] = "histogram",
@@ -103,7 +103,7 @@ class LovaszSoftmax(nn.Module):
     ) -> None:
         super().__init__()
         errors = ProbabilityErrors(activation_of(labels))
-        self.method = _method(errors, mode, EvenBins(_checked_bins(bins)), reduce if per == "batch" else keep)
+        self.method = _method(errors, mode, EvenBins(_checked_bins(bins)), reduce if per == "batch" else single_process)
         self.mean = ChosenMean(labels, reduce, per, classes)
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
@@ -112,25 +112,25 @@ class LovaszSoftmax(nn.Module):
 
 
 class LovaszHinge(nn.Module):
-    """The convex closure of the Jaccard loss at the errors max(0, 1 - z) of each class's logit z where the class is,
-    max(0, 1 + z) elsewhere (Yu & Blaschko 2015).
+    """The convex closure of the Jaccard loss at the errors max(0, 1 - z) on the pixels of a class, max(0, 1 + z) on all
+    others, z being the logit of the class (Yu & Blaschko 2015).
 
-    mode: `histogram` counts errors in `bins` bins, as many for each doubling of the error from 2^-8 to 2^8; the loss
-        is off by at most 8 / bins of itself and 2^-8 as long as no logit is beyond 255 on the wrong side (errors above
-        256 count as 256), and with several processes it is that of the whole batch; `exact` sorts, and is that of each
-        process alone.
+    mode: `histogram` counts errors in `bins` bins, equally many for each doubling of the error from 2^-8 to 2^8. The
+        error of the loss is at most 8 / bins of its value plus 2^-8, as long as no logit is beyond 255 on the wrong
+        side (errors above 256 count as 256), and with several processes the loss is that of the whole batch. `exact`
+        sorts the errors; with several processes the loss is that of each process alone.
     per, classes: see `ChosenMean`.
 
-    Ignored pixels take part in no count; all ignored gives 0. In [0, inf). Raises ValueError for soft targets and pixel
-    weights, and at build in multiclass, where the classes' logits mean something only beside each other, and for less
-    than 16 bins.
+    Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf). Raises
+    ValueError for soft targets and pixel weights, and at build for fewer than 16 bins and in multiclass mode, where
+    only differences of logits have a meaning.
     """
 
     def __init__(
         self,
         *,
         labels: Labels,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         per: Per = "batch",
         classes: Classes = "present",
         mode: Literal["histogram", "exact"] = "histogram",
@@ -139,10 +139,12 @@ class LovaszHinge(nn.Module):
         super().__init__()
         if labels.mode == "multiclass":
             raise ValueError(
-                "a hinge sets each logit against 0, and logits of exclusive classes mean something only beside each "
-                "other; use lovasz_softmax"
+                "a hinge compares each logit with 0, but for mutually exclusive classes only differences of logits "
+                "have a meaning; use lovasz_softmax"
             )
-        self.method = _method(HingeErrors(), mode, OctaveBins(_checked_bins(bins)), reduce if per == "batch" else keep)
+        self.method = _method(
+            HingeErrors(), mode, OctaveBins(_checked_bins(bins)), reduce if per == "batch" else single_process
+        )
         self.mean = ChosenMean(labels, reduce, per, classes)
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
@@ -162,22 +164,22 @@ def _checked_bins(bins: int) -> int:
 
 def _refuse_unsupported(target: Target, name: str) -> None:
     if target.onehot is not None and target.onehot.is_floating_point():
-        raise ValueError(f"{name} is defined for hard targets, got a floating one; use jaccard or dice there")
+        raise ValueError(f"{name} is defined for hard targets, got a floating one; use jaccard or dice instead")
     if target.pixel_weight is not None:
-        raise ValueError(f"{name} counts pixels, so it knows no pixel_weight; use jaccard or dice with one")
+        raise ValueError(f"{name} counts pixels, so it does not support pixel_weight; use jaccard or dice instead")
 
 
 def _channels_of(classes: Classes, labels: Labels) -> list[int]:
     if isinstance(classes, str):
         return list(range(labels.channels))
     names = labels.channel_names
-    first = 1 if labels.mode == "binary" else 0  # the number of the class that channel 0 stands for
-    known = {**{name: c for c, name in enumerate(names)}, **{c + first: c for c in range(len(names))}}
-    unknown = [name for name in classes if name not in known]
-    channels = [known[name] for name in classes if name in known]
+    first = 1 if labels.mode == "binary" else 0  # the class number of channel 0
+    channel_of = {**{name: c for c, name in enumerate(names)}, **{c + first: c for c in range(len(names))}}
+    unknown = [name for name in classes if name not in channel_of]
+    channels = [channel_of[name] for name in classes if name in channel_of]
     if unknown or not channels or len(set(channels)) != len(channels):
         raise ValueError(
-            f"expected classes as present, all, or a list of different classes among {', '.join(names)} "
+            f"expected classes as present, all, or a list of distinct classes among {', '.join(names)} "
             f"(or {first} to {first + len(names) - 1}), got {classes}"
         )
     return channels

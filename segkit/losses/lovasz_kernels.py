@@ -1,4 +1,4 @@
-"""How the Lovász extension of the Jaccard loss is found: exactly by sorting, or by counting errors in bins."""
+"""The Lovász extension of the Jaccard loss, computed exactly by sorting errors, or by counting errors in bins."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import (
     Activation,
     Batch,
     Chunk,
     ScratchBuffers,
+    Slice,
     aten,
+    chunk_slices,
     memory_for_gradient,
-    pieces,
     refuse_second_derivative,
     select,
     softmax,
@@ -24,19 +25,20 @@ from segkit.losses.chunking import (
 
 
 def jaccard_increments(foreground: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the Jaccard loss grows by as the pixels of a group join the errors one by one, [G, N] of `dtype`.
+    """The increase of the Jaccard loss with each pixel of a group that is added to the wrong pixels, [G, N] of `dtype`.
 
-    foreground, valid: bool [G, N] in the order of falling errors, ignored pixels last.
+    foreground, valid: bool [G, N] in the order of decreasing errors, ignored pixels last.
 
-    After i pixels, F_i of them foreground and B_i background, of G foreground ones in all, the loss is
-    1 - I / U with I = G - F_i and U = G + B_i. The difference of two of these has a closed form in whole numbers;
-    subtracting the losses themselves in float32 costs several digits of the gradient.
+    Let G be the number of foreground pixels, of which F_i are among the first i pixels, together with B_i background
+    pixels. With these i pixels wrong, the loss is 1 - I / U with I = G - F_i and U = G + B_i. The difference of two
+    successive losses has a closed form in integers; subtracting the losses in float32 costs several digits of the
+    gradient.
     """
     size = foreground.sum(1, keepdim=True)
     hits = foreground.cumsum(1)
     rank = torch.arange(1, foreground.shape[1] + 1, device=foreground.device)
     intersection, union = size - hits, size + rank - hits
-    # without foreground the first pixel takes the loss from 0 to 1, and there U (U - 1) is 0
+    # without foreground, the first pixel raises the loss from 0 to 1, and U (U - 1) is 0 there
     first = (size == 0) & (rank == 1)
     numerator = torch.where(foreground | first, 1, intersection)
     denominator = torch.where(foreground, union, union * (union - 1)).clamp(min=1)
@@ -44,24 +46,24 @@ def jaccard_increments(foreground: Tensor, valid: Tensor, dtype: torch.dtype) ->
 
 
 def sorted_increments(errors: Tensor, foreground: Tensor, valid: Tensor) -> Tensor:
-    """The increment of each pixel in the order of the pixels, [G, N], 0 where not valid.
+    """The increment of each pixel, in the original order of the pixels, [G, N]; 0 for pixels that are not valid.
 
-    errors: at least 0, [G, N]. foreground, valid: bool [G, N]. Equal errors count in the order of the pixels.
+    errors: at least 0, [G, N]. foreground, valid: bool [G, N]. Equal errors keep the order of the pixels.
     """
-    # Numbers of at least 0 are ordered as their bits are, and whole numbers sort several times faster. Complements
-    # make rising order falling; ignored pixels come last.
-    whole = torch.int64 if errors.dtype == torch.float64 else torch.int32
-    last = torch.iinfo(whole).max
-    keys = torch.where(valid, last - errors.clamp(min=0).view(whole), last)
-    # the fast sort is that of a single row
+    # Floating numbers of at least 0 have the same order as their bits, and integers sort several times faster.
+    # Subtracting from the maximum turns increasing into decreasing order; ignored pixels come last.
+    integer = torch.int64 if errors.dtype == torch.float64 else torch.int32
+    last = torch.iinfo(integer).max
+    keys = torch.where(valid, last - errors.clamp(min=0).view(integer), last)
+    # sorting is fast only for a single row
     order = torch.stack([row.sort(stable=True).indices for row in keys.unbind(0)])
     increments = jaccard_increments((foreground & valid).gather(1, order), valid.gather(1, order), errors.dtype)
-    # `order` is a permutation, so the scatter writes every place once
+    # `order` is a permutation, so the scatter writes every element once
     return torch.zeros_like(increments).scatter(1, order, increments)
 
 
 class Bins(Protocol):
-    """How errors fall into bins, from the smallest to the largest."""
+    """An assignment of errors to bins, ordered from small to large errors."""
 
     @property
     def number(self) -> int: ...
@@ -71,13 +73,13 @@ class Bins(Protocol):
         ...
 
     def centres(self, like: Tensor) -> Tensor:
-        """The error that stands for each bin, [number]."""
+        """The error that represents each bin, [number]."""
         ...
 
 
 @dataclass(frozen=True)
 class EvenBins:
-    """Bins of equal width over [0, 1]; the loss changes by at most half of a width."""
+    """Bins of equal width over [0, 1]; they change the loss by at most half the width of a bin."""
 
     number: int
 
@@ -91,10 +93,10 @@ class EvenBins:
 
 @dataclass(frozen=True)
 class OctaveBins:
-    """Bins for errors without an upper bound: each doubling from 2^-8 to 2^8 in `number` / 16 equal parts.
+    """Bins for errors without an upper bound: each doubling from 2^-8 to 2^8 is divided into `number` / 16 equal parts.
 
-    Below and above lie in the first and the last bin; errors in the first count as 0, and change the loss by less than
-    2^-8 even together. In between the loss changes by at most 8 / number of itself.
+    Smaller errors fall into the first bin, larger errors into the last. Errors in the first bin count as 0, which
+    changes the loss by less than 2^-8 in total. The other bins change the loss by at most 8 / number of its value.
     """
 
     number: int
@@ -111,47 +113,58 @@ class OctaveBins:
 
 
 def histogram_losses(counts: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """From the pixels in each bin, whole numbers [..., 2, N] (background, foreground; errors rising), to the losses
-    [...] and what a background and a foreground pixel of each bin increases them by, [..., 2, N].
+    """The losses [...], and the increment of a background and a foreground pixel of each bin, [..., 2, N].
 
-    The increments of a bin are those of its middle, scaled so that a bin adds to the loss what it adds exactly.
+    counts: the number of pixels in each bin, integers [..., 2, N] (background, foreground), errors increasing.
+    centres: the error that represents each bin, [N].
+
+    Bins join the wrong pixels one after the other, largest errors first. With all pixels of a bin, the Jaccard loss
+    1 - I / U increases by an amount that follows exactly from the counts, and the loss is the sum of these amounts
+    times the bin's error. The increments of single pixels are those halfway through the bin, scaled so that they add up
+    to the exact amount.
     """
-    background, foreground = counts.flip(-1).unbind(-2)
-    size = foreground.sum(-1, keepdim=True)
-    union = size + background.cumsum(-1)  # after each bin
-    intersection = size - foreground.cumsum(-1)
-    curve = 1 - intersection.to(centres.dtype) / union.clamp(min=1).to(centres.dtype)
-    curve = torch.where(union > 0, curve, 0)
-    before_union, before_intersection = union - background, intersection + foreground
-    # I / U - I' / U' with a common denominator, in whole numbers as far as they are exact
-    grown = (before_intersection * union - intersection * before_union).to(centres.dtype)
-    grown = grown / (before_union.clamp(min=1).to(centres.dtype) * union.clamp(min=1).to(centres.dtype))
-    grown = torch.where(before_union > 0, grown, (union > 0).to(centres.dtype))  # without foreground: from 0 to 1
-    middle_union = (before_union + union).to(centres.dtype) / 2
-    middle_intersection = (before_intersection + intersection).to(centres.dtype) / 2
-    of_foreground = 1 / middle_union.clamp(min=0.5)
-    of_background = middle_intersection / middle_union.clamp(min=0.5) ** 2
-    added = foreground * of_foreground + background * of_background
-    # a bin of background alone where there is no foreground shares the one step from 0 to 1
-    even = grown / (foreground + background).clamp(min=1)
-    scale = torch.where(added > 0, grown / torch.where(added > 0, added, 1), 0)
-    increments = torch.stack([torch.where(added > 0, of_background * scale, even), of_foreground * scale], -2)
-    losses = (grown * centres.flip(-1)).sum(-1)
+    dtype = centres.dtype
+    background, foreground = counts.flip(-1).unbind(-2)  # errors decreasing
+    reference = foreground.sum(-1, keepdim=True)
+    # intersection I and union U of the prediction and the reference, before and after the pixels of each bin
+    union_after = reference + background.cumsum(-1)
+    intersection_after = reference - foreground.cumsum(-1)
+    union_before = union_after - background
+    intersection_before = intersection_after + foreground
+
+    # I / U before the bin minus I / U after it; the numerator in integers, so that it is exact
+    increase = (intersection_before * union_after - intersection_after * union_before).to(dtype)
+    increase = increase / (union_before.clamp(min=1).to(dtype) * union_after.clamp(min=1).to(dtype))
+    # without foreground, the first background pixels raise the loss from 0 to 1
+    increase = torch.where(union_before > 0, increase, (union_after > 0).to(dtype))
+    losses = (increase * centres.flip(-1)).sum(-1)
+
+    # increments of single pixels halfway through the bin: 1 / U for foreground, I / U^2 for background
+    union = (union_before + union_after).to(dtype) / 2
+    intersection = (intersection_before + intersection_after).to(dtype) / 2
+    per_foreground = 1 / union.clamp(min=0.5)
+    per_background = intersection / union.clamp(min=0.5) ** 2
+    total = foreground * per_foreground + background * per_background
+    scale = torch.where(total > 0, increase / torch.where(total > 0, total, 1), 0)
+    # without foreground, all increments are 0 and cannot be scaled: the pixels of the bin share the increase equally
+    equal_share = increase / (foreground + background).clamp(min=1)
+    per_background = torch.where(total > 0, per_background * scale, equal_share)
+    increments = torch.stack([per_background, per_foreground * scale], -2)
     return losses, increments.flip(-1)
 
 
 class Errors(Protocol):
-    """How wrong a pixel is about a class, and how that depends on the logits."""
+    """The error of each pixel for each class, and its derivative with respect to the logits."""
 
     @property
     def activation(self) -> Activation: ...
 
     def of(self, chunk: Chunk) -> Tensor:
-        """At least 0, [b, K, n]."""
+        """The errors, at least 0, [b, K, n]."""
         ...
 
     def gradient(self, chunk: Chunk, slopes: Tensor) -> Tensor:
-        """The gradient of the logits, from the slopes for each error, [b, K, n] both."""
+        """The gradient of the logits from the derivatives with respect to the errors, [b, K, n] both."""
         ...
 
 
@@ -168,7 +181,7 @@ class ProbabilityErrors:
         return select(logits.sigmoid(), chunk.mask.valid)
 
     def of(self, chunk: Chunk) -> Tensor:
-        # 1 - p where the class is, p elsewhere
+        # 1 - p on the pixels of the class, p on all others
         return (chunk.mask.share - self._probabilities(chunk)).abs_()
 
     def gradient(self, chunk: Chunk, slopes: Tensor) -> Tensor:
@@ -181,7 +194,7 @@ class ProbabilityErrors:
 
 @dataclass(frozen=True)
 class HingeErrors:
-    """max(0, 1 - z) where the class is, max(0, 1 + z) elsewhere, of each logit z."""
+    """max(0, 1 - z) on the pixels of the class, max(0, 1 + z) on all others, for each logit z."""
 
     activation: Activation = "sigmoid"
 
@@ -199,7 +212,7 @@ def _valid(chunk: Chunk) -> Tensor:
 
 
 class Method(Protocol):
-    """How the losses of all classes and the increments of all pixels are found."""
+    """A way to compute the losses of all classes and the increments of all pixels."""
 
     @property
     def errors(self) -> Errors: ...
@@ -208,77 +221,82 @@ class Method(Protocol):
     def reduce(self) -> Reduce: ...
 
     def prepare(self, batch: Batch, groups: int) -> tuple[Tensor, Tensor]:
-        """The losses [G, K], and what `increments` needs to know again; both without gradient."""
+        """The losses [G, K], and a tensor that `increments` needs; both without gradient."""
         ...
 
-    def increments(self, chunk: Chunk, piece: Any, known: Tensor) -> Tensor:
-        """What each pixel of a chunk adds to the loss for each unit of its error, [b, K, n]; 0 where not valid."""
+    def increments(self, chunk: Chunk, chunk_slice: Slice, prepared: Tensor) -> Tensor:
+        """The derivative of the loss with respect to each error of a chunk, [b, K, n]; 0 at ignored pixels."""
         ...
 
 
 @dataclass(frozen=True)
 class Sorting:
-    """Exact, by sorting the errors of each class; in each process alone."""
+    """Exact, by sorting the errors of each class; each process computes its own loss."""
 
     errors: Errors
-    reduce: Reduce = keep
+    reduce: Reduce = single_process
 
     def prepare(self, batch: Batch, groups: int) -> tuple[Tensor, Tensor]:
         images, channels = batch.logits.shape[:2]
-        known = torch.empty(images, channels, batch.size, dtype=batch.work_type, device=batch.logits.device)
-        share = torch.empty_like(known, dtype=torch.bool)
-        valid = torch.empty_like(share)
+        errors = torch.empty(images, channels, batch.size, dtype=batch.work_type, device=batch.logits.device)
+        foreground = torch.empty_like(errors, dtype=torch.bool)
+        valid = torch.empty_like(foreground)
         buffers = ScratchBuffers()
-        for piece in batch.pieces():
-            chunk = batch.chunk(piece, buffers)
-            known[piece.images, :, piece.pixels] = self.errors.of(chunk)
-            share[piece.images, :, piece.pixels] = chunk.mask.share > 0
-            valid[piece.images, :, piece.pixels] = _valid(chunk)
+        for chunk_slice in batch.chunk_slices():
+            chunk = batch.chunk(chunk_slice, buffers)
+            position = (chunk_slice.images, slice(None), chunk_slice.pixels)
+            errors[position] = self.errors.of(chunk)
+            foreground[position] = chunk.mask.share > 0
+            valid[position] = _valid(chunk)
         losses = []
-        for channel in range(channels):  # the increments take the place of the errors
-            errors, *rest = (full[:, channel].reshape(groups, -1) for full in (known, share, valid))
-            increments = sorted_increments(errors, *rest)
-            losses.append((errors * increments).sum(1))
-            known[:, channel] = increments.view(images, -1)
-        return torch.stack(losses, 1), known
+        increments = errors  # the increments of a channel overwrite its errors
+        for channel in range(channels):
+            channel_errors = errors[:, channel].reshape(groups, -1)
+            channel_increments = sorted_increments(
+                channel_errors, foreground[:, channel].reshape(groups, -1), valid[:, channel].reshape(groups, -1)
+            )
+            losses.append((channel_errors * channel_increments).sum(1))
+            increments[:, channel] = channel_increments.view(images, -1)
+        return torch.stack(losses, 1), increments
 
-    def increments(self, chunk: Chunk, piece: Any, known: Tensor) -> Tensor:  # noqa: ARG002
-        return known[piece.images, :, piece.pixels]
+    def increments(self, chunk: Chunk, chunk_slice: Slice, prepared: Tensor) -> Tensor:  # noqa: ARG002
+        return prepared[chunk_slice.images, :, chunk_slice.pixels]
 
 
 @dataclass(frozen=True)
 class Counting:
-    """Without sorting: by how many background and foreground pixels of each class have an error in each bin."""
+    """Without sorting: counts the background and foreground pixels of each class with an error in each bin."""
 
     errors: Errors
     bins: Bins
-    reduce: Reduce = keep
+    reduce: Reduce = single_process
 
     def prepare(self, batch: Batch, groups: int) -> tuple[Tensor, Tensor]:
         channels, number = batch.logits.shape[1], self.bins.number
-        # 32 bits hold the pixels of a batch, and more of the table stays in the cache
+        # 32 bits can count the pixels of a batch, and more of the table fits in the cache than with 64
         counts = torch.zeros(groups * channels * 2 * number, dtype=torch.int32, device=batch.logits.device)
-        buffers, nothing = ScratchBuffers(), torch.zeros((), dtype=batch.work_type, device=batch.logits.device)
-        for piece in batch.pieces():
-            chunk = batch.chunk(piece, buffers)
+        buffers = ScratchBuffers()
+        zero_or_nan = torch.zeros((), dtype=batch.work_type, device=batch.logits.device)
+        for chunk_slice in batch.chunk_slices():
+            chunk = batch.chunk(chunk_slice, buffers)
             errors = self.errors.of(chunk)
-            nothing = nothing + 0 * errors.sum()  # NaN is in no bin, so it is carried beside them
-            places = self._places(errors, chunk, piece, groups)
-            counts.scatter_add_(0, places.flatten(), _valid(chunk).flatten().int())
+            zero_or_nan = zero_or_nan + 0 * errors.sum()  # bins cannot represent NaN errors
+            bin_index = self._bin_index(errors, chunk, chunk_slice, groups)
+            counts.scatter_add_(0, bin_index.flatten(), _valid(chunk).flatten().int())
         (counts,) = self.reduce(counts.long())
         centres = self.bins.centres(batch.logits.new_empty(0, dtype=batch.work_type))
-        losses, known = histogram_losses(counts.view(groups, channels, 2, number), centres)
-        return losses + nothing, known + nothing
+        losses, increments = histogram_losses(counts.view(groups, channels, 2, number), centres)
+        return losses + zero_or_nan, increments + zero_or_nan
 
-    def increments(self, chunk: Chunk, piece: Any, known: Tensor) -> Tensor:
-        places = self._places(self.errors.of(chunk), chunk, piece, known.shape[0])
-        return known.take(places).mul_(_valid(chunk))
+    def increments(self, chunk: Chunk, chunk_slice: Slice, prepared: Tensor) -> Tensor:
+        bin_index = self._bin_index(self.errors.of(chunk), chunk, chunk_slice, prepared.shape[0])
+        return prepared.take(bin_index).mul_(_valid(chunk))
 
-    def _places(self, errors: Tensor, chunk: Chunk, piece: Any, groups: int) -> Tensor:
-        """Where each pixel is counted in a flat [G, K, 2, N], int64 [b, K, n]."""
+    def _bin_index(self, errors: Tensor, chunk: Chunk, chunk_slice: Slice, groups: int) -> Tensor:
+        """The index of each pixel's bin in the flattened counts [G, K, 2, N], int64 [b, K, n]."""
         share = chunk.mask.share
         images, channels, _ = share.shape
-        first = piece.images.start or 0
+        first = chunk_slice.images.start or 0
         group = torch.arange(first, first + images, device=share.device).clamp(max=groups - 1).view(-1, 1, 1)
         channel = torch.arange(channels, device=share.device).view(1, -1, 1)
         rows = (group * channels + channel) * 2 + share.long()
@@ -290,24 +308,25 @@ class _Lovasz(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, batch: Batch, method: Method, groups: int) -> Tensor:
-        losses, known = method.prepare(batch, groups)
-        ctx.save_for_backward(known, logits, *batch.target_tensors)
+        losses, prepared = method.prepare(batch, groups)
+        ctx.save_for_backward(prepared, logits, *batch.target_tensors)
         ctx.without_tensors, ctx.method = batch.without_tensors(), method
         return losses
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative()
-        known, *tensors = ctx.saved_tensors
+        prepared, *tensors = ctx.saved_tensors
         batch: Batch = ctx.without_tensors.with_tensors(*tensors)
         logits = batch.logits
         gradient, buffers = memory_for_gradient(logits), ScratchBuffers()
-        for piece in batch.pieces():
-            chunk = batch.chunk(piece, buffers)
-            of_error = ctx.method.increments(chunk, piece, known)
-            of_loss = (slopes[piece.images] if len(slopes) > 1 else slopes).unsqueeze(-1).to(of_error.dtype)
-            of_loss = of_loss * ctx.method.reduce.processes  # see GlobalSum
-            piece.of(gradient).copy_(ctx.method.errors.gradient(chunk, of_error * of_loss))
+        for chunk_slice in batch.chunk_slices():
+            chunk = batch.chunk(chunk_slice, buffers)
+            increments = ctx.method.increments(chunk, chunk_slice, prepared)
+            chunk_slopes = slopes[chunk_slice.images] if len(slopes) > 1 else slopes
+            chunk_slopes = chunk_slopes.unsqueeze(-1).to(increments.dtype)
+            chunk_slopes = chunk_slopes * ctx.method.reduce.processes  # see GlobalSum
+            chunk_slice.of(gradient).copy_(ctx.method.errors.gradient(chunk, increments * chunk_slopes))
         return gradient, None, None, None
 
 
@@ -318,10 +337,11 @@ def lovasz_losses(batch: Batch, method: Method, groups: int) -> Tensor:
         assert isinstance(losses, Tensor)
         return losses
     with torch.no_grad():
-        losses, known = method.prepare(batch, groups)
-    # the loss is linear in the errors as long as their order stays: the same slopes, for the compiler to find
-    piece = next(pieces(batch.logits))
-    chunk = batch.chunk(piece, ScratchBuffers())
-    linear = (method.errors.of(chunk) * method.increments(chunk, piece, known).detach()).sum(-1)
+        losses, prepared = method.prepare(batch, groups)
+    # The loss is linear in the errors as long as their order does not change, so this expression has the same gradient,
+    # and the compiler can derive it.
+    chunk_slice = next(chunk_slices(batch.logits))
+    chunk = batch.chunk(chunk_slice, ScratchBuffers())
+    linear = (method.errors.of(chunk) * method.increments(chunk, chunk_slice, prepared).detach()).sum(-1)
     linear = method.reduce.processes * (linear.sum(0, keepdim=True) if groups == 1 else linear)
     return losses + linear - linear.detach()

@@ -1,4 +1,4 @@
-"""Pixel terms: means over pixels of a function of the log-probability of what is there."""
+"""Pixel losses: the mean over pixels of a function of the log-probability of the true class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels
-from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import Activation, activation_of
 from segkit.losses.class_weights import ClassWeights, resolve_class_weights
 from segkit.losses.region import divided
@@ -22,7 +22,7 @@ Normalize = Literal["weights", "valid", "numel"]
 
 @dataclass(frozen=True)
 class NegativeLog:
-    """-log p, the cross-entropy of a pixel; p is the probability of what it shows."""
+    """-log p, the cross-entropy of a pixel; p is the probability of its true class."""
 
     soft = True
     constant_slope = -1.0
@@ -36,7 +36,7 @@ class NegativeLog:
 
 @dataclass(frozen=True)
 class Polynomial:
-    """-log p + epsilon (1 - p): the cross-entropy with the first term of its expansion in 1 - p raised by epsilon."""
+    """-log p + epsilon (1 - p): adds epsilon to the first coefficient of the cross-entropy's expansion in 1 - p."""
 
     epsilon: float
     soft = True
@@ -62,8 +62,8 @@ class FocalLog:
         return -log_likelihood * distance**self.gamma
 
     def slope(self, likelihood: Tensor, other: Tensor | None) -> Tensor:
-        # Below gamma 1 the slope is infinite at p = 1, and infinity times log p = 0 would be NaN. At the smallest
-        # normal number it is finite, and a pixel there has no gradient to give anyway.
+        # For gamma below 1 the slope is infinite at p = 1, and infinity times log p = 0 would be NaN. Clamped to the
+        # smallest normal number it is finite, and the gradient of such a pixel is negligible anyway.
         smallest = _smallest(likelihood)
         log_likelihood = likelihood.clamp(min=smallest).log_()
         if other is None:
@@ -71,16 +71,16 @@ class FocalLog:
         else:
             distance = other.clamp(min=smallest)
             log_likelihood = torch.where(other < 0.5, torch.log1p(-other), log_likelihood)
-        rising = log_likelihood.mul_(likelihood).mul_(self.gamma)
-        return rising.sub_(distance).mul_(distance.pow_(self.gamma - 1))
+        scaled = log_likelihood.mul_(likelihood).mul_(self.gamma)
+        return scaled.sub_(distance).mul_(distance.pow_(self.gamma - 1))
 
 
 def _one_minus_exp(values: Tensor) -> Tensor:
-    """1 - exp of values up to 0, to the last digits where they are near 0; in float32 in a fraction of expm1's time."""
+    """1 - exp(values) for values of at most 0, accurate near 0; in float32 it takes a fraction of the time of expm1."""
     if values.dtype == torch.float64:
         return -torch.expm1(values)
     series = -values * (1 + values / 2 * (1 + values / 3 * (1 + values / 4)))
-    return torch.where(values > -0.05, series, 1 - values.exp())  # the series is off by 5e-8 of itself there
+    return torch.where(values > -0.05, series, 1 - values.exp())  # the relative error of the series is 5e-8 there
 
 
 def _smallest(values: Tensor) -> float:
@@ -88,15 +88,15 @@ def _smallest(values: Tensor) -> float:
 
 
 class PixelMean(nn.Module):
-    """The mean over pixels that pixel terms have in common; its options are theirs.
+    """The mean over pixels. Pixel losses have the same options.
 
-    class_weights: w, one a class; binary [negative, positive]; multilabel one a channel; or a method of
-        `segkit.losses.class_weights`.
-    normalize: the sum is divided by the sum of w over the valid pixels (`weights`), their number (`valid`) or the
-        number of all pixels (`numel`). Where classes stand alone, a pixel of a channel is an entry. Pixel weights
-        multiply w, so they are in the divisor with `weights` only.
+    class_weights: w, one weight per class; in binary mode [negative, positive], in multilabel mode one per channel; or
+        a method of `segkit.losses.class_weights`.
+    normalize: the divisor of the sum: the sum of w over the valid pixels (`weights`), their number (`valid`) or the
+        number of all pixels (`numel`). With sigmoid, each pixel of each channel is one entry. Pixel weights multiply w,
+        so only `weights` includes them.
     reduce: sums over processes.
-    factors: further weights, shaped as `PixelSums.class_weights`, that are in the sum and never in the divisor.
+    factors: further weights with the shape of `PixelSums.class_weights`, which multiply the sum but not the divisor.
     """
 
     def __init__(
@@ -122,16 +122,16 @@ class PixelMean(nn.Module):
 
     @property
     def weights(self) -> Tensor | None:
-        """What the pass multiplies each entry with; None for 1."""
+        """The weight of each class in the shared pass; None if all are 1."""
         return self.class_weights * self.factors if self.weighted else None
 
     def forward(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
-        """The mean, a scalar; 0 over nothing. count: what to divide by instead of this batch's own divisor."""
-        total, own = self.reduce(totals.total, self.count(totals.mask))
-        return divided(total, own if count is None else count)
+        """The mean, a scalar; 0 if the divisor is 0. count: a divisor to use instead of that of this batch."""
+        total, batch_count = self.reduce(totals.total, self.count(totals.mask))
+        return divided(total, batch_count if count is None else count)
 
     def count(self, mask: MaskSums) -> Tensor:
-        """The divisor, by the masks alone, a scalar."""
+        """The divisor, a scalar, from the masks alone."""
         if self.normalize == "weights":
             weights = self.class_weights.to(mask.pixels.dtype)
             if self.activation == "softmax":
@@ -142,19 +142,34 @@ class PixelMean(nn.Module):
 
 
 def _sides(weights: Tensor, labels: Labels) -> Tensor:
-    """One weight a class as [2, K]: of the absence and the presence of what each channel stands for."""
+    """One weight per class as [2, K]: the weights of absence and presence of each channel's class."""
     return weights.view(2, 1) if labels.mode == "binary" else torch.stack([weights, weights])
 
 
-class CrossEntropy(nn.Module):
-    """-sum_i w_i log p_i(class of i) / Z; softmax for exclusive classes, else binary cross-entropy a channel.
+class PixelLoss(nn.Module):
+    """The base of losses that are the mean of a pixel function over pixels."""
+
+    mean: PixelMean
+
+    def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
+        """The loss, a scalar. count: a divisor to use instead of that of this batch."""
+        return self.mean(totals, count)
+
+    def count(self, mask: MaskSums) -> Tensor:
+        """The divisor Z, a scalar, from the masks alone."""
+        return self.mean.count(mask)
+
+
+class CrossEntropy(PixelLoss):
+    """-sum_i w_i log p_i(class of i) / Z; softmax in multiclass mode, otherwise binary cross-entropy per channel.
 
     class_weights, normalize: see `PixelMean`.
-    label_smoothing: s in [0, 1): each pixel shows its class with share 1 - s, and all classes with s / K more each
-        (Szegedy et al. 2016); where channels stand alone, presence and absence with s / 2 more each.
+    label_smoothing: s in [0, 1). The target becomes 1 - s for the true class plus s / K for every class (Szegedy et al.
+        2016); in binary and multilabel mode, s / 2 each for presence and absence.
 
-    Targets may be soft. Ignored pixels count for nothing, apart from `numel`; all ignored gives 0. In [0, inf).
-    Raises ValueError at build for class weights that do not fit the classes, and for another label_smoothing.
+    Targets may be soft. Ignored pixels do not contribute, except to the divisor `numel`; if all pixels are ignored, the
+    loss is 0. Values lie in [0, inf). Raises ValueError at build for class weights that do not match the classes, and
+    for a label_smoothing outside [0, 1).
     """
 
     def __init__(
@@ -162,7 +177,7 @@ class CrossEntropy(nn.Module):
         *,
         labels: Labels,
         class_counts: Any = None,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         class_weights: ClassWeights = None,
         normalize: Normalize = "weights",
         label_smoothing: float = 0.0,
@@ -177,23 +192,16 @@ class CrossEntropy(nn.Module):
     def sums(self) -> PixelSums:
         return PixelSums("cross_entropy", self.mean.activation, NegativeLog(), self.mean.weights, self.smoothing)
 
-    def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
-        return self.mean(totals, count)
 
-    def count(self, mask: MaskSums) -> Tensor:
-        """The divisor Z."""
-        return self.mean.count(mask)
-
-
-class PolyCrossEntropy(nn.Module):
+class PolyCrossEntropy(PixelLoss):
     """sum_i w_i (-log p_i + epsilon (1 - p_i)) / Z, Poly-1 (Leng et al. 2022).
 
-    epsilon: -1 or more; 0 is the cross-entropy, the paper's 1 for pictures stresses pixels that are nearly right.
-    class_weights, normalize: see `PixelMean`. The class weight multiplies both parts.
+    epsilon: -1 or more; 0 gives the cross-entropy. The paper's value for images, 1, emphasises pixels that are nearly
+        right.
+    class_weights, normalize: see `PixelMean`. The class weight multiplies both terms.
 
-    Targets may be soft. Ignored pixels count for nothing, apart from `numel`; all ignored gives 0. Raises ValueError at
-    build for a smaller epsilon, with which a wrong pixel could lower the loss.
+    Targets may be soft. Ignored pixels do not contribute, except to the divisor `numel`; if all pixels are ignored, the
+    loss is 0. Raises ValueError at build for an epsilon below -1, with which a wrong pixel could lower the loss.
     """
 
     def __init__(
@@ -201,7 +209,7 @@ class PolyCrossEntropy(nn.Module):
         *,
         labels: Labels,
         class_counts: Any = None,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         epsilon: float = 1.0,
         class_weights: ClassWeights = None,
         normalize: Normalize = "weights",
@@ -216,29 +224,22 @@ class PolyCrossEntropy(nn.Module):
     def sums(self) -> PixelSums:
         return PixelSums("poly_cross_entropy", self.mean.activation, self.function, self.mean.weights)
 
-    def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
-        return self.mean(totals, count)
 
-    def count(self, mask: MaskSums) -> Tensor:
-        """The divisor Z."""
-        return self.mean.count(mask)
+class Focal(PixelLoss):
+    """-sum_i w_i alpha_i (1 - p_i)^gamma log p_i / Z, p_i being the probability of the true class (Lin et al. 2017).
 
-
-class Focal(nn.Module):
-    """-sum_i w_i alpha_i (1 - p_i)^gamma log p_i / Z, p_i being the probability of the truth (Lin et al. 2017).
-
-    gamma: 0 or more; 0 is the cross-entropy.
-    activation: `softmax`, the default in multiclass, or `sigmoid`, the default elsewhere. In multiclass `sigmoid` sets
-        each class against the rest, a mean over valid pixels times classes, with one class weight a channel.
-    alpha: a factor that is not in Z. A number between 0 and 1 is that of the foreground (`activation: softmax`) or
-    of the
-        presence of each class (`sigmoid`), and 1 - alpha that of the background or of absence; a list has one for
-        each class (`softmax`) or for the presence of each channel (`sigmoid`).
+    gamma: 0 or more; 0 gives the cross-entropy.
+    activation: `softmax`, the default in multiclass mode, or `sigmoid`, the default in the other modes. In multiclass
+        mode `sigmoid` treats each class as a binary problem: a mean over valid pixels times classes, with one class
+        weight per channel.
+    alpha: a factor that Z does not include. A number between 0 and 1 is the factor of the foreground classes
+        (`softmax`) or of the presence of each class (`sigmoid`); the background or absence gets 1 - alpha. A list has
+        one factor for each class (`softmax`) or for the presence of each channel's class (`sigmoid`).
     class_weights, normalize: see `PixelMean`.
 
-    Ignored pixels count for nothing, apart from `numel`; all ignored gives 0. In [0, inf). Raises ValueError for soft
-    targets, and at build for `softmax` outside multiclass and an alpha that does not fit.
+    Ignored pixels do not contribute, except to the divisor `numel`; if all pixels are ignored, the loss is 0. Values
+    lie in [0, inf). Raises ValueError for soft targets, and at build for `softmax` outside multiclass mode and for an
+    alpha out of range or of the wrong length.
     """
 
     def __init__(
@@ -246,7 +247,7 @@ class Focal(nn.Module):
         *,
         labels: Labels,
         class_counts: Any = None,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         gamma: float = 2.0,
         activation: Activation | None = None,
         alpha: float | list[float] | None = None,
@@ -257,21 +258,13 @@ class Focal(nn.Module):
         if not (math.isfinite(gamma) and gamma >= 0):
             raise ValueError(f"expected gamma of 0 or more, got {gamma}")
         self.function = FocalLog(gamma)
-        chosen = _focal_activation(activation, labels)
-        factors = None if alpha is None else _alpha_factors(alpha, chosen, labels)
-        self.mean = PixelMean(labels, class_counts, reduce, chosen, class_weights, normalize, factors)
+        resolved = _focal_activation(activation, labels)
+        factors = None if alpha is None else _alpha_factors(alpha, resolved, labels)
+        self.mean = PixelMean(labels, class_counts, reduce, resolved, class_weights, normalize, factors)
 
     @property
     def sums(self) -> PixelSums:
         return PixelSums("focal", self.mean.activation, self.function, self.mean.weights)
-
-    def score(self, totals: PixelTotals, count: Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
-        return self.mean(totals, count)
-
-    def count(self, mask: MaskSums) -> Tensor:
-        """The divisor Z."""
-        return self.mean.count(mask)
 
 
 def _focal_activation(activation: Activation | None, labels: Labels) -> Activation:
@@ -279,21 +272,25 @@ def _focal_activation(activation: Activation | None, labels: Labels) -> Activati
         return activation or "softmax"
     if activation == "softmax" and labels.mode == "binary":
         raise ValueError(
-            "activation softmax needs two channels; over two classes it is the sigmoid: leave `activation` out"
+            "activation softmax needs at least two channels, but binary mode has one; over two classes it equals the "
+            "sigmoid of one channel: leave `activation` out"
         )
     if activation == "softmax":
         raise ValueError(
-            "activation softmax makes classes exclude each other, and these may overlap; use activation sigmoid"
+            "activation softmax makes classes mutually exclusive, but in multilabel mode they may overlap; "
+            "use activation sigmoid"
         )
     return "sigmoid"
 
 
 def _alpha_factors(alpha: float | Sequence[float], activation: Activation, labels: Labels) -> Tensor:
-    """In the shape of `PixelSums.class_weights`."""
-    numbers = [float(one) for one in (alpha if isinstance(alpha, Sequence) else [alpha])]
-    if not all(0 <= one <= 1 for one in numbers) or (isinstance(alpha, Sequence) and len(numbers) != labels.channels):
+    """The factors of alpha, with the shape of `PixelSums.class_weights`."""
+    numbers = [float(number) for number in (alpha if isinstance(alpha, Sequence) else [alpha])]
+    if not all(0 <= number <= 1 for number in numbers) or (
+        isinstance(alpha, Sequence) and len(numbers) != labels.channels
+    ):
         raise ValueError(
-            f"expected alpha from 0 to 1, as one number or as a list for {', '.join(labels.channel_names)}, got {alpha}"
+            f"expected alpha between 0 and 1, one number or a list for {', '.join(labels.channel_names)}, got {alpha}"
         )
     if activation == "sigmoid":
         present = torch.tensor(numbers, dtype=torch.float64).expand(labels.channels)
@@ -302,7 +299,8 @@ def _alpha_factors(alpha: float | Sequence[float], activation: Activation, label
         return torch.tensor(numbers, dtype=torch.float64)
     if labels.background_channel is None:
         raise ValueError(
-            f"alpha {alpha} sets foreground against {labels.background!r}, and no class is called so; give a list"
+            f"a single alpha, here {alpha}, weighs foreground against the background class {labels.background!r}, but "
+            "no class has that name; give alpha as a list"
         )
     factors = torch.full((labels.channels,), numbers[0], dtype=torch.float64)
     factors[labels.background_channel] = 1 - numbers[0]

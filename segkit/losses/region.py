@@ -1,4 +1,4 @@
-"""Region terms: functions of each class's overlap and size, averaged over the classes."""
+"""Region losses: functions of the overlap and size of each class, averaged over the classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels
-from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import activation_of
 from segkit.losses.class_weights import ClassWeights, resolve_class_weights
 from segkit.losses.shared_pass import MaskSums, RegionSums, Statistics
@@ -20,49 +20,41 @@ Empty = Literal["present", "keep", "zero"]
 Eps = tuple[float, float]
 
 
-def dice_losses(statistics: Statistics, eps: Eps) -> Tensor:
-    """1 - (2 tp + eps_n) / (predicted + reference + eps_d) for each group and class, [B, K]."""
-    size = statistics.predicted + statistics.reference
-    return 1 - ratio(2 * statistics.tp + eps[0], size + eps[1])
-
-
-def jaccard_losses(statistics: Statistics, eps: Eps) -> Tensor:
-    """1 - (tp + eps_n) / (predicted + reference - tp + eps_d) for each group and class, [B, K]."""
-    union = statistics.predicted + statistics.reference - statistics.tp
-    return 1 - ratio(statistics.tp + eps[0], union + eps[1])
-
-
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    # a class that is nowhere, with eps 0, is 0 / 0; it is not counted, and its gradient must not be NaN
+    """numerator / denominator, with a finite value and gradient for 0 / 0.
+
+    With eps 0, 0 / 0 occurs for a class that is absent from prediction and reference. That class is not counted, but
+    its gradient must not be NaN.
+    """
     return numerator / torch.where(denominator > 0, denominator, 1)
 
 
 def mean_over_counted(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted mean over the classes of each group, summed over the groups with any weight, and their number.
+    """The sum of the groups' weighted means over the classes, and the number of groups in that sum.
 
-    losses, weights: [B, K]; a class that is not counted has weight 0.
+    losses, weights: [B, K]. A class that is not counted has weight 0; a group without counted classes is left out.
     """
     total = weights.sum(1)
     counted = total > 0
-    of_group = (weights * losses).sum(1) / torch.where(counted, total, 1)
-    return of_group.sum(), counted.sum().to(losses.dtype)
+    group_means = (weights * losses).sum(1) / torch.where(counted, total, 1)
+    return group_means.sum(), counted.sum().to(losses.dtype)
 
 
 def divided(total: Tensor, count: Tensor) -> Tensor:
-    """total / count; 0 over nothing."""
+    """total / count; 0 if the count is 0."""
     return total / torch.where(count > 0, count, 1)
 
 
 class ClassMean(nn.Module):
-    """How region terms average over classes and images; its options are theirs.
+    """The mean of region losses over classes and images. Region losses have the same options.
 
-    per: `batch` pools the sums over the batch first; `image` averages over the counted classes of each image,
-        then over the images that have any.
-    empty: a class that is absent from the reference is dropped from the mean (`present`), is nothing special
-        (`keep`), or is counted with loss 0 (`zero`). Where everything is ignored, nothing is counted.
-    background: false drops the background class.
-    class_weights: one a channel, or a method; the mean divides by the sum of those that are counted.
-    reduce: sums over processes; the sums themselves with `batch`, means of images with `image`.
+    per: `batch` pools the sums over the batch before the ratio is taken; `image` averages over the counted classes of
+        each image, then over the images with counted classes.
+    empty: what happens to a class that is absent from the reference: `present` leaves it out of the mean, `keep` treats
+        it like any other class, `zero` counts it with loss 0. Where every pixel is ignored, no class is counted.
+    background: false leaves out the background class.
+    class_weights: one weight per channel, or a method; the mean is divided by the sum of the counted classes' weights.
+    reduce: sums over processes: the pooled sums with `batch`, the means of images with `image`.
     """
 
     def __init__(
@@ -82,22 +74,22 @@ class ClassMean(nn.Module):
         if not background:
             weights[_background_channel(labels)] = 0
         if weights.sum() == 0:
-            raise ValueError("the background is left out and the class_weights of all other classes are 0")
+            raise ValueError("no class is left: background is false and the class_weights of all other classes are 0")
         self.register_buffer("class_weights", weights, persistent=False)
 
     def pool(self, statistics: Statistics) -> Statistics:
-        """The groups to score: the whole batch as one, or each image."""
+        """The statistics of each group: the whole batch as one group, or each image."""
         return Statistics(*self.reduce(*statistics.pooled().tensors)) if self.per == "batch" else statistics
 
     def weights(self, reference: Tensor, pixels: Tensor) -> Tensor:
-        """What each class of each group counts in the mean, [B, K]."""
+        """The weight of each class of each group in the mean, [B, K]; 0 for a class that is not counted."""
         counted = reference > 0 if self.empty == "present" else pixels > 0
         return counted * self.class_weights.to(reference.dtype)
 
     def forward(self, losses: Tensor, statistics: Statistics, count: Tensor | None = None) -> Tensor:
-        """The mean of losses [B, K] of pooled statistics, a scalar; 0 with gradient 0 if nothing is counted.
+        """The mean of the losses [B, K] of pooled statistics, a scalar; 0 with gradient 0 if no class is counted.
 
-        count: what to divide the sum over images by instead of their number, with `per: image`.
+        count: with `per: image`, the divisor of the sum over images, instead of their number.
         """
         if self.empty == "zero":
             losses = torch.where(statistics.reference > 0, losses, 0)
@@ -107,7 +99,7 @@ class ClassMean(nn.Module):
         return divided(total, groups if count is None else count)
 
     def count(self, mask: MaskSums) -> Tensor | None:
-        """How many images count, by their masks alone; None where the sums of the batch are pooled."""
+        """The number of images with counted classes, from the masks alone; None with `per: batch`."""
         if self.per == "batch":
             return None
         return (self.weights(mask.reference, mask.pixels).sum(1) > 0).sum().to(mask.pixels.dtype)
@@ -118,8 +110,8 @@ def _channel_weights(class_weights: ClassWeights, labels: Labels, class_counts: 
         return resolve_class_weights(class_weights, labels, class_counts)
     if class_weights is not None and class_weights != "none":
         raise ValueError(
-            f"only {labels.names[1]!r} has a channel, so there is no mean over classes for class_weights to change; "
-            "leave them out, or give them to cross_entropy"
+            f"only {labels.names[1]!r} has a channel in binary mode, so class_weights have no effect; "
+            "leave them out, or use them with cross_entropy"
         )
     return torch.ones(1, dtype=torch.float64)
 
@@ -127,32 +119,58 @@ def _channel_weights(class_weights: ClassWeights, labels: Labels, class_counts: 
 def _background_channel(labels: Labels) -> int:
     if labels.background_channel is None:
         raise ValueError(
-            f"background: false drops the channel of {labels.background!r}, and there is none: "
-            f"the channels are {', '.join(labels.channel_names)}; leave `background` out"
+            f"background: false needs a channel for the background class {labels.background!r}, but the channels are "
+            f"{', '.join(labels.channel_names)}; leave `background` out"
         )
     return labels.background_channel
 
 
 def eps_pair(eps: float | Sequence[float], empty: Empty = "present") -> Eps:
-    """[numerator, denominator] from the option `eps`. Raises ValueError for others than numbers of 0 or more."""
+    """The option `eps` as (numerator, denominator). Raises ValueError unless it is one or two numbers of at least 0."""
     pair = (eps, eps) if isinstance(eps, (int, float)) else tuple(eps)
-    if len(pair) != 2 or not all(math.isfinite(part) and part >= 0 for part in pair):
+    if len(pair) != 2 or not all(math.isfinite(number) and number >= 0 for number in pair):
         raise ValueError(f"expected eps as one number of 0 or more, or [numerator, denominator], got {eps}")
     if empty == "keep" and pair[1] == 0:
-        raise ValueError(f"empty: keep divides 0 by 0 for an absent class with eps {eps}; raise eps, or use present")
+        raise ValueError(
+            f"empty: keep with eps {eps} divides 0 by 0 for an absent class; set eps above 0, or use empty: present"
+        )
     return float(pair[0]), float(pair[1])
 
 
-class Dice(nn.Module):
+class RegionLoss(nn.Module):
+    """The base of losses that average a function of each class's sums over the classes.
+
+    sums: the request to the shared pass. mean: how classes and images are averaged. eps: of numerator and denominator.
+    """
+
+    def __init__(self, sums: RegionSums, mean: ClassMean, eps: Eps) -> None:
+        super().__init__()
+        self.sums, self.mean, self.eps = sums, mean, eps
+
+    def class_losses(self, statistics: Statistics) -> Tensor:
+        """The loss of each group and class, [B, K], from pooled statistics."""
+        raise NotImplementedError
+
+    def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
+        """The loss, a scalar. count: the divisor of the mean over images; see `ClassMean`."""
+        statistics = self.mean.pool(statistics)
+        return self.mean(self.class_losses(statistics), statistics, count)
+
+    def count(self, mask: MaskSums) -> Tensor | None:
+        """The number of images with counted classes, from the masks alone; None with `per: batch`."""
+        return self.mean.count(mask)
+
+
+class Dice(RegionLoss):
     """1 - (2 tp + eps_n) / (predicted + reference + eps_d), averaged over classes (Milletari et al. 2016).
 
     per, empty, background, class_weights: see `ClassMean`.
     power: 2 squares the probabilities, and the shares of soft targets, in `predicted` and `reference`.
     eps: one number, or [numerator, denominator].
 
-    Targets may be soft. Ignored pixels are in no sum; all ignored gives 0. In [0, 1] for equal eps.
-    Raises ValueError at build for a negative eps, for `keep` with eps 0, without a background to drop, and for
-    class weights in binary mode.
+    Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
+    in [0, 1] if both eps are equal. Raises ValueError at build for a negative eps, for `empty: keep` with eps 0, for
+    `background: false` without a background channel, and for class weights in binary mode.
     """
 
     def __init__(
@@ -160,7 +178,7 @@ class Dice(nn.Module):
         *,
         labels: Labels,
         class_counts: Any = None,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         per: Per = "batch",
         power: Literal[1, 2] = 1,
         eps: float | list[float] = 1e-5,
@@ -168,28 +186,23 @@ class Dice(nn.Module):
         background: bool = True,
         class_weights: ClassWeights = None,
     ) -> None:
-        super().__init__()
-        self.eps = eps_pair(eps, empty)
-        self.sums = RegionSums(activation_of(labels), power)
-        self.mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+        super().__init__(RegionSums(activation_of(labels), power), mean, eps_pair(eps, empty))
 
-    def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
-        statistics = self.mean.pool(statistics)
-        return self.mean(dice_losses(statistics, self.eps), statistics, count)
-
-    def count(self, mask: MaskSums) -> Tensor | None:
-        """How many images count, by their masks alone; None where the sums of the batch are pooled."""
-        return self.mean.count(mask)
+    def class_losses(self, statistics: Statistics) -> Tensor:
+        """1 - (2 tp + eps_n) / (predicted + reference + eps_d) for each group and class, [B, K]."""
+        size = statistics.predicted + statistics.reference
+        return 1 - ratio(2 * statistics.tp + self.eps[0], size + self.eps[1])
 
 
-class Jaccard(nn.Module):
+class Jaccard(RegionLoss):
     """1 - (tp + eps_n) / (predicted + reference - tp + eps_d), averaged over classes (Rahman & Wang 2016).
 
     per, power, eps, empty, background, class_weights: as for `dice`.
 
-    Targets may be soft, which makes it the Jaccard metric loss (Wang et al. 2023). Ignored pixels are in no sum; all
-    ignored gives 0. In [0, 1] for equal eps. Raises ValueError at build where `dice` does.
+    Targets may be soft, which gives the Jaccard metric loss (Wang et al. 2023). Ignored pixels are left out of all
+    sums; if all pixels are ignored, the loss is 0. Values lie in [0, 1] if both eps are equal. Raises ValueError at
+    build in the same cases as `dice`.
     """
 
     def __init__(
@@ -197,7 +210,7 @@ class Jaccard(nn.Module):
         *,
         labels: Labels,
         class_counts: Any = None,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         per: Per = "batch",
         power: Literal[1, 2] = 1,
         eps: float | list[float] = 1e-5,
@@ -205,16 +218,10 @@ class Jaccard(nn.Module):
         background: bool = True,
         class_weights: ClassWeights = None,
     ) -> None:
-        super().__init__()
-        self.eps = eps_pair(eps, empty)
-        self.sums = RegionSums(activation_of(labels), power)
-        self.mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+        super().__init__(RegionSums(activation_of(labels), power), mean, eps_pair(eps, empty))
 
-    def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
-        statistics = self.mean.pool(statistics)
-        return self.mean(jaccard_losses(statistics, self.eps), statistics, count)
-
-    def count(self, mask: MaskSums) -> Tensor | None:
-        """How many images count, by their masks alone; None where the sums of the batch are pooled."""
-        return self.mean.count(mask)
+    def class_losses(self, statistics: Statistics) -> Tensor:
+        """1 - (tp + eps_n) / (predicted + reference - tp + eps_d) for each group and class, [B, K]."""
+        union = statistics.predicted + statistics.reference - statistics.tp
+        return 1 - ratio(statistics.tp + self.eps[0], union + self.eps[1])

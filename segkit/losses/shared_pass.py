@@ -1,9 +1,15 @@
-"""The one pass over the logits that the terms of a loss share: sums over pixels for each image and class.
+"""One pass over the logits that all terms of a loss share: sums over pixels for each image and class.
 
-A term says what sums it needs (`RegionSums`, `PixelSums`); terms of one activation share its softmax or sigmoid and
-their
-backward. The backward is written out (see `kernels`): from the slope of the loss for each sum it makes the gradient of
-the logits piece by piece, so that nothing is kept for it but the logits, the mask and the memory of the gradient.
+A differentiable formula in plain torch keeps several intermediate tensors of the size of the logits for its backward.
+This pass keeps none: it goes through the batch in chunks, and its hand-written backward (see `kernels`) turns the
+derivatives of the loss with respect to the sums into the gradient of the logits, again chunk by chunk. Between the two
+only the logits, the target and the memory of the gradient exist. The pixel and region losses therefore compute value
+and gradient in at most two logit sizes of extra memory, the gradient included, where most implementations in other
+libraries take three to eight (measured in docs/benchmarks/losses.md). tests/losses/test_reference.py checks value and
+gradient against tests/support/reference_losses.py, which has every loss in a few lines of plain torch.
+
+A term states the sums that it needs (`RegionSums`, `PixelSums`). Terms with the same activation share one softmax or
+sigmoid and one backward.
 """
 
 from __future__ import annotations
@@ -21,13 +27,13 @@ from segkit.losses.chunking import (
     MaskChunk,
     ScratchBuffers,
     Slice,
+    chunk_slices,
     memory_for_gradient,
-    pieces,
     refuse_second_derivative,
     weighted_sum,
 )
 from segkit.losses.kernels import KERNELS
-from segkit.losses.pass_requests import TP, Needs, PixelSums, RegionSums
+from segkit.losses.pass_requests import TP, PixelSums, RegionSums, RequestedSums
 
 __all__ = ["Activation", "MaskSums", "PixelSums", "PixelTotals", "RegionSums", "Statistics", "mask_sums", "run_pass"]
 
@@ -36,14 +42,14 @@ Sums = RegionSums | PixelSums
 
 @dataclass(frozen=True)
 class Statistics:
-    """What region terms are made of, each floating [B, K]; with `per: batch` pooled to [1, K].
+    """The sums from which region terms are computed, each floating [B, K], or [1, K] when pooled with `per: batch`.
 
-    tp: the probability on the pixels of the class, for soft targets the sum of min(probability, share).
+    tp: the probability on the pixels of the class; for soft targets the sum of min(probability, share).
     predicted: the sum of the probabilities, or of their squares with `power` 2.
-    reference: the pixels of the class, for soft targets the sum of share^power; 0 for a class that is absent.
-    pixels: the valid pixels; 0 where everything is ignored.
+    reference: the number of pixels of the class, for soft targets the sum of share^power; 0 for an absent class.
+    pixels: the number of valid pixels; 0 where everything is ignored.
 
-    Only valid pixels are in the sums, each times its pixel weight.
+    All sums run over valid pixels only, each multiplied by its pixel weight.
     """
 
     tp: Tensor
@@ -62,7 +68,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class PixelTotals:
-    """What pixel terms are made of: the sum of the function over the batch, a scalar, and the sums over the mask."""
+    """The sums from which pixel terms are computed: the sum of the function, a scalar, and the sums over the mask."""
 
     total: Tensor
     mask: MaskSums
@@ -70,10 +76,11 @@ class PixelTotals:
 
 @dataclass(frozen=True)
 class MaskSums:
-    """What the target alone says, each floating [B, K] and without gradient.
+    """Sums that depend on the target alone, each floating [B, K] and without gradient.
 
-    reference, squared: the pixels of each class, times their weights; for soft targets the sums of the shares and of
-    their squares. pixels: the valid pixels times their weights. valid: their number. size: all pixels of an image.
+    reference: the weighted number of pixels of each class; for soft targets the sum of the shares.
+    squared: for soft targets the sum of the squared shares, otherwise the same as `reference`.
+    pixels: the weighted number of valid pixels. valid: their unweighted number. size: the pixels of an image.
     """
 
     reference: Tensor
@@ -87,24 +94,29 @@ class MaskSums:
 def mask_sums(batch: Batch) -> MaskSums:
     """The sums over the target of a batch."""
     buffers = ScratchBuffers()
-    totals = _totals(batch, 4 * batch.logits.shape[1], lambda piece: _of_mask(batch.mask_chunk(piece, buffers)))
+
+    def sums_of(chunk_slice: Slice) -> list[Tensor]:
+        return _sums_of_mask(batch.mask_chunk(chunk_slice, buffers))
+
+    totals = _totals(batch, 4 * batch.logits.shape[1], sums_of)
     return _as_mask_sums(totals.to(batch.work_type), batch)
 
 
-def _of_mask(mask: MaskChunk) -> list[Tensor]:
+def _sums_of_mask(mask: MaskChunk) -> list[Tensor]:
     """The four sums of `MaskSums` over a chunk, [b, K] each."""
     images, channels, pixels = mask.share.shape
     if mask.valid is None:
         valid = torch.full((images, channels), pixels, dtype=mask.share.dtype, device=mask.share.device)
     else:
-        bits = mask.valid.view(torch.uint8)  # whose sum takes a third of the time
+        bits = mask.valid.view(torch.uint8)  # summing bytes takes a third of the time of summing booleans
         valid = bits.sum(-1, dtype=torch.int32).expand(images, channels)
-    counted = valid if mask.weight is None else mask.weight.sum(-1).expand(images, channels)
-    if torch.compiler.is_compiling() and mask.weight is None and not mask.soft:  # in one piece of any number of pixels
-        first = mask.share.sum(-1, dtype=precise_type(mask.share.device))
+    weighted = valid if mask.weight is None else mask.weight.sum(-1).expand(images, channels)
+    if torch.compiler.is_compiling() and mask.weight is None and not mask.soft:  # one chunk with any number of pixels
+        reference = mask.share.sum(-1, dtype=precise_type(mask.share.device))
     else:
-        first = weighted_sum(mask.share, mask.weight)
-    return [first, weighted_sum(mask.share.square(), mask.weight) if mask.soft else first, counted, valid]
+        reference = weighted_sum(mask.share, mask.weight)
+    squared = weighted_sum(mask.share.square(), mask.weight) if mask.soft else reference
+    return [reference, squared, weighted, valid]
 
 
 def _as_mask_sums(totals: Tensor, batch: Batch) -> MaskSums:
@@ -112,65 +124,69 @@ def _as_mask_sums(totals: Tensor, batch: Batch) -> MaskSums:
     return MaskSums(reference, squared, pixels, valid, batch.size)
 
 
-def run_pass(batch: Batch, asked: Sequence[Sums]) -> list[Statistics | PixelTotals]:
-    """Everything that was asked for, in one pass; what is asked twice is summed once. `batch.activation` is that of
-    all.
+def run_pass(batch: Batch, requests: Sequence[Sums]) -> list[Statistics | PixelTotals]:
+    """The results of all requests, in their order, from one pass; equal region requests are summed once.
 
-    Raises ValueError if a pixel function is asked for that is not defined for the target.
+    All requests have the activation of the batch. Raises ValueError if a requested pixel function is not defined for
+    the target.
     """
-    needs = Needs.of(asked)
-    needs.check(batch)
-    if torch.compiler.is_compiling():  # plain operations, of which the compiler makes a fused pass itself
+    requested = RequestedSums.of(requests)
+    requested.check(batch)
+    if torch.compiler.is_compiling():  # plain operations, which the compiler fuses into one pass
         buffers = ScratchBuffers()
-        chunk = batch.chunk(next(pieces(batch.logits)), buffers)
-        sums = torch.cat(KERNELS[batch.activation].sums(chunk, needs, buffers, None), 1)
-        of_mask = torch.cat([one.to(precise_type(batch.logits.device)) for one in _of_mask(chunk.mask)], 1)
+        chunk = batch.chunk(next(chunk_slices(batch.logits)), buffers)
+        sums = torch.cat(KERNELS[batch.activation].sums(chunk, requested, buffers, None), 1)
+        of_mask = torch.cat([column.to(precise_type(batch.logits.device)) for column in _sums_of_mask(chunk.mask)], 1)
     else:
         sums, of_mask = cast(
-            tuple[Tensor, Tensor], _SharedPass.apply(batch.logits, batch, needs, torch.is_grad_enabled())
+            tuple[Tensor, Tensor], _SharedPass.apply(batch.logits, batch, requested, torch.is_grad_enabled())
         )
     if batch.target.index is not None and batch.labels.mode == "multiclass" and batch.plain:
-        counted = _as_mask_sums(of_mask, batch)  # before rounding: float32 does not tell numbers above 2^24 apart
-        batch.labels.assert_counted(counted.reference, counted.valid)
+        exact = _as_mask_sums(of_mask, batch)  # before rounding: float32 cannot represent all integers above 2^24
+        batch.labels.assert_counted(exact.reference, exact.valid)
     mask = _as_mask_sums(of_mask.to(batch.work_type), batch)
-    found = needs.named(sums, batch.logits.shape[1])
-    totals = iter([sums for name, sums in found.items() if name[0] == "pixel"])  # in the order they were asked for
+    named = requested.named(sums, batch.logits.shape[1])
+    pixel_sums = iter([sums for name, sums in named.items() if name[0] == "pixel"])  # in the order of the requests
     return [
-        PixelTotals(next(totals).sum(), mask) if isinstance(one, PixelSums) else _statistics(one, found, mask)
-        for one in asked
+        PixelTotals(next(pixel_sums).sum(), mask)
+        if isinstance(request, PixelSums)
+        else _statistics(request, named, mask)
+        for request in requests
     ]
 
 
-def _statistics(asked: RegionSums, found: dict[Any, Tensor], mask: MaskSums) -> Statistics:
-    reference = mask.reference if asked.power == 1 else mask.squared
-    return Statistics(found[TP], found["predicted", asked.power], reference, mask.pixels)
+def _statistics(request: RegionSums, named: dict[Any, Tensor], mask: MaskSums) -> Statistics:
+    reference = mask.reference if request.power == 1 else mask.squared
+    return Statistics(named[TP], named["predicted", request.power], reference, mask.pixels)
 
 
 class _SharedPass(torch.autograd.Function):
-    """(logits, batch, needs, training) -> the sums that `needs` names, [B, their channels], and those of `MaskSums`.
+    """(logits, batch, requested, training) -> the requested sums [B, their width], and the concatenated `MaskSums`.
 
-    training: whether a gradient may be asked for.
+    training: whether a backward may follow.
 
-    The exponentials of a softmax are most of the work, so probabilities that the sums are made of are not made twice:
-    they are kept in the memory that the backward turns into the gradient. The peak is that of making them again, since
-    a gradient has to be somewhere. A second backward through the same graph does make them again.
+    The exponentials of a softmax are most of the work, so the probabilities of region sums are computed once: the
+    forward keeps them in the memory that the backward turns into the gradient. This does not raise the peak, since the
+    gradient needs that memory anyway. A second backward through the same graph computes the probabilities again.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, batch: Batch, needs: Needs, training: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits: Tensor, batch: Batch, requested: RequestedSums, training: bool
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(logits, *batch.target_tensors)
-        ctx.without_tensors, ctx.needs = batch.without_tensors(), needs
+        ctx.without_tensors, ctx.requested = batch.without_tensors(), requested
         kernel, buffers, channels = KERNELS[batch.activation], ScratchBuffers(), logits.shape[1]
-        keeps = training and logits.requires_grad and needs.powers and logits.dtype == batch.work_type
+        keeps = training and logits.requires_grad and requested.powers and logits.dtype == batch.work_type
         ctx.kept = memory_for_gradient(logits) if keeps else None
 
-        def of_piece(piece: Slice) -> list[Tensor]:
-            chunk = batch.chunk(piece, buffers)
-            place = None if ctx.kept is None else piece.of(ctx.kept)
-            return [*kernel.sums(chunk, needs, buffers, place), *_of_mask(chunk.mask)]
+        def sums_of(chunk_slice: Slice) -> list[Tensor]:
+            chunk = batch.chunk(chunk_slice, buffers)
+            kept = None if ctx.kept is None else chunk_slice.of(ctx.kept)
+            return [*kernel.sums(chunk, requested, buffers, kept), *_sums_of_mask(chunk.mask)]
 
-        width = needs.width(channels)
-        totals = _totals(batch, width + 4 * channels, of_piece, needs.smaller)
+        width = requested.width(channels)
+        totals = _totals(batch, width + 4 * channels, sums_of, requested.shrink)
         sums, of_mask = totals[:, :width].to(batch.work_type), totals[:, width:].contiguous()
         ctx.mark_non_differentiable(of_mask)
         return sums, of_mask
@@ -178,39 +194,42 @@ class _SharedPass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative()
-        batch, needs, buffers = ctx.without_tensors.with_tensors(*ctx.saved_tensors), ctx.needs, ScratchBuffers()
-        logits, kernel = batch.logits, KERNELS[batch.activation]
-        kept, ctx.kept = ctx.kept, None  # it goes out as the gradient
+        batch, requested = ctx.without_tensors.with_tensors(*ctx.saved_tensors), ctx.requested
+        logits, kernel, buffers = batch.logits, KERNELS[batch.activation], ScratchBuffers()
+        kept, ctx.kept = ctx.kept, None  # this memory is returned as the gradient
         gradient = memory_for_gradient(logits) if kept is None else kept
-        for piece in batch.pieces(needs.smaller):
-            place = piece.of(gradient)
+        for chunk_slice in batch.chunk_slices(requested.shrink):
+            gradient_chunk = chunk_slice.of(gradient)
             if kept is None:
-                chunk = batch.chunk(piece, buffers)
+                chunk = batch.chunk(chunk_slice, buffers)
                 p, mask = kernel.probabilities(chunk, buffers), chunk.mask
             else:
-                p, mask = kernel.kept_probabilities(place, buffers), batch.mask_chunk(piece, buffers)
-            out = place if place.dtype == p.dtype else torch.empty_like(place, dtype=p.dtype)
-            kernel.gradient(p, mask, needs, needs.named(slopes[0][piece.images], logits.shape[1]), buffers, out)
-            if out is not place:
-                place.copy_(out)
+                p, mask = kernel.kept_probabilities(gradient_chunk, buffers), batch.mask_chunk(chunk_slice, buffers)
+            same_type = gradient_chunk.dtype == p.dtype
+            out = gradient_chunk if same_type else torch.empty_like(gradient_chunk, dtype=p.dtype)
+            chunk_slopes = requested.named(slopes[0][chunk_slice.images], logits.shape[1])
+            kernel.gradient(p, mask, requested, chunk_slopes, buffers, out)
+            if out is not gradient_chunk:
+                gradient_chunk.copy_(out)
         return gradient, None, None, None
 
 
-def _totals(batch: Batch, width: int, of_piece: Callable[[Slice], list[Tensor]], smaller: int = 1) -> Tensor:
-    """What `of_piece` gives, [b, some of the width] each, side by side and added up over the pieces, [B, width].
+def _totals(batch: Batch, width: int, sums_of: Callable[[Slice], list[Tensor]], shrink: int = 1) -> Tensor:
+    """The sums of all chunks, added up and concatenated, [B, width]; `sums_of` returns those of one chunk, [b, ...]
+    each.
 
-    In float64 where the device has it, so that adding up pieces costs no digits.
+    They are added in float64 where the device supports it, so that the addition loses no digits.
     """
     if torch.compiler.is_compiling():
-        totals = torch.cat(of_piece(next(pieces(batch.logits))), 1)
+        totals = torch.cat(sums_of(next(chunk_slices(batch.logits))), 1)
     else:
         device = batch.logits.device
         totals = torch.zeros(batch.logits.shape[0], width, dtype=precise_type(device), device=device)
-        for piece in batch.pieces(smaller):
-            totals[piece.images].add_(torch.cat(of_piece(piece), 1))
+        for chunk_slice in batch.chunk_slices(shrink):
+            totals[chunk_slice.images].add_(torch.cat(sums_of(chunk_slice), 1))
     return totals
 
 
 def precise_type(device: torch.device) -> torch.dtype:
-    """float64 where the device has it."""
+    """float64 where the device supports it, otherwise float32."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,4 +1,4 @@
-"""The cross-entropy of the hardest pixels alone."""
+"""The cross-entropy over the pixels with the largest loss."""
 
 from __future__ import annotations
 
@@ -9,51 +9,55 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
-from segkit.losses.chunking import Batch, ScratchBuffers, activation_of, pieces
+from segkit.losses.chunking import Batch, ScratchBuffers, activation_of, chunk_slices
 from segkit.losses.kernels import pixel_losses
-from segkit.losses.pass_requests import Needs, PixelSums
+from segkit.losses.pass_requests import PixelSums, RequestedSums
 from segkit.losses.pixel import NegativeLog
 from segkit.losses.region import divided
 from segkit.losses.shared_pass import PixelTotals, precise_type, run_pass
 
 
 class TopkCrossEntropy(nn.Module):
-    """The mean of the cross-entropy over the `share` of valid pixels where it is largest (Wu et al. 2016).
+    """The mean of the cross-entropy over the `share` of valid pixels with the largest loss (Wu et al. 2016).
 
-    share: in (0, 1], of the batch. Where channels stand alone, an entry is a pixel of a channel. Pixels at the
-        threshold share what is left of that number, so that order does not matter.
-    rounding: of the number of pixels, `up` or `down`, but to no less than one.
+    share: in (0, 1], of the valid pixels of the batch. In binary and multilabel mode each pixel of each channel is one
+        entry. Pixels that tie at the threshold share the remaining places equally, so the order of pixels has no
+        effect.
+    rounding: how the number of pixels is rounded, `up` or `down`; it is at least 1.
 
-    The threshold is found by bisection of its bits, without sorting and without reading anything back. Targets may be
-    soft. Ignored pixels are not among those counted; all ignored gives 0. In [0, inf). Raises ValueError for pixel
-    weights, which would have to change the ranking, and at build for another share.
+    The threshold is found by bisection of its bits, without sorting and without a host synchronisation. Targets may be
+    soft. Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf). Raises
+    ValueError for pixel weights, which would have to change the ranking, and at build for a share outside (0, 1].
     """
 
     def __init__(self, *, labels: Labels, share: float = 0.1, rounding: Literal["up", "down"] = "up") -> None:
         super().__init__()
         if not 0 < share <= 1:
-            raise ValueError(f"expected share above 0 and up to 1, got {share}")
+            raise ValueError(f"expected share above 0 and at most 1, got {share}")
         self.labels, self.share, self.rounding = labels, share, rounding
-        self.asked = PixelSums("topk_cross_entropy", activation_of(labels), NegativeLog())
+        self.request = PixelSums("topk_cross_entropy", activation_of(labels), NegativeLog())
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
         """The loss of logits [B, K, *S], a scalar."""
         if target.pixel_weight is not None:
-            raise ValueError("topk_cross_entropy ranks pixels, so it knows no pixel_weight; use cross_entropy with one")
-        batch = Batch(logits, target, self.labels, self.asked.activation)
-        Needs.of([self.asked]).check(batch)
+            raise ValueError(
+                "topk_cross_entropy ranks pixels, so it does not support pixel_weight; use cross_entropy instead"
+            )
+        batch = Batch(logits, target, self.labels, self.request.activation)
+        RequestedSums.of([self.request]).check(batch)
         with torch.no_grad():
             losses, valid = self._losses(batch)
             number = self._number(valid.sum())
             chosen = largest(losses, valid, number).to(batch.work_type).view(losses.shape[0], -1, *logits.shape[2:])
         weighted = replace(batch, target=replace(target, pixel_weight=chosen))
-        (totals,) = run_pass(weighted, [self.asked])
+        (totals,) = run_pass(weighted, [self.request])
         assert isinstance(totals, PixelTotals)
         return divided(totals.total, number.to(totals.total.dtype))
 
     def _number(self, valid: Tensor) -> Tensor:
-        """How many of so many valid entries count."""
-        # 0.1 * 30 is a little more than 3, which is not meant to round up to 4; 0.29 * 100 a little less than 29
+        """The number of entries in the mean, from the number of valid entries."""
+        # In floating point, 0.1 * 30 is slightly more than 3 but should not round up to 4, and 0.29 * 100 is slightly
+        # less than 29 but should not round down to 28.
         number = valid.to(precise_type(valid.device)) * self.share
         slack = 4 * torch.finfo(number.dtype).eps * number
         rounded = (number - slack).ceil() if self.rounding == "up" else (number + slack).floor()
@@ -63,32 +67,32 @@ class TopkCrossEntropy(nn.Module):
         """The loss of each entry and whether it is valid, [B, 1 or K, N]."""
         buffers = ScratchBuffers()
         if torch.compiler.is_compiling():
-            return pixel_losses(batch.chunk(next(pieces(batch.logits)), buffers), self.asked, buffers)
+            return pixel_losses(batch.chunk(next(chunk_slices(batch.logits)), buffers), self.request, buffers)
         entries = 1 if batch.activation == "softmax" else batch.logits.shape[1]
         shape, device = (batch.logits.shape[0], entries, batch.size), batch.logits.device
         losses = torch.empty(shape, dtype=batch.work_type, device=device)
         valid = torch.empty(shape, dtype=torch.bool, device=device)
-        for piece in batch.pieces():
-            place = (piece.images, slice(None), piece.pixels)
-            losses[place], valid[place] = pixel_losses(batch.chunk(piece, buffers), self.asked, buffers)
+        for chunk_slice in batch.chunk_slices():
+            position = (chunk_slice.images, slice(None), chunk_slice.pixels)
+            losses[position], valid[position] = pixel_losses(batch.chunk(chunk_slice, buffers), self.request, buffers)
         return losses, valid
 
 
 def largest(values: Tensor, valid: Tensor, number: Tensor) -> Tensor:
-    """1 for the `number` largest of the valid values, 0 for the others; those that tie for the last places share them.
+    """Weights: 1 for the `number` largest of the valid values, 0 for the others; ties for the last places share them.
 
-    values: floating, at least 0. number: a scalar on their device. Nothing is read back.
+    values: floating, at least 0. number: a scalar on the same device. There is no host synchronisation.
     """
-    # Floating numbers of at least 0 are ordered as their bits are, so the threshold is a whole number to be bisected.
-    whole = torch.int64 if values.dtype == torch.float64 else torch.int32
-    bits = torch.where(valid, values.clamp(min=0), 0).view(whole)
+    # Floating numbers of at least 0 have the same order as their bits, so the threshold can be bisected as an integer.
+    integer = torch.int64 if values.dtype == torch.float64 else torch.int32
+    bits = torch.where(valid, values.clamp(min=0), 0).view(integer)
     bits = torch.where(valid, bits, -1)
-    low = torch.zeros((), dtype=whole, device=values.device)
-    high = torch.full_like(low, torch.iinfo(whole).max)
-    for _bit in range(torch.iinfo(whole).bits - 1):
+    low = torch.zeros((), dtype=integer, device=values.device)
+    high = torch.full_like(low, torch.iinfo(integer).max)
+    for _bit in range(torch.iinfo(integer).bits - 1):
         middle = low + (high - low) // 2 + 1
         enough = (bits >= middle).sum() >= number
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
     above, ties = bits > low, bits == low
-    rest = (number - above.sum()) / ties.sum().clamp(min=1)
-    return torch.where(ties, rest.to(values.dtype), 0).add_(above)
+    tie_weight = (number - above.sum()) / ties.sum().clamp(min=1)
+    return torch.where(ties, tie_weight.to(values.dtype), 0).add_(above)

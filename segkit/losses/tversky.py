@@ -1,4 +1,4 @@
-"""Region terms that weigh what is predicted too much against what is missing."""
+"""Region losses that weigh false positives and false negatives, or classes, differently."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segkit.labels import Labels
-from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import activation_of
 from segkit.losses.class_weights import ClassWeights
-from segkit.losses.region import ClassMean, Empty, Eps, Per, eps_pair, ratio
-from segkit.losses.shared_pass import MaskSums, RegionSums, Statistics
+from segkit.losses.region import ClassMean, Empty, Eps, Per, RegionLoss, eps_pair, ratio
+from segkit.losses.shared_pass import RegionSums, Statistics
 
-# Below this loss a power under 1 goes on as a straight line: its slope would be infinite at 0.
+# Below this loss, a power with an exponent under 1 is replaced by a straight line: its slope would be infinite at 0.
 SMALLEST = 1e-6
 
 
@@ -33,22 +33,25 @@ def focal_power(losses: Tensor, gamma: float) -> Tensor:
     return torch.where(losses > SMALLEST, losses.clamp(min=SMALLEST) ** gamma, line)
 
 
-def _at_least_0(**numbers: float) -> None:
+def _check_not_negative(**numbers: float) -> None:
     wrong = {name: number for name, number in numbers.items() if not (math.isfinite(number) and number >= 0)}
     if wrong:
         raise ValueError(f"expected {', '.join(numbers)} of 0 or more, got {wrong}")
 
 
-class Tversky(nn.Module):
+class Tversky(RegionLoss):
     """1 - (tp + eps_n) / (tp + alpha fp + beta fn + eps_d), averaged over classes (Salehi et al. 2017).
 
-    fp = predicted - tp is the probability outside the class, fn = reference - tp what is missing inside.
-    alpha: the cost of false positives. beta: of false negatives. Both 0.5 are `dice` with its eps halved, both 1
-        `jaccard`.
+    fp = predicted - tp is the probability outside the class, fn = reference - tp is the part of the class that is
+    missed.
+
+    alpha: the weight of false positives. beta: the weight of false negatives. With both 0.5 the loss is `dice` with
+        half its eps, with both 1 it is `jaccard`.
     per, eps, empty, background, class_weights: as for `dice`.
 
-    Targets may be soft. Ignored pixels are in no sum; all ignored gives 0. In [0, 1] for equal eps.
-    Raises ValueError at build for negative alpha, beta or eps, and where `dice` does.
+    Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
+    in [0, 1] if both eps are equal. Raises ValueError at build for negative alpha, beta or eps, and in the same cases
+    as `dice`.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Tversky(nn.Module):
         *,
         labels: Labels,
         class_counts: Any = None,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         alpha: float = 0.3,
         beta: float = 0.7,
         per: Per = "batch",
@@ -65,32 +68,28 @@ class Tversky(nn.Module):
         background: bool = True,
         class_weights: ClassWeights = None,
     ) -> None:
-        super().__init__()
-        _at_least_0(alpha=alpha, beta=beta)
-        self.alpha, self.beta, self.eps = alpha, beta, eps_pair(eps, empty)
-        self.sums = RegionSums(activation_of(labels))
-        self.mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+        _check_not_negative(alpha=alpha, beta=beta)
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+        super().__init__(RegionSums(activation_of(labels)), mean, eps_pair(eps, empty))
+        self.alpha, self.beta = alpha, beta
 
-    def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
-        statistics = self.mean.pool(statistics)
-        return self.mean(tversky_losses(statistics, self.eps, self.alpha, self.beta), statistics, count)
-
-    def count(self, mask: MaskSums) -> Tensor | None:
-        """How many images count, by their masks alone; None where the sums of the batch are pooled."""
-        return self.mean.count(mask)
+    def class_losses(self, statistics: Statistics) -> Tensor:
+        """1 - T for each group and class, [B, K], T being the Tversky index."""
+        return tversky_losses(statistics, self.eps, self.alpha, self.beta)
 
 
-class FocalTversky(nn.Module):
+class FocalTversky(RegionLoss):
     """(1 - T) ** gamma, averaged over classes, T being the Tversky index (Abraham & Khan 2019).
 
-    gamma: below 1 it stresses classes that are nearly right, above 1 those that are not; the paper's 4/3 stands in its
-        formula as 1 / gamma, so that it is 0.75 here. Below 1e-6 the power is a straight line, for its slope's sake.
-    of: `classes` takes the power of each class and then the mean, `mean` the power of the mean.
+    gamma: below 1 it emphasises classes that are nearly right, above 1 classes that are not. The paper writes the
+        exponent as 1 / gamma, so its gamma of 4/3 is 0.75 here. For losses below 1e-6 the power is replaced by a
+        straight line, so that its slope stays finite.
+    of: `classes` takes the power of each class's loss and then the mean, `mean` takes the power of the mean.
     alpha, beta, per, eps, empty, background, class_weights: as for `tversky`.
 
-    Targets may be soft. Ignored pixels are in no sum; all ignored gives 0. In [0, 1] for equal eps.
-    Raises ValueError at build for a gamma that is not above 0, and where `tversky` does.
+    Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
+    in [0, 1] if both eps are equal. Raises ValueError at build unless gamma is above 0, for `of: mean` with `per:
+    image`, and in the same cases as `tversky`.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class FocalTversky(nn.Module):
         *,
         labels: Labels,
         class_counts: Any = None,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         alpha: float = 0.3,
         beta: float = 0.7,
         gamma: float = 0.75,
@@ -109,50 +108,48 @@ class FocalTversky(nn.Module):
         background: bool = True,
         class_weights: ClassWeights = None,
     ) -> None:
-        super().__init__()
-        _at_least_0(alpha=alpha, beta=beta)
+        _check_not_negative(alpha=alpha, beta=beta)
         if not (math.isfinite(gamma) and gamma > 0):
             raise ValueError(f"expected gamma above 0, got {gamma}")
         if of == "mean" and per == "image":
-            raise ValueError("of: mean takes the power of one mean over the batch, so it needs per: batch")
+            raise ValueError("of: mean takes the power of a single mean over the batch, so it requires per: batch")
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+        super().__init__(RegionSums(activation_of(labels)), mean, eps_pair(eps, empty))
         self.alpha, self.beta, self.gamma, self.of = alpha, beta, gamma, of
-        self.eps = eps_pair(eps, empty)
-        self.sums = RegionSums(activation_of(labels))
-        self.mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+
+    def class_losses(self, statistics: Statistics) -> Tensor:
+        """(1 - T) ** gamma for each group and class, [B, K]; 1 - T with `of: mean`."""
+        losses = tversky_losses(statistics, self.eps, self.alpha, self.beta)
+        return losses if self.of == "mean" else focal_power(losses, self.gamma)
 
     def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
-        statistics = self.mean.pool(statistics)
-        losses = tversky_losses(statistics, self.eps, self.alpha, self.beta)
-        if self.of == "mean":
-            return focal_power(self.mean(losses, statistics, count), self.gamma)
-        return self.mean(focal_power(losses, self.gamma), statistics, count)
-
-    def count(self, mask: MaskSums) -> Tensor | None:
-        """How many images count, by their masks alone; None where the sums of the batch are pooled."""
-        return self.mean.count(mask)
+        """The loss, a scalar. count: the divisor of the mean over images; see `ClassMean`."""
+        mean = super().score(statistics, count)
+        return focal_power(mean, self.gamma) if self.of == "mean" else mean
 
 
-class GeneralizedDice(nn.Module):
-    """1 - (2 sum_c w_c tp_c + eps_n) / (sum_c w_c (predicted_c + reference_c) + eps_d), one ratio over all classes
-    (Sudre et al. 2017), w falling with the size of the class in the reference.
+class GeneralizedDice(RegionLoss):
+    """1 - (2 sum_c w_c tp_c + eps_n) / (sum_c w_c (predicted_c + reference_c) + eps_d), one ratio over all classes with
+    weights w_c that decrease with the size of the class in the reference (Sudre et al. 2017).
 
-    weight_by: `square` is 1 / reference^2, the paper's, `simple` 1 / reference, `uniform` 1.
-    absent: a class that the reference lacks gets no weight (`zero`) or the largest of the others (`max`). A weight of
-        1 / eps, as some implementations give it, makes the ratio 0 and kills the gradient of all classes.
-    relative: divide the weights by the largest, so that eps means the same for small and large images.
-    per: `batch` pools the sums over the batch, `image` averages over the images where a class is present.
+    weight_by: `square` is 1 / reference^2 as in the paper, `simple` is 1 / reference, `uniform` is 1.
+    absent: the weight of a class that is absent from the reference: 0 (`zero`), or the largest weight of the other
+        classes (`max`). A weight of 1 / eps, which some implementations use, makes the ratio 0 and removes the gradient
+        of all classes.
+    relative: divide the weights by the largest, so that eps has the same effect for small and large images.
+    per: `batch` pools the sums over the batch, `image` averages over the images that contain a class.
     eps, background: as for `dice`.
 
-    Targets may be soft. Ignored pixels are in no sum; all ignored gives 0. In [0, 1] for equal eps. Raises ValueError
-    at build for a negative eps and without a background to drop.
+    Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
+    in [0, 1] if both eps are equal. Raises ValueError at build for a negative eps, and for `background: false` without
+    a background channel.
     """
 
     def __init__(
         self,
         *,
         labels: Labels,
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
         weight_by: Literal["square", "simple", "uniform"] = "square",
         absent: Literal["zero", "max"] = "zero",
         relative: bool = True,
@@ -160,27 +157,21 @@ class GeneralizedDice(nn.Module):
         eps: float | list[float] = 1e-5,
         background: bool = True,
     ) -> None:
-        super().__init__()
+        mean = ClassMean(labels, None, reduce, per, "present", background, None)
+        super().__init__(RegionSums(activation_of(labels)), mean, eps_pair(eps))
         self.exponent = {"square": 2, "simple": 1, "uniform": 0}[weight_by]
-        self.absent, self.relative, self.eps = absent, relative, eps_pair(eps)
-        self.sums = RegionSums(activation_of(labels))
-        self.mean = ClassMean(labels, None, reduce, per, "present", background, None)
+        self.absent, self.relative = absent, relative
 
-    def score(self, statistics: Statistics, count: Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
-        statistics = self.mean.pool(statistics)
+    def class_losses(self, statistics: Statistics) -> Tensor:
+        """The one loss of each group, repeated for every class, [B, K]."""
         weights = self._weights(statistics)
         overlap = (weights * statistics.tp).sum(1, keepdim=True)
         size = (weights * (statistics.predicted + statistics.reference)).sum(1, keepdim=True)
         losses = 1 - ratio(2 * overlap + self.eps[0], size + self.eps[1])
-        return self.mean(losses.expand_as(weights), statistics, count)
-
-    def count(self, mask: MaskSums) -> Tensor | None:
-        """How many images count, by their masks alone; None where the sums of the batch are pooled."""
-        return self.mean.count(mask)
+        return losses.expand_as(weights)
 
     def _weights(self, statistics: Statistics) -> Tensor:
-        """[B, K]; no gradient goes through them."""
+        """The weight of each class, [B, K], without gradient."""
         reference = statistics.reference.detach()
         counted = self.mean.class_weights > 0
         present = (reference > 0) & counted

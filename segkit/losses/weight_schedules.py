@@ -1,7 +1,7 @@
-"""Schedules of term weights: functions of the progress of a run, from 0 at its first step to 1 at its end.
+"""Schedules of term weights: functions of the progress of a run, which goes from 0 at the first step to 1 at the end.
 
-Nothing but the step is needed to go on with one after an interruption. Every weight is a finite number of 0 or more;
-other ones raise ValueError when the schedule is made.
+A schedule has no state, so a resumed run needs only the step. Weights are finite and at least 0; a schedule with other
+weights raises ValueError when it is created.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WeightSchedule = Callable[[float], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """`value` throughout."""
+    """`value` during the whole run."""
 
     value: float = 1.0
 
@@ -28,7 +28,7 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """`start` up to the fraction `begin` of the run, `end` from the fraction `until` on, a straight line in between."""
+    """`start` up to the fraction `begin` of the run, `end` from the fraction `until` on, linear in between."""
 
     start: float = 0.0
     end: float = 1.0
@@ -41,26 +41,28 @@ class Linear:
             raise ValueError(f"expected 0 <= begin < until <= 1, got begin {self.begin} and until {self.until}")
 
     def __call__(self, progress: float) -> float:
-        return self.start + (self.end - self.start) * self._share(self._within(progress))
+        return self.start + (self.end - self.start) * self._shape(self._relative(progress))
 
-    def _within(self, progress: float) -> float:
+    def _relative(self, progress: float) -> float:
+        """The position between `begin` and `until`, from 0 to 1."""
         return min(1.0, max(0.0, (progress - self.begin) / (self.until - self.begin)))
 
-    def _share(self, within: float) -> float:
-        return within
+    def _shape(self, relative: float) -> float:
+        """The share of the way from `start` to `end`."""
+        return relative
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Linear):
-    """As `linear`, with half a cosine wave in between."""
+    """Like `linear`, with half a cosine wave in between."""
 
-    def _share(self, within: float) -> float:
-        return (1 - math.cos(math.pi * within)) / 2
+    def _shape(self, relative: float) -> float:
+        return (1 - math.cos(math.pi * relative)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class After:
-    """`before` up to the given fraction of the run, `value` from there on."""
+    """`before` up to the fraction `fraction` of the run, `value` from there on."""
 
     fraction: float = 0.5
     value: float = 1.0
@@ -69,7 +71,7 @@ class After:
     def __post_init__(self) -> None:
         _check_weights(value=self.value, before=self.before)
         if not 0 <= self.fraction <= 1:
-            raise ValueError(f"expected fraction from 0 to 1, got {self.fraction}")
+            raise ValueError(f"expected fraction between 0 and 1, got {self.fraction}")
 
     def __call__(self, progress: float) -> float:
         return self.value if progress >= self.fraction else self.before
@@ -78,7 +80,7 @@ class After:
 def _check_weights(**weights: float) -> None:
     wrong = [f"{name} {weight}" for name, weight in weights.items() if not 0 <= weight < math.inf]
     if wrong:
-        raise ValueError(f"expected a weight of 0 or more, and finite, got {', '.join(wrong)}")
+        raise ValueError(f"expected finite weights of 0 or more, got {', '.join(wrong)}")
 
 
 WEIGHT_SCHEDULES: dict[str, Callable[..., WeightSchedule]] = {

@@ -1,7 +1,8 @@
-"""The weighted sum of terms: builds the target once, runs each pass once, combines what the terms make of it."""
+"""The weighted sum of terms: builds the target once, runs each shared pass once, and combines the terms."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
-from segkit.losses.all_reduce import Reduce, keep
+from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import Activation, Batch
 from segkit.losses.shared_pass import MaskSums, mask_sums, run_pass
-from segkit.losses.weight_schedules import WeightSchedule
+from segkit.losses.weight_schedules import Constant, WeightSchedule
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a term's value is multiplied with and what is added, to be that of another library."""
+    """A factor and an offset that turn the value of a term into that of another library."""
 
     factor: float = 1.0
     offset: float = 0.0
@@ -26,9 +27,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """What the terms of several micro-batches are divided by, so that their sum is the loss of all in one batch.
+    """The divisors with which the losses of several micro-batches add up to the loss of one large batch.
 
-    counts: by term; None for a term that is defined on the micro-batch, of which the mean over `batches` is taken.
+    counts: the divisor of each term by name; None for a term that is defined on the micro-batch, which is averaged over
+        the micro-batches instead. batches: the number of micro-batches.
     """
 
     counts: Mapping[str, Tensor | None]
@@ -38,10 +40,10 @@ class Normaliser:
 class WeightedSum(nn.Module):
     """The sum of weight * term over the terms of a loss.
 
-    terms: modules by name. Each says in `sums` what it needs of the shared pass and has `score(result, count)` and
-        `count(mask sums)`, or else it has `forward(logits, target)`.
-    schedules: the weight of each term as a function of the progress of the run; the current ones are the buffer
-        `weights`, set by `set_progress`.
+    terms: modules by name. A term has either an attribute `sums`, its request to the shared pass, with the methods
+        `score(result, count)` and `count(mask sums)`, or the method `forward(logits, target)`.
+    schedules: the weight of each term as a function of the progress of the run. `set_progress` writes the current
+        weights to the buffer `weights`.
     scales: factor and offset of each term.
     reduce: sums over processes.
     """
@@ -52,18 +54,20 @@ class WeightedSum(nn.Module):
         terms: Mapping[str, nn.Module],
         schedules: Sequence[WeightSchedule],
         scales: Sequence[Scale],
-        reduce: Reduce = keep,
+        reduce: Reduce = single_process,
     ) -> None:
         super().__init__()
         self.labels, self.reduce = labels, reduce
         self.names = list(terms)
         self.members = nn.ModuleList(terms.values())
         self.schedules, self.scales = list(schedules), list(scales)
+        self._watches_progress = any(not isinstance(schedule, Constant) for schedule in schedules)
+        self._calls_without_progress = 0
         self.weights: Tensor
         self.register_buffer("weights", torch.tensor([schedule(0.0) for schedule in schedules], dtype=torch.float64))
 
     def _apply(self, fn: Any, recurse: bool = True) -> WeightedSum:
-        """What `to`, `cuda` and the like do to the buffers. A device without float64, as MPS, gets them in float32."""
+        """Move or convert the buffers, as `to` and `cuda` do; in float32 on devices without float64, such as MPS."""
         try:
             return super()._apply(fn, recurse)
         except TypeError:
@@ -71,9 +75,13 @@ class WeightedSum(nn.Module):
             return super()._apply(fn, recurse)
 
     def set_progress(self, progress: float) -> None:
-        """Set the weights for a step; progress is its number over that of all steps. Waits for no device."""
-        for place, schedule in enumerate(self.schedules):
-            self.weights[place].fill_(schedule(progress))
+        """Set the term weights for a step. There is no host synchronisation.
+
+        progress: the number of the step divided by the number of all steps.
+        """
+        self._watches_progress = False
+        for index, schedule in enumerate(self.schedules):
+            self.weights[index].fill_(schedule(progress))
 
     def forward(
         self,
@@ -85,21 +93,38 @@ class WeightedSum(nn.Module):
     ) -> Tensor:
         """The loss, a scalar of at least float32; 0 with gradient 0 if every pixel is ignored.
 
-        logits: floating [B, K, *S]; values under ignored pixels do not matter, be they NaN.
-        mask: class numbers [B, *S], or one-hot or soft [B, K, *S], as in `Labels.target`.
+        logits: floating [B, K, *S]; values at ignored pixels have no effect, even NaN.
+        mask: class numbers [B, *S], or one-hot or soft [B, K, *S]; see `Labels.target`.
         pixel_weight: [B, *S], 0 or more.
-        valid: bool [B, *S] or [B, K, *S]: further pixels that do not count, or not for every class.
-        normaliser: of several micro-batches, see `normaliser`.
+        valid: bool [B, *S] or [B, K, *S]: false for further pixels to ignore, for all classes or for some.
+        normaliser: the divisors for several micro-batches; see the method `normaliser`.
 
-        Raises ValueError if the shapes do not fit, and where a term is not defined for what is given; a second
-        derivative raises RuntimeError.
+        Raises ValueError if the shapes do not match, or if a term is not defined for the target or the weights. A
+        second derivative raises RuntimeError.
         """
         return self.combine(self.terms(logits, mask, pixel_weight, valid, normaliser))
 
     def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The loss from what `terms` returned."""
+        """The loss from the result of `terms`."""
         values = torch.stack(list(terms.values()))
+        if not torch.compiler.is_compiling() and self._watches_progress and values.requires_grad:
+            self._warn_without_progress()
         return (values * self.weights.to(values.dtype)).sum()
+
+    def _warn_without_progress(self) -> None:
+        """Warn once, on the second call with gradients, if weights follow a schedule and `set_progress` was never
+        called."""
+        self._calls_without_progress += 1
+        if self._calls_without_progress < 2:
+            return
+        self._watches_progress = False
+        scheduled = zip(self.names, self.schedules, strict=True)
+        names = ", ".join(name for name, schedule in scheduled if not isinstance(schedule, Constant))
+        warnings.warn(
+            f"the weight of {names} follows a schedule, but set_progress was never called, so the weight stays at its "
+            "initial value; call loss.set_progress(step / steps) before each training step",
+            stacklevel=2,
+        )
 
     def terms(
         self,
@@ -109,9 +134,9 @@ class WeightedSum(nn.Module):
         valid: Tensor | None = None,
         normaliser: Normaliser | None = None,
     ) -> dict[str, Tensor]:
-        """Each term's value by name, scalars, without their weights; arguments as for the call."""
+        """The value of each term by name, scalars without term weights. Arguments: see `forward`."""
         self._check_shapes(logits, mask, pixel_weight)
-        # the shared passes count the classes, and so find values that are none of them; other terms have no such count
+        # The shared pass counts the pixels of each class and so detects values that are no class; other terms do not.
         counted = pixel_weight is None and valid is None and any(hasattr(term, "sums") for term in self._terms)
         target = self.labels.target(mask, logits.ndim - 2, pixel_weight, valid, check=not counted)
         counts = {} if normaliser is None else normaliser.counts
@@ -127,24 +152,26 @@ class WeightedSum(nn.Module):
 
     @property
     def _terms(self) -> Iterable[Any]:
-        return cast("Iterable[Any]", self.members)  # what a term has is in the class docstring
+        return cast("Iterable[Any]", self.members)  # the class docstring lists the attributes of a term
 
     def _results(self, logits: Tensor, target: Target) -> dict[str, Any]:
-        """What the shared passes give each term that needs one: a pass for each activation, and one over the mask."""
-        asked = {name: term.sums for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")}
+        """The results of the shared passes, one pass for each activation, by the name of the term."""
+        requests = {
+            name: term.sums for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")
+        }
         activations: list[Activation] = ["softmax", "sigmoid"]
         results: dict[str, Any] = {}
         for activation in activations:
-            names = [name for name, sums in asked.items() if sums.activation == activation]
+            names = [name for name, sums in requests.items() if sums.activation == activation]
             if names:
                 batch = Batch(logits, target, self.labels, activation)
-                found = run_pass(batch, [asked[name] for name in names])
-                results |= dict(zip(names, found, strict=True))
+                pass_results = run_pass(batch, [requests[name] for name in names])
+                results |= dict(zip(names, pass_results, strict=True))
         return results
 
     @property
     def defined_on_micro_batches(self) -> list[str]:
-        """The terms that do not add up over micro-batches to those of one large batch; see `normaliser`."""
+        """The terms that do not add up over micro-batches to the term of one large batch; see `normaliser`."""
         mask = torch.zeros(1, 1, 1, dtype=torch.uint8, device=self.weights.device)
         mask = mask.unsqueeze(1).expand(1, self.labels.channels, 1, 1) if self.labels.has_mask_channels else mask
         sums = {name: term for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")}
@@ -163,25 +190,26 @@ class WeightedSum(nn.Module):
         valids: Sequence[Tensor] | None = None,
         spatial: int | None = None,
     ) -> Normaliser:
-        """For gradients that are accumulated over micro-batches, what to hand to the call of each.
+        """The normaliser to pass to the call for each micro-batch, when gradients are accumulated over micro-batches.
 
-        masks: of all micro-batches (and of this process alone, where there are several), as for the call; so are
-        pixel_weights and valids. Pixel terms, and region terms with `per: image`, then add up to the loss of one large
-        batch; the others are defined on the micro-batch, and their mean is taken.
-        spatial: the number of spatial axes. Without it whole numbers are class numbers [B, *S]; raises ValueError where
-        they may as well be one-hot.
+        Pixel terms, and region terms with `per: image`, then add up to the loss of one large batch. The other terms are
+        defined on the micro-batch and are averaged.
+
+        masks, pixel_weights, valids: those of all micro-batches of this process; see `forward`.
+        spatial: the number of spatial axes. Without it, integer masks are read as class numbers [B, *S]; raises
+            ValueError if they might also be one-hot.
         """
         counts: dict[str, Tensor | None] = {}
         for name, term in zip(self.names, self._terms, strict=True):
-            parts = []
-            for place, mask in enumerate(masks) if hasattr(term, "sums") else ():
-                weight = None if pixel_weights is None else pixel_weights[place]
-                valid = None if valids is None else valids[place]
-                parts.append(term.count(self._mask_sums(mask, term.sums.activation, weight, valid, spatial)))
-            if not parts or parts[0] is None:
+            batch_counts = []
+            for index, mask in enumerate(masks) if hasattr(term, "sums") else ():
+                weight = None if pixel_weights is None else pixel_weights[index]
+                valid = None if valids is None else valids[index]
+                batch_counts.append(term.count(self._mask_sums(mask, term.sums.activation, weight, valid, spatial)))
+            if not batch_counts or batch_counts[0] is None:
                 counts[name] = None
             else:
-                (counts[name],) = self.reduce(torch.stack(parts).sum())
+                (counts[name],) = self.reduce(torch.stack(batch_counts).sum())
         return Normaliser(counts, len(masks))
 
     def _mask_sums(
@@ -190,20 +218,20 @@ class WeightedSum(nn.Module):
         spatial = self._spatial_axes(mask) if spatial is None else spatial
         target = self.labels.target(mask, spatial, weight, valid)
         shape = (mask.shape[0], self.labels.channels, *mask.shape[mask.ndim - spatial :])
-        # a mask alone tells the sums; the logits here are a shape without memory of its own
+        # the sums depend on the mask alone; these logits have a shape but almost no memory
         logits = torch.zeros((), device=mask.device).expand(shape)
         return mask_sums(Batch(logits, target, self.labels, activation))
 
     def _spatial_axes(self, mask: Tensor) -> int:
-        """The number of spatial axes of a mask that no logits stand beside."""
+        """The number of spatial axes of a mask without logits."""
         if mask.is_floating_point() or self.labels.has_mask_channels:
             return mask.ndim - 2
         if mask.ndim > 3 and mask.shape[1] == self.labels.channels:
             if self.labels.mode == "binary":
                 return mask.ndim - 2
             raise ValueError(
-                f"a mask {list(mask.shape)} of {mask.dtype} may be class numbers of volumes or the one-hot form of "
-                "pictures; say which with spatial=3 or spatial=2"
+                f"a mask {list(mask.shape)} of {mask.dtype} may hold class numbers of 3D volumes or the one-hot form "
+                "of 2D images; specify spatial=3 or spatial=2"
             )
         return mask.ndim - 1
 
@@ -217,13 +245,13 @@ class WeightedSum(nn.Module):
         if 0 in logits.shape:
             raise ValueError(f"expected logits of at least one pixel, got {list(logits.shape)}; drop an empty batch")
         expected = [logits.shape[0], *logits.shape[2:]]
-        for name, given in (("mask", mask), ("pixel_weight", pixel_weight)):
-            if given is None:
+        for name, tensor in (("mask", mask), ("pixel_weight", pixel_weight)):
+            if tensor is None:
                 continue
-            has_channels = name == "mask" and given.ndim == logits.ndim
-            shape = [given.shape[0], *given.shape[2 if has_channels else 1 :]]
+            has_channels = name == "mask" and tensor.ndim == logits.ndim
+            shape = [tensor.shape[0], *tensor.shape[2 if has_channels else 1 :]]
             if shape != expected:
                 raise ValueError(
-                    f"expected a {name} to fit logits {list(logits.shape)}, {expected}"
-                    f"{' or with channels' if name == 'mask' else ''}, got {list(given.shape)}"
+                    f"expected {name} of shape {expected}{' or with channels' if name == 'mask' else ''} for logits "
+                    f"{list(logits.shape)}, got {list(tensor.shape)}"
                 )

@@ -23,57 +23,16 @@ from support.loss_oracle import (
     MODES_OF,
     SOFT,
     SPACES,
-    UNWEIGHTED,
     VARIANTS,
     VOID,
     batch,
     cases,
     labels_of,
-    loop,
-    loop_gradient,
     value_and_gradient,
 )
 from support.synchronisation import NoWaiting
 
 # --- the battery ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
-def test_value_and_gradient_are_those_of_the_loop(options, mode, space):
-    labels = labels_of(mode)
-    logits, mask = batch(mode, space)
-    value, gradient = value_and_gradient(build_loss(options, labels), logits, mask)
-    assert_close(value.item(), loop(options, logits, mask, labels))
-    # central differences with step 1e-5 are good for nine digits or so
-    assert_close(gradient, loop_gradient(options, logits, mask, labels), rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize(("options", "mode", "space"), cases(SPACES[0]))
-def test_an_absent_class(options, mode, space):
-    labels = labels_of(mode)
-    logits, mask = batch(mode, space, absent=1)
-    value, gradient = value_and_gradient(build_loss(options, labels), logits, mask)
-    assert_close(value.item(), loop(options, logits, mask, labels))
-    assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "options",
-    [*({"name": name} for name in LOSSES if name not in UNWEIGHTED), {"name": "dice", "power": 2, "per": "image"}],
-    ids=lambda options: "-".join(str(v) for v in options.values()),
-)
-def test_pixel_weights_count_pixels_as_often_as_they_say(options, mode):
-    labels = labels_of(mode)
-    logits, mask = batch(mode, (3, 4))
-    weight = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    value, gradient = value_and_gradient(build_loss(options, labels), logits, mask, pixel_weight=weight)
-    assert_close(value.item(), loop(options, logits, mask, labels, weight))
-    assert_close(gradient, loop_gradient(options, logits, mask, labels, weight), rtol=1e-5, atol=1e-8)
-    ignored = mask == VOID if mode != "multilabel" else (mask == VOID).all(1)
-    harmless = torch.where(ignored, torch.nan, weight)
-    again = value_and_gradient(build_loss(options, labels), logits, mask, pixel_weight=harmless)
-    assert_close(again, (value, gradient), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("name", "mode"), DEFAULTS)
@@ -216,7 +175,7 @@ def test_pieces_make_no_difference(options, mode, layout, monkeypatch):
     logits, mask = batch(mode, (11, 17))  # 187 pixels: pieces of 64, 64 and 59
     whole = value_and_gradient(loss, logits, mask)
     monkeypatch.setattr(chunking, "ELEMENTS", {"cpu": 64})
-    assert len(list(chunking.pieces(logits))) == 6
+    assert len(list(chunking.chunk_slices(logits))) == 6
     assert_close(value_and_gradient(loss, logits.to(memory_format=layout), mask), whole, check_stride=False)
 
 

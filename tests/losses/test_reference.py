@@ -1,0 +1,69 @@
+"""Value and gradient of every loss in every mode, in 2D and 3D, against plain differentiable formulas in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from segkit.losses import LOSSES, build_loss
+
+from support.loss_oracle import MODES, SPACES, UNWEIGHTED, VOID, batch, cases, labels_of, value_and_gradient
+from support.reference_losses import REFERENCES, reference
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
+
+
+def reference_value_and_gradient(options, logits, mask, labels, pixel_weight=None):
+    return value_and_gradient(lambda z, m: reference(options, z, m, labels, pixel_weight), logits, mask)
+
+
+def test_every_loss_has_a_reference():
+    assert REFERENCES.keys() == LOSSES.keys()
+
+
+@pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
+def test_value_and_gradient_equal_the_reference(options, mode, space):
+    labels = labels_of(mode)
+    logits, mask = batch(mode, space)
+    result = value_and_gradient(build_loss(options, labels), logits, mask)
+    assert_close(result, reference_value_and_gradient(options, logits, mask, labels), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("options", "mode", "space"), cases(SPACES[0]))
+def test_an_absent_class(options, mode, space):
+    labels = labels_of(mode)
+    logits, mask = batch(mode, space, absent=1)
+    value, gradient = value_and_gradient(build_loss(options, labels), logits, mask)
+    assert gradient.isfinite().all()
+    assert_close((value, gradient), reference_value_and_gradient(options, logits, mask, labels), **TOLERANCE)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "options",
+    [*({"name": name} for name in LOSSES if name not in UNWEIGHTED), {"name": "dice", "power": 2, "per": "image"}],
+    ids=lambda options: "-".join(str(value) for value in options.values()),
+)
+def test_pixel_weights(options, mode):
+    labels = labels_of(mode)
+    logits, mask = batch(mode, (3, 4))
+    weight = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    value, gradient = value_and_gradient(build_loss(options, labels), logits, mask, pixel_weight=weight)
+    expected = reference_value_and_gradient(options, logits, mask, labels, weight)
+    assert_close((value, gradient), expected, **TOLERANCE)
+    ignored = mask == VOID if mode != "multilabel" else (mask == VOID).all(1)
+    with_nan = torch.where(ignored, torch.nan, weight)  # at ignored pixels only
+    again = value_and_gradient(build_loss(options, labels), logits, mask, pixel_weight=with_nan)
+    assert_close(again, (value, gradient), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "poly_cross_entropy", "dice", "jaccard", "tversky"])
+@pytest.mark.parametrize("mode", MODES)
+def test_soft_targets(name, mode):
+    labels = labels_of(mode)
+    logits, _ = batch(mode, (4, 5))
+    soft = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    soft = soft / soft.sum(1, keepdim=True) if mode == "multiclass" else soft
+    result = value_and_gradient(build_loss(name, labels), logits, soft)
+    assert_close(result, reference_value_and_gradient({"name": name}, logits, soft, labels), **TOLERANCE)

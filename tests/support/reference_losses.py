@@ -1,0 +1,344 @@
+"""Every loss in a few lines of plain differentiable torch, against which the loss engine is compared.
+
+Read these functions to see what a loss computes. They have no chunks, no shared passes and no hand-written gradients;
+the gradient is that of autograd. They use the options of segkit's losses, without `segkit.losses`.
+
+Symbols: p is the predicted probability, g in [0, 1] is the target (1 on the pixels of a class), and w is the weight of
+a pixel. B images have K channels and N pixels. All sums run over valid pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segkit.labels import Labels
+
+IGNORED = 255
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A batch with flattened spatial axes: logits and targets [B, K, N], validity bool [B, K, N], weights [B, N]."""
+
+    logits: Tensor
+    g: Tensor
+    valid: Tensor
+    w: Tensor
+    labels: Labels
+
+    @property
+    def p(self) -> Tensor:
+        """The probabilities, [B, K, N]: a softmax over exclusive classes, otherwise a sigmoid per channel."""
+        return self.logits.softmax(1) if self.labels.mode == "multiclass" else self.logits.sigmoid()
+
+
+def pixels_of(logits: Tensor, mask: Tensor, labels: Labels, pixel_weight: Tensor | None = None) -> Pixels:
+    """A batch from class numbers [B, *S], channels of 0, 1 and the ignore value [B, K, *S], or soft targets."""
+    logits = logits.flatten(2)
+    if mask.is_floating_point():
+        g, valid = mask.to(logits.dtype).flatten(2), torch.ones_like(logits, dtype=torch.bool)
+    elif labels.mode == "multilabel":
+        g, valid = (mask == 1).to(logits.dtype).flatten(2), (mask != IGNORED).flatten(2)
+    else:
+        index = mask.flatten(1).unsqueeze(1)
+        channel_classes = [1] if labels.mode == "binary" else range(labels.channels)
+        g = torch.cat([index == number for number in channel_classes], 1).to(logits.dtype)
+        valid = (index != IGNORED).expand_as(g)
+    w = torch.ones_like(logits[:, 0]) if pixel_weight is None else pixel_weight.to(logits.dtype).flatten(1)
+    return Pixels(logits, g, valid, w, labels)
+
+
+# --- pixel losses: the mean over entries ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The valid entries: n pixels with K exclusive classes, or n pixels of a channel with 2 outcomes (absent, present).
+
+    p, g: probability and target of each outcome, [n, outcomes]. weights, factors: of each outcome, [n, outcomes].
+    """
+
+    p: Tensor
+    g: Tensor
+    weights: Tensor
+    factors: Tensor
+
+
+def entries(
+    pixels: Pixels,
+    activation: str | None = None,
+    class_weights: Sequence[float] | None = None,
+    alpha: float | Sequence[float] | None = None,
+) -> Entries:
+    labels, channels = pixels.labels, pixels.labels.channels
+    weights = torch.tensor(class_weights or [1.0] * len(labels.names), dtype=pixels.logits.dtype)
+    if labels.mode == "multiclass" and activation != "sigmoid":
+        p, g = pixels.logits.softmax(1), pixels.g
+        if isinstance(alpha, float):
+            alpha = [1 - alpha] + [alpha] * (channels - 1)
+        factors = torch.tensor(alpha or [1.0] * channels, dtype=p.dtype)
+        valid, w = pixels.valid[:, 0], pixels.w
+    else:
+        p = torch.stack([1 - pixels.logits.sigmoid(), pixels.logits.sigmoid()], 1)  # [B, 2, K, N]
+        g = torch.stack([1 - pixels.g, pixels.g], 1)
+        weights = weights.view(2, 1, 1) if labels.mode == "binary" else weights.view(1, channels, 1)
+        present = torch.tensor(alpha if isinstance(alpha, list) else [alpha or 0.0] * channels, dtype=p.dtype)
+        factors = torch.ones(2, channels, dtype=p.dtype) if alpha is None else torch.stack([1 - present, present])
+        factors = factors.unsqueeze(-1)
+        valid, w = pixels.valid, pixels.w.unsqueeze(1).expand_as(pixels.valid)
+
+    def at_valid(values: Tensor) -> Tensor:
+        """Values [B, outcomes, ..., N] at the valid entries, [n, outcomes]."""
+        return values.movedim(1, -1)[valid]
+
+    def spread(per_outcome: Tensor) -> Tensor:
+        """Numbers for each outcome, and possibly channel, broadcast to the shape of p."""
+        return (per_outcome.unsqueeze(-1) if per_outcome.ndim == 1 else per_outcome).expand(p.shape)
+
+    weights = w[valid].unsqueeze(-1) * at_valid(spread(weights))
+    return Entries(at_valid(p), at_valid(g), weights, at_valid(spread(factors)))
+
+
+def pixel_mean(
+    pixels: Pixels,
+    f: Callable[[Tensor], Tensor],
+    activation: str | None = None,
+    class_weights: Sequence[float] | None = None,
+    normalize: str = "weights",
+    alpha: float | Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """sum_i w_i alpha_i g_i f(p_i) / Z over all entries and their outcomes."""
+    e = entries(pixels, activation, class_weights, alpha)
+    smoothed = (1 - label_smoothing) * e.g + label_smoothing / e.g.shape[1]
+    total = (e.weights * e.factors * smoothed * f(e.p)).sum()
+    if normalize == "weights":
+        return total / (e.weights * e.g).sum()
+    exclusive = pixels.labels.mode == "multiclass" and activation != "sigmoid"
+    all_entries = pixels.valid[:, :1].numel() if exclusive else pixels.valid.numel()
+    return total / (len(e.p) if normalize == "valid" else all_entries)
+
+
+def cross_entropy(pixels: Pixels, **options) -> Tensor:
+    """sum_i w_i (-log p_i) / Z"""
+    return pixel_mean(pixels, lambda p: -p.log(), **options)
+
+
+def poly_cross_entropy(pixels: Pixels, epsilon: float = 1.0, **options) -> Tensor:
+    """sum_i w_i (-log p_i + epsilon (1 - p_i)) / Z"""
+    return pixel_mean(pixels, lambda p: -p.log() + epsilon * (1 - p), **options)
+
+
+def focal(pixels: Pixels, gamma: float = 2.0, **options) -> Tensor:
+    """sum_i w_i alpha_i (1 - p_i)^gamma (-log p_i) / Z"""
+    return pixel_mean(pixels, lambda p: -((1 - p) ** gamma) * p.log(), **options)
+
+
+def topk_cross_entropy(pixels: Pixels, share: float = 0.1) -> Tensor:
+    """The mean of -log p_i over the given share of entries with the largest -log p_i."""
+    e = entries(pixels)
+    losses = -(e.g * e.p.log()).sum(1)
+    return losses.topk(math.ceil(share * len(losses))).values.mean()
+
+
+# --- region losses: a function of the sums of each class ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums of one class over a group of images, scalars."""
+
+    tp: Tensor
+    predicted: Tensor
+    reference: Tensor
+
+
+def class_sums(pixels: Pixels, per: str, power: int = 1) -> list[list[Sums]]:
+    """tp = sum w min(p, g), predicted = sum w p^power and reference = sum w g^power of each class in each group."""
+    groups = [slice(None)] if per == "batch" else [slice(b, b + 1) for b in range(len(pixels.logits))]
+    result = []
+    for images in groups:
+        row = []
+        for k in range(pixels.labels.channels):
+            valid = pixels.valid[images, k]
+            p, g, w = pixels.p[images, k][valid], pixels.g[images, k][valid], pixels.w[images][valid]
+            row.append(Sums((w * torch.minimum(p, g)).sum(), (w * p**power).sum(), (w * g**power).sum()))
+        result.append(row)
+    return result
+
+
+def region_mean(
+    pixels: Pixels,
+    loss: Callable[[Sums], Tensor],
+    per: str = "batch",
+    power: int = 1,
+    empty: str = "present",
+    background: bool = True,
+    class_weights: Sequence[float] | None = None,
+) -> Tensor:
+    """The weighted mean of `loss` over the counted classes of a group, then the mean over groups that have any."""
+    weights = list(class_weights or [1.0] * pixels.labels.channels)
+    weights[0] = weights[0] if background else 0.0
+    means = []
+    for row in class_sums(pixels, per, power):
+        counted = [k for k, sums in enumerate(row) if weights[k] and (empty != "present" or sums.reference > 0)]
+        zero = 0 * pixels.logits.sum()
+        losses = [zero if empty == "zero" and row[k].reference == 0 else loss(row[k]) for k in counted]
+        if counted:
+            weighted = [weights[k] * value for k, value in zip(counted, losses, strict=True)]
+            means.append(torch.stack(weighted).sum() / sum(weights[k] for k in counted))
+    return mean_or_zero(means, pixels)
+
+
+def mean_or_zero(values: list[Tensor], pixels: Pixels) -> Tensor:
+    """The mean over groups; 0 with gradient 0 if no group has counted classes."""
+    return torch.stack(values).mean() if values else 0 * pixels.logits.sum()
+
+
+def pair(eps: float | list[float]) -> tuple[float, float]:
+    return (eps[0], eps[1]) if isinstance(eps, list) else (eps, eps)
+
+
+def dice(pixels: Pixels, eps: float | list[float] = 1e-5, **options) -> Tensor:
+    """1 - (2 tp + eps_n) / (predicted + reference + eps_d)"""
+    eps_n, eps_d = pair(eps)
+    return region_mean(pixels, lambda s: 1 - (2 * s.tp + eps_n) / (s.predicted + s.reference + eps_d), **options)
+
+
+def jaccard(pixels: Pixels, eps: float | list[float] = 1e-5, **options) -> Tensor:
+    """1 - (tp + eps_n) / (predicted + reference - tp + eps_d)"""
+    eps_n, eps_d = pair(eps)
+    return region_mean(pixels, lambda s: 1 - (s.tp + eps_n) / (s.predicted + s.reference - s.tp + eps_d), **options)
+
+
+def tversky_loss(s: Sums, alpha: float, beta: float, eps: float | list[float]) -> Tensor:
+    """1 - (tp + eps_n) / (tp + alpha (predicted - tp) + beta (reference - tp) + eps_d)"""
+    eps_n, eps_d = pair(eps)
+    return 1 - (s.tp + eps_n) / (s.tp + alpha * (s.predicted - s.tp) + beta * (s.reference - s.tp) + eps_d)
+
+
+def tversky(
+    pixels: Pixels, alpha: float = 0.3, beta: float = 0.7, eps: float | list[float] = 1e-5, **options
+) -> Tensor:
+    """The mean of the Tversky loss over classes."""
+    return region_mean(pixels, lambda s: tversky_loss(s, alpha, beta, eps), **options)
+
+
+def power(loss: Tensor, gamma: float) -> Tensor:
+    """loss^gamma, with slope 0 instead of infinity where the loss is exactly 0."""
+    return loss**gamma if loss > 0 else 0 * loss
+
+
+def focal_tversky(
+    pixels: Pixels,
+    gamma: float = 0.75,
+    of: str = "classes",
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    eps: float | list[float] = 1e-5,
+    **options,
+) -> Tensor:
+    """The mean of (Tversky loss)^gamma over classes, or (mean of the Tversky loss)^gamma with `of: mean`."""
+    if of == "mean":
+        return power(tversky(pixels, alpha, beta, eps, **options), gamma)
+    return region_mean(pixels, lambda s: power(tversky_loss(s, alpha, beta, eps), gamma), **options)
+
+
+def generalized_dice(
+    pixels: Pixels,
+    per: str = "batch",
+    weight_by: str = "square",
+    absent: str = "zero",
+    relative: bool = True,
+    eps: float | list[float] = 1e-5,
+    background: bool = True,
+) -> Tensor:
+    """1 - (2 sum_c v_c tp_c + eps_n) / (sum_c v_c (predicted_c + reference_c) + eps_d), v_c = reference_c^-exponent"""
+    eps_n, eps_d = pair(eps)
+    exponent = {"square": 2, "simple": 1, "uniform": 0}[weight_by]
+    losses = []
+    for row in class_sums(pixels, per):
+        row = row if background else row[1:]
+        present = [s.reference**-exponent for s in row if s.reference > 0]
+        if not present:
+            continue
+        largest = max(present)
+        v = [s.reference**-exponent if s.reference > 0 else largest * (absent == "max") for s in row]
+        v = [weight / largest for weight in v] if relative else v
+        overlap = sum(weight * s.tp for weight, s in zip(v, row, strict=True))
+        size = sum(weight * (s.predicted + s.reference) for weight, s in zip(v, row, strict=True))
+        losses.append(1 - (2 * overlap + eps_n) / (size + eps_d))
+    return mean_or_zero(losses, pixels)
+
+
+# --- Lovász losses --------------------------------------------------------------------------------------------------
+
+
+def lovasz_extension(errors: Tensor, g: Tensor) -> Tensor:
+    """sum_i m_i (J_i - J_{i-1}), where m_i are the errors in decreasing order.
+
+    J_i is the Jaccard loss with the first i pixels wrong: 1 - (G - F_i) / (G + B_i). G is the number of foreground
+    pixels; F_i and B_i are the numbers of foreground and background pixels among the first i.
+    """
+    order = errors.argsort(descending=True, stable=True)
+    g = g[order]
+    jaccard_losses = 1 - (g.sum() - g.cumsum(0)) / (g.sum() + (1 - g).cumsum(0))
+    return (errors[order] * jaccard_losses.diff(prepend=g.new_zeros(1))).sum()
+
+
+def lovasz_mean(pixels: Pixels, errors: Tensor, per: str, classes: str | list[str | int]) -> Tensor:
+    """The mean of the Lovász extension over the counted classes of a group, then over the groups that have any."""
+    names = list(pixels.labels.channel_names)
+    channels = range(len(names))
+    if isinstance(classes, list):
+        channels = [names.index(c) if isinstance(c, str) else c for c in classes]
+    means = []
+    for images in [slice(None)] if per == "batch" else [slice(b, b + 1) for b in range(len(pixels.logits))]:
+        losses = []
+        for k in channels:
+            valid = pixels.valid[images, k]
+            g = pixels.g[images, k][valid]
+            if g.any() if classes == "present" else valid.any():
+                losses.append(lovasz_extension(errors[images, k][valid], g))
+        if losses:
+            means.append(torch.stack(losses).mean())
+    return mean_or_zero(means, pixels)
+
+
+def lovasz_softmax(pixels: Pixels, per: str = "batch", classes: str | list[str | int] = "present") -> Tensor:
+    """The Lovász extension at the errors |g - p|."""
+    return lovasz_mean(pixels, (pixels.g - pixels.p).abs(), per, classes)
+
+
+def lovasz_hinge(pixels: Pixels, per: str = "batch", classes: str | list[str | int] = "present") -> Tensor:
+    """The Lovász extension at the errors max(0, 1 - z) on the pixels of a class and max(0, 1 + z) on all others."""
+    return lovasz_mean(pixels, (1 - (2 * pixels.g - 1) * pixels.logits).clamp(min=0), per, classes)
+
+
+REFERENCES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "poly_cross_entropy": poly_cross_entropy,
+    "topk_cross_entropy": topk_cross_entropy,
+    "focal": focal,
+    "dice": dice,
+    "jaccard": jaccard,
+    "tversky": tversky,
+    "focal_tversky": focal_tversky,
+    "generalized_dice": generalized_dice,
+    "lovasz_softmax": lovasz_softmax,
+    "lovasz_hinge": lovasz_hinge,
+}
+
+
+def reference(
+    options: dict, logits: Tensor, mask: Tensor, labels: Labels, pixel_weight: Tensor | None = None
+) -> Tensor:
+    """The loss that `options` describe, a differentiable scalar. `mode: exact` of the Lovász losses is the only one."""
+    options = {key: value for key, value in options.items() if key != "mode"}
+    name = options.pop("name")
+    return REFERENCES[name](pixels_of(logits, mask, labels, pixel_weight), **options)

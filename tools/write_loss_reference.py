@@ -1,0 +1,351 @@
+"""Writes docs/reference/losses.md from the code (formulas, options, presets) and the prose in this file.
+
+python tools/write_loss_reference.py
+"""
+
+# ruff: noqa: E501 (lines of the page)
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from pathlib import Path
+
+import torch
+
+from segkit import Labels
+from segkit.losses import LOSSES, RECIPES, build_loss
+from segkit.losses.build import INJECTED
+from segkit.losses.class_weights import ClassWeights
+from segkit.losses.library_presets import PRESETS, Preset
+from segkit.losses.weight_schedules import WEIGHT_SCHEDULES
+from segkit.utils.signatures import describe
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "losses.md"
+
+# When to use each loss, and its behaviour with several processes.
+WHEN = {
+    "cross_entropy": "The first choice, alone or together with a region loss: smooth, calibrated and easy to use. For rare classes, set "
+    "`class_weights` or combine it with a region loss.",
+    "poly_cross_entropy": "When the cross-entropy already works well and slightly more weight on confident pixels is wanted; "
+    "otherwise it behaves like the cross-entropy.",
+    "topk_cross_entropy": "For large images in which most pixels are easy, alone or together with `dice` (`dice_topk`). Wrongly "
+    "labelled pixels count as hard pixels too.",
+    "focal": "For many easy pixels of one class. It reduces their weight gradually, whereas top-k leaves them out.",
+    "dice": "When the score is Dice and the foreground is small. Its probabilities are overconfident, less so with "
+    "`dice_ce`.",
+    "jaccard": "When the score is IoU. For hard targets it ranks predictions for a class in the same order as `dice`.",
+    "tversky": "When false positives and false negatives have different costs: raise `beta` for recall, `alpha` for precision.",
+    "focal_tversky": "Like `tversky`, with more weight on classes that are nearly right (gamma below 1) or far from it (above 1).",
+    "generalized_dice": "For classes of very different size that are all present. If classes are often absent, use `dice`.",
+    "lovasz_softmax": "To raise IoU after or together with the cross-entropy (`ce_then_lovasz`, `ce_lovasz`). Alone and from the "
+    "start it rarely trains a network.",
+    "lovasz_hinge": "Like `lovasz_softmax` for binary and overlapping classes, with a margin instead of probabilities.",
+}
+GLOBAL, LOCAL = "whole batch", "each process alone"
+PROCESSES = {
+    **dict.fromkeys(LOSSES, GLOBAL),
+    "topk_cross_entropy": LOCAL,
+    "lovasz_softmax": "whole batch; `mode: exact` with `per: batch`: each process alone",
+    "lovasz_hinge": "whole batch; `mode: exact` with `per: batch`: each process alone",
+}
+ADDS_UP = {
+    **dict.fromkeys(LOSSES, "with `per: image`"),
+    **dict.fromkeys(("cross_entropy", "poly_cross_entropy", "focal"), "yes"),
+    **dict.fromkeys(("topk_cross_entropy", "lovasz_softmax", "lovasz_hinge"), "no"),
+}
+MODES = ("multiclass", "binary", "multilabel")
+
+INTRODUCTION = """# Losses
+
+*Generated from the code by `python tools/write_loss_reference.py`; a test checks that it is current.*
+
+In YAML, a loss is a name, a mapping with options, or a list of terms whose weighted sum is taken.
+
+```yaml
+loss: dice_ce
+loss: {name: dice, per: image}
+loss:
+  - {name: cross_entropy, class_weights: median_frequency}
+  - {name: lovasz_softmax, weight: {name: linear, until: 0.5}}
+  - {name: dice, like: monai, weight: 0.5}
+```
+
+Every loss takes **logits** `[B, K, *S]`, never probabilities, and integer masks `[B, *S]` of any width (or one-hot masks, or
+soft targets where the loss supports them). Arithmetic is in at least float32, sums are in float64. Ignored pixels are
+selected out in one place: logits there change neither value nor gradient, even if they are NaN. If all pixels are ignored,
+value and gradient are 0.
+
+The probability p is a softmax over the channels in multiclass mode, and a sigmoid of each channel in binary and multilabel
+mode. Terms that need the same probabilities share one pass over the logits and one backward. Both process the batch in
+chunks and keep only the logits, the mask and the memory of the gradient, so that all losses except the Lovász losses
+need at most two logit sizes of extra memory, the gradient included ([measured](../benchmarks/losses.md)). Every loss is checked
+in value and gradient against a few lines of plain torch in `tests/support/reference_losses.py`.
+
+```python
+from segkit import Labels
+from segkit.losses import build_loss
+
+labels = Labels(["background", "a", "b"], ignore_index=255)
+loss = build_loss([{"name": "dice"}, {"name": "cross_entropy", "weight": 0.5}], labels)
+loss(logits, mask)  # scalar
+loss.terms(logits, mask)  # {"dice": ..., "cross_entropy": ...}, unweighted
+loss(logits, mask, pixel_weight=weight)  # [B, *S]
+loss(logits, mask, valid=seen)  # bool [B, *S]
+build_loss("dice", labels)(logits, mask, valid=annotated)  # bool [B, K, *S] where not every class was annotated
+```
+
+`valid` per class, [B, K, *S], or [B, K, 1, ...] for whole images, works for losses with separate sums for each class (the
+column `valid [B, K]` below): all losses in binary and multilabel mode, and region and Lovász losses also with a softmax. A
+cross-entropy with a softmax has one value per pixel, which cannot count for some classes only, so it raises an error.
+"""
+
+WEIGHTS = """## Class weights
+
+`class_weights` is a list in the order of the classes (`[negative, positive]` in binary mode), the name of a method, or a
+mapping with a method and options: `{method: median_frequency, cap: 10, mean_one: true}`. A method requires the class counts of
+the training masks, which are computed once and kept in `cache/` beside the run folders. The resulting weights are printed as
+a table and written to the run's `config.yaml` as numbers.
+
+| method | weight of class c |
+|---|---|
+| `inverse` | N / (K n_c) |
+| `sqrt_inverse` | its square root |
+| `median_frequency` | median(q) / q_c, with q_c the share of c in the cases that contain it (Eigen & Fergus 2015) |
+| `enet` | 1 / ln(1.02 + n_c / N) (Paszke et al. 2016) |
+| `effective_number` | (1 - beta) / (1 - beta^m_c), m_c the images of c, or with `counts: components` its connected components; mean 1 (Cui et al. 2019) |
+
+n_c is the number of pixels of class c, N that of all pixels. `cap` limits the weights; `mean_one` then divides them by their
+mean. Effective numbers of pixels would be equal for all classes, so pixels are not offered for `counts`.
+"""
+
+SHARED = """## Options that several losses have
+
+- `per: batch` pools the sums of all images before the ratio is taken, which is closest to a score over the whole data set.
+  `per: image` averages over the counted classes of each image, then over images, which is closest to a score per case.
+- `empty` is the treatment of a class that is absent from the reference: `present` leaves it out of the mean, `keep` treats it
+  like any other class, `zero` counts it with loss 0. Libraries differ here, and so do their values.
+- `eps` is one number or `[numerator, denominator]`. `background: false` leaves out the background class.
+- `classes` (Lovász) counts the classes in the reference of the batch or image (`present`), every class (`all`), or a list.
+- `normalize` is the divisor of a sum over pixels: the sum of the class weights of the valid pixels (`weights`), their number
+  (`valid`), or the number of all pixels (`numel`).
+"""
+
+SCHEDULES = """## Weights that change during a run
+
+`weight` is a number or one of the following functions of the progress of the run, which goes from 0 to 1. They depend on the
+step alone, so a resumed run continues with the correct weight.
+
+| schedule | meaning |
+|---|---|
+"""
+
+PROCESSES_TEXT = """## Several processes, and accumulated gradients
+
+A loss that is built with `build_loss(..., group=...)` adds up its sums over the processes, so every process gets the loss of
+the whole batch. DDP takes the mean of the processes' gradients, which is then the gradient of the whole batch, even if the
+processes hold different numbers of valid pixels. `loss.normaliser(masks)`, passed to the calls for the micro-batches of one
+step, makes their losses add up to the loss of one large batch where the table says so; other losses are averaged over the
+micro-batches.
+
+| loss | with several processes, the loss of | micro-batches add up |
+|---|---|---|
+"""
+
+LIKE_TEXT = """## Coming from another library
+
+`like: torch`, `monai`, `smp`, `kornia`, `nnunet` or `mmseg` on a term sets the options, and if needed a factor, such that value
+and gradient equal those of that library. Options that you set override these. If a library lacks a loss or implements it
+incorrectly, `like` is refused with the reason. Tested against the installed torch, torchvision, MONAI 1.6, smp 0.6 and
+kornia 0.9, and against the definitions of nnU-Net v2 and mmsegmentation 1.2.
+
+| `like` | loss | in the library | options | notes |
+|---|---|---|---|---|
+"""
+
+GUARDS = """## Diagnostics during a run
+
+At its start, a run warns about a term that contributes no gradient on the first batch and about a Lovász loss without another
+term, and it notes which score `per` matches most closely. Every `train.gradients_every` steps, `log.jsonl` records under
+`gradients` the share of each term in the gradient of the logits, and the cosine between the gradients of each pair of terms;
+the term weights alone say little about either.
+
+## Deep supervision
+
+`segkit.losses.deep_supervision.DeepSupervision(loss)` takes a list of logits, finest first. The weights of the heads halve from
+head to head and sum to 1; the masks of coarser heads are the nearest pixels of the mask.
+
+## Speed, memory, accuracy
+
+See [the benchmark](../benchmarks/losses.md), written by `python tools/benchmark.py losses --markdown docs/benchmarks/losses.md`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION, overview(), *(section(name) for name in LOSSES), recipes(), SHARED, WEIGHTS, schedules()]
+    return "\n".join([*parts, processes(), like(), GUARDS])
+
+
+def overview() -> str:
+    rows = ["## Overview", "", "| name | formula | modes | soft targets | valid [B, K] |", "|---|---|---|---|---|"]
+    for name, cls in LOSSES.items():
+        formula = _paragraphs(cls)[0].rstrip(".").replace("|", "\\|")
+        modes = [mode for mode in MODES if _builds(name, mode)]
+        soft = "yes" if _takes_soft(name) else "no"
+        modes_cell = "all" if len(modes) == 3 else ", ".join(modes)
+        rows.append(f"| [`{name}`](#{name}) | {formula} | {modes_cell} | {soft} | {_valid_in(name, modes)} |")
+    return "\n".join([*rows, ""])
+
+
+def section(name: str) -> str:
+    """The section of one loss: docstring, options with defaults, when to use it, and its names in other libraries."""
+    first, *others = _paragraphs(LOSSES[name])
+    lines = [f"## {name}", "", first, "", WHEN[name], ""]
+    options = _options(LOSSES[name])
+    if options:
+        lines += ["| option | default | values |", "|---|---|---|", *options, ""]
+    for paragraph in others:
+        lines += [*_as_list(paragraph), ""]
+    counterparts = [
+        f"{library}: {entry.counterpart}" for library, table in PRESETS.items() for entry in _presets(table, name)
+    ]
+    if counterparts:
+        lines += [f"In other libraries: {'; '.join(counterparts)}.", ""]
+    return "\n".join(lines)
+
+
+def recipes() -> str:
+    rows = [
+        "## Recipes",
+        "",
+        "Sums of losses with a name of their own; they take no options.",
+        "",
+        "| recipe | terms |",
+        "|---|---|",
+    ]
+    return "\n".join(
+        [*rows, *(f"| `{name}` | {' + '.join(map(_term, terms))} |" for name, terms in RECIPES.items()), ""]
+    )
+
+
+def _term(term: dict[str, typing.Any]) -> str:
+    if len(term) == 1:
+        return f"`{term['name']}`"
+    return "`{" + ", ".join(f"{key}: {_yaml(value)}" for key, value in term.items()) + "}`"
+
+
+def _yaml(value: typing.Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def schedules() -> str:
+    rows = [
+        f"| `{{name: {name}, {', '.join(f'{key}: {option.default:g}' for key, option in inspect.signature(entry).parameters.items())}}}` "
+        f"| {' '.join((entry.__doc__ or '').split())} |"
+        for name, entry in WEIGHT_SCHEDULES.items()
+    ]
+    return SCHEDULES + "\n".join([*rows, ""])
+
+
+def processes() -> str:
+    rows = [f"| `{name}` | {PROCESSES[name]} | {ADDS_UP[name]} |" for name in LOSSES]
+    return PROCESSES_TEXT + "\n".join([*rows, ""])
+
+
+def like() -> str:
+    rows = []
+    for library, table in PRESETS.items():
+        for name, entry in table.items():
+            if isinstance(entry, Preset):
+                options = ", ".join(f"{key}: {_yaml(value)}" for key, value in entry.options.items())
+                without = [f"not for {', '.join(entry.not_for)}"] if entry.not_for else []
+                note = "; ".join([*([entry.note] if entry.note else []), *without])
+                cells = [f"`{name}`", f"`{entry.counterpart}`", f"`{options}`" if options else "defaults", note]
+            else:
+                cells = [f"`{name}`", "refused", "", entry.reason]
+            rows.append(f"| {library} | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return LIKE_TEXT + "\n".join([*rows, ""])
+
+
+def _presets(table: dict[str, typing.Any], name: str) -> list[Preset]:
+    return [table[name]] if isinstance(table.get(name), Preset) else []
+
+
+def _paragraphs(cls: type) -> list[str]:
+    """The paragraphs of a class docstring, the first one on a single line."""
+    first, *others = (inspect.getdoc(cls) or "").split("\n\n")
+    return [" ".join(first.split()), *others]
+
+
+def _as_list(paragraph: str) -> list[str]:
+    """A paragraph as a Markdown list if its lines describe options (`name: ...`), otherwise as text."""
+    entry = re.compile(r"^([a-z_]+(?:, [a-z_]+)*): ")
+    text = re.sub(r"\n +", " ", paragraph)
+    lines = text.split("\n")
+    if not entry.match(lines[0]):
+        return [" ".join(lines)]
+    named = [entry.sub(lambda match: f"`{match[1]}`: ", line) for line in lines]
+    shared = re.compile(r"see `(?:PixelMean|ClassMean|ChosenMean)`")
+    return [f"- {shared.sub('see [below](#options-that-several-losses-have)', line)}" for line in named]
+
+
+def _options(cls: type) -> list[str]:
+    hints = typing.get_type_hints(cls.__init__)
+    return [
+        f"| `{name}` | {_yaml(parameter.default)} | {_values(hints[name])} |"
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if name not in INJECTED
+    ]
+
+
+def _values(annotation: typing.Any) -> str:
+    if annotation == ClassWeights:
+        return "see [class weights](#class-weights)"
+    return describe(annotation).replace("|", "\\|")
+
+
+def _builds(name: str, mode: str) -> bool:
+    try:
+        build_loss(name, _labels(mode))
+    except ValueError:
+        return False
+    return True
+
+
+def _valid_in(name: str, modes: typing.Sequence[str]) -> str:
+    """The modes in which a loss supports `valid` per class."""
+    supported = []
+    for mode in modes:
+        labels = _labels(mode)
+        logits = torch.zeros(1, labels.channels, 2, 2)
+        mask = torch.zeros(logits.shape if mode == "multilabel" else (1, 2, 2), dtype=torch.uint8)
+        try:
+            build_loss(name, labels)(logits, mask, valid=torch.ones_like(logits, dtype=torch.bool))
+        except ValueError:
+            continue
+        supported.append(mode)
+    return "all modes" if len(supported) == 3 else ", ".join(supported)
+
+
+def _labels(mode: str) -> Labels:
+    return Labels(["background", "a"] if mode == "binary" else ["background", "a", "b"], mode=mode)  # pyright: ignore
+
+
+def _takes_soft(name: str) -> bool:
+    mode = next(mode for mode in MODES if _builds(name, mode))
+    labels = _labels(mode)
+    try:
+        build_loss(name, labels)(torch.zeros(1, labels.channels, 2, 2), torch.full((1, labels.channels, 2, 2), 0.3))
+    except ValueError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
