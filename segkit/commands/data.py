@@ -1,4 +1,4 @@
-"""The verbs `segkit data ...`: look at a data set before anything is trained on it."""
+"""The commands `segkit data ...`, which inspect, check and plan a data set before training."""
 
 from __future__ import annotations
 
@@ -18,8 +18,15 @@ from segkit.config import Config, ConfigError
 from segkit.config.commented_yaml import commented_yaml
 from segkit.data import SOURCES
 from segkit.data.cases import Case, Source, spread
-from segkit.data.inspection import Classes, Layout, find_layout, survey, unused
-from segkit.data.inspection.checks import Facts, Finding, class_table, examine_all, find, split_of
+from segkit.data.inspection import Layout, detect_layout, infer_classes, unused_files
+from segkit.data.inspection.checks import (
+    CaseSummary,
+    Finding,
+    class_table,
+    examine_all,
+    find_problems,
+    try_split,
+)
 from segkit.data.sampling import Key
 from segkit.data.splits import PARTS
 from segkit.experiment.build import (
@@ -33,7 +40,7 @@ from segkit.experiment.build import (
     with_data,
 )
 from segkit.experiment.build_training import training_set
-from segkit.experiment.planning import Proposal, propose, take_fingerprint
+from segkit.experiment.planning import extract_fingerprint, propose
 from segkit.experiment.preflight import mirror_warnings
 from segkit.labels import Labels
 from segkit.report.console_data import print_check
@@ -43,56 +50,66 @@ from segkit.utils.errors import DataError
 from segkit.utils.files import replace_text
 
 FOLDS = 5
+MAX_NAMED = 3  # unused files named on the console
 NAMES_HINT = [
-    "names in the order of their numbers: give them those that they have for you;",
-    "the one that is called background counts in no mean over classes",
+    "class names in the order of the class numbers: rename them as you like;",
+    "the class named background is excluded from means over classes",
 ]
 
 
-class DataFaulty(DataError):
+class DataCheckFailed(DataError):
     """The check of a data set found errors."""
 
 
 def check(
     path: Path, overrides: Sequence[str], *, workers: int | None, written: Path | None, console: Console
 ) -> dict[str, Any]:
-    """Read every case of a configuration once, print what is wrong with them, and write it to a JSON file.
+    """Read every case of a configuration once, print the problems and write them to a JSON file.
 
-    Raises DataFaulty if there are errors, once all is told.
+    Args:
+        path: The configuration.
+        overrides: Changes to it, `key=value`.
+        workers: Processes that read; one per CPU core by default.
+        written: The JSON file, if one is wanted.
+        console: Where to print.
+
+    Returns the content of the JSON file. Raises DataCheckFailed, after reporting, if there are errors.
     """
     config = load_config(path, overrides)
     labels = build_labels(config)
-    source, found = _found(config, labels)
-    facts = []
+    source, findings = _source_and_unpaired(config, labels)
+    summaries = []
     with progress_bar(console) as progress:
         task = progress.add_task("reading", total=len(source.cases), note="")
-        for one in examine_all(source, labels, workers or os.cpu_count() or 1):
-            facts.append(one)
+        for summary in examine_all(source, labels, workers or os.cpu_count() or 1):
+            summaries.append(summary)
             progress.update(task, advance=1)
-    facts.sort(key=lambda one: one.case)
-    split, refused = split_of(lambda: split_cases(config, source))
-    found += [*refused, *find(facts, source.cases, split, labels), *_mirrored(config, facts)]
+    summaries.sort(key=lambda summary: summary.name)
+    split, split_findings = try_split(lambda: split_cases(config, source))
+    findings += split_findings
+    findings += find_problems(summaries, source.cases, split, labels)
+    findings += _mirror_findings(config, summaries)
     result = {
         "cases": len(source.cases),
         "groups": len({case.group for case in source.cases}),
-        "read": sum(not one.errors for one in facts),
+        "read": sum(not summary.errors for summary in summaries),
         "split": None if split is None else split.content_hash,
         "parts": {} if split is None else {part: len(getattr(split, part)) for part in PARTS},
-        "classes": class_table(facts, labels),
-        "findings": [asdict(finding) for finding in found],
+        "classes": class_table(summaries, labels),
+        "findings": [asdict(finding) for finding in findings],
     }
     if written is not None:
         written.parent.mkdir(parents=True, exist_ok=True)
         replace_text(written, json.dumps(result, indent=2, allow_nan=False) + "\n")
     print_check(result, console)
-    errors = sum(finding.level == "error" for finding in found)
+    errors = sum(finding.level == "error" for finding in findings)
     if errors:
-        raise DataFaulty(f"{errors} errors in the data of {path}")
+        raise DataCheckFailed(f"{errors} {'error' if errors == 1 else 'errors'} in the data of {path}")
     return result
 
 
-def _found(config: Config, labels: Labels) -> tuple[Source, list[Finding]]:
-    """The source; files without partner are told, and what is left is looked at all the same."""
+def _source_and_unpaired(config: Config, labels: Labels) -> tuple[Source, list[Finding]]:
+    """The source, and unpaired files as a finding, so that all other cases can be checked nevertheless."""
     with warnings.catch_warnings(action="ignore"):
         try:
             return build_source(config, labels), []
@@ -104,94 +121,110 @@ def _found(config: Config, labels: Labels) -> tuple[Source, list[Finding]]:
 
 
 def check_folder(root: Path, *, workers: int | None, written: Path | None, console: Console) -> dict[str, Any]:
-    """Check a folder by the layout and the classes that `inspect` finds in it."""
-    with tempfile.TemporaryDirectory() as place:
-        config = Path(place) / "segkit.yaml"
+    """Check a folder with the layout and the classes that `inspect` detects. See `check` for the arguments."""
+    with tempfile.TemporaryDirectory() as temporary:
+        config = Path(temporary) / "segkit.yaml"
         inspect(root, config, memory=4.0, console=console)
         try:
             return check(config, [], workers=workers, written=written, console=console)
-        except DataFaulty as error:
-            raise DataFaulty(str(error).replace(str(config), str(root))) from error
+        except DataCheckFailed as error:
+            raise DataCheckFailed(str(error).replace(str(config), str(root))) from error
 
 
-def _mirrored(config: Config, facts: Sequence[Facts]) -> list[Finding]:
-    dims = next((len(one.shape) - 1 for one in facts if one.shape), 2)
+def _mirror_findings(config: Config, summaries: Sequence[CaseSummary]) -> list[Finding]:
+    """Warnings about augmentation that swaps left and right classes."""
+    dims = next((len(summary.shape) - 1 for summary in summaries if summary.shape), 2)
     return [Finding("warning", text) for text in mirror_warnings(config.labels.names, config.augment, dims)]
 
 
 def inspect(root: Path, written: Path, *, memory: float, console: Console) -> None:
-    """Say which layout and which classes a folder has, and why, and write a configuration that trains on it.
+    """Print the layout and the classes of a folder with the reasons, and write a configuration that trains on it.
 
-    memory: GB that a training step may take. Raises DataError for a folder of no known layout, ConfigError if there is
-    a file already.
+    Args:
+        root: The folder.
+        written: The configuration to write.
+        memory: GB that a training step may use.
+        console: Where to print.
+
+    Raises DataError for a folder without a known layout, ConfigError if the file to write exists.
     """
     _check_new(written)
-    root = Path(os.path.abspath(root))  # paths are written for the folder of the configuration
-    layout = find_layout(root)
-    classes = None if layout.labels is not None else survey(layout.masks)
-    named = (layout.labels or {}) if classes is None else classes.labels
-    labels = Labels(**named)
-    codes = {} if classes is None else classes.options
-    if not layout.rows:
-        _inspected(root, layout, {**layout.options, **codes}, classes, labels, written, memory, console)
-        return
-    table = _write_table(layout, written)
+    root = Path(os.path.abspath(root))  # the configuration may be written to another folder
+    layout = detect_layout(root)
+    table = _write_table(layout, written) if layout.rows else None
     try:
-        _inspected(root, layout, {"file": table, **layout.options, **codes}, classes, labels, written, memory, console)
+        _inspect_layout(root, layout, table, written, memory, console)
     except BaseException:
-        table.unlink()
+        if table is not None:
+            table.unlink()
         raise
 
 
-def _inspected(
-    root: Path,
-    layout: Layout,
-    options: dict[str, Any],
-    classes: Classes | None,
-    labels: Labels,
-    written: Path,
-    memory: float,
-    console: Console,
+def _inspect_layout(
+    root: Path, layout: Layout, table: Path | None, written: Path, memory: float, console: Console
 ) -> None:
-    """Say what was found, and write the configuration."""
-    named = (layout.labels or {}) if classes is None else classes.labels
+    """Print what is known about a folder, and write the configuration. table: the table of cases, if one is used."""
+    classes = None if layout.labels is not None else infer_classes(layout.masks)
+    label_section = (layout.labels or {}) if classes is None else classes.labels
+    labels = Labels(**label_section)
+    options = {
+        **({} if table is None else {"file": table}),
+        **layout.options,
+        **({} if classes is None else classes.options),
+    }
     source = SOURCES[layout.source](labels=labels, **options)
-    others = unused(root, source.cases)
-    why = [*layout.why, *([] if classes is None else classes.why)]
-    if others:
-        shown = ", ".join(str(path.relative_to(root)) for path in others[:3])
-        why.append(f"{len(others)} other images below {root.name} are in no case, such as {shown}")
+    data_reasons = [*layout.reasons, *([] if classes is None else classes.reasons)]
+    if unused := unused_files(root, source.cases):
+        examples = ", ".join(str(path.relative_to(root)) for path in unused[:MAX_NAMED])
+        data_reasons.append(f"{len(unused)} other images below {root.name} belong to no case, such as {examples}")
     console.print(f"{root}: layout {layout.source}, {len(source.cases)} cases", markup=False, highlight=False)
-    for reason in why:
+    for reason in data_reasons:
         console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
-    data = {"name": layout.source, **_below(options, written.parent)}
-    own = {"labels": named, "data": data, "split": _split(source.cases, given=layout.split)}
+    known = {
+        "labels": label_section,
+        "data": {"name": layout.source, **_relative_paths(options, written.parent)},
+        "split": {"name": "source"} if layout.has_split else _kfold_split(source.cases),
+    }
     reasons = {
         "labels": NAMES_HINT if classes is not None else [],
-        "data": [*why, *_group_hint(source.cases)],
+        "data": [*data_reasons, *_group_hint(source.cases)],
     }
-    _write(written, own, reasons, source, labels, memory, console)
+    _write(written, known, reasons, source, labels, memory, console)
 
 
 def plan(path: Path, overrides: Sequence[str], written: Path, *, memory: float, console: Console) -> None:
-    """Write a configuration for the data of another one, with the arithmetic that led to each value as comments."""
+    """Write a configuration for the data of an existing one, with the reasons for each value as comments.
+
+    Args:
+        path: The existing configuration, whose sections `labels`, `data` and `split` are kept.
+        overrides: Changes to it, `key=value`.
+        written: The configuration to write.
+        memory: GB that a training step may use.
+        console: Where to print.
+    """
     _check_new(written)
     config = load_config(path, overrides)
     labels = build_labels(config)
     source = build_source(config, labels)
     content = config.to_dict()
-    own = {
+    known = {
         key: {option: value for option, value in content[key].items() if value is not None}
         for key in ("labels", "data", "split")
     }
-    own["data"] = _below(own["data"], written.parent)
-    _write(written, own, {}, source, labels, memory, console)
+    known["data"] = _relative_paths(known["data"], written.parent)
+    _write(written, known, {}, source, labels, memory, console)
 
 
 def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, samples: int, console: Console) -> None:
-    """Write a sheet with training cases as stored, and beside each what the network is shown of it in the first epochs.
+    """Draw training cases as stored, and next to each the augmented samples that the network sees in the first epochs.
 
-    cases: how many, from all over the training part. samples: of each.
+    Args:
+        path: The configuration.
+        overrides: Changes to it, `key=value`.
+        written: The image to write.
+        cases: Number of cases, evenly spaced in the training part.
+        samples: Number of samples per case.
+        console: Where to print.
     """
     config = load_config(path, [*overrides, "loader.cache=none"])
     labels = build_labels(config)
@@ -202,16 +235,16 @@ def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, 
     for number in spread(range(len(training)), cases):
         raw = data.source.read(training.cases[number])
         assert raw.mask is not None
-        drawn = [training[Key(epoch, number, number)] for epoch in range(samples)]
-        pieces = [(sample["image"].numpy(), sample["mask"].numpy()) for sample in drawn]
-        rows.append((training.cases[number].name, [(raw.image, raw.mask), *pieces]))
-    named = ", ".join(one.name for one in config.augment.transforms) or "no augmentation"
-    contact_sheet(rows, labels, written, f"{config.name}: as stored, then {samples} samples of each: {named}")
+        augmented = [training[Key(epoch, number, number)] for epoch in range(samples)]
+        patches = [(sample["image"].numpy(), sample["mask"].numpy()) for sample in augmented]
+        rows.append((training.cases[number].name, [(raw.image, raw.mask), *patches]))
+    transforms = ", ".join(transform.name for transform in config.augment.transforms) or "no augmentation"
+    contact_sheet(rows, labels, written, f"{config.name}: as stored, and {samples} samples of each: {transforms}")
     console.print(f"written to {written}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write_table(layout: Layout, written: Path) -> Path:
-    """The cases of a layout that no source takes as it is, beside the configuration."""
+    """Write the table of cases next to the configuration, and return its path."""
     file = written.with_name(f"{written.stem}_cases.csv").absolute()
     _check_new(file)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -220,67 +253,80 @@ def _write_table(layout: Layout, written: Path) -> Path:
 
 
 def _check_new(written: Path) -> None:
+    """Raise ConfigError if a file to write exists."""
     if written.exists():
-        raise ConfigError(f"{written} is there already; give another name with --out, or move it away")
+        raise ConfigError(f"{written} already exists; choose another name with --out, or move it away")
 
 
 def _write(
     written: Path,
-    own: dict[str, Any],
+    known: dict[str, Any],
     reasons: dict[str, list[str]],
     source: Source,
     labels: Labels,
     memory: float,
     console: Console,
 ) -> None:
-    found = take_fingerprint(source, labels)
-    proposal: Proposal = propose(found, labels, memory * 1e9)
+    """Plan the remaining sections, and write the configuration.
+
+    Args:
+        written: The configuration to write.
+        known: Sections that describe the data.
+        reasons: Comment lines for them.
+        source: The data source.
+        labels: The labels.
+        memory: GB that a training step may use.
+        console: Where to print.
+    """
+    fingerprint = extract_fingerprint(source, labels)
+    proposal = propose(fingerprint, labels, memory * 1e9)
     order = ("preprocess", "augment", "sampling", "loader", "model", "loss", "optimizer", "schedule", "train")
-    sections = {"name": written.stem, **own, **{key: proposal.sections[key] for key in order}}
+    sections = {"name": written.stem, **known, **{key: proposal.sections[key] for key in order}}
     top = [
-        f"by `segkit data`, from {found.read} of {found.cases} cases; every value is a proposal, to be changed",
-        f"look at the data: segkit data check --config {written.name}",
-        f"train:            segkit train --config {written.name}",
+        f"written by `segkit data` from {fingerprint.read} of {fingerprint.cases} cases; change any value as needed",
+        f"check the data: segkit data check --config {written.name}",
+        f"train:          segkit train --config {written.name}",
     ]
-    if found.refused:
+    if fingerprint.unreadable:
         console.print(
-            f"  {found.refused} of {found.refused + found.read} cases cannot be read; segkit data check says why",
+            f"  {fingerprint.unreadable} of {fingerprint.unreadable + fingerprint.read} cases cannot be read; "
+            "segkit data check shows the errors",
             style="yellow",
             highlight=False,
         )
     written.parent.mkdir(parents=True, exist_ok=True)
     replace_text(written, commented_yaml(sections, {**reasons, **proposal.reasons}, top))
     load_config(written)
-    console.print(f"written to {written}; next:", markup=False, highlight=False)
+    console.print(f"written to {written}; next steps:", markup=False, highlight=False)
     console.print(
         f"  segkit data check --config {written}\n  segkit train --config {written}", markup=False, highlight=False
     )
 
 
-def _split(cases: Sequence[Case], *, given: bool) -> dict[str, Any]:
-    if given:
-        return {"name": "source"}
+def _kfold_split(cases: Sequence[Case]) -> dict[str, Any]:
+    """The section `split` for data without a split of their own. Raises DataError for fewer than two groups."""
     groups = len({case.group for case in cases})
     if groups < 2:
-        raise DataError(f"expected at least two cases to train and to validate on, got {groups}")
+        raise DataError(f"expected at least two groups of cases, for training and for validation, got {groups}")
     return {"name": "kfold", "folds": min(FOLDS, groups), "fold": 0, "seed": 0}
 
 
 def _group_hint(cases: Sequence[Case]) -> list[str]:
+    """A comment on groups, where every case is a group of its own."""
     if len({case.group for case in cases}) < len(cases):
         return []
-    return ["if several cases are of one patient or place, say so with `group`, a regular expression of their names"]
+    return ["if several cases belong to one patient or site, set `group`, a regular expression for the case names"]
 
 
-def _below(options: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Options with paths as text, relative to a folder where they lie in it or beside it."""
+def _relative_paths(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Options with paths as strings, relative to a folder if they are below it or below its parent."""
 
-    def text(value: Any) -> Any:
+    def as_text(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: text(one) for key, one in value.items()}
+            return {key: as_text(item) for key, item in value.items()}
         if isinstance(value, (Path, str)) and Path(value).is_absolute():
             relative = os.path.relpath(value, folder.resolve())
             return str(value) if relative.startswith(os.path.join("..", "..")) else relative
         return str(value) if isinstance(value, Path) else value
 
-    return {key: text(value) for key, value in options.items()}
+    return {key: as_text(value) for key, value in options.items()}

@@ -1,6 +1,6 @@
-"""A proposal for a data set: what its numbers are, and a commented configuration with the arithmetic behind each value.
+"""Planning a configuration for a data set: its fingerprint, and proposed values with the arithmetic behind them.
 
-Nothing here changes a training: the proposal is a file that its reader may change.
+Planning has no effect on training: the proposal is written to a configuration file that the user may edit.
 """
 
 from __future__ import annotations
@@ -22,37 +22,48 @@ from segkit.models.unet import UNet
 from segkit.utils.errors import DataError
 from segkit.utils.padding import padded
 
-READ = 50  # cases for the fingerprint
+MAX_READ = 50  # cases read for the fingerprint
 PERCENTILES = (0.5, 50.0, 99.5)
-LARGEST_PATCH = {2: 512, 3: 128}  # a side, at the first try
-SMALLEST_BOTTOM = 4  # pixels a side at the lowest resolution, as in nnU-Net (Isensee et al. 2021)
-THICK = 2  # times the finest spacing, from which on an axis is not halved
-FLAT = 3  # times the finest spacing, from which on volumes are turned in the plane alone (Isensee et al. 2021)
-MOST_LEVELS = {2: 6, 3: 5}
-FIRST_WIDTH, LARGEST_WIDTH = {2: 16, 3: 16}, {2: 256, 3: 256}
+MAX_PATCH = {2: 512, 3: 128}  # largest side, from which the search starts
+MIN_BOTTOM = 4  # smallest side at the lowest resolution, as in nnU-Net (Isensee et al. 2021)
+THICK = 2  # ratio to the finest spacing from which an axis is not downsampled
+ANISOTROPIC = 3  # ratio of the coarsest to the finest spacing from which volumes are rotated in-plane only (nnU-Net)
+MAX_LEVELS = {2: 6, 3: 5}
+FIRST_WIDTH, MAX_WIDTH = {2: 16, 3: 16}, {2: 256, 3: 256}
 BATCHES = {2: (16, 8, 4, 2), 3: (4, 2)}
-# what a step takes at its peak over what it keeps, by axes: gradients on their way, copies that convolutions and norms
-# make; the most that was measured on a CPU (docs/log.md)
+# peak memory of a step relative to the memory that it keeps, for 2D and 3D: temporary gradients, copies made by
+# convolutions and norms; the largest ratio measured on a CPU (docs/log.md)
 PEAK = {2: 1.4, 3: 2.5}
-SEEN_AT_ONCE = 0.05  # of all pixels of the data, at most, in a batch
-RARE = 0.05  # share of foreground below which patches are drawn towards it
-UNEQUAL = 10  # times the smallest share, from which on weights are worth a try
-TIMES_SEEN = 250  # each training pixel, about, by the proposed number of steps
+MAX_BATCH_SHARE = 0.05  # largest batch as a share of the cases
+RARE = 0.05  # share of foreground pixels below which patches are sampled around the foreground
+IMBALANCED = 10  # ratio of the largest to the smallest class share from which class weights are suggested
+EPOCHS = 250  # approximate number of times that each training pixel is seen
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What planning looks at, by some of the cases.
+    """The properties of a data set that planning is based on, from some of its cases.
 
-    sides: of the images, smallest, median and largest, [D] each. spacing: the same. refused: cases that could not be
-    read. percentiles: of the intensity, mean over cases. shares: of the counted pixels, of each class.
-    class_counts: the
-    pixels of each case and class.
+    Attributes:
+        cases: Number of cases in the data set.
+        read: Number of cases that were read.
+        unreadable: Number of cases that could not be read.
+        groups: Number of groups in the data set.
+        channels: Number of image channels.
+        smallest: Smallest image side, one number per spatial axis.
+        median: Median image side, likewise.
+        largest: Largest image side, likewise.
+        finest: Smallest spacing, likewise.
+        spacing: Median spacing, likewise.
+        coarsest: Largest spacing, likewise.
+        percentiles: PERCENTILES of the intensity, averaged over cases.
+        shares: Share of each class in the labelled pixels.
+        class_counts: Number of pixels of each class, for each case.
     """
 
     cases: int
     read: int
-    refused: int
+    unreadable: int
     groups: int
     channels: int
     smallest: tuple[int, ...]
@@ -67,20 +78,20 @@ class Fingerprint:
 
     @property
     def dims(self) -> int:
+        """Number of spatial axes."""
         return len(self.median)
 
 
-def take_fingerprint(source: Source, labels: Labels) -> Fingerprint:
-    """Read up to READ cases from all over the data set. Raises DataError if none of them can be read."""
-    chosen = spread(source.cases, READ)
+def extract_fingerprint(source: Source, labels: Labels) -> Fingerprint:
+    """Read up to MAX_READ evenly spaced cases. Raises DataError if none of them can be read."""
     sides, spacings, intensities = [], [], []
     class_counts, channels = [], 0
-    refused: list[DataError] = []
-    for case in chosen:
+    errors: list[DataError] = []
+    for case in spread(source.cases, MAX_READ):
         try:
             raw = source.read(case)
         except DataError as error:
-            refused.append(error)
+            errors.append(error)
             continue
         sides.append(raw.image.shape[1:])
         spacings.append(raw.spacing)
@@ -89,161 +100,220 @@ def take_fingerprint(source: Source, labels: Labels) -> Fingerprint:
         class_counts.append(count_classes(raw.mask, labels))
         channels = len(raw.image)
     if not sides:
-        raise refused[0]
+        raise errors[0]
     counts = np.sum(class_counts, axis=0)
-    counted = sum(math.prod(one) for one in sides) if labels.has_mask_channels else counts.sum()
-    every_side, every_spacing = np.array(sides), np.array(spacings)
-
-    def whole(values: np.ndarray) -> tuple[int, ...]:
-        return tuple(int(value) for value in values)
-
-    def real(values: np.ndarray) -> tuple[float, ...]:
-        return tuple(float(f"{value:.4g}") for value in values)
+    labelled = sum(map(math.prod, sides)) if labels.has_mask_channels else counts.sum()
 
     return Fingerprint(
-        len(source.cases),
-        len(sides),
-        len(refused),
-        len({case.group for case in source.cases}),
-        channels,
-        whole(every_side.min(0)),
-        whole(np.median(every_side, axis=0)),
-        whole(every_side.max(0)),
-        real(every_spacing.min(0)),
-        real(np.median(every_spacing, axis=0)),
-        real(every_spacing.max(0)),
-        real(np.mean(intensities, axis=0)),
-        tuple((counts / max(counted, 1)).tolist()),
-        tuple(tuple(case.tolist()) for case in class_counts),
+        cases=len(source.cases),
+        read=len(sides),
+        unreadable=len(errors),
+        groups=len({case.group for case in source.cases}),
+        channels=channels,
+        smallest=_integers(np.min(sides, axis=0)),
+        median=_integers(np.median(sides, axis=0)),
+        largest=_integers(np.max(sides, axis=0)),
+        finest=_rounded(np.min(spacings, axis=0)),
+        spacing=_rounded(np.median(spacings, axis=0)),
+        coarsest=_rounded(np.max(spacings, axis=0)),
+        percentiles=_rounded(np.mean(intensities, axis=0)),
+        shares=tuple((counts / max(labelled, 1)).tolist()),
+        class_counts=tuple(tuple(case.tolist()) for case in class_counts),
     )
+
+
+def _integers(values: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(f"{value:.4g}") for value in values)
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """sections: of a configuration, as plain data. reasons: for a section or a `section.key`, the lines of comment."""
+    """A proposed configuration.
+
+    Attributes:
+        sections: Sections of the configuration.
+        reasons: Comment lines for a section or for a `section.key`.
+    """
 
     sections: dict[str, Any]
     reasons: dict[str, list[str]]
 
 
-def propose(found: Fingerprint, labels: Labels, memory: float) -> Proposal:
-    """Patch, spacing, normalisation, batch, depth, loss and length for a data set. memory: bytes for training."""
+def propose(fingerprint: Fingerprint, labels: Labels, memory: float) -> Proposal:
+    """Propose patch, spacing, normalisation, batch, network, loss and number of steps for a data set.
+
+    Args:
+        fingerprint: Fingerprint of the data set.
+        labels: Labels of the data set.
+        memory: Bytes that a training step may use.
+    """
     sections: dict[str, Any] = {}
     reasons: dict[str, list[str]] = {}
-    sides = _preprocess(found, sections, reasons)
-    _network(found, labels, sides, memory, sections, reasons)
-    _sampling(found, labels, sections, reasons)
-    _loss(found, labels, sections, reasons)
-    _training(found, sides, sections, reasons)
+    sides = _preprocess(fingerprint, sections, reasons)
+    _network(fingerprint, labels, sides, memory, sections, reasons)
+    _sampling(fingerprint, labels, sections, reasons)
+    _loss(fingerprint, labels, sections, reasons)
+    _training(fingerprint, sides, sections, reasons)
     return Proposal(sections, reasons)
 
 
-def _preprocess(found: Fingerprint, sections: dict[str, Any], reasons: dict[str, list[str]]) -> tuple[float, ...]:
-    """Returns the median sides once resampled."""
-    low, middle, high = found.percentiles
-    shown = f"percentiles 0.5, 50 and 99.5 of the intensity: {low:g}, {middle:g}, {high:g}, mean over cases"
-    preprocess: dict[str, Any] = {"intensity": "zscore"}
-    reasons["preprocess.intensity"] = [shown, "each image to mean 0 and deviation 1"]
-    if found.dims == 2 and found.channels == 3:
-        preprocess["intensity"] = "dataset"
-        reasons["preprocess.intensity"] = [shown, "colour pictures of one kind: mean and deviation of the training set"]
+def _preprocess(fingerprint: Fingerprint, sections: dict[str, Any], reasons: dict[str, list[str]]) -> tuple[float, ...]:
+    """Propose intensity normalisation and spacing, and return the median sides of the images."""
+    low, middle, high = fingerprint.percentiles
+    percentiles = f"intensity percentiles 0.5, 50 and 99.5: {low:g}, {middle:g}, {high:g}, averaged over cases"
+    if fingerprint.dims == 2 and fingerprint.channels == 3:
+        intensity, reason = "dataset", "colour images: normalised by mean and standard deviation of the training set"
     elif low < -500:
-        preprocess["intensity"] = "percentile"
-        reasons["preprocess.intensity"] = [shown, "as of computed tomography: the 0.5 and 99.5 percentiles to 0 and 1"]
-    sides = tuple(float(side) for side in found.median)
-    ratio = max(high / low for high, low in zip(found.coarsest, found.finest, strict=True))
-    if found.dims == 3 and ratio > 1.05:
+        intensity, reason = "percentile", "values as in computed tomography: percentiles 0.5 and 99.5 become 0 and 1"
+    else:
+        intensity, reason = "zscore", "each image is normalised to mean 0 and standard deviation 1"
+    preprocess: dict[str, Any] = {"intensity": intensity}
+    reasons["preprocess.intensity"] = [percentiles, reason]
+    ratio = max(coarse / fine for coarse, fine in zip(fingerprint.coarsest, fingerprint.finest, strict=True))
+    if fingerprint.dims == 3 and ratio > 1.05:
         preprocess["spacing"] = "median"
         reasons["preprocess.spacing"] = [
-            f"spacings differ by up to {ratio:.2g} times, {found.finest} to {found.coarsest} mm: all to {found.spacing}"
+            f"spacings differ by factors up to {ratio:.2g}, from {fingerprint.finest} to {fingerprint.coarsest} mm; "
+            f"all images are resampled to {fingerprint.spacing}"
         ]
     sections["preprocess"] = preprocess
-    return sides
+    return tuple(float(side) for side in fingerprint.median)
 
 
 def _network(
-    found: Fingerprint,
+    fingerprint: Fingerprint,
     labels: Labels,
     sides: tuple[float, ...],
     memory: float,
     sections: dict[str, Any],
     reasons: dict[str, list[str]],
 ) -> None:
-    """The largest patch first, then the largest batch, that fits into the memory."""
-    dims = found.dims
-    patch = [min(side, float(LARGEST_PATCH[dims])) for side in sides]
-    while True:
-        strides = _strides(patch, found.spacing)
-        multiple = tuple(math.prod(steps) for steps in zip(*strides, strict=True))
-        whole = list(padded([math.ceil(side) for side in patch], multiple))
-        model = _model(strides)
-        fitting = [
-            (batch, needed)
-            for batch in BATCHES[dims]
-            if (needed := PEAK[dims] * training_bytes(model, found.channels, labels.channels, batch, whole)) <= memory
-            and batch <= max(2, SEEN_AT_ONCE * found.cases)
-        ]
-        larger = [axis for axis in range(dims) if whole[axis] > multiple[axis]]
-        if fitting or not larger or all(side <= 2 * number for side, number in zip(whole, multiple, strict=True)):
-            break
-        widest = max(larger, key=lambda axis: whole[axis] / sides[axis])
-        patch[widest] = max(multiple[widest], patch[widest] - multiple[widest])
-    smallest = PEAK[dims] * training_bytes(model, found.channels, labels.channels, 2, whole)
-    batch, needed = fitting[0] if fitting else (2, smallest)
-    bottom = [side // number for side, number in zip(whole, multiple, strict=True)]
+    """Propose patch, batch and network. sides: median sides of the images."""
+    dims = fingerprint.dims
+    plan = _fit_to_memory(fingerprint, labels, sides, memory)
+    sections["sampling"] = {"patch": plan.patch}
+    sections["loader"] = {"batch": plan.batch}
+    sections["model"] = {"name": "unet", **plan.model}
     median = " x ".join(f"{side:g}" for side in sides)
-    sections["sampling"] = {"patch": whole}
-    sections["loader"] = {"batch": batch}
-    sections["model"] = {"name": "unet", **model}
+    multiple = plan.multiple[0] if len(set(plan.multiple)) == 1 else _times(plan.multiple)
+    bottom = [side // number for side, number in zip(plan.patch, plan.multiple, strict=True)]
     reasons["sampling.patch"] = [
-        f"images: median {median}, from {_times(found.smallest)} to {_times(found.largest)}",
-        f"at most {LARGEST_PATCH[dims]} a side, made smaller until a training step fits into {memory / 1e9:.3g} GB, "
-        f"and a multiple of {multiple[0] if len(set(multiple)) == 1 else _times(multiple)}",
+        f"image sizes: median {median}, from {_times(fingerprint.smallest)} to {_times(fingerprint.largest)}",
+        f"sides of at most {MAX_PATCH[dims]}, reduced until a training step fits into {memory / 1e9:.3g} GB, and "
+        f"multiples of {multiple}",
     ]
     reasons["loader.batch"] = [
-        f"a step keeps {needed / PEAK[dims] / 1e9:.3g} GB: what the backward pass needs, weights, gradients, moments; "
-        f"with the copies that layers make, up to {PEAK[dims]:g} times that: {needed / 1e9:.3g} GB",
-        f"the largest of {', '.join(map(str, sorted(BATCHES[dims])))} that fits, and is at most {SEEN_AT_ONCE:.0%} of "
-        f"the {found.cases} cases, or two",
+        f"a step keeps {plan.peak_bytes / PEAK[dims] / 1e9:.3g} GB: tensors for the backward pass, weights, gradients, "
+        f"Adam moments; temporary copies in the layers need up to {PEAK[dims]:g} times that: "
+        f"{plan.peak_bytes / 1e9:.3g} GB",
+        f"the largest of {', '.join(map(str, sorted(BATCHES[dims])))} that fits and is at most {MAX_BATCH_SHARE:.0%} "
+        f"of the {fingerprint.cases} cases, but at least 2",
     ]
     reasons["model.widths"] = [
-        f"{len(strides)} times halved: {_times(whole)} -> {_times(bottom)}, at least {SMALLEST_BOTTOM} a side",
-        f"doubled from {FIRST_WIDTH[dims]} at each, up to {LARGEST_WIDTH[dims]}",
+        f"{len(plan.strides)} downsampling steps: {_times(plan.patch)} -> {_times(bottom)}, sides of at least "
+        f"{MIN_BOTTOM}",
+        f"{FIRST_WIDTH[dims]} channels, doubled with each step up to {MAX_WIDTH[dims]}",
     ]
-    if "strides" in model:
+    if "strides" in plan.model:
         reasons["model.strides"] = [
-            f"spacing {' x '.join(f'{length:g}' for length in found.spacing)}: an axis is halved while it leaves at "
-            f"least {SMALLEST_BOTTOM}, and waits while another is {THICK} times as fine or more"
+            f"spacing {' x '.join(f'{length:g}' for length in fingerprint.spacing)}: an axis is halved while at least "
+            f"{MIN_BOTTOM} pixels remain, unless its spacing is {THICK} or more times the finest one"
         ]
 
 
-def _model(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _NetworkPlan:
+    """A network with a patch and a batch.
+
+    Attributes:
+        patch: Sides of the patch, multiples of `multiple`.
+        multiple: Total downsampling factor of each axis.
+        strides: Strides of each downsampling step.
+        model: Options of the U-Net.
+        batch: Patches per batch.
+        peak_bytes: Estimated peak memory of a training step.
+    """
+
+    patch: list[int]
+    multiple: tuple[int, ...]
+    strides: list[list[int]]
+    model: dict[str, Any]
+    batch: int
+    peak_bytes: float
+
+
+def _fit_to_memory(fingerprint: Fingerprint, labels: Labels, sides: tuple[float, ...], memory: float) -> _NetworkPlan:
+    """Choose the largest patch that fits into the memory, and for it the largest batch.
+
+    The search starts with the median image, cropped to MAX_PATCH, and reduces the axis whose patch covers most of the
+    image, until a training step fits. If no patch fits, the smallest one with a batch of 2 is returned.
+    """
+    batches = [batch for batch in BATCHES[fingerprint.dims] if batch <= max(2, MAX_BATCH_SHARE * fingerprint.cases)]
+    target = [min(side, float(MAX_PATCH[fingerprint.dims])) for side in sides]
+    while True:
+        strides = _strides(target, fingerprint.spacing)
+        multiple = tuple(math.prod(steps) for steps in zip(*strides, strict=True))
+        patch = list(padded([math.ceil(side) for side in target], multiple))
+        model = _model_options(strides)
+        for batch in batches:
+            peak_bytes = PEAK[fingerprint.dims] * training_bytes(
+                model, fingerprint.channels, labels.channels, batch, patch
+            )
+            if peak_bytes <= memory:
+                return _NetworkPlan(patch, multiple, strides, model, batch, peak_bytes)
+        if all(side <= 2 * number for side, number in zip(patch, multiple, strict=True)):
+            return _NetworkPlan(patch, multiple, strides, model, batches[-1], peak_bytes)
+        reducible = [axis for axis in range(fingerprint.dims) if patch[axis] > multiple[axis]]
+        axis = max(reducible, key=lambda axis: patch[axis] / sides[axis])
+        target[axis] = max(multiple[axis], target[axis] - multiple[axis])
+
+
+def _model_options(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The options of a U-Net with the given downsampling steps."""
     dims = len(strides[0])
-    widths = [min(FIRST_WIDTH[dims] * 2**level, LARGEST_WIDTH[dims]) for level in range(len(strides) + 1)]
-    uneven = {"strides": [list(step) for step in strides]} if any(min(step) == 1 for step in strides) else {}
+    widths = [min(FIRST_WIDTH[dims] * 2**level, MAX_WIDTH[dims]) for level in range(len(strides) + 1)]
+    has_uneven_steps = any(min(step) == 1 for step in strides)
+    uneven = {"strides": [list(step) for step in strides]} if has_uneven_steps else {}
     return {"widths": widths, **uneven, "norm": "batch" if dims == 2 else "instance", "residual": True}
 
 
 def _strides(patch: Sequence[float], spacing: Sequence[float]) -> list[list[int]]:
-    """Which axes each further resolution halves, as nnU-Net chooses them (Isensee et al. 2021): those that stay long
-    enough, but for the thick ones, which wait until the others are as coarse. The first one halves something anyway."""
-    sides, lengths = np.array(patch, float), np.array(spacing, float)
+    """The strides of each downsampling step, chosen as in nnU-Net (Isensee et al. 2021).
+
+    An axis is halved while it stays long enough, but one with a coarse spacing only once the other axes are similarly
+    coarse. There is at least one step.
+    """
+    sides, spacings = np.array(patch, float), np.array(spacing, float)
     strides: list[list[int]] = []
-    while len(strides) < MOST_LEVELS[len(patch)] - 1:
-        long = sides / 2 >= SMALLEST_BOTTOM
-        if not long.any():
+    while len(strides) < MAX_LEVELS[len(patch)] - 1:
+        is_long = sides / 2 >= MIN_BOTTOM
+        if not is_long.any():
             break
-        step = np.where(long & (lengths < THICK * lengths[long].min()), 2, 1)
+        step = np.where(is_long & (spacings < THICK * spacings[is_long].min()), 2, 1)
         strides.append(step.tolist())
-        sides, lengths = sides / step, lengths * step
+        sides, spacings = sides / step, spacings * step
     return strides or [[2] * len(patch)]
 
 
 def training_bytes(model: Mapping[str, Any], channels: int, classes: int, batch: int, patch: Sequence[int]) -> int:
-    """Bytes that a training step in float32 holds at once: all that autograd keeps for the backward pass, counted on a
-    network without memory, and four numbers for each weight (itself, its gradient and two moments of Adam)."""
+    """Bytes that a training step in float32 keeps at the same time.
+
+    These are the tensors that autograd saves for the backward pass, counted on the meta device, and four numbers per
+    weight: the weight, its gradient and the two moments of Adam.
+
+    Args:
+        model: Options of the U-Net.
+        channels: Number of image channels.
+        classes: Number of output channels.
+        batch: Patches per batch.
+        patch: Sides of the patch.
+    """
     kept: dict[int, int] = {}
-    tensors: list[Tensor] = []  # alive, so that no two have one identity
+    tensors: list[Tensor] = []  # kept alive, so that no two storages have the same address
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -256,52 +326,67 @@ def training_bytes(model: Mapping[str, Any], channels: int, classes: int, batch:
         network = UNet(in_channels=channels, out_channels=classes, dims=len(patch), **model).train()
         logits = network(torch.zeros(batch, channels, *patch))
     weights = sum(parameter.nbytes for parameter in network.parameters())
-    # the loss keeps probabilities and gives back a gradient of the logits
+    # for the loss: probabilities and the gradient of the logits
     return sum(kept.values()) + 3 * weights + 3 * logits.nbytes
 
 
-def _sampling(found: Fingerprint, labels: Labels, sections: dict[str, Any], reasons: dict[str, list[str]]) -> None:
-    foreground = _foreground(found, labels)
-    whole = all(side >= size for side, size in zip(sections["sampling"]["patch"], found.largest, strict=True))
-    if foreground < RARE and not whole:
+def _sampling(
+    fingerprint: Fingerprint, labels: Labels, sections: dict[str, Any], reasons: dict[str, list[str]]
+) -> None:
+    """Propose foreground sampling where foreground is rare and patches do not cover whole images."""
+    foreground = _foreground_share(fingerprint, labels)
+    covers_images = all(
+        side >= size for side, size in zip(sections["sampling"]["patch"], fingerprint.largest, strict=True)
+    )
+    if foreground < RARE and not covers_images:
         sections["sampling"]["foreground"] = 0.33
         reasons["sampling.foreground"] = [
-            f"{100 * foreground:.2g} % of the pixels are foreground: a third of the patches is centred on one"
+            f"{100 * foreground:.2g} % of the pixels are foreground: a third of the patches is centred on foreground"
         ]
 
 
-def _foreground(found: Fingerprint, labels: Labels) -> float:
+def _foreground_share(fingerprint: Fingerprint, labels: Labels) -> float:
     background = 0 if labels.mode == "binary" else labels.background_channel
-    return sum(share for number, share in enumerate(found.shares) if number != background)
+    return sum(share for number, share in enumerate(fingerprint.shares) if number != background)
 
 
-def _loss(found: Fingerprint, labels: Labels, sections: dict[str, Any], reasons: dict[str, list[str]]) -> None:
-    shares = dict(zip(labels.names, found.shares, strict=True))
+def _loss(fingerprint: Fingerprint, labels: Labels, sections: dict[str, Any], reasons: dict[str, list[str]]) -> None:
+    """Propose Dice with cross-entropy, and class weights as an alternative for imbalanced classes."""
+    shares = dict(zip(labels.names, fingerprint.shares, strict=True))
     text = ", ".join(f"{name} {100 * share:.2g}" for name, share in shares.items())
     sections["loss"] = "dice_ce"
     reasons["loss"] = [
-        f"shares of the pixels in %: {text[:200]}{' ...' if len(text) > 200 else ''}",
-        "Dice weighs classes alike whatever their share, cross-entropy is smooth: a sound first choice",
+        f"class shares in % of the pixels: {_shortened(text)}",
+        "Dice weights all classes equally whatever their share, and cross-entropy is smooth: a robust default",
     ]
-    if labels.mode == "multiclass" and all(shares.values()) and max(shares.values()) > UNEQUAL * min(shares.values()):
-        weights = class_weights("median_frequency", torch.tensor(found.class_counts), labels.names)
+    if (
+        labels.mode == "multiclass"
+        and all(shares.values())
+        and max(shares.values()) > IMBALANCED * min(shares.values())
+    ):
+        weights = class_weights("median_frequency", torch.tensor(fingerprint.class_counts), labels.names)
         named = ", ".join(f"{name} {weight:.2g}" for name, weight in zip(labels.names, weights.tolist(), strict=True))
         reasons["loss"] += [
-            f"the shares differ by more than {UNEQUAL} times; to try beside it, cross-entropy with weights, the median "
-            "share over that of the class in the cases that have it:",
+            f"the shares differ by a factor of more than {IMBALANCED}; an alternative is cross-entropy with class "
+            "weights, the median share divided by the share of the class in the cases that contain it:",
             "loss: [{name: cross_entropy, class_weights: median_frequency}, dice]",
-            f"by these cases: {named[:200]}{' ...' if len(named) > 200 else ''}",
+            f"weights from these cases: {_shortened(named)}",
         ]
-    reasons["loss"].append("which loss is better on these data, `segkit compare` tells")
+    reasons["loss"].append("`segkit compare` measures which loss is better on these data")
+
+
+def _shortened(text: str) -> str:
+    return f"{text[:200]}{' ...' if len(text) > 200 else ''}"
 
 
 def _training(
-    found: Fingerprint, sides: tuple[float, ...], sections: dict[str, Any], reasons: dict[str, list[str]]
+    fingerprint: Fingerprint, sides: tuple[float, ...], sections: dict[str, Any], reasons: dict[str, list[str]]
 ) -> None:
+    """Propose optimizer, schedule, number of steps and augmentation. sides: median sides of the images."""
     patch, batch = sections["sampling"]["patch"], sections["loader"]["batch"]
-    pieces = max(1.0, math.prod(sides) / math.prod(patch))
-    training = max(1, round(0.8 * found.cases))
-    steps = min(20_000, max(300, round(TIMES_SEEN * training * min(pieces, 8) / batch / 100) * 100))
+    patches = min(max(1.0, math.prod(sides) / math.prod(patch)), 8)  # per image
+    training_cases = max(1, round(0.8 * fingerprint.cases))
+    steps = min(20_000, max(300, round(EPOCHS * training_cases * patches / batch / 100) * 100))
     sections["optimizer"] = {"name": "adamw", "lr": 2e-3}
     sections["schedule"] = {"name": "cosine", "warmup": {"fraction": 0.05}}
     sections["train"] = {
@@ -312,22 +397,22 @@ def _training(
         "validate_every": {"fraction": 0.1},
     }
     reasons["train.steps"] = [
-        f"{training} training cases of about {min(pieces, 8):.2g} patches each, seen about {TIMES_SEEN} times, "
-        f"{batch} a step; at least 300, at most 20000"
+        f"{training_cases} training cases with about {patches:.2g} patches each, seen about {EPOCHS} times, in "
+        f"batches of {batch}; at least 300 and at most 20000 steps"
     ]
-    if found.dims == 2:
+    if fingerprint.dims == 2:
         flips = ["horizontal_flip", {"name": "affine", "rotate": 15, "scale": 0.2, "shift": 0.0, "p": 0.7}]
         sections["augment"] = {"engine": "albumentations", "transforms": [*flips, "brightness_contrast"]}
-        reasons["augment"] = ["left and right are exchanged: take horizontal_flip out where a side matters"]
+        reasons["augment"] = ["horizontal_flip swaps left and right: remove it if classes differ by side"]
     else:
         affine = {"name": "affine", "rotate": 15, "scale": 0.15, "shift": 0.0, "p": 0.5}
-        reasons["augment"] = ["no mirroring, since organs have a side"]
-        thick = int(np.argmax(found.spacing))
-        if found.spacing[thick] >= FLAT * min(found.spacing):
+        reasons["augment"] = ["no flips, since organs differ by side"]
+        thick = int(np.argmax(fingerprint.spacing))
+        anisotropy = fingerprint.spacing[thick] / min(fingerprint.spacing)
+        if fingerprint.spacing[thick] >= ANISOTROPIC * min(fingerprint.spacing):
             affine["axis"] = thick
             reasons["augment"].append(
-                f"voxels {found.spacing[thick] / min(found.spacing):.2g} times as thick as wide: slices are turned in "
-                "their plane alone"
+                f"voxels are {anisotropy:.2g} times as thick as wide: rotation only within the slices"
             )
         sections["augment"] = {"engine": "monai", "transforms": [affine]}
 

@@ -1,4 +1,4 @@
-"""What the check of a data set says, on the console."""
+"""The results of a data check on the console."""
 
 from __future__ import annotations
 
@@ -13,31 +13,39 @@ STYLES = {"error": "bold red", "warning": "yellow"}
 
 
 def print_check(result: Mapping[str, Any], console: Console) -> None:
-    """result: the contents of the JSON file of `segkit data check`."""
+    """Print the class table, the size of the data set, and all findings.
+
+    result: the content of the JSON file that `segkit data check` writes.
+    """
     console.print(_class_table(result))
-    parts = ", ".join(f"{number} {part}" for part, number in result["parts"].items() if number)
-    divided = f"; {parts}, split {result['split']}" if parts else ""
-    said = f"{result['cases']} cases in {result['groups']} groups, {result['read']} can be read{divided}"
-    console.print(said, highlight=False)
+    parts = ", ".join(f"{count} {part}" for part, count in result["parts"].items() if count)
+    split = f"; {parts}, split {result['split']}" if parts else ""
+    console.print(
+        f"{result['cases']} cases in {result['groups']} groups, {result['read']} readable{split}", highlight=False
+    )
     for finding in result["findings"]:
         style = STYLES[finding["level"]]
         console.print(f"[{style}]{finding['level']}[/] {escape(finding['text'])}", highlight=False, soft_wrap=True)
     errors = sum(finding["level"] == "error" for finding in result["findings"])
-    others = len(result["findings"]) - errors
+    warnings = len(result["findings"]) - errors
     console.print(
-        f"{errors} errors, {others} warnings" if result["findings"] else "nothing was found wrong",
+        f"{_count(errors, 'error')}, {_count(warnings, 'warning')}" if result["findings"] else "no problems found",
         style="bold red" if errors else "bold",
         highlight=False,
     )
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _class_table(result: Mapping[str, Any]) -> Table:
     table = Table(title="classes", title_justify="left")
     table.add_column("class")
-    for heading in ("pixels", "share", "cases", "components", "components a case"):
+    for heading in ("pixels", "share", "cases", "components", "components per case"):
         table.add_column(heading, justify="right")
     for row in result["classes"]:
-        each = f"{row['components'] / row['cases']:.1f}" if row["cases"] else "-"
-        cells = [str(row["pixels"]), f"{100 * row['share']:.3g} %", f"{row['cases']}", f"{row['components']}", each]
+        per_case = f"{row['components'] / row['cases']:.1f}" if row["cases"] else "-"
+        cells = [str(row["pixels"]), f"{100 * row['share']:.3g} %", f"{row['cases']}", f"{row['components']}", per_case]
         table.add_row(escape(row["class"]), *cells)
     return table

@@ -1,4 +1,4 @@
-"""A sheet of training samples: what the network is shown, with the classes drawn over it."""
+"""A contact sheet of training samples: the network's input with the classes drawn over it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ Sample = tuple[np.ndarray, np.ndarray]  # image, mask
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Sample]]], labels: Labels, path: Path, title: str) -> None:
-    """Draw a row a case: its name, the image as stored, and augmented samples of it; save it as a picture.
+    """Draw one row per case and save the sheet as an image.
 
-    image: [C, *S]; mask: [*S] of class numbers, or [K, *S]. Of volumes the slice with the most foreground is shown.
-    Ignored pixels are striped grey.
+    Volumes are shown by the slice with the most foreground. Ignored pixels are drawn with grey stripes.
+
+    Args:
+        rows: For each case its name and samples: the image as stored, then augmented ones. Images are [C, *S], masks
+            [*S] of class numbers or [K, *S].
+        labels: The labels of the masks.
+        path: The file to write.
+        title: The title of the sheet.
     """
     views = [[view_of(name, image, mask, labels) for image, mask in samples] for name, samples in rows]
-    heights = [max(view.image.shape[0] / view.image.shape[1] for view in line) * PANEL_INCHES + 0.35 for line in views]
+    heights = [max(view.image.shape[0] / view.image.shape[1] for view in row) * PANEL_INCHES + 0.35 for row in views]
     columns = max(map(len, views))
     figure = Figure(figsize=(PANEL_INCHES * columns, sum(heights) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for line, drawn, (name, samples) in zip(axes, views, rows, strict=True):
-        for axis in line:
+    for row_axes, row_views, (name, samples) in zip(axes, views, rows, strict=True):
+        for axis in row_axes:
             axis.set_axis_off()
-        for number, (axis, view, (image, _mask)) in enumerate(zip(line, drawn, samples, strict=False)):
+        for number, (axis, view, (image, _mask)) in enumerate(zip(row_axes, row_views, samples, strict=False)):
             draw_classes(axis, view, labels)
             size = " x ".join(map(str, image.shape[1:]))
             axis.set_title(f"{name} ({size})" if number == 0 else size, fontsize=7, parse_math=False)

@@ -1,4 +1,4 @@
-"""The check of a data set: every mistake is found, named, and mended by what it says."""
+"""Checking a data set: every problem is found and named, and the proposed fix removes it."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from scipy import ndimage
 from segkit import Labels
 from segkit.config.schema import Augment, Named
 from segkit.data import Case, PairsSource, RawCase
-from segkit.data.inspection.checks import class_table, examine, examine_all, find, split_of
+from segkit.data.inspection.checks import class_table, examine, examine_all, find_problems, try_split
 from segkit.data.splits import Split, kfold_split
 from segkit.experiment.preflight import mirror_warnings
 from segkit.utils.morphology import count_components
@@ -36,13 +36,13 @@ THREE = Labels(["background", "a", "b"], ignore_index=255)
 
 @dataclass
 class Arrays:
-    """A source of arrays: (image, mask, spacing, group, part) by name."""
+    """A source of arrays. content: (image, mask, spacing, group, part) by case name."""
 
     content: dict
 
     @property
     def cases(self):
-        return tuple(Case(name, one[3], one[4]) for name, one in sorted(self.content.items()))
+        return tuple(Case(name, group, part) for name, (*_, group, part) in sorted(self.content.items()))
 
     def read(self, case):
         image, mask, spacing, *_ = self.content[case.name]
@@ -60,64 +60,65 @@ def case(number, *, value=None, part="train", group=None, sides=(8, 6), channels
 def findings(content, split=None):
     source = Arrays(content)
     by_part = {
-        part: tuple(n for n, one in content.items() if one[4] == part) for part in ("train", "validation", "test")
+        part: tuple(case.name for case in source.cases if case.split == part)
+        for part in ("train", "validation", "test")
     }
-    facts = [examine(source, one, THREE) for one in source.cases]
-    return find(facts, source.cases, split or Split(**by_part), THREE)
+    summaries = [examine(source, case, THREE) for case in source.cases]
+    return find_problems(summaries, source.cases, split or Split(**by_part), THREE)
 
 
 def good():
     return {f"c{n}": case(n, part=("train", "validation")[n % 2]) for n in range(4)}
 
 
-def test_nothing_is_found_where_nothing_is_wrong():
+def test_correct_data_has_no_findings():
     assert findings(good()) == []
 
 
 IMAGE, MASK, SPACING, *_ = case(0)
-VOID = np.full((8, 6), 255, np.uint8)
-MISTAKES = {
-    "channels": (case(9, channels=3), "error", "4 with 1, 1 with 3; train on those", ("x",)),
+IGNORED = np.full((8, 6), 255, np.uint8)
+PROBLEMS = {  # a case, and the level, the key words and the cases of its finding
+    "channels": (case(9, channels=3), "error", "4 with 1, 1 with 3", ("x",)),
     "axes": (case(9, sides=(8, 6, 5)), "error", "4 with 2, 1 with 3", ("x",)),
     "leak": (
         (IMAGE, MASK, SPACING, "g9", "validation"),
         "error", "the same image is in train and validation: c0, x", ("c0", "x"),
     ),
-    "twice": (case(0), "warning", "the same image and mask: c0, x; keep one", ("c0", "x")),
+    "twice": (case(0), "warning", "the same image and mask: c0, x", ("c0", "x")),
     "contradiction": (
         (IMAGE, case(5)[1], SPACING, "g9", "train"), "warning", "the same image with different masks", ("c0", "x"),
     ),
-    "group": (case(9, group="g1"), "warning", "1 groups lie in more than one part of the split (g1)", ("c1", "x")),
-    "constant": (case(9, value=3.0), "warning", "1 images have one and the same value", ("x",)),
-    "ignored": ((case(9)[0], VOID, SPACING, "g9", "train"), "warning", "every pixel is to be ignored", ("x",)),
-    "class in one part only": (case(9, part="test", classes=2), "warning", "the class b is not in test", ()),
+    "group": (case(9, group="g1"), "warning", "1 groups are in more than one part of the split (g1)", ("c1", "x")),
+    "constant": (case(9, value=3.0), "warning", "1 images have the same value everywhere", ("x",)),
+    "ignored": ((case(9)[0], IGNORED, SPACING, "g9", "train"), "warning", "every pixel is ignored", ("x",)),
+    "class missing from a part": (case(9, part="test", classes=2), "warning", "the class b is missing from test", ()),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_every_mistake_is_found_and_no_other(mistake):
-    odd, level, text, names = MISTAKES[mistake]
-    (found,) = findings({**good(), "x": odd})
-    assert found.level == level
-    assert text in found.text
-    assert found.cases == names
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_problem_is_found_and_no_other(problem):
+    wrong_case, level, text, names = PROBLEMS[problem]
+    (finding,) = findings({**good(), "x": wrong_case})
+    assert finding.level == level
+    assert text in finding.text
+    assert finding.cases == names
 
 
-def test_spacings_that_differ():
+def test_unusual_spacing():
     content = {f"c{n}": case(n, sides=(6, 5, 4), spacing=(1.0, 1.0, 3.0)) for n in range(5)}
     content["x"] = case(9, sides=(6, 5, 4), spacing=(1.0, 1.0, 7.0))
-    (found,) = findings(content)
-    assert "usual one of 1, 1, 3 mm: x; write `spacing: median`" in found.text
+    (finding,) = findings(content)
+    assert "1, 1, 3 mm: x; write `spacing: median`" in finding.text
 
 
-def test_a_class_that_no_mask_has():
+def test_class_that_is_absent_from_all_masks():
     content = {f"c{n}": case(n, classes=2) for n in range(4)}
-    (found,) = findings(content)
-    assert found.text.startswith("no mask has the class b")
+    (finding,) = findings(content)
+    assert finding.text.startswith("no mask contains the class b")
 
 
-def test_masks_that_lie_elsewhere(tmp_path):
-    """By two voxels, in the same orientation: let pass when training, and told here."""
+def test_masks_at_another_position(tmp_path):
+    """Two voxels away, in the same orientation: accepted in training, but reported by the check."""
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
     for number in range(3):
@@ -129,17 +130,19 @@ def test_masks_that_lie_elsewhere(tmp_path):
         )
     labels = Labels(["background", "a"])
     source = PairsSource(labels=labels, images=tmp_path / "images", masks=tmp_path / "masks")
-    facts = [examine(source, one, labels) for one in source.cases]
-    (found,) = [one for one in find(facts, source.cases, None, labels) if "away" in one.text]
-    assert "up to 2.0 mm away; save the mask with the affine of the image (1 more cases have the same)" in found.text
-    assert found.cases == ("1", "2")
+    summaries = [examine(source, case, labels) for case in source.cases]
+    problems = find_problems(summaries, source.cases, None, labels)
+    (finding,) = [finding for finding in problems if "away" in finding.text]
+    assert "2.0 mm away" in finding.text
+    assert "(and the same in 1 more cases)" in finding.text
+    assert finding.cases == ("1", "2")
 
 
-def test_the_class_table_is_a_count():
+def test_class_table_counts_pixels_cases_and_components():
     content = good()
-    facts = [examine(Arrays(content), one, THREE) for one in Arrays(content).cases]
-    masks = np.stack([one[1] for one in content.values()])
-    for number, row in enumerate(class_table(facts, THREE)):
+    summaries = [examine(Arrays(content), case, THREE) for case in Arrays(content).cases]
+    masks = np.stack([mask for _image, mask, *_ in content.values()])
+    for number, row in enumerate(class_table(summaries, THREE)):
         assert row["pixels"] == (masks == number).sum()
         assert row["share"] == pytest.approx((masks == number).mean())
         assert row["cases"] == 4
@@ -147,22 +150,22 @@ def test_the_class_table_is_a_count():
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_components_are_those_of_scipy(mask):
+def test_component_counts_match_scipy(mask):
     assert count_components(mask) == ndimage.label(mask, np.ones((3, 3)))[1]
     assert count_components(mask[None]) == count_components(mask)
 
 
-def test_a_split_that_cannot_be_is_a_finding():
-    split, (found,) = split_of(lambda: kfold_split(Arrays(good()).cases, folds=9))
+def test_an_impossible_split_is_a_finding():
+    split, (finding,) = try_split(lambda: kfold_split(Arrays(good()).cases, folds=9))
     assert split is None
-    assert "at least 9 groups" in found.text
+    assert "9 groups" in finding.text
 
 
-# --- in several processes --------------------------------------------------------------------------------------------
+# --- reading in several processes ------------------------------------------------------------------------------------
 
 
-class Deadly(Arrays):
-    """Some of its cases kill the process that reads them."""
+class KillingSource(Arrays):
+    """A source with cases that kill the process that reads them."""
 
     def read(self, case):
         if case.name in ("c3", "c17"):
@@ -171,13 +174,13 @@ class Deadly(Arrays):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_cases_that_kill_their_process_are_found_out(workers):
-    source = Deadly({f"c{n}": case(n) for n in range(40)})
-    facts = {one.case: one for one in examine_all(source, THREE, workers)}
-    assert facts.keys() == source.content.keys()
-    assert {name for name, one in facts.items() if one.errors} == {"c3", "c17"}
-    assert "the process that read it died" in facts["c3"].errors[0]
-    assert facts["c5"] == examine(source, source.cases[sorted(source.content).index("c5")], THREE)
+def test_cases_that_kill_their_process_are_identified(workers):
+    source = KillingSource({f"c{n}": case(n) for n in range(40)})
+    summaries = {summary.name: summary for summary in examine_all(source, THREE, workers)}
+    assert summaries.keys() == source.content.keys()
+    assert {name for name, summary in summaries.items() if summary.errors} == {"c3", "c17"}
+    assert "died" in summaries["c3"].errors[0]
+    assert summaries["c5"] == examine(source, source.cases[sorted(source.content).index("c5")], THREE)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -211,61 +214,62 @@ def checked(folder, *arguments, code=0):
     return " ".join(printed.split()), json.loads((folder / "check.json").read_text())
 
 
-def test_the_line_that_is_proposed_mends(folder):
-    """A mask of 0 and 255, in all cases: one finding, with the line of YAML."""
+def test_the_proposed_yaml_line_fixes_the_problem(folder):
+    """Masks of 0 and 255 in all cases: one finding with the YAML line."""
     printed, result = checked(folder, code=3)
-    (found,) = [one for one in result["findings"] if one["level"] == "error"]
-    assert "write `value_map: {255: 1}` under `data` (5 more cases have the same)" in found["text"]
-    assert len(found["cases"]) == 6
-    assert "1 errors" in printed
+    (finding,) = [finding for finding in result["findings"] if finding["level"] == "error"]
+    assert "`value_map: {255: 1}`" in finding["text"]
+    assert "5 more cases" in finding["text"]
+    assert len(finding["cases"]) == 6
+    assert "1 error, " in printed
     printed, result = checked(folder, "data.value_map={255: 1}")
     assert result["findings"] == []
-    assert "nothing was found wrong" in printed
+    assert "no problems found" in printed
     assert result["parts"] == {"train": 4, "validation": 2, "test": 0}
 
 
-def test_strays_and_damaged_files_stop_nothing(folder):
+def test_unpaired_and_damaged_files_do_not_stop_the_check(folder):
     (folder / "images/stray.png").write_bytes((folder / "images/0.png").read_bytes())
     (folder / "images/1.png").write_bytes(b"")
     (folder / "masks/2.png").write_bytes((folder / "masks/2.png").read_bytes()[:-20])
     _printed, result = checked(folder, "data.value_map={255: 1}", code=3)
-    texts = [one["text"] for one in result["findings"]]
+    texts = [finding["text"] for finding in result["findings"]]
     assert any("1 files have no partner" in text and "stray.png" in text for text in texts)
     assert any("images/1.png: the file is empty" in text for text in texts)
     assert any("masks/2.png" in text and "truncated" in text for text in texts)
     assert (result["cases"], result["read"]) == (6, 4)
 
 
-def test_what_is_wrong_with_image_and_mask_is_told_at_once(folder):
+def test_problems_of_image_and_mask_are_reported_together(folder):
     for kind in ("images", "masks"):
         (folder / f"{kind}/1.png").write_bytes(b"")
     _printed, result = checked(folder, "data.value_map={255: 1}", code=3)
-    texts = [one["text"] for one in result["findings"]]
+    texts = [finding["text"] for finding in result["findings"]]
     for kind in ("images", "masks"):
         assert any(f"{kind}/1.png: the file is empty" in text for text in texts)
     assert result["read"] == 5
 
 
-def test_numbers_that_are_stored_otherwise(folder):
-    """16-bit among 8-bit pictures, and a mask of floating numbers."""
+def test_mixed_number_types(folder):
+    """One 16-bit image among 8-bit images, and a mask of floating-point numbers."""
     Image.fromarray((np.arange(48).reshape(8, 6) * 80).astype(np.uint16)).save(folder / "images/2.png")
     mask = np.array(Image.open(folder / "masks/3.png")).astype(np.float32)
     (folder / "masks/3.png").unlink()
     Image.fromarray(mask).save(folder / "masks/3.tif")
     _printed, result = checked(folder, "data.value_map={255: 1}")
-    images, masks = sorted(result["findings"], key=lambda one: one["cases"])
+    images, masks = sorted(result["findings"], key=lambda finding: finding["cases"])
     assert "1 of uint16, 5 of uint8" in images["text"]
     assert (images["cases"], images["level"]) == (["2"], "warning")
-    assert "1 masks store their classes as fractions: 3;" in masks["text"]
+    assert "1 masks store floating-point numbers: 3;" in masks["text"]
     assert masks["cases"] == ["3"]
 
 
-def test_a_mirror_that_moves_classes_to_the_other_side(folder):
+def test_flips_that_swap_left_and_right_classes(folder):
     (folder / "x.yaml").write_text(YAML.replace("vessel", "left kidney"))
     mirror = ("data.value_map={255: 1}", "augment.engine=albumentations", "augment.transforms=[horizontal_flip]")
     _printed, result = checked(folder, *mirror)
-    (found,) = result["findings"]
-    assert found["text"].startswith("a mirror turns left into right, but the classes left kidney keep their names")
+    (finding,) = result["findings"]
+    assert "left kidney" in finding["text"]
     assert checked(folder, mirror[0])[1]["findings"] == []
     across, along = (Augment("monai", (Named("flip", {"axes": axes}),)) for axes in ([-3], [1, 2]))
     assert mirror_warnings(["Left lung", "right_lung"], across, 3)
@@ -276,10 +280,10 @@ def test_a_mirror_that_moves_classes_to_the_other_side(folder):
 
 
 @pytest.mark.slow
-def test_ten_thousand_files_take_bounded_memory(tmp_path):
-    """Of all processes together, over what two hundred of them take."""
+def test_memory_is_bounded_for_ten_thousand_files(tmp_path):
+    """The memory of all processes, compared with that for two hundred cases."""
     peaks = {}
-    for number in (200, 5000):  # of images and of masks each
+    for number in (200, 5000):  # of cases
         root = tmp_path / str(number)
         (root / "images").mkdir(parents=True)
         (root / "masks").mkdir()
@@ -293,7 +297,7 @@ def test_ten_thousand_files_take_bounded_memory(tmp_path):
 
 
 def _peak_megabytes(command, folder):
-    """Of a command and its processes, looked at every 50 ms; what they share is counted once."""
+    """Peak memory of a command and its child processes, sampled every 50 ms; shared memory is counted once."""
     peak = 0.0
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as running:
         while running.poll() is None:
@@ -308,12 +312,12 @@ def _peak_megabytes(command, folder):
 
 
 @needs_data
-def test_real_strays(tmp_path):
+def test_real_data(tmp_path):
     source = f"data.root={DATA / 'hippocampus'}"
     (tmp_path / "x.yaml").write_text((Path(__file__).parents[2] / "configs/hippocampus.yaml").read_text())
     tool("data", "check", "--config", "x.yaml", source, "--json", "check.json", folder=tmp_path)
     result = json.loads((tmp_path / "check.json").read_text())
-    (found,) = result["findings"]
-    assert found["text"].startswith("1 masks store their classes as fractions")  # one of the 200 is float32 indeed
+    (finding,) = result["findings"]
+    assert finding["text"].startswith("1 masks store floating-point numbers")  # one of the 200 is indeed float32
     shares = {row["class"]: row["share"] for row in result["classes"]}
     assert shares == pytest.approx({"background": 0.9475, "anterior": 0.0273, "posterior": 0.0252}, abs=1e-3)

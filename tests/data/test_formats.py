@@ -24,7 +24,7 @@ from segkit import Labels
 from segkit.data import SOURCES, Case, DataError, MaskFile
 from segkit.data.cases import data_digest, file_stamps
 from segkit.data.formats import FORMATS, format_name, is_image
-from segkit.data.mask_encoding import MaskCode
+from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.readers import geometry_of, number_type, read_files, read_image, read_mask, read_masks
 from segkit.utils.errors import MissingExtra
 
@@ -174,7 +174,7 @@ def test_colour_coded_masks(tmp_path):
     for number, name in ((0, "background"), (1, "a"), (2, "b"), (255, "ignore")):
         picture[numbers == number] = colors[name]
     Image.fromarray(picture).save(tmp_path / "x.png")
-    code = MaskCode(colors=colors)
+    code = MaskEncoding(colors=colors)
     code.check(THREE)
     np.testing.assert_array_equal(read_mask(tmp_path / "x.png", THREE, code), numbers)
     picture[0, 0] = (1, 2, 3)
@@ -270,7 +270,7 @@ def test_tiff_pages_are_never_lost(tmp_path):
 def test_gif_is_read_as_one_frame(tmp_path):
     mask = np.random.default_rng(7).integers(0, 2, (20, 30)).astype(np.uint8)
     Image.fromarray(mask * 255).save(tmp_path / "x.gif")
-    code = MaskCode(value_map={255: 1})
+    code = MaskEncoding(value_map={255: 1})
     np.testing.assert_array_equal(read_mask(tmp_path / "x.gif", Labels(["no", "yes"]), code), mask)
     np.testing.assert_array_equal(read_image(tmp_path / "x.gif")[0].max(0), mask)
 
@@ -292,15 +292,15 @@ def test_nearest_color_decodes_jpeg_masks(tmp_path):
     Image.fromarray(np.array(list(colors.values()), np.uint8)[numbers]).save(tmp_path / "x.jpg", quality=85)
     stored = np.array(Image.open(tmp_path / "x.jpg")).astype(int)
     distances = [((stored - color) ** 2).sum(-1) for color in colors.values()]
-    code = MaskCode(colors=colors, nearest_color=True)
+    code = MaskEncoding(colors=colors, nearest_color=True)
     code.check(THREE)
     mask = read_mask(tmp_path / "x.jpg", THREE, code)
     np.testing.assert_array_equal(mask, np.argmin(distances, 0))
     assert (mask == numbers).mean() > 0.97
     with pytest.raises(DataError, match=r"`nearest_color: true`"):
-        read_mask(tmp_path / "x.jpg", THREE, MaskCode(colors=colors))
+        read_mask(tmp_path / "x.jpg", THREE, MaskEncoding(colors=colors))
     with pytest.raises(ValueError, match=r"nearest_color.* colors"):
-        MaskCode(nearest_color=True).check(THREE)
+        MaskEncoding(nearest_color=True).check(THREE)
 
 
 def test_png_with_a_wrong_checksum_is_refused(tmp_path):
@@ -321,16 +321,16 @@ def test_threshold_decodes_jpeg_masks(tmp_path):
     Image.fromarray(numbers * 255).save(tmp_path / "x.jpg", quality=70)
     with pytest.raises(DataError, match="JPEG"):
         read_mask(tmp_path / "x.jpg", TWO)
-    np.testing.assert_array_equal(read_mask(tmp_path / "x.jpg", TWO, MaskCode(threshold=128)), numbers)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.jpg", TWO, MaskEncoding(threshold=128)), numbers)
 
 
 def test_one_hot_channels(tmp_path):
     numbers = np.random.default_rng(3).integers(0, 3, (6, 5))
     np.save(tmp_path / "x.npy", np.eye(3, dtype=np.uint8)[numbers].transpose(2, 0, 1))
-    np.testing.assert_array_equal(read_mask(tmp_path / "x.npy", THREE, MaskCode(one_hot=True)), numbers)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.npy", THREE, MaskEncoding(one_hot=True)), numbers)
     np.save(tmp_path / "x.npy", np.ones((3, 6, 5), np.uint8))
     with pytest.raises(DataError, match=r"one class.* 30 pixels"):
-        read_mask(tmp_path / "x.npy", THREE, MaskCode(one_hot=True))
+        read_mask(tmp_path / "x.npy", THREE, MaskEncoding(one_hot=True))
 
 
 def test_16_bit_masks(tmp_path):
@@ -587,10 +587,10 @@ def test_common_formats_need_no_optional_package(tmp_path):
     np.savez(tmp_path / "x.npz", pixels)
     code = (
         "import segkit.data\nfrom pathlib import Path\nfrom segkit import Labels\n"
-        "from segkit.data.readers import read_image, read_mask\nfrom segkit.data.mask_encoding import MaskCode\n"
+        "from segkit.data.readers import read_image, read_mask\nfrom segkit.data.mask_encoding import MaskEncoding\n"
         "labels = Labels(['background', 'a'])\n"
         "for file in sorted(Path().iterdir()):\n"
-        "    code = MaskCode(threshold=128) if file.suffix == '.jpg' else MaskCode()\n"
+        "    code = MaskEncoding(threshold=128) if file.suffix == '.jpg' else MaskEncoding()\n"
         "    assert read_image(file)[0].shape[1:] == read_mask(file, labels, code).shape == (12, 10), file\n"
         "    print(file)"
     )

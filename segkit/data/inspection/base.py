@@ -1,4 +1,4 @@
-"""What is said of a layout, and the files that those who look for one see."""
+"""The description of a layout, and helpers for its detectors: words in file names, and files below a folder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.formats import extension, is_image
+from segkit.data.formats import is_image, is_lossy
 from segkit.data.mask_encoding import packed_colours
 from segkit.data.readers import stored_mask
 from segkit.utils.errors import DataError
 
-DEPTH, MOST_FOLDERS = 4, 5000  # of folders that are looked into
-SAMPLED = 3  # masks read to see whether they are any
-MOST_VALUES, MOST_COLOURS = 64, 64  # of a mask
+MAX_DEPTH, MAX_FOLDERS = 4, 5000  # of the folders that are searched
+SAMPLED = 3  # masks that are read to see whether files are masks
+MAX_VALUES, MAX_COLOURS = 64, 64  # distinct values and colours that a mask may have
 MASK_WORDS = ("mask", "msk", "label", "annot", "seg", "gt", "manual", "truth", "target", "lesion")
 DERIVED_WORDS = ("edge", "contour", "boundar", "pred", "vis", "overlay", "color", "instance", "object")
 PARTS = {
@@ -30,71 +30,83 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A source with its options; why it is thought to be there; whether its cases come split.
+    """The layout of a folder.
 
-    labels: the section, where the layout says what it is. masks: files whose values tell it otherwise. files: how many
-    it explains, where that was counted. rows: of a table of cases, to be written for the source `manifest`, with paths
-    relative to the folder that was looked into.
+    Attributes:
+        source: Name of the data source that reads it.
+        options: Options of the source.
+        reasons: Why the folder is assumed to have this layout.
+        has_split: Whether the layout assigns its cases to training, validation and test.
+        labels: The section `labels` of the configuration, if the layout defines the classes.
+        masks: Masks whose values define the classes otherwise.
+        file_count: How many files the layout accounts for, where that was counted.
+        rows: Rows of a table of cases, to be written for the source `manifest`; paths are relative to the folder.
     """
 
     source: str
     options: dict[str, Any]
-    why: list[str]
-    split: bool = False
+    reasons: list[str]
+    has_split: bool = False
     labels: dict[str, Any] | None = None
     masks: list[Path] = field(default_factory=list)
-    files: int = 0
+    file_count: int = 0
     rows: list[dict[str, str]] = field(default_factory=list)
 
 
 def looks_like_mask(path: Path) -> bool:
+    """Whether a file has few distinct values or colours, or, with lossy compression, is nearly black and white."""
     try:
-        stored, colours = stored_mask(path)
+        stored, is_colour = stored_mask(path)
     except DataError:
-        return True  # the check says what is wrong with it
-    if extension(path) in (".jpg", ".jpeg"):
-        grey = stored.max(0) if colours else stored
+        return True  # `segkit data check` reports the error
+    if is_lossy(path):
+        grey = stored.max(0) if is_colour else stored
         return bool(np.mean((grey < 32) | (grey > 223)) > 0.95 and grey.std() > 0)
-    if colours:
-        return len(np.unique(packed_colours(stored))) <= MOST_COLOURS
-    return len(np.unique(stored)) <= MOST_VALUES
+    if is_colour:
+        return len(np.unique(packed_colours(stored))) <= MAX_COLOURS
+    return len(np.unique(stored)) <= MAX_VALUES
 
 
-def part_in(text: str) -> tuple[str, int, int] | None:
-    """The part of a split that a path of folders names, and where in the text its word begins and ends: at the start of
-    a name or after a separator, and not as `training` in `my-training-notes`."""
-    for part, names in PARTS.items():
-        for name in names:
-            where = re.search(rf"(?:^|(?<=[/_. -])){name}(?![a-z]*ing\b)", text, re.IGNORECASE)
-            if where:
-                return part, where.start(), where.end()
+def find_part(text: str) -> tuple[str, int, int] | None:
+    """The part of a split that a path names, and the start and end of its word in the text.
+
+    The word has to be at the start of a name or after a separator, and must not be part of another word, such as
+    `training` in `my-training-notes`.
+    """
+    for part, words in PARTS.items():
+        for word in words:
+            match = re.search(rf"(?:^|(?<=[/_. -])){word}(?![a-z]*ing\b)", text, re.IGNORECASE)
+            if match:
+                return part, match.start(), match.end()
     return None
 
 
 def has_mask_word(text: str) -> bool:
+    """Whether a name contains a word for masks, such as `label`."""
     return any(word in text.lower() for word in MASK_WORDS)
 
 
 def affixes(name: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """What a name has before or after one of those that are known."""
-    for cut in range(1, len(name)):
-        if name[:cut] in known:
-            yield "", name[cut:]
-        if name[cut:] in known:
-            yield name[:cut], ""
+    """The prefix and the suffix that a name has in addition to one of the known names; one of them is empty."""
+    for position in range(1, len(name)):
+        if name[:position] in known:
+            yield "", name[position:]
+        if name[position:] in known:
+            yield name[:position], ""
 
 
-def is_drawn(words: str) -> bool:
-    """Whether names say that masks were drawn by hand: in DRIVE, HRF and others `mask` is the field of view."""
+def is_manual(words: str) -> bool:
+    """Whether names indicate manual segmentations: in DRIVE, HRF and others, `mask` is the field of view."""
     return "manual" in words.lower()
 
 
 def is_derived(words: str) -> bool:
-    """Whether names say that masks were made of others, or are of objects."""
+    """Whether names indicate files derived from masks, such as edges, or instance masks."""
     return any(word in words.lower() for word in DERIVED_WORDS)
 
 
 def read_json(file: Path) -> Any:
+    """The content of a JSON file, or None if it cannot be read."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -102,19 +114,21 @@ def read_json(file: Path) -> Any:
 
 
 def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden, sorted."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def folders(root: Path) -> list[Path]:
-    """The root and the folders below it that are no image themselves."""
-    found, level = [root], [root]
-    for _depth in range(DEPTH):
+    """The root and the folders below it, except DICOM series. Raises DataError for more than MAX_FOLDERS folders."""
+    result, level = [root], [root]
+    for _depth in range(MAX_DEPTH):
         level = [path for folder in level for path in subfolders(folder) if not is_image(path)]
-        found += level
-        if len(found) > MOST_FOLDERS:
-            raise DataError(f"{root} has more than {MOST_FOLDERS} folders; inspect one of them, or use a manifest")
-    return found
+        result += level
+        if len(result) > MAX_FOLDERS:
+            raise DataError(f"{root} has more than {MAX_FOLDERS} folders; inspect one of them, or use a manifest")
+    return result
 
 
 def images_in(folder: Path) -> list[Path]:
+    """The images in a folder, sorted; empty if the folder does not exist."""
     return sorted(path for path in folder.iterdir() if is_image(path)) if folder.is_dir() else []

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: every case is read once, in several processes, and what they tell is put together."""
+"""Checking a data set: every case is read once, in several processes, and the summaries are compared."""
 
 from __future__ import annotations
 
@@ -25,71 +25,89 @@ from segkit.data.splits import PARTS, Split
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 
-IN_FLIGHT = 4  # cases for each process that are asked for ahead
-FAR = 2.0  # times the usual spacing
+IN_FLIGHT = 4  # cases submitted ahead per process
+MAX_SPACING_RATIO = 2.0  # to the median spacing
+MAX_NAMED = 5  # cases named in a finding before the rest is only counted
 Level = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a case is found to be; without pixels, so that those of all cases fit into memory.
+class CaseSummary:
+    """The properties of a case, without its pixels, so that the summaries of all cases fit into memory.
 
-    errors: why it cannot be read. place: how image and mask disagree about where they lie. shape: of the image,
-    [C, *S]. lowest, highest: of its values. stored: how image and mask store their numbers. image, mask: digests of the
-    pixels. pixels, components: of each class.
+    Attributes:
+        name: Name of the case.
+        errors: Why the case cannot be read; all other attributes are unset then.
+        geometry_error: How the geometries of image and mask differ, or None.
+        shape: Shape of the image, [C, *S].
+        spacing: Spacing of the image, one number per spatial axis.
+        lowest: Lowest value of the image.
+        highest: Highest value of the image.
+        number_types: Stored number types of image and mask.
+        image_digest: Hash of the image's pixels.
+        mask_digest: Hash of the mask's pixels.
+        pixels: Number of pixels of each class.
+        components: Number of connected components of each class.
+        labelled: Number of mask pixels that are not ignored.
     """
 
-    case: str
+    name: str
     errors: tuple[str, ...] = ()
-    place: str | None = None
+    geometry_error: str | None = None
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     lowest: float = 0.0
     highest: float = 0.0
-    stored: tuple[str, str] = ("", "")
-    image: str = ""
-    mask: str = ""
+    number_types: tuple[str, str] = ("", "")
+    image_digest: str = ""
+    mask_digest: str = ""
     pixels: tuple[int, ...] = ()
     components: tuple[int, ...] = ()
-    counted: int = 0  # pixels that are not to be ignored
+    labelled: int = 0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """level: `error`, which keeps from training or spoils its scores, or `warning`. text: what is wrong, and what mends
-    it. cases: whose it is."""
+    """A problem in the data.
+
+    Attributes:
+        level: `error` for problems that prevent training or invalidate its scores, else `warning`.
+        text: What is wrong, and how to fix it.
+        cases: Names of the affected cases.
+    """
 
     level: Level
     text: str
     cases: tuple[str, ...] = field(default=())
 
 
-def examine(source: Source, case: Case, labels: Labels) -> Facts:
-    """Read one case and say what it is; what is wrong with it is no error here."""
+def examine(source: Source, case: Case, labels: Labels) -> CaseSummary:
+    """Read a case and summarise it. A case that cannot be read gives a summary with errors; nothing is raised."""
     try:
         raw = source.read(case)
     except DataError as error:
-        return Facts(case.name, error.messages)
+        return CaseSummary(case.name, error.messages)
     assert raw.mask is not None
     low, high = float(raw.image.min()), float(raw.image.max())
     ignored = 0 if labels.ignore_index is None else int((raw.mask == labels.ignore_index).sum())
-    return Facts(
+    return CaseSummary(
         case.name,
-        place=_place(case),
+        geometry_error=_geometry_error(case),
         shape=raw.image.shape,
         spacing=tuple(raw.spacing),
         lowest=low,
         highest=high,
-        stored=_stored(case),
-        image=_digest(raw.image),
-        mask=_digest(raw.mask),
+        number_types=_number_types(case),
+        image_digest=_digest(raw.image),
+        mask_digest=_digest(raw.mask),
         pixels=tuple(count_classes(raw.mask, labels).tolist()),
         components=tuple(count_class_components(raw.mask, labels).tolist()),
-        counted=raw.mask.size - ignored,
+        labelled=raw.mask.size - ignored,
     )
 
 
-def _place(case: Case) -> str | None:
+def _geometry_error(case: Case) -> str | None:
+    """How the geometries of image and mask differ, or None."""
     if not case.images or not case.masks:
         return None
     try:
@@ -99,248 +117,295 @@ def _place(case: Case) -> str | None:
     return None
 
 
-def _stored(case: Case) -> tuple[str, str]:
+def _number_types(case: Case) -> tuple[str, str]:
+    """The stored number types of image and mask, empty for cases without files."""
     if not case.images or not case.masks:
         return "", ""
     return number_type(case.images[0]), number_type(case.masks[0].path)
 
 
 def _digest(array: np.ndarray) -> str:
-    content = hashlib.sha1(str(array.shape).encode(), usedforsecurity=False)  # processors have instructions for it
+    """A hash of shape and content."""
+    content = hashlib.sha1(str(array.shape).encode(), usedforsecurity=False)  # fast: CPUs have instructions for SHA-1
     content.update(np.ascontiguousarray(array).data)
     return content.hexdigest()
 
 
-# --- in several processes ---------------------------------------------------------------------------------------------
+# --- reading in several processes -------------------------------------------------------------------------------------
 
 _shared: tuple[Source, Labels, Mapping[str, Case]]  # of a worker process
 
 
-def _begin(source: Source, labels: Labels) -> None:
+def _initialise_worker(source: Source, labels: Labels) -> None:
     global _shared
     _shared = source, labels, {case.name: case for case in source.cases}
 
 
-def _examine_named(name: str) -> Facts:
+def _examine_named(name: str) -> CaseSummary:
     source, labels, cases = _shared
     return examine(source, cases[name], labels)
 
 
-def examine_all(source: Source, labels: Labels, workers: int) -> Iterator[Facts]:
-    """The facts of all cases, as they come. A case at which its process dies is one that cannot be read."""
-    left = dict.fromkeys(case.name for case in source.cases)
-    while left:
-        asked: list[str] = []
+def examine_all(source: Source, labels: Labels, workers: int) -> Iterator[CaseSummary]:
+    """Summarise all cases in parallel, in order of completion.
+
+    A case that kills its process, for example for lack of memory, is summarised as one that cannot be read.
+    """
+    remaining = dict.fromkeys(case.name for case in source.cases)
+    while remaining:
+        submitted: list[str] = []
         try:
-            for facts in _together(source, labels, workers, list(left), asked):
-                del left[facts.case]
-                yield facts
+            for summary in _examine_parallel(source, labels, workers, list(remaining), submitted):
+                del remaining[summary.name]
+                yield summary
         except BrokenProcessPool:
-            # one of those that were asked for has killed its process: alone it is found out
-            for name in [name for name in asked if name in left]:
-                del left[name]
+            # one of the submitted cases has killed its process: read each of them in a process of its own
+            for name in [name for name in submitted if name in remaining]:
+                del remaining[name]
                 yield _examine_alone(source, labels, name)
 
 
-def _together(source: Source, labels: Labels, workers: int, names: Sequence[str], asked: list[str]) -> Iterator[Facts]:
-    """The facts of the named cases; `asked` says which of them a process was given."""
-    rest = iter(names)
+def _examine_parallel(
+    source: Source, labels: Labels, workers: int, names: Sequence[str], submitted: list[str]
+) -> Iterator[CaseSummary]:
+    """Summarise the named cases in a pool of processes. The names given to a process are appended to `submitted`."""
+    queue = iter(names)
     with _pool(source, labels, workers) as pool:
-        running: set[Future[Facts]] = set()
+        running: set[Future[CaseSummary]] = set()
         while True:
-            for name in itertools.islice(rest, IN_FLIGHT * workers - len(running)):
-                asked.append(name)
+            for name in itertools.islice(queue, IN_FLIGHT * workers - len(running)):
+                submitted.append(name)
                 running.add(pool.submit(_examine_named, name))
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            for one in done:
-                yield one.result()
+            for future in done:
+                yield future.result()
 
 
-def _examine_alone(source: Source, labels: Labels, name: str) -> Facts:
+def _examine_alone(source: Source, labels: Labels, name: str) -> CaseSummary:
     with _pool(source, labels, 1) as pool:
         try:
             return pool.submit(_examine_named, name).result()
         except BrokenProcessPool:
-            died = f"case {name}: the process that read it died; the file is damaged, or larger than the memory"
-            return Facts(name, (died,))
+            message = f"case {name}: the process that read it died; the file is damaged, or does not fit into memory"
+            return CaseSummary(name, (message,))
 
 
 def _pool(source: Source, labels: Labels, workers: int) -> ProcessPoolExecutor:
-    # forked where that is safe: a process that imports everything anew would take longer than the work
+    # fork where that is safe: importing everything in a spawned process would take longer than the work
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(source, labels))
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_initialise_worker, initargs=(source, labels))
 
 
-# --- put together -----------------------------------------------------------------------------------------------------
+# --- comparing the summaries ------------------------------------------------------------------------------------------
 
 
-def find(facts: Sequence[Facts], cases: Sequence[Case], split: Split | None, labels: Labels) -> list[Finding]:
-    """All that is wrong, errors first. split: None where it cannot be made."""
-    read = [one for one in facts if not one.errors]
+def find_problems(
+    summaries: Sequence[CaseSummary], cases: Sequence[Case], split: Split | None, labels: Labels
+) -> list[Finding]:
+    """All problems in the data, errors first.
+
+    Args:
+        summaries: Summaries of the cases.
+        cases: The cases.
+        split: Their split, or None if it could not be made.
+        labels: Their labels.
+    """
+    read = [case for case in summaries if not case.errors]
     part_of = {} if split is None else {name: part for part in PARTS for name in getattr(split, part)}
-    found = [
-        *_unreadable(facts),
-        *_different(read, "channels", lambda one: one.shape[0], "train on those of one number of channels"),
-        *_different(read, "axes", lambda one: len(one.shape) - 1, "pictures and volumes need a configuration each"),
+    findings = [
+        *_unreadable(summaries),
+        *_inconsistent(
+            read, "channels", lambda case: case.shape[0], "keep only images with the same number of channels"
+        ),
+        *_inconsistent(
+            read, "axes", lambda case: len(case.shape) - 1, "use separate configurations for 2D images and volumes"
+        ),
         *_shared_groups(cases, part_of),
-        *_repeated(read, part_of),
-        *_lacking(read, part_of, labels),
+        *_duplicates(read, part_of),
+        *_missing_classes(read, part_of, labels),
         *_constant(read),
-        *_types(read, pictures=all(is_raster(path) for case in cases for path in case.images)),
-        *_misplaced(read),
-        *_spacings(read),
-        *_nothing_to_learn(read),
+        *_mixed_number_types(read, are_raster=all(is_raster(path) for case in cases for path in case.images)),
+        *_geometry_errors(read),
+        *_unusual_spacings(read),
+        *_unlabelled(read),
     ]
-    return sorted(found, key=lambda finding: finding.level != "error")
+    return sorted(findings, key=lambda finding: finding.level != "error")
 
 
-def _unreadable(facts: Sequence[Facts]) -> list[Finding]:
-    """Those with the same words but for names and numbers together: it is one mistake, unless one case has it twice."""
-    by_words: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)
-    for one in facts:
-        words = [re.sub(r"\d+", "#", error.partition(": ")[2]) for error in one.errors]
-        for place, (error, said) in enumerate(zip(one.errors, words, strict=True)):
-            by_words[said, words[:place].count(said)].append((one.case, error))
-    found = []
-    for alike in by_words.values():
-        more = f" ({len(alike) - 1} more cases have the same)" if len(alike) > 1 else ""
-        found.append(Finding("error", f"{alike[0][1]}{more}", tuple(case for case, _error in alike)))
-    return found
+def _unreadable(summaries: Sequence[CaseSummary]) -> list[Finding]:
+    """Cases that cannot be read, with one finding for errors that differ only in names and numbers.
+
+    Several such errors of the same case are in separate findings.
+    """
+    by_message: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)
+    for case in summaries:
+        messages = [re.sub(r"\d+", "#", error.partition(": ")[2]) for error in case.errors]
+        for position, (error, message) in enumerate(zip(case.errors, messages, strict=True)):
+            by_message[message, messages[:position].count(message)].append((case.name, error))
+    return [
+        Finding("error", f"{similar[0][1]}{_same_in_others(len(similar))}", tuple(name for name, _error in similar))
+        for similar in by_message.values()
+    ]
 
 
-def _different(facts: Sequence[Facts], what: str, count: Callable[[Facts], int], way_out: str) -> list[Finding]:
-    by_number: dict[int, list[Facts]] = defaultdict(list)
-    for one in facts:
-        by_number[count(one)].append(one)
+def _same_in_others(count: int) -> str:
+    return f" (and the same in {count - 1} more cases)" if count > 1 else ""
+
+
+def _inconsistent(
+    summaries: Sequence[CaseSummary], what: str, count: Callable[[CaseSummary], int], fix: str
+) -> list[Finding]:
+    """Images whose number of channels or axes differs from the most common one."""
+    by_number: dict[int, list[CaseSummary]] = defaultdict(list)
+    for case in summaries:
+        by_number[count(case)].append(case)
     if len(by_number) < 2:
         return []
     usual = max(by_number, key=lambda number: len(by_number[number]))
-    text = ", ".join(f"{len(some)} with {number}" for number, some in sorted(by_number.items()))
-    odd = [one for number, some in by_number.items() if number != usual for one in some]
-    return [Finding("error", f"expected images with one number of {what}, got {text}; {way_out}", _names(odd))]
+    text = ", ".join(f"{len(same)} with {number}" for number, same in sorted(by_number.items()))
+    deviating = [case for number, same in by_number.items() if number != usual for case in same]
+    return [Finding("error", f"expected images with the same number of {what}, got {text}; {fix}", _names(deviating))]
 
 
 def _shared_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Finding]:
+    """Groups with cases in more than one part of the split."""
     parts: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         if case.name in part_of:
             parts[case.group].add(part_of[case.name])
-    shared = [group for group, found in parts.items() if len(found) > 1]
+    shared = [group for group, group_parts in parts.items() if len(group_parts) > 1]
     if not shared:
         return []
     text = (
-        f"{len(shared)} groups lie in more than one part of the split ({_some(shared)}), so scores may be too high; "
+        f"{len(shared)} groups are in more than one part of the split ({_some(shared)}), so scores may be too high; "
         "use `split: {name: kfold}`, which keeps groups together"
     )
     return [Finding("warning", text, tuple(case.name for case in cases if case.group in shared))]
 
 
-def _repeated(facts: Sequence[Facts], part_of: Mapping[str, str]) -> list[Finding]:
-    by_image: dict[str, list[Facts]] = defaultdict(list)
-    for one in facts:
-        by_image[one.image].append(one)
-    found = []
+def _duplicates(summaries: Sequence[CaseSummary], part_of: Mapping[str, str]) -> list[Finding]:
+    """Cases with the same image, which are errors if they are in different parts of the split."""
+    by_image: dict[str, list[CaseSummary]] = defaultdict(list)
+    for case in summaries:
+        by_image[case.image_digest].append(case)
+    findings = []
     for same in by_image.values():
         if len(same) < 2 or same[0].lowest == same[0].highest:
             continue
-        names, parts = _names(same), {part_of[one.case] for one in same if one.case in part_of}
+        names, parts = _names(same), {part_of[case.name] for case in same if case.name in part_of}
         if len(parts) > 1:
-            text = f"the same image is in {' and '.join(part for part in PARTS if part in parts)}: {_some(names)}"
-            found.append(Finding("error", f"{text}; scores would be too high: give them one group, or keep one", names))
-        elif len({one.mask for one in same}) > 1:
-            found.append(Finding("warning", f"the same image with different masks: {_some(names)}; keep one", names))
+            text = (
+                f"the same image is in {' and '.join(part for part in PARTS if part in parts)}: {_some(names)}; scores "
+                "would be too high: put these cases into the same group, or keep one of them"
+            )
+            findings.append(Finding("error", text, names))
         else:
-            found.append(Finding("warning", f"the same image and mask: {_some(names)}; keep one", names))
-    return found
+            same_masks = len({case.mask_digest for case in same}) == 1
+            text = f"the same image {'and mask' if same_masks else 'with different masks'}: {_some(names)}; keep one"
+            findings.append(Finding("warning", text, names))
+    return findings
 
 
-def _lacking(facts: Sequence[Facts], part_of: Mapping[str, str], labels: Labels) -> list[Finding]:
-    """Classes that no case has, or none to learn from or to be judged by."""
-    found = []
+def _missing_classes(summaries: Sequence[CaseSummary], part_of: Mapping[str, str], labels: Labels) -> list[Finding]:
+    """Classes that are absent from all cases, or from all cases of a part of the split."""
+    findings = []
     for number, name in enumerate(labels.names):
-        having = [one for one in facts if one.pixels[number]]
-        if facts and not having:
-            text = f"no mask has the class {name}; take it out of `labels`, or look at the numbers in the masks"
-            found.append(Finding("warning", text))
+        cases_with_class = [case for case in summaries if case.pixels[number]]
+        if summaries and not cases_with_class:
+            text = f"no mask contains the class {name}; remove it from `labels`, or check the values of the masks"
+            findings.append(Finding("warning", text))
             continue
-        parts = {part_of.get(one.case) for one in having}
-        there = {part for part in PARTS if part in part_of.values()}
-        without = [part for part in PARTS if part in there - parts]
-        if without:
-            text = f"the class {name} is not in {' and '.join(without)}: it is in {len(having)} of {len(facts)} cases"
-            found.append(Finding("warning", f"{text}; divide the cases otherwise, such as with `stratify: true`"))
-    return found
+        parts_with_class = {part_of.get(case.name) for case in cases_with_class}
+        missing = [part for part in PARTS if part in part_of.values() and part not in parts_with_class]
+        if missing:
+            text = (
+                f"the class {name} is missing from {' and '.join(missing)}: {len(cases_with_class)} of "
+                f"{len(summaries)} cases contain it; use another split, for example with `stratify: true`"
+            )
+            findings.append(Finding("warning", text))
+    return findings
 
 
-def _constant(facts: Sequence[Facts]) -> list[Finding]:
-    flat = [one for one in facts if one.lowest == one.highest]
-    text = f"{len(flat)} images have one and the same value everywhere: {_some(_names(flat))}"
-    return [Finding("warning", text, _names(flat))] if flat else []
+def _constant(summaries: Sequence[CaseSummary]) -> list[Finding]:
+    """Images with a single value."""
+    constant = _names([case for case in summaries if case.lowest == case.highest])
+    text = f"{len(constant)} images have the same value everywhere: {_some(constant)}"
+    return [Finding("warning", text, constant)] if constant else []
 
 
-def _types(facts: Sequence[Facts], pictures: bool) -> list[Finding]:
-    """Pictures whose integers are scaled by different ranges, and masks of fractions."""
-    found = []
-    by_type: dict[str, list[Facts]] = defaultdict(list)
-    for one in facts if pictures else []:
-        by_type[one.stored[0]].append(one)
+def _mixed_number_types(summaries: Sequence[CaseSummary], are_raster: bool) -> list[Finding]:
+    """Raster images whose integers are scaled by different ranges, and masks of floating-point numbers."""
+    findings = []
+    by_type: dict[str, list[CaseSummary]] = defaultdict(list)
+    for case in summaries if are_raster else []:
+        by_type[case.number_types[0]].append(case)
     if len(by_type) > 1:
-        usual = max(by_type, key=lambda kind: len(by_type[kind]))
-        shown = ", ".join(f"{len(some)} of {kind}" for kind, some in sorted(by_type.items()))
-        odd = tuple(one.case for kind, some in by_type.items() if kind != usual for one in some)
+        usual = max(by_type, key=lambda number_type: len(by_type[number_type]))
+        counts = ", ".join(f"{len(same)} of {number_type}" for number_type, same in sorted(by_type.items()))
+        deviating = _names([case for number_type, same in by_type.items() if number_type != usual for case in same])
         text = (
-            f"images store their numbers in different types, {shown}, each of which is scaled to 0..1 by its own "
-            f"range; save all in one type ({_some(odd)})"
+            f"images are stored with different number types, {counts}, and each type is scaled to 0..1 by its own "
+            f"range; save all images with the same type ({_some(deviating)})"
         )
-        found.append(Finding("warning", text, odd))
-    fractions = _names([one for one in facts if "float" in one.stored[1]])
-    if fractions:
+        findings.append(Finding("warning", text, deviating))
+    fractional = _names([case for case in summaries if "float" in case.number_types[1]])
+    if fractional:
         text = (
-            f"{len(fractions)} masks store their classes as fractions: {_some(fractions)}; all are whole here, but a "
-            "mask that was resampled with interpolation has borders of other classes: resample by nearest neighbour "
-            "and save integers"
+            f"{len(fractional)} masks store floating-point numbers: {_some(fractional)}; all values are whole, but "
+            "resampling with interpolation would have created wrong classes along the borders: resample masks by "
+            "nearest neighbour and save integers"
         )
-        found.append(Finding("warning", text, fractions))
-    return found
+        findings.append(Finding("warning", text, fractional))
+    return findings
 
 
-def _misplaced(facts: Sequence[Facts]) -> list[Finding]:
-    odd = [one for one in facts if one.place is not None]
-    more = f" ({len(odd) - 1} more cases have the same)" if len(odd) > 1 else ""
-    return [Finding("warning", f"{odd[0].place}{more}", _names(odd))] if odd else []
-
-
-def _spacings(facts: Sequence[Facts]) -> list[Finding]:
-    """Of volumes that differ much, which a network sees as structures of another size."""
-    spaced = [one for one in facts if len(one.spacing) == 3]
-    if len({one.spacing for one in spaced}) < 2:
+def _geometry_errors(summaries: Sequence[CaseSummary]) -> list[Finding]:
+    """Cases whose mask lies elsewhere than the image."""
+    misplaced = [case for case in summaries if case.geometry_error is not None]
+    if not misplaced:
         return []
-    usual = np.median([one.spacing for one in spaced], axis=0)
-    far = [one for one in spaced if np.max(np.maximum(one.spacing / usual, usual / one.spacing)) > FAR]
-    if not far:
+    text = f"{misplaced[0].geometry_error}{_same_in_others(len(misplaced))}"
+    return [Finding("warning", text, _names(misplaced))]
+
+
+def _unusual_spacings(summaries: Sequence[CaseSummary]) -> list[Finding]:
+    """Volumes whose spacing differs much from the median, so that structures have another size in voxels."""
+    volumes = [case for case in summaries if len(case.spacing) == 3]
+    if len({case.spacing for case in volumes}) < 2:
         return []
-    shown = ", ".join(f"{side:.3g}" for side in usual)
-    text = (
-        f"{len(far)} cases have a spacing more than {FAR:g} times above or below the usual one of {shown} mm: "
-        f"{_some(_names(far))}; write `spacing: median` under `preprocess`"
+    median = np.median([case.spacing for case in volumes], axis=0)
+    deviating = _names(
+        [
+            case
+            for case in volumes
+            if np.max(np.maximum(case.spacing / median, median / case.spacing)) > MAX_SPACING_RATIO
+        ]
     )
-    return [Finding("warning", text, _names(far))]
+    if not deviating:
+        return []
+    shown = ", ".join(f"{side:.3g}" for side in median)
+    text = (
+        f"the spacing of {len(deviating)} cases differs by a factor of more than {MAX_SPACING_RATIO:g} from the median "
+        f"of {shown} mm: {_some(deviating)}; write `spacing: median` under `preprocess`"
+    )
+    return [Finding("warning", text, deviating)]
 
 
-def _nothing_to_learn(facts: Sequence[Facts]) -> list[Finding]:
-    empty = [one for one in facts if one.counted == 0]
-    text = f"every pixel is to be ignored in {len(empty)} cases: {_some(_names(empty))}"
-    return [Finding("warning", text, _names(empty))] if empty else []
+def _unlabelled(summaries: Sequence[CaseSummary]) -> list[Finding]:
+    """Cases in which every pixel is ignored."""
+    unlabelled = _names([case for case in summaries if case.labelled == 0])
+    text = f"every pixel is ignored in {len(unlabelled)} cases: {_some(unlabelled)}"
+    return [Finding("warning", text, unlabelled)] if unlabelled else []
 
 
-def class_table(facts: Sequence[Facts], labels: Labels) -> list[dict[str, Any]]:
-    """For each class its pixels and their share, the cases that have it, and its connected components."""
-    read = [one for one in facts if not one.errors]
-    pixels = np.array([one.pixels for one in read], dtype=np.int64).reshape(len(read), len(labels.names))
-    components = np.array([one.components for one in read], dtype=np.int64).reshape(pixels.shape)
-    total = sum(one.counted for one in read) / (len(labels.names) if labels.has_mask_channels else 1)
+def class_table(summaries: Sequence[CaseSummary], labels: Labels) -> list[dict[str, Any]]:
+    """For each class: its pixels and their share, the cases that contain it, and its connected components."""
+    read = [case for case in summaries if not case.errors]
+    pixels = np.array([case.pixels for case in read], dtype=np.int64).reshape(len(read), len(labels.names))
+    components = np.array([case.components for case in read], dtype=np.int64).reshape(pixels.shape)
+    total = sum(case.labelled for case in read) / (len(labels.names) if labels.has_mask_channels else 1)
     return [
         {
             "class": name,
@@ -353,8 +418,9 @@ def class_table(facts: Sequence[Facts], labels: Labels) -> list[dict[str, Any]]:
     ]
 
 
-def split_of(make: Callable[[], Split]) -> tuple[Split | None, list[Finding]]:
-    """The split, or why there is none. Groups in several parts are found elsewhere."""
+def try_split(make: Callable[[], Split]) -> tuple[Split | None, list[Finding]]:
+    """Make the split, or return the reason why it fails as a finding. Its warnings are suppressed, since
+    `find_problems` reports groups in several parts of the split."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return make(), []
@@ -362,10 +428,11 @@ def split_of(make: Callable[[], Split]) -> tuple[Split | None, list[Finding]]:
         return None, [Finding("error", str(error))]
 
 
-def _names(facts: Sequence[Facts]) -> tuple[str, ...]:
-    return tuple(one.case for one in facts)
+def _names(summaries: Sequence[CaseSummary]) -> tuple[str, ...]:
+    return tuple(case.name for case in summaries)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

@@ -1,4 +1,4 @@
-"""Images and masks that share the names of their cases."""
+"""Detecting folders of images and masks whose file names match."""
 
 from __future__ import annotations
 
@@ -16,23 +16,38 @@ from segkit.data.inspection.base import (
     SAMPLED,
     Layout,
     affixes,
+    find_part,
     folders,
     has_mask_word,
     images_in,
     is_derived,
-    is_drawn,
+    is_manual,
     looks_like_mask,
-    part_in,
 )
 
-PAIRED = 0.8  # of the images have to have a mask
-MOST_TEMPLATES = 40  # folders with the most images, which are held against each other
-SHOWN = 4  # other masks that are named
+MIN_SHARE = 0.8  # of the images that have to have a mask
+MAX_TEMPLATES = 40  # folder templates with the most images, all pairs of which are compared
+MAX_AFFIXES = 4  # most common affixes that are tried
+MAX_NAMED = 4  # alternative masks named in the reasons
+
+Affixes = tuple[str, str]  # what comes before and after the case name in a file name
+Templates = dict[str, dict[str, Path]]  # folder, or template with {split}, -> part of the split or "" -> folder
 
 
 @dataclass(frozen=True)
 class _Pairing:
-    images: str  # folders below the root, with {split} where there is one for each part
+    """Folders of images and masks with matching file names.
+
+    Attributes:
+        images: Folder of the images below the root; with {split} for one folder per part of the split.
+        masks: Folder of the masks, likewise.
+        splits: For each part of the split what replaces {split}.
+        patterns: The options `image_pattern` and `mask_pattern`.
+        files: Pairs of image and mask.
+        share: Share of the images that have a mask.
+    """
+
+    images: str
     masks: str
     splits: dict[str, str]
     patterns: dict[str, str]
@@ -41,148 +56,186 @@ class _Pairing:
 
 
 def pairs(root: Path) -> Layout | None:
-    templates = _templates(root)
-    found = [
-        pairing
-        for first, second in itertools.product(templates, repeat=2)
-        for pairing in _paired(root, first, templates[first], second, templates[second])
-    ]
-    found.sort(key=lambda one: (-_likeness(one), -len(one.files), one.masks))
-    likely = [one for one in found if all(looks_like_mask(mask) for _image, mask in spread(one.files, SAMPLED))]
-    pictures = (one for one in likely if not all(looks_like_mask(image) for image, _mask in spread(one.files, SAMPLED)))
-    best = next(pictures, None) or next((one for one in likely if _likeness(one) >= 1), None)
+    """The most plausible pair of image and mask folders below the root."""
+    best, plausible = _best_pairing(root)
     if best is None:
         return None
     options: dict[str, Any] = {"images": root / best.images, "masks": root / best.masks, **best.patterns}
     if best.splits:
         options["splits"] = best.splits
-    why = [f"{len(best.files)} images in {best.images or '.'} have a mask of their name in {best.masks or '.'}"]
+    reasons = [f"{len(best.files)} images in {best.images or '.'} have a mask of the same name in {best.masks or '.'}"]
     if best.patterns:
-        why.append(f"by the patterns {', '.join(best.patterns.values())}")
+        reasons.append(f"file names match by the patterns {', '.join(best.patterns.values())}")
     if best.share < 1:
         options["unpaired"] = "skip"
-        why.append(f"{100 * (1 - best.share):.0f} % of the images have no mask and are left out")
-    if others := _other_masks(best, likely):
-        why.append(f"there are other masks of the same images, which is for you to know: {', '.join(others[:SHOWN])}")
+        reasons.append(f"{100 * (1 - best.share):.0f} % of the images have no mask and are left out")
+    if alternatives := _alternative_masks(best, plausible):
+        reasons.append(
+            f"there are other masks of the same images, choose the ones you need: {', '.join(alternatives[:MAX_NAMED])}"
+        )
     masks = [mask for _image, mask in best.files]
-    return Layout("pairs", options, why, "train" in best.splits, masks=masks, files=2 * len(masks))
+    return Layout("pairs", options, reasons, "train" in best.splits, masks=masks, file_count=2 * len(masks))
 
 
-def _other_masks(best: _Pairing, likely: Sequence[_Pairing]) -> list[str]:
-    """Where other masks of the same images lie."""
-    images, masks = ({pair[place] for pair in best.files} for place in (0, 1))
-    found = set()
-    for one in likely:
-        own = {mask for _image, mask in one.files}
-        if {image for image, _mask in one.files} == images and own.isdisjoint(masks) and own.isdisjoint(images):
-            found.add("/".join(part for part in (one.masks, one.patterns.get("mask_pattern", "")) if part))
-    return sorted(found)
+def _best_pairing(root: Path) -> tuple[_Pairing | None, list[_Pairing]]:
+    """The best pairing, and all pairings whose masks look like masks, in order of preference.
+
+    Pairings whose images do not look like masks come first. Where all images look like masks, the folder names have to
+    tell them apart.
+    """
+    templates = _folder_templates(root)
+    pairings = [
+        pairing
+        for image_template, mask_template in itertools.product(templates, repeat=2)
+        for pairing in _pairings(
+            root, image_template, templates[image_template], mask_template, templates[mask_template]
+        )
+    ]
+    pairings.sort(key=lambda pairing: (-_name_score(pairing), -len(pairing.files), pairing.masks))
+    plausible = [
+        pairing for pairing in pairings if all(looks_like_mask(mask) for _image, mask in spread(pairing.files, SAMPLED))
+    ]
+    for pairing in plausible:
+        if not all(looks_like_mask(image) for image, _mask in spread(pairing.files, SAMPLED)):
+            return pairing, plausible
+    return next((pairing for pairing in plausible if _name_score(pairing) >= 1), None), plausible
 
 
-def _likeness(pairing: _Pairing) -> float:
-    """How much the names say that these are masks, and those are not."""
-    words = pairing.masks + pairing.patterns.get("mask_pattern", "")
-    others = pairing.images + pairing.patterns.get("image_pattern", "")
-    return has_mask_word(words) - has_mask_word(others) + (is_drawn(words) - is_derived(words)) / 2
+def _alternative_masks(best: _Pairing, plausible: Sequence[_Pairing]) -> list[str]:
+    """Folders and patterns of other masks of the same images."""
+    images, masks = ({pair[position] for pair in best.files} for position in (0, 1))
+    alternatives = set()
+    for pairing in plausible:
+        own_masks = {mask for _image, mask in pairing.files}
+        has_same_images = {image for image, _mask in pairing.files} == images
+        if has_same_images and own_masks.isdisjoint(masks) and own_masks.isdisjoint(images):
+            location = (pairing.masks, pairing.patterns.get("mask_pattern", ""))
+            alternatives.add("/".join(name for name in location if name))
+    return sorted(alternatives)
 
 
-def _templates(root: Path) -> dict[str, dict[str, Path]]:
-    """The folders of images, those that differ by the name of a part of the split alone under one template with
-    {split}: part, or an empty name, and the folder."""
-    found: dict[str, dict[str, Path]] = defaultdict(dict)
+def _name_score(pairing: _Pairing) -> float:
+    """How clearly folder names and patterns distinguish masks from images; higher is clearer, between -1.5 and 1.5."""
+    mask_words = pairing.masks + pairing.patterns.get("mask_pattern", "")
+    image_words = pairing.images + pairing.patterns.get("image_pattern", "")
+    preference = is_manual(mask_words) - is_derived(mask_words)
+    return has_mask_word(mask_words) - has_mask_word(image_words) + preference / 2
+
+
+def _folder_templates(root: Path) -> Templates:
+    """The folders that contain images, by their path below the root.
+
+    Folders whose paths differ only in the part of the split are listed once more under one template, with {split} in
+    place of the part. Only the MAX_TEMPLATES with the most images are returned.
+    """
+    templates: Templates = defaultdict(dict)
     for folder in folders(root):
         if not images_in(folder):
             continue
         text = folder.relative_to(root).as_posix()
         text = "" if text == "." else text
-        found[text][""] = folder
-        if named := part_in(text):
-            part, start, end = named
-            found[text[:start] + "{split}" + text[end:]].setdefault(part, folder)
-    several = {key: folders for key, folders in found.items() if "{split}" not in key or len(folders) > 1}
-    largest = sorted(several, key=lambda key: -sum(len(images_in(folder)) for folder in several[key].values()))
-    return {key: several[key] for key in largest[:MOST_TEMPLATES]}
+        templates[text][""] = folder
+        if match := find_part(text):
+            part, start, end = match
+            templates[text[:start] + "{split}" + text[end:]].setdefault(part, folder)
+    usable = {key: by_part for key, by_part in templates.items() if "{split}" not in key or len(by_part) > 1}
+    largest = sorted(usable, key=lambda key: -sum(len(images_in(folder)) for folder in usable[key].values()))
+    return {key: usable[key] for key in largest[:MAX_TEMPLATES]}
 
 
-def _paired(
-    root: Path, first: str, images: Mapping[str, Path], second: str, masks: Mapping[str, Path]
+def _pairings(
+    root: Path,
+    image_template: str,
+    image_folders: Mapping[str, Path],
+    mask_template: str,
+    mask_folders: Mapping[str, Path],
 ) -> Iterator[_Pairing]:
-    if ("{split}" in first) != ("{split}" in second):
+    """The ways to pair the files of two templates by name, with a mask for at least MIN_SHARE of the images."""
+    if ("{split}" in image_template) != ("{split}" in mask_template):
         return
-    parts = [part for part in images if part in masks]
+    parts = [part for part in image_folders if part in mask_folders]
     if not parts:
         return
-    of_images = {part: {case_name(path): path for path in images_in(images[part])} for part in parts}
-    of_masks = {part: {case_name(path): path for path in images_in(masks[part])} for part in parts}
-    everything = (
-        [name for part in parts for name in of_images[part]],
-        [name for part in parts for name in of_masks[part]],
-    )
-    for image_form, mask_form in _forms(*everything, same=first == second):
-        files, total = [], 0
+    images_by_name = {part: {case_name(path): path for path in images_in(image_folders[part])} for part in parts}
+    masks_by_name = {part: {case_name(path): path for path in images_in(mask_folders[part])} for part in parts}
+    image_names = [name for part in parts for name in images_by_name[part]]
+    mask_names = [name for part in parts for name in masks_by_name[part]]
+    for image_affixes, mask_affixes in _candidate_affixes(
+        image_names, mask_names, same_folder=image_template == mask_template
+    ):
+        files, image_count = [], 0
         for part in parts:
-            by_case = {
-                _stripped(name, mask_form): path for name, path in of_masks[part].items() if _fits(name, mask_form)
+            masks = {
+                _without_affixes(name, mask_affixes): path
+                for name, path in masks_by_name[part].items()
+                if _has_affixes(name, mask_affixes)
             }
-            chosen = {
-                _stripped(name, image_form): path
-                for name, path in of_images[part].items()
-                if _fits(name, image_form) and path not in by_case.values()
+            images = {
+                _without_affixes(name, image_affixes): path
+                for name, path in images_by_name[part].items()
+                if _has_affixes(name, image_affixes) and path not in masks.values()
             }
-            files += [(path, by_case[case]) for case, path in chosen.items() if case in by_case]
-            total += len(chosen)
-        if files and len(files) >= PAIRED * total:
-            given = {"image_pattern": image_form, "mask_pattern": mask_form}
-            patterns = {key: "{case}".join(form) + ".*" for key, form in given.items() if form != ("", "")}
-            splits = {part: _part_name(first, root, images[part]) for part in parts if part}
-            yield _Pairing(first, second, splits, patterns, files, len(files) / total)
+            files += [(path, masks[case]) for case, path in images.items() if case in masks]
+            image_count += len(images)
+        if files and len(files) >= MIN_SHARE * image_count:
+            by_option = {"image_pattern": image_affixes, "mask_pattern": mask_affixes}
+            patterns = {option: "{case}".join(both) + ".*" for option, both in by_option.items() if both != ("", "")}
+            splits = {part: _split_name(image_template, root, image_folders[part]) for part in parts if part}
+            yield _Pairing(image_template, mask_template, splits, patterns, files, len(files) / image_count)
 
 
-Form = tuple[str, str]  # what stands before and after the name of the case
+def _candidate_affixes(
+    images: Sequence[str], masks: Sequence[str], *, same_folder: bool
+) -> Iterator[tuple[Affixes, Affixes]]:
+    """Affixes of image names and of mask names that may surround the case name.
 
-
-def _forms(images: Sequence[str], masks: Sequence[str], *, same: bool) -> Iterator[tuple[Form, Form]]:
-    """How names of images and of masks may be made of that of the case: the same, by a prefix or suffix of the masks,
-    or by what all of each have in common at their ends."""
-    if not same:
+    In different folders: none, or what all names of a folder have in common. Everywhere: a prefix or suffix of the
+    masks only. In the same folder: a word of the images and another one of the masks, at the end or at the start.
+    """
+    if not same_folder:
         yield ("", ""), ("", "")
-        yield _ends(images), _ends(masks)
-    known = set(images)
-    number = Counter(form for name in masks for form in affixes(name, known))
-    for form, _times in number.most_common(4):
-        yield ("", ""), form
-    if same:
-        words = Counter(word for name in masks for word in re.findall(r"[_\-. ]?[a-zA-Z]+$", name))
-        for mask_word, image_word in itertools.permutations([word for word, _number in words.most_common(4)], 2):
+        yield _common_affixes(images), _common_affixes(masks)
+    image_names = set(images)
+    counts = Counter(affix for name in masks for affix in affixes(name, image_names))
+    for mask_affixes, _count in counts.most_common(MAX_AFFIXES):
+        yield ("", ""), mask_affixes
+    if same_folder:
+        for mask_word, image_word in _word_pairs(r"[_\-. ]?[a-zA-Z]+$", masks):
             yield ("", image_word), ("", mask_word)
-        words = Counter(word for name in masks for word in re.findall(r"^[a-zA-Z]+[_\-. ]?(?=.)", name))
-        for mask_word, image_word in itertools.permutations([word for word, _number in words.most_common(4)], 2):
+        for mask_word, image_word in _word_pairs(r"^[a-zA-Z]+[_\-. ]?(?=.)", masks):
             yield (image_word, ""), (mask_word, "")
 
 
-def _ends(names: Sequence[str]) -> Form:
-    """What all names begin and end with, without cutting numbers apart."""
-    first = _common(names).rstrip("0123456789")
-    last = _common([name[len(first) :][::-1] for name in names])[::-1].lstrip("0123456789")
-    return first, last
+def _word_pairs(pattern: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """All ordered pairs of the most common words that match a pattern."""
+    counts = Counter(word for name in names for word in re.findall(pattern, name))
+    yield from itertools.permutations([word for word, _count in counts.most_common(MAX_AFFIXES)], 2)
 
 
-def _common(names: Sequence[str]) -> str:
-    """The letters with which all begin."""
-    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in alike)
+def _common_affixes(names: Sequence[str]) -> Affixes:
+    """The prefix and suffix that all names share, without cutting numbers apart."""
+    prefix = _common_prefix(names).rstrip("0123456789")
+    suffix = _common_prefix([name[len(prefix) :][::-1] for name in names])[::-1].lstrip("0123456789")
+    return prefix, suffix
 
 
-def _fits(name: str, form: Form) -> bool:
-    return name.startswith(form[0]) and name.endswith(form[1]) and len(name) > len(form[0]) + len(form[1])
+def _common_prefix(names: Sequence[str]) -> str:
+    columns = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in columns)
 
 
-def _stripped(name: str, form: Form) -> str:
-    return name[len(form[0]) : len(name) - len(form[1])]
+def _has_affixes(name: str, both: Affixes) -> bool:
+    prefix, suffix = both
+    return name.startswith(prefix) and name.endswith(suffix) and len(name) > len(prefix) + len(suffix)
 
 
-def _part_name(template: str, root: Path, folder: Path) -> str:
-    """What stands in a folder's name for the part."""
+def _without_affixes(name: str, both: Affixes) -> str:
+    prefix, suffix = both
+    return name[len(prefix) : len(name) - len(suffix)]
+
+
+def _split_name(template: str, root: Path, folder: Path) -> str:
+    """What replaces {split} in a template to give the path of a folder below the root."""
     before, _split, after = template.partition("{split}")
     text = folder.relative_to(root).as_posix()
     return text[len(before) : len(text) - len(after)]

@@ -1,4 +1,4 @@
-"""Layouts that are told by the names of their folders and files."""
+"""Detectors of public layouts, which are recognised by the names of their folders and files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segkit.data.inspection.base import PARTS, SAMPLED, Layout, folders, images_in, part_in, read_json, subfolders
+from segkit.data.inspection.base import PARTS, SAMPLED, Layout, find_part, folders, images_in, read_json, subfolders
 from segkit.data.inspection.mask_classes import SURVEYED
 from segkit.data.readers import stored_mask
+from segkit.data.sources.cityscapes import CITYSCAPES_CLASSES
 from segkit.data.sources.manifest import read_rows
-from segkit.data.sources.public import CITYSCAPES_CLASSES
 from segkit.utils.errors import DataError
 
 CITYSCAPES_NAMES = (
@@ -24,21 +24,26 @@ VOC_NAMES = (
 
 
 def dataset_json(root: Path) -> Layout | None:
+    """A folder with the `dataset.json` of nnU-Net or of the Medical Segmentation Decathlon."""
     content = read_json(root / "dataset.json")
     if not isinstance(content, dict):
         return None
-    name = "nnunet" if "file_ending" in content else "msd" if isinstance(content.get("training"), list) else None
-    if name is None:
+    if "file_ending" in content:
+        source, project = "nnunet", "nnU-Net"
+    elif isinstance(content.get("training"), list):
+        source, project = "msd", "the Medical Segmentation Decathlon"
+    else:
         return None
-    why = [f"dataset.json is that of {'nnU-Net' if name == 'nnunet' else 'the Medical Segmentation Decathlon'}"]
-    return Layout(name, {"root": root}, why, labels=_labels_of_listing(content.get("labels")))
+    reasons = [f"dataset.json has the format of {project}"]
+    return Layout(source, {"root": root}, reasons, labels=_labels_of_dataset_json(content.get("labels")))
 
 
-def _labels_of_listing(named: Any) -> dict[str, Any] | None:
-    if not isinstance(named, dict) or not named:
+def _labels_of_dataset_json(entry: Any) -> dict[str, Any] | None:
+    """The section `labels` for the entry `labels`, which maps numbers to names, or names to numbers or regions."""
+    if not isinstance(entry, dict) or not entry:
         return None
-    digits = all(str(key).isdigit() for key in named)
-    numbers = {str(value): int(key) for key, value in named.items()} if digits else dict(named)
+    keys_are_numbers = all(str(key).isdigit() for key in entry)
+    numbers = {str(value): int(key) for key, value in entry.items()} if keys_are_numbers else dict(entry)
     labels: dict[str, Any] = {}
     if "ignore" in numbers:
         labels["ignore_index"] = int(numbers.pop("ignore"))
@@ -53,31 +58,33 @@ def _labels_of_listing(named: Any) -> dict[str, Any] | None:
 
 
 def coco(root: Path) -> Layout | None:
-    contents = {file: content for file in _listings(root) if _is_coco(content := read_json(file))}
-    found: dict[str | None, tuple[Path, Path]] = {}  # the annotations and the images of each part
+    """A folder with COCO annotation files, one for all images or one per part of the split."""
+    contents = {file: content for file in _json_files(root) if _is_coco(content := read_json(file))}
+    files_of_part: dict[str | None, tuple[Path, Path]] = {}  # annotation file, folder of images
     for file in sorted(contents, key=lambda file: not file.name.startswith("instances")):
         part = _part_of(root, file)
-        images = _folder_of(root, file, part, contents[file]["images"])
+        images = _image_folder(root, file, part, contents[file]["images"])
         if images is not None:
-            found.setdefault(part, (file, images))
-    if not found:
+            files_of_part.setdefault(part, (file, images))
+    if not files_of_part:
         return None
-    split = "train" in found and len(found) > 1
-    parts = [part for part in found if part is not None] if split else list(found)[:1]
-    annotations, images = ({part: found[part][place] for part in parts} for place in (0, 1))
+    has_split = "train" in files_of_part and len(files_of_part) > 1
+    parts = [part for part in files_of_part if part is not None] if has_split else list(files_of_part)[:1]
+    annotations = {part: files_of_part[part][0] for part in parts}
+    images = {part: files_of_part[part][1] for part in parts}
     options = {
         "images": images if len(set(images.values())) > 1 else images[parts[0]],
-        "annotations": annotations if split else annotations[parts[0]],
+        "annotations": annotations if has_split else annotations[parts[0]],
     }
-    why = [
-        f"{file.relative_to(root)} lists images, annotations and categories, as COCO does"
+    reasons = [
+        f"{file.relative_to(root)} has the lists images, annotations and categories of COCO"
         for file in annotations.values()
     ]
     labels = _labels_of_categories([contents[file] for file in annotations.values()])
-    return Layout("coco", options, why, split, labels=labels)
+    return Layout("coco", options, reasons, has_split, labels=labels)
 
 
-def _listings(root: Path) -> list[Path]:
+def _json_files(root: Path) -> list[Path]:
     return sorted([*root.glob("*.json"), *root.glob("*/*.json")])
 
 
@@ -88,27 +95,29 @@ def _is_coco(content: Any) -> bool:
 
 
 def _labels_of_categories(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The categories that have objects, in the order in which they are listed."""
+    """The section `labels` with the categories that have objects, in the order of the annotation files."""
     names: dict[str, None] = {}
     for content in contents:
-        used = {one.get("category_id") for one in content["annotations"]}
-        names |= dict.fromkeys(str(one["name"]) for one in content["categories"] if one["id"] in used)
+        used = {annotation.get("category_id") for annotation in content["annotations"]}
+        names |= dict.fromkeys(str(category["name"]) for category in content["categories"] if category["id"] in used)
     return {"names": ["background", *(name for name in names if name != "background")], "ignore_index": 255}
 
 
 def _part_of(root: Path, path: Path) -> str | None:
-    named = part_in(path.relative_to(root).as_posix())
-    return named[0] if named else None
+    """The part of the split that a path below the root names."""
+    match = find_part(path.relative_to(root).as_posix())
+    return match[0] if match else None
 
 
-def _folder_of(root: Path, listing: Path, part: str | None, images: Sequence[Mapping[str, Any]]) -> Path | None:
-    """The folder that holds the images of a listing: its own if they lie there, or else one of its part, or any."""
-    names = [str(one.get("file_name")) for one in images[:SAMPLED]]
-    places = [listing.parent, *sorted(folders(root), key=lambda folder: _part_of(root, folder) != part)]
-    return next((folder for folder in places if names and all((folder / name).is_file() for name in names)), None)
+def _image_folder(root: Path, file: Path, part: str | None, images: Sequence[Mapping[str, Any]]) -> Path | None:
+    """The folder with the images of an annotation file: the file's own, or else a folder of its part, or any other."""
+    names = [str(image.get("file_name")) for image in images[:SAMPLED]]
+    candidates = [file.parent, *sorted(folders(root), key=lambda folder: _part_of(root, folder) != part)]
+    return next((folder for folder in candidates if names and all((folder / name).is_file() for name in names)), None)
 
 
 def voc(root: Path) -> Layout | None:
+    """PASCAL VOC: the folders JPEGImages and SegmentationClass."""
     if not (root / "JPEGImages").is_dir() or not (root / "SegmentationClass").is_dir():
         return None
     lists = root / "ImageSets" / "Segmentation"
@@ -116,24 +125,25 @@ def voc(root: Path) -> Layout | None:
         part: name for part, name in (("train", "train"), ("validation", "val")) if (lists / f"{name}.txt").is_file()
     }
     options: dict[str, Any] = {"root": root, **({"sets": sets} if sets else {})}
-    why = ["JPEGImages and SegmentationClass are those of PASCAL VOC"]
-    labels = {"names": list(VOC_NAMES), "ignore_index": 255}
-    return Layout("voc", options, why, bool(sets), labels)
+    reasons = ["the folders JPEGImages and SegmentationClass are those of PASCAL VOC"]
+    return Layout("voc", options, reasons, bool(sets), {"names": list(VOC_NAMES), "ignore_index": 255})
 
 
 def cityscapes(root: Path) -> Layout | None:
+    """Cityscapes: the folders leftImg8bit and gtFine."""
     if not (root / "leftImg8bit").is_dir() or not (root / "gtFine").is_dir():
         return None
     sets = {
         part: name for part, name in (("train", "train"), ("validation", "val")) if (root / "gtFine" / name).is_dir()
     }
     assert len(CITYSCAPES_NAMES) == len(CITYSCAPES_CLASSES)
+    reasons = ["the folders leftImg8bit and gtFine are those of Cityscapes"]
     labels = {"names": list(CITYSCAPES_NAMES), "ignore_index": 255}
-    why = ["leftImg8bit and gtFine are those of Cityscapes"]
-    return Layout("cityscapes", {"root": root, "sets": sets}, why, True, labels=labels)
+    return Layout("cityscapes", {"root": root, "sets": sets}, reasons, True, labels)
 
 
 def ade(root: Path) -> Layout | None:
+    """ADE20K: the folders images and annotations, whose files begin with `ADE_`."""
     images, masks = root / "images", root / "annotations"
     if not images.is_dir() or not masks.is_dir():
         return None
@@ -145,44 +155,46 @@ def ade(root: Path) -> Layout | None:
     files = [path for name in (sets.values() or ("",)) for path in images_in(masks / name)]
     if not files or not all(path.name.startswith("ADE_") for path in files[:SAMPLED]):
         return None
-    # which numbers a few masks hold says little of 150 classes
-    highest = max(150, *(int(stored_mask(path)[0].max()) for path in files[:SURVEYED]))
-    labels = {"names": [f"class_{number}" for number in range(1, highest + 1)], "ignore_index": 255}
-    why = ["images and annotations whose files begin with ADE_ are those of ADE20K, where 0 is to be ignored"]
-    return Layout("ade", {"root": root, **({"sets": sets} if sets else {})}, why, bool(sets), labels=labels)
+    # at least the 150 classes of the benchmark, since a few masks hold only some of them
+    class_count = max(150, *(int(stored_mask(path)[0].max()) for path in files[:SURVEYED]))
+    options: dict[str, Any] = {"root": root, **({"sets": sets} if sets else {})}
+    reasons = ["images and annotations with files that begin with ADE_ are those of ADE20K, where 0 is ignored"]
+    labels = {"names": [f"class_{number}" for number in range(1, class_count + 1)], "ignore_index": 255}
+    return Layout("ade", options, reasons, bool(sets), labels)
 
 
 def manifest(root: Path) -> Layout | None:
+    """A CSV or JSON table of cases with the columns `image` and `mask`, or one column `mask:CLASS` per class."""
     for file in sorted([*root.glob("*.csv"), *root.glob("*.json")]):
         try:
             rows = read_rows(file)
         except DataError:
             continue
-        keys = {key for row in rows for key in row}
-        classes = {key.removeprefix("mask:") for key in keys if key.startswith("mask:")}
+        columns = {key for row in rows for key in row}
+        classes = {key.removeprefix("mask:") for key in columns if key.startswith("mask:")}
         classes |= {str(name) for row in rows if isinstance(row.get("mask"), dict) for name in row["mask"]}
-        if "image" in keys and ("mask" in keys or classes):
-            files = [] if classes else [root / str(row["mask"]) for row in rows if isinstance(row.get("mask"), str)]
+        if "image" in columns and ("mask" in columns or classes):
+            masks = [] if classes else [root / str(row["mask"]) for row in rows if isinstance(row.get("mask"), str)]
             return Layout(
                 "manifest",
                 {"file": file},
-                [f"{file.name} is a table with the columns {', '.join(sorted(keys))}"],
+                [f"{file.name} is a table with the columns {', '.join(sorted(columns))}"],
                 all(row.get("split") for row in rows),
                 {"names": ["background", *sorted(classes - {"background"})]} if classes else None,
-                [path for path in files if path.is_file()],
+                [path for path in masks if path.is_file()],
             )
     return None
 
 
 def instances(root: Path) -> Layout | None:
-    """Folders that each have a folder with one image and one with several masks."""
+    """One folder per case, with its image in `images` and one mask file per object in `masks`."""
     cases = [folder for folder in subfolders(root) if (folder / "images").is_dir() and (folder / "masks").is_dir()]
     if {folder.name.lower() for folder in cases} <= {word for words in PARTS.values() for word in words}:
-        return None  # parts of a split, and no cases
-    single = [len(images_in(folder / "images")) == 1 for folder in cases[:SURVEYED]]
-    several = any(len(images_in(folder / "masks")) > 1 for folder in cases[:SURVEYED])
-    if len(cases) < 2 or not all(single) or not several:
+        return None  # the folders are parts of a split, not cases
+    all_have_one_image = all(len(images_in(folder / "images")) == 1 for folder in cases[:SURVEYED])
+    some_have_several_masks = any(len(images_in(folder / "masks")) > 1 for folder in cases[:SURVEYED])
+    if len(cases) < 2 or not all_have_one_image or not some_have_several_masks:
         return None
-    why = [f"{len(cases)} folders have an image in images and a file an object in masks"]
-    labels = {"names": ["background", "object"]}
-    return Layout("instances", {"root": root, "masks": {"object": "masks/*"}}, why, labels=labels)
+    reasons = [f"{len(cases)} folders have an image in images and one mask file per object in masks"]
+    options = {"root": root, "masks": {"object": "masks/*"}}
+    return Layout("instances", options, reasons, labels={"names": ["background", "object"]})

@@ -1,4 +1,4 @@
-"""Which classes masks hold, told from the values of some of them."""
+"""Inferring the classes of masks from the values that they hold."""
 
 from __future__ import annotations
 
@@ -11,90 +11,110 @@ from typing import Any
 import numpy as np
 
 from segkit.data.cases import spread
-from segkit.data.formats import extension
+from segkit.data.formats import is_lossy
 from segkit.data.mask_encoding import packed_colours
 from segkit.data.readers import stored_mask
 from segkit.utils.errors import DataError
 
-SURVEYED = 2000  # masks read for their values
-SMOOTHED = 16  # values between 0 and 255 from which on they are edges and no classes
-NEAR = 16  # to 0 and 255, of values that smoothing or JPEG have moved
+SURVEYED = 2000  # masks whose values are read
+SMOOTHED = 16  # with more distinct values, those between 0 and 255 are smoothed edges and not classes
+NEAR = 16  # distance to 0 and 255 of values changed by smoothing or JPEG
 
 
 @dataclass(frozen=True)
-class Classes:
-    """The section `labels`, options of the source that turn what is stored into class numbers, and why."""
+class MaskClasses:
+    """The classes of masks.
+
+    Attributes:
+        labels: The section `labels` of the configuration.
+        options: Options of the source that convert stored values to class numbers.
+        reasons: Why these classes are assumed.
+    """
 
     labels: dict[str, Any]
     options: dict[str, Any]
-    why: list[str]
+    reasons: list[str]
 
 
-def survey(masks: Sequence[Path]) -> Classes:
-    """The classes of masks, by the values of some of them. Raises DataError if none can be read."""
+def infer_classes(masks: Sequence[Path]) -> MaskClasses:
+    """Infer the classes from the values of up to SURVEYED masks. Raises DataError if none of them can be read."""
     values: Counter[int] = Counter()
     colours: Counter[int] = Counter()
     read = 0
-    jpeg = bool(masks) and extension(masks[0]) in (".jpg", ".jpeg")
     for path in spread(masks, SURVEYED):
         try:
-            stored, coloured = stored_mask(path)
+            stored, is_colour = stored_mask(path)
         except DataError:
             continue
         read += 1
-        if coloured and not (stored == stored[:1]).all():
+        if is_colour and not (stored == stored[:1]).all():
             colours.update(np.unique(packed_colours(stored)).tolist())
         else:
-            plane = stored[0] if coloured else stored
-            found, counts = np.unique(np.rint(plane), return_counts=True)
-            values.update(dict(zip(found.astype(np.int64).tolist(), counts.tolist(), strict=True)))
+            plane = stored[0] if is_colour else stored
+            distinct, counts = np.unique(np.rint(plane), return_counts=True)
+            values.update(dict(zip(distinct.astype(np.int64).tolist(), counts.tolist(), strict=True)))
     if not read:
-        raise DataError(f"none of the masks can be read, such as {masks[0] if masks else 'of none'}")
-    why = [f"{read} of {len(masks)} masks were looked at"]
-    if jpeg:
-        return Classes(
+        raise DataError(f"none of the {len(masks)} masks can be read{f', such as {masks[0]}' if masks else ''}")
+    reasons = [f"values were read from {read} of {len(masks)} masks"]
+    if is_lossy(masks[0]):
+        return MaskClasses(
             {"names": ["background", "foreground"]},
             {"threshold": 128},
-            [*why, "JPEG does not keep values: a pixel is foreground from 128 on"],
+            [*reasons, "JPEG compression changes values: pixels of 128 and more are foreground"],
         )
-    return _of_colours(colours, why) if colours else _of_values(values, why)
+    return _classes_of_colours(colours, reasons) if colours else _classes_of_values(values, reasons)
 
 
-def _of_colours(colours: Counter[int], why: list[str]) -> Classes:
-    triples = [[value >> 16, value >> 8 & 255, value & 255] for value in sorted(colours)]
+def _classes_of_colours(colours: Counter[int], reasons: list[str]) -> MaskClasses:
+    """One class per colour; black is background."""
+    triples = [[packed >> 16, packed >> 8 & 255, packed & 255] for packed in sorted(colours)]
     names = ["background" if triple == [0, 0, 0] else f"class_{number}" for number, triple in enumerate(triples)]
-    shown = dict(zip(names, triples, strict=True))
-    return Classes({"names": names}, {"colors": shown}, [*why, f"classes are told by {len(names)} colours"])
+    colors = dict(zip(names, triples, strict=True))
+    return MaskClasses({"names": names}, {"colors": colors}, [*reasons, f"the masks have {len(names)} colours"])
 
 
-def _of_values(pixels: Counter[int], why: list[str]) -> Classes:
-    """pixels: how many have each value."""
+def _classes_of_values(pixels: Counter[int], reasons: list[str]) -> MaskClasses:
+    """One class per value, except 255 for ignored pixels and values of smoothed edges. pixels: count of each value."""
     labels: dict[str, Any] = {}
-    kept = sorted(pixels)
-    why = [*why, f"they hold the values {', '.join(map(str, kept[:12]))}{' ...' if len(kept) > 12 else ''}"]
-    moved = all(min(value, 255 - value) < NEAR for value in kept) and any(255 - NEAR < value < 255 for value in kept)
-    if kept[0] == 0 and kept[-1] == 255 and (len(kept) > SMOOTHED or moved):
-        why.append("those between 0 and 255 are smoothed edges: a pixel is foreground from 128 on")
-        return Classes({"names": ["background", "foreground"]}, {"threshold": 128}, why)
-    few = kept[:-1]
-    if len(few) > 1 and kept[-1] == 255 and few == list(range(few[0], few[0] + len(few))) and few[0] < 2:
+    values = sorted(pixels)
+    reasons = [*reasons, f"the masks hold the values {', '.join(map(str, values[:12]))}{' ...' * (len(values) > 12)}"]
+    if _has_smoothed_edges(values):
+        reasons.append("values between 0 and 255 are smoothed edges: pixels of 128 and more are foreground")
+        return MaskClasses({"names": ["background", "foreground"]}, {"threshold": 128}, reasons)
+    if _ends_with_ignored(values):
         labels["ignore_index"] = 255
-        kept = kept[:-1]
-        why.append("255 usually marks pixels without a label")
-    if kept == [255] or kept == [0]:
-        kept = [0, 255] if kept == [255] else [0, 1]
-    whole = kept[0] == 0 or len(kept) > 1
-    if kept[0] != 0 and whole:
-        why.append("none is 0: every pixel has a class, and none is called background")
-    numbers = kept if whole else [0, *kept]
-    straight = numbers == list(range(len(numbers)))
-    options = {} if straight else {"value_map": {value: place for place, value in enumerate(numbers) if value != place}}
-    if options:
-        why.append("which are counted from 0 here")
-    if kept[0] == 0 and pixels[0] < max(pixels.values()):
-        value, _count = pixels.most_common(1)[0]
-        why.append(f"0 is called background, but more pixels have {value}: call that one background if it is")
-    names = [f"class_{value}" for value in numbers]
-    if numbers[0] == 0:
-        names = ["background", *(["foreground"] if len(numbers) == 2 else names[1:])]
-    return Classes({"names": names, **labels}, options, why)
+        values = values[:-1]
+        reasons.append("255 usually marks unlabelled pixels")
+    is_single = len(values) == 1 and values[0] not in (0, 255)
+    if values == [0]:
+        values = [0, 1]
+    elif len(values) == 1:
+        values = [0, *values]
+    elif values[0] != 0:
+        reasons.append("no value is 0: every pixel belongs to a class, and none is named background")
+    value_map = {value: number for number, value in enumerate(values) if value != number}
+    if value_map:
+        reasons.append("`value_map` converts them to class numbers that start at 0")
+    if values[0] == 0 and pixels[0] < max(pixels.values()) and not is_single:
+        most_common, _count = pixels.most_common(1)[0]
+        reasons.append(
+            f"0 is named background, but {most_common} has more pixels: rename the classes if that is the background"
+        )
+    names = [f"class_{value}" for value in values]
+    if values[0] == 0:
+        names = ["background", *(["foreground"] if len(values) == 2 else names[1:])]
+    return MaskClasses({"names": names, **labels}, {"value_map": value_map} if value_map else {}, reasons)
+
+
+def _has_smoothed_edges(values: Sequence[int]) -> bool:
+    """Whether masks of 0 and 255 also hold values in between that come from interpolation or compression."""
+    all_near = all(min(value, 255 - value) < NEAR for value in values)
+    below_255 = any(255 - NEAR < value < 255 for value in values)
+    return values[0] == 0 and values[-1] == 255 and (len(values) > SMOOTHED or (all_near and below_255))
+
+
+def _ends_with_ignored(values: Sequence[int]) -> bool:
+    """Whether 255 follows at least two consecutive values from 0 or 1."""
+    *classes, last = values
+    consecutive = len(classes) > 1 and classes == list(range(classes[0], classes[0] + len(classes)))
+    return consecutive and last == 255 and classes[0] < 2
