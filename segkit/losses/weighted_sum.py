@@ -112,8 +112,7 @@ class WeightedSum(nn.Module):
         return (values * self.weights.to(values.dtype)).sum()
 
     def _warn_without_progress(self) -> None:
-        """Warn once, on the second call with gradients, if weights follow a schedule and `set_progress` was never
-        called."""
+        """Warn once, on the second call with gradients, that `set_progress` was never called for scheduled weights."""
         self._calls_without_progress += 1
         if self._calls_without_progress < 2:
             return

@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and plain data in one file, written atomically, read without running code."""
+"""Checkpoints: tensors and plain data in one file, written atomically and read without running code."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ FORMAT = 1
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, of a newer format, or cannot be written."""
+    """A checkpoint is missing or damaged, has a newer format, or cannot be written."""
 
     exit_code = 2
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path`: after a crash at any moment the file is either the old one or the new one.
+    """Write `content` to `path` atomically: after a crash, the file is either the old one or the new one.
 
-    Raises CheckpointError if it cannot be written, on a full disk for instance.
+    Raises CheckpointError if the file cannot be written, for example because the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -30,23 +30,27 @@ def save(path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's own writer turns the one into the other
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError for an OSError
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written, and is as it was before: {error}") from error
+        raise CheckpointError(f"cannot write {path}, which is left unchanged: {error}") from error
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU. Raises CheckpointError if there is none, it is damaged, or it is too new."""
+    """Read a checkpoint to the CPU.
+
+    Raises CheckpointError if the file does not exist, is damaged, or has a newer format.
+    """
     if not path.is_file():
-        raise CheckpointError(f"expected a checkpoint at {path}, found nothing; give a run folder or a .pt file")
+        raise CheckpointError(f"there is no checkpoint {path}; give a run folder or a .pt file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict) or "format" not in content:
-        raise CheckpointError(f"{path} is not a segkit checkpoint: it has no format")
+        raise CheckpointError(f"{path} is not a segkit checkpoint: it has no format number")
     if content["format"] > FORMAT:
         raise CheckpointError(
-            f"{path} has format {content['format']}, this version reads up to {FORMAT}; upgrade segkit-trainer"
+            f"{path} has checkpoint format {content['format']}, but this version of segkit reads formats up to "
+            f"{FORMAT}; upgrade segkit-trainer"
         )
     return content

@@ -1,4 +1,4 @@
-"""A network under torch.compile, or as it is where that fails."""
+"""Compilation of a network with torch.compile, with a fallback if it fails."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor, nn
 
 
 class Compiled(nn.Module):
-    """Calls a network compiled; should compiling fail, warns with the reason and calls it as it is from then on.
+    """A network compiled with torch.compile.
 
-    A graph is made for the first shape, and one for all others once a second shape comes.
+    If compilation fails, a warning gives the reason, and the network is called without compilation from then on. The
+    first input shape is compiled statically; at the second shape, a graph for dynamic shapes is compiled.
     """
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.calls: list[Any] = [
-            torch.compile(network)
-        ]  # in a list, so that it is no second part with the same weights
+        # in a list, so that it is not registered as a second submodule with the same weights
+        self.calls: list[Any] = [torch.compile(network)]
 
     def forward(self, image: Tensor) -> Any:
         (call,) = self.calls
         try:
             return call(image)
-        except Exception as error:  # whatever compiler, linker or system may raise
+        except Exception as error:  # of any type: from the compiler, the linker or the system
             reason = str(error).strip().split("\n")[0]
             warnings.warn(
-                f"train.compile: the network cannot be compiled and runs as it is ({type(error).__name__}: {reason})",
+                f"train.compile: compilation failed, training continues without it ({type(error).__name__}: {reason})",
                 stacklevel=1,
             )
             self.calls = [self.network]

@@ -1,4 +1,4 @@
-"""The training loop: step, log, validate, save."""
+"""The training loop: step, log, validate and save."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
+from segkit.data.datasets import EvaluationSet
 from segkit.evaluation.results import foreground_means
 from segkit.evaluation.scorer import score_cases
 from segkit.losses.gradient_diagnostics import dead_terms
@@ -20,9 +21,9 @@ from segkit.training.lr_schedules import Plateau
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Run
 from segkit.training.step_logger import progress_bar
-from segkit.training.stopping import Diverged, Interrupted, Watch, stop_signals
+from segkit.training.stopping import Diverged, Interrupted, StopMonitor, stop_signals
 from segkit.training.trackers import FirstMasks, overlays_of
-from segkit.training.trainer import Batch, Experiment, Trainer, Window
+from segkit.training.trainer import Batch, Experiment, MicroBatches, Trainer
 
 
 def fit(
@@ -33,11 +34,16 @@ def fit(
     console: Console | None = None,
     profiler: Profiler | None = None,
 ) -> Trainer:
-    """Train an experiment into a run folder until its length or a limit is reached.
+    """Train an experiment until its last step or a limit is reached, and write the run folder.
 
-    resume: continue from `last.pt` if the folder already holds a run. profiler: see `segkit.training.profiling`.
+    Args:
+        experiment: The built experiment.
+        run: The run folder.
+        resume: Continue from `last.pt` if the folder already contains a run.
+        console: Where messages and the progress bar are printed; stdout by default.
+        profiler: Measures the first steps, see `segkit.training.profiling`.
 
-    Raises RunError if the folder holds a run and `resume` is False. See `run_training` for the other errors.
+    Raises RunError if the folder contains a run and `resume` is False. For the other errors, see `run_training`.
     """
     run.check_free(resume=resume)
     run.start()
@@ -49,9 +55,10 @@ def run_training(
 ) -> Trainer:
     """The training loop of `fit`, for a run folder that is already checked and started.
 
-    Training continues from `last.pt` if this file exists. Raises Interrupted after SIGINT or SIGTERM, once the current
-    step is done and `last.pt` is written, and Diverged if the loss or gradient is not finite for `settings.nonfinite`
-    steps in a row.
+    Training continues from `last.pt` if this file exists.
+
+    Raises Interrupted on SIGINT or SIGTERM, after the current step is finished and `last.pt` is written. Raises
+    Diverged if the loss or its gradient is not finite for `settings.nonfinite` consecutive steps.
     """
     console = console or Console()
     trainer = Trainer(experiment)
@@ -64,42 +71,44 @@ def run_training(
     with progress_bar(console) as progress, stop_signals() as received:
         total = experiment.settings.limits.last_step
         task = progress.add_task("training", total=total, completed=trainer.step_number, note="")
-        watch = Watch(experiment.settings.limits, experiment.processes, received)
+        monitor = StopMonitor(experiment.settings.limits, experiment.processes, received)
         try:
-            _steps(trainer, run, watch, profiler, progress, task)
+            _run_steps(trainer, run, monitor, profiler, progress, task)
         finally:
             if profiler is not None:
                 profiler.close(run)
     return trainer
 
 
-def _steps(
-    trainer: Trainer, run: Run, watch: Watch, profiler: Profiler | None, progress: Progress, task: TaskID
+def _run_steps(
+    trainer: Trainer, run: Run, monitor: StopMonitor, profiler: Profiler | None, progress: Progress, task: TaskID
 ) -> None:
-    """Step after step, until a length or limit is reached."""
+    """Run training steps until the last step or a limit is reached."""
     meter, settings = trainer.meter, trainer.settings
-    began = time.perf_counter() - trainer.seconds
+    start = time.perf_counter() - trainer.seconds
     meter.start()
-    for window in _windows(trainer.experiment.batches(trainer.step_number), settings.accumulate):
+    for batches in _grouped(trainer.experiment.batches(trainer.step_number), settings.accumulate):
         meter.data_arrived()
-        scalars = trainer.step(window)
-        trainer.seconds = time.perf_counter() - began
+        scalars = trainer.step(batches)
+        trainer.seconds = time.perf_counter() - start
         if profiler is not None:
-            profiler.step_done(meter.waiting_now)
-        trainer.finished, asked = watch.look(trainer.step_number, trainer.seconds)
-        _after_step(trainer, run, window, scalars, progress, task)
+            profiler.step_done(meter.last_wait)
+        trainer.finished, signal_number = monitor.after_step(trainer.step_number, trainer.seconds)
+        _after_step(trainer, run, batches, scalars, progress, task)
         progress.update(task, completed=trainer.step_number)
-        asked = asked if asked is not None else watch.meanwhile(last=trainer.finished is not None)
-        if asked is not None:
-            if not trainer.finished:  # at its end the checkpoint is written already
+        if signal_number is None:
+            signal_number = monitor.after_validation(is_last=trainer.finished is not None)
+        if signal_number is not None:
+            if not trainer.finished:  # the checkpoint of a finished training is already written
                 _save(run, run.last, trainer.state())
-            raise Interrupted(asked, trainer.step_number)
+            raise Interrupted(signal_number, trainer.step_number)
         if trainer.finished:
             break
         meter.step_done()
 
 
 def _start_or_continue(trainer: Trainer, run: Run) -> None:
+    """Load `last.pt` if it exists; otherwise write it before the first step."""
     content = trainer.processes.broadcast(run.load_last() if run.writes else None)
     if content is None:
         _save(run, run.last, trainer.state())
@@ -108,22 +117,21 @@ def _start_or_continue(trainer: Trainer, run: Run) -> None:
         run.cut_log(trainer.step_number)
 
 
-def _windows(batches: Iterable[Batch], size: int) -> Iterator[Window]:
+def _grouped(batches: Iterable[Batch], size: int) -> Iterator[MicroBatches]:
     """The micro-batches of each step."""
     return zip(*[iter(batches)] * size, strict=True)
 
 
 def _after_step(
-    trainer: Trainer, run: Run, window: Window, scalars: dict[str, Tensor], progress: Progress, task: TaskID
+    trainer: Trainer, run: Run, batches: MicroBatches, scalars: dict[str, Tensor], progress: Progress, task: TaskID
 ) -> None:
-    """Log, validate and save, whatever is due."""
+    """Log, validate and save if they are due."""
     settings, step, meter = trainer.settings, trainer.step_number, trainer.meter
     if step == 1:
-        _warn_of_dead_terms(trainer, run, progress.console)
+        _warn_about_dead_terms(trainer, run, progress.console)
     validates = trainer.finished is not None or step % settings.validate_every == 0
-    record = meter.record(
-        scalars, [case for batch in window for case in batch["case"]], trainer.position, due=validates
-    )
+    cases = [case for batch in batches for case in batch["case"]]
+    record = meter.record(scalars, cases, trainer.position, due=validates)
     if record is not None:
         _log(trainer, run, {**record, **_logged_gradients(trainer)}, progress, task)
     keeps = settings.keep_every is not None and step % settings.keep_every == 0
@@ -136,7 +144,7 @@ def _validate_and_save(trainer: Trainer, run: Run, console: Console, *, validate
     if validates:
         _validate(trainer, run, console)
     state = trainer.state()
-    if keeps:  # before the last one, from which a run that is killed in between goes on
+    if keeps:  # before last.pt, so that a run that is killed in between resumes at an earlier step and writes both
         _save(run, run.numbered(trainer.step_number), state)
     _save(run, run.last, state)
     if keeps:
@@ -144,14 +152,14 @@ def _validate_and_save(trainer: Trainer, run: Run, console: Console, *, validate
 
 
 def _log(trainer: Trainer, run: Run, record: dict[str, Any], progress: Progress, task: TaskID) -> None:
-    """Write a line of the log; say which steps were skipped, and stop where there are too many of them in a row."""
+    """Write a log line and report skipped steps. Raises Diverged after too many consecutive skipped steps."""
     run.log(record)
     if "skipped" in record:
         cases = ", ".join(dict.fromkeys(record["skipped"]["cases"]))
-        usual = " (a few are usual in fp16, while its scale is looked for)" if trainer.scaler.is_enabled() else ""
+        hint = " (expected for a few steps in fp16, until the loss scale fits)" if trainer.scaler.is_enabled() else ""
         progress.console.print(
-            f"warning: {record['skipped']['steps']} steps up to {record['step']} changed nothing, since loss or "
-            f"gradient was not finite{usual}; their cases: {cases}",
+            f"warning: skipped {record['skipped']['steps']} steps up to step {record['step']}: loss or gradient was "
+            f"not finite{hint}; cases: {cases}",
             style="yellow",
             highlight=False,
             markup=False,
@@ -163,8 +171,8 @@ def _log(trainer: Trainer, run: Run, record: dict[str, Any], progress: Progress,
     progress.update(task, note="" if record["loss"] is None else f"loss {record['loss']:.3f}")
 
 
-def _warn_of_dead_terms(trainer: Trainer, run: Run, console: Console) -> None:
-    """Read the gradients of the first batch back, once, and say which terms train nothing."""
+def _warn_about_dead_terms(trainer: Trainer, run: Run, console: Console) -> None:
+    """Warn about terms that contribute no gradient on the first batch. This reads the gradients back, once."""
     assert trainer.gradients is not None
     for warning in dead_terms({name: norm.item() for name, norm in trainer.gradients["norm"].items()}):
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
@@ -172,53 +180,57 @@ def _warn_of_dead_terms(trainer: Trainer, run: Run, console: Console) -> None:
 
 
 def _logged_gradients(trainer: Trainer) -> dict[str, Any]:
-    """The share and the cosine of the terms since they were last looked at, as a field of a log line."""
-    found, trainer.gradients = trainer.gradients, None
-    if found is None or len(found["norm"]) < 2:
+    """The field `gradients` of a log line: share and cosine of the terms, if they were computed since the last line."""
+    gradients, trainer.gradients = trainer.gradients, None
+    if gradients is None or len(gradients["norm"]) < 2:
         return {}
-    return {
-        "gradients": {key: {name: value.item() for name, value in found[key].items()} for key in ("share", "cosine")}
-    }
+    logged = {key: {name: value.item() for name, value in gradients[key].items()} for key in ("share", "cosine")}
+    return {"gradients": logged}
 
 
 def _validate(trainer: Trainer, run: Run, console: Console) -> None:
-    """Count Dice and IoU on the validation cases, keep the best checkpoint, see whether patience is at its end."""
+    """Score the validation cases, save `best.pt` if the score improved, and check the patience."""
     experiment, step, settings = trainer.experiment, trainer.step_number, trainer.settings
     record: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": step / settings.steps_per_epoch}
     improved = False
     trainer.share_buffers()
     if experiment.validation is not None:
-        started = time.perf_counter()
-        predictor = experiment.predictor(trainer.evaluated_model)
-        shown = FirstMasks() if run.takes_pictures else None
-        scored = score_cases(
-            predictor,
-            experiment.validation,
-            experiment.labels,
-            group=trainer.processes.group,
-            keep=None if shown is None else shown.keep,
-        )
-        means = foreground_means(scored.cases, experiment.labels)
+        start = time.perf_counter()
+        masks = FirstMasks() if run.takes_pictures else None
+        means = _validation_scores(trainer, experiment.validation, masks)
         score = means[settings.best]
         improved = score is not None and not math.isnan(score) and (trainer.best is None or score > trainer.best)
         if improved:
             trainer.best, trainer.best_step = score, step
         if isinstance(experiment.schedule, Plateau):
             experiment.schedule.observe(step, score)
-        record |= {"validation": means, "time": {"validation_seconds": time.perf_counter() - started}}
-        said = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if value is not None)
-        console.print(f"step {step}  validation {said or 'without a foreground class'}{'  best' if improved else ''}")
-        if shown is not None:
-            run.show_picture("validation", overlays_of(shown, experiment.validation, experiment.labels), step)
+        record |= {"validation": means, "time": {"validation_seconds": time.perf_counter() - start}}
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if value is not None)
+        console.print(f"step {step}  validation {scores or 'without foreground'}{'  best' if improved else ''}")
+        if masks is not None:
+            run.show_picture("validation", overlays_of(masks, experiment.validation, experiment.labels), step)
         trainer.train_mode()
     run.log(record)
     trainer.finished = trainer.finished or settings.limits.out_of_patience(step, trainer.best_step)
     if improved:
-        state = trainer.state()
-        _save(run, run.best, {**state, "selected_on": "validation"})
+        _save(run, run.best, {**trainer.state(), "selected_on": "validation"})
+
+
+def _validation_scores(
+    trainer: Trainer, validation: EvaluationSet, masks: FirstMasks | None
+) -> dict[str, float | None]:
+    """Mean Dice and IoU over the foreground classes. The first predictions are kept in `masks`."""
+    scored = score_cases(
+        trainer.experiment.predictor(trainer.evaluated_model),
+        validation,
+        trainer.experiment.labels,
+        group=trainer.processes.group,
+        keep=None if masks is None else masks.keep,
+    )
+    return foreground_means(scored.cases, trainer.experiment.labels)
 
 
 def _save(run: Run, path: Path, state: dict[str, Any]) -> None:
-    """Only the first process writes; `state` is the same on all of them."""
+    """Write a checkpoint. Only the process of rank 0 writes; the state is the same on all ranks."""
     if run.writes:
         checkpoint.save(path, state)

@@ -1,4 +1,8 @@
-"""Learning-rate schedules by name."""
+"""Learning-rate schedules by name.
+
+A schedule is a function from the step to a factor on the learning rate. A resumed run therefore only needs the step;
+`plateau` is the only schedule with a state. Configurations do not set `steps` and `steps_per_epoch`.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,17 @@ Schedule = Callable[[int], float]
 
 
 def constant(*, steps: int, steps_per_epoch: int = 1, warmup: Duration | None = None) -> Schedule:
-    """1 throughout, after a linear rise over `warmup`."""
+    """A constant factor of 1, after a linear warm-up over `warmup`."""
     return _with_warmup(lambda _progress: 1.0, steps, steps_per_epoch, warmup)
 
 
 def poly(*, steps: int, steps_per_epoch: int = 1, power: float = 0.9, warmup: Duration | None = None) -> Schedule:
-    """(1 - progress) ** power, after a linear rise over `warmup`."""
+    """Polynomial decay (1 - progress) ** power, after a linear warm-up over `warmup`."""
     return _with_warmup(lambda progress: (1 - progress) ** power, steps, steps_per_epoch, warmup)
 
 
 def cosine(*, steps: int, steps_per_epoch: int = 1, floor: float = 0.0, warmup: Duration | None = None) -> Schedule:
-    """Half a cosine from 1 to `floor`, after a linear rise over `warmup`."""
+    """Cosine annealing from 1 to `floor`, after a linear warm-up over `warmup`."""
     return _with_warmup(lambda progress: _cosine(1.0, floor, progress), steps, steps_per_epoch, warmup)
 
 
@@ -30,27 +34,31 @@ def one_cycle(
     *,
     steps: int,
     steps_per_epoch: int = 1,
-    rise: Duration = {"fraction": 0.3},  # noqa: B006  (read only; a mapping is what YAML holds)
+    rise: Duration = {"fraction": 0.3},  # noqa: B006  (read-only; a mapping, as in YAML)
     start: float = 0.04,
     end: float = 4e-6,
 ) -> Schedule:
-    """Half a cosine from `start` to 1 over `rise`, then half a cosine to `end` (Smith & Topin 2019, with the numbers of
-    torch's OneCycleLR)."""
-    rising = to_steps(rise, steps=steps, steps_per_epoch=steps_per_epoch)
+    """Half a cosine from `start` to 1 over `rise`, then half a cosine to `end` (Smith & Topin 2019).
+
+    The defaults are those of PyTorch's OneCycleLR.
+    """
+    rise_steps = to_steps(rise, steps=steps, steps_per_epoch=steps_per_epoch)
 
     def schedule(step: int) -> float:
-        if step < rising:
-            return _cosine(start, 1.0, step / rising)
-        return _cosine(1.0, end, min(1.0, (step - rising) / max(1, steps - rising)))
+        if step < rise_steps:
+            return _cosine(start, 1.0, step / rise_steps)
+        return _cosine(1.0, end, min(1.0, (step - rise_steps) / max(1, steps - rise_steps)))
 
     return schedule
 
 
 class Plateau:
-    """1, multiplied with `factor` whenever the score of the validation has not risen by more than `least` for
-    `patience`, down to `floor`; after a linear rise over `warmup`.
+    """Reduce the learning rate when the validation score stops improving.
 
-    Call with the step; `observe` with the step and score of each validation. What it has seen is in `state`.
+    The factor starts at 1, after a linear warm-up over `warmup`. It is multiplied by `factor` whenever the validation
+    score has not increased by more than `least` for `patience`, down to `floor`.
+
+    `observe` must be called with the score of each validation. `state` is plain data for checkpoints.
     """
 
     def __init__(
@@ -58,7 +66,7 @@ class Plateau:
         *,
         steps: int,
         steps_per_epoch: int = 1,
-        patience: Duration = {"epochs": 10.0},  # noqa: B006  (read only; a mapping is what YAML holds)
+        patience: Duration = {"epochs": 10.0},  # noqa: B006  (read-only; a mapping, as in YAML)
         factor: float = 0.1,
         least: float = 1e-4,
         floor: float = 0.0,
@@ -68,14 +76,14 @@ class Plateau:
             raise ValueError(f"expected a factor between 0 and 1, got {factor}")
         self.patience = to_steps(patience, steps=steps, steps_per_epoch=steps_per_epoch, minimum=1)
         self.factor, self.least, self.floor = factor, least, floor
-        self.rise = _with_warmup(lambda _progress: 1.0, steps, steps_per_epoch, warmup)
+        self.warmup = _with_warmup(lambda _progress: 1.0, steps, steps_per_epoch, warmup)
         self.state: dict[str, Any] = {"best": None, "since": 0, "current": 1.0}
 
     def __call__(self, step: int) -> float:
-        return self.rise(step) * self.state["current"]
+        return self.warmup(step) * self.state["current"]
 
     def observe(self, step: int, score: float | None) -> None:
-        """Take in a validation, of which None has no score."""
+        """Record the score of a validation; None if it has no score."""
         best = self.state["best"]
         if score is not None and (best is None or score > best + self.least):
             self.state |= {"best": score, "since": step}
@@ -84,22 +92,25 @@ class Plateau:
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine from `start` at progress 0 to `end` at progress 1."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _with_warmup(
     factor: Callable[[float], float], steps: int, steps_per_epoch: int, warmup: Duration | None
 ) -> Schedule:
-    """factor(progress) with progress from 0 to 1 over the steps that follow the warm-up. Raises ValueError for a
-    warm-up that leaves none."""
-    rising = 0 if warmup is None else to_steps(warmup, steps=steps, steps_per_epoch=steps_per_epoch)
-    if rising >= steps:
-        raise ValueError(f"expected a warmup shorter than the {steps} steps of the run, got {rising} steps")
+    """A linear warm-up, then factor(progress), with progress from 0 to 1 over the remaining steps.
+
+    Raises ValueError if the warm-up leaves no steps.
+    """
+    warmup_steps = 0 if warmup is None else to_steps(warmup, steps=steps, steps_per_epoch=steps_per_epoch)
+    if warmup_steps >= steps:
+        raise ValueError(f"expected a warmup shorter than the {steps} steps of the run, got {warmup_steps} steps")
 
     def schedule(step: int) -> float:
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        return factor(min(1.0, (step - rising) / max(1, steps - rising)))
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return factor(min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)))
 
     return schedule
 

@@ -1,4 +1,4 @@
-"""Starting from weights that were trained before."""
+"""Loading pretrained weights."""
 
 from __future__ import annotations
 
@@ -16,84 +16,93 @@ from segkit.training.checkpoint import CheckpointError
 
 @dataclass(frozen=True)
 class Loaded:
-    """Names of parameters and buffers: those that were taken, those of the network that the file has not, those of the
-    file that the network has not, and those of another shape, with both shapes."""
+    """Which parameters and buffers were loaded from a file of weights, by name.
+
+    Args:
+        taken: Loaded from the file.
+        missing: In the network, but not in the file.
+        unexpected: In the file, but not in the network.
+        mismatched: In both with different shapes: the shape in the file and the shape in the network.
+    """
 
     taken: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: Mapping[str, tuple[list[int], list[int]]]
 
-    def in_words(self, path: Path) -> list[str]:
-        """What a user has to know, a line each."""
-        lines = [
-            f"weights of {path}: {len(self.taken)} of {len(self.taken) + len(self.missing) + len(self.mismatched)}"
-        ]
+    def describe(self, path: Path) -> list[str]:
+        """Messages for the user, one line each."""
+        total = len(self.taken) + len(self.missing) + len(self.mismatched)
+        lines = [f"loaded {len(self.taken)} of {total} weights from {path}"]
         if self.mismatched:
-            shown = (f"{name} {theirs} there, {ours} here" for name, (theirs, ours) in self.mismatched.items())
-            lines.append(f"of another shape, so left as initialised: {'; '.join(shown)}")
+            shapes = (
+                f"{name} (file {in_file}, network {in_network})"
+                for name, (in_file, in_network) in self.mismatched.items()
+            )
+            lines.append(f"not loaded because of a different shape: {', '.join(shapes)}")
         if self.missing:
-            lines.append(f"not in the file, so left as initialised: {', '.join(self.missing)}")
+            lines.append(f"not in the file: {', '.join(self.missing)}")
         if self.unexpected:
-            lines.append(f"in the file only: {', '.join(self.unexpected)}")
+            lines.append(f"only in the file: {', '.join(self.unexpected)}")
         return lines
 
 
 def load_weights(model: nn.Module, path: Path) -> Loaded:
-    """Take the weights of a checkpoint of ours, or of a file with a state dict, as far as names and shapes agree.
+    """Load the weights that agree in name and shape from a segkit checkpoint or a file with a state dict.
 
-    Raises CheckpointError for a file that cannot be read without running code, and where nothing agrees.
+    Raises CheckpointError if the file cannot be read without running code, or if no weight agrees.
     """
-    ours = model.state_dict()
-    theirs = _without_wrapper(_state_dict(path), ours)
+    in_network = model.state_dict()
+    in_file = _without_wrapper(_state_dict(path), in_network)
     mismatched = {
-        name: (list(theirs[name].shape), list(ours[name].shape))
-        for name in ours.keys() & theirs.keys()
-        if theirs[name].shape != ours[name].shape
+        name: (list(in_file[name].shape), list(in_network[name].shape))
+        for name in in_network.keys() & in_file.keys()
+        if in_file[name].shape != in_network[name].shape
     }
-    taken = [name for name in ours if name in theirs and name not in mismatched]
+    taken = [name for name in in_network if name in in_file and name not in mismatched]
     if not taken:
         raise CheckpointError(
-            f"{path} has no weight that fits: it holds {', '.join(list(theirs)[:3])}, ..., the network "
-            f"{', '.join(list(ours)[:3])}, ...; train.init needs weights of the same network"
+            f"no weight in {path} matches the network: the file contains {', '.join(list(in_file)[:3])}, ..., and the "
+            f"network {', '.join(list(in_network)[:3])}, ...; train.init needs weights of the same network"
         )
-    model.load_state_dict({name: theirs[name] for name in taken}, strict=False)
+    model.load_state_dict({name: in_file[name] for name in taken}, strict=False)
     return Loaded(
         tuple(taken),
-        tuple(name for name in ours if name not in theirs),
-        tuple(name for name in theirs if name not in ours),
-        {name: mismatched[name] for name in ours if name in mismatched},
+        tuple(name for name in in_network if name not in in_file),
+        tuple(name for name in in_file if name not in in_network),
+        {name: mismatched[name] for name in in_network if name in mismatched},
     )
 
 
-def _without_wrapper(theirs: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that all names share where they are of a wrapper, as DDP's, torch.compile's or Lightning's."""
-    while not theirs.keys() & ours.keys():
-        first = {name.partition(".")[0] for name in theirs}
-        if len(first) != 1 or not all("." in name for name in theirs):
+def _without_wrapper(in_file: dict[str, Tensor], in_network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove prefixes that all names share, such as those of DDP, torch.compile and Lightning, until names match."""
+    while not in_file.keys() & in_network.keys():
+        prefixes = {name.partition(".")[0] for name in in_file}
+        if len(prefixes) != 1 or not all("." in name for name in in_file):
             break
-        theirs = {name.partition(".")[2]: value for name, value in theirs.items()}
-    return theirs
+        in_file = {name.partition(".")[2]: value for name, value in in_file.items()}
+    return in_file
 
 
 def weights_digest(path: Path) -> str:
-    """16 hexadecimal digits of the content of a file of weights. Raises CheckpointError if there is none."""
-    _check_there(path)
+    """16 hexadecimal digits of the SHA-256 of a file of weights. Raises CheckpointError if the file does not exist."""
+    _check_exists(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _check_there(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     if not path.is_file():
-        raise CheckpointError(f"train.init: expected a file of weights at {path}, found nothing")
+        raise CheckpointError(f"train.init: there is no file {path}")
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    _check_there(path)
+    """The state dict in a file of weights."""
+    _check_exists(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} is no readable file of weights: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"cannot read weights from {path}: {type(error).__name__}: {error}") from error
     for key in ("model", "state_dict"):
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a table of its parts, and a trace of torch's profiler."""
+"""Profiling of training steps: the time of each part of a step, and a trace of the PyTorch profiler."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ import torch
 from segkit.training.run_folder import Run
 
 PARTS = ("data", "forward", "loss", "backward", "optimiser")
-TRACED = 3  # steps in the trace, which is large
+TRACED = 3  # number of steps in the trace; traces are large
 
 
 class Profiler:
-    """Times the parts of some steps, once a few have warmed up; the device is waited for after each part.
+    """Measures the parts of training steps, with a synchronisation of the device after each part.
 
-    steps: how many are timed, of which the last few are traced too. After them `profile/steps.json` (seconds of each
-    part, mean over the steps) and `profile/trace.json` (for Perfetto or chrome://tracing) are in the run folder.
+    Args:
+        steps: Number of steps to measure. The last few of them are also traced.
+        device: The device of the training.
+        warm_up: Number of steps before the measurement.
+
+    `close` writes `profile/steps.json` (mean seconds of each part) and `profile/trace.json` (for Perfetto or
+    chrome://tracing) to the run folder.
     """
 
     def __init__(self, steps: int, device: torch.device, warm_up: int = 3):
@@ -36,18 +41,18 @@ class Profiler:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Around a part of a step."""
+        """Measure a part of a step."""
         if not self._running:
             yield
             return
-        started = time.perf_counter()
+        start = time.perf_counter()
         with torch.profiler.record_function(part):
             yield
-        self._wait()
-        self.seconds[part] += time.perf_counter() - started
+        self._synchronize()
+        self.seconds[part] += time.perf_counter() - start
 
     def step_done(self, waited_for_data: float) -> None:
-        """After a step; waited_for_data: seconds before it."""
+        """Finish a step. waited_for_data: Seconds spent waiting for its batch."""
         if self._running:
             self.seconds["data"] += waited_for_data
         self.seen += 1
@@ -61,16 +66,16 @@ class Profiler:
 
     @property
     def measured(self) -> int:
-        """How many steps were timed."""
+        """Number of measured steps."""
         return max(0, min(self.steps, self.seen - self.warm_up))
 
     def close(self, run: Run) -> None:
-        """Write the files; of fewer steps if the training ended before. Warns if not one was timed."""
+        """Write the files. If the training ended early, they contain fewer steps; if no step was measured, warn."""
         self._stop_tracing()
         if not self.measured:
             warnings.warn(
-                f"train.profile: the training ended after {self.seen} steps, of which the first {self.warm_up} warm "
-                "up, so nothing was timed",
+                f"train.profile: no step was measured, because the training ended after {self.seen} steps and the "
+                f"first {self.warm_up} steps are the warm-up",
                 stacklevel=2,
             )
             return
@@ -81,7 +86,7 @@ class Profiler:
                 self.trace.export_chrome_trace(str(run.folder / "profile" / "trace.json"))
 
     def means(self) -> dict[str, float]:
-        """Seconds a step of each part."""
+        """Mean seconds per step of each part."""
         return {part: seconds / max(1, self.measured) for part, seconds in self.seconds.items()}
 
     def _stop_tracing(self) -> None:
@@ -89,6 +94,6 @@ class Profiler:
             self.trace.stop()
             self.tracing = False
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)

@@ -1,4 +1,4 @@
-"""The run folder: what was asked for, where it ran, what happened."""
+"""The run folder: configuration, environment, log, checkpoints and evaluations of a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from segkit.utils.environment import environment
 from segkit.utils.errors import RunError
 from segkit.utils.files import replace_text
 
-Ended = Literal["FINISHED", "FAILED", "KILLED"]  # as MLflow calls it
+Ended = Literal["FINISHED", "FAILED", "KILLED"]  # the names that MLflow uses
 
 
 class Run:
-    """One folder: config.yaml, environment.json, split.json, log.jsonl, checkpoints/, evaluation/<split>/.
+    """A run folder: config.yaml, environment.json, split.json, log.jsonl, checkpoints/, evaluation/<split>/.
 
-    writes: whether this process writes there; of several that train together, one does. trackers: who else gets what is
-    logged, and the pictures.
+    Args:
+        folder: The run folder.
+        writes: Whether this process writes to the folder. In distributed training, only rank 0 does.
+
+    `trackers` receive all log records and pictures in addition to the log file.
     """
 
     def __init__(self, folder: Path, *, writes: bool = True):
@@ -34,17 +37,19 @@ class Run:
 
     @property
     def last(self) -> Path:
+        """The checkpoint from which a run is resumed."""
         return self.folder / "checkpoints" / "last.pt"
 
     @property
     def best(self) -> Path:
+        """The checkpoint with the best validation score."""
         return self.folder / "checkpoints" / "best.pt"
 
     def load_last(self, *, keep: bool = False) -> dict[str, Any] | None:
-        """The contents of `last.pt`, None if the file does not exist.
+        """The contents of `last.pt`; None if the file does not exist.
 
-        keep: hold the contents in memory for the next call, so that a resumed run reads the file only once. A call
-        without `keep` releases them.
+        keep: Keep the contents in memory for the next call, so that a resumed run reads the file only once. A call
+            without `keep` releases them.
         """
         content = self._last_content
         if content is None and self.last.exists():
@@ -62,11 +67,11 @@ class Run:
         return self.folder / "log.jsonl"
 
     def numbered(self, step: int) -> Path:
-        """A checkpoint that is kept beside the last one."""
+        """The numbered checkpoint of a step, which is kept in addition to `last.pt`."""
         return self.folder / "checkpoints" / f"step-{step:08d}.pt"
 
     def prune(self, keep: int) -> None:
-        """Remove all numbered checkpoints but the last few."""
+        """Delete all numbered checkpoints except the last `keep`."""
         numbered = self._numbered() if self.writes else []
         for file in numbered[: max(0, len(numbered) - keep)]:
             file.unlink()
@@ -75,29 +80,33 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of the log, but for one that a crash cut short."""
+        """The records of the log. A line that was cut short by a crash is left out."""
         lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
         return [json.loads(line) for line in lines if _logged_step(line) < float("inf")]
 
     @property
     def has_steps(self) -> bool:
-        """Whether a step was logged."""
+        """Whether the log contains a training step."""
         return any(record["kind"] == "step" for record in self.records())
 
     def evaluation(self, split: str) -> Path:
+        """The folder with the evaluation of a part of the split."""
         return self.folder / "evaluation" / split
 
     def check_free(self, *, resume: bool) -> None:
-        """Raise RunError if the folder holds a run and `resume` was not asked for."""
+        """Raise RunError if the folder contains a run and `resume` is False."""
         if self.last.exists() and not resume:
             raise RunError(
-                f"{self.folder} already holds a run; continue it with --resume, or choose another folder with run.dir="
+                f"{self.folder} already contains a run; continue it with --resume, or choose another folder with "
+                "run.dir="
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training into this folder meanwhile; the end of the process, however it comes,
-        lets go of it. Raises RunError if another one is at it."""
+        """Lock the folder against other training processes.
+
+        The lock is released when the process ends, even if it is killed. Raises RunError if another process holds it.
+        """
         if not self.writes:
             yield
             return
@@ -107,13 +116,14 @@ class Run:
             lock.acquire()
         except Timeout as error:
             raise RunError(
-                f"another process is training into {self.folder}; wait for it, or choose another folder with run.dir="
+                f"another process is training in {self.folder}; wait until it ends, or choose another folder with "
+                "run.dir="
             ) from error
         try:
             yield
         finally:
             lock.release()
-            if [file.name for file in self.folder.iterdir()] == ["lock"]:  # nothing has come of it
+            if [file.name for file in self.folder.iterdir()] == ["lock"]:  # nothing was written
                 (self.folder / "lock").unlink()
                 self.folder.rmdir()
 
@@ -122,16 +132,17 @@ class Run:
         if not self.writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in (self.folder / "checkpoints").glob("*.tmp"):  # by a process that was killed while it wrote
-            left.unlink()
-        if not self.last.exists():  # whatever there is, is of a run that is no more
-            for left in (self.log_file, self.best, self.folder / "mlflow-run", *self._numbered()):
-                left.unlink(missing_ok=True)
-            for left in ("evaluation", "profile", "tensorboard"):
-                shutil.rmtree(self.folder / left, ignore_errors=True)
+        for temporary in (self.folder / "checkpoints").glob("*.tmp"):  # left by a process that was killed
+            temporary.unlink()
+        if not self.last.exists():  # remove the files of an earlier run whose last.pt was deleted
+            for file in (self.log_file, self.best, self.folder / "mlflow-run", *self._numbered()):
+                file.unlink(missing_ok=True)
+            for name in ("evaluation", "profile", "tensorboard"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
         self.write_json("environment.json", environment())
 
     def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file, given by its path in the run folder."""
         if not self.writes:
             return
         path = self.folder / name
@@ -139,7 +150,11 @@ class Run:
         path.write_text(json.dumps(content, indent=2) + "\n")
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line, NaN and inf as null. Fields that differ between two equal runs belong under `time`."""
+        """Append a record to the log, and pass it to the trackers.
+
+        NaN and infinity are written as null. Fields that differ between two otherwise identical runs, such as
+        durations, belong under the key `time`.
+        """
         if not self.writes:
             return
         with open(self.log_file, "a") as file:
@@ -149,22 +164,22 @@ class Run:
 
     @property
     def takes_pictures(self) -> bool:
-        """Whether anyone wants pictures of the validation."""
+        """Whether pictures of the validation are used by a tracker."""
         return bool(self.trackers)
 
     def show_picture(self, name: str, picture: Any, step: int) -> None:
-        """Hand a picture, bytes [H, W, 3], to the trackers."""
+        """Pass a picture, uint8 [H, W, 3], to the trackers."""
         for tracker in self.trackers:
             tracker.show(name, picture, step)
 
     def close(self, ended: Ended) -> None:
-        """Let the trackers write what they still hold, and how the run ended."""
+        """Close the trackers and tell them how the run ended."""
         for tracker in self.trackers:
             tracker.close(ended)
         self.trackers = []
 
     def cut_log(self, step: int) -> None:
-        """Drop what was logged after `step`, the step of the checkpoint that a run continues from."""
+        """Remove the records after `step`, the step of the checkpoint from which a run is resumed."""
         if not self.writes or not self.log_file.exists():
             return
         lines = [line for line in self.log_file.read_text().splitlines() if _logged_step(line) <= step]
@@ -172,16 +187,16 @@ class Run:
 
 
 def _finite(value: Any) -> Any:
-    """The same plain data with None for NaN and infinities, which JSON has no form for."""
+    """Nested plain data with None in place of NaN and infinity, which JSON does not support."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _logged_step(line: str) -> float:
-    """The step of a log line; a line that a crash cut short counts as too late."""
+    """The step of a log line; infinity for a line that was cut short by a crash."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on: log lines, and a bar with the time left."""
+"""Log lines with the means over several steps, and the progress bar."""
 
 from __future__ import annotations
 
@@ -18,98 +18,115 @@ from torch import Tensor
 
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 
-WHOLE = ("loss", "gradient_norm")  # the scalars of a step that are no term
-BROKEN = "broken"
+TOTALS = ("loss", "gradient_norm")  # the scalars of a step that are not terms of the loss
+NONFINITE = "broken"  # the scalar that is 1 if a step was skipped
 
 
 class Meter:
-    """Collects the scalars of `every` steps on the device and reads them back at once.
+    """Collects the scalars of several steps on the device and reads them back together, once per log line.
 
-    steps: of the whole run, for the time left. processes: of which this is one; their images are counted together, and
-    all have to ask for a line at the same steps. `longest`: the most steps in a row, since the last one that was
-    finite, whose loss or gradient was not.
+    Args:
+        every: Steps per log line.
+        steps: The last step of the run, for the remaining time.
+        device: The device of the scalars.
+        processes: The process group. Images are counted over all ranks, and all ranks must record the same steps.
+
+    `longest` is the largest number of consecutive skipped steps up to and within the last log line.
     """
 
     def __init__(self, every: int, steps: int, device: torch.device, processes: Processes = SINGLE_PROCESS):
         self.every, self.steps, self.device, self.processes = every, steps, device, processes
         self.scalars: list[dict[str, Tensor]] = []
         self.cases: list[list[str]] = []
-        self.restored = 0  # how many of them are from before a resume, of another time
-        self.waiting = self.waiting_now = 0.0
-        self.in_a_row = self.longest = 0
+        self.restored = 0  # number of collected steps from before a resume, which are not timed
+        self.total_wait = self.last_wait = 0.0
+        self.consecutive = self.longest = 0
 
     def start(self) -> None:
-        restart_memory_peak(self.device)
-        self.began = self.mark = time.perf_counter()
+        """Start the clock, before the first step."""
+        reset_memory_peak(self.device)
+        self.line_start = self.step_end = time.perf_counter()
 
     def data_arrived(self) -> None:
-        self.waiting_now = time.perf_counter() - self.mark
-        self.waiting += self.waiting_now
+        """Measure the time spent waiting for the batch of a step."""
+        self.last_wait = time.perf_counter() - self.step_end
+        self.total_wait += self.last_wait
 
     def step_done(self) -> None:
-        self.mark = time.perf_counter()
+        """Start measuring the wait for the next batch."""
+        self.step_end = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no part of a step: a validation, a checkpoint."""
-        started = time.perf_counter()
+        """Exclude the time of a validation or checkpoint from the time per step."""
+        start = time.perf_counter()
         yield
-        self.began += time.perf_counter() - started
+        self.line_start += time.perf_counter() - start
 
     def record(
         self, scalars: dict[str, Tensor], cases: list[str], position: dict[str, Any], *, due: bool
     ) -> dict[str, Any] | None:
-        """A log line every `every` steps, and where it is due: means over the steps since the last one.
+        """Record a step. Returns a log line every `every` steps and whenever `due` is true, else None.
 
-        scalars: `loss`, `gradient_norm`, `broken`, and the terms. cases: of the step. position: step, epoch and
-        learning rates. Steps that were broken are in no mean; `skipped` says how many and which cases they had.
+        The log line contains means over the steps since the last line. Skipped steps are excluded from the means; the
+        field `skipped` contains their number and their cases.
+
+        Args:
+            scalars: `loss`, `gradient_norm`, `broken` and the terms.
+            cases: The cases of the step.
+            position: Step, epoch and learning rates.
+            due: Whether to return a line at this step in any case.
         """
-        if self.scalars and self.scalars[-1].keys() != scalars.keys():  # of another loss, before a resume
+        if self.scalars and self.scalars[-1].keys() != scalars.keys():  # collected with another loss before a resume
             self.scalars, self.cases, self.restored = [], [], 0
         self.scalars.append(scalars)
         self.cases.append(cases)
         if position["step"] % self.every and not due:
             return None
-        table = torch.stack([torch.stack([one[name].float() for name in scalars]) for one in self.scalars]).tolist()
+        table = torch.stack([torch.stack([step[name].float() for name in scalars]) for step in self.scalars]).tolist()
         rows = [dict(zip(scalars, row, strict=True)) for row in table]
-        skipped = self._skipped([row.pop(BROKEN, 0.0) > 0 for row in rows])
-        means = _means([row for row, broken in zip(rows, skipped, strict=True) if not broken], list(rows[0]))
-        whole = {name: means.pop(name) for name in WHOLE if name in means}
-        line = {"kind": "step", **position, **whole, "terms": means, "time": self._time(position["step"])}
+        skipped = [row.pop(NONFINITE, 0.0) > 0 for row in rows]
+        self._count_consecutive(skipped)
+        means = _means([row for row, skip in zip(rows, skipped, strict=True) if not skip], list(rows[0]))
+        totals = {name: means.pop(name) for name in TOTALS if name in means}
+        line = {"kind": "step", **position, **totals, "terms": means, "time": self._time(position["step"])}
         if any(skipped):
-            named = [case for cases, broken in zip(self.cases, skipped, strict=True) if broken for case in cases]
-            of_all = [case for cases in self.processes.all_gather(named) for case in cases]
-            line["skipped"] = {"steps": sum(skipped), "cases": of_all}
-        self.scalars, self.cases, self.restored, self.waiting = [], [], 0, 0.0
-        self.began = time.perf_counter()
+            line["skipped"] = {"steps": sum(skipped), "cases": self._skipped_cases(skipped)}
+        self.scalars, self.cases, self.restored, self.total_wait = [], [], 0, 0.0
+        self.line_start = time.perf_counter()
         return line
 
     def state(self) -> dict[str, Any]:
-        """What was collected since the last line of the log, for a run that goes on to write the same next line."""
+        """The steps since the last log line, so that a resumed run writes the same next line."""
         return {
-            "scalars": [{name: value.float().cpu() for name, value in one.items()} for one in self.scalars],
+            "scalars": [{name: value.float().cpu() for name, value in step.items()} for step in self.scalars],
             "cases": self.cases,
-            "in_a_row": self.in_a_row,
+            "in_a_row": self.consecutive,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.scalars = [{name: value.to(self.device) for name, value in one.items()} for one in state["scalars"]]
-        self.cases, self.in_a_row = state["cases"], state["in_a_row"]
+        """Restore the result of `state`."""
+        self.scalars = [{name: value.to(self.device) for name, value in step.items()} for step in state["scalars"]]
+        self.cases, self.consecutive = state["cases"], state["in_a_row"]
         self.restored = len(self.cases)
 
-    def _skipped(self, broken: list[bool]) -> list[bool]:
-        """The same, once the rows of broken steps are counted."""
+    def _count_consecutive(self, skipped: Sequence[bool]) -> None:
+        """Update the counts of consecutive skipped steps."""
         self.longest = 0
-        for one in broken:
-            self.in_a_row = self.in_a_row + 1 if one else 0
-            self.longest = max(self.longest, self.in_a_row)
-        return broken
+        for skip in skipped:
+            self.consecutive = self.consecutive + 1 if skip else 0
+            self.longest = max(self.longest, self.consecutive)
+
+    def _skipped_cases(self, skipped: Sequence[bool]) -> list[str]:
+        """The cases of skipped steps on all ranks."""
+        of_rank = [case for cases, skip in zip(self.cases, skipped, strict=True) if skip for case in cases]
+        return [case for cases in self.processes.all_gather(of_rank) for case in cases]
 
     def _time(self, step: int) -> dict[str, float]:
-        seconds, timed = time.perf_counter() - self.began, self.cases[self.restored :]
+        seconds, timed = time.perf_counter() - self.line_start, self.cases[self.restored :]
         return {
             "images_per_second": self.processes.world_size * sum(map(len, timed)) / seconds,
-            "waiting_for_data": self.waiting / seconds,
+            "waiting_for_data": self.total_wait / seconds,
             "seconds_left": (self.steps - step) * seconds / len(timed),
             "memory_peak_mb": memory_peak(self.device) / 1e6,
         }
@@ -119,16 +136,19 @@ def _means(rows: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, 
     return {name: sum(row[name] for row in rows) / len(rows) if rows else None for name in names}
 
 
-def restart_memory_peak(device: torch.device) -> None:
-    """Have the peak be that of what follows, and not of what the process did before; on Linux and CUDA."""
+def reset_memory_peak(device: torch.device) -> None:
+    """Reset the peak that `memory_peak` returns, so that it excludes earlier work of the process.
+
+    This is supported for CUDA devices, and for the process itself on Linux.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):  # other systems have no such file, and some containers may not write it
+    with contextlib.suppress(OSError):  # the file exists on Linux only, and some containers do not allow writing it
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory_peak(device: torch.device) -> int:
-    """Bytes: of tensors on a CUDA device, else of this process."""
+    """Peak memory in bytes: of tensors on a CUDA device, or of this process for any other device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -140,7 +160,8 @@ def memory_peak(device: torch.device) -> int:
 
 
 def progress_bar(console: Console) -> Progress:
-    """Steps done, time taken, time left and a note; nothing where the output is no terminal."""
+    """A progress bar with the number of steps, elapsed time, remaining time and a note; disabled if the output is not a
+    terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

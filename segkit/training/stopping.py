@@ -1,10 +1,10 @@
-"""When and why a training ends: its length, its limits, a signal, a loss that stays without a number."""
+"""When a training ends: after its last step, at a limit, on a signal, or after repeated non-finite losses."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,34 +13,40 @@ from segkit.utils.distributed import Processes
 
 
 class Interrupted(Exception):
-    """Training was asked to stop by a signal; the checkpoint holds everything up to `step`."""
+    """The training was stopped by a signal. The checkpoint contains everything up to `step`."""
 
     def __init__(self, number: int, step: int):
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}; continue with --resume, "
-            "a comparison with the same command"
+            f"stopped by {signal.Signals(number).name} after step {step}; to continue, use --resume, or run the same "
+            "command again for a comparison"
         )
         self.exit_code = 128 + number
 
 
 class Diverged(Exception):
-    """The loss or its gradient was infinite or NaN for too many steps in a row."""
+    """The loss or its gradient was infinite or NaN for too many consecutive steps."""
 
     exit_code = 1
 
-    def __init__(self, step: int, in_a_row: int, cases: list[str], saved: Path):
+    def __init__(self, step: int, consecutive: int, cases: list[str], saved: Path):
         shown = ", ".join(cases[:6]) + (f" and {len(cases) - 6} more" if len(cases) > 6 else "")
         super().__init__(
-            f"the loss or its gradient was not finite in {in_a_row} steps in a row, up to step {step} (cases {shown}), "
-            f"so training is stopped; these steps changed nothing in {saved}. Lower optimizer.lr, set train.clip_norm, "
-            "train with precision fp32, or look at these cases"
+            f"training stopped: the loss or its gradient was not finite for {consecutive} consecutive steps, up to "
+            f"step {step} (cases {shown}). These steps were skipped and did not change the weights in {saved}. Lower "
+            "optimizer.lr, set train.clip_norm, set train.precision to fp32, or check these cases"
         )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What ends a training. steps: its length, over which schedules go. max_steps, max_minutes: end it earlier; minutes
-    are those of all parts of a run that was resumed. patience: steps without a better validation score."""
+    """The length of a training, and limits that end it earlier.
+
+    Args:
+        steps: Length in steps, over which schedules extend.
+        max_steps: Ends the training after this number of steps.
+        max_minutes: Ends the training after this training time. The time before a resume is included.
+        patience: Ends the training after this number of steps without an improved validation score.
+    """
 
     steps: int
     max_steps: int | None = None
@@ -49,11 +55,11 @@ class Limits:
 
     @property
     def last_step(self) -> int:
-        """At which training ends at the latest."""
+        """The last possible step."""
         return self.steps if self.max_steps is None else min(self.steps, self.max_steps)
 
     def reached(self, step: int, seconds: float) -> str | None:
-        """Which length or limit is reached, by name; None if training goes on."""
+        """The name of the limit that is reached, or `steps` for the end of the training; None if it continues."""
         if step >= self.steps:
             return "steps"
         if self.max_steps is not None and step >= self.max_steps:
@@ -63,66 +69,86 @@ class Limits:
         return None
 
     def out_of_patience(self, step: int, best_step: int) -> str | None:
+        """`patience` if the score has not improved for too long, else None."""
         return "patience" if self.patience is not None and step - best_step >= self.patience else None
 
 
-class Watch:
-    """Looks whether a signal came or the minutes are over.
+class StopMonitor:
+    """Checks for signals and limits after each step.
 
-    One process looks after each step. Several look together, every few seconds, so that all stop at the same step;
-    how many steps that is, the first process says, from how long its steps take.
+    A single process checks after each step. In distributed training, all ranks must stop at the same step. They
+    therefore exchange their signals at common steps, about every `SECONDS`. The interval in steps follows from the
+    pace of rank 0.
     """
 
     SECONDS = 3.0
 
     def __init__(self, limits: Limits, processes: Processes, received: Sequence[int]):
         self.limits, self.processes, self.received = limits, processes, received
-        self.next_look = 0
-        self.last: tuple[int, float] | None = None  # look: the step, and the time of the first process
+        self.next_exchange = 0  # step
+        self.last_exchange: tuple[int, float] | None = None  # step and time of rank 0
 
-    def look(self, step: int, seconds: float) -> tuple[str | None, int | None]:
-        """Which length or limit is reached after `step` and `seconds` of training, and which signal came."""
-        mine = self.received[0] if self.received else None
+    @property
+    def _own_signal(self) -> int | None:
+        return self.received[0] if self.received else None
+
+    def after_step(self, step: int, seconds: float) -> tuple[str | None, int | None]:
+        """The name of the limit and the number of the signal that end the training, each None if there is none.
+
+        seconds: Training time so far.
+        """
         if self.processes.group is None:
-            return self.limits.reached(step, seconds), mine
-        if step < self.next_look:
+            return self.limits.reached(step, seconds), self._own_signal
+        if step < self.next_exchange:
             return self.limits.reached(step, 0.0), None
-        said = self.processes.all_gather((mine, seconds, time.perf_counter()))
-        _signal, seconds, now = said[0]
-        pace = 0.0 if self.last is None else (step - self.last[0]) / (now - self.last[1])  # steps a second
-        self.next_look, self.last = step + max(1, int(self.SECONDS * pace)), (step, now)
-        signals = [number for number, *_ in said if number is not None]
-        return self.limits.reached(step, seconds), max(signals, default=None)
+        gathered = self.processes.all_gather((self._own_signal, seconds, time.perf_counter()))
+        _signal, seconds, now = gathered[0]  # all ranks decide by the clock of rank 0
+        steps_per_second = 0.0
+        if self.last_exchange is not None:
+            last_step, last_time = self.last_exchange
+            steps_per_second = (step - last_step) / (now - last_time)
+        self.next_exchange = step + max(1, int(self.SECONDS * steps_per_second))
+        self.last_exchange = step, now
+        return self.limits.reached(step, seconds), _any_signal(number for number, *_rest in gathered)
 
-    def meanwhile(self, *, last: bool) -> int | None:
-        """The signal that came while there was a validation, say; several processes look after the last step only."""
-        mine = self.received[0] if self.received else None
+    def after_validation(self, *, is_last: bool) -> int | None:
+        """The number of a signal that arrived during logging, validation or saving, else None.
+
+        is_last: Whether this was the last step. In distributed training only then the ranks exchange signals here.
+        """
         if self.processes.group is None:
-            return mine
-        said = self.processes.all_gather(mine) if last else []
-        return max((number for number in said if number is not None), default=None)
+            return self._own_signal
+        return _any_signal(self.processes.all_gather(self._own_signal)) if is_last else None
+
+
+def _any_signal(numbers: Iterable[int | None]) -> int | None:
+    """The largest signal number, the same on all ranks."""
+    return max((number for number in numbers if number is not None), default=None)
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM in a list instead of stopping in the middle of a step; a second one stops at once, unless
-    it comes within a second, as where both the job and its process are asked."""
+    """Collect SIGINT and SIGTERM in a list, so that the current step can be finished.
+
+    A second signal ends the process at once, unless it arrives within one second of the first: schedulers may signal
+    both the job and its process.
+    """
     received: list[int] = []
     times: list[float] = []
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, _frame: object) -> None:
+    def collect(number: int, _frame: object) -> None:
         received.append(number)
         times.append(time.monotonic())
         if times[-1] - times[0] > 1:
-            for each, handler in previous.items():
-                signal.signal(each, handler)
+            for previous_number, handler in previous.items():
+                signal.signal(previous_number, handler)
             signal.raise_signal(number)
 
     try:
         for number in previous:
-            signal.signal(number, note)
-    except ValueError:  # not in the main thread: whoever runs us there looks after signals
+            signal.signal(number, collect)
+    except ValueError:  # not in the main thread, where the caller handles signals
         yield received
         return
     try:

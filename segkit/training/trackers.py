@@ -1,4 +1,4 @@
-"""The log of a run elsewhere than in its file: TensorBoard, MLflow; and the pictures that go with it."""
+"""Trackers: the log and the pictures of a run in TensorBoard or MLflow."""
 
 from __future__ import annotations
 
@@ -13,28 +13,38 @@ from segkit.data.datasets import EvaluationSet
 from segkit.labels import Labels
 from segkit.training.run_folder import Ended
 
-SHOWN = 3  # validation cases in a picture
+SHOWN = 3  # number of validation cases in a picture
 
 
 class Tracker(Protocol):
-    """Gets what the log file gets, and pictures [H, W, 3] of bytes."""
+    """Receives all records of the log, and pictures (uint8 [H, W, 3])."""
 
-    def log(self, record: Mapping[str, Any]) -> None: ...
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Log the numbers of a record."""
+        ...
 
-    def show(self, name: str, picture: np.ndarray, step: int) -> None: ...
+    def show(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Log a picture."""
+        ...
 
-    def close(self, ended: Ended) -> None: ...
+    def close(self, ended: Ended) -> None:
+        """Write everything and record how the run ended."""
+        ...
 
 
 class TensorBoard:
-    """Event files under `tensorboard` in the run folder. A run that is resumed takes back what came after its step."""
+    """Writes event files to the folder `tensorboard` in the run folder.
+
+    first_step: The step from which the run starts or is resumed. Events after this step are discarded.
+    """
 
     def __init__(self, folder: Path, first_step: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError(
-                "logging.tensorboard needs the package tensorboard: pip install 'segkit-trainer[tensorboard]'"
+                "logging.tensorboard requires the package tensorboard, which is not installed; run: pip install "
+                "'segkit-trainer[tensorboard]'"
             ) from error
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
@@ -45,37 +55,44 @@ class TensorBoard:
     def show(self, name: str, picture: np.ndarray, step: int) -> None:
         self.writer.add_image(name, picture, step, dataformats="HWC")
 
-    def close(self, ended: Ended) -> None:  # noqa: ARG002  (events have no place for it)
+    def close(self, ended: Ended) -> None:  # noqa: ARG002  (event files have no status)
         self.writer.close()
 
 
 class MLflow:
-    """An MLflow run, `name` in the experiment `segkit`, in a SQLite file. A run that is resumed goes on in it.
+    """Logs to an MLflow run in the experiment `segkit`. A resumed run continues the same MLflow run.
 
-    file: the data base; created if it is not there.
+    Args:
+        file: SQLite database, which is created if it does not exist.
+        folder: The run folder, which stores the identifier of the MLflow run.
+        name: Name of the MLflow run.
+        parameters: Parameters of the MLflow run.
     """
 
     def __init__(self, file: Path, folder: Path, name: str, parameters: Mapping[str, Any]):
         try:
             import mlflow  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise ValueError("logging.mlflow needs the package mlflow: pip install 'segkit-trainer[mlflow]'") from error
+            raise ValueError(
+                "logging.mlflow requires the package mlflow, which is not installed; run: pip install "
+                "'segkit-trainer[mlflow]'"
+            ) from error
         self.mlflow: Any = mlflow
         file.parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(f"sqlite:///{file.resolve()}")
-        if mlflow.get_experiment_by_name("segkit") is None:  # pictures lie beside the data base
-            pictures = file.resolve().parent / f"{file.stem}-artifacts"
-            mlflow.create_experiment("segkit", artifact_location=pictures.as_uri())
+        if mlflow.get_experiment_by_name("segkit") is None:  # store pictures next to the database
+            artifacts = file.resolve().parent / f"{file.stem}-artifacts"
+            mlflow.create_experiment("segkit", artifact_location=artifacts.as_uri())
         mlflow.set_experiment("segkit")
-        known = folder / "mlflow-run"
-        self.run: Any = mlflow.start_run(run_id=known.read_text() if known.exists() else None, run_name=name)
-        if not known.exists():
-            known.write_text(self.run.info.run_id)
+        id_file = folder / "mlflow-run"
+        self.run: Any = mlflow.start_run(run_id=id_file.read_text() if id_file.exists() else None, run_name=name)
+        if not id_file.exists():
+            id_file.write_text(self.run.info.run_id)
             mlflow.log_params({key: str(value)[:500] for key, value in parameters.items()})
-        self.logged = self._last_steps()
+        self.last_steps = self._last_steps()
 
     def log(self, record: Mapping[str, Any]) -> None:
-        new = {key: value for key, value in numbers(record).items() if record["step"] > self.logged.get(key, -1)}
+        new = {key: value for key, value in numbers(record).items() if record["step"] > self.last_steps.get(key, -1)}
         if new:
             self.mlflow.log_metrics(new, step=record["step"])
 
@@ -86,48 +103,51 @@ class MLflow:
         self.mlflow.end_run(ended)
 
     def _last_steps(self) -> dict[str, int]:
-        """The last step of each number that an earlier part of the run has logged."""
-        client = self.mlflow.MlflowClient()
-        identity = self.run.info.run_id
+        """The last step of each metric that was logged before a resume."""
+        client, run_id = self.mlflow.MlflowClient(), self.run.info.run_id
         return {
-            key: max(one.step for one in client.get_metric_history(identity, key))
-            for key in client.get_run(identity).data.metrics
+            key: max(metric.step for metric in client.get_metric_history(run_id, key))
+            for key in client.get_run(run_id).data.metrics
         }
 
 
 def numbers(record: Mapping[str, Any], name: str = "") -> dict[str, float]:
-    """The numbers of a log line by their path: `train/terms/dice`, `validation/dice`."""
-    found: dict[str, float] = {}
-    start = name or {"step": "train"}.get(record.get("kind", ""), "")
+    """The numbers of a log record by their path, such as `train/terms/dice` or `validation/dice`.
+
+    name: The path of a nested mapping.
+    """
+    result: dict[str, float] = {}
+    prefix = name or {"step": "train"}.get(record.get("kind", ""), "")
     items = {key: value for key, value in record.items() if name or key not in ("kind", "step", "epoch")}
     for key, value in items.items():
-        path = f"{start}/{key}".lstrip("/").replace(", ", "-")  # a comma is no character of a name in MLflow
+        path = f"{prefix}/{key}".lstrip("/").replace(", ", "-")  # MLflow does not allow commas in names
         if isinstance(value, Mapping):
-            found |= numbers(value, path)
+            result |= numbers(value, path)
         elif isinstance(value, (list, tuple)):
-            found |= {f"{path}/{place}": one for place, one in enumerate(value) if isinstance(one, (int, float))}
+            result |= {f"{path}/{index}": item for index, item in enumerate(value) if isinstance(item, (int, float))}
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[path] = value
-    return found
+            result[path] = value
+    return result
 
 
 class FirstMasks:
-    """Keeps the predicted masks of the first few cases that come, by their numbers."""
+    """Keeps the predicted masks of the first few cases, by the index of the case."""
 
     def __init__(self) -> None:
         self.masks: dict[int, np.ndarray] = {}
 
-    def keep(self, number: int, mask: Tensor) -> None:
+    def keep(self, index: int, mask: Tensor) -> None:
+        """Keep a mask unless there are enough already."""
         if len(self.masks) < SHOWN:
-            self.masks[number] = mask.cpu().numpy()
+            self.masks[index] = mask.cpu().numpy()
 
 
-def overlays_of(first: FirstMasks, cases: EvaluationSet, labels: Labels) -> np.ndarray:
-    """Image, reference, prediction and errors of each kept case, [H, W, 3] of bytes."""
+def overlays_of(predictions: FirstMasks, cases: EvaluationSet, labels: Labels) -> np.ndarray:
+    """A picture of image, reference, prediction and errors of each kept case, uint8 [H, W, 3]."""
     from segkit.report.overlays import overlay_picture
 
     rows = []
-    for number, mask in first.masks.items():
-        raw = cases.raw(number)
-        rows.append((cases.cases[number].name, raw.image, raw.mask, mask))
+    for index, mask in predictions.masks.items():
+        raw = cases.raw(index)
+        rows.append((cases.cases[index].name, raw.image, raw.mask, mask))
     return overlay_picture(rows, labels)

@@ -1,4 +1,4 @@
-"""What changes while training: network, loss, optimiser and their states, and one step of them."""
+"""One training step, and everything that it changes: network, optimiser, moving average and their states."""
 
 from __future__ import annotations
 
@@ -20,31 +20,42 @@ from segkit.labels import Labels
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.losses.gradient_diagnostics import term_gradients
 from segkit.losses.weighted_sum import WeightedSum
-from segkit.training.ema import KeptBuffers, move_average
+from segkit.training.ema import BufferBackup, move_average
 from segkit.training.lr_schedules import Plateau, Schedule
 from segkit.training.optimizers import frozen_modules, load_moments, prepare, skips_by_flag
 from segkit.training.precision import AUTOCAST, Precision
-from segkit.training.step_logger import Meter
+from segkit.training.step_logger import NONFINITE, Meter
 from segkit.training.stopping import Limits
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.seeding import random_state, set_random_state
 
 Batch = dict[str, Any]
-Window = Sequence[Batch]  # the micro-batches of a step
+MicroBatches = Sequence[Batch]  # of one step
 Timed = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; all lengths in steps.
+    """The settings of a training. All durations are in steps.
 
-    limits: what ends the training. validate_every, log_every, gradients_every: the last says how often the share of
-    each term in the gradient is looked at. accumulate: micro-batches a step. clip_norm: largest norm of the gradient,
-    None for no limit. ema: decay of the moving average of the weights, which is then what is validated, evaluated and
-    saved as the model; None for none. After n steps the decay is at most (1 + n) / (10 + n), so that a short run
-    forgets its initial weights. best: the score by which best.pt is chosen. keep_every: steps between checkpoints that
-    are kept beside the last one, None for none; `keep` is how many of them. nonfinite: how many steps in a row may
-    have a loss or gradient that is not finite; such steps change nothing.
+    Args:
+        limits: The length of the training and the limits that end it early.
+        steps_per_epoch: Steps per epoch, which are used for logging.
+        precision: Floating-point precision of the forward pass.
+        channels_last: Whether images are moved to the channels-last memory format.
+        accumulate: Micro-batches per step.
+        clip_norm: Maximum norm of the gradient; None for no clipping.
+        ema: Decay of the exponential moving average of the weights; None for no average. The averaged weights are
+            validated, evaluated and saved as the model. After n steps the decay is at most (1 + n) / (10 + n), so that
+            a short run forgets its initial weights.
+        validate_every: Steps between validations.
+        log_every: Steps between log lines.
+        gradients_every: Steps between measurements of the share of each term in the gradient.
+        best: The score that selects `best.pt`.
+        keep_every: Steps between numbered checkpoints, which are kept in addition to `last.pt`; None for none.
+        keep: Number of numbered checkpoints to keep.
+        nonfinite: Number of consecutive steps with a non-finite loss or gradient that ends the training. Such steps
+            are skipped: they change neither weights nor optimiser state.
     """
 
     limits: Limits
@@ -65,11 +76,23 @@ class Settings:
 
 @dataclass
 class Experiment:
-    """Everything that a run needs, built.
+    """The objects that a training needs.
 
-    schedule: step -> factor of the learning rate. batches: first step -> the micro-batches from there to the end.
-    network: what is called in place of the model, such as its compiled form. plain: what goes into the checkpoint
-    beside the weights (configuration, preprocessing, labels), plain data.
+    Args:
+        labels: The classes and the meaning of mask values.
+        model: The network, on the device. Its weights are saved in the checkpoints.
+        loss: The loss, on the device.
+        optimizer: An optimiser of `torch.optim`, or any other whose `step` needs no closure. Fused optimisers skip
+            non-finite steps without a host synchronisation.
+        schedule: A function from the step to the factor on the learning rate.
+        batches: A function from the first step to the micro-batches from this step to the end of the training.
+        validation: The validation cases; None for no validation.
+        predictor: A function from a network to its predictor.
+        settings: The settings of the training.
+        device: The device of the model and the loss.
+        network: The module that is called in the forward pass if it is not `model` itself, such as its compiled form.
+        processes: The process group of distributed training.
+        plain: Plain data for the checkpoint in addition to the weights: configuration, preprocessing, labels.
     """
 
     labels: Labels
@@ -88,90 +111,91 @@ class Experiment:
 
 
 class Trainer:
-    """What changes while training, and one step of it."""
+    """The state of a training, and one step of it."""
 
     def __init__(self, experiment: Experiment):
         settings = experiment.settings
         self.experiment, self.settings, self.processes = experiment, settings, experiment.processes
         self.model, self.loss, self.optimizer = experiment.model, experiment.loss, experiment.optimizer
         prepare(self.optimizer)
-        self.skips_by_flag = False  # whether the optimiser does; checked in each step until it does
-        updated = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        self.trained = [
-            parameter for parameter in self.model.parameters() if parameter.requires_grad and id(parameter) in updated
-        ]
+        self.skips_by_flag = False  # set by the first step in which the optimiser supports it
+        optimized = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.trained = [parameter for parameter in trainable if id(parameter) in optimized]
         self.average = None if settings.ema is None else copy.deepcopy(self.model).requires_grad_(False)
-        self.buffers = KeptBuffers(self.model)
+        self.buffers = BufferBackup(self.model)
         self.network = _distributed(experiment.network or self.model, experiment)
         self.scaler = torch.amp.GradScaler(experiment.device.type, enabled=settings.precision == "fp16")
         self.frozen = frozen_modules(self.model)
-        self.settled = not isinstance(self.network, DistributedDataParallel)
+        self.needs_ddp_warm_up = isinstance(self.network, DistributedDataParallel)
         self.meter = Meter(settings.log_every, settings.limits.last_step, experiment.device, self.processes)
-        self.gradients: dict[str, dict[str, Tensor]] | None = None  # of the terms, until they are logged
+        self.gradients: dict[str, dict[str, Tensor]] | None = None  # of the terms, since the last log line
         self.timed: Timed = lambda _part: nullcontext()
         self.step_number = 0
-        self.seconds = 0.0  # of training, in all parts of a run that was resumed
+        self.seconds = 0.0  # training time, including the time before a resume
         self.best: float | None = None
         self.best_step = 0
-        self.finished: str | None = None  # by which length or limit
+        self.finished: str | None = None  # the limit that ended the training
 
     @property
     def evaluated_model(self) -> nn.Module:
+        """The network that is validated, evaluated and saved: the moving average if there is one."""
         return self.model if self.average is None else self.average
 
     def train_mode(self) -> None:
-        """Of the network; what is frozen keeps the statistics of its norms."""
+        """Set the network to training mode. Frozen modules keep the running statistics of their normalisation."""
         self.model.train()
         for module in self.frozen:
             module.eval()
 
-    def step(self, window: Window) -> dict[str, Tensor]:
-        """One optimiser step on one or more micro-batches. Returns scalars on the device: `loss`, each unweighted term,
-        `gradient_norm`, and `broken`, 1 where loss or gradient was not finite and the step therefore changed nothing.
-        """
-        self._set_rates()
-        parts = [self._moved(batch) for batch in window]
-        if not self.settled:
-            self._settle(parts[0][0])
-        normaliser = self._normaliser([mask for _image, mask in parts]) if len(parts) > 1 else None
-        self.buffers.remember()
-        self.optimizer.zero_grad(set_to_none=True)
-        found = []
-        for number, (image, mask) in enumerate(parts, 1):
-            with self._no_sync(number < len(parts)):
-                found.append(self._backward(image, mask, normaliser, first=number == 1))
-        sums = (
-            found[0]
-            if len(found) == 1
-            else {name: torch.stack([one[name] for one in found]).sum(0) for name in found[0]}
-        )
-        with self.timed("optimiser"):
-            norm, broken = self._update(sums["loss"])
-        self.step_number += 1
-        return {**sums, "gradient_norm": norm, "broken": broken}
+    def step(self, batches: MicroBatches) -> dict[str, Tensor]:
+        """One optimiser step on one or more micro-batches.
 
-    def _settle(self, image: Tensor) -> None:
-        """Let DDP see a backward pass, after which it orders its sums anew, before any that counts: so that the first
-        steps after a resume are summed as those of a run that was not cut off. Nothing else comes of the pass."""
-        self.settled = True
+        Returns scalars on the device: `loss`, each unweighted term, `gradient_norm`, and `broken`, which is 1 if the
+        step was skipped because loss or gradient was not finite.
+        """
+        self._apply_schedules()
+        pairs = [self._to_device(batch) for batch in batches]
+        if self.needs_ddp_warm_up:
+            self._warm_up_ddp(pairs[0][0])
+        normaliser = self._normaliser([mask for _image, mask in pairs]) if len(pairs) > 1 else None
+        self.buffers.save()
+        self.optimizer.zero_grad(set_to_none=True)
+        results = []
+        for number, (image, mask) in enumerate(pairs, 1):
+            with self._no_sync(number < len(pairs)):
+                results.append(self._backward(image, mask, normaliser, is_first=number == 1))
+        sums = _summed(results)
+        with self.timed("optimiser"):
+            norm, nonfinite = self._update(sums["loss"])
+        self.step_number += 1
+        return {**sums, "gradient_norm": norm, NONFINITE: nonfinite}
+
+    def _warm_up_ddp(self, image: Tensor) -> None:
+        """Run one backward pass with zero gradients before the first step.
+
+        DDP changes the order in which it sums gradients after its first backward pass. With this extra pass, the first
+        steps after a resume sum in the same order as in an uninterrupted run. The pass changes nothing else.
+        """
+        self.needs_ddp_warm_up = False
         devices = [self.experiment.device] if self.experiment.device.type == "cuda" else []
-        self.buffers.remember()
+        self.buffers.save()
         with torch.random.fork_rng(devices), self._autocast():
             outputs = self.network(image)
             outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
             (0 * torch.stack([output.sum() for output in outputs]).sum()).backward()
-        self.buffers.put_back(torch.ones((), dtype=torch.bool, device=self.experiment.device))
+        self.buffers.restore(torch.ones((), dtype=torch.bool, device=self.experiment.device))
 
-    def _moved(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         device = self.experiment.device
         image = to_device(batch["image"], device, channels_last=self.settings.channels_last)
         return image, to_device(batch["mask"], device)
 
-    def _backward(self, image: Tensor, mask: Tensor, normaliser: Any, *, first: bool) -> dict[str, Tensor]:
-        """Forward and backward of a micro-batch. Returns its part of the loss and of each term."""
+    def _backward(self, image: Tensor, mask: Tensor, normaliser: Any, *, is_first: bool) -> dict[str, Tensor]:
+        """Forward and backward pass of a micro-batch. Returns its contribution to the loss and to each term."""
         with self.timed("forward"), self._autocast():
             logits = self.network(image)
-        if first and (self.step_number == 0 or (self.step_number + 1) % self.settings.gradients_every == 0):
+        if is_first and (self.step_number == 0 or (self.step_number + 1) % self.settings.gradients_every == 0):
             self.gradients = term_gradients(self.loss, logits, mask)
         with self.timed("loss"):
             terms = self.loss.terms(logits, mask, normaliser=normaliser)
@@ -181,28 +205,32 @@ class Trainer:
         return {name: value.detach() for name, value in {"loss": total, **terms}.items()}
 
     def _update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Move the weights, unless something is not finite; nothing is read back to decide that."""
+        """Update weights and moving average, unless loss or gradient is not finite.
+
+        Returns the gradient norm, and 1 if the update was skipped, else 0.
+        """
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        # a scaler decides by the gradients alone
-        broken = (~torch.isfinite(norm if self.scaler.is_enabled() else norm + loss)).float()
+        # with a scaler, only the gradient decides, since the scaler itself does not see the loss
+        nonfinite = (~torch.isfinite(norm if self.scaler.is_enabled() else norm + loss)).float()
         if self.processes.group is not None:
-            dist.all_reduce(broken, op=dist.ReduceOp.MAX, group=self.processes.group)
+            dist.all_reduce(nonfinite, op=dist.ReduceOp.MAX, group=self.processes.group)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.trained, self.settings.clip_norm, norm)
-        self._step_optimizer(broken)
-        self.buffers.put_back(broken > 0)
+        self._step_optimizer(nonfinite)
+        self.buffers.restore(nonfinite > 0)
         if self.average is not None and self.settings.ema is not None:
-            grown = (2 + self.step_number) / (11 + self.step_number)
-            move_average(self.average, self.model, (1 - min(self.settings.ema, grown)) * (1 - broken))
-        return norm, broken
+            largest_decay = (2 + self.step_number) / (11 + self.step_number)
+            move_average(self.average, self.model, (1 - min(self.settings.ema, largest_decay)) * (1 - nonfinite))
+        return norm, nonfinite
 
     def _step_optimizer(self, nonfinite: Tensor) -> None:
-        """Step the optimiser, unless the gradient is not finite.
+        """Step the optimiser, unless loss or gradient is not finite.
 
-        A fused optimiser reads the flag on the device. For any other optimiser the flag is read on the host, which
-        waits for the device: only then every part of its state, on whatever device, stays exactly as it was.
+        A fused optimiser reads the flag on the device. For any other optimiser the flag is read back to the host,
+        which waits for the device. Its state may be on the host, such as the step counter of Adam, so that no operation
+        on the device could restore it.
         """
         optimizer: Any = self.optimizer
         self.skips_by_flag = self.skips_by_flag or skips_by_flag(optimizer)
@@ -215,8 +243,10 @@ class Trainer:
         self.scaler.update()
 
     def share_buffers(self) -> None:
-        """Give all processes the norms' statistics of the first, which are those of the checkpoint; each has its own
-        after a step."""
+        """Copy the buffers of rank 0, which are those in the checkpoint, to all ranks.
+
+        The running statistics of normalisation layers differ between ranks after a step.
+        """
         if self.processes.group is not None:
             for module in filter(None, (self.model, self.average)):
                 for buffer in module.buffers():
@@ -224,7 +254,7 @@ class Trainer:
 
     @property
     def position(self) -> dict[str, Any]:
-        """Where training stands: step, epoch, learning rate of each parameter group."""
+        """The current step, epoch and learning rate of each parameter group."""
         return {
             "step": self.step_number,
             "epoch": self.step_number / self.settings.steps_per_epoch,
@@ -236,30 +266,31 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.experiment.device.type, AUTOCAST[self.settings.precision])
 
-    def _no_sync(self, more_to_come: bool) -> Any:
-        """Gradients of several processes are added up once a step, with the last micro-batch."""
-        if more_to_come and isinstance(self.network, DistributedDataParallel):
+    def _no_sync(self, more_follow: bool) -> Any:
+        """Ranks exchange gradients once per step, in the backward pass of the last micro-batch."""
+        if more_follow and isinstance(self.network, DistributedDataParallel):
             return self.network.no_sync()
         return nullcontext()
 
     def _normaliser(self, masks: Sequence[Tensor]) -> Any:
-        """What makes the micro-batches add up to one large batch."""
-        images = len(masks[0].shape) - 1 - self.experiment.labels.has_mask_channels
+        """The normaliser with which the losses of the micro-batches add up to the loss of one large batch."""
+        dims = masks[0].ndim - 1 - self.experiment.labels.has_mask_channels
         if isinstance(self.loss, WeightedSum):
-            return self.loss.normaliser(masks, spatial=images)
-        heads: Sequence[Sequence[int]] = self.model.head_strides  # pyright: ignore[reportAssignmentType]
-        whole = masks[0].shape[-images:]
-        sizes = [[side // stride for side, stride in zip(whole, strides, strict=True)] for strides in heads]
+            return self.loss.normaliser(masks, spatial=dims)
+        head_strides: Sequence[Sequence[int]] = self.model.head_strides  # pyright: ignore[reportAssignmentType]
+        size = masks[0].shape[-dims:]
+        sizes = [[side // stride for side, stride in zip(size, strides, strict=True)] for strides in head_strides]
         return self.loss.normaliser(masks, sizes=sizes)
 
-    def _set_rates(self) -> None:
+    def _apply_schedules(self) -> None:
+        """Set the term weights and the learning rates of the current step."""
         self.loss.set_progress(self.step_number / self.settings.limits.steps)
         factor = self.experiment.schedule(self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
     def state(self) -> dict[str, Any]:
-        """Everything the loop changes, plain tensors and plain data. All processes have to ask for it together."""
+        """The contents of a checkpoint, as tensors and plain data. All ranks must call this together."""
         schedule = self.experiment.schedule
         return {
             **self.experiment.plain,
@@ -283,9 +314,10 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; with another number of processes, their random states begin with that of the first.
+        """Continue from the contents of a checkpoint.
 
-        Rates, decays, precision and schedule are those of the configuration, which may have been allowed to change.
+        Learning rates, weight decay, precision and schedule stay those of the experiment, which may differ from the
+        checkpoint. If the number of processes has changed, all ranks start from the random state of rank 0.
         """
         training = state["training"]
         self.model.load_state_dict(training["model"])
@@ -298,19 +330,26 @@ class Trainer:
             self.experiment.schedule.state = training["schedule"]
         if self.average is not None:
             self.average.load_state_dict(state["model"])
-        random = training["random"]
-        place = self.processes.rank if len(random) == self.processes.world_size else 0
-        set_random_state(random[place], self.experiment.device)
+        random_states = training["random"]
+        rank = self.processes.rank if len(random_states) == self.processes.world_size else 0
+        set_random_state(random_states[rank], self.experiment.device)
         self.step_number, self.seconds = state["step"], state["time"]["training_seconds"]
         self.best, self.best_step = state["best"], state["best_step"]
         limits = self.settings.limits
         self.finished = limits.reached(self.step_number, self.seconds)
-        if state["finished"] == "patience":  # which is looked at after a validation, and at no other step
+        if state["finished"] == "patience":  # otherwise patience is only checked after a validation
             self.finished = self.finished or limits.out_of_patience(self.step_number, self.best_step)
 
 
+def _summed(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The sum over micro-batches of each scalar."""
+    if len(results) == 1:
+        return results[0]
+    return {name: torch.stack([result[name] for result in results]).sum(0) for name in results[0]}
+
+
 def _distributed(network: nn.Module, experiment: Experiment) -> nn.Module:
-    """With several processes, the network in torch's wrapper that adds up their gradients."""
+    """The network, wrapped in DistributedDataParallel if there is a process group."""
     if experiment.processes.group is None:
         return network
     devices = [experiment.device.index] if experiment.device.type == "cuda" else None

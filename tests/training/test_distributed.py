@@ -26,7 +26,7 @@ from segkit.training import checkpoint
 from segkit.training.loop import fit
 from segkit.training.optimizers import build_optimizer
 from segkit.training.run_folder import Run
-from segkit.training.stopping import Interrupted, Limits, Watch
+from segkit.training.stopping import Interrupted, Limits, StopMonitor
 from segkit.training.trainer import Trainer
 from segkit.utils.distributed import Processes
 
@@ -144,7 +144,7 @@ def evaluate_in_a_process(rank, folder):
     processes = Processes(rank, 2, rank, dist.group.WORLD)
     fit(with_batch_norm(processes), Run(Path(folder) / "run", writes=processes.is_first), console=QUIET)
     # one of the two is asked to stop between two lines of the log
-    Watch.SECONDS = 0.05
+    StopMonitor.SECONDS = 0.05
     experiment = with_batch_norm(processes, log_every=1000)
     experiment = replace(experiment, settings=replace(experiment.settings, limits=Limits(10**6), validate_every=10**6))
     batches = list(experiment.batches(0))

@@ -31,7 +31,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(CheckpointError, match="as it was before: no space"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*last.pt, .* no space"):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path)["step"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
@@ -43,18 +43,18 @@ class NotPlainData:
 
 def test_checkpoints_hold_plain_data_only(tmp_path):
     torch.save({"format": 1, "object": NotPlainData()}, tmp_path / "bad.pt")
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+    with pytest.raises(CheckpointError, match=r"bad\.pt is not a readable checkpoint"):
         checkpoint.load(tmp_path / "bad.pt")
 
 
 def test_checkpoint_errors_name_the_file(tmp_path):
-    with pytest.raises(CheckpointError, match="found nothing"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*none\.pt"):
         checkpoint.load(tmp_path / "none.pt")
     torch.save({"format": checkpoint.FORMAT + 1}, tmp_path / "new.pt")
-    with pytest.raises(CheckpointError, match=r"new.pt has format 2.*upgrade"):
+    with pytest.raises(CheckpointError, match=r"new\.pt has checkpoint format 2.*upgrade"):
         checkpoint.load(tmp_path / "new.pt")
     torch.save({"weights": 1}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="it has no format"):
+    with pytest.raises(CheckpointError, match=r"other\.pt .* no format"):
         checkpoint.load(tmp_path / "other.pt")
     (tmp_path / "short.pt").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"short\.pt is not a readable"):
@@ -66,7 +66,7 @@ def test_a_run_is_not_overwritten(tmp_path):
     run.check_free(resume=False)
     run.start()
     checkpoint.save(run.last, {"step": 0})
-    with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
+    with pytest.raises(RunError, match=r"already contains a run.*--resume"):
         run.check_free(resume=False)
     run.check_free(resume=True)
 

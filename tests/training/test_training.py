@@ -108,9 +108,7 @@ def test_steps_that_are_not_finite_change_nothing(tmp_path, ema):
 def test_too_many_of_them_stop_the_run(tmp_path):
     """The weights of the checkpoint are finite, and the log is still JSON."""
     run = Run(tmp_path)
-    with pytest.raises(
-        Diverged, match=r"not finite in 2 steps in a row, up to step 4 \(cases train_.* and 2 more\)"
-    ) as stopped:
+    with pytest.raises(Diverged, match=r"not finite for 2 .*step 4 \(cases train_.* and 2 more\)") as stopped:
         fit(poisoned_at(make_experiment(nonfinite=2), {2, 3, 4, 5}), run, console=QUIET)
     assert stopped.value.exit_code == 1
     assert log_of(run)[-1]["loss"] is None
@@ -317,7 +315,7 @@ def test_a_term_without_gradient_is_warned_of(tmp_path):
     run = Run(tmp_path / "run")
     fit(make_experiment(1, loss=[drowned, "cross_entropy"]), run, console=QUIET)
     (warning,) = [record["message"] for record in log_of(run) if record["kind"] == "warning"]
-    assert "the gradient of dice is" in warning
+    assert warning.startswith("dice contributes no gradient")
 
 
 def test_a_schedule_goes_on_after_a_resume(tmp_path):
@@ -431,12 +429,12 @@ def test_weights_of_another_training(tmp_path):
     assert loaded.mismatched == {"head.weight": ([5, 8, 1, 1], [3, 8, 1, 1]), "head.bias": ([5], [3])}
     assert set(loaded.missing) == {"coarser_heads.0.weight", "coarser_heads.0.bias"}
     assert torch.equal(model.encoder[0].layers[0].weight, other.encoder[0].layers[0].weight)
-    assert "head.weight [5, 8, 1, 1] there, [3, 8, 1, 1] here" in " ".join(loaded.in_words(tmp_path))
+    assert "head.weight (file [5, 8, 1, 1], network [3, 8, 1, 1])" in " ".join(loaded.describe(tmp_path))
     wrapped = {f"net._orig_mod.{name}": value for name, value in other.state_dict().items()}
     torch.save({"state_dict": wrapped}, tmp_path / "wrapped.ckpt")
     assert load_weights(model, tmp_path / "wrapped.ckpt") == loaded
     torch.save({"strange": torch.ones(1)}, tmp_path / "strange.pth")
-    with pytest.raises(checkpoint.CheckpointError, match="no weight that fits: it holds strange"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"no weight in .*strange"):
         load_weights(model, tmp_path / "strange.pth")
 
 
@@ -448,9 +446,9 @@ def test_frozen_parts_stay_as_they_are(tmp_path):
     fit(experiment, Run(tmp_path), console=QUIET)
     for name, value in experiment.model.state_dict().items():
         assert torch.equal(value, before[name]) == name.startswith("encoder."), name
-    with pytest.raises(ValueError, match=r"no parameter is called 'encodr.\*'; they are encoder.\*, upsample"):
+    with pytest.raises(ValueError, match=r"freeze: .*'encodr.\*'; .* encoder.\*, upsample"):
         freeze(experiment.model, ["encodr.*"])
-    with pytest.raises(ValueError, match="leave nothing to be trained"):
+    with pytest.raises(ValueError, match=r"freeze: \* leaves no trainable parameter"):
         freeze(experiment.model, ["*"])
 
 
@@ -469,7 +467,7 @@ def test_a_profile_of_a_run_that_ends_before(tmp_path):
     short = Run(tmp_path / "short")
     fit(make_experiment(steps=3), short, console=QUIET, profiler=Profiler(20, CPU, warm_up=1))
     assert json.loads((short.folder / "profile" / "steps.json").read_text())["steps"] == 2
-    with pytest.warns(UserWarning, match="ended after 2 steps, of which the first 3 warm up, so nothing was timed"):
+    with pytest.warns(UserWarning, match=r"train.profile: no step was measured.* 2 steps .* 3 steps"):
         fit(make_experiment(steps=2), Run(tmp_path / "none"), console=QUIET, profiler=Profiler(1, CPU))
 
 
@@ -507,7 +505,7 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is():
 
     compiled.calls = [fails]
     image = torch.randn(2, 1, 8, 8)
-    with pytest.warns(UserWarning, match=r"cannot be compiled and runs as it is \(RuntimeError: no compiler here\)"):
+    with pytest.warns(UserWarning, match=r"train.compile: .*\(RuntimeError: no compiler here\)"):
         logits = compiled(image)
     torch.testing.assert_close(logits, network(image))
     compiled.calls = [lambda image: network(image) if image.shape[-1] == 8 else fails(image)]
