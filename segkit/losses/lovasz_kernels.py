@@ -118,10 +118,10 @@ def histogram_losses(counts: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     counts: the number of pixels in each bin, integers [..., 2, N] (background, foreground), errors increasing.
     centres: the error that represents each bin, [N].
 
-    Bins join the wrong pixels one after the other, largest errors first. With all pixels of a bin, the Jaccard loss
-    1 - I / U increases by an amount that follows exactly from the counts, and the loss is the sum of these amounts
-    times the bin's error. The increments of single pixels are those halfway through the bin, scaled so that they add up
-    to the exact amount.
+    Bins are added to the wrong pixels one after the other, largest errors first. Adding all pixels of a bin increases
+    the Jaccard loss 1 - I / U by an amount that follows exactly from the counts; the loss is the sum of these amounts,
+    each times the error of its bin. The increments of single pixels are those halfway through the bin, scaled so that
+    they add up to the exact amount.
     """
     dtype = centres.dtype
     background, foreground = counts.flip(-1).unbind(-2)  # errors decreasing

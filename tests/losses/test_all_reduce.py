@@ -1,4 +1,4 @@
-"""Two gloo processes with unequal shares of valid pixels, and gradients accumulated over micro-batches."""
+"""Two gloo processes with unequal numbers of valid pixels, and gradients accumulated over micro-batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from segkit.losses import LOSSES, build_loss
 
-from support.loss_oracle import MODES, MODES_OF, VARIANTS, VOID, labels_of, value_and_gradient
+from support.loss_oracle import IGNORE_INDEX, MODES, MODES_OF, VARIANTS, labels_of, value_and_gradient
 from support.loss_processes import SHARE
 
-# those that say that they are the loss of each process alone; the histogram's bins are the same in both
+# losses that are documented as that of each process alone; histograms are summed over the processes
 LOCAL = ("topk_cross_entropy",)
 HISTOGRAM = [({"name": name, "bins": 4096}, MODES_OF.get(name, MODES)) for name in LOSSES if name.startswith("lovasz")]
 
@@ -34,20 +34,20 @@ TASKS = {
 
 
 def images(mode, seed=0):
-    """Four images, of which the first is nearly all ignored and the last lacks a class."""
+    """Four images; the first is mostly ignored, and class 1 is absent from the last."""
     rng = torch.Generator().manual_seed(seed)
     labels = labels_of(mode)
     logits = 2 * torch.randn(4, labels.channels, 5, 6, generator=rng, dtype=torch.float64)
     shape = (4, labels.channels, 5, 6) if mode == "multilabel" else (4, 5, 6)
     mask = torch.randint(len(labels.names) if mode == "multiclass" else 2, shape, generator=rng, dtype=torch.uint8)
-    mask[0][..., 1:, :] = VOID
+    mask[0][..., 1:, :] = IGNORE_INDEX
     mask[3][mask[3] == 1] = 0
     return logits, mask
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """What each of two processes found for every task."""
+    """The results of two processes for every task."""
     folder = tmp_path_factory.mktemp("processes")
     tasks = {key: (list(labels_of(mode).names), mode, options, *images(mode)) for key, (options, mode) in TASKS.items()}
     torch.save(tasks, folder / "task.pt")
@@ -58,25 +58,25 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("key", TASKS)
-def test_two_processes_have_the_loss_and_gradient_of_the_whole_batch(key, two_processes):
+def test_two_processes_compute_the_loss_and_gradient_of_the_whole_batch(key, two_processes):
     options, mode = TASKS[key]
     logits, mask = images(mode)
     value, gradient = value_and_gradient(build_loss(options, labels_of(mode)), logits, mask)
-    for found in two_processes:
-        assert_close(found[key][0], value, rtol=1e-6, atol=1e-12)
-    # DDP takes the mean over the processes
-    together = torch.cat([found[key][1] for found in two_processes]) / 2
-    assert_close(together, gradient, rtol=1e-6, atol=1e-12)
+    for results in two_processes:
+        assert_close(results[key][0], value, rtol=1e-6, atol=1e-12)
+    # DDP averages over the processes
+    averaged = torch.cat([results[key][1] for results in two_processes]) / 2
+    assert_close(averaged, gradient, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("key", TASKS)
-def test_the_divisor_of_accumulated_gradients_is_that_of_all_processes(key, two_processes):
+def test_the_normaliser_counts_over_all_processes(key, two_processes):
     options, mode = TASKS[key]
     mask = images(mode)[1]
     expected = build_loss(options, labels_of(mode)).normaliser(list(mask.split(1))).counts
-    for found in two_processes:
-        assert found[key][2] == pytest.approx(
-            {name: None if one is None else one.item() for name, one in expected.items()}
+    for results in two_processes:
+        assert results[key][2] == pytest.approx(
+            {name: None if count is None else count.item() for name, count in expected.items()}
         )
 
 
@@ -96,11 +96,11 @@ def test_micro_batches_add_up_to_the_large_batch(key):
     expected = value_and_gradient(loss, logits, mask)
     parts = list(zip(logits.split([1, 3]), mask.split([1, 3]), strict=True))
     normaliser = loss.normaliser([part for _, part in parts])
-    found = [value_and_gradient(loss, *part, normaliser=normaliser) for part in parts]
-    assert_close((sum(value for value, _ in found), torch.cat([gradient for _, gradient in found])), expected)
+    results = [value_and_gradient(loss, *part, normaliser=normaliser) for part in parts]
+    assert_close((sum(value for value, _ in results), torch.cat([gradient for _, gradient in results])), expected)
 
 
-def test_terms_of_the_micro_batch_are_averaged():
+def test_terms_that_are_defined_on_the_micro_batch_are_averaged():
     logits, mask = images("multiclass")
     loss = build_loss(["dice", "topk_cross_entropy", "lovasz_softmax"], labels_of("multiclass"))
     normaliser = loss.normaliser([mask[:2], mask[2:]])

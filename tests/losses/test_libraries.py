@@ -1,4 +1,4 @@
-"""Losses beside those of torch, MONAI, smp and kornia with the options spelled out."""
+"""Losses compared with those of torch, MONAI, smp and kornia, with explicit options."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from torch.testing import assert_close
 
 from segkit.losses import build_loss
 
-from support.loss_oracle import MODES, VOID, batch, labels_of, value_and_gradient
+from support.loss_oracle import IGNORE_INDEX, MODES, batch, labels_of, value_and_gradient
 
 
 def hard_batch():
-    """Exclusive classes in float32 without ignored pixels, every class in every image."""
+    """Exclusive classes in float32 without ignored pixels; every class is in every image."""
     return batch("multiclass", (16, 17), ignored=0.0, dtype=torch.float32)
 
 
 @pytest.fixture
 def quiet():
-    """MONAI warns about its own defaults, and other libraries on import."""
+    """Suppress warnings: MONAI warns about its own defaults, and other libraries on import."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def agree(options, oracle, logits, mask, labels=None, **tolerance):
-    """Value and gradient of the loss and of `oracle`, a function of the logits."""
-    ours = value_and_gradient(build_loss(options, labels or labels_of("multiclass")), logits, mask)
-    theirs = value_and_gradient(lambda z, _: oracle(z), logits, mask)
-    assert_close(ours, theirs, **tolerance)
+    """Assert that value and gradient of the loss equal those of `oracle`, a function of the logits."""
+    segkit_result = value_and_gradient(build_loss(options, labels or labels_of("multiclass")), logits, mask)
+    library_result = value_and_gradient(lambda z, _: oracle(z), logits, mask)
+    assert_close(segkit_result, library_result, **tolerance)
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.25]])
-def test_cross_entropy_is_torchs(weights):
+def test_cross_entropy_equals_torch(weights):
     logits, mask = batch("multiclass", (16, 17), dtype=torch.float32)
     weight = None if weights is None else torch.tensor(weights)
     options = {"name": "cross_entropy", "class_weights": weights}
-    agree(options, lambda z: F.cross_entropy(z, mask.long(), weight=weight, ignore_index=VOID), logits, mask)
-    onehot = F.one_hot(mask.long().clamp(max=2), 3).movedim(-1, 1).float() * (mask != VOID).unsqueeze(1)
-    # torch divides by the number of all pixels where targets are probabilities
+    agree(options, lambda z: F.cross_entropy(z, mask.long(), weight=weight, ignore_index=IGNORE_INDEX), logits, mask)
+    onehot = F.one_hot(mask.long().clamp(max=2), 3).movedim(-1, 1).float() * (mask != IGNORE_INDEX).unsqueeze(1)
+    # with probabilities as targets, torch divides by the number of all pixels
     agree({**options, "normalize": "numel"}, lambda z: F.cross_entropy(z, onehot, weight=weight), logits, mask)
 
 
-def test_binary_and_multilabel_cross_entropy_are_torchs():
+def test_binary_and_multilabel_cross_entropy_equal_torch():
     for mode in ("binary", "multilabel"):
         logits, mask = batch(mode, (16, 17), ignored=0.0, dtype=torch.float32)
         onehot = mask.view_as(logits).float()
@@ -55,7 +55,7 @@ def test_binary_and_multilabel_cross_entropy_are_torchs():
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("options", "library_options"),
     [
         ({}, {}),
         ({"per": "batch"}, {"batch": True}),
@@ -67,16 +67,16 @@ def test_binary_and_multilabel_cross_entropy_are_torchs():
         ({"name": "jaccard", "eps": [0.5, 0.25]}, {"jaccard": True, "smooth_nr": 1.0, "smooth_dr": 0.5}),
     ],
 )
-def test_dice_and_jaccard_are_monais(ours, theirs):
+def test_dice_and_jaccard_equal_monai(options, library_options):
     losses = pytest.importorskip("monai.losses")
     logits, mask = hard_batch()
-    oracle = losses.DiceLoss(softmax=True, to_onehot_y=True, **theirs)
-    options = {"name": "dice", "per": "image", "empty": "keep", **ours}
+    oracle = losses.DiceLoss(softmax=True, to_onehot_y=True, **library_options)
+    options = {"name": "dice", "per": "image", "empty": "keep", **options}
     agree(options, lambda z: oracle(z, mask.unsqueeze(1)), logits, mask)
 
 
 @pytest.mark.usefixtures("quiet")
-def test_multilabel_dice_is_monais():
+def test_multilabel_dice_equals_monai():
     losses = pytest.importorskip("monai.losses")
     logits, mask = batch("multilabel", (5, 6, 7), ignored=0.0, dtype=torch.float32)
     oracle = losses.DiceLoss(sigmoid=True)
@@ -86,16 +86,16 @@ def test_multilabel_dice_is_monais():
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("gamma", [2.0, 1.5])
-def test_focal_is_monais_times_the_classes(gamma):
+def test_focal_equals_monai_times_the_number_of_classes(gamma):
     losses = pytest.importorskip("monai.losses")
     logits, mask = hard_batch()
     oracle = losses.FocalLoss(gamma=gamma, use_softmax=True, to_onehot_y=True)
-    # MONAI's mean runs over pixels times classes, though all but one class of a pixel add nothing
+    # MONAI averages over pixels times classes, although all but one class of a pixel contribute 0
     agree({"name": "focal", "gamma": gamma}, lambda z: 3 * oracle(z, mask.unsqueeze(1)), logits, mask)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_sigmoid_focal_is_torchvisions(mode):
+def test_sigmoid_focal_equals_torchvision(mode):
     ops = pytest.importorskip("torchvision.ops")
     logits, mask = batch(mode, (16, 17), ignored=0.0, dtype=torch.float32)
     onehot = torch.stack([mask == c for c in range(3)], 1) if mode == "multiclass" else mask.view_as(logits)
@@ -105,16 +105,16 @@ def test_sigmoid_focal_is_torchvisions(mode):
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("absent", [None, 2])
-def test_dice_jaccard_and_lovasz_are_smps(absent):
+def test_dice_jaccard_and_lovasz_equal_smp(absent):
     losses = pytest.importorskip("segmentation_models_pytorch.losses")
     logits, mask = batch("multiclass", (16, 17), ignored=0.0, absent=absent, dtype=torch.float32)
     dice, jaccard = losses.DiceLoss("multiclass", smooth=0.5), losses.JaccardLoss("multiclass", smooth=0.5)
-    # smp adds its smooth to numerator and denominator of Dice after halving both
+    # smp halves numerator and denominator of Dice before it adds its smooth
     agree({"name": "dice", "eps": 1.0, "empty": "zero"}, lambda z: dice(z, mask.long()), logits, mask)
     agree({"name": "jaccard", "eps": 0.5, "empty": "zero"}, lambda z: jaccard(z, mask.long()), logits, mask)
-    lovasz = losses.LovaszLoss("multiclass", ignore_index=VOID)
-    mask[:, 3:6] = VOID
-    # smp differences a float32 curve, which costs its gradient digits
+    lovasz = losses.LovaszLoss("multiclass", ignore_index=IGNORE_INDEX)
+    mask[:, 3:6] = IGNORE_INDEX
+    # smp subtracts successive float32 values, which costs its gradient digits
     agree(
         {"name": "lovasz_softmax", "mode": "exact"},
         lambda z: lovasz(z, mask.long()),
@@ -126,7 +126,7 @@ def test_dice_jaccard_and_lovasz_are_smps(absent):
 
 
 @pytest.mark.usefixtures("quiet")
-def test_lovasz_and_dice_are_kornias():
+def test_lovasz_and_dice_equal_kornia():
     losses = pytest.importorskip("kornia.losses")
     logits, mask = batch("multiclass", (16, 17), ignored=0.0, absent=2)
     options = {"name": "lovasz_softmax", "mode": "exact", "per": "image", "classes": "all"}

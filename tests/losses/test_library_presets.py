@@ -1,4 +1,4 @@
-"""`like: library`: value and gradient of every preset against the library, or against loops over its definition."""
+"""`like: library`: value and gradient of every preset, compared with the library or with loops over its definition."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from segkit.labels import Labels
 from segkit.losses import LOSSES, build_loss
 from segkit.losses.library_presets import LIBRARIES, PRESETS, Preset, Refusal
 
-VOID = 255
+IGNORE_INDEX = 255
 MODES = ("multiclass", "binary", "multilabel")
 WEIGHTS = [0.5, 2.0, 1.25]
-EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-13}  # of two ways to compute the same in float64
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-13}  # for two computations of the same value in float64
 
-Theirs = Callable[[Tensor, Tensor, str], Tensor]
+LibraryLoss = Callable[[Tensor, Tensor, str], Tensor]
 
 
 def labels_of(mode: str, ignoring: bool = True) -> Labels:
     names = ["background", "a"] if mode == "binary" else ["background", "a", "b"]
-    return Labels(names, mode=mode, ignore_index=VOID if ignoring else None)
+    return Labels(names, mode=mode, ignore_index=IGNORE_INDEX if ignoring else None)
 
 
 def batch(mode: str, situation: str = "plain") -> tuple[Tensor, Tensor]:
-    """Logits in float64 and a mask of two images, 40 pixels in all; what `situation` may be is in `Case`."""
+    """Logits in float64 and a mask of two images with 40 pixels in total. situation: see `Case`."""
     rng = torch.Generator().manual_seed(3)
     space = (2, 5, 2) if situation == "volume" else (4, 5)
     channels = labels_of(mode).channels
@@ -42,13 +42,13 @@ def batch(mode: str, situation: str = "plain") -> tuple[Tensor, Tensor]:
     shape = (2, channels, *space) if mode == "multilabel" else (2, *space)
     mask = torch.randint(3 if mode == "multiclass" else 2, shape, generator=rng, dtype=torch.uint8)
     if situation == "absent":
-        second = mask[:, 1] if mode == "multilabel" else mask
-        second[second == 1] = 0
+        second_class = mask[:, 1] if mode == "multilabel" else mask
+        second_class[second_class == 1] = 0
     if situation == "ignored":
-        mask[torch.rand(shape, generator=rng) < 0.3] = VOID
+        mask[torch.rand(shape, generator=rng) < 0.3] = IGNORE_INDEX
     if situation == "ignored pixels":
         ignored = torch.rand((2, 1, *space), generator=rng) < 0.3
-        mask[ignored.expand(shape) if mode == "multilabel" else ignored[:, 0]] = VOID
+        mask[ignored.expand(shape) if mode == "multilabel" else ignored[:, 0]] = IGNORE_INDEX
     return logits, mask
 
 
@@ -59,34 +59,34 @@ def value_and_gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tupl
     return value.detach(), torch.autograd.grad(value, logits)[0]
 
 
-def ours(options: dict[str, Any], mode: str, mask: Tensor) -> Callable[[Tensor], Tensor]:
-    loss = build_loss(options, labels_of(mode, bool((mask == VOID).any())))
+def segkit_loss(options: dict[str, Any], mode: str, mask: Tensor) -> Callable[[Tensor], Tensor]:
+    loss = build_loss(options, labels_of(mode, bool((mask == IGNORE_INDEX).any())))
     return lambda logits: loss(logits, mask)
 
 
-# --- the libraries that are installed --------------------------------------------------------------------------
+# --- installed libraries -------------------------------------------------------------------------
 
 
 def channels_of(mask: Tensor, mode: str) -> Tensor:
-    """The mask with a channel axis, of binary and overlapping classes."""
+    """The mask of binary or overlapping classes, with a channel axis."""
     return mask.unsqueeze(1) if mode == "binary" else mask
 
 
 def presence(mask: Tensor, mode: str, channels: int) -> Tensor:
-    """A mask without ignored pixels as channels of 0 and 1, float64."""
+    """A mask without ignored pixels as channels of 0 and 1 in float64."""
     if mode == "multiclass":
         return F.one_hot(mask.long(), channels).movedim(-1, 1).double()
     return channels_of(mask, mode).double()
 
 
-def torch_cross_entropy(**options: Any) -> Theirs:
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
-        given = {name: torch.tensor(numbers, dtype=logits.dtype) for name, numbers in options.items()}
+def torch_cross_entropy(**options: Any) -> LibraryLoss:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+        arguments = {name: torch.tensor(numbers, dtype=logits.dtype) for name, numbers in options.items()}
         if mode == "multiclass":
-            return F.cross_entropy(logits, mask.long(), ignore_index=VOID, **given)
-        return F.binary_cross_entropy_with_logits(logits, presence(mask, mode, logits.shape[1]), **given)
+            return F.cross_entropy(logits, mask.long(), ignore_index=IGNORE_INDEX, **arguments)
+        return F.binary_cross_entropy_with_logits(logits, presence(mask, mode, logits.shape[1]), **arguments)
 
-    return theirs
+    return library_loss
 
 
 def torch_soft_cross_entropy(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
@@ -94,82 +94,82 @@ def torch_soft_cross_entropy(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
     return F.cross_entropy(logits, presence(mask, mode, 3), weight=weight, label_smoothing=0.1)
 
 
-def torchvision_focal(**options: Any) -> Theirs:
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+def torchvision_focal(**options: Any) -> LibraryLoss:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
         ops = pytest.importorskip("torchvision.ops")
         return ops.sigmoid_focal_loss(logits, presence(mask, mode, logits.shape[1]), reduction="mean", **options)
 
-    return theirs
+    return library_loss
 
 
-def monai(name: str, activation: bool = True, **options: Any) -> Theirs:
-    """activation: whether the loss wants to be told to take a softmax or sigmoid."""
+def monai(name: str, activation: bool = True, **options: Any) -> LibraryLoss:
+    """activation: whether the loss has the options `softmax` and `sigmoid`."""
 
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
         cls = getattr(pytest.importorskip("monai.losses"), name)
-        ignore = {"ignore_index": VOID} if (mask == VOID).any() else {}
+        ignore = {"ignore_index": IGNORE_INDEX} if (mask == IGNORE_INDEX).any() else {}
         active = {"softmax" if mode == "multiclass" else "sigmoid": True} if activation else {}
         loss = cls(to_onehot_y=mode == "multiclass", **active, **options, **ignore)
-        # named classes as [B, 1, *S]; channels of 0 and 1 as they are
+        # class numbers as [B, 1, *S]; channels of 0 and 1 unchanged
         return loss(logits, mask.unsqueeze(1) if mode == "multiclass" else channels_of(mask, mode).to(logits))
 
-    return theirs
+    return library_loss
 
 
-def monai_cross_entropy(**options: Any) -> Theirs:
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
-        given = {name: torch.tensor(numbers, dtype=logits.dtype) for name, numbers in options.items()}
+def monai_cross_entropy(**options: Any) -> LibraryLoss:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+        arguments = {name: torch.tensor(numbers, dtype=logits.dtype) for name, numbers in options.items()}
         active = {"softmax": True, "to_onehot_y": True} if mode == "multiclass" else {"sigmoid": True}
         cls = pytest.importorskip("monai.losses").DiceCELoss
-        return cls(lambda_dice=0.0, **active, **given)(logits, mask.unsqueeze(1))
+        return cls(lambda_dice=0.0, **active, **arguments)(logits, mask.unsqueeze(1))
 
-    return theirs
+    return library_loss
 
 
-def smp(name: str, **options: Any) -> Theirs:
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+def smp(name: str, **options: Any) -> LibraryLoss:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
         losses = pytest.importorskip("segmentation_models_pytorch.losses")
-        ignore = {"ignore_index": VOID} if (mask == VOID).any() else {}
+        ignore = {"ignore_index": IGNORE_INDEX} if (mask == IGNORE_INDEX).any() else {}
         return getattr(losses, name)(mode, **options, **ignore)(logits, mask.long())
 
-    return theirs
+    return library_loss
 
 
 def smp_cross_entropy(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
     losses = pytest.importorskip("segmentation_models_pytorch.losses")
     if mode == "multiclass":
-        return losses.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=VOID)(logits, mask.long())
-    return losses.SoftBCEWithLogitsLoss(ignore_index=VOID)(logits, channels_of(mask, mode).to(logits))
+        return losses.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=IGNORE_INDEX)(logits, mask.long())
+    return losses.SoftBCEWithLogitsLoss(ignore_index=IGNORE_INDEX)(logits, channels_of(mask, mode).to(logits))
 
 
 def smp_smoothed(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
     losses = pytest.importorskip("segmentation_models_pytorch.losses")
     if mode == "multiclass":
-        return losses.SoftCrossEntropyLoss(smooth_factor=0.2, ignore_index=VOID)(logits, mask.long())
+        return losses.SoftCrossEntropyLoss(smooth_factor=0.2, ignore_index=IGNORE_INDEX)(logits, mask.long())
     pos_weight = torch.tensor(3.0, dtype=logits.dtype) if mode == "binary" else None
-    loss = losses.SoftBCEWithLogitsLoss(smooth_factor=0.1, ignore_index=VOID, pos_weight=pos_weight)
+    loss = losses.SoftBCEWithLogitsLoss(smooth_factor=0.1, ignore_index=IGNORE_INDEX, pos_weight=pos_weight)
     return loss(logits, channels_of(mask, mode).to(logits))
 
 
-def kornia(name: str, ignores: bool = True, weight: list[float] | None = None, **options: Any) -> Theirs:
-    def theirs(logits: Tensor, mask: Tensor, _mode: str) -> Tensor:
+def kornia(name: str, ignores: bool = True, weight: list[float] | None = None, **options: Any) -> LibraryLoss:
+    def library_loss(logits: Tensor, mask: Tensor, _mode: str) -> Tensor:
         losses = pytest.importorskip("kornia.losses")
-        given = dict(options, ignore_index=VOID) if ignores else dict(options)
+        arguments = dict(options, ignore_index=IGNORE_INDEX) if ignores else dict(options)
         if weight is not None:
-            given["weight"] = torch.tensor(weight, dtype=logits.dtype)
-        return getattr(losses, name)(logits, mask.long(), **given)
+            arguments["weight"] = torch.tensor(weight, dtype=logits.dtype)
+        return getattr(losses, name)(logits, mask.long(), **arguments)
 
-    return theirs
+    return library_loss
 
 
-def kornia_focal(**options: Any) -> Theirs:
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+def kornia_focal(**options: Any) -> LibraryLoss:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
         if mode == "multiclass":
             return kornia("focal_loss", reduction="mean", **options)(logits, mask, mode)
         loss = kornia("binary_focal_loss_with_logits", reduction="mean", **options)
         return loss(logits, channels_of(mask, mode), mode)
 
-    return theirs
+    return library_loss
 
 
 def kornia_hinge(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
@@ -181,7 +181,7 @@ def kornia_hinge(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Entry:
-    """A pixel of a channel: the image, the channel, logit, probability, and whether the mask shows it there."""
+    """A pixel of a channel: image, channel, logit, probability, and whether the pixel belongs to the class."""
 
     image: int
     channel: int
@@ -191,25 +191,25 @@ class Entry:
 
 
 def entries(logits: Tensor, mask: Tensor, mode: str, activation: str | None = None) -> Iterator[Entry]:
-    """All that are not ignored, by image, channel and pixel."""
+    """All entries that are not ignored, ordered by image, channel and pixel."""
     z = logits.flatten(2)
-    shown = mask.flatten(2) if mode == "multilabel" else mask.flatten(1).unsqueeze(1)
+    classes = mask.flatten(2) if mode == "multilabel" else mask.flatten(1).unsqueeze(1)
     exclusive = mode == "multiclass" and activation != "sigmoid"
     for image, channel, pixel in itertools.product(*map(range, z.shape)):
-        number = int(shown[image, channel if mode == "multilabel" else 0, pixel])
-        if number == VOID:
+        number = int(classes[image, channel if mode == "multilabel" else 0, pixel])
+        if number == IGNORE_INDEX:
             continue
-        here = z[image, channel, pixel]
-        p = here.exp() / sum(other.exp() for other in z[image, :, pixel]) if exclusive else 1 / (1 + (-here).exp())
-        yield Entry(image, channel, here, p, number == (channel if mode == "multiclass" else 1))
+        logit = z[image, channel, pixel]
+        p = logit.exp() / sum(other.exp() for other in z[image, :, pixel]) if exclusive else 1 / (1 + (-logit).exp())
+        yield Entry(image, channel, logit, p, number == (channel if mode == "multiclass" else 1))
 
 
-def loop_cross_entropy(weights: list[float] | None = None, divide_by: str = "weights") -> Theirs:
-    """weights: one a class, in mode binary that of absence and of presence."""
+def loop_cross_entropy(weights: list[float] | None = None, divide_by: str = "weights") -> LibraryLoss:
+    """weights: one per class; in binary mode those of absence and presence."""
 
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
         total, counts = torch.zeros((), dtype=logits.dtype), {"weights": 0.0, "valid": 0, "numel": mask.numel()}
-        counts["pixels"] = int((mask != VOID).sum()) / (logits.shape[1] if mode == "multilabel" else 1)
+        counts["pixels"] = int((mask != IGNORE_INDEX).sum()) / (logits.shape[1] if mode == "multilabel" else 1)
         for entry in entries(logits, mask, mode):
             if mode == "multiclass" and not entry.present:
                 continue
@@ -219,16 +219,16 @@ def loop_cross_entropy(weights: list[float] | None = None, divide_by: str = "wei
             counts["valid"] += 1
         return total / counts[divide_by]
 
-    return theirs
+    return library_loss
 
 
-def loop_topk(share: float) -> Theirs:
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+def loop_topk(share: float) -> LibraryLoss:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
         losses = [-entry.p.log() for entry in entries(logits, mask, mode) if entry.present]
         largest = sorted(losses, key=float, reverse=True)[: math.floor(mask.numel() * share + 1e-9)]
         return sum(largest, torch.zeros((), dtype=logits.dtype)) / len(largest)
 
-    return theirs
+    return library_loss
 
 
 def loop_region(
@@ -236,13 +236,13 @@ def loop_region(
     batch_wide: bool = False,
     first: dict[str, int] | None = None,
     weights: list[float] | None = None,
-) -> Theirs:
+) -> LibraryLoss:
     """The mean over images and channels of `loss(tp, fp, fn)`.
 
-    first: the first channel that counts, by mode. weights: they multiply, and the mean is divided by their number.
+    first: the first counted channel, by mode. weights: factors of the classes; the mean is divided by their number.
     """
 
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
         images, channels = 1 if batch_wide else logits.shape[0], logits.shape[1]
         zero = torch.zeros((), dtype=logits.dtype)
         sums = {group: [zero, zero, zero] for group in itertools.product(range(images), range(channels))}
@@ -259,7 +259,7 @@ def loop_region(
         ]
         return sum(values, zero) / len(values)
 
-    return theirs
+    return library_loss
 
 
 def negative_dice(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
@@ -270,27 +270,27 @@ def tversky(smooth: float = 1.0, alpha: float = 0.3, beta: float = 0.7) -> Calla
     return lambda tp, fp, fn: 1 - (tp + smooth) / (tp + alpha * fp + beta * fn + smooth)
 
 
-def loop_focal(weights: list[float] | None = None, alpha: float = 0.5) -> Theirs:
-    """The mean over all pixels and channels, ignored ones too, one class against the rest."""
+def loop_focal(weights: list[float] | None = None, alpha: float = 0.5) -> LibraryLoss:
+    """The mean over all pixels and channels, including ignored ones, with one binary problem per class."""
 
-    def theirs(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
         total = torch.zeros((), dtype=logits.dtype)
         for entry in entries(logits, mask, mode, "sigmoid"):
             p, side = (entry.p, alpha) if entry.present else (1 - entry.p, 1 - alpha)
             total = total - (1.0 if weights is None else weights[entry.channel]) * side * (1 - p) ** 2 * p.log()
         return total / logits.numel()
 
-    return theirs
+    return library_loss
 
 
 def lovasz(errors: list[tuple[Tensor, bool]]) -> Tensor:
-    """Pixels join by falling error; each counts its error times what the Jaccard loss of those so far grows by."""
+    """The sum over pixels, in the order of decreasing error, of the error times the increase of the Jaccard loss."""
     foreground = sum(present for _error, present in errors)
     total, loss, missed, added = 0.0, 0.0, 0, 0
     for error, present in sorted(errors, key=lambda pair: float(pair[0]), reverse=True):
         missed, added = missed + present, added + (not present)
-        grown = 1 - (foreground - missed) / (foreground + added)
-        total, loss = total + error * (grown - loss), grown
+        increased = 1 - (foreground - missed) / (foreground + added)
+        total, loss = total + error * (increased - loss), increased
     assert isinstance(total, Tensor)
     return total
 
@@ -299,15 +299,18 @@ def loop_lovasz_softmax(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
     """The mean over the classes that are present in the batch."""
     losses = []
     for channel in range(logits.shape[1]):
-        found = [entry for entry in entries(logits, mask, mode) if entry.channel == channel]
-        if any(entry.present for entry in found):
-            losses.append(lovasz([(1 - entry.p if entry.present else entry.p, entry.present) for entry in found]))
+        of_class = [entry for entry in entries(logits, mask, mode) if entry.channel == channel]
+        if any(entry.present for entry in of_class):
+            losses.append(lovasz([(1 - entry.p if entry.present else entry.p, entry.present) for entry in of_class]))
     return sum(losses, torch.zeros((), dtype=logits.dtype)) / len(losses)
 
 
 def loop_lovasz_hinge(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
-    found = entries(logits, mask, mode)
-    return lovasz([((1 - one.logit if one.present else 1 + one.logit).clamp(min=0), one.present) for one in found])
+    errors = [
+        ((1 - entry.logit if entry.present else 1 + entry.logit).clamp(min=0), entry.present)
+        for entry in entries(logits, mask, mode)
+    ]
+    return lovasz(errors)
 
 
 # --- the battery ----------------------------------------------------------------------------------------------
@@ -315,18 +318,18 @@ def loop_lovasz_hinge(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A preset in a mode with options of ours, and the same by the library.
+    """A preset in a mode with options of segkit, and the equal loss of the library.
 
-    situations: `absent` has no pixel of the second class, `ignored` ignores a third of the pixels (where the library
-        can do that, and not otherwise than here), and `ignored pixels` for all overlapping classes at once; `volume`
-        has three spatial axes.
-    kept: the type of floating numbers that the library keeps. tolerance: of values and gradients.
+    situations: in `absent` no pixel has the second class; in `ignored` a third of the pixels is ignored (only if the
+        library supports it and treats them as segkit does); in `ignored pixels` pixels are ignored for all overlapping
+        classes at once; `volume` has three spatial axes.
+    kept: the dtype that the library computes in. tolerance: for values and gradients.
     """
 
     library: str
     loss: str
     mode: str
-    theirs: Theirs
+    library_loss: LibraryLoss
     situations: tuple[str, ...]
     options: dict[str, Any]
     kept: torch.dtype
@@ -347,18 +350,18 @@ def add(
     library: str,
     loss: str,
     modes: str | tuple[str, ...],
-    theirs: Theirs,
+    library_loss: LibraryLoss,
     situations: tuple[str, ...] = PLAIN,
     options: dict[str, Any] | None = None,
     kept: torch.dtype = torch.float64,
     tolerance: dict[str, Any] = EXACT,
 ) -> None:
     each = [modes] if isinstance(modes, str) else modes
-    CASES.extend(Case(library, loss, mode, theirs, situations, options or {}, kept, tolerance) for mode in each)
+    CASES.extend(Case(library, loss, mode, library_loss, situations, options or {}, kept, tolerance) for mode in each)
 
 
 WEIGHTED = {"class_weights": WEIGHTS}
-OVERLAP = ("binary", "multilabel")  # where channels stand alone
+OVERLAP = ("binary", "multilabel")  # modes with independent channels
 
 add("torch", "cross_entropy", "multiclass", torch_cross_entropy(), EVERY)
 add("torch", "cross_entropy", "multiclass", torch_cross_entropy(weight=WEIGHTS), IGNORED, WEIGHTED)
@@ -387,7 +390,7 @@ add(
 add("torch", "focal", MODES, torchvision_focal())
 add("torch", "focal", MODES, torchvision_focal(alpha=-1, gamma=1.5), options={"alpha": None, "gamma": 1.5})
 
-# it takes the norms of a float32 mask for squared_pred, and the weights of generalised Dice in float32
+# MONAI squares a float32 mask for squared_pred, and computes the weights of generalised Dice in float32
 SINGLE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 add("monai", "cross_entropy", ("multiclass", "binary"), monai_cross_entropy(), VOLUME)
 add("monai", "cross_entropy", "multiclass", monai_cross_entropy(weight=WEIGHTS), VOLUME, WEIGHTED)
@@ -399,7 +402,7 @@ add(
     options={"class_weights": [1.0, 3.0], "normalize": "valid"},
 )
 for modes, situations in ((("multiclass", "binary"), EVERY), ("multilabel", VOLUME)):
-    # in multilabel its ignore_index is something else: it leaves out the pixels of no class
+    # in multilabel mode its ignore_index has another meaning: it excludes pixels without any class
     add("monai", "dice", modes, monai("DiceLoss"), situations)
     add("monai", "jaccard", modes, monai("DiceLoss", jaccard=True), situations)
     add("monai", "tversky", modes, monai("TverskyLoss"), situations)
@@ -414,13 +417,13 @@ for modes, situations in ((("multiclass", "binary"), EVERY), ("multilabel", VOLU
     )
     add("monai", "tversky", modes, monai("TverskyLoss", alpha=0.2, beta=0.9), situations, {"alpha": 0.2, "beta": 0.9})
 for loss, jaccard in (("dice", False), ("jaccard", True)):
-    theirs = monai("DiceLoss", jaccard=jaccard, weight=WEIGHTS)
-    add("monai", loss, "multiclass", theirs, EVERY, WEIGHTED)
-    add("monai", loss, "multilabel", theirs, VOLUME, WEIGHTED)
-    theirs = monai("DiceLoss", jaccard=jaccard, weight=WEIGHTS[1:], include_background=False)
-    add("monai", loss, "multiclass", theirs, EVERY, {**WEIGHTED, "background": False})
+    library_loss = monai("DiceLoss", jaccard=jaccard, weight=WEIGHTS)
+    add("monai", loss, "multiclass", library_loss, EVERY, WEIGHTED)
+    add("monai", loss, "multilabel", library_loss, VOLUME, WEIGHTED)
+    library_loss = monai("DiceLoss", jaccard=jaccard, weight=WEIGHTS[1:], include_background=False)
+    add("monai", loss, "multiclass", library_loss, EVERY, {**WEIGHTED, "background": False})
 for modes, situations in ((("multiclass", "multilabel"), VOLUME), ("binary", ("plain", "volume"))):
-    # without any class, as in binary without foreground, an image is counted otherwise than here
+    # it counts an image without any class, such as a binary one without foreground, differently
     add("monai", "generalized_dice", modes, monai("GeneralizedDiceLoss"), situations, tolerance=SINGLE)
     add(
         "monai",
@@ -431,18 +434,28 @@ for modes, situations in ((("multiclass", "multilabel"), VOLUME), ("binary", ("p
         {"weight_by": "simple", "per": "batch", "eps": [0.0, 1.0]},
         tolerance=SINGLE,
     )
-# its focal loss computes in float32, where default tolerances are right
+# its focal loss computes in float32, for which the default tolerances suffice
 FLOAT32: dict[str, Any] = {"kept": torch.float32, "tolerance": {}}
 for modes, situations in (("multilabel", VOLUME), (("multiclass", "binary"), EVERY)):
     add("monai", "focal", modes, monai("FocalLoss", activation=False), situations, **FLOAT32)
-    theirs = monai("FocalLoss", activation=False, alpha=0.25, gamma=1.5)
-    add("monai", "focal", modes, theirs, situations, {"alpha": 0.25, "gamma": 1.5}, **FLOAT32)
-theirs = monai("FocalLoss", activation=False, weight=WEIGHTS)
-add("monai", "focal", ("multiclass", "multilabel"), theirs, VOLUME, WEIGHTED, **FLOAT32)
-theirs = monai("FocalLoss", activation=False, use_softmax=True, weight=WEIGHTS, alpha=0.25)
-add("monai", "focal", "multiclass", theirs, EVERY, {"activation": "softmax", **WEIGHTED, "alpha": 0.25}, **FLOAT32)
-theirs = monai("FocalLoss", activation=False, use_softmax=True, alpha=[0.25, 0.5, 0.75])
-add("monai", "focal", "multiclass", theirs, VOLUME, {"activation": "softmax", "alpha": [0.25, 0.5, 0.75]}, **FLOAT32)
+    library_loss = monai("FocalLoss", activation=False, alpha=0.25, gamma=1.5)
+    add("monai", "focal", modes, library_loss, situations, {"alpha": 0.25, "gamma": 1.5}, **FLOAT32)
+library_loss = monai("FocalLoss", activation=False, weight=WEIGHTS)
+add("monai", "focal", ("multiclass", "multilabel"), library_loss, VOLUME, WEIGHTED, **FLOAT32)
+library_loss = monai("FocalLoss", activation=False, use_softmax=True, weight=WEIGHTS, alpha=0.25)
+add(
+    "monai", "focal", "multiclass", library_loss, EVERY, {"activation": "softmax", **WEIGHTED, "alpha": 0.25}, **FLOAT32
+)
+library_loss = monai("FocalLoss", activation=False, use_softmax=True, alpha=[0.25, 0.5, 0.75])
+add(
+    "monai",
+    "focal",
+    "multiclass",
+    library_loss,
+    VOLUME,
+    {"activation": "softmax", "alpha": [0.25, 0.5, 0.75]},
+    **FLOAT32,
+)
 
 add("smp", "cross_entropy", MODES, smp_cross_entropy, EVERY)
 add("smp", "cross_entropy", "multiclass", smp_smoothed, IGNORED, {"label_smoothing": 0.2})
@@ -454,31 +467,31 @@ add("smp", "tversky", MODES, smp("TverskyLoss"), EVERY)
 several = ("multiclass", "multilabel")
 add("smp", "dice", several, smp("DiceLoss", smooth=1.0, class_weights=WEIGHTS), IGNORED, {"eps": 2.0, **WEIGHTED})
 add("smp", "jaccard", several, smp("JaccardLoss", smooth=1.0, class_weights=WEIGHTS), IGNORED, {"eps": 1.0, **WEIGHTED})
-theirs = smp("TverskyLoss", smooth=1.0, alpha=0.2, beta=0.9, class_weights=WEIGHTS)
-add("smp", "tversky", several, theirs, IGNORED, {"eps": 1.0, "alpha": 0.2, "beta": 0.9, **WEIGHTED})
+library_loss = smp("TverskyLoss", smooth=1.0, alpha=0.2, beta=0.9, class_weights=WEIGHTS)
+add("smp", "tversky", several, library_loss, IGNORED, {"eps": 1.0, "alpha": 0.2, "beta": 0.9, **WEIGHTED})
 add("smp", "focal_tversky", several, smp("TverskyLoss", gamma=0.75), EVERY)
 add("smp", "focal_tversky", "binary", smp("TverskyLoss", gamma=0.75), ("ignored", "volume"))
-theirs = smp("TverskyLoss", gamma=1.5, alpha=0.2, beta=0.9, class_weights=WEIGHTS)
-add("smp", "focal_tversky", several, theirs, IGNORED, {"gamma": 1.5, "alpha": 0.2, "beta": 0.9, **WEIGHTED})
-for modes, situations in ((("multiclass", "binary"), EVERY), ("multilabel", VOLUME)):  # it fails otherwise
+library_loss = smp("TverskyLoss", gamma=1.5, alpha=0.2, beta=0.9, class_weights=WEIGHTS)
+add("smp", "focal_tversky", several, library_loss, IGNORED, {"gamma": 1.5, "alpha": 0.2, "beta": 0.9, **WEIGHTED})
+for modes, situations in ((("multiclass", "binary"), EVERY), ("multilabel", VOLUME)):  # it fails in other situations
     add("smp", "focal", modes, smp("FocalLoss"), situations)
     add("smp", "focal", modes, smp("FocalLoss", alpha=0.25, gamma=1.5), situations, {"alpha": 0.25, "gamma": 1.5})
 add("smp", "focal", "multiclass", smp("FocalLoss", class_weights=WEIGHTS), IGNORED, WEIGHTED)
 add("smp", "focal", "multilabel", smp("FocalLoss", class_weights=WEIGHTS), PLAIN, WEIGHTED)
-# its Lovász losses take the differences of a float32 curve, and at 40 pixels lose little by it; this tolerance still
-# tells `mode: exact` from `histogram`
+# smp's Lovász losses subtract successive float32 values, which costs few digits at 40 pixels; this tolerance still
+# distinguishes `mode: exact` from `histogram`
 CURVE: dict[str, Any] = {"kept": torch.float32, "tolerance": {"rtol": 1e-6, "atol": 1e-7}}
 for options in ({}, {"per": "image"}):
-    theirs = smp("LovaszLoss", per_image=bool(options))
-    add("smp", "lovasz_softmax", "multiclass", theirs, EVERY, options, **CURVE)
-    add("smp", "lovasz_hinge", "binary", theirs, EVERY, options, **CURVE)
+    library_loss = smp("LovaszLoss", per_image=bool(options))
+    add("smp", "lovasz_softmax", "multiclass", library_loss, EVERY, options, **CURVE)
+    add("smp", "lovasz_hinge", "binary", library_loss, EVERY, options, **CURVE)
 
 add("kornia", "dice", "multiclass", kornia("dice_loss", average="macro"), IGNORED)
-theirs = kornia("dice_loss", average="macro", weight=WEIGHTS, eps=1.0)
-add("kornia", "dice", "multiclass", theirs, IGNORED, {**WEIGHTED, "eps": [0.0, 1.0]})
+library_loss = kornia("dice_loss", average="macro", weight=WEIGHTS, eps=1.0)
+add("kornia", "dice", "multiclass", library_loss, IGNORED, {**WEIGHTED, "eps": [0.0, 1.0]})
 add("kornia", "tversky", "multiclass", kornia("tversky_loss", alpha=0.5, beta=0.5), IGNORED)
-theirs = kornia("tversky_loss", alpha=0.2, beta=0.9, eps=1.0)
-add("kornia", "tversky", "multiclass", theirs, IGNORED, {"alpha": 0.2, "beta": 0.9, "eps": [0.0, 1.0]})
+library_loss = kornia("tversky_loss", alpha=0.2, beta=0.9, eps=1.0)
+add("kornia", "tversky", "multiclass", library_loss, IGNORED, {"alpha": 0.2, "beta": 0.9, "eps": [0.0, 1.0]})
 add("kornia", "focal", MODES, kornia_focal(alpha=None), EVERY)
 add("kornia", "focal", MODES, kornia_focal(alpha=0.25, gamma=1.5), EVERY, {"alpha": 0.25, "gamma": 1.5})
 add("kornia", "focal", several, kornia_focal(alpha=None, weight=WEIGHTS), EVERY, WEIGHTED)
@@ -497,11 +510,11 @@ add("nnunet", "dice", MODES, loop_region(negative_dice, first=FOREGROUND, batch_
 add("mmseg", "cross_entropy", MODES, loop_cross_entropy(divide_by="numel"), EVERY)
 add("mmseg", "cross_entropy", MODES, loop_cross_entropy(divide_by="valid"), EVERY, {"normalize": "valid"})
 add("mmseg", "cross_entropy", "multiclass", loop_cross_entropy(WEIGHTS), PLAIN, {**WEIGHTED, "normalize": "weights"})
-theirs = loop_cross_entropy([1.0, 3.0], divide_by="numel")
-add("mmseg", "cross_entropy", "binary", theirs, IGNORED, {"class_weights": [1.0, 3.0]})
+library_loss = loop_cross_entropy([1.0, 3.0], divide_by="numel")
+add("mmseg", "cross_entropy", "binary", library_loss, IGNORED, {"class_weights": [1.0, 3.0]})
 add("mmseg", "tversky", "multiclass", loop_region(tversky()), IGNORED)
-theirs = loop_region(tversky(0.5, 0.4, 0.6), weights=WEIGHTS)
-add("mmseg", "tversky", "multiclass", theirs, IGNORED, {"eps": 0.5, "alpha": 0.4, "beta": 0.6, **WEIGHTED})
+library_loss = loop_region(tversky(0.5, 0.4, 0.6), weights=WEIGHTS)
+add("mmseg", "tversky", "multiclass", library_loss, IGNORED, {"eps": 0.5, "alpha": 0.4, "beta": 0.6, **WEIGHTED})
 add("mmseg", "focal", ("multiclass", "binary"), loop_focal(), IGNORED)
 add("mmseg", "focal", "multiclass", loop_focal(WEIGHTS, 0.25), IGNORED, {**WEIGHTED, "alpha": 0.25})
 add("mmseg", "lovasz_softmax", "multiclass", loop_lovasz_softmax, IGNORED)
@@ -511,13 +524,13 @@ EACH = [pytest.param(case, situation, id=f"{case}-{situation}") for case in CASE
 
 
 @pytest.mark.parametrize(("case", "situation"), EACH)
-def test_value_and_gradient_are_those_of_the_library(case: Case, situation: str):
+def test_value_and_gradient_equal_the_library(case: Case, situation: str):
     logits, mask = batch(case.mode, situation)
     logits = logits.to(case.kept)
-    loss = ours({"name": case.loss, "like": case.library, **case.options}, case.mode, mask)
+    loss = segkit_loss({"name": case.loss, "like": case.library, **case.options}, case.mode, mask)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = value_and_gradient(lambda logits: case.theirs(logits, mask, case.mode), logits)
+        expected = value_and_gradient(lambda logits: case.library_loss(logits, mask, case.mode), logits)
     assert_close(value_and_gradient(loss, logits), expected, **case.tolerance)
 
 
@@ -525,7 +538,7 @@ def test_every_preset_is_in_the_battery():
     presets = [
         (library, loss, mode)
         for library, loss, mode in itertools.product(PRESETS, LOSSES, MODES)
-        if isinstance(found := PRESETS[library].get(loss), Preset) and mode not in found.not_for
+        if isinstance(entry := PRESETS[library].get(loss), Preset) and mode not in entry.not_for
         if (loss, mode) != ("lovasz_hinge", "multiclass")
     ]
     assert {(case.library, case.loss, case.mode) for case in CASES} == set(presets)
@@ -537,19 +550,19 @@ def test_every_preset_is_in_the_battery():
 
 
 def fixed_batch(library: str, loss: str, mode: str) -> tuple[Tensor, Tensor]:
-    """Logits and a mask of two images of 4 x 5 pixels, by a formula, with ignored pixels where the battery has them."""
+    """Logits and a mask of two images of 4 x 5 pixels from a formula, with ignored pixels where the cases have them."""
     channels = labels_of(mode).channels
     b, k, i = torch.meshgrid(torch.arange(2), torch.arange(channels), torch.arange(20), indexing="ij")
     logits = ((7 * i + 5 * k + 3 * b + i * k) % 13 - 6).double() / 4
     mask = ((i * i + b + i // 3) % 3)[:, :1] if mode == "multiclass" else (i * i // 3 + k + b) % 2
     same = [case for case in CASES if (case.library, case.loss, case.mode) == (library, loss, mode)]
     if any("ignored" in case.situations for case in same):
-        mask = torch.where((i + b)[:, : mask.shape[1]] % 7 == 5, VOID, mask)
+        mask = torch.where((i + b)[:, : mask.shape[1]] % 7 == 5, IGNORE_INDEX, mask)
     shape = (2, channels, 4, 5)
     return logits.view(shape), mask.to(torch.uint8).view(shape if mode == "multilabel" else (2, 4, 5))
 
 
-# each the value of the loop of the definition above over `fixed_batch`
+# the value of the loop above over `fixed_batch`
 FROZEN: dict[tuple[str, str, str], float] = {
     ("nnunet", "cross_entropy", "multiclass"): 1.3577312003149598,
     ("nnunet", "cross_entropy", "binary"): 0.8171815322478982,
@@ -573,16 +586,16 @@ FROZEN: dict[tuple[str, str, str], float] = {
 def test_frozen_values(entry: tuple[str, str, str]):
     library, loss, mode = entry
     logits, mask = fixed_batch(*entry)
-    value = ours({"name": loss, "like": library}, mode, mask)(logits)
+    value = segkit_loss({"name": loss, "like": library}, mode, mask)(logits)
     assert_close(value.item(), FROZEN[entry], **EXACT)
 
 
-def test_what_is_not_installed_is_frozen():
+def test_every_preset_of_a_library_that_is_not_installed_has_a_frozen_value():
     covered = {(case.library, case.loss, case.mode) for case in CASES if case.library in ("nnunet", "mmseg")}
     assert set(FROZEN) == covered
 
 
-# --- what is refused, and what was written out ------------------------------------------------------------------
+# --- refusals, and options that override a preset ---------------------------------------------------------------
 
 REFUSED = [
     (library, loss)
@@ -592,25 +605,25 @@ REFUSED = [
 WITHOUT = [
     (library, loss, mode)
     for library, table in PRESETS.items()
-    for loss, found in table.items()
-    for mode in (found.not_for if isinstance(found, Preset) else ())
+    for loss, entry in table.items()
+    for mode in (entry.not_for if isinstance(entry, Preset) else ())
 ]
 
 
 @pytest.mark.parametrize(("library", "loss"), REFUSED)
-def test_losses_that_a_library_has_not_or_has_wrong_are_refused_with_the_reason(library: str, loss: str):
-    found = PRESETS[library].get(loss, Refusal("it has no such loss"))
-    assert isinstance(found, Refusal)
+def test_missing_or_incorrect_losses_are_refused_with_the_reason(library: str, loss: str):
+    entry = PRESETS[library].get(loss, Refusal("it has no such loss"))
+    assert isinstance(entry, Refusal)
     mode = "binary" if loss == "lovasz_hinge" else "multiclass"
-    with pytest.raises(ValueError, match=f"like: {library} is not possible for {loss}: {re.escape(found.reason)}"):
+    with pytest.raises(ValueError, match=f"like: {library} is not possible for {loss}: {re.escape(entry.reason)}"):
         build_loss({"name": loss, "like": library}, labels_of(mode))
 
 
 @pytest.mark.parametrize(("library", "loss", "mode"), WITHOUT)
-def test_modes_that_a_library_has_not_or_has_wrong_are_refused_with_the_reason(library: str, loss: str, mode: str):
-    found = PRESETS[library][loss]
-    assert isinstance(found, Preset)
-    with pytest.raises(ValueError, match=f"mode {mode}.*{re.escape(found.not_for[mode].reason)}"):
+def test_missing_or_incorrect_modes_are_refused_with_the_reason(library: str, loss: str, mode: str):
+    entry = PRESETS[library][loss]
+    assert isinstance(entry, Preset)
+    with pytest.raises(ValueError, match=f"mode {mode}.*{re.escape(entry.not_for[mode].reason)}"):
         build_loss({"name": loss, "like": library}, labels_of(mode))
 
 
@@ -623,9 +636,9 @@ def test_modes_that_a_library_has_not_or_has_wrong_are_refused_with_the_reason(l
         ({"name": "cross_entropy", "like": "mmseg", **WEIGHTED}, "multiclass", "normalize: weights"),
         ({"name": "cross_entropy", "like": "mmseg", **WEIGHTED}, "multilabel", "width of the image"),
         ({"name": "focal", "like": "monai", "alpha": [0.25, 0.5, 0.75]}, "multilabel", "list of alpha"),
-        ({"name": "dice", "like": "monai"}, "multilabel", "pixels of no class"),
+        ({"name": "dice", "like": "monai"}, "multilabel", "ignore_index"),
         *(
-            ({"name": loss, "like": library, **WEIGHTED}, "multiclass", "it knows no class_weights")
+            ({"name": loss, "like": library, **WEIGHTED}, "multiclass", "class_weights")
             for library, loss in (
                 ("monai", "tversky"),
                 ("kornia", "tversky"),
@@ -634,22 +647,22 @@ def test_modes_that_a_library_has_not_or_has_wrong_are_refused_with_the_reason(l
                 ("smp", "cross_entropy"),
             )
         ),
-        ({"name": "tversky", "like": "monai"}, "multilabel", "pixels of no class"),
-        ({"name": "focal", "like": "monai"}, "multilabel", "pixels of no class"),
-        ({"name": "topk_cross_entropy", "like": "nnunet"}, "multiclass", "share of all pixels"),
-        # what the loss itself refuses is still refused by the loss
+        ({"name": "tversky", "like": "monai"}, "multilabel", "ignore_index"),
+        ({"name": "focal", "like": "monai"}, "multilabel", "ignore_index"),
+        ({"name": "topk_cross_entropy", "like": "nnunet"}, "multiclass", "share is of all pixels"),
+        # errors that the loss itself raises
         ({"name": "dice", "like": "monai", "class_weights": []}, "multiclass", "expected 3 class_weights"),
         ({"name": "dice", "like": "monai", "class_weights": ["a", 1, 1]}, "multiclass", "expected class_weights"),
         ({"name": "dice", "like": "monai", "class_weights": [1, 2]}, "binary", "only 'a' has a channel"),
     ],
 )
-def test_options_that_cannot_be_had_are_refused_with_the_way_out(options: dict[str, Any], mode: str, reason: str):
+def test_impossible_options_are_refused_with_a_remedy(options: dict[str, Any], mode: str, reason: str):
     with pytest.raises(ValueError, match=reason):
         build_loss(options, labels_of(mode), class_counts=[[10, 20, 30]])
 
 
 @pytest.mark.parametrize("library", ["tensorflow", ["monai"], 1])
-def test_an_unknown_library_is_refused_with_those_that_are_known(library: Any):
+def test_unknown_libraries_are_refused_with_the_known_ones(library: Any):
     with pytest.raises(ValueError, match="torch, monai, smp, kornia, nnunet, mmseg"):
         build_loss({"name": "dice", "like": library}, labels_of("multiclass"))
 
@@ -675,14 +688,14 @@ def test_an_unknown_library_is_refused_with_those_that_are_known(library: Any):
         ("mmseg", {"name": "cross_entropy", "normalize": "valid"}),
     ],
 )
-def test_what_is_written_out_wins(like: str, written: dict[str, Any]):
+def test_explicit_options_override_the_preset(like: str, written: dict[str, Any]):
     logits, mask = batch("multiclass", "ignored")
-    alone = ours(written, "multiclass", mask)
-    beside = ours({**written, "like": like}, "multiclass", mask)
+    alone = segkit_loss(written, "multiclass", mask)
+    beside = segkit_loss({**written, "like": like}, "multiclass", mask)
     assert_close(value_and_gradient(beside, logits), value_and_gradient(alone, logits), rtol=0, atol=0)
 
 
-def test_every_term_has_a_library_of_its_own():
+def test_each_term_has_its_own_library():
     terms = [
         {"name": "dice", "like": "nnunet", "weight": 2},
         {"name": "dice", "like": "smp"},
@@ -696,21 +709,21 @@ def test_every_term_has_a_library_of_its_own():
     assert_close(total, 2 * alone[0] + alone[1] + alone[2], **EXACT)
 
 
-# --- what the notes of the table say ----------------------------------------------------------------------------
+# --- the notes of the table ----------------------------------------------------------------------------
 
 
 def both(
-    library: str, loss: str, theirs: Theirs, logits: Tensor, mask: Tensor, **options: Any
+    library: str, loss: str, library_loss: LibraryLoss, logits: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor]:
     mode = "multiclass" if logits.shape[1] > 1 else "binary"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = theirs(logits, mask, mode)
-    return ours({"name": loss, "like": library, **options}, mode, mask)(logits), expected
+        expected = library_loss(logits, mask, mode)
+    return segkit_loss({"name": loss, "like": library, **options}, mode, mask)(logits), expected
 
 
 @pytest.mark.parametrize(
-    ("library", "loss", "theirs", "counts_as"),
+    ("library", "loss", "library_loss", "counts_as"),
     [
         ("monai", "dice", monai("DiceLoss"), 0.0),
         ("monai", "jaccard", monai("DiceLoss", jaccard=True), 0.0),
@@ -721,10 +734,10 @@ def both(
         ("mmseg", "tversky", loop_region(tversky()), 0.0),
     ],
 )
-def test_an_image_that_is_ignored_altogether_counts_there_as_the_note_says(library, loss, theirs, counts_as):
+def test_an_entirely_ignored_image_counts_in_the_library_as_noted(library, loss, library_loss, counts_as):
     logits, mask = batch("multiclass")
-    mask[1] = VOID
-    value, expected = both(library, loss, theirs, logits, mask)
+    mask[1] = IGNORE_INDEX
+    value, expected = both(library, loss, library_loss, logits, mask)
     assert_close((value + counts_as) / 2, expected, **EXACT)
 
 
@@ -749,40 +762,42 @@ def test_monai_with_soft_targets(loss: str, name: str, options: dict[str, Any]):
     shares = 0.7 * presence(mask, "multiclass", 3) + 0.1
     cls = getattr(pytest.importorskip("monai.losses"), name)
     expected = value_and_gradient(lambda logits: cls(softmax=True, soft_label=True, **options)(logits, shares), logits)
-    loss_of = ours({"name": loss, "like": "monai"}, "multiclass", shares)
+    loss_of = segkit_loss({"name": loss, "like": "monai"}, "multiclass", shares)
     assert_close(value_and_gradient(loss_of, logits), expected, **SINGLE)
 
 
 def test_smp_focal_tversky_has_no_gradient_where_the_loss_is_0():
     mask = torch.tensor([[[0, 1, 2]]], dtype=torch.uint8)
     logits = 1000 * presence(mask, "multiclass", 3)
-    _value, theirs = value_and_gradient(lambda z: smp("TverskyLoss", gamma=0.75)(z, mask, "multiclass"), logits)
-    value, gradient = value_and_gradient(ours({"name": "focal_tversky", "like": "smp"}, "multiclass", mask), logits)
-    assert theirs.isnan().any()
+    _value, library_loss = value_and_gradient(lambda z: smp("TverskyLoss", gamma=0.75)(z, mask, "multiclass"), logits)
+    value, gradient = value_and_gradient(
+        segkit_loss({"name": "focal_tversky", "like": "smp"}, "multiclass", mask), logits
+    )
+    assert library_loss.isnan().any()
     assert value == 0
     assert gradient.isfinite().all()
 
 
-def test_all_ignored_is_nan_in_torch_and_smp_focal_and_0_here():
+def test_all_ignored_is_nan_in_torch_and_smp_focal_but_0_in_segkit():
     logits, mask = batch("multiclass")
-    mask = torch.full_like(mask, VOID)
-    for library, loss, theirs in (
+    mask = torch.full_like(mask, IGNORE_INDEX)
+    for library, loss, library_loss in (
         ("torch", "cross_entropy", torch_cross_entropy()),
         ("smp", "focal", smp("FocalLoss")),
     ):
-        value, expected = both(library, loss, theirs, logits, mask)
+        value, expected = both(library, loss, library_loss, logits, mask)
         assert value == 0
         assert expected.isnan()
 
 
-def test_kornia_micro_dice_is_the_mean_of_1_minus_the_probability_of_the_truth():
+def test_kornia_micro_dice_is_the_mean_of_1_minus_the_probability_of_the_true_class():
     logits, mask = batch("multiclass")
     value = kornia("dice_loss", average="micro")(logits, mask, "multiclass")
     assert_close(value, (1 - logits.softmax(1).gather(1, mask.long().unsqueeze(1))).mean(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("library", "loss"), [("monai", "dice"), ("mmseg", "tversky")])
-def test_named_class_weights_become_numbers_before_a_factor_follows_from_them(library: str, loss: str):
+def test_the_factor_of_a_library_follows_from_the_numbers_of_named_class_weights(library: str, loss: str):
     logits, mask = batch("multiclass")
     labels, class_counts = labels_of("multiclass", ignoring=False), [[10, 20, 30]]
     options: dict[str, Any] = {"name": loss, "like": library}

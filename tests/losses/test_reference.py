@@ -8,7 +8,17 @@ from torch.testing import assert_close
 
 from segkit.losses import LOSSES, build_loss
 
-from support.loss_oracle import MODES, SPACES, UNWEIGHTED, VOID, batch, cases, labels_of, value_and_gradient
+from support.loss_oracle import (
+    IGNORE_INDEX,
+    MODES,
+    SOFT,
+    SPACES,
+    UNWEIGHTED,
+    batch,
+    cases,
+    labels_of,
+    value_and_gradient,
+)
 from support.reference_losses import REFERENCES, reference
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
@@ -52,13 +62,13 @@ def test_pixel_weights(options, mode):
     value, gradient = value_and_gradient(build_loss(options, labels), logits, mask, pixel_weight=weight)
     expected = reference_value_and_gradient(options, logits, mask, labels, weight)
     assert_close((value, gradient), expected, **TOLERANCE)
-    ignored = mask == VOID if mode != "multilabel" else (mask == VOID).all(1)
+    ignored = mask == IGNORE_INDEX if mode != "multilabel" else (mask == IGNORE_INDEX).all(1)
     with_nan = torch.where(ignored, torch.nan, weight)  # at ignored pixels only
     again = value_and_gradient(build_loss(options, labels), logits, mask, pixel_weight=with_nan)
     assert_close(again, (value, gradient), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "poly_cross_entropy", "dice", "jaccard", "tversky"])
+@pytest.mark.parametrize("name", SOFT)
 @pytest.mark.parametrize("mode", MODES)
 def test_soft_targets(name, mode):
     labels = labels_of(mode)

@@ -8,21 +8,21 @@ import torch
 from segkit.labels import Labels
 from segkit.losses import LOSSES
 
-VOID = 255
+IGNORE_INDEX = 255
 MODES = ("multiclass", "binary", "multilabel")
 SPACES = ((3, 5), (2, 3, 2))
 
-STAND_ALONE = ("binary", "multilabel")
-MODES_OF = {"lovasz_hinge": STAND_ALONE}  # all others know every mode
-SOFT = (  # the losses that take soft targets
+INDEPENDENT = ("binary", "multilabel")  # the modes with independent channels
+MODES_OF = {"lovasz_hinge": INDEPENDENT}  # all others support every mode
+SOFT = (  # losses that support soft targets
     "cross_entropy", "poly_cross_entropy", "topk_cross_entropy", "dice", "jaccard", "tversky", "focal_tversky",
     "generalized_dice",
 )  # fmt: skip
-UNWEIGHTED = ("topk_cross_entropy", "lovasz_softmax", "lovasz_hinge")  # those that know no pixel weights
-# a histogram puts nearly equal errors into one bin, which few pixels do not do; its value is that of the bins' middles
+UNWEIGHTED = ("topk_cross_entropy", "lovasz_softmax", "lovasz_hinge")  # losses that do not support pixel weights
+# With few pixels, the error of a histogram, which replaces errors by the centres of their bins, is large.
 EXACT = {"lovasz_softmax": {"mode": "exact"}, "lovasz_hinge": {"mode": "exact"}}
 
-# every member of LOSSES with its defaults, and the options that change the arithmetic, with the modes they fit
+# every loss with its defaults, and options that change the arithmetic, each with the modes that support them
 VARIANTS = [
     *[({"name": name, **EXACT.get(name, {})}, MODES_OF.get(name, MODES)) for name in LOSSES],
     ({"name": "cross_entropy", "label_smoothing": 0.2}, MODES),
@@ -43,7 +43,7 @@ VARIANTS = [
     ({"name": "generalized_dice", "absent": "max", "relative": False, "per": "image"}, MODES),
     ({"name": "generalized_dice", "weight_by": "simple", "background": False}, ("multiclass",)),
     ({"name": "generalized_dice", "weight_by": "uniform", "eps": [0.5, 1.0], "relative": False}, MODES),
-    ({"name": "lovasz_hinge", "mode": "exact", "per": "image", "classes": "all"}, STAND_ALONE),
+    ({"name": "lovasz_hinge", "mode": "exact", "per": "image", "classes": "all"}, INDEPENDENT),
     (
         {"name": "cross_entropy", "class_weights": [0.3, 2.1, 1.25], "normalize": "weights"},
         ("multiclass", "multilabel"),
@@ -79,11 +79,11 @@ DEFAULTS = [pytest.param(name, mode, id=f"{name}-{mode}") for name in LOSSES for
 
 def labels_of(mode):
     names = ["background", "a"] if mode == "binary" else ["background", "a", "b"]
-    return Labels(names, mode=mode, ignore_index=VOID)
+    return Labels(names, mode=mode, ignore_index=IGNORE_INDEX)
 
 
 def batch(mode, space, seed=0, ignored=0.3, absent=None, dtype=torch.float64):
-    """Logits and a mask with ignored pixels; `absent` is a class that no pixel shows."""
+    """Logits and a mask with ignored pixels. absent: a class that no pixel has."""
     rng = torch.Generator().manual_seed(seed)
     labels = labels_of(mode)
     logits = 2 * torch.randn(2, labels.channels, *space, generator=rng, dtype=dtype)
@@ -93,7 +93,7 @@ def batch(mode, space, seed=0, ignored=0.3, absent=None, dtype=torch.float64):
         mask[:, absent] = 0
     elif absent is not None:
         mask[mask == absent] = 0
-    mask[torch.rand(shape, generator=rng) < ignored] = VOID
+    mask[torch.rand(shape, generator=rng) < ignored] = IGNORE_INDEX
     return logits, mask
 
 

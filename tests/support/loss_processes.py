@@ -1,4 +1,4 @@
-"""What each of two processes computes of a batch that is shared between them: run by test_losses_processes.py.
+"""The work of one of two processes that share a batch; test_all_reduce.py starts it.
 
 python loss_processes.py RANK FOLDER: reads FOLDER/task.pt, writes FOLDER/RANK.pt.
 """
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from segkit.labels import Labels
 from segkit.losses import build_loss
 
-SHARE = {0: slice(0, 1), 1: slice(1, 4)}  # images of each process
+SHARE = {0: slice(0, 1), 1: slice(1, 4)}  # the images of each process
 
 
 def main(rank: int, folder: Path) -> None:

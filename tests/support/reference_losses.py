@@ -75,6 +75,7 @@ def entries(
     class_weights: Sequence[float] | None = None,
     alpha: float | Sequence[float] | None = None,
 ) -> Entries:
+    """The valid entries of a batch. class_weights, alpha: the options of the pixel losses."""
     labels, channels = pixels.labels, pixels.labels.channels
     weights = torch.tensor(class_weights or [1.0] * len(labels.names), dtype=pixels.logits.dtype)
     if labels.mode == "multiclass" and activation != "sigmoid":

@@ -1,4 +1,4 @@
-"""Shows on the CPU that code would not wait for an accelerator: a mode that refuses every operation that would."""
+"""A dispatch mode that raises on every operation that would synchronise with an accelerator, usable on the CPU."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +15,7 @@ INDEXING = {"aten::index.Tensor", "aten::index_put_", "aten::index_put"}
 
 
 class NoWaiting(TorchDispatchMode):
-    """Raises AssertionError on operations that read a device tensor back to decide something on the host."""
+    """Raises AssertionError on operations that copy a value from the device to the host."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
