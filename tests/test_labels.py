@@ -1,4 +1,4 @@
-"""Labels: names, padding_value, targets, one-hot round trips."""
+"""Labels: names, padding value, targets and one-hot round trips."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_regions_are_unions_of_values(mask):
     assert torch.equal(target.valid, mask != 255)
 
 
-def test_overlapping_masks_keep_void_per_class():
+def test_overlapping_masks_are_ignored_per_class():
     mask = torch.tensor([[[[1, 255]], [[0, 1]]]], dtype=torch.uint8)
     target = OVERLAPPING.target(mask)
     assert torch.equal(target.valid, mask != 255)
@@ -64,7 +64,7 @@ def test_overlapping_masks_keep_void_per_class():
 
 
 @pytest.mark.parametrize("dtype", INDEX_DTYPES, ids=str)
-def test_integer_types_give_one_target(dtype):
+def test_all_integer_types_give_the_same_target(dtype):
     labels = Labels(["background", "a", "b"], ignore_index=100)
     mask = torch.tensor([[[0, 1], [2, 100]]], dtype=dtype)
     target = labels.target(mask)
@@ -87,12 +87,12 @@ def test_decode_uses_the_threshold():
         BINARY.decode(logits, threshold=1)
 
 
-def test_a_value_that_is_no_class_fails_on_the_device():
+def test_an_invalid_value_fails_on_the_device():
     with pytest.raises(RuntimeError, match="neither 0 to 2 nor 255"):
         THREE.target(torch.tensor([[[3]]], dtype=torch.uint8))
 
 
-def test_void_is_kept_free_for_padding():
+def test_padding_value_is_not_a_class():
     assert Labels(["a", "b"]).padding_value == 255
     assert Labels(["a", "b"], ignore_index=11).padding_value == 11
     many = Labels([f"class {number}" for number in range(300)])
@@ -100,7 +100,7 @@ def test_void_is_kept_free_for_padding():
     assert many.mask_dtype == torch.int32
 
 
-def test_foreground_is_all_but_background():
+def test_foreground_excludes_only_the_background():
     assert THREE.foreground == (1, 2)
     assert THREE.background_channel == 0
     assert Labels(["sky", "road"]).foreground == (0, 1)
@@ -112,24 +112,24 @@ def test_foreground_is_all_but_background():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": ["a", "a"]}, "names that differ"),
+        ({"names": ["a", "a"]}, "unique class names"),
         ({"names": ["a"], "mode": "multiclass"}, "at least two names"),
         ({"names": ["a", "b", "c"], "mode": "binary"}, "two names"),
         ({"names": ["a", "b"], "mode": "soft"}, "multiclass, binary or multilabel"),
         ({"names": ["a", "b"], "ignore_index": 1}, "the number of the class 'b'"),
-        ({"names": ["a", "b"], "regions": {"a": [1], "b": [2]}}, "need mode multilabel"),
-        ({"names": ["a", "b"], "mode": "multilabel", "regions": {"a": [1]}}, "one region for each"),
+        ({"names": ["a", "b"], "regions": {"a": [1], "b": [2]}}, "mode multilabel"),
+        ({"names": ["a", "b"], "mode": "multilabel", "regions": {"a": [1]}}, "one region per name"),
     ],
 )
-def test_labels_refuse(arguments, message):
+def test_invalid_labels_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         Labels(**arguments)
 
 
-def test_target_refuses_what_fits_no_form():
+def test_targets_of_unexpected_shape_raise():
     with pytest.raises(ValueError, match=r"\[B, 3, \*S\] one-hot"):
         THREE.target(torch.zeros(1, 2, 4, 4))
-    with pytest.raises(ValueError, match="give `regions`"):
+    with pytest.raises(ValueError, match="`regions`"):
         OVERLAPPING.target(torch.zeros(1, 4, 4, dtype=torch.uint8), spatial=2)
     with pytest.raises(ValueError, match="integer mask"):
         THREE.target(torch.zeros(1, 4, 4), spatial=2)
@@ -137,21 +137,21 @@ def test_target_refuses_what_fits_no_form():
 
 @pytest.mark.parametrize(("dtype", "ignore_index"), [(torch.uint8, -1), (torch.int8, 255), (torch.uint8, 300)])
 def test_narrow_types_do_not_wrap(dtype, ignore_index):
-    """255 must not be taken for -1, nor -1 for 255, nor 44 for 300."""
+    """255 must not be read as -1, -1 not as 255, and 44 not as 300."""
     labels = Labels(["background", *"abc"], ignore_index=ignore_index)
     wrapped = torch.tensor([ignore_index]).to(dtype)
     with pytest.raises(RuntimeError, match="neither 0 to 3"):
         labels.target(wrapped.view(1, 1, 1))
 
 
-def test_many_classes_need_a_wide_mask_only_for_void():
+def test_many_classes_need_a_wide_mask_only_for_padding():
     labels = Labels([f"class {number}" for number in range(300)])
     target = labels.target(torch.tensor([[[255]]], dtype=torch.uint8))
     assert target.valid.all()
 
 
 def test_onehot_values_are_checked_on_the_device():
-    with pytest.raises(RuntimeError, match="not 0, 1 or 255"):
+    with pytest.raises(RuntimeError, match="other than 0, 1 and 255"):
         OVERLAPPING.target(torch.full((1, 2, 1, 1), 7, dtype=torch.uint8))
     with pytest.raises(RuntimeError, match="more than one class"):
         THREE.target(torch.ones(1, 3, 1, 1, dtype=torch.uint8), spatial=2)

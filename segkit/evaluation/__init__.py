@@ -1,0 +1,1 @@
+"""From predictions to scores: counting and measuring cases, and writing the results."""

@@ -1,4 +1,4 @@
-"""Judging a folder of predicted masks by a folder of references, whatever tool predicted them."""
+"""Evaluation of a folder of predicted masks against a folder of reference masks, from any tool."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from segkit.data.formats import case_name
 from segkit.data.formats.geometry import ras_spacing
-from segkit.data.mask_encoding import MaskCode
+from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.readers import check_geometry, geometry_of, image_files, read_mask
-from segkit.evaluation.results import EvaluationResult
+from segkit.evaluation.results import CaseScores
 from segkit.evaluation.scorer import Scorer
 from segkit.evaluation.scoring import Scoring
 from segkit.labels import Labels
@@ -29,109 +29,123 @@ def score_folder(
     group: str | None = None,
     values: Mapping[int, int] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> EvaluationResult:
-    """Count and measure every case; prediction and reference are files of one name, but for the ending.
+) -> CaseScores:
+    """Score every case. The files of prediction and reference have the same name; their extensions may differ.
 
-    Volumes are compared in millimetres, by the spacing of the reference; pictures and arrays in pixels. group: a
-    regular expression whose first group is the patient that a case is of; without it each case is its own. values:
-    replaces values of the files by class numbers, in both folders.
+    Distances are measured in mm for volumes, by the spacing of the reference, and in pixels for 2D images and arrays.
 
-    Raises DataError for a folder without masks, a case that only one folder has, shapes or places that differ, values
-    that are no class, pixels and millimetres in one folder, and a `group` that does not match.
+    group: regular expression whose first group matches the group of a case, such as the patient, in its name; if it is
+        None, each case is a group of its own.
+    values: mapping of values in the files to class numbers, in both folders.
+    track: wraps the iterable of case numbers, for a progress bar.
+
+    Raises DataError for a folder without masks, a case that is in only one folder, shapes or geometries that differ,
+    values that are not a class, volumes and 2D images in the same folder, and a name that `group` does not match.
     """
     pairs = paired_files(predictions, references)
     kinds = {geometry_of(reference, f"case {case}") is not None for case, (_, reference) in pairs.items()}
     if len(kinds) > 1:
-        raise DataError(f"expected one kind of files in {references}, got volumes in mm and others in pixels")
-    groups = {case: _group(case, group) for case in pairs}
+        raise DataError(
+            f"expected one kind of files in {references}, got volumes with a spacing in mm and files without one"
+        )
+    groups = {case: _group_of(case, group) for case in pairs}
     scorer, names = Scorer(len(pairs), labels, scoring, torch.device("cpu")), list(pairs)
     for number in track(range(len(names))):
         case = names[number]
         *masks, spacing = read_case(case, *pairs[case], labels, values)
         prediction, reference = (torch.from_numpy(mask)[None] for mask in masks)
-        if labels.regions is not None:  # which are unions of what is predicted, as they are of the reference
+        if labels.regions is not None:  # the predicted regions are unions of predicted values
             prediction = labels.onehot(labels.target(prediction)).to(torch.uint8)
         scorer.add(case, groups[case], prediction, reference, spacing)
     return scorer.result()
 
 
 def paired_files(predictions: Path, references: Path) -> dict[str, tuple[Path, Path]]:
-    """The files of each case, sorted. Raises DataError if a folder is empty or a case is in one of them only."""
+    """The files of each case, sorted by name.
+
+    Raises DataError if a folder is missing or empty, or if a case is in only one of them.
+    """
     for folder in (predictions, references):
         if not folder.is_dir():
-            raise DataError(f"expected a folder of masks, found none at {folder}")
-    predicted, wanted = (
+            raise DataError(f"expected a folder of masks at {folder}, but there is none")
+    predicted, reference = (
         {case_name(file): file for file in image_files(folder)} for folder in (predictions, references)
     )
-    for missing, where, there in (
-        (sorted(wanted.keys() - predicted.keys()), predictions, references),
-        (sorted(predicted.keys() - wanted.keys()), references, predictions),
+    for missing, folder, other in (
+        (sorted(reference.keys() - predicted.keys()), predictions, references),
+        (sorted(predicted.keys() - reference.keys()), references, predictions),
     ):
         if missing:
             shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
             raise DataError(
-                f"{len(missing)} cases of {there} have no file in {where}: {shown}; every case needs both, under one "
-                "name, since a case that is left out would be missing from the means"
+                f"{len(missing)} cases of {other} have no file in {folder}: {shown}; every case needs a "
+                "prediction and a reference of the same name, since leaving cases out would change the means"
             )
-    return {case: (predicted[case], wanted[case]) for case in sorted(wanted)}
+    return {case: (predicted[case], reference[case]) for case in sorted(reference)}
 
 
 def read_case(
     case: str, prediction: Path, reference: Path, labels: Labels, values: Mapping[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """Both masks on one grid, and its spacing. Raises DataError if the masks do not lie on each other."""
-    known = read_mask(reference, labels, MaskCode(values), case, way_out=_of_reference)
-    # what a prediction says of ignored pixels does not matter, but it has to be a class
+    """Read the predicted and the reference mask of a case, and the spacing of the reference.
+
+    Raises DataError if the masks do not have the same grid, or contain values that are not a class.
+    """
+    reference_mask = read_mask(reference, labels, MaskEncoding(values), case, advice=_suggest_for_reference)
+    # the prediction of ignored pixels does not matter, but it must be a class
     classes = Labels(labels.names, labels.mode, regions=labels.regions)
-    guessed = read_mask(prediction, classes, MaskCode(values), case, way_out=_of_prediction)
-    if guessed.shape != known.shape:
+    predicted_mask = read_mask(prediction, classes, MaskEncoding(values), case, advice=_suggest_for_prediction)
+    if predicted_mask.shape != reference_mask.shape:
         raise DataError(
-            f"case {case}: expected a prediction of the size {list(known.shape)} of {reference}, got "
-            f"{list(guessed.shape)} in {prediction}; resample it to the reference with nearest neighbours"
+            f"case {case}: expected a prediction of the size {list(reference_mask.shape)} of {reference}, got "
+            f"{list(predicted_mask.shape)} in {prediction}; resample it to the reference with nearest-neighbour "
+            "interpolation"
         )
-    places = [geometry_of(file, f"case {case}, file {file}") for file in (prediction, reference)]
-    found = [place for place in places if place is not None]
-    if len(found) == 1:
-        raise DataError(f"case {case}: expected two volumes or none, got {prediction} and {reference}")
-    if not found:
-        return guessed, known, (1.0,) * (known.ndim - labels.has_mask_channels)
-    spacings = [ras_spacing(place, f"case {case}") for place in found]
+    file_geometries = [geometry_of(file, f"case {case}, file {file}") for file in (prediction, reference)]
+    geometries = [geometry for geometry in file_geometries if geometry is not None]
+    if len(geometries) == 1:
+        raise DataError(f"case {case}: expected either two volumes or none, got {prediction} and {reference}")
+    if not geometries:
+        return predicted_mask, reference_mask, (1.0,) * (reference_mask.ndim - labels.has_mask_channels)
+    spacings = [ras_spacing(geometry, f"case {case}") for geometry in geometries]
     if not np.allclose(*spacings, rtol=0.01):
         shown = [" x ".join(f"{side:g}" for side in spacing) for spacing in spacings]
         raise DataError(
-            f"case {case}: expected the voxels of {reference}, {shown[1]} mm, got {shown[0]} mm in {prediction}; "
-            "copy the header of the reference if it is the same grid, else resample the prediction"
+            f"case {case}: expected the spacing of {reference}, {shown[1]} mm, got {shown[0]} mm in {prediction}; "
+            "copy the header of the reference if the grids are the same, otherwise resample the prediction"
         )
     check_geometry(reference, prediction, f"case {case}, file {prediction}", exactly=True)
-    return guessed, known, spacings[1]
+    return predicted_mask, reference_mask, spacings[1]
 
 
-def _of_reference(present: Sequence[int], offending: Sequence[int], labels: Labels, _file: Path) -> str:
-    return _way_out(present, offending, labels, f"; if it marks pixels that count nowhere, --ignore {offending[0]}")
+def _suggest_for_reference(present: Sequence[int], offending: Sequence[int], labels: Labels, _file: Path) -> str:
+    return _suggestion(present, offending, labels, f"; if it marks ignored pixels, add --ignore {offending[0]}")
 
 
-def _of_prediction(present: Sequence[int], offending: Sequence[int], labels: Labels, _file: Path) -> str:
-    return _way_out(present, offending, labels, "; a prediction has to name a class everywhere, ignored pixels too")
+def _suggest_for_prediction(present: Sequence[int], offending: Sequence[int], labels: Labels, _file: Path) -> str:
+    return _suggestion(
+        present, offending, labels, "; a prediction must be a class at every pixel, also at ignored ones"
+    )
 
 
-def _way_out(present: Sequence[int], offending: Sequence[int], labels: Labels, last: str) -> str:
-    """What may be wrong with values that are no class, in terms of the options of the command."""
+def _suggestion(present: Sequence[int], offending: Sequence[int], labels: Labels, last: str) -> str:
+    """How to fix values that are not a class, with options of the command."""
     if set(present) <= {0, 255} and max(labels.values) == 1:
-        return "it looks like a binary mask of 0 and 255: give --values 255:1"
-    named = "--classes" if labels.regions is None else "one of the unions of --regions"
+        return "it looks like a binary mask of 0 and 255: add --values 255:1"
+    option = "--classes" if labels.regions is None else "one of the unions of --regions"
     return (
-        f"if {offending[0]} is a class, name it in {named}; if it stands for another one, give for example "
+        f"if {offending[0]} is a class, add it to {option}; if it should be read as another class, add for example "
         f"--values {offending[0]}:0{last}"
     )
 
 
-def _group(case: str, pattern: str | None) -> str:
+def _group_of(case: str, pattern: str | None) -> str:
     if pattern is None:
         return case
     try:
-        found = re.search(pattern, case)
+        match = re.search(pattern, case)
     except re.error as error:
-        raise RunError(f"--group {pattern!r} is no regular expression: {error}") from error
-    if found is None or not found.groups():
-        raise DataError(f"case {case}: expected a name that --group {pattern!r} finds, with its first group in it")
-    return found.group(1)
+        raise RunError(f"--group {pattern!r} is not a valid regular expression: {error}") from error
+    if match is None or not match.groups():
+        raise DataError(f"case {case}: expected a name that --group {pattern!r} matches, with one (...) group")
+    return match.group(1)

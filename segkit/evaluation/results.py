@@ -1,4 +1,4 @@
-"""The contents of scores.json and the files of an evaluation."""
+"""The results of an evaluation: the table of cases, the contents of scores.json, and the files that are written."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Origin:
-    """Where scores come from.
+    """The checkpoint that was evaluated.
 
-    checkpoint: its file. step, steps: how far it was trained, and how far that training was to go. finished: the length
-    or limit that ended the training there, None if it was to go on. selected_on: the part of the split that it was
-    chosen by, None if it was not chosen by a score. split_hash: of the split that it was trained by.
+    checkpoint: its file.
+    step, steps: training steps done, and steps planned.
+    finished: the duration or limit that ended the training at this step; None if the training was to continue.
+    selected_on: the part of the split on which the checkpoint was selected; None if it was not selected by a score.
+    split_hash: hash of the split that it was trained with.
     """
 
     checkpoint: str
@@ -37,65 +39,71 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The table of cases, and what is known of all cases together.
+class CaseScores:
+    """The scores of all cases.
 
-    matrix: int64 [C, C] for the C classes of `labels.names`, rows the reference, columns the prediction; None where
-    classes overlap. calibration: the
-    contents of `calibration` in scores.json, None if it was not asked for.
+    cases: table with one row per case and class.
+    matrix: confusion matrix, int64 [C, C] for the C classes of `labels.names`; rows are the reference, columns the
+        prediction. None for overlapping classes.
+    calibration: contents of `calibration` in scores.json; None if it was not computed.
+    threshold: probability above which a class was predicted, for binary and multilabel.
     """
 
     cases: pd.DataFrame
     matrix: np.ndarray | None
     calibration: dict[str, Any] | None
+    threshold: float = 0.5
 
 
 def foreground_means(cases: pd.DataFrame, labels: Labels) -> dict[str, float | None]:
-    """Mean Dice and IoU over the foreground classes of the per-class means over cases; None where nothing counted."""
+    """Mean Dice and IoU: over cases for each class, then over the foreground classes. None if no case is counted."""
     return summarise(cases, labels, intervals=False)["mean"]
 
 
 def scores_json(
-    scored: Scored, labels: Labels, scoring: Scoring, *, split: str, origin: Origin | None
+    scores: CaseScores, labels: Labels, scoring: Scoring, *, split: str, origin: Origin | None
 ) -> dict[str, Any]:
-    """The contents of scores.json. origin: None for predictions that were there already."""
+    """The contents of scores.json. origin: None for masks that were not predicted by a checkpoint of segkit."""
     source = asdict(origin) if origin is not None else {"checkpoint": None, "selected_on": None}
     result = {
         "format": FORMAT,
         "split": split,
         **source,
-        "threshold": None if labels.mode == "multiclass" else scoring.threshold,
-        "cases": len(set(scored.cases["case"])),
-        "ignored_pixels": _ignored(scored.cases, labels),
-        **summarise(scored.cases, labels, scoring.rules, metrics=scoring.metrics),
+        "threshold": None if labels.mode == "multiclass" else scores.threshold,
+        "cases": len(set(scores.cases["case"])),
+        "ignored_pixels": _ignored_pixels(scores.cases, labels),
+        **summarise(scores.cases, labels, scoring.rules, metrics=scoring.metrics),
     }
-    if scored.calibration is not None:
-        result["calibration"] = scored.calibration
+    if scores.calibration is not None:
+        result["calibration"] = scores.calibration
     return result
 
 
-def scores_match(scores: Mapping[str, Any], scoring: Scoring, step: int) -> bool:
-    """Whether a scores.json is of a training that was finished at this step, and of this scoring."""
-    wanted = scoring.rules.to_dict(), list(scoring.metrics), scoring.calibration
-    found = scores.get("rules"), list(scores.get("metrics", [])), "calibration" in scores
-    threshold = scores.get("threshold", "unknown")  # which scores of an earlier version do not say
-    same = found == wanted and (threshold is None or threshold == scoring.threshold)
+def scores_match(scores: Mapping[str, Any], scoring: Scoring, step: int, threshold: float) -> bool:
+    """Whether a scores.json belongs to a training that finished at this step, and to this scoring and threshold."""
+    expected = scoring.rules.to_dict(), list(scoring.metrics), scoring.calibration
+    actual = scores.get("rules"), list(scores.get("metrics", [])), "calibration" in scores
+    recorded = scores.get("threshold", "unknown")  # files of earlier versions do not record it
+    same = actual == expected and (recorded is None or recorded == threshold)
     return same and "mean_intervals" in scores and scores.get("finished") is not None and scores["step"] == step
 
 
-def _ignored(cases: Any, labels: Labels) -> int:
-    """Pixels that the masks ignore; of overlapping classes, those of all classes added up."""
+def _ignored_pixels(cases: Any, labels: Labels) -> int:
+    """The number of ignored pixels; for overlapping classes, summed over the classes."""
     pixels = cases["ignored"].sum()
     return int(pixels if labels.mode == "multilabel" else pixels // labels.channels)
 
 
-def write_results(folder: Path, scored: Scored, labels: Labels, result: dict[str, Any]) -> None:
-    """Write cases.csv, confusion.csv, and then scores.json, whose presence says that the evaluation is complete."""
+def write_results(folder: Path, scores: CaseScores, labels: Labels, result: dict[str, Any]) -> None:
+    """Write cases.csv, confusion.csv and scores.json. The last one is written last and marks a complete evaluation.
+
+    result: contents of scores.json, from `scores_json`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    cases: Any = scored.cases
+    cases: Any = scores.cases
     reported = cases[~cases["class"].isin(result["rules"]["exclude_classes"])]
     reported.assign(rules=result["rules"]["id"]).to_csv(folder / "cases.csv", index=False)
-    if scored.matrix is not None:
+    if scores.matrix is not None:
         names = pd.Index(labels.names, name="reference \\ prediction")
-        pd.DataFrame(scored.matrix, index=names, columns=list(labels.names)).to_csv(folder / "confusion.csv")
+        pd.DataFrame(scores.matrix, index=names, columns=list(labels.names)).to_csv(folder / "confusion.csv")
     replace_text(folder / "scores.json", json.dumps(result, indent=2, allow_nan=False) + "\n")

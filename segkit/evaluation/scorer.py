@@ -1,8 +1,9 @@
-"""Predict every case, count on the device, and derive tables, scores and pictures from the counts."""
+"""Count and measure case after case, and turn the counts into a table of scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,35 +11,40 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from segkit.data.loaders import EvaluationSet
-from segkit.evaluation.results import Scored
-from segkit.evaluation.scoring import DICE_AND_IOU, UNKNOWN, Scoring
+from segkit.data.datasets import EvaluationSet
+from segkit.evaluation.results import CaseScores
+from segkit.evaluation.scoring import DICE_AND_IOU, Scoring
 from segkit.inference.predictor import Predictor, to_device
 from segkit.labels import Labels
-from segkit.metrics.all_gather import Part, add_parts, gather_parts, gather_table, share_of
+from segkit.metrics.all_gather import PixelTotals, add_totals, cases_of_rank, gather_table, gather_totals
 from segkit.metrics.boundary import boundary_counts
-from segkit.metrics.calibration_summary import calibration_of, calibration_scores
+from segkit.metrics.calibration_summary import calibration_scores, pooled_calibration_counts
 from segkit.metrics.case_table import BOUNDARY, COUNTS, DIAGONAL, PIXELS, cases_table
-from segkit.metrics.counts import tally
+from segkit.metrics.counts import pixel_counts
 from segkit.metrics.surface import image_diagonal, surface_scores
 from segkit.utils.errors import DataError
 
+INVALID = ["unknown_prediction", "unknown_mask"]  # columns: pixels whose value is not a class
+
 
 class Scorer:
-    """Counts case after case into one table on the device, which is read back once, at the end."""
+    """Accumulates the counts of cases in one table on the device, which is read back once, by `result`."""
 
     def __init__(self, cases: int, labels: Labels, scoring: Scoring, device: torch.device, *, shared: bool = False):
-        """shared: whether `result` is to put the parts of several processes together, so that a case that two of them
-        have can be taken out of confusion matrix and calibration too, which are then kept for each case."""
+        """Allocate the table.
+
+        cases: the largest number of cases that will be added.
+        shared: whether several processes score parts of the cases and `result` merges them. Confusion matrix and
+            calibration are then kept per case, so that a case that two processes have is counted once.
+        """
         self.labels, self.scoring = labels, scoring
-        columns = [*COUNTS, *PIXELS, *(BOUNDARY if "boundary_iou" in scoring.metrics else [])]
-        self.columns = columns
-        self.table = torch.zeros(cases, labels.channels, len(columns), dtype=torch.int64, device=device)
-        self.unknown = torch.zeros(cases, 2, dtype=torch.int64, device=device)
-        self.whole: Part = (None, {})
-        self.parts: dict[str, Part] | None = {} if shared else None
-        asked = [*scoring.surface, DIAGONAL] if scoring.surface else []
-        self.measured: dict[str, list[list[float]]] = {name: [] for name in asked}
+        self.columns = [*COUNTS, *PIXELS, *(BOUNDARY if "boundary_iou" in scoring.metrics else [])]
+        self.table = torch.zeros(cases, labels.channels, len(self.columns), dtype=torch.int64, device=device)
+        self.invalid = torch.zeros(cases, 2, dtype=torch.int64, device=device)
+        self.totals: PixelTotals = (None, {})
+        self.totals_by_case: dict[str, PixelTotals] | None = {} if shared else None
+        surface_columns = [*scoring.surface_metrics, DIAGONAL] if scoring.surface_metrics else []
+        self.surface_values: dict[str, list[list[float]]] = {name: [] for name in surface_columns}
         self.names: list[str] = []
         self.groups: list[str] = []
 
@@ -51,87 +57,98 @@ class Scorer:
         spacing: Sequence[float],
         probabilities: Tensor | None = None,
     ) -> None:
-        """Take in a case: prediction and mask [1, ...] as `count` takes them, on the device; spacing in mm."""
-        found = tally(prediction, mask, self.labels)
-        parts = [found.counts, found.pixels[..., None], found.ignored[..., None]]
+        """Count and measure one case.
+
+        prediction, mask: [1, ...] in the forms that `segkit.metrics.count` accepts, on the device of the scorer.
+        spacing: mm along each axis.
+        probabilities: [1, K, *S]; only used if the scoring includes calibration.
+        """
+        pixels = pixel_counts(prediction, mask, self.labels)
+        columns = [pixels.counts, pixels.valid[..., None], pixels.ignored[..., None]]
         if "boundary_iou" in self.scoring.metrics:
             width = ("ratio", self.scoring.rules.boundary_ratio)
-            parts.append(boundary_counts(prediction, mask, self.labels, width))
+            columns.append(boundary_counts(prediction, mask, self.labels, width))
         row = len(self.names)
-        self.table[row] = torch.cat(parts, -1)[0]
-        self.unknown[row] = found.unknown[0]
-        asked = probabilities if self.scoring.calibration else None
-        calibration = {} if asked is None else calibration_of(asked, mask, self.labels)
-        part: Part = (None if found.matrix is None else found.matrix[0], calibration)
-        if self.parts is None:
-            self.whole = add_parts(self.whole, part)
+        self.table[row] = torch.cat(columns, -1)[0]
+        self.invalid[row] = pixels.invalid[0]
+        calibration = (
+            pooled_calibration_counts(probabilities, mask, self.labels)
+            if self.scoring.calibration and probabilities is not None
+            else {}
+        )
+        totals: PixelTotals = (None if pixels.matrix is None else pixels.matrix[0], calibration)
+        if self.totals_by_case is None:
+            self.totals = add_totals(self.totals, totals)
         else:
-            self.parts[case] = part
-        if self.scoring.surface:
-            self._measure(prediction, mask, spacing)
+            self.totals_by_case[case] = totals
+        if self.scoring.surface_metrics:
+            self._measure_surfaces(prediction, mask, spacing)
         self.names.append(case)
         self.groups.append(group)
 
-    def _measure(self, prediction: Tensor, mask: Tensor, spacing: Sequence[float]) -> None:
-        """Surfaces of each class, which are found on the CPU."""
-        rules, scores_json = self.scoring.rules, []
-        for predicted, reference in structures(prediction.cpu(), mask.cpu(), self.labels):
-            scores_json.append(
-                surface_scores(
-                    predicted,
-                    reference,
-                    spacing,
-                    self.scoring.surface,
-                    tolerance_mm=rules.tolerance_mm,
-                    hd95=rules.hd95,
-                    assd=rules.assd,
-                    nsd=rules.nsd,
-                )
+    def _measure_surfaces(self, prediction: Tensor, mask: Tensor, spacing: Sequence[float]) -> None:
+        """Compute the surface metrics of each class, on the CPU."""
+        rules, scores_by_class = self.scoring.rules, []
+        for predicted, reference in class_masks(prediction.cpu(), mask.cpu(), self.labels):
+            scores = surface_scores(
+                predicted,
+                reference,
+                spacing,
+                self.scoring.surface_metrics,
+                tolerance_mm=rules.tolerance_mm,
+                hd95=rules.hd95,
+                assd=rules.assd,
+                nsd=rules.nsd,
             )
-            scores_json[-1][DIAGONAL] = image_diagonal(predicted.shape, spacing)
-        for name, column in self.measured.items():
-            column.append([score[name] for score in scores_json])
+            scores_by_class.append({**scores, DIAGONAL: image_diagonal(predicted.shape, spacing)})
+        for name, column in self.surface_values.items():
+            column.append([scores[name] for scores in scores_by_class])
 
-    def result(self, group: ProcessGroup | None = None) -> Scored:
-        """Everything, read back at once. group: of processes that share the cases; each gets the whole result, a case
-        that several have once.
+    def result(self, group: ProcessGroup | None = None) -> CaseScores:
+        """Read all counts back and return the scores of all cases.
 
-        Raises DataError for a case that holds a value that is no class, and ValueError for a group without `shared`.
+        group: process group whose processes each scored a part of the cases. Every process gets the scores of all
+            cases; a case that several processes have appears once.
+
+        Raises DataError if a case contains a value that is not a class, and ValueError for a group without `shared`.
         """
-        if group is not None and self.parts is None:
-            raise ValueError("expected a scorer that was made with shared=True to be given a group")
+        if group is not None and self.totals_by_case is None:
+            raise ValueError("expected a Scorer created with shared=True for a process group")
         table, shape = self.table[: len(self.names)].cpu().numpy(), (len(self.names), self.labels.channels)
-        unknown = self.unknown[: len(self.names), None].expand(*shape, 2).cpu().numpy()
+        invalid = self.invalid[: len(self.names), None].expand(*shape, 2).cpu().numpy()
         cases = cases_table(
             self.names,
             self.groups,
             table[..., : len(COUNTS)],
             self.labels,
-            columns={name: table[..., place] for place, name in enumerate(self.columns) if name not in COUNTS}
-            | {name: np.array(column, float).reshape(shape) for name, column in self.measured.items()}
-            | {name: unknown[..., place] for place, name in enumerate(UNKNOWN)},
+            columns={name: table[..., column] for column, name in enumerate(self.columns) if name not in COUNTS}
+            | {name: np.array(values, float).reshape(shape) for name, values in self.surface_values.items()}
+            | {name: invalid[..., column] for column, name in enumerate(INVALID)},
             metrics=self.scoring.metrics,
             rules=self.scoring.rules,
         )
         cases = gather_table(cases, group)
-        matrix, calibration = self.whole if group is None else gather_parts(self.parts or {}, group)
-        # what is wrong with a case is said after all have met, so that no process waits for one that has stopped
-        refuse_unknown(cases, self.labels)
-        judged = calibration_scores(calibration, self.labels) if calibration else None
-        return Scored(cases.drop(columns=UNKNOWN), None if matrix is None else matrix.cpu().numpy(), judged)
+        matrix, counts = self.totals if group is None else gather_totals(self.totals_by_case or {}, group)
+        # checked only after the exchange, so that no process waits for another one that has already failed
+        check_values(cases, self.labels)
+        calibration = calibration_scores(counts, self.labels) if counts else None
+        return CaseScores(cases.drop(columns=INVALID), None if matrix is None else matrix.cpu().numpy(), calibration)
 
 
-def refuse_unknown(cases: Any, labels: Labels) -> None:
-    """Raise DataError for the first case in which a value is no class."""
-    for row in cases[(cases[UNKNOWN] > 0).any(axis=1)].to_dict("records"):
+def check_values(cases: Any, labels: Labels) -> None:
+    """Raise DataError for the first case that contains a value that is not a class."""
+    for row in cases[(cases[INVALID] > 0).any(axis=1)].to_dict("records"):
         raise DataError(
-            f"case {row['case']}: expected the values {labels.values_in_words}, got {row[UNKNOWN[0]]} pixels of the "
-            f"prediction and {row[UNKNOWN[1]]} of the mask that hold another one"
+            f"case {row['case']}: expected the values {labels.values_text}, got other values in {row[INVALID[0]]} "
+            f"pixels of the prediction and {row[INVALID[1]]} pixels of the mask"
         )
 
 
-def structures(prediction: Tensor, mask: Tensor, labels: Labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Predicted and reference pixels of each channel, bool [*S], from [1, ...]; ignored pixels are in neither."""
+def class_masks(prediction: Tensor, mask: Tensor, labels: Labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The predicted and the reference mask of each channel, bool [*S], from tensors [1, ...].
+
+    Ignored pixels are False in both.
+    """
     spatial = prediction.ndim - (2 if labels.mode == "multilabel" else 1)
     target = labels.target(mask, spatial=spatial)
     numbers = labels.channel_numbers(prediction.dtype, prediction.device).tolist()
@@ -139,8 +156,8 @@ def structures(prediction: Tensor, mask: Tensor, labels: Labels) -> Iterator[tup
         predicted = prediction[0, channel] == 1 if labels.mode == "multilabel" else prediction[0] == number
         reference = target.index[0] == number if target.index is not None else target.onehot[0, channel]  # pyright: ignore
         valid = target.valid_channels
-        counts = torch.ones_like(predicted) if valid is None else valid[0, channel if valid.shape[1] > 1 else 0]
-        yield (predicted & counts).numpy(), (reference & counts).numpy()
+        counted = torch.ones_like(predicted) if valid is None else valid[0, channel if valid.shape[1] > 1 else 0]
+        yield (predicted & counted).numpy(), (reference & counted).numpy()
 
 
 def score_cases(
@@ -151,26 +168,26 @@ def score_cases(
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     group: ProcessGroup | None = None,
     keep: Callable[[int, Tensor], None] | None = None,
-) -> Scored:
-    """Predict and count every case on its own grid. `track` wraps the case numbers, for a progress bar.
+) -> CaseScores:
+    """Predict and score every case on its original grid.
 
-    group: of processes that share the cases; each takes its share, and all get the whole result. keep: what to do with
-    the predicted mask of each case, by its number.
+    track: wraps the iterable of case numbers, for a progress bar.
+    group: process group that shares the cases. Each process scores a part of them, and all get the scores of all cases.
+    keep: called with the number and the predicted mask of each case.
     """
-    mine = share_of(len(cases), group)
-    scorer = Scorer(len(mine), labels, scoring, predictor.device, shared=group is not None)
-    for number in track(mine):
+    numbers = cases_of_rank(len(cases), group)
+    scorer = Scorer(len(numbers), labels, scoring, predictor.device, shared=group is not None)
+    for number in track(numbers):
         sample = cases[number]
         mask = to_device(sample["mask"][None], predictor.device)
-        logits = labels.resample(predictor(sample["image"]), spatial_size(sample["mask"], labels))
-        probabilities = labels.probabilities(logits) if scoring.calibration else None
-        prediction = labels.decode(logits, scoring.threshold)
-        scorer.add(sample["case"], sample["group"], prediction, mask, sample["spacing"], probabilities)
+        prediction = predictor.predict(sample["image"], spatial_size(sample["mask"], labels))
+        probabilities = labels.probabilities(prediction.logits) if scoring.calibration else None
+        scorer.add(sample["case"], sample["group"], prediction.mask, mask, sample["spacing"], probabilities)
         if keep is not None:
-            keep(number, prediction[0])
-    return scorer.result(group)
+            keep(number, prediction.mask[0])
+    return replace(scorer.result(group), threshold=predictor.threshold)
 
 
 def spatial_size(mask: Tensor, labels: Labels) -> tuple[int, ...]:
-    """The sides of a mask [*S] or [K, *S]."""
+    """The spatial size of a mask [*S] or [K, *S]."""
     return tuple(mask.shape[1:] if labels.has_mask_channels else mask.shape)

@@ -1,0 +1,1 @@
+"""From a checked configuration to built objects and a run."""

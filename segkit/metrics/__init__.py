@@ -1,8 +1,8 @@
-"""Counts on the device, the scores derived from them in float64, surfaces, calibration, and the rules for means."""
+"""Pixel counts on the device, scores derived from them in float64, surface distances, calibration, and rules."""
 
 from segkit.metrics.boundary import boundary_counts
 from segkit.metrics.calibration import calibration_counts, ece
-from segkit.metrics.counts import count, tally
+from segkit.metrics.counts import count, pixel_counts
 from segkit.metrics.overlap import dice, generalized_dice, iou, precision, recall, specificity, volume_difference
 from segkit.metrics.surface import surface_scores
 
@@ -14,10 +14,10 @@ __all__ = [
     "ece",
     "generalized_dice",
     "iou",
+    "pixel_counts",
     "precision",
     "recall",
     "specificity",
     "surface_scores",
-    "tally",
     "volume_difference",
 ]

@@ -1,4 +1,4 @@
-"""Evaluation shared by several processes: who takes which case, and how the parts become one."""
+"""Evaluation with several processes: distributing the cases, and merging the counts."""
 
 from __future__ import annotations
 
@@ -12,66 +12,71 @@ from torch.distributed import ProcessGroup
 
 from segkit.metrics.calibration import CalibrationCounts
 
-# the confusion matrix of a case, and its histograms by name
-Part = tuple[Tensor | None, dict[str, CalibrationCounts]]
+# confusion matrix and calibration counts by name, of one case or summed over cases
+PixelTotals = tuple[Tensor | None, dict[str, CalibrationCounts]]
 
 
-def share_of(cases: int, group: ProcessGroup | None) -> range:
-    """The cases that this process takes: every n-th of them, none twice, perhaps none at all."""
+def cases_of_rank(cases: int, group: ProcessGroup | None) -> range:
+    """The numbers of the cases that this process evaluates: every n-th case for n processes.
+
+    The processes have no case in common. With fewer cases than processes, some processes have none.
+    """
     if group is None:
         return range(cases)
     return range(dist.get_rank(group), cases, dist.get_world_size(group))
 
 
 def gather_table(cases: pd.DataFrame, group: ProcessGroup | None) -> pd.DataFrame:
-    """The tables of all processes as one, each case once, sorted by case; without a group, the table as it is.
+    """Merge the tables of all processes into one table with each case once, sorted by case.
 
-    A case that several processes have, as where a sampler fills up its last batch, is kept once; it has to be the same.
-    A process without cases takes part. Raises ValueError if two processes differ about a case.
+    Without a group, the table is returned unchanged. A case that several processes have, for instance because a sampler
+    filled up its last batch, must have the same values in each of them. Processes without cases must call this as well.
+
+    Raises ValueError if two processes have different values for a case.
     """
     if group is None:
         return cases
-    tables = [table for table in _from_all(cases, group) if len(table)]
+    tables = [table for table in _all_gather(cases, group) if len(table)]
     return _without_duplicates(pd.concat(tables, ignore_index=True)) if tables else cases
 
 
-def gather_parts(parts: Mapping[str, Part], group: ProcessGroup) -> Part:
-    """The matrices and histograms of all cases of all processes added up, each case once; on the CPU."""
-    on_host = {
-        case: (None if matrix is None else matrix.cpu(), {name: _on_host(one) for name, one in counts.items()})
-        for case, (matrix, counts) in parts.items()
+def gather_totals(totals_by_case: Mapping[str, PixelTotals], group: ProcessGroup) -> PixelTotals:
+    """Sum confusion matrices and calibration counts over the cases of all processes, each case once; on the CPU."""
+    on_cpu = {
+        case: (None if matrix is None else matrix.cpu(), {name: _to_cpu(part) for name, part in counts.items()})
+        for case, (matrix, counts) in totals_by_case.items()
     }
-    merged: dict[str, Part] = {}
-    for found in _from_all(on_host, group):
-        merged = {**found, **merged}
-    total: Part = (None, {})
+    merged: dict[str, PixelTotals] = {}
+    for totals in _all_gather(on_cpu, group):
+        merged = {**totals, **merged}
+    total: PixelTotals = (None, {})
     for case in sorted(merged):
-        total = add_parts(total, merged[case])
+        total = add_totals(total, merged[case])
     return total
 
 
-def add_parts(total: Part, part: Part) -> Part:
-    """Two parts together; a part of nothing is (None, {})."""
-    matrices = [matrix for matrix in (total[0], part[0]) if matrix is not None]
-    counts = {name: total[1][name] + new if name in total[1] else new for name, new in part[1].items()}
+def add_totals(total: PixelTotals, other: PixelTotals) -> PixelTotals:
+    """The sum of two totals. The empty total is (None, {})."""
+    matrices = [matrix for matrix in (total[0], other[0]) if matrix is not None]
+    counts = {name: total[1][name] + new if name in total[1] else new for name, new in other[1].items()}
     return (sum(matrices[1:], matrices[0]) if matrices else None), counts or total[1]
 
 
-def _from_all(mine: Any, group: ProcessGroup) -> list[Any]:
-    parts: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(parts, mine, group=group)
-    return parts
+def _all_gather(value: Any, group: ProcessGroup) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def _without_duplicates(table: pd.DataFrame) -> pd.DataFrame:
-    """Each case once, in the order of names; rows of a case keep the order of classes."""
-    once = table.drop_duplicates(ignore_index=True)
-    again = once.duplicated(["case", "class"])
-    if again.any():
-        names = ", ".join(sorted(set(once["case"][again])))
+    """The table with each case once, sorted by case; the order of the classes within a case is kept."""
+    unique = table.drop_duplicates(ignore_index=True)
+    conflicting = unique.duplicated(["case", "class"])
+    if conflicting.any():
+        names = ", ".join(sorted(set(unique["case"][conflicting])))
         raise ValueError(f"expected the same counts of a case from every process, got different ones for {names}")
-    return once.sort_values("case", kind="stable", ignore_index=True)
+    return unique.sort_values("case", kind="stable", ignore_index=True)
 
 
-def _on_host(counts: CalibrationCounts) -> CalibrationCounts:
+def _to_cpu(counts: CalibrationCounts) -> CalibrationCounts:
     return CalibrationCounts(**{name: tensor.cpu() for name, tensor in vars(counts).items()})

@@ -1,8 +1,8 @@
 """Bootstrap intervals of scores over cases, for all columns of a table (metrics, classes) at once.
 
-Groups of cases (patients) are drawn, never cases alone. How often each group is drawn in each resample is one matrix
-[R, G], made on the CPU from a seed; the sums over all resamples of all columns are then one product in float64, so
-that every device gives the same intervals.
+Resampling draws whole groups of cases (patients), not single cases. A matrix [R, G], generated on the CPU from a seed,
+states how often each group is drawn in each resample. One matrix product in float64 then gives the sums of all columns
+in all resamples, so that intervals are the same on every device.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from torch import Tensor
 
 Groups = Sequence[object] | np.ndarray | Tensor
 FEW_GROUPS = 50
-ROUNDING = 1e-12  # relative; sums in another order, as on another device, differ by less
-MAX_ELEMENTS = 2**22  # numbers that the medians hold at a time
-NO_CASE = "in some resamples no case is counted"
+ROUNDING = 1e-12  # relative; upper limit of the differences between sums in another order, as on another device
+MAX_ELEMENTS = 2**22  # largest number of elements in memory at a time when medians are computed
+NO_CASE = "some resamples contain no counted case"
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """confidence: the share that intervals are to cover. resamples, seed: what makes the `resampled_weights`.
+    """Parameters of bootstrap intervals.
 
-    min_groups: the fewest groups with a counted case that make an interval. Raises ValueError if the confidence is
-    not between 0 and 1, or if the resamples are too few to have one in each tail.
+    confidence: nominal coverage of the intervals.
+    resamples, seed: see `resampled_weights`.
+    min_groups: the smallest number of groups with a counted case for which an interval is computed.
+
+    Raises ValueError if the confidence is not between 0 and 1, or if there is less than one resample in each tail.
     """
 
     confidence: float = 0.95
@@ -45,9 +48,11 @@ DEFAULT = Bootstrap()
 
 @dataclass(frozen=True)
 class Intervals:
-    """The bounds of each column, float64 [C] on the host; both NaN where there is no interval.
+    """The bounds of each column.
 
-    reasons: for each column None, or why it has no interval. notes: what a reader should know of the intervals.
+    low, high: float64 [C] on the host; both are NaN if there is no interval.
+    reasons: for each column, why it has no interval, or None if it has one.
+    notes: caveats for the reader of the intervals.
     """
 
     low: np.ndarray
@@ -59,14 +64,16 @@ class Intervals:
 def mean_intervals(values: Tensor, groups: Groups, bootstrap: Bootstrap = DEFAULT) -> Intervals:
     """BCa interval of the mean over cases: sum of values / number of counted cases.
 
-    values: [N, C], a row a case, on any device that has float64; NaN is not counted.
-    groups: [N] labels that can be sorted; cases with the same label are drawn together.
+    values: [N, C], one row per case, on any device that supports float64. NaN is not counted.
+    groups: group label of each case, [N]; labels must be sortable. Cases with the same label are drawn together.
 
-    A resample counts the cases that it holds, so its mean is the nanmean. The order of the cases does not matter.
-    There is no interval, but a reason, with fewer than `min_groups` groups (as where there are no cases), with an
-    infinite value, where a resample holds no counted case (likely only with few counted groups among many), where
-    all groups have the same mean, or where the correction is not defined. Raises ValueError if shapes do not fit or a
-    label is blank. Source: Efron 1987.
+    The mean of a resample is the mean over its counted cases. The order of the cases does not matter.
+
+    A column has no interval but a reason if there are fewer than `min_groups` groups with a counted case, if a value is
+    infinite, if a resample contains no counted case (likely only with few counted groups among many), if all groups
+    have the same mean, or if the BCa correction is undefined.
+
+    Raises ValueError if the shapes do not match or a label is missing. Source: Efron, 1987.
     """
     drawn = _draw(values, groups, bootstrap)
     return _bca_intervals(_ratio(values, torch.ones_like(values), *drawn), bootstrap, "mean")
@@ -75,13 +82,18 @@ def mean_intervals(values: Tensor, groups: Groups, bootstrap: Bootstrap = DEFAUL
 def ratio_intervals(
     numerators: Tensor, denominators: Tensor, groups: Groups, bootstrap: Bootstrap = DEFAULT
 ) -> Intervals:
-    """BCa interval of sum of numerators / sum of denominators, as pooled Dice: 2 tp / (predicted + reference).
+    """BCa interval of sum of numerators / sum of denominators, such as pooled Dice: 2 tp / (predicted + reference).
 
-    numerators, denominators: both [N, C]; denominators at least 0, else ValueError. A case with NaN in either is in
-    neither sum, and a group whose denominators are 0 is not counted. The rest is as in `mean_intervals`.
+    numerators, denominators: [N, C]; denominators must not be negative. A case with NaN in either is left out of both
+    sums, and a group whose denominators are all 0 is not counted. Otherwise like `mean_intervals`.
+
+    Raises ValueError also if a denominator is negative.
     """
     if numerators.shape != denominators.shape:
-        raise ValueError(f"expected two of one shape, got {list(numerators.shape)} and {list(denominators.shape)}")
+        raise ValueError(
+            f"expected numerators and denominators of the same shape, got {list(numerators.shape)} and "
+            f"{list(denominators.shape)}"
+        )
     if bool((denominators < 0).any()):
         raise ValueError("expected denominators of at least 0, got negative ones")
     drawn = _draw(numerators, groups, bootstrap)
@@ -95,25 +107,28 @@ def average_intervals(
     groups: Groups,
     bootstrap: Bootstrap = DEFAULT,
 ) -> Intervals:
-    """BCa interval of the mean over some columns of their ratios, as a mean over classes of means over cases: one, [1].
+    """BCa interval of the mean over columns of their ratios, such as a mean over classes of means over cases: [1].
 
-    A resample leaves out a column of which it holds no counted case, as the mean over the data does. The rest is as in
-    `ratio_intervals`.
+    columns: the columns to average. A column without a counted case in a resample is left out of the mean of that
+    resample, like a column without a counted case in the data. Otherwise like `ratio_intervals`.
     """
     drawn = _draw(numerators, groups, bootstrap)
-    chosen = list(columns)
-    return _bca_intervals(_averaged(_ratio(numerators[:, chosen], denominators[:, chosen], *drawn)), bootstrap, "mean")
+    selected = list(columns)
+    ratio = _ratio(numerators[:, selected], denominators[:, selected], *drawn)
+    return _bca_intervals(_mean_of_columns(ratio), bootstrap, "mean")
 
 
 def median_intervals(values: Tensor, groups: Groups, bootstrap: Bootstrap = DEFAULT) -> Intervals:
     """Percentile interval of the median over cases, from the same resamples as the intervals of the mean.
 
-    Arguments and errors are those of `mean_intervals`. NaN is not counted; infinite values are, and bounds may be
-    infinite. Of an even number of cases the median is the mean of the middle two. There is no interval, but a reason,
-    with fewer than `min_groups` groups, where a resample holds no counted case, or where the medians are all the same.
+    Arguments and errors are those of `mean_intervals`. NaN is not counted; infinite values are, and bounds can be
+    infinite. For an even number of cases, the median is the mean of the two middle values.
 
-    The percentile interval of a median covers what it says from 10 cases on and the basic one does not; BCa is for
-    smooth statistics. Source: Efron 1979.
+    A column has no interval but a reason if there are fewer than `min_groups` groups with a counted case, if a resample
+    contains no counted case, or if all resamples have the same median.
+
+    The percentile interval is used because it has the nominal coverage for medians from 10 cases on, which the basic
+    interval has not; BCa requires a smooth statistic. Source: Efron, 1979.
     """
     group, weights = _draw(values, groups, bootstrap)
     medians = weights.new_empty(len(weights), values.shape[1])
@@ -124,15 +139,16 @@ def median_intervals(values: Tensor, groups: Groups, bootstrap: Bootstrap = DEFA
     checks = {
         NO_CASE: (weights @ counts == 0).any(0),
         "all resamples have the same median": (medians == medians[0]).all(0),
-        "a median or bound lies between two infinities": torch.cat([medians, bounds]).isnan().any(0),
+        "a median or bound is between two infinite values": torch.cat([medians, bounds]).isnan().any(0),
     }
     return _intervals(bounds, (counts > 0).sum(0), bootstrap, checks)
 
 
 def resampled_weights(groups: int, resamples: int, seed: int) -> Tensor:
-    """How often each group is drawn in each resample: whole numbers, float64 [resamples, groups] on the CPU.
+    """How often each group is drawn in each resample: integers as float64 [resamples, groups], on the CPU.
 
-    A row is `groups` draws with replacement, and sums to `groups`; a seed always gives the same. No groups: [R, 0].
+    A row holds `groups` draws with replacement and sums to `groups`. The result depends only on the arguments. Without
+    groups it is [R, 0].
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     drawn = torch.randint(max(groups, 1), (resamples, groups), generator=generator, device="cpu")
@@ -140,35 +156,42 @@ def resampled_weights(groups: int, resamples: int, seed: int) -> Tensor:
 
 
 def coverage_notes(groups: int) -> list[str]:
-    """What to say of BCa intervals of a mean or ratio from so many groups of cases; nothing from 50 on."""
-    few = f"{groups} groups of cases, fewer than {FEW_GROUPS}: intervals cover less than they say"
-    known = "at a nominal 0.95 and skewed scores about 0.75 with 10 groups, 0.88 with 25 and 0.94 with 50"
-    return [f"{few}; {known}"] if groups < FEW_GROUPS else []
+    """Caveats for BCa intervals of a mean or ratio from this number of groups; none from 50 groups on."""
+    few = f"{groups} groups of cases, fewer than {FEW_GROUPS}: the coverage of the intervals is below nominal"
+    measured = "for skewed scores and a nominal 0.95 it is about 0.75 with 10 groups, 0.88 with 25 and 0.94 with 50"
+    return [f"{few}; {measured}"] if groups < FEW_GROUPS else []
 
 
 def _draw(values: Tensor, groups: Groups, bootstrap: Bootstrap) -> tuple[Tensor, Tensor]:
-    """The group of each case, int64 [N], and how often each group is drawn, float64 [R, G]; beside the values."""
+    """The group index of each case, int64 [N], and the weights, float64 [R, G], on the device of the values."""
     labels = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
     if values.ndim != 2 or labels.shape != values.shape[:1]:
-        raise ValueError(f"expected [N, C] and N groups, got {list(values.shape)} and groups {list(labels.shape)}")
+        raise ValueError(f"expected values [N, C] and groups [N], got {list(values.shape)} and {list(labels.shape)}")
     if any(label is None or label != label for label in labels.tolist()):
-        raise ValueError("expected a label for every case, but some are blank; give such cases labels of their own")
+        raise ValueError(
+            "expected a group label for every case, but some are missing; give each of these cases a label of its own"
+        )
     names, group = np.unique(labels, return_inverse=True)  # sorted, so that the order of the cases does not matter
     weights = resampled_weights(len(names), bootstrap.resamples, bootstrap.seed)
     return torch.from_numpy(group).to(values.device), weights.to(values.device)
 
 
 def _group_sums(columns: Tensor, group: Tensor, weights: Tensor) -> Tensor:
-    """Sums over the cases of each group, float64 [G, C] of [N, C]."""
+    """Sum columns [N, C] over the cases of each group, float64 [G, C]."""
     sums = weights.new_zeros(weights.shape[1], columns.shape[1])
     return sums.index_add_(0, group, columns.to(sums.dtype))
 
 
 @dataclass(frozen=True)
 class _Ratio:
-    """A ratio of sums: of the data [C], of each resample [R, C], and without each group [G, C].
+    """A ratio of sums, in the data, in the bootstrap and in the jackknife.
 
-    margin: what is rounding of it [C]. counted: whether a group has any [G, C]. infinite: whether a value is [C].
+    estimate: the ratio of the data, [C].
+    resampled: the ratio of each resample, [R, C].
+    jackknife: the ratio without each group, [G, C].
+    margin: upper limit of rounding errors, [C].
+    counted: whether each group has a counted case, [G, C].
+    infinite: whether any value is infinite, [C].
     """
 
     estimate: Tensor
@@ -180,12 +203,12 @@ class _Ratio:
 
     @property
     def groups(self) -> Tensor:
-        """How many are counted [C]."""
+        """The number of counted groups, [C]."""
         return self.counted.sum(0)
 
 
-def _averaged(ratio: _Ratio) -> _Ratio:
-    """The mean over all columns, as one."""
+def _mean_of_columns(ratio: _Ratio) -> _Ratio:
+    """The mean over all columns, as a ratio with one column."""
     return _Ratio(
         estimate=ratio.estimate.nanmean(0, keepdim=True),
         resampled=ratio.resampled.nanmean(1, keepdim=True),
@@ -198,15 +221,15 @@ def _averaged(ratio: _Ratio) -> _Ratio:
 
 def _ratio(numerators: Tensor, denominators: Tensor, group: Tensor, weights: Tensor) -> _Ratio:
     counted = ~(numerators.isnan() | denominators.isnan())
-    above, below = (torch.where(counted, part, 0).to(torch.float64) for part in (numerators, denominators))
-    top, bottom = _group_sums(above, group, weights), _group_sums(below, group, weights)
+    tops, bottoms = (torch.where(counted, part, 0).to(torch.float64) for part in (numerators, denominators))
+    top, bottom = _group_sums(tops, group, weights), _group_sums(bottoms, group, weights)
     return _Ratio(
         estimate=top.sum(0) / bottom.sum(0),
         resampled=(weights @ top) / (weights @ bottom),
         jackknife=(top.sum(0) - top) / (bottom.sum(0) - bottom),
-        margin=ROUNDING * above.abs().sum(0) / bottom.sum(0),
+        margin=ROUNDING * tops.abs().sum(0) / bottom.sum(0),
         counted=bottom > 0,
-        infinite=(above.isinf() | below.isinf()).any(0),
+        infinite=(tops.isinf() | bottoms.isinf()).any(0),
     )
 
 
@@ -217,67 +240,74 @@ def _bca_intervals(ratio: _Ratio, bootstrap: Bootstrap, statistic: str) -> Inter
         "a value is infinite": ratio.infinite,
         NO_CASE: ~ratio.resampled.isfinite().all(0),
         f"all groups of cases have the same {statistic}": spread <= ratio.margin,
-        "the bootstrap is degenerate: its BCa correction is not defined": bounds.isnan().any(0),
+        "the bootstrap is degenerate: its BCa correction is undefined": bounds.isnan().any(0),
     }
     intervals = _intervals(bounds, ratio.groups, bootstrap, checks)
-    used = [groups for groups, reason in zip(ratio.groups.tolist(), intervals.reasons, strict=True) if reason is None]
-    return replace(intervals, notes=coverage_notes(min(used, default=FEW_GROUPS)))
+    group_counts = [
+        groups for groups, reason in zip(ratio.groups.tolist(), intervals.reasons, strict=True) if reason is None
+    ]
+    return replace(intervals, notes=coverage_notes(min(group_counts, default=FEW_GROUPS)))
 
 
 def _bca(ratio: _Ratio, bootstrap: Bootstrap) -> Tensor:
-    """The bounds [2, C]: quantiles of the resamples, at levels corrected for bias and acceleration (Efron 1987)."""
+    """The bounds [2, C]: quantiles of the resamples at levels corrected for bias and acceleration (Efron, 1987)."""
     below, above = ratio.resampled < ratio.estimate - ratio.margin, ratio.resampled > ratio.estimate + ratio.margin
-    share = 0.5 + (below.sum(0) - above.sum(0)).to(torch.float64) / (2 * len(below))  # what is equal counts half
-    bias = torch.special.ndtri(share)
-    change = ratio.jackknife.mean(0) - ratio.jackknife
-    acceleration = (change**3).sum(0) / (6 * (change**2).sum(0) ** 1.5)
+    fraction_below = 0.5 + (below.sum(0) - above.sum(0)).to(torch.float64) / (2 * len(below))  # ties count half
+    bias = torch.special.ndtri(fraction_below)
+    influence = ratio.jackknife.mean(0) - ratio.jackknife
+    acceleration = (influence**3).sum(0) / (6 * (influence**2).sum(0) ** 1.5)
     shifted = bias + torch.special.ndtri(_tails(bootstrap, bias))
-    room = 1 - acceleration * shifted
-    level = torch.special.ndtr(bias + shifted / room)
-    return _quantiles(ratio.resampled, level.where(room > 0, torch.nan))  # past 0 the levels change places
+    denominator = 1 - acceleration * shifted
+    level = torch.special.ndtr(bias + shifted / denominator)
+    # for a negative denominator the levels of the two bounds would be swapped
+    return _quantiles(ratio.resampled, level.where(denominator > 0, torch.nan))
 
 
 def _medians(values: Tensor, group: Tensor, weights: Tensor) -> Tensor:
-    """The median of each resample [R] of the values [N] of one column; NaN where it holds none.
+    """The median of each resample [R] of one column of values [N]; NaN if a resample has no counted value.
 
-    A case that is drawn k times stands k times in a row among the sorted values; the running sums of the weights say
-    which value has a given rank.
+    A case that is drawn k times occurs k times in the sorted values of a resample, so the cumulative sums of the
+    weights give the value of each rank.
     """
     counted = ~values.isnan()
     ordered, order = values[counted].sort()
     if len(ordered) == 0:
         return weights.new_full((len(weights),), torch.nan)
     group, medians = group[counted][order], []
-    for part in weights.to(torch.int64).split(max(1, MAX_ELEMENTS // len(ordered))):
-        ends = part[:, group].cumsum(1)
+    for chunk in weights.to(torch.int64).split(max(1, MAX_ELEMENTS // len(ordered))):
+        ends = chunk[:, group].cumsum(1)
         size = ends[:, -1:]
         ranks = torch.cat([(size - 1).clamp(min=0) // 2, size // 2], dim=1)
-        places = torch.searchsorted(ends, ranks, right=True).clamp(max=len(ordered) - 1)
-        medians.append(ordered[places].mean(1).where(size[:, 0] > 0, torch.nan))
+        indices = torch.searchsorted(ends, ranks, right=True).clamp(max=len(ordered) - 1)
+        medians.append(ordered[indices].mean(1).where(size[:, 0] > 0, torch.nan))
     return torch.cat(medians)
 
 
 def _tails(bootstrap: Bootstrap, like: Tensor) -> Tensor:
+    """The levels of the lower and the upper bound, [2, 1]."""
     return like.new_tensor([[(1 - bootstrap.confidence) / 2], [(1 + bootstrap.confidence) / 2]])
 
 
 def _quantiles(samples: Tensor, level: Tensor) -> Tensor:
-    """Quantiles of [R, C] at levels [2, C] with linear interpolation, [2, C]; NaN at a level of NaN."""
-    place = level.nan_to_num() * (len(samples) - 1)
-    left, part = place.to(torch.int64), place.frac()
+    """Quantiles of [R, C] at levels [2, C] with linear interpolation, [2, C]; NaN for a level of NaN."""
+    position = level.nan_to_num() * (len(samples) - 1)
+    left, fraction = position.to(torch.int64), position.frac()
     ordered = samples.sort(dim=0).values
     before, after = ordered.gather(0, left), ordered.gather(0, (left + 1).clamp(max=len(samples) - 1))
-    exact = (part == 0) | (before == after)  # mixing would round, or make NaN of infinite values
-    return torch.where(exact, before, before * (1 - part) + after * part).where(~level.isnan(), torch.nan)
+    exact = (fraction == 0) | (before == after)  # interpolation would round, and turn infinite values into NaN
+    return torch.where(exact, before, before * (1 - fraction) + after * fraction).where(~level.isnan(), torch.nan)
 
 
 def _intervals(bounds: Tensor, groups: Tensor, bootstrap: Bootstrap, checks: dict[str, Tensor]) -> Intervals:
-    """Bounds [2, C] as a result. Of what tells against a column, too few groups, then the checks, the first is told."""
-    least, counts = bootstrap.min_groups, groups.tolist()
-    reasons: list[str | None] = [f"{n} groups of cases, fewer than {least}" if n < least else None for n in counts]
-    for words, holds in checks.items():
-        pairs = zip(reasons, holds.tolist(), strict=True)
-        reasons = [words if reason is None and held else reason for reason, held in pairs]
+    """Intervals from bounds [2, C]; columns with too few groups or a failed check get a reason instead.
+
+    checks: reason -> the columns that it applies to, bool [C]. If several apply, the first one is given.
+    """
+    minimum, counts = bootstrap.min_groups, groups.tolist()
+    reasons: list[str | None] = [f"{n} groups of cases, fewer than {minimum}" if n < minimum else None for n in counts]
+    for check, failed in checks.items():
+        pairs = zip(reasons, failed.tolist(), strict=True)
+        reasons = [check if reason is None and fails else reason for reason, fails in pairs]
     missing = torch.tensor([reason is not None for reason in reasons], dtype=torch.bool, device=bounds.device)
     low, high = bounds.where(~missing, torch.nan).cpu().numpy()
     return Intervals(low, high, reasons, [])

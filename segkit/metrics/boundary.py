@@ -1,4 +1,4 @@
-"""Pixel counts of the bands along the outlines of masks, made on the device: the boundary IoU comes from these."""
+"""Pixel counts of the bands along the boundaries of masks, computed on the device, for the boundary IoU."""
 
 from __future__ import annotations
 
@@ -17,51 +17,56 @@ Width = tuple[Literal["ratio"], float] | tuple[Literal["pixels"], int]
 
 
 def boundary_counts(prediction: Tensor, mask: Tensor, labels: Labels, width: Width = ("ratio", 0.02)) -> Tensor:
-    """Count pixels of the inner boundary bands, int64 [B, K, 3]: in both bands, in the predicted, in the reference one.
+    """Count the pixels of inner boundary bands, int64 [B, K, 3]: intersection, predicted band and reference band.
 
-    A band is a mask minus its erosion by a square or cube of 2d + 1 pixels; `iou(boundary_counts(...))` is the
-    boundary IoU. Nothing is read back to the host.
+    The band of a mask is the mask minus its erosion with a square or cube of 2d + 1 pixels. The boundary IoU is
+    `iou(boundary_counts(...))`. The function does not synchronise with the device.
 
     prediction, mask: as for `count`: [B, *S] of class numbers, or [B, K, *S] of 0 and 1 for overlapping classes. In
-        binary mode an axis of size 1 after the batch is the channel.
-    width: ("ratio", r) for d = max(1, round(r * diagonal)), the diagonal of the image or volume in pixels, or
-        ("pixels", d) with a whole d of at least 1. Voxels of volumes count as cubes.
-    The border of the image is a boundary. Ignored pixels are in none of the three counts, whatever is predicted there,
-    and make no boundary either, as it is not known where the class ends. A class that is in neither counts 0, 0, 0.
+        binary mode, an axis of size 1 after the batch is the channel.
+    width: ("ratio", r) for d = max(1, round(r * diagonal)), where the diagonal of the image or volume is in pixels; or
+        ("pixels", d) with an integer d of at least 1. Voxels are treated as cubes.
 
-    Raises ValueError if the shapes differ, a prediction is not decoded or the width is none of these. A valid pixel
-    whose prediction is no class fails an assertion on the device.
+    The border of the image is a boundary. Ignored pixels are in none of the three counts, whatever is predicted there,
+    and do not form a boundary, since it is unknown where the class ends. A class that is absent from both prediction
+    and mask has the counts 0, 0, 0.
+
+    Raises ValueError if the shapes differ, the prediction is not decoded, or the width is invalid. A valid pixel whose
+    prediction is not a class fails an assertion on the device.
     Source: Cheng, Girshick, Dollár, Berg and Kirillov, Boundary IoU, 2021.
     """
-    prediction, mask = (_without_channel(given, labels) for given in (prediction, mask))
+    prediction, mask = (_without_channel(tensor, labels) for tensor in (prediction, mask))
     check_pair(prediction, mask, labels)
     spatial = prediction.ndim - (2 if labels.mode == "multilabel" else 1)
     radius = band_radius(width, prediction.shape[-spatial:])
     target = labels.target(mask, spatial=spatial)
-    reference, predicted = labels.onehot(target), _planes(prediction, labels)
+    reference, predicted = labels.onehot(target), _class_planes(prediction, labels)
     assert target.valid_channels is not None
     valid = target.valid_channels.expand_as(reference)
     _assert_decoded(prediction, predicted, valid, labels)
-    # a class at a time: pooling needs floating point, which for all classes at once is four bytes a pixel and class
+    # one class at a time: pooling needs float32, which takes 4 bytes per pixel and class
     classes = zip(predicted.unbind(1), reference.unbind(1), valid.unbind(1), strict=True)
     return torch.stack([_band_counts(*planes, radius) for planes in classes], dim=1)
 
 
 def band_radius(width: Width, sides: Sequence[int]) -> int:
-    """The width d of a band in pixels, at least 1, for an image of these sides. Raises ValueError, see above."""
+    """The width d of a band in pixels, at least 1, for an image with these side lengths.
+
+    Raises ValueError for an invalid width.
+    """
     kind, value = width
     if kind == "ratio" and value > 0:
         return max(1, round(value * math.hypot(*sides)))
     if kind == "pixels" and value >= 1 and value == int(value):
         return int(value)
-    raise ValueError(f"expected width ('ratio', above 0) or ('pixels', a whole number from 1), got {width!r}")
+    raise ValueError(f"expected width ('ratio', above 0) or ('pixels', an integer of at least 1), got {width!r}")
 
 
-def window_maximum(values: Tensor, radius: int) -> Tensor:
-    """The largest of floating [B, C, *S] within `radius` pixels along every axis (Chebyshev): [B, C, *S].
+def maximum_filter(values: Tensor, radius: int) -> Tensor:
+    """Maximum of floating-point values [B, C, *S] within `radius` pixels along every axis (Chebyshev): [B, C, *S].
 
-    There is nothing outside of the image. Takes time in proportion to the radius, as a square is pooled an axis after
-    the other.
+    Windows are cropped at the border of the image. Axes are pooled one after the other, so the time is proportional to
+    the radius.
     """
     for axis in range(2, values.ndim):
         lines = values.movedim(axis, -1)
@@ -77,16 +82,16 @@ def _band_counts(predicted: Tensor, reference: Tensor, valid: Tensor, radius: in
 
 
 def _inner_band(plane: Tensor, valid: Tensor, radius: int) -> Tensor:
-    """The valid pixels of bool [B, *S] within `radius` of a valid pixel outside of it, or of the border."""
+    """The valid pixels of a mask, bool [B, *S], within `radius` of a valid pixel outside of it or of the border."""
     outside = (valid & ~plane).to(torch.float32).unsqueeze(1)
     framed = F.pad(outside, (1, 1) * (plane.ndim - 1), value=1.0)
     inside_frame = (slice(None), slice(None), *[slice(1, -1)] * (plane.ndim - 1))
-    near = window_maximum(framed, radius)[inside_frame].squeeze(1)
+    near = maximum_filter(framed, radius)[inside_frame].squeeze(1)
     return plane & valid & (near > 0)
 
 
-def _planes(prediction: Tensor, labels: Labels) -> Tensor:
-    """A decoded prediction as bool [B, K, *S]."""
+def _class_planes(prediction: Tensor, labels: Labels) -> Tensor:
+    """A decoded prediction as one bool plane per class, [B, K, *S]."""
     if labels.mode == "multilabel":
         return prediction == 1
     return labels.onehot(Target(index=prediction.to(torch.int32)))
@@ -94,12 +99,12 @@ def _planes(prediction: Tensor, labels: Labels) -> Tensor:
 
 def _assert_decoded(prediction: Tensor, predicted: Tensor, valid: Tensor, labels: Labels) -> None:
     exclusive = labels.mode == "multiclass"
-    known = predicted.any(1) if exclusive else (prediction.reshape(predicted.shape) == 0) | predicted
-    counts = valid[:, 0] if exclusive else valid
+    decoded = predicted.any(1) if exclusive else (prediction.reshape(predicted.shape) == 0) | predicted
+    counted = valid[:, 0] if exclusive else valid
     values = f"0 to {labels.channels - 1}" if exclusive else "0 or 1"
-    assert_async((known | ~counts).all(), f"a prediction holds a value that is not {values}")
+    assert_async((decoded | ~counted).all(), f"a prediction contains a value that is not {values}")
 
 
-def _without_channel(given: Tensor, labels: Labels) -> Tensor:
-    """Without the channel axis of binary mode: taken for a spatial axis, it would make every pixel a border."""
-    return given[:, 0] if labels.mode == "binary" and given.ndim > 2 and given.shape[1] == 1 else given
+def _without_channel(tensor: Tensor, labels: Labels) -> Tensor:
+    """Remove the channel axis of binary mode. As a spatial axis, it would make every pixel a border pixel."""
+    return tensor[:, 0] if labels.mode == "binary" and tensor.ndim > 2 and tensor.shape[1] == 1 else tensor

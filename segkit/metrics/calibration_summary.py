@@ -1,4 +1,4 @@
-"""Which histograms an evaluation keeps to judge probabilities, and what scores.json says of them."""
+"""The calibration part of an evaluation: which histograms are computed, and what scores.json reports of them."""
 
 from __future__ import annotations
 
@@ -26,65 +26,66 @@ BINS, BAND = 15, 2
 REGIONS: tuple[Region, ...] = ("all", "foreground", "boundary")
 
 
-def kinds_of(labels: Labels) -> tuple[Kind, ...]:
-    """Overlapping classes have no top label."""
+def calibration_kinds(labels: Labels) -> tuple[Kind, ...]:
+    """The kinds of calibration that are defined for the labels; overlapping classes have no top label."""
     return ("classwise",) if labels.mode == "multilabel" else ("toplabel", "classwise")
 
 
-def calibration_of(probabilities: Tensor, mask: Tensor, labels: Labels) -> dict[str, CalibrationCounts]:
-    """The histograms of a batch, all its cases together, by kind and region such as `toplabel/all`."""
+def pooled_calibration_counts(probabilities: Tensor, mask: Tensor, labels: Labels) -> dict[str, CalibrationCounts]:
+    """The calibration counts of a batch, pooled over its cases, by kind and region, such as `toplabel/all`."""
     return {
         f"{kind}/{region}": calibration_counts(
             probabilities, mask, labels, bins=BINS, kind=kind, region=region, band=BAND
         ).pooled()
-        for kind in kinds_of(labels)
+        for kind in calibration_kinds(labels)
         for region in REGIONS
     }
 
 
 def calibration_scores(counts: Mapping[str, CalibrationCounts], labels: Labels) -> dict[str, Any]:
-    """Pooled over all pixels: ECE, MCE and equal-weight ECE by kind and region, Brier score and NLL by region.
+    """Calibration scores pooled over all pixels, as they are stored in scores.json.
 
-    None where a region has no pixel. The reliability of the top label (of each class where there is none), bin by bin,
-    is what a diagram is drawn from.
+    ECE, MCE and equal-weight ECE are given by kind and region; Brier score and negative log-likelihood by region. A
+    score is None if its region contains no pixels. `reliability` holds the bins of the reliability diagram of the top
+    label, or of each class if classes overlap.
     """
     result: dict[str, Any] = {
         "rules": {"bins": BINS, "width": "equal, closed on the left", "band_pixels": BAND, "pooled": "over all pixels"}
     }
-    for name, found in counts.items():
+    for name, region_counts in counts.items():
         kind, region = name.split("/")
         rows = ["top label"] if kind == "toplabel" else list(labels.channel_names)
         for metric, formula in (("ece", ece), ("mce", mce), ("equal_weight_ece", equal_weight_ece)):
-            values = dict(zip(rows, (_plain(value) for value in formula(found)[0].tolist()), strict=True))
+            values = dict(zip(rows, (_plain(value) for value in formula(region_counts)[0].tolist()), strict=True))
             result.setdefault(kind, {}).setdefault(region, {})[metric] = (
                 values if kind == "classwise" else values[rows[0]]
             )
         regions = result.setdefault("regions", {})
         regions[region] = {
-            "brier": _plain(brier(found).item()),
-            "nll": _plain(nll(found).item()),
-            "pixels": int(found.valid.item()),
+            "brier": _plain(brier(region_counts).item()),
+            "nll": _plain(nll(region_counts).item()),
+            "pixels": int(region_counts.valid.item()),
         }
     return result | {"reliability": _reliability(counts, labels)}
 
 
 def _reliability(counts: Mapping[str, CalibrationCounts], labels: Labels) -> dict[str, Any]:
-    kind = kinds_of(labels)[0]
+    kind = calibration_kinds(labels)[0]
     rows = ["top label"] if kind == "toplabel" else list(labels.channel_names)
     result = {}
     for region in REGIONS:
-        found = reliability(counts[f"{kind}/{region}"])
+        bars = reliability(counts[f"{kind}/{region}"])
         result[region] = {
             row: {
-                "confidence": [_plain(value) for value in found.confidence[0, place].tolist()],
-                "accuracy": [_plain(value) for value in found.accuracy[0, place].tolist()],
-                "pixels": found.pixels[0, place].tolist(),
+                "confidence": [_plain(value) for value in bars.confidence[0, channel].tolist()],
+                "accuracy": [_plain(value) for value in bars.accuracy[0, channel].tolist()],
+                "pixels": bars.pixels[0, channel].tolist(),
             }
-            for place, row in enumerate(rows)
+            for channel, row in enumerate(rows)
         }
     return result
 
 
 def _plain(value: float) -> float | None:
-    """A number as JSON takes it: NaN is None."""
+    """A number that JSON can represent: NaN and infinity become None."""
     return float(value) if math.isfinite(value) else None

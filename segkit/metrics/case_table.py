@@ -1,4 +1,4 @@
-"""The table of cases: a row a case and class, with everything that was counted and the scores that rules make of it."""
+"""The table of cases: one row per case and class, with counts, measurements and the scores derived from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segkit.labels import Labels
 from segkit.metrics.overlap import dice, generalized_dice, iou, precision, recall, specificity, volume_difference
-from segkit.metrics.rules import OF_CASES, SEGKIT, Cell, Empty, Rules
+from segkit.metrics.rules import PER_CASE_METRICS, SEGKIT, EmptyClassRule, EmptyClassScore, Rules
 from segkit.metrics.surface import SURFACE_METRICS
 
 KEYS = ["case", "group", "class"]
@@ -20,9 +20,9 @@ COUNTS = ["tp", "predicted", "reference"]
 PIXELS = ["pixels", "ignored"]
 BOUNDARY = ["boundary_tp", "boundary_predicted", "boundary_reference"]
 DIAGONAL = "diagonal_mm"
-Table = Any  # pandas says too little about its types for a checker
+Table = Any  # the type information of pandas is too incomplete for a type checker
 
-# what of a table each score is made of, and how; surface scores are in the table as they were measured
+# the columns that each score is computed from, and the formula; surface scores are columns of the table as measured
 FROM_COUNTS: dict[str, tuple[list[str], Callable[[Tensor], Tensor]]] = {
     "dice": (COUNTS, dice),
     "iou": (COUNTS, iou),
@@ -32,11 +32,11 @@ FROM_COUNTS: dict[str, tuple[list[str], Callable[[Tensor], Tensor]]] = {
     "volume_difference": (COUNTS, volume_difference),
     "boundary_iou": (BOUNDARY, iou),
 }
-METRICS = (*FROM_COUNTS, *SURFACE_METRICS, *OF_CASES)
+METRICS = (*FROM_COUNTS, *SURFACE_METRICS, *PER_CASE_METRICS)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise ValueError for a metric that is none, for none at all, and for one named twice."""
+    """Raise ValueError if a metric is unknown or named twice, or if there are none."""
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics or len(set(metrics)) != len(metrics):
         raise ValueError(f"expected metrics to be different ones of {', '.join(METRICS)}, got {', '.join(metrics)}")
@@ -52,63 +52,71 @@ def cases_table(
     metrics: Sequence[str] = ("dice", "iou"),
     rules: Rules = SEGKIT,
 ) -> pd.DataFrame:
-    """One row a case and class: case, group, class, tp, predicted, reference, the other columns, and the metrics.
+    """Build the table of cases, with one row per case and class.
 
-    counts: int64 [N, K, 3]. columns: what else was counted or measured, [N, K] each: `pixels` for specificity,
-    `boundary_*` for boundary IoU, `hd` and the like in mm as measured, and `diagonal_mm` for them.
-    A score that the rules do not count is NaN; one of a case as a whole is in each of its rows.
+    Its columns are case, group, class, tp, predicted, reference, the metrics, and the other columns. A score that the
+    rules do not count is NaN. The score of a case as a whole is repeated in each row of the case.
 
-    Raises ValueError if the numbers of names, groups or classes do not fit the counts, if a name comes twice, or a
-    column is missing that a metric is made of.
+    names, groups: the name and the group of each case, [N].
+    counts: int64 [N, K, 3], from `count`.
+    columns: other counts and measurements, [N, K] each: `pixels` for specificity, `boundary_*` for boundary IoU, and
+        for surface metrics their values in mm and `diagonal_mm`.
+
+    Raises ValueError if the numbers of names, groups or classes do not match the counts, if a metric is unknown, or if
+    a column that it needs is missing.
     """
     expected = (len(names), labels.channels, 3)
     if counts.shape != expected or len(groups) != len(names):
         raise ValueError(
-            f"expected counts {list(expected)} and {len(groups)} groups for {len(names)} cases, "
-            f"got {list(counts.shape)} and {len(groups)}"
+            f"expected counts {list(expected)} and one group per case for {len(names)} cases, "
+            f"got counts {list(counts.shape)} and {len(groups)} groups"
         )
     rows = {
         "case": np.repeat(np.asarray(names, dtype=object), labels.channels),
         "group": np.repeat(np.asarray(groups, dtype=object), labels.channels),
         "class": list(labels.channel_names) * len(names),
-        **{column: counts[..., place].reshape(-1) for place, column in enumerate(COUNTS)},
+        **{column: counts[..., position].reshape(-1) for position, column in enumerate(COUNTS)},
         **{column: np.asarray(values).reshape(-1) for column, values in (columns or {}).items()},
     }
-    return scored(pd.DataFrame(rows), metrics, rules, averaged=averaged_classes(labels, rules, "generalized_dice"))
+    averaged = averaged_classes(labels, rules, "generalized_dice")
+    return add_scores(pd.DataFrame(rows), metrics, rules, averaged=averaged)
 
 
 def averaged_classes(labels: Labels, rules: Rules, metric: str) -> list[str]:
-    """The classes that the mean of a metric is over."""
+    """The classes that the mean of a metric includes."""
     channels = range(labels.channels) if metric in rules.background else labels.foreground
     names = [labels.channel_names[channel] for channel in channels]
     return [name for name in names if name not in rules.exclude_classes]
 
 
-def scored(table: Table, metrics: Sequence[str], rules: Rules, averaged: Sequence[str] = ()) -> pd.DataFrame:
-    """The table with each metric as the rules have it, after the counts.
+def add_scores(table: Table, metrics: Sequence[str], rules: Rules, averaged: Sequence[str] = ()) -> pd.DataFrame:
+    """The table with one column per metric, computed by the rules and placed after the counts.
 
-    averaged: the classes that a score of a case as a whole is of.
+    averaged: the classes that the score of a case as a whole combines.
+
+    Raises ValueError if a metric is unknown, or if a column that it needs is missing.
     """
     check_metrics(metrics)
     table = table.copy()
     for metric in metrics:
-        if metric in OF_CASES:
+        if metric in PER_CASE_METRICS:
             if not averaged:
-                raise ValueError(f"{metric} is of several classes together, and there are none to be averaged")
-            table[metric] = table["case"].map(_of_case(table[table["class"].isin(list(averaged))]))
+                raise ValueError(f"{metric} combines several classes, but the rules leave no class to average")
+            scores = _generalized_dice_by_case(table[table["class"].isin(list(averaged))])
+            table[metric] = table["case"].map(scores)
             continue
         needed = [*(FROM_COUNTS[metric][0] if metric in FROM_COUNTS else [metric, DIAGONAL]), *COUNTS]
         missing = [column for column in needed if column not in table.columns]
         if missing:
-            raise ValueError(f"{metric} is made of {', '.join(needed)}; the table has no {', '.join(missing)}")
-        table[metric] = ruled(raw_score(table, metric), table, rules.empty.get(metric))
+            raise ValueError(f"{metric} needs the columns {', '.join(needed)}; the table has no {', '.join(missing)}")
+        table[metric] = apply_empty_class_rule(raw_score(table, metric), table, rules.empty.get(metric))
     first = [column for column in table.columns if column in KEYS + COUNTS]
     return table[[*first, *metrics, *(column for column in table.columns if column not in {*first, *metrics})]]
 
 
-def _of_case(rows: Table) -> dict[str, float]:
-    """The generalised Dice score of each case over its rows; NaN where there is none of their classes."""
-    if not len(rows):  # as of a process without cases
+def _generalized_dice_by_case(rows: Table) -> dict[str, float]:
+    """The generalised Dice of each case over its rows; NaN if all classes are absent from prediction and reference."""
+    if not len(rows):  # for instance in a process without cases
         return {}
     by_case = rows.pivot(index="case", columns="class", values=COUNTS)
     counts = torch.from_numpy(by_case.to_numpy(np.float64, copy=True)).unflatten(1, (len(COUNTS), -1)).mT
@@ -116,29 +124,32 @@ def _of_case(rows: Table) -> dict[str, float]:
 
 
 def raw_score(table: Table, metric: str) -> np.ndarray:
-    """What the formula says, float64 [rows]; NaN where it says nothing."""
+    """The value of the formula for each row, float64 [rows]; NaN where the formula is undefined."""
     if metric not in FROM_COUNTS:
         return table[metric].to_numpy(float)
     columns, formula = FROM_COUNTS[metric]
     return formula(torch.from_numpy(table[columns].to_numpy(np.float64, copy=True))).numpy()
 
 
-def ruled(values: np.ndarray, table: Table, row: Empty | None) -> np.ndarray:
-    """The values, with what the rules say where a class is in neither prediction nor reference, spurious or missed."""
-    if row is None:
+def apply_empty_class_rule(values: np.ndarray, table: Table, rule: EmptyClassRule | None) -> np.ndarray:
+    """Replace the values of the rows where the class is absent, spurious or missed by what the rule defines for them.
+
+    values: float64 [rows]. A rule of None leaves them unchanged.
+    """
+    if rule is None:
         return values
     predicted, reference = table["predicted"].to_numpy() > 0, table["reference"].to_numpy() > 0
-    cells: list[tuple[Cell, np.ndarray]] = [
-        (row.neither, ~predicted & ~reference),
-        (row.spurious, predicted & ~reference),
-        (row.missed, ~predicted & reference),
+    replacements: list[tuple[EmptyClassScore, np.ndarray]] = [
+        (rule.neither, ~predicted & ~reference),
+        (rule.spurious, predicted & ~reference),
+        (rule.missed, ~predicted & reference),
     ]
-    for cell, where in cells:
-        values = np.where(where, _worth(cell, table), values)
+    for score, where in replacements:
+        values = np.where(where, _replacement(score, table), values)
     return values
 
 
-def _worth(cell: Cell, table: Table) -> np.ndarray | float:
-    if cell == "worst":
+def _replacement(score: EmptyClassScore, table: Table) -> np.ndarray | float:
+    if score == "worst":
         return table[DIAGONAL].to_numpy(float)
-    return np.nan if cell is None else float(cell)
+    return np.nan if score is None else float(score)

@@ -1,4 +1,4 @@
-"""Pixel counts for each image and class, made on the device. Every overlap score is derived from these."""
+"""Pixel counts of each image and class, computed on the device. All overlap scores are derived from them."""
 
 from __future__ import annotations
 
@@ -7,79 +7,85 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segkit.labels import Labels, unequal
+from segkit.labels import Labels, assert_async, unequal
 
-# Of an image: where a pixel takes some 15 bytes while it is counted, these stay in the cache of a CPU.
-PIXELS_AT_ONCE = {"cpu": 2**18}
-PIXELS_AT_ONCE_ELSEWHERE = 2**24
+# Pixels of an image that are counted in one pass. Counting takes about 15 bytes per pixel, which fit into a CPU cache.
+CHUNK_SIZE = {"cpu": 2**18}
+DEFAULT_CHUNK_SIZE = 2**24
 
 
 @dataclass(frozen=True)
-class Tally:
-    """What a batch of predictions and masks holds, int64, on their device.
+class PixelCounts:
+    """Pixel counts of a batch of predictions and masks, int64, on their device.
 
-    counts: [B, K, 3], true positives, predicted and reference pixels. pixels: [B, K], those that count for a class.
-    ignored: [B, K], those that the mask ignores. unknown: [B, 2], those whose prediction, and whose mask, holds a value
-    that is no class; they are in none of the other numbers. matrix: [B, C, C] for the C classes of `labels.names`, rows
-    the reference, columns the prediction; None where classes overlap.
+    counts: [B, K, 3], true positives, predicted pixels and reference pixels.
+    valid: [B, K], pixels that are counted for a class.
+    ignored: [B, K], pixels that the mask ignores.
+    invalid: [B, 2], pixels whose value in the prediction, and in the mask, is not a class. They are in no other count.
+    matrix: confusion matrix, [B, C, C] for the C classes of `labels.names`; rows are the reference, columns the
+        prediction. None for overlapping classes.
     """
 
     counts: Tensor
-    pixels: Tensor
+    valid: Tensor
     ignored: Tensor
-    unknown: Tensor
+    invalid: Tensor
     matrix: Tensor | None
 
-    def __add__(self, other: Tally) -> Tally:
-        """The numbers of two parts of the same images together."""
+    def __add__(self, other: PixelCounts) -> PixelCounts:
+        """The sum of the counts of two parts of the same images."""
         matrix = None if self.matrix is None or other.matrix is None else self.matrix + other.matrix
-        return Tally(
+        return PixelCounts(
             self.counts + other.counts,
-            self.pixels + other.pixels,
+            self.valid + other.valid,
             self.ignored + other.ignored,
-            self.unknown + other.unknown,
+            self.invalid + other.invalid,
             matrix,
         )
 
 
 def count(prediction: Tensor, mask: Tensor, labels: Labels) -> Tensor:
-    """Count pixels, int64 [B, K, 3]: true positives, predicted, reference. Nothing is read back to the host.
+    """Count true positive, predicted and reference pixels of each image and class: int64 [B, K, 3].
 
-    multiclass: prediction and mask [B, *S] of class numbers. binary: both [B, *S] or [B, 1, *S] of 0 and 1, K = 1.
-    multilabel: prediction [B, K, *S] of 0 and 1; mask the same, or [B, *S] of numbers where the labels have regions.
-    Ignored pixels are in none of the three counts, whatever is predicted there; a class that is in neither prediction
-    nor mask counts 0, 0, 0.
+    multiclass: prediction and mask are [B, *S] with class numbers.
+    binary: both are [B, *S] or [B, 1, *S] with 0 and 1, and K is 1.
+    multilabel: the prediction is [B, K, *S] with 0 and 1. The mask is the same, or [B, *S] with mask values if the
+        labels have regions.
 
-    Raises ValueError if the shapes differ or a prediction is not decoded. A valid pixel whose prediction or mask is no
-    class fails an assertion on the device.
+    Ignored pixels are in none of the three counts, whatever is predicted there. A class that is absent from both
+    prediction and mask has the counts 0, 0, 0. The function does not synchronise with the device.
+
+    Raises ValueError if the shapes differ or the prediction is not decoded. A valid pixel whose value in prediction or
+    mask is not a class fails an assertion on the device.
     """
-    found = tally(prediction, mask, labels)
+    pixels = pixel_counts(prediction, mask, labels)
     values = f"0 to {labels.channels - 1}" if labels.mode == "multiclass" else "0 or 1"
-    _assert_none(found.unknown[:, 0], f"a prediction holds a value that is not {values}")
+    _assert_none(pixels.invalid[:, 0], f"a prediction contains a value that is not {values}")
     _assert_none(
-        found.unknown[:, 1], f"a mask holds a value that is neither {labels.values_in_words} nor {labels.padding_value}"
+        pixels.invalid[:, 1], f"a mask contains a value that is neither {labels.values_text} nor {labels.padding_value}"
     )
-    return found.counts
+    return pixels.counts
 
 
-def tally(prediction: Tensor, mask: Tensor, labels: Labels) -> Tally:
-    """Everything that is counted, for prediction and mask as in `count`; values that are no class are counted too.
+def pixel_counts(prediction: Tensor, mask: Tensor, labels: Labels) -> PixelCounts:
+    """Count pixels like `count`, and in addition valid, ignored and invalid pixels and the confusion matrix.
 
-    Whole numbers are added up, so the order of pixels, images or pieces of a volume makes no difference.
+    Values that are not a class are counted as invalid instead of failing. All sums are sums of integers, so the result
+    does not depend on the order of pixels.
     """
     prediction, mask = _without_channel(prediction, mask, labels)
     check_pair(prediction, mask, labels)
     prediction, mask = labels.comparable(prediction), labels.comparable(mask)
-    prediction, mask = _flat(prediction, prediction, labels), _flat(mask, prediction, labels)
-    of_piece = _exclusive if labels.mode == "multiclass" else _overlapping
-    at_once = PIXELS_AT_ONCE.get(mask.device.type, PIXELS_AT_ONCE_ELSEWHERE)
-    pieces = zip(prediction.split(at_once, -1), mask.split(at_once, -1), strict=True)
-    first, *rest = [of_piece(predicted, reference, labels) for predicted, reference in pieces]
+    prediction, mask = _flatten(prediction, prediction, labels), _flatten(mask, prediction, labels)
+    count_chunk = _count_exclusive if labels.mode == "multiclass" else _count_overlapping
+    chunk_size = CHUNK_SIZE.get(mask.device.type, DEFAULT_CHUNK_SIZE)
+    chunks = zip(prediction.split(chunk_size, -1), mask.split(chunk_size, -1), strict=True)
+    first, *rest = [count_chunk(predicted, reference, labels) for predicted, reference in chunks]
     return sum(rest, first)
 
 
 def _without_channel(prediction: Tensor, mask: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
-    """In binary mode, drop the channel axis that only one of the two has; where both have it, it does no harm."""
+    """In binary mode, remove the channel axis if only one of the two has it; if both have it, it does no harm."""
     if labels.mode == "binary" and prediction.ndim == mask.ndim + 1 and prediction.shape[1] == 1:
         return prediction[:, 0], mask
     if labels.mode == "binary" and mask.ndim == prediction.ndim + 1 and mask.shape[1] == 1:
@@ -88,89 +94,95 @@ def _without_channel(prediction: Tensor, mask: Tensor, labels: Labels) -> tuple[
 
 
 def check_pair(prediction: Tensor, mask: Tensor, labels: Labels) -> None:
-    """Raise ValueError for a prediction that is not decoded, and for shapes that do not fit each other."""
+    """Raise ValueError if a prediction is not decoded or the shapes of prediction and mask do not match."""
     if prediction.is_floating_point() or mask.is_floating_point():
         raise ValueError(
-            f"expected whole numbers, got a prediction of {prediction.dtype} and a mask of {mask.dtype}; "
-            "decode logits first, with labels.decode(logits)"
+            f"expected integers, got a prediction of {prediction.dtype} and a mask of {mask.dtype}; "
+            "decode logits with labels.decode(logits) first"
         )
     shape = list(prediction.shape)
     if labels.mode == "multilabel" and (prediction.ndim < 3 or shape[1] != labels.channels):
         raise ValueError(f"expected a prediction [B, {labels.channels}, *S] of 0 and 1, got {shape}")
-    fitting = [shape, [shape[0], *shape[2:]]] if labels.regions is not None else [shape]
-    if list(mask.shape) not in fitting:
-        expected = " or ".join(str(fit) for fit in fitting)
+    mask_shapes = [shape, [shape[0], *shape[2:]]] if labels.regions is not None else [shape]
+    if list(mask.shape) not in mask_shapes:
+        expected = " or ".join(map(str, mask_shapes))
         raise ValueError(f"expected a mask {expected} for a prediction {shape}, got {list(mask.shape)}")
 
 
-def _flat(given: Tensor, prediction: Tensor, labels: Labels) -> Tensor:
-    """[B, N] for class numbers, [B, K, N] for planes of overlapping classes."""
-    planes = labels.mode == "multilabel" and given.ndim == prediction.ndim
-    return given.flatten(2 if planes else 1)
+def _flatten(tensor: Tensor, prediction: Tensor, labels: Labels) -> Tensor:
+    """Flatten the spatial axes: [B, N] for class numbers, [B, K, N] for overlapping classes."""
+    has_channels = labels.mode == "multilabel" and tensor.ndim == prediction.ndim
+    return tensor.flatten(2 if has_channels else 1)
 
 
-def _exclusive(prediction: Tensor, mask: Tensor, labels: Labels) -> Tally:
-    """One histogram of (reference, prediction) pairs an image, of [B, N], in which all that is no class is one more."""
-    end = labels.channels
-    bins = torch.zeros(len(mask), (end + 1) ** 2, dtype=torch.int64, device=mask.device)
-    ones = bins.new_ones(mask.shape[1])  # in memory: adding one number seen many times takes twice as long
-    for of_image, predicted, reference in zip(bins, prediction, mask, strict=True):
-        place = _pairs(_with_rest(predicted, end), _with_rest(reference, end), end)
-        of_image.scatter_add_(0, place, ones)
-    pairs = bins.unflatten(1, (end + 1, end + 1))
-    matrix = pairs[:, :end, :end]
+def _count_exclusive(prediction: Tensor, mask: Tensor, labels: Labels) -> PixelCounts:
+    """Count [B, N] of exclusive classes, from one histogram of (reference, prediction) pairs per image.
+
+    The histogram has an additional bin for all values that are not a class.
+    """
+    classes = labels.channels
+    histograms = torch.zeros(len(mask), (classes + 1) ** 2, dtype=torch.int64, device=mask.device)
+    ones = histograms.new_ones(mask.shape[1])  # a materialised tensor: adding an expanded scalar takes twice as long
+    for histogram, predicted, reference in zip(histograms, prediction, mask, strict=True):
+        bins = _pair_bins(_merge_invalid(predicted, classes), _merge_invalid(reference, classes), classes)
+        histogram.scatter_add_(0, bins, ones)
+    pairs = histograms.unflatten(1, (classes + 1, classes + 1))
+    matrix = pairs[:, :classes, :classes]
     ignored = mask.shape[1] - unequal(mask, labels.padding_value).view(torch.uint8).sum(1, dtype=torch.int64)
-    return Tally(
+    return PixelCounts(
         counts=torch.stack([matrix.diagonal(dim1=1, dim2=2), matrix.sum(1), matrix.sum(2)], dim=-1),
-        pixels=matrix.sum((1, 2)).unsqueeze(1).expand(-1, end),
-        ignored=ignored.unsqueeze(1).expand(-1, end),
-        unknown=torch.stack([pairs[:, :end, end].sum(1), pairs[:, end].sum(1) - ignored], 1),
+        valid=matrix.sum((1, 2)).unsqueeze(1).expand(-1, classes),
+        ignored=ignored.unsqueeze(1).expand(-1, classes),
+        invalid=torch.stack([pairs[:, :classes, classes].sum(1), pairs[:, classes].sum(1) - ignored], 1),
         matrix=matrix,
     )
 
 
-def _with_rest(values: Tensor, end: int) -> Tensor:
-    """Values with `end` for all that is not below it. For bytes a clamp does it, in a tenth of the time of `where`."""
+def _merge_invalid(values: Tensor, classes: int) -> Tensor:
+    """Replace every value that is not below `classes` by `classes`.
+
+    For uint8 a clamp does this, ten times faster than `where`.
+    """
     if values.dtype == torch.uint8:
-        return values.clamp(max=end) if end < torch.iinfo(torch.uint8).max else values
-    if end > torch.iinfo(values.dtype).max:
+        return values.clamp(max=classes) if classes < torch.iinfo(torch.uint8).max else values
+    if classes > torch.iinfo(values.dtype).max:
         values = values.int()
-    return torch.where((values >= 0) & (values < end), values, end)
+    return torch.where((values >= 0) & (values < classes), values, classes)
 
 
-def _pairs(prediction: Tensor, reference: Tensor, end: int) -> Tensor:
-    """The bin of each pair, int64; made in the smallest type that holds the bins."""
-    small = torch.int16 if (end + 1) ** 2 <= torch.iinfo(torch.int16).max else torch.int32
-    return reference.to(small).mul_(end + 1).add_(prediction.to(small)).to(torch.int64)
+def _pair_bins(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
+    """The histogram bin of each (reference, prediction) pair, int64; computed in the smallest sufficient type."""
+    small = torch.int16 if (classes + 1) ** 2 <= torch.iinfo(torch.int16).max else torch.int32
+    return reference.to(small).mul_(classes + 1).add_(prediction.to(small)).to(torch.int64)
 
 
-def _overlapping(prediction: Tensor, mask: Tensor, labels: Labels) -> Tally:
-    """Sums of ands, of predictions [B, K, N], or [B, N] in binary mode, and masks of either shape."""
+def _count_overlapping(prediction: Tensor, mask: Tensor, labels: Labels) -> PixelCounts:
+    """Count predictions [B, K, N], or [B, N] in binary mode, and masks of either shape, for each channel alone."""
     prediction = prediction if prediction.ndim == 3 else prediction.unsqueeze(1)
-    ignored, known, reference = _planes(mask, labels)
-    counted = known & ~ignored
-    decided = (prediction == 0) | (prediction == 1)
-    valid = (counted & decided).expand_as(prediction)
+    ignored, known, reference = _class_planes(mask, labels)
+    annotated = known & ~ignored
+    decoded = (prediction == 0) | (prediction == 1)
+    valid = (annotated & decoded).expand_as(prediction)
     predicted, reference = (prediction == 1) & valid, reference & valid
     counts = torch.stack([_pixels(plane) for plane in (predicted & reference, predicted, reference)], dim=-1)
-    return Tally(
+    return PixelCounts(
         counts=counts,
-        pixels=_pixels(valid),
+        valid=_pixels(valid),
         ignored=_pixels(ignored.expand_as(prediction)),
-        unknown=torch.stack([_pixels(counted & ~decided).sum(1), _pixels(~known).sum(1)], 1),
+        invalid=torch.stack([_pixels(annotated & ~decoded).sum(1), _pixels(~known).sum(1)], 1),
         matrix=_two_by_two(counts[:, 0], _pixels(valid)[:, 0]) if labels.mode == "binary" else None,
     )
 
 
 def _two_by_two(counts: Tensor, pixels: Tensor) -> Tensor:
-    """The confusion matrix [B, 2, 2] of negative and positive, from counts [B, 3] of the positive and pixels [B]."""
+    """The binary confusion matrix [B, 2, 2] from counts [B, 3] of the positive class and valid pixels [B]."""
     tp, predicted, reference = counts.unbind(-1)
     fp, fn = predicted - tp, reference - tp
     return torch.stack([pixels - tp - fp - fn, fp, fn, tp], -1).unflatten(-1, (2, 2))
 
 
-def _planes(mask: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a mask is ignored, holds a value with a meaning, and shows each class: bool, [B, 1 or K, N]."""
+def _class_planes(mask: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a mask is ignored, where its value is allowed, and where each class is: bool, [B, 1 or K, N]."""
     mask = mask if mask.ndim == 3 else mask.unsqueeze(1)
     ignored = mask == labels.padding_value
     known = torch.stack([mask == value for value in labels.values]).any(0) | ignored
@@ -185,6 +197,5 @@ def _pixels(planes: Tensor) -> Tensor:
     return planes.sum(2)
 
 
-def _assert_none(unknown: Tensor, message: str) -> None:
-    assert_async = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]
-    assert_async((unknown == 0).all(), message)
+def _assert_none(invalid: Tensor, message: str) -> None:
+    assert_async((invalid == 0).all(), message)

@@ -1,4 +1,7 @@
-"""Overlap scores from counts, in float64."""
+"""Overlap scores from pixel counts, in float64.
+
+The counts [..., 3] are true positives (tp), predicted pixels and reference pixels, as returned by `count`.
+"""
 
 from __future__ import annotations
 
@@ -7,67 +10,71 @@ from torch import Tensor
 
 
 def dice(counts: Tensor) -> Tensor:
-    """2 tp / (predicted + reference) of counts [..., 3] -> float64 [...], for each image and class.
+    """Dice coefficient, 2 tp / (predicted + reference): counts [..., 3] -> float64 [...], 0 to 1.
 
-    NaN where the class is in neither (all ignored included), 0 where it is missed or spurious.
+    NaN if the class is absent from both prediction and reference, also because all pixels are ignored; 0 if it is
+    missed or spurious.
     """
-    tp, predicted, reference = _parts(counts)
+    tp, predicted, reference = _unpack(counts)
     return 2 * tp / (predicted + reference)
 
 
 def iou(counts: Tensor) -> Tensor:
-    """tp / (predicted + reference - tp) of counts [..., 3] -> float64 [...], for each image and class.
+    """Intersection over union, tp / (predicted + reference - tp): counts [..., 3] -> float64 [...], 0 to 1.
 
-    NaN where the class is in neither (all ignored included), 0 where it is missed or spurious.
+    NaN if the class is absent from both prediction and reference, also because all pixels are ignored; 0 if it is
+    missed or spurious.
     """
-    tp, predicted, reference = _parts(counts)
+    tp, predicted, reference = _unpack(counts)
     return tp / (predicted + reference - tp)
 
 
 def precision(counts: Tensor) -> Tensor:
-    """tp / predicted of counts [..., 3] -> float64 [...]: the share of the prediction that is right.
+    """Precision, tp / predicted: counts [..., 3] -> float64 [...], the fraction of predicted pixels that are correct.
 
-    NaN where nothing is predicted, 0 where the class is spurious.
+    NaN if no pixel is predicted as the class, 0 if the class is spurious.
     """
-    tp, predicted, _ = _parts(counts)
+    tp, predicted, _ = _unpack(counts)
     return tp / predicted
 
 
 def recall(counts: Tensor) -> Tensor:
-    """tp / reference of counts [..., 3] -> float64 [...]: the share of the class that is found (sensitivity).
+    """Recall or sensitivity, tp / reference: counts [..., 3] -> float64 [...], the fraction of the class detected.
 
-    NaN where the reference has no such class, 0 where the class is missed.
+    NaN if the class is absent from the reference, 0 if it is missed.
     """
-    tp, _, reference = _parts(counts)
+    tp, _, reference = _unpack(counts)
     return tp / reference
 
 
 def specificity(counts: Tensor, pixels: Tensor) -> Tensor:
-    """The share of the pixels without the class that are not predicted as it -> float64 [...].
+    """Specificity: the fraction of pixels without the class that are not predicted as the class, float64 [...].
 
-    counts: [..., 3]. pixels: [...], the valid pixels. NaN where the class is everywhere, or all is ignored.
+    counts: [..., 3]. pixels: number of valid pixels, [...]. NaN if every valid pixel has the class, or none is valid.
     """
-    tp, predicted, reference = _parts(counts)
+    tp, predicted, reference = _unpack(counts)
     negative = pixels.to(torch.float64) - reference
     return (negative - (predicted - tp)) / negative
 
 
 def volume_difference(counts: Tensor) -> Tensor:
-    """(predicted - reference) / reference of counts [..., 3] -> float64 [...]: above 0 where too much is predicted.
+    """Relative volume difference, (predicted - reference) / reference: counts [..., 3] -> float64 [...].
 
-    -1 where the class is missed; NaN where the reference has no such class, for which the share means nothing.
+    It is positive if too much is predicted, and -1 if the class is missed. NaN if the class is absent from the
+    reference.
     """
-    _, predicted, reference = _parts(counts)
+    _, predicted, reference = _unpack(counts)
     return (predicted - reference) / torch.where(reference > 0, reference, torch.nan)
 
 
 def generalized_dice(counts: Tensor) -> Tensor:
-    """2 sum w tp / sum w (predicted + reference) over the classes of counts [..., K, 3] -> float64 [...].
+    """Generalised Dice, 2 sum w tp / sum w (predicted + reference) over the classes of counts [..., K, 3] -> [...].
 
-    w = 1 / reference^2 (Crum et al. 2006), so that small classes count as much as large ones; a class without reference
-    pixels has the largest w of its own image. NaN where no class is in prediction or reference.
+    The weight of a class is w = 1 / reference^2, so that small classes contribute as much as large ones. A class
+    without reference pixels gets the largest weight of its image. float64; NaN if all classes are absent from both
+    prediction and reference. Source: Crum et al., 2006.
     """
-    tp, predicted, reference = _parts(counts)
+    tp, predicted, reference = _unpack(counts)
     weight = 1 / reference.square()
     present = torch.where(reference > 0, weight, 0)
     largest = present.amax(-1, keepdim=True)
@@ -75,6 +82,6 @@ def generalized_dice(counts: Tensor) -> Tensor:
     return 2 * (weight * tp).sum(-1) / (weight * (predicted + reference)).sum(-1)
 
 
-def _parts(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _unpack(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tp, predicted, reference = counts.to(torch.float64).unbind(-1)
     return tp, predicted, reference

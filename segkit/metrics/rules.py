@@ -1,7 +1,7 @@
-"""The rules that turn counts and distances into reported numbers: what an empty class counts, how cases are averaged.
+"""The rules that turn counts and distances into reported numbers: scores of empty classes, and averaging over cases.
 
-Rules are plain data and travel with every number that they made. Other tools' rules are presets, so that their numbers
-can be had beside ours; docs/evaluation.md has them in a table.
+Rules are plain data, and are stored with every number that they produced. The conventions of other tools are available
+as presets, so that their numbers can be reproduced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from segkit.metrics.bootstrap import Bootstrap
 from segkit.metrics.surface import SURFACE_METRICS, Average, Elements, Percentile
 
-Cell = float | Literal["worst"] | None
+EmptyClassScore = float | Literal["worst"] | None
 Aggregation = Literal["class_case", "case_class", "pairs", "global", "micro"]
 AGGREGATIONS: dict[Aggregation, str] = {
     "class_case": "mean over cases for each class, then over classes",
@@ -25,47 +25,58 @@ AGGREGATIONS: dict[Aggregation, str] = {
     "global": "counts summed over cases for each class, then mean over classes",
     "micro": "counts summed over cases and classes",
 }
-POOLED = ("global", "micro")
-OF_CASES = ("generalized_dice",)  # one score a case, of all its classes together
+POOLED_AGGREGATIONS = ("global", "micro")
+PER_CASE_METRICS = ("generalized_dice",)  # one score per case, over all of its classes
 
 
 @dataclass(frozen=True)
-class Empty:
-    """What a case counts for a class that is in neither prediction nor reference, is spurious (predicted only), or is
-    missed (in the reference only): a number, `worst` for the diagonal of the image, None for not being counted."""
+class EmptyClassRule:
+    """The score of a case for a class without predicted or without reference pixels.
 
-    neither: Cell
-    spurious: Cell
-    missed: Cell
+    neither: if the class is absent from both prediction and reference.
+    spurious: if the class is in the prediction only.
+    missed: if the class is in the reference only.
+
+    Each is a number, `worst` for the diagonal of the image in mm, or None if the case is not counted.
+    """
+
+    neither: EmptyClassScore
+    spurious: EmptyClassScore
+    missed: EmptyClassScore
 
 
-OVERLAP = Empty(neither=None, spurious=0.0, missed=0.0)
-DISTANCE = Empty(neither=None, spurious="worst", missed="worst")
-EMPTY: dict[str, Empty] = {
+OVERLAP = EmptyClassRule(neither=None, spurious=0.0, missed=0.0)
+DISTANCE = EmptyClassRule(neither=None, spurious="worst", missed="worst")
+EMPTY: dict[str, EmptyClassRule] = {
     **dict.fromkeys(("dice", "iou", "boundary_iou", "nsd", "precision"), OVERLAP),
-    "recall": Empty(neither=None, spurious=None, missed=0.0),
-    "volume_difference": Empty(neither=None, spurious=None, missed=-1.0),
+    "recall": EmptyClassRule(neither=None, spurious=None, missed=0.0),
+    "volume_difference": EmptyClassRule(neither=None, spurious=None, missed=-1.0),
     **dict.fromkeys(("hd", "hd95", "assd"), DISTANCE),
 }
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the numbers of a score table mean.
+    """How scores are computed and averaged.
 
-    empty: a metric's table of empty classes; a metric that is not in it is always what its formula says.
-    aggregation: how cases and classes become one number, for each metric that is not averaged as `class_case`.
-    background: the metrics whose mean takes the background class in.
-    exclude_classes: rows that are left out of tables and means; their pixels still count for the other classes,
-        unlike ignored ones.
-    absent: what a class counts in the mean that no case counts: a number, None for nothing; NaN makes the mean NaN.
-    hd95, assd, nsd: the modes of `segkit.metrics.surface`. tolerance_mm: of NSD.
-    boundary_ratio: the width of the band of boundary IoU, as a share of the image diagonal.
-    bootstrap: of the intervals.
+    name: name of the preset that the rules are based on.
+    empty: the rule for empty classes of each metric. A metric without one keeps the value of its formula.
+    aggregation: how each metric is averaged over cases and classes; the default is `class_case`.
+    background: metrics whose mean includes the background class.
+    exclude_classes: classes that are left out of tables and means. Unlike ignored pixels, their pixels still count for
+        the other classes.
+    absent: what a class that no case counts contributes to the mean over classes: a number (NaN makes the mean NaN), or
+        None if it is left out.
+    hd95, assd, nsd: definitions of the surface metrics, see `segkit.metrics.surface`.
+    tolerance_mm: tolerance of NSD.
+    boundary_ratio: width of the band of boundary IoU, as a fraction of the image diagonal.
+    bootstrap: parameters of the intervals.
+
+    Raises ValueError for an unknown aggregation, and for one that the metric does not support.
     """
 
     name: str = "segkit"
-    empty: Mapping[str, Empty] = field(default_factory=lambda: EMPTY)
+    empty: Mapping[str, EmptyClassRule] = field(default_factory=lambda: EMPTY)
     aggregation: Mapping[str, Aggregation] = field(default_factory=dict)
     background: tuple[str, ...] = ()
     exclude_classes: tuple[str, ...] = ()
@@ -78,37 +89,41 @@ class Rules:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an aggregation that is none, or none for its metric."""
-        for metric, way in self.aggregation.items():
-            if way not in AGGREGATIONS:
-                raise ValueError(f"expected the aggregation of {metric} among {', '.join(AGGREGATIONS)}, got {way!r}")
-            if way in POOLED and metric in (*SURFACE_METRICS, *OF_CASES):
-                raise ValueError(f"{metric} is measured for each case and not made of sums over cases, so not {way}")
+        for metric, aggregation in self.aggregation.items():
+            if aggregation not in AGGREGATIONS:
+                choices = ", ".join(AGGREGATIONS)
+                raise ValueError(f"expected the aggregation of {metric} to be one of {choices}, got {aggregation!r}")
+            if aggregation in POOLED_AGGREGATIONS and metric in (*SURFACE_METRICS, *PER_CASE_METRICS):
+                raise ValueError(
+                    f"{metric} does not support the aggregation {aggregation}: it is computed for each case, not from "
+                    "counts summed over cases"
+                )
 
-    def aggregated(self, metric: str) -> Aggregation:
-        """How the metric is averaged."""
+    def aggregation_of(self, metric: str) -> Aggregation:
+        """The aggregation of a metric."""
         return self.aggregation.get(metric, "class_case")
 
     def full_name(self, metric: str) -> str:
-        """The metric with its aggregation, such as dice/class_case."""
-        return f"{metric}/case" if metric in OF_CASES else f"{metric}/{self.aggregated(metric)}"
+        """The name of a metric with its aggregation, such as dice/class_case."""
+        return f"{metric}/case" if metric in PER_CASE_METRICS else f"{metric}/{self.aggregation_of(metric)}"
 
     @property
     def id(self) -> str:
-        """The name, and where they are not as the preset has them, a digest of all that they are."""
+        """The name, followed by a hash of all fields if they differ from the preset of that name."""
         if self == PRESETS.get(self.name):
             return self.name
         content = json.dumps(self._plain(), sort_keys=True)
         return f"{self.name}+{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The rules as JSON takes them, every metric's table written out."""
+        """The rules as plain data for JSON, with the rule for empty classes of every metric."""
         return {"name": self.name, "id": self.id, **self._plain()}
 
     def _plain(self) -> dict[str, Any]:
         return {
             "empty": {
-                name: {cell: _plain(value) for cell, value in vars(row).items()} for name, row in self.empty.items()
+                metric: {name: _plain(score) for name, score in vars(rule).items()}
+                for metric, rule in self.empty.items()
             },
             "aggregation": {"default": "class_case", **self.aggregation},
             "background": list(self.background),
@@ -125,70 +140,77 @@ class Rules:
             "interval": {"method": "BCa bootstrap of groups of cases; percentile for medians", **vars(self.bootstrap)},
         }
 
-    def in_words(self, metrics: Sequence[str]) -> list[str]:
-        """What a reader of a table of these metrics has to know, a line each."""
-        lines = [f"rules {self.name}: {self._mean_in_words(metrics)}"]
-        by_row: dict[str, list[str]] = {}
-        for metric in (metric for metric in metrics if metric not in OF_CASES):
-            by_row.setdefault(_in_words(self.empty.get(metric)), []).append(metric)
-        lines += [f"{', '.join(names)}: {row}" for row, names in by_row.items()]
+    def describe(self, metrics: Sequence[str]) -> list[str]:
+        """Lines of text that explain the rules for these metrics, for the reader of a table."""
+        lines = [f"rules {self.name}: {self._describe_mean(metrics)}"]
+        by_rule: dict[str, list[str]] = {}
+        for metric in (metric for metric in metrics if metric not in PER_CASE_METRICS):
+            by_rule.setdefault(_describe_empty_class(self.empty.get(metric)), []).append(metric)
+        lines += [f"{', '.join(names)}: {description}" for description, names in by_rule.items()]
         if "generalized_dice" in metrics:
             classes = "all" if "generalized_dice" in self.background else "foreground"
-            lines.append(f"generalized_dice: of {classes} classes of a case together, weights 1 / reference^2")
+            lines.append(f"generalized_dice: over {classes} classes of each case, with weights 1 / reference^2")
         return lines
 
-    def _mean_in_words(self, metrics: Sequence[str]) -> str:
-        by_way: dict[Aggregation, list[str]] = {}
-        for metric in (metric for metric in metrics if metric not in OF_CASES):
-            by_way.setdefault(self.aggregated(metric), []).append(metric)
+    def _describe_mean(self, metrics: Sequence[str]) -> str:
+        by_aggregation: dict[Aggregation, list[str]] = {}
+        for metric in (metric for metric in metrics if metric not in PER_CASE_METRICS):
+            by_aggregation.setdefault(self.aggregation_of(metric), []).append(metric)
         with_background = [metric for metric in metrics if metric in self.background]
         classes = "foreground classes"
         if with_background:
-            only = f", for {', '.join(with_background)}" if len(with_background) < len(metrics) else ""
-            classes = f"all classes{only}" if not only else f"foreground classes{only} all classes"
+            every_metric = len(with_background) == len(metrics)
+            classes = (
+                "all classes" if every_metric else f"foreground classes, all classes for {', '.join(with_background)}"
+            )
         without = f" without {', '.join(self.exclude_classes)}" if self.exclude_classes else ""
-        ways = [
-            AGGREGATIONS[way] + (f" ({', '.join(names)})" if len(by_way) > 1 else "") for way, names in by_way.items()
+        aggregations = [
+            AGGREGATIONS[aggregation] + (f" ({', '.join(names)})" if len(by_aggregation) > 1 else "")
+            for aggregation, names in by_aggregation.items()
         ]
-        return f"{'; '.join(ways)}; {classes}{without}"
+        return f"{'; '.join(aggregations)}; {classes}{without}"
 
 
-def _in_words(row: Empty | None) -> str:
-    if row is None:
-        return "what the formula says, also for an empty class"
-    cells = {name: _cell_in_words(cell) for name, cell in vars(row).items()}
-    return f"a class in neither {cells['neither']}, spurious {cells['spurious']}, missed {cells['missed']}"
+def _describe_empty_class(rule: EmptyClassRule | None) -> str:
+    if rule is None:
+        return "the value of the formula, also for empty classes"
+    scores = {name: _describe_score(score) for name, score in vars(rule).items()}
+    return (
+        f"a class absent from both prediction and reference {scores['neither']}, a spurious class "
+        f"{scores['spurious']}, a missed class {scores['missed']}"
+    )
 
 
-def _cell_in_words(cell: Cell) -> str:
-    if cell is None:
+def _describe_score(score: EmptyClassScore) -> str:
+    if score is None:
         return "is not counted"
-    return "counts the image diagonal" if cell == "worst" else f"counts {cell:g}"
+    return "counts as the image diagonal" if score == "worst" else f"counts as {score:g}"
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
+    """A value for JSON, which has neither NaN nor infinity."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_overlap(row: Empty) -> dict[str, Empty]:
-    return {**EMPTY, **dict.fromkeys(("dice", "iou"), row)}
+def _with_overlap(rule: EmptyClassRule) -> dict[str, EmptyClassRule]:
+    """The default rules for empty classes, with another one for Dice and IoU."""
+    return {**EMPTY, **dict.fromkeys(("dice", "iou"), rule)}
 
 
 SEGKIT = Rules()
-MONAI_DISTANCE = Empty(neither=None, spurious=math.inf, missed=math.inf)
+MONAI_DISTANCE = EmptyClassRule(neither=None, spurious=math.inf, missed=math.inf)
 PRESETS: dict[str, Rules] = {
     "segkit": SEGKIT,
-    # compute_metrics_on_folder: nanmean over cases of each label, then a mean that NaN goes through
+    # compute_metrics_on_folder: nanmean over cases for each label, then a mean that propagates NaN
     "nnunet": Rules(name="nnunet", absent=math.nan),
-    # DiceMetric and MeanIoU with their defaults; HD95 of a missed structure is NaN and so not counted
+    # DiceMetric and MeanIoU with their defaults; HD95 of a missed structure is NaN and therefore not counted
     "monai": Rules(
         name="monai",
         empty={
-            **_with_overlap(Empty(neither=None, spurious=None, missed=0.0)),
+            **_with_overlap(EmptyClassRule(neither=None, spurious=None, missed=0.0)),
             "hd": MONAI_DISTANCE,
             "assd": MONAI_DISTANCE,
-            "hd95": Empty(neither=None, spurious=None, missed=None),
+            "hd95": EmptyClassRule(neither=None, spurious=None, missed=None),
         },
         aggregation=dict.fromkeys(("dice", "iou", "hd", "hd95", "assd", "nsd"), "case_class"),
         background=("dice", "iou", "generalized_dice"),
@@ -203,7 +225,7 @@ PRESETS: dict[str, Rules] = {
     # iou_score and f1_score with reduction="macro" and zero_division=1
     "smp": Rules(
         name="smp",
-        empty=_with_overlap(Empty(neither=1.0, spurious=0.0, missed=0.0)),
+        empty=_with_overlap(EmptyClassRule(neither=1.0, spurious=0.0, missed=0.0)),
         aggregation={"dice": "global", "iou": "global"},
         background=("dice", "iou"),
     ),
@@ -211,7 +233,7 @@ PRESETS: dict[str, Rules] = {
 
 
 def rules_by_name(name: str) -> Rules:
-    """A preset. Raises ValueError for a name that is none."""
+    """The preset of that name. Raises ValueError for an unknown name."""
     if name not in PRESETS:
         raise ValueError(f"expected rules to be one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

@@ -1,7 +1,7 @@
-"""Distances between the surfaces of two masks, and the scores made of them: HD, HD95, ASSD and NSD, in float64.
+"""Distances between the surfaces of two masks, and the scores HD, HD95, ASSD and NSD derived from them, in float64.
 
-Libraries differ in what a surface is made of and in how two directions become one number; here both have names.
-Surfaces are in the millimetres of the spacing; where it is in pixels, so are the scores.
+Libraries differ in the elements of a surface and in how the two directions are combined into one number; both choices
+are explicit here. Distances are in the unit of the spacing: mm, or pixels for a spacing of 1.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ Elements = Literal["voxel", "area"]
 Percentile = Literal["directed", "pooled", "area"]
 Average = Literal["pooled", "mean_of_means"]
 SURFACE_METRICS = ("hd", "hd95", "assd", "nsd")
-# Spacings and areas often come as float32. What is equal up to that must not be told apart by rounding.
+# Spacings and areas are often float32. Values that are equal up to its precision are treated as equal.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """How far each element of one surface is from the other surface, in both directions.
+    """The distance of each element of one surface to the other surface, in both directions.
 
-    from_prediction float64 [n], from_reference float64 [m]: distances in mm; inf where the other mask is empty, and of
-    length 0 where the mask itself is. prediction_weights [n], reference_weights [m]: 1 for voxels; for areas the
-    length in mm (2D) or the area in mm² (3D) of each element.
+    from_prediction, from_reference: distances in mm, float64 [n] and [m]. They are inf if the other mask is empty, and
+        have length 0 if the mask itself is empty.
+    prediction_weights, reference_weights: weight of each element, [n] and [m]: 1 for voxels; for areas its length in
+        mm (2D) or area in mm² (3D).
     """
 
     from_prediction: np.ndarray
@@ -42,29 +43,30 @@ class SurfaceDistances:
 def surface_distances(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], elements: Elements = "voxel"
 ) -> SurfaceDistances:
-    """Distances from each surface element of one mask to the nearest of the other, both ways.
+    """Distances from each surface element of one mask to the nearest surface element of the other, both ways.
 
-    prediction, reference: bool [*S], 2D or 3D. spacing: mm along each axis. Beyond the image there is background.
-    elements: `voxel`, the pixels of the mask with a neighbour along an axis outside it, each counting 1; `area`, the
-    corners where 2 x 2 (x 2) pixels are not all the same, each counting the length or area of the surface there
-    (Nikolov et al. 2021).
+    prediction, reference: bool [*S], 2D or 3D. Everything beyond the image is background.
+    spacing: mm along each axis.
+    elements: `voxel`: mask pixels with a direct neighbour outside of the mask, each with weight 1. `area`: the corners
+        at which 2 x 2 (x 2) pixels are not all equal, each weighted by the length or area of the surface at the corner
+        (Nikolov et al., 2021).
 
     Raises ValueError if the masks are not bool or not 2D or 3D, if their shapes differ, if the spacing is not one
-    positive number for each axis, or if there are no such elements.
+    positive number per axis, or for unknown elements.
     """
     _check(prediction, reference, spacing)
     _check_choice("elements", elements, get_args(Elements))
     prediction, reference = crop_to_foreground(prediction, reference)
     prediction_surface, prediction_weights = _surface(prediction, spacing, elements)
     reference_surface, reference_weights = _surface(reference, spacing, elements)
-    both_ways = distances_between(prediction_surface, reference_surface, spacing)
-    return SurfaceDistances(*both_ways, prediction_weights, reference_weights)
+    distances = distances_between(prediction_surface, reference_surface, spacing)
+    return SurfaceDistances(*distances, prediction_weights, reference_weights)
 
 
 def hausdorff(distances: SurfaceDistances) -> float:
-    """The Hausdorff distance: the largest distance of both directions, in mm. Weights do not matter.
+    """Hausdorff distance: the largest distance in either direction, in mm. Weights are not used.
 
-    NaN where both masks are empty, inf where one is.
+    NaN if both masks are empty, inf if one is.
     """
     empty = _empty_score(distances, math.inf)
     if empty is not None:
@@ -73,14 +75,14 @@ def hausdorff(distances: SurfaceDistances) -> float:
 
 
 def hausdorff95(distances: SurfaceDistances, mode: Percentile = "directed") -> float:
-    """The 95th percentile of the distances instead of their maximum, in mm (Huttenlocher et al. 1993).
+    """95th percentile of the surface distances, a robust Hausdorff distance, in mm (Huttenlocher et al., 1993).
 
-    directed: the larger of the percentiles of the two directions, interpolated linearly (MONAI, MetricsReloaded).
-    pooled: the percentile of the distances of both directions together, likewise (MedPy). area: the larger of the two
-    directions, where the percentile is the least distance within which 95 % of the weight lies (Nikolov et al. 2021);
-    only this one uses weights.
+    mode: `directed`: the larger of the percentiles of the two directions, with linear interpolation (MONAI,
+        MetricsReloaded). `pooled`: the percentile of the distances of both directions together, with linear
+        interpolation (MedPy). `area`: the larger of the two directions, where the percentile is the smallest distance
+        within which 95 % of the weight lies (Nikolov et al., 2021). Only `area` uses the weights.
 
-    NaN where both masks are empty, inf where one is. Raises ValueError if there is no such mode.
+    NaN if both masks are empty, inf if one is. Raises ValueError for an unknown mode.
     """
     _check_choice("mode", mode, get_args(Percentile))
     empty = _empty_score(distances, math.inf)
@@ -96,12 +98,12 @@ def hausdorff95(distances: SurfaceDistances, mode: Percentile = "directed") -> f
 
 
 def average_surface_distance(distances: SurfaceDistances, mode: Average = "pooled") -> float:
-    """The average symmetric surface distance, weighted, in mm (Heimann et al. 2009).
+    """Average symmetric surface distance (ASSD), weighted, in mm (Heimann et al., 2009).
 
-    pooled: the mean over the elements of both surfaces (MONAI, MedPy). mean_of_means: the mean of the means of the two
-    directions, also called MASD (MetricsReloaded).
+    mode: `pooled`: the mean over the elements of both surfaces (MONAI, MedPy). `mean_of_means`: the mean of the means
+        of the two directions, also called MASD (MetricsReloaded).
 
-    NaN where both masks are empty, inf where one is. Raises ValueError if there is no such mode.
+    NaN if both masks are empty, inf if one is. Raises ValueError for an unknown mode.
     """
     _check_choice("mode", mode, get_args(Average))
     empty = _empty_score(distances, math.inf)
@@ -118,15 +120,17 @@ def average_surface_distance(distances: SurfaceDistances, mode: Average = "poole
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
-    """The normalised surface Dice, NSD: the share of both surfaces within `tolerance_mm` of the other, 0 to 1.
+    """Normalised surface Dice (NSD): the fraction of both surfaces within `tolerance_mm` of the other one, 0 to 1.
 
-    By number of voxels or by area, as the distances were made (Nikolov et al. 2021: by area). At the tolerance is
-    within it, up to the rounding of float32.
+    It is the fraction of voxels or of the area, depending on the elements of the distances (area in Nikolov et al.,
+    2021). A distance equal to the tolerance is within it, up to the precision of float32.
 
-    NaN where both masks are empty, 0 where one is. Raises ValueError if the tolerance is negative or not finite.
+    NaN if both masks are empty, 0 if one is. Raises ValueError if the tolerance is negative or not finite.
     """
     if not 0 <= tolerance_mm < math.inf:
-        raise ValueError(f"expected a tolerance of 0 mm or more, got {tolerance_mm}; choose one that observers reach")
+        raise ValueError(
+            f"expected a tolerance of 0 mm or more, got {tolerance_mm}; choose one within which human observers agree"
+        )
     empty = _empty_score(distances, 0.0)
     if empty is not None:
         return empty
@@ -145,14 +149,17 @@ def surface_scores(
     assd: Average = "pooled",
     nsd: Elements = "area",
 ) -> dict[str, float]:
-    """The surface scores of one structure, by name: `hd`, `hd95` and `assd` in mm, and `nsd`, 0 to 1.
+    """Surface scores of one structure by name: `hd`, `hd95` and `assd` in mm, and `nsd` from 0 to 1.
 
-    prediction, reference: bool [*S], 2D or 3D. spacing: mm along each axis. metrics: which scores. hd95, assd and nsd
-    say which definition: the modes of `hausdorff95` and `average_surface_distance`, and the elements of the NSD. All
-    but the NSD and hd95 of `area` are of voxels.
+    prediction, reference: bool [*S], 2D or 3D.
+    spacing: mm along each axis.
+    metrics: names of the scores to compute.
+    tolerance_mm: tolerance of NSD.
+    hd95, assd: the modes of `hausdorff95` and `average_surface_distance`.
+    nsd: the surface elements of NSD. All other scores use voxels, except hd95 with the mode `area`.
 
-    Both masks empty: NaN. One empty: inf for hd, hd95 and assd, 0 for nsd. Raises ValueError as `surface_distances`
-    does, and for a metric, definition or tolerance that there is not.
+    If both masks are empty, scores are NaN; if one is, hd, hd95 and assd are inf and nsd is 0. Raises ValueError as
+    `surface_distances` does, and for an unknown metric or mode or an invalid tolerance.
     """
     for metric in metrics:
         _check_choice("metrics", metric, SURFACE_METRICS)
@@ -172,22 +179,22 @@ def surface_scores(
         "assd": lambda distances: average_surface_distance(distances, assd),
         "nsd": lambda distances: surface_dice(distances, tolerance_mm),
     }
-    kinds: set[Elements] = {elements[metric] for metric in metrics}
-    made = {kind: surface_distances(*cropped, spacing, kind) for kind in kinds}
-    return {metric: scores[metric](made[elements[metric]]) for metric in metrics}
+    needed: set[Elements] = {elements[metric] for metric in metrics}
+    distances = {kind: surface_distances(*cropped, spacing, kind) for kind in needed}
+    return {metric: scores[metric](distances[elements[metric]]) for metric in metrics}
 
 
 def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """The length of the diagonal of an image in mm: no distance in it is larger, so it can stand for a missed mask.
+    """Length of the diagonal of an image in mm: an upper limit of all distances, used as the score of missed classes.
 
-    Raises ValueError if the spacing is not one positive number for each axis.
+    Raises ValueError if the spacing is not one positive number per axis.
     """
     _check_spacing(spacing, len(shape))
     return math.hypot(*(side * step for side, step in zip(shape, spacing, strict=True)))
 
 
 def _surface(mask: np.ndarray, spacing: Sequence[float], elements: Elements) -> tuple[np.ndarray, np.ndarray]:
-    """Where the surface elements of a mask are, bool, and the weight of each. Its outermost pixels are background."""
+    """The positions of the surface elements of a mask, bool, and their weights. Its outermost pixels are background."""
     if elements == "voxel":
         surface = boundary(mask)
         return surface, np.ones(np.count_nonzero(surface))
@@ -198,7 +205,7 @@ def _surface(mask: np.ndarray, spacing: Sequence[float], elements: Elements) -> 
 
 
 def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
-    """Which of the 2 x 2 (x 2) pixels about each inner corner are true, uint8 [*(S - 1)]: the first is the top bit."""
+    """The 2 x 2 (x 2) pixels around each inner corner as bits of a uint8, the first pixel highest: [*(S - 1)]."""
     codes, bits = mask.view(np.uint8), 1
     for axis in reversed(range(mask.ndim)):
         slices = np.moveaxis(codes, axis, 0)
@@ -209,7 +216,7 @@ def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
-    """The length in mm (2D, [16]) or area in mm² (3D, [256]) of the surface at a corner, for each neighbour code."""
+    """Length in mm (2D, [16]) or area in mm² (3D, [256]) of the surface at a corner, for each neighbour code."""
     from monai.metrics.utils import (
         create_table_neighbour_code_to_contour_length,
         create_table_neighbour_code_to_surface_area,
@@ -222,20 +229,20 @@ def _element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
     return sizes
 
 
-def _weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
-    """The least of the values up to which the given share of the weight lies."""
+def _weighted_quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float:
+    """The smallest value such that the values up to it have the fraction `level` of the total weight."""
     order = np.argsort(values)
-    reached = np.cumsum(weights[order])
-    place = np.searchsorted(reached, share * (1 - ROUNDING) * reached[-1])
-    return float(values[order[place]])
+    cumulative = np.cumsum(weights[order])
+    index = np.searchsorted(cumulative, level * (1 - ROUNDING) * cumulative[-1])
+    return float(values[order[index]])
 
 
-def _empty_score(distances: SurfaceDistances, missed: float) -> float | None:
-    """The score where a mask is empty: NaN for both, `missed` for one. None where neither is."""
-    filled = len(distances.from_prediction) > 0, len(distances.from_reference) > 0
-    if not any(filled):
+def _empty_score(distances: SurfaceDistances, one_empty: float) -> float | None:
+    """The score if masks are empty: NaN for two empty masks, `one_empty` for one; None if neither is empty."""
+    non_empty = len(distances.from_prediction) > 0, len(distances.from_reference) > 0
+    if not any(non_empty):
         return math.nan
-    return None if all(filled) else missed
+    return None if all(non_empty) else one_empty
 
 
 def _check(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> None:
@@ -243,13 +250,13 @@ def _check(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[floa
         if not isinstance(mask, np.ndarray) or mask.dtype != bool:
             raise ValueError(
                 f"expected the {name} as a NumPy array of bool, got {type(mask).__name__} of "
-                f"{getattr(mask, 'dtype', 'no dtype')}; make one structure of class numbers with `numbers == number`, "
-                "and an array of a tensor with `.cpu().numpy()`"
+                f"{getattr(mask, 'dtype', 'no dtype')}; select one class of class numbers with `mask == number`, "
+                "and convert a tensor with `.cpu().numpy()`"
             )
     if prediction.shape != reference.shape or prediction.ndim not in (2, 3):
         raise ValueError(
-            f"expected two masks of one shape [*S], 2D or 3D, got {list(prediction.shape)} and "
-            f"{list(reference.shape)}; give one case and structure at a time, without batch and channel axes"
+            f"expected two masks of the same shape [*S], 2D or 3D, got {list(prediction.shape)} and "
+            f"{list(reference.shape)}; pass one case and class at a time, without batch and channel axes"
         )
     _check_spacing(spacing, prediction.ndim)
 
@@ -257,11 +264,11 @@ def _check(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[floa
 def _check_spacing(spacing: Sequence[float], dimensions: int) -> None:
     if len(spacing) != dimensions or not all(0 < step < math.inf for step in spacing):
         raise ValueError(
-            f"expected {dimensions} positive spacings in mm, one for each axis, got {list(spacing)}; "
+            f"expected {dimensions} positive spacings in mm, one per axis, got {list(spacing)}; "
             f"use {[1.0] * dimensions} to measure in pixels"
         )
 
 
 def _check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
     if choice not in choices:
-        raise ValueError(f"expected {name} among {', '.join(choices)}, got {choice!r}")
+        raise ValueError(f"expected {name} to be one of {', '.join(choices)}, got {choice!r}")

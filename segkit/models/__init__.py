@@ -1,7 +1,7 @@
-"""Networks by short name: each entry builds image [B, C, *S] -> logits [B, K, *S] from plain keyword arguments.
+"""Networks by name. Each entry builds a network, image [B, C, *S] -> logits [B, K, *S], from keyword arguments.
 
-`in_channels`, `out_channels` and `dims` come from the data; a network says in `multiple` what each side of an image
-must be a multiple of.
+`in_channels`, `out_channels` and `dims` are set from the data. The attribute `multiple` of a network states what the
+sides of an image must be multiples of.
 """
 
 from collections.abc import Callable

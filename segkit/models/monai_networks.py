@@ -1,7 +1,7 @@
-"""MONAI's networks by short name: image [B, in_channels, *S] -> logits [B, out_channels, *S].
+"""Networks of MONAI: image [B, in_channels, *S] -> logits [B, out_channels, *S].
 
-MONAI is imported when a network is built. Its networks are used as they are; the arguments here are the few that
-people change, under this project's names, and `multiple` is what each side of an image must be a multiple of.
+MONAI is imported only when a network is built. The networks are used unchanged; only the most common options are
+available, under the names that segkit uses. Image sides must be multiples of the attribute `multiple`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ def _with_multiple(network: nn.Module, multiple: int) -> nn.Module:
 def monai_unet(
     *, in_channels: int, out_channels: int, dims: int, widths: list[int] | None = None, residual_units: int = 2
 ) -> nn.Module:
-    """MONAI's UNet with residual units (Kerfoot et al. 2019)."""
+    """MONAI's UNet with residual units (Kerfoot et al., 2019).
+
+    widths: channels per resolution, finest first. residual_units: number of residual units.
+    """
     from monai.networks.nets.unet import UNet
 
     widths = widths or [16, 32, 64, 128]
@@ -26,14 +29,14 @@ def monai_unet(
 
 
 def monai_basic_unet(*, in_channels: int, out_channels: int, dims: int, widths: list[int] | None = None) -> nn.Module:
-    """MONAI's BasicUNet; `widths` has six entries, the last for the final upsampling."""
+    """MONAI's BasicUNet. `widths` has six entries, the last one for the final upsampling."""
     from monai.networks.nets.basic_unet import BasicUNet
 
     return _with_multiple(BasicUNet(dims, in_channels, out_channels, widths or [32, 32, 64, 128, 256, 32]), 16)
 
 
 def monai_dynunet(*, in_channels: int, out_channels: int, dims: int, widths: list[int] | None = None) -> nn.Module:
-    """MONAI's DynUNet, the network of nnU-Net (Isensee et al. 2021), without deep supervision."""
+    """MONAI's DynUNet, the network of nnU-Net (Isensee et al., 2021), without deep supervision."""
     from monai.networks.nets.dynunet import DynUNet
 
     widths = widths or [32, 64, 128, 256]
@@ -45,7 +48,7 @@ def monai_dynunet(*, in_channels: int, out_channels: int, dims: int, widths: lis
 
 
 def monai_segresnet(*, in_channels: int, out_channels: int, dims: int, width: int = 16) -> nn.Module:
-    """MONAI's SegResNet (Myronenko 2018), without the variational branch."""
+    """MONAI's SegResNet (Myronenko, 2018), without the variational branch."""
     from monai.networks.nets.segresnet import SegResNet
 
     network = SegResNet(spatial_dims=dims, init_filters=width, in_channels=in_channels, out_channels=out_channels)

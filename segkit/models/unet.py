@@ -1,4 +1,4 @@
-"""A U-Net (Ronneberger et al. 2015) for images and volumes in one class."""
+"""U-Net (Ronneberger et al., 2015) for images and volumes."""
 
 from __future__ import annotations
 
@@ -21,32 +21,41 @@ NORMS = {
 }
 
 Norm = Literal["batch", "instance"]
-Strides = tuple[int, ...]  # of each axis
+Strides = tuple[int, ...]  # one number per axis
 
 
 class Stage(nn.Module):
-    """Convolutions of one resolution, [B, inside, *S] -> [B, outside, *S / strides], with a shortcut if residual.
+    """The convolutions of one resolution: [B, in_channels, *S] -> [B, out_channels, *S / strides].
 
-    Each 3x3 convolution is followed by a norm and a leaky ReLU; with `residual` the input is added before the last
-    activation (He et al. 2016), through an average pool and a 1x1 convolution where shape or width differ.
+    Each 3x3 convolution is followed by a normalisation and a leaky ReLU; the first one has the strides. With
+    `residual`, the input is added before the last activation (He et al., 2016), after average pooling and a 1x1
+    convolution if its size or number of channels differs.
     """
 
     def __init__(
-        self, dims: int, inside: int, outside: int, *, strides: Strides, convs: int, norm: Norm, residual: bool
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        strides: Strides,
+        convs: int,
+        norm: Norm,
+        residual: bool,
     ):
         super().__init__()
         conv = CONVOLUTIONS[dims]
         layers: list[nn.Module] = []
         for number in range(convs):
-            before, steps = (inside, strides) if number == 0 else (outside, (1,) * dims)
+            channels, steps = (in_channels, strides) if number == 0 else (out_channels, (1,) * dims)
             layers += [
-                conv(before, outside, 3, stride=steps, padding=1, bias=False),
-                NORMS[norm, dims](outside),
+                conv(channels, out_channels, 3, stride=steps, padding=1, bias=False),
+                NORMS[norm, dims](out_channels),
                 nn.LeakyReLU(0.01, inplace=True),
             ]
         self.activation = layers.pop()
         self.layers = nn.Sequential(*layers)
-        self.shortcut = _shortcut(dims, inside, outside, strides) if residual else None
+        self.shortcut = _shortcut(dims, in_channels, out_channels, strides) if residual else None
 
     def forward(self, features: Tensor) -> Tensor:
         out = self.layers(features)
@@ -55,28 +64,31 @@ class Stage(nn.Module):
         return self.activation(out)
 
 
-def _shortcut(dims: int, inside: int, outside: int, strides: Strides) -> nn.Module:
+def _shortcut(dims: int, in_channels: int, out_channels: int, strides: Strides) -> nn.Module:
     pool = {2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims](strides) if max(strides) > 1 else nn.Identity()
-    project = CONVOLUTIONS[dims](inside, outside, 1, bias=False) if inside != outside else nn.Identity()
+    project = (
+        CONVOLUTIONS[dims](in_channels, out_channels, 1, bias=False) if in_channels != out_channels else nn.Identity()
+    )
     return nn.Sequential(pool, project)
 
 
 class UNet(nn.Module):
-    """Encoder, decoder and skips: image [B, in_channels, *S] -> logits [B, out_channels, *S].
+    """U-Net with encoder, decoder and skip connections: image [B, in_channels, *S] -> logits [B, out_channels, *S].
 
-    widths: channels of each resolution, finest first.
-    strides: how many times coarser each further resolution is than the one before, a number for each axis, such as
-        [[2, 2, 1], [2, 2, 2]] for three widths and volumes of thick slices; None halves all axes each time. Every side
-        of the image must be a multiple of `multiple`, the product of its strides: 2 ** (len(widths) - 1), or one number
-        for each axis where they differ.
-    encoder_convs, decoder_convs: 3x3 convolutions a resolution on the way down and on the way up.
-    norm: `batch`, or `instance`, which does not depend on the batch and costs more on a CPU.
-    residual: add each stage's input to its output.
+    widths: channels per resolution, finest first.
+    strides: downsampling factors between consecutive resolutions, one number per axis, such as [[2, 2, 1], [2, 2, 2]]
+        for three widths and volumes with thick slices; None halves all axes each time. Each side of the image must be
+        a multiple of the product of its strides, which is the attribute `multiple`: 2 ** (len(widths) - 1), or one
+        number per axis if they differ.
+    encoder_convs, decoder_convs: 3x3 convolutions per resolution in the encoder and the decoder.
+    norm: `batch`, or `instance`, which is independent of the batch and slower on a CPU.
+    residual: add the input of each stage to its output.
     dropout: probability of dropping a channel of the coarsest features.
-    deep_supervision: in `train()` mode return a list of logits, finest first: one for each resolution of the decoder
-        (Lee et al. 2015). `head_strides` says how many times coarser each is, along each axis.
+    deep_supervision: in `train()` mode, return a list of logits, finest first, one per resolution of the decoder (Lee
+        et al., 2015). The attribute `head_strides` holds the downsampling factor of each, per axis.
 
-    Raises ValueError for an image whose sides are no multiples, naming the size to pad to.
+    Raises ValueError for invalid arguments, and for an image whose sides are not multiples of `multiple`; the message
+    names the size to pad to.
     """
 
     def __init__(
@@ -85,7 +97,7 @@ class UNet(nn.Module):
         in_channels: int,
         out_channels: int,
         dims: int,
-        widths: list[int] = [16, 32, 64, 128],  # noqa: B006  (read only; a list is what YAML holds)
+        widths: list[int] = [16, 32, 64, 128],  # noqa: B006  (never modified; YAML has lists, not tuples)
         strides: list[list[int]] | None = None,
         encoder_convs: int = 2,
         decoder_convs: int = 2,
@@ -96,22 +108,22 @@ class UNet(nn.Module):
     ):
         super().__init__()
         if dims not in CONVOLUTIONS:
-            raise ValueError(f"expected images of 2 or 3 dimensions, got {dims}")
+            raise ValueError(f"expected images with 2 or 3 dimensions, got {dims}")
         if len(widths) < 2:
             raise ValueError(f"expected at least two widths, finest first, got {list(widths)}")
         if min(widths) < 1 or min(encoder_convs, decoder_convs) < 1 or not 0 <= dropout < 1:
             raise ValueError(
-                "expected widths, encoder_convs and decoder_convs of at least 1 and dropout from 0 to below 1, got "
+                "expected widths, encoder_convs and decoder_convs of at least 1 and 0 <= dropout < 1, got "
                 f"{list(widths)}, {encoder_convs}, {decoder_convs} and {dropout}"
             )
         steps = _checked_strides(strides, len(widths) - 1, dims)
-        kind = {"norm": norm, "residual": residual}
-        inputs = [in_channels, *widths[:-1]]
-        coarseness = list(itertools.accumulate([(1,) * dims, *steps], _products))
-        self.multiple: Multiple = coarseness[-1] if len(set(coarseness[-1])) > 1 else coarseness[-1][0]
+        options = {"norm": norm, "residual": residual}
+        input_widths = [in_channels, *widths[:-1]]
+        downsampling = list(itertools.accumulate([(1,) * dims, *steps], _product))
+        self.multiple: Multiple = downsampling[-1] if len(set(downsampling[-1])) > 1 else downsampling[-1][0]
         self.encoder = nn.ModuleList(
-            Stage(dims, inside, outside, strides=step, convs=encoder_convs, **kind)
-            for inside, outside, step in zip(inputs, widths, [(1,) * dims, *steps], strict=True)
+            Stage(dims, width_in, width_out, strides=step, convs=encoder_convs, **options)
+            for width_in, width_out, step in zip(input_widths, widths, [(1,) * dims, *steps], strict=True)
         )
         self.dropout = {2: nn.Dropout2d, 3: nn.Dropout3d}[dims](dropout)
         self.upsample = nn.ModuleList(
@@ -119,12 +131,12 @@ class UNet(nn.Module):
             for (fine, coarse), step in zip(itertools.pairwise(widths), steps, strict=True)
         )
         self.decoder = nn.ModuleList(
-            Stage(dims, 2 * width, width, strides=(1,) * dims, convs=decoder_convs, **kind) for width in widths[:-1]
+            Stage(dims, 2 * width, width, strides=(1,) * dims, convs=decoder_convs, **options) for width in widths[:-1]
         )
         self.head = CONVOLUTIONS[dims](widths[0], out_channels, 1)
         coarser = widths[1:-1] if deep_supervision else []
         self.coarser_heads = nn.ModuleList(CONVOLUTIONS[dims](width, out_channels, 1) for width in coarser)
-        self.head_strides = tuple(coarseness[: 1 + len(coarser)])
+        self.head_strides = tuple(downsampling[: 1 + len(coarser)])
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         self._check_size(image)
@@ -141,14 +153,15 @@ class UNet(nn.Module):
         logits = self.head(features)
         if not self.training or not self.coarser_heads:
             return logits
-        return [logits, *(head(one) for head, one in zip(self.coarser_heads, decoded[1:], strict=True))]
+        return [logits, *(head(features) for head, features in zip(self.coarser_heads, decoded[1:], strict=True))]
 
     def _check_size(self, image: Tensor) -> None:
         size = image.shape[2:]
-        fitting = padded(size, self.multiple)
-        if fitting != tuple(size):
+        padded_size = padded(size, self.multiple)
+        if padded_size != tuple(size):
             raise ValueError(
-                f"expected image sides that are multiples of {self.multiple}, got {list(size)}; pad to {list(fitting)}"
+                f"expected image sides that are multiples of {self.multiple}, got {list(size)}; pad to "
+                f"{list(padded_size)}"
             )
 
 
@@ -157,11 +170,11 @@ def _checked_strides(strides: Sequence[Sequence[int]] | None, levels: int, dims:
         return [(2,) * dims] * levels
     if len(strides) != levels or any(len(step) != dims or min(step) < 1 or max(step) < 2 for step in strides):
         raise ValueError(
-            f"expected strides with {levels} entries, one less than widths, each of {dims} numbers of at least 1 that "
-            f"are not all 1, such as {[[2] * dims] * levels}, got {[list(step) for step in strides]}"
+            f"expected strides with {levels} entries, one fewer than widths, each with {dims} numbers of at least 1 "
+            f"that are not all 1, such as {[[2] * dims] * levels}, got {[list(step) for step in strides]}"
         )
     return [tuple(step) for step in strides]
 
 
-def _products(one: Strides, other: Strides) -> Strides:
-    return tuple(a * b for a, b in zip(one, other, strict=True))
+def _product(first: Strides, second: Strides) -> Strides:
+    return tuple(a * b for a, b in zip(first, second, strict=True))

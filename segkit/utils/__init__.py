@@ -1,0 +1,1 @@
+"""Small helpers that know nothing about segmentation: distributed training, seeding, files, errors and padding."""

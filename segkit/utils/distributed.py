@@ -1,4 +1,4 @@
-"""The processes that train one network together, as `torchrun` starts them: who is who, and agreeing on something."""
+"""Distributed training with `torchrun`: the rank of this process, and collective operations on Python objects."""
 
 from __future__ import annotations
 
@@ -15,84 +15,95 @@ import torch.distributed as dist
 
 
 class RankZeroFailed(Exception):
-    """The first process has failed, and says why."""
+    """Raised on all other ranks if rank 0 has failed. Rank 0 itself reports the error."""
 
     silent = True
 
     def __init__(self, exit_code: int):
-        super().__init__("the first process has failed")
+        super().__init__("the process of rank 0 has failed")
         self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a group; a single one by default. group: None for a single one.
+    """The rank of this process in a process group. The default is a single process without a group.
 
-    Only the `first` one prints and writes files.
+    Only the process of rank 0 (`is_first`) prints and writes files.
+
+    rank: rank in the group.
+    world_size: number of processes.
+    local_rank: rank on this machine, which selects the GPU.
+    group: the process group; None for a single process.
     """
 
     rank: int = 0
-    number: int = 1
+    world_size: int = 1
     local_rank: int = 0
     group: Any = None
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
+        """Whether this is the process of rank 0."""
         return self.rank == 0
 
-    def share(self, batch: int) -> slice:
-        """The part of a batch that this process takes. Raises ValueError if all cannot have equally much."""
-        if batch % self.number:
-            raise ValueError(f"expected loader.batch to be a multiple of the {self.number} processes, got {batch}")
-        each = batch // self.number
-        return slice(self.rank * each, (self.rank + 1) * each)
+    def batch_slice(self, batch: int) -> slice:
+        """The slice of a global batch that this process loads. All slices have the same size.
 
-    def agreed(self, mine: Any) -> Any:
-        """What the first process says, on all of them."""
+        Raises ValueError if the batch size is not a multiple of the number of processes.
+        """
+        if batch % self.world_size:
+            raise ValueError(f"expected loader.batch to be a multiple of the {self.world_size} processes, got {batch}")
+        per_process = batch // self.world_size
+        return slice(self.rank * per_process, (self.rank + 1) * per_process)
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, returned on all ranks."""
         if self.group is None:
-            return mine
-        said = [mine]
-        dist.broadcast_object_list(said, src=0, group=self.group)
-        return said[0]
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
 
-    def first_does(self, work: Callable[[], Any]) -> Any:
-        """What comes of work that the first process does, on all of them. An error of it is raised there, and
-        RankZeroFailed
-        on the others."""
+    def run_on_first(self, function: Callable[[], Any]) -> Any:
+        """Call a function on rank 0 only, and return its result on all ranks.
+
+        An exception of the function is raised on rank 0; all other ranks raise RankZeroFailed.
+        """
         result, error = None, None
-        if self.first:
+        if self.is_first:
             try:
-                result = work()
+                result = function()
             except Exception as raised:
                 error = raised
-        result, code = self.agreed((result, None if error is None else getattr(error, "exit_code", 1)))
+        result, code = self.broadcast((result, None if error is None else getattr(error, "exit_code", 1)))
         if error is not None:
             raise error
         if code is not None:
             raise RankZeroFailed(code)
         return result
 
-    def gathered(self, mine: Any) -> list[Any]:
-        """What every process says, on all of them, in the order of ranks."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in the order of the ranks, returned on all ranks."""
         if self.group is None:
-            return [mine]
-        said: list[Any] = [None] * self.number
-        dist.all_gather_object(said, mine, group=self.group)
-        return said
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
-    """Join the group that torchrun's environment variables tell of, and leave it at the end; else be alone.
+def process_group() -> Iterator[Processes]:
+    """Join the process group that torchrun's environment variables describe, and leave it at the end.
 
-    NCCL where there are GPUs, gloo otherwise. Each process then uses the GPU of its local rank.
+    Without these variables, yields `SINGLE_PROCESS`. The backend is NCCL if there is a GPU, and gloo otherwise. With
+    NCCL, each process uses the GPU of its local rank.
     """
-    number = int(os.environ.get("WORLD_SIZE", "1"))
-    if number == 1:
-        yield ALONE
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield SINGLE_PROCESS
         return
     local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
@@ -100,10 +111,11 @@ def joined() -> Iterator[Processes]:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Processes(dist.get_rank(), number, local_rank, dist.group.WORLD)
+        yield Processes(dist.get_rank(), world_size, local_rank, dist.group.WORLD)
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # what they hold of the group, DDP for one, has to go before it
+        # objects in the frames that use the group, such as DDP, must be freed before the group is destroyed
+        traceback.clear_frames(error.__traceback__)
         raise
     finally:
-        gc.collect()  # modules under DDP lie in cycles
+        gc.collect()  # modules wrapped in DDP are part of reference cycles
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Versions, processor and revision."""
+"""The environment of a run: package versions, hardware and code revision."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PACKAGES = ("segkit-trainer", "torch", "torchvision", "monai", "albumentations",
 
 
 def versions() -> dict[str, Any]:
-    """What a checkpoint says of the code that made it: versions and revision."""
+    """Package versions and code revision, as stored in checkpoints."""
     return {"packages": {name: _version(name) for name in PACKAGES}, "revision": _revision()}
 
 
 def environment() -> dict[str, Any]:
-    """Versions, processor, device and revision: what one needs to know to repeat a run."""
+    """Everything that is needed to repeat a run: versions, processor, device and code revision."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -41,10 +41,10 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """The git revision of this code, with a + if files differ from it; None outside a checkout."""
+    """The git revision of this code, with a + appended if files are modified; None outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return completed.stdout.strip() or None if completed.returncode == 0 else None

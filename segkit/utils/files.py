@@ -1,4 +1,4 @@
-"""Files that a kill in the middle leaves whole."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file of which a kill in the middle leaves the old one."""
+    """Write a text file atomically: if the process is killed while writing, the old file remains."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Shapes in masks: what class_counts, metrics and post-processing share."""
+"""Morphology of binary masks: connected components, boundaries and distances between surfaces."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def count_components(mask: np.ndarray) -> int:
-    """The number of connected components of a bool mask [*S]; pixels that touch at a corner are connected."""
+    """The number of connected components of a bool mask [*S]; pixels that share a corner are connected."""
     if mask.ndim == 2:
-        import cv2  # ten times as fast, and knows pictures only
+        import cv2  # ten times faster than SciPy, for 2D masks only
 
         return cv2.connectedComponents(mask.view(np.uint8), connectivity=8)[0] - 1
     from scipy.ndimage import generate_binary_structure, label
@@ -20,10 +20,10 @@ def count_components(mask: np.ndarray) -> int:
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a bool mask [*S] that have a neighbour along an axis outside it: bool [*S].
+    """The inner boundary of a bool mask [*S]: its pixels with a direct neighbour outside of the mask, bool [*S].
 
-    The same as the mask without its erosion by 4 (2D) or 6 (3D) neighbours. Beyond the image there is background, so
-    that pixels of the mask at the border of the image are on the boundary.
+    This is the mask minus its erosion with 4 (2D) or 6 (3D) neighbours. Everything beyond the image is background, so
+    mask pixels at the border of the image belong to the boundary.
     """
     inner = mask.copy()
     for axis in range(mask.ndim):
@@ -36,10 +36,10 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def crop_to_foreground(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two bool masks [*S], cropped to the smallest box that holds both and one pixel of background on every side.
+    """Crop two bool masks [*S] to their common bounding box plus a margin of one background pixel on every side.
 
-    Where the box reaches the border of the image, that pixel is added. Two empty masks give masks of 2 background
-    pixels along every axis.
+    The margin is added even if the box reaches the border of the image. Two empty masks give masks of 2 background
+    pixels along each axis.
     """
     box = _box(first | second)
     cropped = np.zeros((2, *(side.stop - side.start + 2 for side in box)), dtype=bool)
@@ -49,7 +49,7 @@ def crop_to_foreground(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarra
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds all of a mask, of no pixels where the mask is empty."""
+    """The bounding box of a mask; it contains no pixels if the mask is empty."""
     box: list[slice] = []
     for axis in range(mask.ndim):
         filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -58,38 +58,39 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def distances_between(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """From each true pixel of one bool mask [*S] to the nearest true pixel of the other, and the other way round.
+    """Distance from each true pixel of a bool mask [*S] to the nearest true pixel of another one, in both directions.
 
-    Euclidean, between pixel centres, in mm where `spacing` [D] is in mm: float64 [n] and [m], in the order of
-    `mask.nonzero()`. inf where the other mask is empty. Exact. Time and memory go with the true pixels, not with the
-    size of the image, so that masks should be boundaries rather than regions.
+    Distances are exact and Euclidean, between pixel centres, in the unit of `spacing` [D]. Returns float64 [n] and [m],
+    in the order of `mask.nonzero()`. They are inf if the other mask is empty. Time and memory grow with the number of
+    true pixels, not with the size of the image, so pass boundaries rather than filled regions.
     """
-    places = np.flatnonzero(first), np.flatnonzero(second)
-    points = [_points(place, first.shape, spacing) for place in places]
+    flat_indices = np.flatnonzero(first), np.flatnonzero(second)
+    points = [_coordinates(indices, first.shape, spacing) for indices in flat_indices]
     return (
-        _nearest(points[0], points[1], second.reshape(-1)[places[0]]),
-        _nearest(points[1], points[0], first.reshape(-1)[places[1]]),
+        _nearest(points[0], points[1], second.reshape(-1)[flat_indices[0]]),
+        _nearest(points[1], points[0], first.reshape(-1)[flat_indices[1]]),
     )
 
 
-def _points(places: np.ndarray, shape: tuple[int, ...], spacing: Sequence[float]) -> np.ndarray:
-    """Coordinates in mm, float64 [n, D], of flat indexes [n]."""
-    indexes = np.unravel_index(places, shape)
-    return np.stack([index * step for index, step in zip(indexes, spacing, strict=True)], axis=-1)
+def _coordinates(flat_indices: np.ndarray, shape: tuple[int, ...], spacing: Sequence[float]) -> np.ndarray:
+    """Coordinates in mm, float64 [n, D], of flat indices [n]."""
+    indices = np.unravel_index(flat_indices, shape)
+    return np.stack([index * step for index, step in zip(indices, spacing, strict=True)], axis=-1)
 
 
 def _nearest(points: np.ndarray, others: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """The distance from each point [n, D] to the nearest of the others [m, D]; `shared` [n] are also among the others.
+    """The distance from each point [n, D] to the nearest of the others [m, D].
 
-    A tree of the points is 4 to 8 times faster than a distance transform of the box, from hippocampus to 256 cubed.
+    `shared` [n] marks points that are also among the others: their distance is 0. A k-d tree is 4 to 8 times faster
+    than a distance transform of the bounding box, from hippocampus volumes to 256 x 256 x 256 voxels.
     """
     from scipy.spatial import KDTree
 
     if not len(others):
         return np.full(len(points), np.inf)
-    distances, apart = np.zeros(len(points)), ~shared
-    if apart.any():
-        # one search for each point: a tree that is quick to build pays, and is as quick to search
+    distances, separate = np.zeros(len(points)), ~shared
+    if separate.any():
+        # there is only one query per point, so a tree that is fast to build pays off; its queries are as fast
         tree = KDTree(others, leafsize=32, balanced_tree=False, compact_nodes=False)
-        distances[apart] = tree.query(points[apart])[0]
+        distances[separate] = tree.query(points[separate])[0]
     return distances

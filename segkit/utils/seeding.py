@@ -1,4 +1,4 @@
-"""The random states of a training process, and the switches that decide whether equal runs are equal to the bit."""
+"""Random states of training, and the backend settings that decide whether two equal runs give identical results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Of torch's generators, which training draws from; data are drawn by seed, epoch and position alone."""
+    """The states of torch's generators, which training draws from.
+
+    The order of samples and augmentation do not use them: these depend on seed, epoch and position only.
+    """
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -18,16 +21,21 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Restore the states that `random_state` returned."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def switch(*, deterministic: bool, tf32: bool) -> None:
-    """deterministic: refuse operations whose result depends on the order of threads (on CUDA; on a CPU there are none
-    here). tf32: let CUDA multiply float32 with 10 bits of mantissa, which is faster."""
+def configure_backends(*, deterministic: bool, tf32: bool) -> None:
+    """Set determinism and float32 precision of torch's backends, for the whole process.
+
+    deterministic: raise an error for operations whose result depends on the order of threads. This concerns CUDA; on a
+        CPU, segkit uses no such operation.
+    tf32: let CUDA multiply float32 with a mantissa of 10 bits, which is faster.
+    """
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is initialised
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
     backends: Any = torch.backends

@@ -1,4 +1,4 @@
-"""Whole images and sliding windows."""
+"""Prediction of whole images and in sliding windows, resampling and decoding."""
 
 import pytest
 import torch
@@ -6,9 +6,11 @@ import torch
 from segkit import Labels
 from segkit.inference.predictor import Predictor, sliding_window, whole_image
 
+LABELS = Labels(["background", "a"])
+
 
 def pointwise(image):
-    """A network without a neighbourhood: any way of cutting the image must give the same."""
+    """A network without spatial context: its result must not depend on how the image is divided."""
     return torch.cat([image.sum(1, keepdim=True), image.square().sum(1, keepdim=True)], dim=1)
 
 
@@ -21,8 +23,8 @@ def test_windows_cover_every_pixel(size, overlap):
     torch.testing.assert_close(logits, pointwise(image))
 
 
-def test_the_middle_of_a_window_counts_more():
-    """Between two windows the blend follows the one whose middle is nearer."""
+def test_window_centres_have_more_weight():
+    """Where two windows overlap, the one whose centre is nearer has more weight."""
 
     def distance_to_border(image):
         return torch.minimum(torch.arange(8), torch.arange(7, -1, -1)).float().repeat(len(image), 1, 8, 1)
@@ -34,7 +36,7 @@ def test_the_middle_of_a_window_counts_more():
     assert blend[4] > 1.5
 
 
-def test_sliding_window_refuses():
+def test_sliding_window_validates_its_arguments():
     with pytest.raises(ValueError, match="a window with 2 sides"):
         sliding_window(torch.zeros(1, 1, 8, 8), pointwise, [8])
     with pytest.raises(ValueError, match="an overlap of at least 0"):
@@ -67,21 +69,39 @@ class Recorder(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("size", "windows"), [((8, 8), 1), ((9, 8), 2)])
-def test_predictor_slides_only_where_it_must(size, windows):
+def test_sliding_window_is_used_only_for_larger_images(size, windows):
     model = Recorder().train()
-    logits = Predictor(model, torch.device("cpu"), window=(8, 8))(torch.randn(1, *size))
+    logits = Predictor(model, LABELS, torch.device("cpu"), window=(8, 8))(torch.randn(1, *size))
     assert logits.shape == (1, 2, *size)
     assert model.training
     assert model.sizes in ([(8, 8)] * windows, [(8, 8)])  # windows of one image may go through in one batch
 
 
 @pytest.mark.parametrize("labels", [Labels(["no", "yes"]), Labels(["x", "y"], mode="multilabel")])
-def test_probabilities_are_resampled_to_the_mask_not_logits(labels):
-    """Between a sure and an unsure pixel: the mean of the probabilities, whatever the sure one's logit."""
+def test_resampling_interpolates_probabilities_not_logits(labels):
+    """Between a confident and an uncertain pixel, the probability is the mean, however large the confident logit is."""
     logits = torch.tensor([[[[50.0, -1.0]], [[-50.0, 1.0]]]])
-    one, other = labels.probabilities(logits)[0, 0, 0].tolist()
+    left, right = labels.probabilities(logits)[0, 0, 0].tolist()
     resampled = labels.resample(logits, (1, 4))
-    shown = labels.probabilities(resampled)[0, 0, 0].tolist()
-    assert shown == pytest.approx([one, 0.75 * one + 0.25 * other, 0.25 * one + 0.75 * other, other], abs=1e-6)
+    probabilities = labels.probabilities(resampled)[0, 0, 0].tolist()
+    assert probabilities == pytest.approx(
+        [left, 0.75 * left + 0.25 * right, 0.25 * left + 0.75 * right, right], abs=1e-6
+    )
     assert labels.decode(resampled).shape[-1] == 4
     assert labels.resample(logits, (1, 2)) is logits
+
+
+class Identity(torch.nn.Module):
+    def forward(self, image):
+        return image
+
+
+@pytest.mark.parametrize("labels", [Labels(["no", "yes"], "binary"), Labels(["x"], "multilabel"), LABELS])
+def test_predict_resamples_and_decodes_with_the_threshold(labels):
+    image = torch.randn(labels.channels, 6, 7)
+    predictor = Predictor(Identity(), labels, torch.device("cpu"), threshold=0.3)
+    for size in ((6, 7), (9, 14)):
+        prediction = predictor.predict(image, size)
+        logits = labels.resample(image[None], size)
+        assert torch.equal(prediction.logits, logits)
+        assert torch.equal(prediction.mask, labels.decode(logits, 0.3))

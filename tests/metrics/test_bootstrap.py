@@ -1,4 +1,4 @@
-"""Bootstrap intervals against resamples gathered in loops, scipy's BCa, and a simulation of what they cover."""
+"""Bootstrap intervals against resamples drawn in loops, SciPy's BCa interval, and simulated coverage."""
 
 import math
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from scipy import stats
 
 from segkit.metrics import bootstrap as intervals
 from segkit.metrics.bootstrap import (
+    NO_CASE,
     Bootstrap,
     coverage_notes,
     mean_intervals,
@@ -24,7 +25,7 @@ EXACT = {"rtol": 0, "atol": 1e-12}
 
 
 def scores(seed, cases=60, columns=3, absent=0.2):
-    """Skewed scores [N, C], some NaN, of cases in 18 groups of very different sizes that do not stand together."""
+    """Skewed scores [N, C], some NaN, of cases in 18 groups of very different sizes in mixed order."""
     generator = np.random.default_rng(seed)
     values = generator.beta(8, 2, size=(cases, columns))
     values[generator.uniform(size=values.shape) < absent] = NAN
@@ -34,7 +35,7 @@ def scores(seed, cases=60, columns=3, absent=0.2):
 
 
 def counts(seed):
-    """Numerators and denominators of pooled Dice, [60, 3] each, some classes in neither, and the groups."""
+    """Numerators and denominators of pooled Dice, [60, 3] each, some classes absent, and the groups."""
     shares, groups = scores(seed)
     reference = np.random.default_rng(seed + 50).integers(1, 900, size=shares.shape)
     tp = np.nan_to_num(shares * reference).astype(np.int64)
@@ -69,7 +70,7 @@ def bca_by_hand(statistic, groups, bootstrap=SMALL):
 
 
 def bca_of_scipy(statistic, groups, bootstrap=SMALL):
-    """scipy's BCa interval of statistic(positions), of the same resamples; it makes its own jackknife, over groups."""
+    """SciPy's BCa interval of statistic(positions) from the same resamples, with its own jackknife over groups."""
     members = [np.flatnonzero(groups == name) for name in sorted(set(groups))]
     resampled = np.array([statistic(positions) for positions in gathered(groups, bootstrap)])
     interval = stats.bootstrap(
@@ -92,7 +93,7 @@ def means(values, groups, bootstrap=SMALL):
     return bounds(mean_intervals(torch.as_tensor(values), groups, bootstrap))
 
 
-def test_weights_are_whole_draws_and_repeat_themselves():
+def test_weights_are_integers_and_reproducible():
     weights = resampled_weights(30, 4000, seed=5)
     assert (weights.dtype, weights.shape, weights.device.type) == (torch.float64, (4000, 30), "cpu")
     assert torch.equal(weights, weights.round())
@@ -176,7 +177,7 @@ def test_order_of_cases_and_kind_of_labels_do_not_matter(function):
 
 @pytest.mark.parametrize("function", [mean_intervals, median_intervals])
 def test_cases_of_a_group_are_drawn_together(function):
-    """Copies of a case within its group tell nothing new; as groups of their own they would narrow the interval."""
+    """Copies of a case within its group add no information; as separate groups they would narrow the interval."""
     values = torch.from_numpy(scores(4, absent=0)[0])
     single = bounds(function(values, np.arange(60), SMALL))
     copied = values.repeat(4, 1)
@@ -187,7 +188,7 @@ def test_cases_of_a_group_are_drawn_together(function):
 
 
 @pytest.mark.parametrize("function", [mean_intervals, median_intervals])
-def test_nan_is_not_counted_and_columns_do_not_touch(function):
+def test_nan_is_not_counted_and_columns_are_independent(function):
     values, groups = scores(5)
     result = function(torch.from_numpy(values), groups, SMALL)
     blank = np.full((7, 3), NAN)
@@ -199,7 +200,7 @@ def test_nan_is_not_counted_and_columns_do_not_touch(function):
     assert [reason is None for reason in alone.reasons] == [False, True, False]
 
 
-def test_whole_numbers_and_single_precision_are_taken():
+def test_integers_and_single_precision_are_accepted():
     values, groups = torch.randint(0, 90, (60, 2), generator=torch.Generator().manual_seed(0)), scores(0)[1]
     expected = means(values.double(), groups)
     for dtype in (torch.int64, torch.int32, torch.float32):
@@ -207,7 +208,7 @@ def test_whole_numbers_and_single_precision_are_taken():
 
 
 def test_rounding_does_not_decide_ties():
-    """Tenths are not exact, so their sums differ by rounding where those of whole numbers are equal."""
+    """Tenths are not exact in floating point, so sums that are equal for integers differ by rounding."""
     whole = torch.randint(0, 4, (40, 30), generator=torch.Generator().manual_seed(1)).double()
     np.testing.assert_allclose(means(whole * 0.1, np.arange(40)), 0.1 * means(whole, np.arange(40)), **EXACT)
     groups = np.arange(40)
@@ -221,7 +222,7 @@ def test_mirrored_scores_have_mirrored_intervals():
     np.testing.assert_allclose(means(1e6 * values, groups), 1e6 * means(values, groups), rtol=1e-12)
 
 
-def test_columns_without_an_interval_say_why():
+def test_columns_without_an_interval_have_a_reason():
     generator = np.random.default_rng(7)
     groups = np.repeat(np.arange(20), generator.integers(1, 5, size=20))
     good = generator.uniform(size=len(groups))
@@ -240,19 +241,19 @@ def test_columns_without_an_interval_say_why():
     assert zeros.reasons == ["all groups of cases have the same mean"]
 
 
-def test_a_resample_without_a_counted_case_leaves_no_interval():
+def test_no_interval_if_a_resample_has_no_counted_case():
     values = torch.full((30, 1), NAN)
     values[:2, 0] = torch.tensor([0.2, 0.9])
     for function in (mean_intervals, median_intervals):
         result = function(values, np.arange(30), Bootstrap(min_groups=2))
-        assert result.reasons == ["in some resamples no case is counted"]
+        assert result.reasons == [NO_CASE]
         assert np.isnan(bounds(result)).all()
     counted = values.nan_to_num()
     result = ratio_intervals(counted, (counted > 0).double(), np.arange(30), Bootstrap(min_groups=2))
-    assert result.reasons == ["in some resamples no case is counted"]
+    assert result.reasons == [NO_CASE]
 
 
-def test_ratios_without_an_interval_say_why():
+def test_ratios_without_an_interval_have_a_reason():
     groups = np.arange(12)
     below = torch.arange(1, 13).double()[:, None].repeat(1, 3)
     below[:3, 1] = 0
@@ -263,21 +264,21 @@ def test_ratios_without_an_interval_say_why():
     assert result.reasons == [same, few, "a value is infinite"]
 
 
-def test_resamples_on_one_side_of_the_estimate_leave_no_interval():
+def test_no_interval_if_all_resamples_are_on_one_side_of_the_estimate():
     values = torch.arange(12.0)[:, None] ** 2
     found = [mean_intervals(values, np.arange(12), Bootstrap(0.5, 4, seed)) for seed in range(40)]
     lacking = [result for result in found if result.reasons != [None]]
     assert 0 < len(lacking) < 20
     for result in lacking:
-        assert result.reasons == ["the bootstrap is degenerate: its BCa correction is not defined"]
+        assert result.reasons == ["the bootstrap is degenerate: its BCa correction is undefined"]
         assert np.isnan(bounds(result)).all()
 
 
-def test_medians_take_infinite_values():
+def test_medians_accept_infinite_values():
     ends = np.array([INF] * 12 + [-INF] * 13)
     columns = [np.r_[np.arange(20.0), [INF] * 5], np.full(25, INF), ends, np.r_[np.arange(11.0), [INF] * 14]]
     result = median_intervals(torch.from_numpy(np.column_stack(columns)), np.arange(25), SMALL)
-    between = "a median or bound lies between two infinities"
+    between = "a median or bound is between two infinite values"
     assert result.reasons[:2] == [None, "all resamples have the same median"]
     assert np.isfinite(bounds(result)[:, 0]).all()
     assert (result.reasons[2], *bounds(result)[:, 2]) == (None, -INF, INF)
@@ -287,7 +288,7 @@ def test_medians_take_infinite_values():
     assert even.reasons == [between]
 
 
-def test_quantiles_that_need_no_mixing_are_exact():
+def test_quantiles_without_interpolation_are_exact():
     cases = torch.tensor([0.9] * 13 + [0.1] * 12, dtype=torch.float64)[:, None]
     for confidence in np.linspace(0.5, 0.95, 20):
         result = median_intervals(cases, np.arange(25), Bootstrap(float(confidence), 500))
@@ -299,8 +300,8 @@ def test_quantiles_that_need_no_mixing_are_exact():
     assert {result.reasons[0] for result in five} <= {None, "all resamples have the same median"}
 
 
-def test_a_correction_past_its_pole_gives_no_bounds():
-    """So much bias and acceleration would put the upper level below the lower one."""
+def test_no_bounds_if_the_bca_correction_passes_its_pole():
+    """With this much bias and acceleration, the upper level would be below the lower one."""
     resampled = torch.linspace(0, 1, 1000, dtype=torch.float64)[:, None]
     jackknife = torch.tensor([-1.0] + [0.0] * 999, dtype=torch.float64)[:, None]
     nothing, estimate = torch.zeros(1, dtype=torch.float64), torch.tensor([0.9905], dtype=torch.float64)
@@ -329,28 +330,28 @@ def test_few_groups_are_noted():
     assert median_intervals(partly, np.arange(60), SMALL).notes == []
 
 
-def test_wrong_arguments_are_refused():
+def test_invalid_arguments_raise():
     values = torch.rand(12, 2)
     with pytest.raises(ValueError, match=r"\[N, C\].*got \[12\]"):
         mean_intervals(values[:, 0], range(12))
-    with pytest.raises(ValueError, match=r"got \[12, 2\] and groups \[11\]"):
+    with pytest.raises(ValueError, match=r"got \[12, 2\] and \[11\]"):
         median_intervals(values, range(11))
-    with pytest.raises(ValueError, match=r"one shape, got \[12, 2\] and \[12, 1\]"):
+    with pytest.raises(ValueError, match=r"got \[12, 2\] and \[12, 1\]"):
         ratio_intervals(values, values[:, :1], range(12))
     with pytest.raises(ValueError, match="negative"):
         ratio_intervals(values, -values, range(12))
     for blank in ([None, *"abcdefghijk"], [NAN, *range(11)]):
-        with pytest.raises(ValueError, match="blank"):
+        with pytest.raises(ValueError, match="group label"):
             mean_intervals(values, blank)
 
 
 @pytest.mark.parametrize(("confidence", "resamples"), [(0.0, 99), (1.0, 99), (NAN, 99), (0.95, 39), (0.9, 19)])
-def test_settings_are_checked(confidence, resamples):
+def test_bootstrap_parameters_are_validated(confidence, resamples):
     with pytest.raises(ValueError, match="resamples, got"):
         Bootstrap(confidence, resamples)
 
 
-def test_fewest_resamples_are_enough():
+def test_the_minimum_number_of_resamples_is_enough():
     values, groups = scores(9)
     for bootstrap in (Bootstrap(0.95, 40), Bootstrap(0.9, 20), Bootstrap(0.8, 10)):
         assert mean_intervals(torch.from_numpy(values), groups, bootstrap).reasons == [None] * 3
@@ -365,7 +366,7 @@ def test_intervals_are_the_same_on_a_gpu():
 
 
 def skewed(generator, groups, columns):
-    """Dice-like scores with 8 % failures, [groups, columns]: each column is a study of its own."""
+    """Dice-like scores with 8 % failures, [groups, columns]; each column is an independent study."""
     failed = generator.uniform(size=(groups, columns)) < 0.08
     good = generator.beta(12, 2, size=failed.shape)
     return np.where(failed, generator.uniform(0, 0.3, size=failed.shape), good)
@@ -394,7 +395,7 @@ def test_coverage_of_medians_is_nominal(groups):
 
 
 @pytest.mark.slow
-def test_only_intervals_over_groups_cover_where_cases_of_a_group_are_alike():
+def test_only_intervals_over_groups_have_coverage_for_correlated_cases():
     generator = np.random.default_rng(0)
     patients = np.repeat(generator.normal(size=(60, 2000)), 5, axis=0)
     values = torch.from_numpy(patients + 0.3 * generator.normal(size=patients.shape))

@@ -1,4 +1,4 @@
-"""Boundary counts against erosion by scipy and OpenCV, and against facts about squares; no host synchronisation."""
+"""Boundary counts against erosion by SciPy and OpenCV, and known values of squares; no host synchronisation."""
 
 import math
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from segkit import Labels
 from segkit.metrics import count, dice, iou
-from segkit.metrics.boundary import band_radius, boundary_counts, window_maximum
+from segkit.metrics.boundary import band_radius, boundary_counts, maximum_filter
 
 from support.synchronisation import NoWaiting
 
@@ -27,7 +27,7 @@ def draw(seed, values, shape):
 
 
 def blobs(seed, classes, shape):
-    """Class numbers [B, *S] in patches several pixels wide."""
+    """Class numbers [B, *S] in patches of several pixels."""
     generator = np.random.default_rng(seed)
     fields = generator.normal(size=(classes, *shape))
     smooth = ndimage.gaussian_filter(fields, [0, 0] + [2.5] * (len(shape) - 1))
@@ -41,13 +41,13 @@ def square(top, left, side=60, size=100):
 
 
 def scipy_band(plane, valid, radius):
-    """The band of bool [*S]: ignored pixels are inside of everything, what lies beyond the border is outside."""
+    """The band of bool [*S]: ignored pixels are inside of every class, and pixels beyond the border outside."""
     eroded = ndimage.binary_erosion(plane | ~valid, np.ones([2 * radius + 1] * plane.ndim), border_value=0)
     return plane & valid & ~eroded
 
 
 def cv2_band(plane, radius):
-    """The published procedure: frame the image with background, and erode by 3 × 3 as often as the band is wide."""
+    """The published procedure: pad with background, and erode with 3 × 3 pixels once per pixel of the width."""
     framed = cv2.copyMakeBorder(plane.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     eroded = cv2.erode(framed, np.ones((3, 3), dtype=np.uint8), iterations=radius)
     return plane & (eroded[1:-1, 1:-1] == 0)
@@ -110,7 +110,7 @@ def test_bands_of_regions_come_from_class_numbers():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_bands_are_those_of_the_published_procedure(seed):
+def test_bands_equal_the_published_procedure(seed):
     prediction, mask = blobs(seed, 2, (1, 90, 121)), blobs(seed + 50, 2, (1, 90, 121))
     radius = max(1, round(0.02 * math.sqrt(90**2 + 121**2)))
     bands = [cv2_band(plane[0].numpy() == 1, radius) for plane in (prediction, mask)]
@@ -118,7 +118,7 @@ def test_bands_are_those_of_the_published_procedure(seed):
     assert counts[0, 0].tolist() == [int(band.sum()) for band in (bands[0] & bands[1], *bands)]
 
 
-def test_a_square_that_is_shifted_by_two_pixels():
+def test_a_square_shifted_by_two_pixels():
     mask, prediction = square(20, 20), square(20, 22)
     assert float(iou(count(prediction, mask, BINARY))) == pytest.approx(0.935, abs=5e-4)
     counts = boundary_counts(prediction, mask, BINARY)
@@ -154,7 +154,7 @@ def test_one_class_against_the_rest_is_binary():
         assert torch.equal(boundary_counts(prediction, mask, THREE)[:, number], binary[:, 0])
 
 
-def test_ignored_pixels_are_in_no_count_and_make_no_boundary():
+def test_ignored_pixels_are_not_counted_and_form_no_boundary():
     mask = square(20, 20)
     mask[0, 40:50, 40:50] = VOID
     whole = boundary_counts(square(20, 20), square(20, 20), BINARY)
@@ -176,7 +176,7 @@ def test_all_ignored_and_absent_classes_count_nothing():
     assert iou(counts)[:, :2].tolist() == [[1, 1]] * 2
 
 
-def test_inputs_are_left_as_they_were():
+def test_inputs_are_not_modified():
     prediction, mask = blobs(1, 3, (2, 9, 9)), draw(2, [0, 1, 2, VOID], (2, 9, 9))
     before = prediction.clone(), mask.clone()
     boundary_counts(prediction, mask, THREE)
@@ -184,7 +184,7 @@ def test_inputs_are_left_as_they_were():
     assert torch.equal(mask, before[1])
 
 
-def test_more_classes_than_a_byte_holds():
+def test_more_classes_than_fit_into_a_byte():
     many = Labels([f"c{number}" for number in range(300)])
     prediction = draw(1, [0, 1, 43, 44], (1, 12, 12))
     wide = torch.where(prediction == 44, 299, prediction.to(torch.int32))
@@ -209,12 +209,12 @@ def test_width_of_the_band_in_pixels(width, sides, radius):
 
 
 @pytest.mark.parametrize("width", [("ratio", 0), ("ratio", -0.1), ("pixels", 0), ("pixels", 1.5), ("mm", 2)])
-def test_widths_that_mean_nothing_are_refused(width):
+def test_invalid_widths_raise(width):
     with pytest.raises(ValueError, match=r"expected width .*got \('"):
         boundary_counts(square(20, 20), square(20, 20), BINARY, width)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_inputs_raise():
     with pytest.raises(ValueError, match=r"\[1, 100, 100\].*got \[1, 90, 90\]"):
         boundary_counts(square(20, 20), square(10, 10, 9, 90), BINARY)
     with pytest.raises(ValueError, match=r"\[B, 2, \*S\]"):
@@ -230,12 +230,12 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("sides", [(9,), (6, 7), (5, 6, 7)])
-def test_window_maximum_is_that_of_scipy(sides):
+def test_maximum_filter_equals_scipy(sides):
     values = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *sides)))
     expected = ndimage.maximum_filter(
         values.numpy(), size=5, axes=tuple(range(2, values.ndim)), mode="constant", cval=-np.inf
     )
-    assert torch.equal(window_maximum(values, 2), torch.from_numpy(expected))
+    assert torch.equal(maximum_filter(values, 2), torch.from_numpy(expected))
 
 
 def examples(device="cpu"):
@@ -249,7 +249,7 @@ def examples(device="cpu"):
         yield bits, numbers, REGIONS
 
 
-def test_counting_reads_nothing_back():
+def test_counting_does_not_synchronise():
     for prediction, mask, labels in examples():
         with NoWaiting():
             iou(boundary_counts(prediction, mask, labels))

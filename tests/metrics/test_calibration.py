@@ -1,4 +1,4 @@
-"""Calibration against loops in float64, torchmetrics and MONAI, and against facts; no host synchronisation."""
+"""Calibration against loops in float64, torchmetrics, MONAI and known values; no host synchronisation."""
 
 import math
 from dataclasses import fields
@@ -50,7 +50,7 @@ def draw(seed, values, shape):
 
 
 def patches(seed, values, shape):
-    """Masks in patches of three pixels a side, so that some pixels are far from every boundary."""
+    """Masks of patches with sides of three pixels, so that some pixels are far from every boundary."""
     coarse = draw(seed, values, (shape[0], *(-(-side // 3) for side in shape[1:])))
     for axis in range(1, len(shape)):
         coarse = coarse.repeat_interleave(3, axis)
@@ -74,7 +74,7 @@ CHOICES = [(labels, kind, region) for labels in ALL_LABELS for kind in kinds(lab
 
 
 def planes(mask, labels):
-    """Truth and validity of each class, bool [B, K, *S], from masks of every form."""
+    """Reference and validity of each class, bool [B, K, *S], from all forms of masks."""
     if labels.has_mask_channels:
         return (mask == 1).numpy(), (mask != VOID).numpy()
     unions = labels.regions.values() if labels.regions else [[1]] if labels.mode == "binary" else [[0], [1], [2]]
@@ -95,7 +95,7 @@ def in_region(truth, valid, place, region, labels, band):
 
 
 def events(probability, truth, kind, labels):
-    """(row, confidence, right) of one pixel, from vectors of its classes."""
+    """(row, confidence, correct) of one pixel, from the vectors of its classes."""
     if kind == "classwise":
         return [(k, probability[k], truth[k]) for k in range(labels.channels)]
     if labels.mode == "binary":
@@ -106,7 +106,7 @@ def events(probability, truth, kind, labels):
 
 
 def by_hand(probabilities, mask, labels, kind, region, bins, band=2):
-    """Counts of the definition, a pixel at a time in float64."""
+    """Counts by their definition, pixel by pixel in float64."""
     given = probabilities.double().numpy()
     truth, valid = planes(mask, labels)
     rows = labels.channels if kind == "classwise" else 1
@@ -133,7 +133,7 @@ def by_hand(probabilities, mask, labels, kind, region, bins, band=2):
 
 @pytest.mark.parametrize(("labels", "kind", "region"), CHOICES)
 @pytest.mark.parametrize("sides", [(9, 8), (5, 4, 6)])
-def test_counts_are_the_pixels(labels, kind, region, sides):
+def test_counts_match_a_loop_over_pixels(labels, kind, region, sides):
     probabilities, mask = example(labels, sides=sides)
     band = 1
     counts = calibration_counts(probabilities, mask, labels, bins=7, kind=kind, region=region, band=band)
@@ -146,7 +146,7 @@ def test_counts_are_the_pixels(labels, kind, region, sides):
 
 @pytest.mark.parametrize("labels", ALL_LABELS)
 @pytest.mark.parametrize("sides", [(9, 8), (5, 4, 6)])
-def test_regions_leave_pixels_out(labels, sides):
+def test_regions_exclude_pixels(labels, sides):
     probabilities, mask = example(labels, sides=sides)
     valid = {
         region: calibration_counts(probabilities, mask, labels, kind="classwise", region=region, band=1).valid
@@ -200,7 +200,7 @@ def test_binary_is_that_of_torchmetrics():
         assert float(score(of_decision)) == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_certain_pixels_are_in_the_last_bin_where_torchmetrics_gives_them_one_of_their_own():
+def test_confidence_one_is_in_the_last_bin_unlike_in_torchmetrics():
     probabilities = torch.tensor([1.0, 0.95]).repeat(50).view(1, 1, 10, 10)
     mask = torch.tensor([0, 1], dtype=torch.uint8).repeat(50).view(1, 10, 10)
     ours = float(ece(calibration_counts(probabilities, mask, BINARY, bins=10, kind="classwise")))
@@ -223,7 +223,7 @@ def test_class_wise_scores_of_images_are_those_of_monai(score, reduction, bins):
 
 
 def calibrated(seed, sharpness=1.0):
-    """Softmaxes whose masks are drawn with just these probabilities; a sharpness above 1 makes them overconfident."""
+    """Probabilities, and masks drawn from them; a sharpness above 1 makes the probabilities overconfident."""
     probabilities = softmaxes(seed, (2, 3, 200, 300))
     flat = probabilities.movedim(1, -1).reshape(-1, 3)
     drawn = torch.multinomial(flat, 1, generator=torch.Generator().manual_seed(seed + 1)).view(2, 200, 300)
@@ -231,7 +231,7 @@ def calibrated(seed, sharpness=1.0):
 
 
 @pytest.mark.parametrize("kind", ["toplabel", "classwise"])
-def test_probabilities_that_are_true_have_a_small_error(kind):
+def test_calibrated_probabilities_have_a_small_error(kind):
     probabilities, mask = calibrated(0)
     counts = calibration_counts(probabilities, mask, THREE, kind=kind).pooled()
     assert bool((ece(counts) < 0.006).all())
@@ -240,7 +240,7 @@ def test_probabilities_that_are_true_have_a_small_error(kind):
     assert bool((ece(overconfident) > 0.05).all())
 
 
-def test_true_probabilities_have_the_brier_score_and_likelihood_that_they_expect():
+def test_calibrated_probabilities_have_the_expected_brier_score_and_likelihood():
     probabilities, mask = calibrated(2)
     counts = calibration_counts(probabilities, mask, THREE).pooled()
     variance = (probabilities * (1 - probabilities)).sum(1).mean()
@@ -249,7 +249,7 @@ def test_true_probabilities_have_the_brier_score_and_likelihood_that_they_expect
     assert float(nll(counts)) == pytest.approx(float(entropy), abs=0.01)
 
 
-def test_scores_of_probabilities_that_are_all_the_same():
+def test_scores_of_constant_probabilities():
     probabilities = torch.full((1, 1, 10, 10), 0.75)
     mask = torch.arange(100, dtype=torch.uint8).view(1, 10, 10) < 60
     counts = calibration_counts(probabilities, mask, BINARY)
@@ -281,7 +281,7 @@ def test_binary_is_two_exclusive_classes():
 
 
 @pytest.mark.parametrize(("labels", "kind", "region"), CHOICES)
-def test_what_is_predicted_under_ignored_pixels_does_not_matter(labels, kind, region):
+def test_predictions_at_ignored_pixels_do_not_matter(labels, kind, region):
     probabilities, mask = example(labels)
     _, valid = planes(mask, labels)
     unknown = torch.where(torch.from_numpy(valid.copy()), probabilities, torch.nan)
@@ -314,7 +314,7 @@ def test_regions_without_pixels_are_nan():
         assert ece(counts).isnan().flatten().tolist() == [True, False]
 
 
-def test_an_absent_class_is_wrong_wherever_it_is_believed():
+def test_an_absent_class_is_always_incorrect():
     probabilities, mask = softmaxes(1, (2, 3, 9, 9)), draw(2, [0, 1], (2, 9, 9))
     counts = calibration_counts(probabilities, mask, THREE, kind="classwise")
     assert int(counts.correct[:, 2].sum()) == 0
@@ -416,10 +416,10 @@ def test_gradients_are_not_followed_and_inputs_are_left_as_they_were():
         (THREE, (2, 2, 4, 5), (2, 4, 5), {}, r"\[B, 3, \*S\], got \[2, 2, 4, 5\]"),
         (THREE, (2, 3, 4, 5), (2, 5, 4), {}, r"mask \[2, 4, 5\].*got \[2, 5, 4\]"),
         (BINARY, (2, 2, 4, 5), (2, 4, 5), {}, r"\[B, 1, \*S\]"),
-        (OVERLAPPING, (2, 2, 4, 5), (2, 4, 5), {"kind": "classwise"}, "overlapping classes need a mask"),
+        (OVERLAPPING, (2, 2, 4, 5), (2, 4, 5), {"kind": "classwise"}, "a mask .* for overlapping classes"),
     ],
 )
-def test_what_does_not_fit_is_refused(labels, shape, mask, options, message):
+def test_invalid_arguments_raise(labels, shape, mask, options, message):
     with pytest.raises(ValueError, match=message):
         calibration_counts(torch.rand(shape), torch.zeros(mask, dtype=torch.uint8), labels, **options)
 
@@ -435,7 +435,7 @@ def test_what_is_no_probability_or_no_class_is_refused():
             calibration_counts(wrong, mask, THREE)
 
 
-def test_counts_that_do_not_fit_together_are_refused():
+def test_counts_of_different_shapes_cannot_be_added():
     probabilities, mask = example(THREE)
     counts, finer = (calibration_counts(probabilities, mask, THREE, bins=bins) for bins in (10, 20))
     with pytest.raises(ValueError, match=r"\[\(1, 10\), \(1, 20\)\]"):
@@ -447,7 +447,7 @@ def test_counts_that_do_not_fit_together_are_refused():
 
 
 @pytest.mark.parametrize(("labels", "kind", "region"), CHOICES)
-def test_counting_reads_nothing_back(labels, kind, region):
+def test_counting_does_not_synchronise(labels, kind, region):
     for sides in ((8, 7), (4, 5, 6)):
         probabilities, mask = example(labels, sides=sides)
         with NoWaiting():

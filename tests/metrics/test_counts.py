@@ -32,7 +32,7 @@ NAN = math.nan
 
 
 def counted_by_hand(prediction, mask, void=255):
-    """[B, K, 3] of bool planes [B, K, *S] and a mask of 0, 1 and void, a pixel at a time."""
+    """[B, K, 3] of bool planes [B, K, *S] and a mask of 0, 1 and the padding value, pixel by pixel."""
     counts = torch.zeros(*prediction.shape[:2], 3, dtype=torch.int64)
     for batch in range(prediction.shape[0]):
         for channel in range(prediction.shape[1]):
@@ -45,7 +45,7 @@ def counted_by_hand(prediction, mask, void=255):
 
 
 def planes(index, numbers, void=255):
-    """[B, K, *S] of 0, 1 and void from class numbers [B, *S]."""
+    """[B, K, *S] of 0, 1 and the padding value from class numbers [B, *S]."""
     return torch.stack([torch.where(index == void, void, (index == number).long()) for number in numbers], dim=1)
 
 
@@ -59,7 +59,7 @@ SIDES = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 9999), sides=SIDES, dtype=st.sampled_from(INDEX_DTYPES))
-def test_exclusive_counts_are_the_pixels(seed, sides, dtype):
+def test_exclusive_counts_match_a_loop_over_pixels(seed, sides, dtype):
     prediction = batch(seed, [0, 1, 2], (2, *sides)).to(dtype)
     mask = batch(seed + 1, [0, 1, 2, 255], (2, *sides))
     counts = count(prediction, mask.to(torch.uint8), THREE)
@@ -69,7 +69,7 @@ def test_exclusive_counts_are_the_pixels(seed, sides, dtype):
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 9999), sides=SIDES, channels=st.tuples(st.booleans(), st.booleans()))
-def test_binary_counts_are_the_pixels_in_every_form(seed, sides, channels):
+def test_binary_counts_match_a_loop_in_every_form(seed, sides, channels):
     prediction = batch(seed, [0, 1], (2, *sides))
     mask = batch(seed + 1, [0, 1, 255], (2, *sides))
     given_forms = [
@@ -80,7 +80,7 @@ def test_binary_counts_are_the_pixels_in_every_form(seed, sides, channels):
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 9999), sides=SIDES)
-def test_overlapping_counts_are_the_pixels(seed, sides):
+def test_overlapping_counts_match_a_loop_over_pixels(seed, sides):
     prediction = batch(seed, [0, 1], (2, 2, *sides)).to(torch.uint8)
     mask = batch(seed + 1, [0, 1, 255], (2, 2, *sides)).to(torch.uint8)
     assert torch.equal(count(prediction, mask, OVERLAPPING), counted_by_hand(prediction, mask))
@@ -96,7 +96,7 @@ def test_regions_are_counted_from_class_numbers(seed, sides):
     assert torch.equal(count(prediction, mask, REGIONS), expected)
 
 
-def test_what_is_predicted_under_ignored_pixels_does_not_matter():
+def test_predictions_at_ignored_pixels_do_not_matter():
     mask = batch(1, [0, 1, 2, 255], (2, 9, 7))
     prediction = batch(2, [0, 1, 2], (2, 9, 7))
     other = torch.where(mask == 255, batch(3, [0, 1, 2, 77], (2, 9, 7)), prediction)
@@ -106,7 +106,7 @@ def test_what_is_predicted_under_ignored_pixels_does_not_matter():
     assert torch.equal(nothing, torch.zeros(2, 3, 3, dtype=torch.int64))
 
 
-def test_inputs_are_left_as_they_were():
+def test_inputs_are_not_modified():
     mask, prediction = batch(1, [0, 1, 2, 255], (2, 9, 7)), batch(2, [0, 1, 2], (2, 9, 7))
     before = mask.clone(), prediction.clone()
     count(prediction, mask, THREE)
@@ -121,7 +121,7 @@ def test_counts_have_no_float_saturation():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_counts_are_those_of_torchmetrics(seed):
+def test_counts_equal_torchmetrics(seed):
     prediction, mask = batch(seed, list(range(19)), (3, 20, 31)), batch(seed + 9, [*range(19), 255], (3, 20, 31))
     counts = count(prediction, mask, MANY)
     for image in range(3):
@@ -132,14 +132,14 @@ def test_counts_are_those_of_torchmetrics(seed):
 
 
 def absent_classes(seed):
-    """Class numbers [B, *S] of five classes, of which each image has only some."""
+    """Class numbers [B, *S] of five classes; each image has only some of them."""
     generator = np.random.default_rng(seed)
     rows = [generator.choice(generator.choice(5, size=3, replace=False), size=(9, 8)) for _ in range(6)]
     return torch.from_numpy(np.stack(rows))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_are_those_of_torchmetrics_and_monai(seed):
+def test_scores_equal_torchmetrics_and_monai(seed):
     labels = Labels([f"c{number}" for number in range(5)])
     prediction, mask = absent_classes(seed), absent_classes(seed + 100)
     counts = count(prediction, mask, labels)
@@ -181,12 +181,12 @@ def test_iou_is_a_function_of_dice(triples):
         ((2, 2, 4, 5), (2, 4, 4), REGIONS, r"\[2, 4, 5\].*got \[2, 4, 4\]"),
     ],
 )
-def test_shapes_that_differ_are_refused(prediction, mask, labels, message):
+def test_different_shapes_raise(prediction, mask, labels, message):
     with pytest.raises(ValueError, match=message):
         count(torch.zeros(prediction, dtype=torch.uint8), torch.zeros(mask, dtype=torch.uint8), labels)
 
 
-def test_what_is_not_decoded_is_refused():
+def test_logits_and_invalid_values_raise():
     with pytest.raises(ValueError, match=r"labels\.decode"):
         count(torch.rand(2, 4, 5), torch.zeros(2, 4, 5, dtype=torch.uint8), THREE)
     with pytest.raises(RuntimeError, match="not 0 to 2"):
@@ -196,7 +196,7 @@ def test_what_is_not_decoded_is_refused():
 
 
 class NoHostSync(TorchDispatchMode):
-    """Raises on what would read from the device on the host."""
+    """Raises an error for operations that synchronise with the device."""
 
     forbidden = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "repeat_interleave.Tensor")
 
@@ -220,7 +220,7 @@ def examples(device="cpu"):
         yield bits, numbers, REGIONS
 
 
-def test_counting_reads_nothing_back():
+def test_counting_does_not_synchronise():
     for prediction, mask, labels in examples():
         with NoHostSync():
             counts = count(prediction, mask, labels)
@@ -254,7 +254,7 @@ def test_counting_is_deterministic():
 
 
 def golden():
-    """Example A of the reference: two images 2 x 2 of three classes."""
+    """A small published example: two images of 2 x 2 pixels with three classes."""
     mask = torch.tensor([[[0, 0], [1, 1]], [[0, 2], [2, 1]]])
     prediction = torch.tensor([[[0, 1], [1, 1]], [[0, 2], [1, 1]]])
     counts = count(prediction, mask, THREE)
@@ -271,13 +271,13 @@ def test_the_published_disagreement_is_reproduced():
     assert whole["mean"] == pytest.approx({"iou": 0.5889, "dice": 0.7389}, abs=5e-5)
 
 
-def test_cases_table_has_a_row_a_case_and_class():
+def test_cases_table_has_one_row_per_case_and_class():
     table = golden()
     assert list(table.columns) == ["case", "group", "class", "tp", "predicted", "reference", "dice", "iou"]
     assert table["case"].tolist() == ["x"] * 3 + ["y"] * 3
     assert table["class"].tolist() == ["background", "a", "b"] * 2
     assert table[["tp", "predicted", "reference"]].to_numpy().tolist()[1] == [2, 3, 2]
-    with pytest.raises(ValueError, match=r"counts \[2, 3, 3\].*got \[2, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"counts \[2, 3, 3\].*got counts \[2, 2, 3\]"):
         cases_table(["x", "y"], ["x", "y"], np.zeros((2, 2, 3), dtype=np.int64), THREE)
 
 
@@ -293,7 +293,7 @@ def random_cases(seed, cases=24, groups=12, labels=THREE):
 
 
 @pytest.mark.parametrize("metric", ["dice", "iou"])
-def test_summary_is_the_rules_in_loops(metric):
+def test_summary_equals_the_rules_in_loops(metric):
     cases = random_cases(0)
     summary = summarise(cases, THREE)
     means = {}
@@ -324,7 +324,7 @@ def test_interval_is_the_bootstrap_of_group_means():
     assert summarise(cases, THREE) == summarise(cases, THREE)
 
 
-def test_interval_is_about_the_mean_over_cases_where_groups_differ_in_size():
+def test_interval_is_for_the_mean_over_cases_if_groups_differ_in_size():
     cases = random_cases(3, cases=200, groups=200)
     good = np.arange(200) < 120
     cases["group"] = np.repeat(np.where(good, "g" + pd.Series(np.arange(200) % 4).astype(str), np.arange(200)), 3)
@@ -346,7 +346,7 @@ def test_missing_intervals_and_means_have_reasons():
     summary = summarise(cases, THREE)
     absent = summary["classes"]["b"]["dice"]
     assert (absent["mean"], absent["ci95"], absent["cases"]) == (None, None, 0)
-    assert "neither" in absent["mean_reason"]
+    assert "absent" in absent["mean_reason"]
     assert summary["mean_left_out"] == {"dice": ["b"], "iou": ["b"]}
     assert summary["mean"] == {"dice": 1.0, "iou": 1.0}
     assert summary["global"]["classes"]["b"]["dice"] is None
@@ -356,13 +356,13 @@ def test_missing_intervals_and_means_have_reasons():
     assert "no case" in nothing["mean_reason"]["dice"]
 
 
-def test_all_classes_are_foreground_without_a_background():
+def test_without_a_background_all_classes_are_foreground():
     labels = Labels(["sky", "road", "tree"])
     summary = summarise(random_cases(6, labels=labels), labels, intervals=False)
     assert summary["mean"]["dice"] == pytest.approx(np.mean([c["dice"]["mean"] for c in summary["classes"].values()]))
 
 
-def test_pooled_scores_are_those_of_the_summed_counts():
+def test_pooled_scores_are_computed_from_summed_counts():
     cases = random_cases(7)
     result = pooled(cases, THREE)
     for name in THREE.names:

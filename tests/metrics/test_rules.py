@@ -1,4 +1,4 @@
-"""Presets against the libraries whose rules they are, on random masks with classes removed; rules in words."""
+"""Presets against the libraries that they reproduce, on random masks with classes removed; descriptions of rules."""
 
 import itertools
 import math
@@ -19,9 +19,9 @@ from torchmetrics.segmentation import DiceScore, MeanIoU
 from segkit import Labels
 from segkit.evaluation.scorer import Scorer
 from segkit.evaluation.scoring import Scoring
-from segkit.metrics.case_table import METRICS, cases_table, scored
-from segkit.metrics.counts import tally
-from segkit.metrics.rules import AGGREGATIONS, EMPTY, OF_CASES, PRESETS, Empty, Rules, rules_by_name
+from segkit.metrics.case_table import METRICS, add_scores, cases_table
+from segkit.metrics.counts import pixel_counts
+from segkit.metrics.rules import AGGREGATIONS, EMPTY, PER_CASE_METRICS, PRESETS, EmptyClassRule, Rules, rules_by_name
 from segkit.metrics.summary import summarise
 
 NAMES = ["background", "a", "b", "c"]
@@ -43,8 +43,8 @@ def random_masks(seed, images=6, side=7):
 
 def table_of(prediction, reference, rules, metrics=("dice", "iou"), labels=LABELS):
     names = [f"case{number}" for number in range(len(prediction))]
-    found = tally(prediction, reference, labels)
-    columns = {"pixels": found.pixels.numpy(), "ignored": found.ignored.numpy()}
+    found = pixel_counts(prediction, reference, labels)
+    columns = {"pixels": found.valid.numpy(), "ignored": found.ignored.numpy()}
     return cases_table(names, names, found.counts.numpy(), labels, columns=columns, metrics=metrics, rules=rules)
 
 
@@ -69,7 +69,7 @@ def test_monai(seed):
 @pytest.mark.filterwarnings("ignore:the .* of class")  # MONAI's own, of empty classes
 @pytest.mark.parametrize("seed", TRIALS)
 def test_monai_surfaces(seed):
-    """With their defaults: the background is in no mean, and HD95 of a missed structure is not counted."""
+    """With the defaults of MONAI: no mean includes the background, and HD95 of a missed structure is not counted."""
     prediction, reference = random_masks(seed, images=3, side=9)
     scoring = Scoring(("hd95", "nsd"), replace(PRESETS["monai"], tolerance_mm=1.0))
     scorer = Scorer(3, LABELS, scoring, torch.device("cpu"))
@@ -111,7 +111,7 @@ def planes_by_hand(masks):
 
 
 @pytest.mark.parametrize("seed", TRIALS)
-def test_mmseg_sums_areas_over_the_data_set(seed):
+def test_mmseg_sums_areas_over_the_dataset(seed):
     """IoUMetric: areas of intersection, prediction and label summed over images, nanmean over classes."""
     prediction, reference = random_masks(seed)
     both, predicted, label = np.zeros(4), np.zeros(4), np.zeros(4)
@@ -127,8 +127,8 @@ def test_mmseg_sums_areas_over_the_data_set(seed):
 
 
 @pytest.mark.parametrize("seed", TRIALS)
-def test_nnunet_means_labels_over_cases_and_then_all_labels(seed):
-    """compute_metrics_on_folder: NaN if TP + FP + FN = 0, nanmean over cases a label, np.mean over labels but 0."""
+def test_nnunet_averages_over_cases_and_then_over_labels(seed):
+    """compute_metrics_on_folder: NaN if TP + FP + FN = 0, nanmean over cases per label, np.mean over labels except 0."""
     prediction, reference = random_masks(seed, images=2)
     values = np.full((2, 4), np.nan)
     for case, (guessed, known) in enumerate(zip(planes_by_hand(prediction), planes_by_hand(reference), strict=True)):
@@ -143,8 +143,8 @@ def test_nnunet_means_labels_over_cases_and_then_all_labels(seed):
     assert ours == (None if math.isnan(expected) else pytest.approx(expected))
 
 
-def test_the_trials_hold_what_the_rules_differ_in():
-    """Absent classes in whole data sets, missed and spurious ones: else the tests above could not tell rules apart."""
+def test_the_random_masks_contain_what_the_rules_differ_in():
+    """Classes absent from whole datasets, and missed and spurious ones: without them, all rules would agree."""
     tables = [table_of(*random_masks(seed, images=2), PRESETS["segkit"]) for seed in TRIALS]
     every = pd.concat(tables)
     assert ((every["predicted"] > 0) & (every["reference"] == 0)).any()
@@ -177,7 +177,7 @@ def test_one_prediction_has_five_mean_ious(way, expected):
 
 
 @pytest.mark.parametrize("seed", TRIALS)
-def test_generalized_dice_is_that_of_monai(seed):
+def test_generalized_dice_equals_monai(seed):
     prediction, reference = random_masks(seed)
     rules = PRESETS["segkit"]
     table = table_of(prediction, reference, rules, ("dice", "iou", "generalized_dice"))
@@ -209,8 +209,8 @@ def test_generalized_dice_by_the_rules_of_monai(seed):
 
 
 @pytest.mark.parametrize("preset", ["segkit", "monai", "torchmetrics", "mmseg"])
-def test_the_interval_of_a_mean_over_classes_is_near_that_of_resampled_tables(preset):
-    """Percentiles of the means that the rules give for resampled tables, one after the other."""
+def test_the_interval_of_a_mean_over_classes_is_close_to_resampled_tables(preset):
+    """Compared with percentiles of the means of explicitly resampled tables."""
     rng, rules, names = np.random.default_rng(3), PRESETS[preset], [f"case{number:02d}" for number in range(60)]
     tp = rng.integers(0, 50, (60, 4))
     counts = np.stack([tp, tp + rng.integers(0, 30, (60, 4)), tp + rng.integers(0, 30, (60, 4))], -1)
@@ -228,8 +228,8 @@ def test_the_interval_of_a_mean_over_classes_is_near_that_of_resampled_tables(pr
     assert high == pytest.approx(np.quantile(means, 0.975), abs=0.25 * width)
 
 
-def test_excluded_classes_are_no_ignored_pixels():
-    """Class 1 on half an image, a quarter of it found elsewhere: excluding class 0 leaves its IoU at a third."""
+def test_pixels_of_excluded_classes_are_not_ignored():
+    """Class 1 covers half an image and is also predicted elsewhere: excluding class 0 keeps its IoU of 1/3."""
     labels = Labels(["road", "sky"])
     reference, prediction = torch.zeros(1, 10, 20, dtype=torch.uint8), torch.zeros(1, 10, 20, dtype=torch.uint8)
     reference[..., 10:] = 1
@@ -246,14 +246,14 @@ ROWS = [("neither", 0, 0), ("spurious", 5, 0), ("missed", 0, 5)]
 
 
 @pytest.mark.parametrize(("cell", "predicted", "reference"), ROWS)
-@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric not in OF_CASES])
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric not in PER_CASE_METRICS])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_cell_of_every_table(preset, metric, cell, predicted, reference):
+def test_every_empty_class_rule_of_every_preset(preset, metric, cell, predicted, reference):
     rules = PRESETS[preset]
     row = {"tp": 0, "predicted": predicted, "reference": reference, "pixels": 20, "diagonal_mm": 7.5}
     row |= {f"boundary_{name}": row[name] for name in ("tp", "predicted", "reference")}
     row |= dict.fromkeys(("hd", "hd95", "assd"), math.inf) | {"nsd": 0.0}
-    value = scored(pd.DataFrame([row]), [metric], rules)[metric].item()
+    value = add_scores(pd.DataFrame([row]), [metric], rules)[metric].item()
     table = rules.empty.get(metric)
     if table is None:
         assert metric == "specificity"
@@ -263,26 +263,26 @@ def test_every_cell_of_every_table(preset, metric, cell, predicted, reference):
         assert value == pytest.approx(expected, nan_ok=True)
 
 
-def test_a_missed_structure_never_raises_a_score():
-    """By the rules of this project it counts the worst there is; the presets of others say what they do."""
+def test_a_missed_class_always_counts():
+    """By the rules of segkit it gets the worst score; some presets of other tools do not count it."""
     for metric, table in EMPTY.items():
         assert table.missed is not None, metric
-    assert PRESETS["monai"].empty["hd95"] == Empty(None, None, None)
+    assert PRESETS["monai"].empty["hd95"] == EmptyClassRule(None, None, None)
 
 
-def test_rules_in_words_name_what_differs():
-    words = " ".join(PRESETS["monai"].in_words(["dice", "hd95"]))
+def test_the_description_of_rules_names_the_differences():
+    words = " ".join(PRESETS["monai"].describe(["dice", "hd95"]))
     assert "mean over classes for each case, then over cases" in words
     assert "all classes" in words
-    assert "spurious is not counted, missed counts 0" in words
-    ours = " ".join(Rules(exclude_classes=("a",)).in_words(["hd95", "specificity"]))
-    assert "missed counts the image diagonal" in ours
+    assert "a spurious class is not counted, a missed class counts as 0" in words
+    ours = " ".join(Rules(exclude_classes=("a",)).describe(["hd95", "specificity"]))
+    assert "a missed class counts as the image diagonal" in ours
     assert "foreground classes without a" in ours
-    assert "what the formula says" in ours
+    assert "the value of the formula" in ours
     assert PRESETS["torchmetrics"].full_name("iou") == "iou/pairs"
 
 
-def test_rules_that_are_not_as_in_their_preset_have_another_id():
+def test_changed_rules_have_another_id():
     assert PRESETS["monai"].id == "monai"
     changed = replace(PRESETS["monai"], tolerance_mm=2.0)
     assert changed.id.startswith("monai+")
@@ -290,8 +290,8 @@ def test_rules_that_are_not_as_in_their_preset_have_another_id():
     assert changed.to_dict()["id"] == changed.id
 
 
-def test_what_is_left_out_is_said_for_each_metric():
-    """A class that is only ever spurious: it counts 0 for Dice, nothing for recall."""
+def test_classes_left_out_are_listed_for_each_metric():
+    """A class that is always spurious counts as 0 for Dice, and is not counted for recall."""
     counts = np.zeros((2, 4, 3), np.int64)
     counts[:, 0] = 9
     counts[:, 1] = [0, 4, 0]
@@ -300,19 +300,19 @@ def test_what_is_left_out_is_said_for_each_metric():
     table = cases_table(["x", "y"], ["x", "y"], counts, LABELS, metrics=metrics)
     summary = summarise(table, LABELS, metrics=metrics, intervals=False)
     assert summary["mean_left_out"] == {"dice": ["c"], "iou": ["c"], "recall": ["a", "c"]}
-    assert "neither" in summary["classes"]["c"]["recall"]["mean_reason"]
+    assert "absent" in summary["classes"]["c"]["recall"]["mean_reason"]
     assert "spurious" in summary["classes"]["a"]["recall"]["mean_reason"]
     assert summary["mean"]["dice"] == pytest.approx((0 + 2 / 3) / 2)
     assert summary["mean"]["recall"] == pytest.approx(3 / 5)
 
 
-def test_unknown_names_are_told_what_there_is():
+def test_errors_for_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match=r"segkit, nnunet, monai.*got 'nnunett'"):
         rules_by_name("nnunett")
     with pytest.raises(ValueError, match=r"different ones of dice, iou.*got dize"):
-        scored(pd.DataFrame({"tp": []}), ["dize"], Rules())
-    with pytest.raises(ValueError, match=r"hd95 is made of.*no hd95, diagonal_mm"):
-        scored(pd.DataFrame({"tp": [1], "predicted": [1], "reference": [1]}), ["hd95"], Rules())
+        add_scores(pd.DataFrame({"tp": []}), ["dize"], Rules())
+    with pytest.raises(ValueError, match=r"hd95 .*no hd95, diagonal_mm"):
+        add_scores(pd.DataFrame({"tp": [1], "predicted": [1], "reference": [1]}), ["hd95"], Rules())
 
 
 def test_generalized_dice_has_an_interval_by_groups():
@@ -320,7 +320,7 @@ def test_generalized_dice_has_an_interval_by_groups():
     rules = PRESETS["segkit"]
     names = [f"case{number}" for number in range(len(prediction))]
     times = 60 // len(names) + 1
-    counts = np.tile(tally(prediction, reference, LABELS).counts.numpy(), (times, 1, 1))
+    counts = np.tile(pixel_counts(prediction, reference, LABELS).counts.numpy(), (times, 1, 1))
     cases = [f"{name}_{time}" for time in range(times) for name in names]
     table = cases_table(cases, cases, counts, LABELS, metrics=["generalized_dice"], rules=rules)
     score = summarise(table, LABELS, rules, metrics=["generalized_dice"])["of_cases"]["generalized_dice"]
@@ -332,8 +332,8 @@ def test_generalized_dice_has_an_interval_by_groups():
     assert "no case has" in empty["mean_reason"]
 
 
-def test_what_a_mean_rests_on():
-    """Of two cases, one misses a class, one invents another; a third class is in neither."""
+def test_mean_counts_state_what_a_mean_is_based_on():
+    """In one case a class is missed, in the other one a class is spurious; a third class is absent from both."""
     counts = np.zeros((2, 4, 3), np.int64)
     counts[:, 0] = 50
     counts[0, 1], counts[1, 1] = (5, 5, 5), (0, 0, 5)
@@ -348,7 +348,7 @@ def test_what_a_mean_rests_on():
 
 
 @pytest.mark.parametrize("way", ["global", "micro", "mean"])
-def test_aggregations_that_a_metric_has_not(way):
+def test_unsupported_aggregations_raise(way):
     with pytest.raises(ValueError, match=r"hd95"):
         Rules(aggregation={"hd95": way})
 
@@ -361,8 +361,8 @@ def test_narrow_and_signed_masks(dtype, classes, ignored):
     reference = torch.arange(classes).repeat(3)[None, None]
     prediction = reference.roll(1, -1).to(dtype)
     reference = torch.where(torch.arange(3 * classes) % 7 == 0, ignored, reference).to(dtype)
-    found = tally(prediction, reference, labels)
-    wide = tally(prediction.long(), reference.long(), labels)
-    assert all(torch.equal(getattr(found, name), getattr(wide, name)) for name in ("counts", "ignored", "unknown"))
-    assert int(found.unknown.sum()) == 0
+    found = pixel_counts(prediction, reference, labels)
+    wide = pixel_counts(prediction.long(), reference.long(), labels)
+    assert all(torch.equal(getattr(found, name), getattr(wide, name)) for name in ("counts", "ignored", "invalid"))
+    assert int(found.invalid.sum()) == 0
     assert int(found.ignored[0, 0]) == len(range(0, 3 * classes, 7))

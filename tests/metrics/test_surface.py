@@ -1,4 +1,4 @@
-"""Surface scores against MONAI, MedPy, scipy and published values; what empties, borders, axes and spacing do."""
+"""Surface scores against MONAI, MedPy, SciPy and published values; empty masks, borders, axes and spacing."""
 
 import math
 
@@ -43,7 +43,7 @@ CASES = [
 
 
 def blobs(seed, sides):
-    """Two masks of smooth shapes that agree in part; those of an odd seed fill a side of the image."""
+    """Two masks of smooth shapes that partly agree; with an odd seed they fill one side of the image."""
     generator = np.random.default_rng(seed)
     common, *own = [gaussian_filter(generator.normal(size=sides), sigma=1.2) for _ in range(3)]
     fields = [common + 0.6 * each for each in own]
@@ -67,14 +67,14 @@ def tensors(*masks):
 
 
 def by_definition(prediction, reference, spacing):
-    """All distances between the two boundaries, then the least of each row and column."""
+    """All distances between the two boundaries, then the minimum of each row and column."""
     points = [np.argwhere(mask ^ binary_erosion(mask)) * np.array(spacing) for mask in (prediction, reference)]
     distances = cdist(*points)
     return distances.min(1), distances.min(0)
 
 
 @pytest.mark.parametrize(("sides", "spacing", "seed"), CASES)
-def test_scores_of_voxels_are_those_of_monai(sides, spacing, seed):
+def test_voxel_scores_equal_monai(sides, spacing, seed):
     prediction, reference = blobs(seed, sides)
     ours = surface_scores(prediction, reference, spacing, SURFACE_METRICS, tolerance_mm=0.9, nsd="voxel")
     pair = tensors(prediction, reference)
@@ -92,7 +92,7 @@ def test_scores_of_voxels_are_those_of_monai(sides, spacing, seed):
 
 @pytest.mark.parametrize("tolerance", [0.3, 1.0, 2.2])
 @pytest.mark.parametrize(("sides", "spacing", "seed"), CASES)
-def test_nsd_of_areas_is_that_of_monai(sides, spacing, seed, tolerance):
+def test_area_nsd_equals_monai(sides, spacing, seed, tolerance):
     prediction, reference = blobs(seed, sides)
     ours = surface_scores(prediction, reference, spacing, ["nsd"], tolerance_mm=tolerance)
     theirs = compute_surface_dice(
@@ -102,7 +102,7 @@ def test_nsd_of_areas_is_that_of_monai(sides, spacing, seed, tolerance):
 
 
 @pytest.mark.parametrize(("sides", "spacing", "seed"), CASES)
-def test_hd95_of_areas_is_the_weighted_percentile_of_monai_s_areas(sides, spacing, seed):
+def test_area_hd95_is_the_weighted_percentile_of_monai_areas(sides, spacing, seed):
     prediction, reference = blobs(seed, sides)
     edges, distances, areas = get_edge_surface_distance(
         *map(torch.from_numpy, (prediction, reference)), spacing=spacing, use_subvoxels=True, symmetric=True
@@ -117,7 +117,7 @@ def test_hd95_of_areas_is_the_weighted_percentile_of_monai_s_areas(sides, spacin
 
 
 @pytest.mark.parametrize(("sides", "spacing", "seed"), CASES)
-def test_pooled_scores_are_those_of_medpy(sides, spacing, seed):
+def test_pooled_scores_equal_medpy(sides, spacing, seed):
     prediction, reference = blobs(seed, sides)
     ours = surface_scores(prediction, reference, spacing, ["hd", "hd95", "assd"], hd95="pooled")
     theirs = {name: getattr(medpy, name)(prediction, reference, voxelspacing=spacing) for name in ours}
@@ -126,7 +126,7 @@ def test_pooled_scores_are_those_of_medpy(sides, spacing, seed):
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 9999), sides=SIDES, spacing=SPACING)
-def test_scores_are_their_definitions(seed, sides, spacing):
+def test_scores_equal_their_definitions(seed, sides, spacing):
     spacing = spacing[: len(sides)]
     prediction, reference = blobs(seed, sides)
     ways = by_definition(prediction, reference, spacing)
@@ -144,7 +144,7 @@ def test_scores_are_their_definitions(seed, sides, spacing):
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 9999), sides=SIDES, spacing=SPACING)
-def test_morphology_is_that_of_scipy(seed, sides, spacing):
+def test_morphology_equals_scipy(seed, sides, spacing):
     spacing = spacing[: len(sides)]
     first, second = blobs(seed, sides)
     np.testing.assert_array_equal(boundary(first), first ^ binary_erosion(first))
@@ -225,7 +225,7 @@ def test_published_means_over_areas(prediction, reference, spacing, of_predictio
     assert average_surface_distance(distances, "mean_of_means") == pytest.approx(np.mean(means))
 
 
-def test_lengths_and_areas_are_those_of_a_box_with_cut_corners():
+def test_lengths_and_areas_of_a_box_have_cut_corners():
     y, x, z = 0.5, 1.7, 3.0
     rectangle = boxes((9, 8), ((2, 7), (3, 6)))
     contour = surface_distances(rectangle, rectangle, (y, x), "area").prediction_weights
@@ -241,7 +241,7 @@ def test_lengths_and_areas_are_those_of_a_box_with_cut_corners():
 @pytest.mark.parametrize("definition", DEFINITIONS)
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 9999), sides=SIDES, spacing=SPACING)
-def test_what_changes_nothing(seed, sides, spacing, definition):
+def test_scores_are_invariant(seed, sides, spacing, definition):
     spacing = spacing[: len(sides)]
     prediction, reference = blobs(seed, sides)
     scores = surface_scores(prediction, reference, spacing, SURFACE_METRICS, **definition)
@@ -289,7 +289,7 @@ def test_empty_masks(sides, definition):
     assert same == {"hd": 0, "hd95": 0, "assd": 0, "nsd": 1}
 
 
-def test_a_mask_that_fills_the_image_has_its_border_for_surface():
+def test_the_surface_of_a_full_mask_is_the_image_border():
     full, centre = np.ones((5, 5), dtype=bool), boxes((5, 5), ((2, 3), (2, 3)))
     distances = surface_distances(full, centre, (1, 1))
     assert len(distances.from_prediction) == 16
@@ -297,7 +297,7 @@ def test_a_mask_that_fills_the_image_has_its_border_for_surface():
 
 
 @pytest.mark.parametrize("elements", ["voxel", "area"])
-def test_single_pixels_are_as_far_as_their_centres(elements):
+def test_single_pixels_have_the_distance_of_their_centres(elements):
     first, second = boxes((9, 9, 9), ((1, 2),) * 3), boxes((9, 9, 9), ((4, 5), (1, 2), (7, 8)))
     distances = surface_distances(first, second, (1.0, 1.0, 0.5), elements)
     if elements == "voxel":
@@ -315,7 +315,7 @@ def by_hand(from_prediction, from_reference, prediction_weights=None, reference_
     return SurfaceDistances(*values, *weights)
 
 
-def test_weights_count_where_they_should():
+def test_weights_are_used_by_area_modes_only():
     distances = by_hand([3, 0, 1], [5, 2], [1, 6, 1], [0.2, 9.8])
     assert hausdorff(distances) == 5
     assert average_surface_distance(distances) == pytest.approx((4 + 20.6) / 18)
@@ -329,13 +329,13 @@ def test_weights_count_where_they_should():
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.9, 1 / 3, 1.3])
-def test_rounding_does_not_choose_the_percentile(weight):
+def test_rounding_does_not_change_the_percentile(weight):
     distances = by_hand(np.arange(100), [0], np.full(100, weight), [1])
     assert hausdorff95(distances, "area") == 94
 
 
 @pytest.mark.parametrize(("step", "tolerance"), [(0.1, 0.3), (0.7, 2.1), (float(np.float32(0.1)), 0.3)])
-def test_what_is_at_the_tolerance_is_within_it(step, tolerance):
+def test_a_distance_equal_to_the_tolerance_is_within_it(step, tolerance):
     first, second = boxes((9, 3), ((1, 2), (1, 2))), boxes((9, 3), ((4, 5), (1, 2)))
     for elements in ("voxel", "area"):
         score = surface_scores(first, second, (step, step), ["nsd"], tolerance_mm=tolerance, nsd=elements)
@@ -344,7 +344,7 @@ def test_what_is_at_the_tolerance_is_within_it(step, tolerance):
         assert score["nsd"] < 1
 
 
-def test_each_kind_of_surface_is_measured_once(monkeypatch):
+def test_each_kind_of_surface_is_computed_once(monkeypatch):
     kinds = []
 
     def counted(prediction, reference, spacing, elements):
@@ -359,7 +359,7 @@ def test_each_kind_of_surface_is_measured_once(monkeypatch):
     assert kinds == ["voxel"]
 
 
-def test_diagonal_is_that_which_brats_gives_a_missed_tumour():
+def test_diagonal_is_the_brats_score_of_a_missed_tumour():
     assert image_diagonal((240, 240, 155), (1, 1, 1)) == pytest.approx(373.128664)
     assert image_diagonal((30, 40), (0.2, 0.2)) == pytest.approx(10)
     corners = boxes((30, 40), ((0, 1), (0, 1))), boxes((30, 40), ((29, 30), (39, 40)))
@@ -374,11 +374,11 @@ FLAT = np.ones((4, 5), dtype=bool)
 @pytest.mark.parametrize(
     ("prediction", "reference", "spacing", "message"),
     [
-        (FLAT, FLAT.T, (1, 1), r"one shape \[\*S\], 2D or 3D, got \[4, 5\] and \[5, 4\]; give one case"),
+        (FLAT, FLAT.T, (1, 1), r"same shape \[\*S\].*got \[4, 5\] and \[5, 4\]"),
         (FLAT[0], FLAT[0], (1,), r"2D or 3D, got \[5\] and \[5\]"),
         (FLAT[None, None], FLAT[None, None], (1, 1, 1, 1), r"2D or 3D, got \[1, 1, 4, 5\].*batch and channel"),
         (FLAT.astype(np.uint8), FLAT, (1, 1), "the prediction as a NumPy array of bool, got ndarray of uint8"),
-        (FLAT, FLAT * 1.0, (1, 1), "the reference as a NumPy array of bool, got ndarray of float64; make one"),
+        (FLAT, FLAT * 1.0, (1, 1), "the reference as a NumPy array of bool, got ndarray of float64"),
         (torch.from_numpy(FLAT), FLAT, (1, 1), r"got Tensor of torch\.bool.*\.cpu\(\)\.numpy\(\)"),
         (FLAT, FLAT, (1, 1, 1), r"2 positive spacings in mm.*got \[1, 1, 1\].*\[1\.0, 1\.0\] to measure in pixels"),
         (FLAT, FLAT, (1, 0), r"positive spacings.*got \[1, 0\]"),
@@ -387,7 +387,7 @@ FLAT = np.ones((4, 5), dtype=bool)
         (FLAT, FLAT, (INF, 1), r"positive spacings.*got \[inf, 1\]"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(prediction, reference, spacing, message):
+def test_invalid_inputs_raise(prediction, reference, spacing, message):
     with pytest.raises(ValueError, match=message):
         surface_scores(prediction, reference, spacing, ["hd"])
     with pytest.raises(ValueError, match=message):
@@ -397,24 +397,24 @@ def test_inputs_that_do_not_fit_are_refused(prediction, reference, spacing, mess
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": ["hd", "dice"]}, "metrics among hd, hd95, assd, nsd, got 'dice'"),
-        ({"hd95": "max"}, "hd95 among directed, pooled, area, got 'max'"),
-        ({"assd": "area"}, "assd among pooled, mean_of_means, got 'area'"),
-        ({"nsd": "surfel"}, "nsd among voxel, area, got 'surfel'"),
+        ({"metrics": ["hd", "dice"]}, "metrics .*hd, hd95, assd, nsd, got 'dice'"),
+        ({"hd95": "max"}, "hd95 .*directed, pooled, area, got 'max'"),
+        ({"assd": "area"}, "assd .*pooled, mean_of_means, got 'area'"),
+        ({"nsd": "surfel"}, "nsd .*voxel, area, got 'surfel'"),
         ({"tolerance_mm": -0.1}, "tolerance of 0 mm or more, got -0.1"),
         ({"tolerance_mm": INF}, "tolerance of 0 mm or more, got inf"),
         ({"tolerance_mm": NAN}, "tolerance of 0 mm or more, got nan"),
     ],
 )
-def test_definitions_that_there_are_not_are_refused(arguments, message):
+def test_unknown_definitions_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         surface_scores(**({"prediction": FLAT, "reference": FLAT, "spacing": (1, 1), "metrics": ["nsd"]} | arguments))
 
 
-def test_modes_that_there_are_not_are_refused():
+def test_unknown_modes_raise():
     distances = by_hand([], [])
     for function in (hausdorff95, average_surface_distance):
-        with pytest.raises(ValueError, match=r"mode among .*pooled.*got 'median'"):
+        with pytest.raises(ValueError, match=r"mode .*pooled.*got 'median'"):
             function(distances, "median")
-    with pytest.raises(ValueError, match="elements among voxel, area, got 'pixel'"):
+    with pytest.raises(ValueError, match=r"elements .*voxel, area, got 'pixel'"):
         surface_distances(FLAT, FLAT, (1, 1), "pixel")

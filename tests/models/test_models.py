@@ -1,4 +1,4 @@
-"""One battery over every network, and what is particular to our U-Net."""
+"""Tests of all networks, and of the U-Net of segkit."""
 
 import pytest
 import torch
@@ -23,15 +23,15 @@ def test_logits_have_the_size_of_the_image(name, dims):
 
 
 @pytest.mark.parametrize("name", sorted(TWO_DIMENSIONAL))
-def test_torchvision_networks_refuse_volumes(name):
-    with pytest.raises(ValueError, match="takes 2D images, got 3"):
+def test_torchvision_networks_reject_volumes(name):
+    with pytest.raises(ValueError, match=r"2D images.* got 3"):
         MODELS[name](in_channels=1, out_channels=2, dims=3)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_unet_memory_format_changes_nothing(dims, residual, norm):
+def test_memory_format_does_not_change_the_result(dims, residual, norm):
     torch.manual_seed(0)
     network = UNet(in_channels=1, out_channels=2, dims=dims, widths=[4, 8, 12], norm=norm, residual=residual).double()
     image = torch.randn(2, 1, *[16] * dims, dtype=torch.float64)
@@ -40,8 +40,8 @@ def test_unet_memory_format_changes_nothing(dims, residual, norm):
     torch.testing.assert_close(network.to(memory_format=last)(image.to(memory_format=last)), expected)
 
 
-def test_unet_sees_its_whole_field():
-    """An input pixel must reach the output through the coarsest resolution, not only through the first skip."""
+def test_unet_has_the_receptive_field_of_its_coarsest_resolution():
+    """An input pixel must affect the output through the coarsest resolution, not only through the first skip."""
     torch.manual_seed(0)
     network = UNet(in_channels=1, out_channels=1, dims=2, widths=[4, 4, 4, 4]).eval()
     image = torch.zeros(1, 1, 64, 64, requires_grad=True)
@@ -51,13 +51,13 @@ def test_unet_sees_its_whole_field():
     assert reached.max() >= 52
 
 
-def test_unet_names_the_size_to_pad_to():
+def test_the_error_names_the_size_to_pad_to():
     network = UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 8, 16])
     with pytest.raises(ValueError, match=r"multiples of 4, got \[30, 32\]; pad to \[32, 32\]"):
         network(torch.zeros(1, 1, 30, 32))
 
 
-def test_unet_leaves_thick_slices_until_the_others_are_as_coarse():
+def test_anisotropic_strides_set_sizes_and_multiple():
     strides = [[2, 2, 1], [2, 2, 2]]
     network = UNet(in_channels=1, out_channels=2, dims=3, widths=[4, 8, 12], strides=strides, deep_supervision=True)
     assert network.multiple == (4, 4, 2)
@@ -69,7 +69,7 @@ def test_unet_leaves_thick_slices_until_the_others_are_as_coarse():
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_strides_of_two_are_what_unet_does_without(residual):
+def test_strides_of_two_are_the_default(residual):
     networks = []
     for strides in (None, [[2, 2], [2, 2]]):
         torch.manual_seed(0)
@@ -82,11 +82,11 @@ def test_strides_of_two_are_what_unet_does_without(residual):
 
 
 @pytest.mark.parametrize("strides", [[[2, 2]], [[2, 2], [2]], [[2, 2], [1, 1]], [[2, 2], [0, 2]]])
-def test_unet_refuses_strides_that_mean_nothing(strides):
+def test_invalid_strides_raise(strides):
     with pytest.raises(ValueError, match="expected strides with 2 entries"):
         UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 8, 12], strides=strides)
 
 
-def test_unet_refuses_one_width():
+def test_a_single_width_raises():
     with pytest.raises(ValueError, match="at least two widths"):
         UNet(in_channels=1, out_channels=2, dims=2, widths=[8])
