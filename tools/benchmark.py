@@ -1,16 +1,19 @@
-"""Speed against peers, interleaved in one run: python tools/benchmark.py train, losses, metrics or data."""
+"""Benchmarks against other libraries, interleaved in one process.
+
+python tools/benchmark.py train | losses | metrics | data
+"""
 
 import argparse
 import os
 import warnings
 from pathlib import Path
 
-TABLES = ("speed", "memory", "accuracy")  # of the losses
+TABLES = ("speed", "memory", "accuracy", "classes")  # of the losses
 STEPS = ("loops", "switches")  # of training
-PEERS = "monai|segmentation_models_pytorch|kornia|timm"  # whose warnings are theirs
+PEERS = "monai|segmentation_models_pytorch|kornia|timm"  # their warnings are ignored
 
 
-# What the tables import takes seconds, so each command imports its own.
+# Importing the libraries takes seconds, so each command imports only those that it needs.
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -44,30 +47,35 @@ def run_data(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    train = commands.add_parser("train", help="the training step beside a bare loop, Lightning and MONAI")
+    train = commands.add_parser("train", help="time per training step")
     train.set_defaults(run=run_train)
-    train.add_argument("--rounds", type=int, default=8)
-    train.add_argument("--threads", type=int, default=2, help="of torch")
-    train.add_argument("--tables", nargs="+", choices=STEPS, default=STEPS, help="which to make; both if left out")
-    train.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
-    losses = commands.add_parser("losses", help="losses beside torch, MONAI, smp and kornia: speed, memory, accuracy")
+    train.add_argument("--rounds", type=int, default=8, help="number of rounds")
+    train.add_argument("--threads", type=int, default=2, help="number of PyTorch threads")
+    train.add_argument("--tables", nargs="+", choices=STEPS, default=STEPS, help="tables to make (default: both)")
+    train.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
+    losses = commands.add_parser("losses", help="speed, memory and accuracy of losses")
     losses.set_defaults(run=run_losses)
-    losses.add_argument("--rounds", type=int, default=15)
-    losses.add_argument("--threads", type=int, default=2, help="of torch")
-    losses.add_argument("--shape", nargs="+", help="of the logits, such as 4x4x512x512; all three if left out")
-    losses.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="which to make; all if left out")
-    losses.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
-    metrics = commands.add_parser("metrics", help="counts and surfaces beside MONAI, torchmetrics and smp")
+    losses.add_argument("--rounds", type=int, default=15, help="number of rounds")
+    losses.add_argument("--threads", type=int, default=2, help="number of PyTorch threads")
+    losses.add_argument("--shape", nargs="+", help="shapes of the logits, such as 4x4x512x512 (default: all three)")
+    losses.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="tables to make (default: all)")
+    losses.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
+    metrics = commands.add_parser("metrics", help="speed of counts and surface distances")
     metrics.set_defaults(run=run_metrics)
-    metrics.add_argument("--rounds", type=int, default=7)
-    metrics.add_argument("--threads", type=int, default=2, help="of torch")
-    metrics.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
-    data = commands.add_parser("data", help="batches beside MONAI's CacheDataset and an albumentations script")
+    metrics.add_argument("--rounds", type=int, default=7, help="number of rounds")
+    metrics.add_argument("--threads", type=int, default=2, help="number of PyTorch threads")
+    metrics.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
+    data = commands.add_parser("data", help="speed of data loading")
     data.set_defaults(run=run_data)
-    data.add_argument("--rounds", type=int, default=7)
-    data.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that make batches")
-    data.add_argument("--data", type=Path, default=os.environ.get("SEGKIT_DATA"), help="with hippocampus and camvid")
-    data.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    data.add_argument("--rounds", type=int, default=7, help="number of rounds")
+    data.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of loader workers")
+    data.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("SEGKIT_DATA"),
+        help="folder with the data sets hippocampus and camvid",
+    )
+    data.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
     arguments = parser.parse_args()
     arguments.run(arguments)
 

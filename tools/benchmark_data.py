@@ -1,8 +1,8 @@
-"""Batches for training beside MONAI's CacheDataset and a bare albumentations script: tools/benchmark.py data.
+"""Speed of data loading of segkit, MONAI's CacheDataset and an albumentations script.
 
-Both sides read the same cases, draw the same transforms with the same probabilities, and give batches of the same size,
-without worker processes and with them. What is timed are whole batches, after a first pass in which caches fill. The
-loaders take turns.
+Run as tools/benchmark.py data. All loaders read the same cases, apply the same transforms with the same probabilities,
+and return batches of the same size, with and without worker processes. Whole batches are timed, after a first pass that
+fills the caches. The loaders take turns.
 """
 
 import os
@@ -26,14 +26,14 @@ from segkit.experiment.build import build_augment_from, build_data, build_labels
 from segkit.experiment.build_training import training_set
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PATCH, VOLUMES, PICTURES = (32, 40, 32), 2, 8  # of the volumes; a batch of either
-BATCHES = {"hippocampus": 60, "camvid": 12}  # of a turn
-READY = 10  # batches that workers may have made before
-Makers = dict[str, Callable[[int], Iterator[Any]]]  # from the number of workers to endless batches
+PATCH, VOLUMES, PICTURES = (32, 40, 32), 2, 8  # patch size of volumes; batch sizes of volumes and of pictures
+BATCHES = {"hippocampus": 60, "camvid": 12}  # per turn
+PREFETCHED = 10  # batches that workers may have prepared before a turn
+Makers = dict[str, Callable[[int], Iterator[Any]]]  # functions from the number of workers to endless batches
 
 
 def benchmark_data(rounds: int, workers: Sequence[int], data: Path, markdown: Path | None) -> None:
-    """Print the tables as they come, and write them to a file of markdown."""
+    """Print each table when it is finished, and write all tables to a Markdown file."""
     os.environ |= {"SEGKIT_DATA": str(data), "NO_ALBUMENTATIONS_UPDATE": "1"}
     torch.set_num_threads(1)
     console, written = Console(width=120), [circumstances(1)]
@@ -48,11 +48,12 @@ def benchmark_data(rounds: int, workers: Sequence[int], data: Path, markdown: Pa
 
 def hippocampus_sheet(rounds: int, workers: Sequence[int]) -> Sheet:
     sheet = Sheet(
-        f"Samples a second: patches {'x'.join(map(str, PATCH))} of 160 cached hippocampus volumes, preset medium",
-        ["loader", *(f"{number} workers" for number in workers), *(f"over MONAI, {number}" for number in workers)],
-        note="rotation by 15 degrees and scaling by 0.15 with probability 0.5, scaled intensities and gamma with 0.3; "
-        "half of the patches are centred on foreground. margin: how many times larger the piece is that is augmented "
-        "before the patch is cut from its middle.",
+        f"Samples per second: patches of {'x'.join(map(str, PATCH))} from 160 cached hippocampus volumes, preset "
+        "medium",
+        ["loader", *(f"{number} workers" for number in workers), *(f"ratio to MONAI, {number}" for number in workers)],
+        note="Rotation by 15 degrees and scaling by 0.15 with probability 0.5; intensity scaling and gamma with "
+        "probability 0.3. Half of the patches are centred on foreground. margin: size of the augmented region relative "
+        "to the patch that is cropped from its centre.",
     )
     for margin in (1.0, 1.5):
         makers: Makers = {"MONAI": partial(monai_volumes, margin), "segkit": partial(segkit_volumes, margin)}
@@ -62,16 +63,17 @@ def hippocampus_sheet(rounds: int, workers: Sequence[int]) -> Sheet:
 
 def camvid_sheet(rounds: int, workers: Sequence[int]) -> Sheet:
     sheet = Sheet(
-        "Samples a second: CamVid 360x480, whole frames, preset medium",
-        ["loader", *(f"{number} workers" for number in workers), *(f"over the script, {number}" for number in workers)],
-        note="mirror with probability 0.5, rotation by 15 degrees and scaling by 0.2 with 0.7, brightness and contrast "
-        "with 0.5. The script reads the files each time, as scripts do, or keeps the pictures in memory.",
+        "Samples per second: CamVid 360x480, whole frames, preset medium",
+        ["loader", *(f"{number} workers" for number in workers), *(f"ratio to script, {number}" for number in workers)],
+        note="Horizontal flip with probability 0.5, rotation by 15 degrees and scaling by 0.2 with probability 0.7, "
+        "brightness and contrast with probability 0.5. The script reads the files in each epoch, as is common, or "
+        "keeps the images in memory.",
     )
     makers: Makers = {
         "script": partial(script_pictures, False),
         "script, in memory": partial(script_pictures, True),
         "segkit": partial(segkit_pictures, "memory"),
-        "segkit, read each time": partial(segkit_pictures, "none"),
+        "segkit, no cache": partial(segkit_pictures, "none"),
     }
     _add_rows(sheet, makers, "camvid", PICTURES, rounds, workers, "", "script")
     return sheet
@@ -80,7 +82,7 @@ def camvid_sheet(rounds: int, workers: Sequence[int]) -> Sheet:
 def _add_rows(
     sheet: Sheet, makers: Makers, data: str, batch: int, rounds: int, workers: Sequence[int], suffix: str, peer: str
 ) -> None:
-    """Turns of every loader with every number of workers, and the median over rounds of the ratio to the peer."""
+    """Time each loader with each number of workers; the ratio to the peer is a median over rounds."""
     loaders = {(name, number): make(number) for name, make in makers.items() for number in workers}
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in loaders}
     for _round in range(rounds):
@@ -97,13 +99,13 @@ def _add_rows(
 
 
 def _turn(loader: Iterator[Any], batches: int) -> float:
-    """Seconds for some batches, after those that workers had made ready while others had their turn."""
-    for _number in range(READY):
+    """Time in seconds for a number of batches, without those that workers prepared during other turns."""
+    for _number in range(PREFETCHED):
         next(loader)
-    started = time.perf_counter()
+    start = time.perf_counter()
     for _number in range(batches):
         next(loader)
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 # --- segkit ----------------------------------------------------------------------------------------------------------
@@ -122,8 +124,10 @@ def segkit_loader(config: str, workers: int, batch: int, overrides: Sequence[str
 
 
 def tracking(meta: bool, batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches, made with MONAI's tensors that carry what was done to them, or with plain ones: its engine in segkit
-    turns that off for the process, and here both run in one."""
+    """Set MONAI's tracking of metadata before each batch.
+
+    segkit's MONAI engine disables it for the whole process, and this benchmark runs both loaders in one process.
+    """
     from monai.data.meta_obj import set_track_meta
 
     while True:
@@ -132,7 +136,7 @@ def tracking(meta: bool, batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def training_cases(config: str) -> list[Case]:
-    """Those of the training part of a shipped configuration."""
+    """The training cases of a shipped configuration."""
     read = load_config(CONFIGS / config, [])
     source = build_source(read, build_labels(read))
     names = set(split_cases(read, source).train)
@@ -160,7 +164,7 @@ def endless(loader: Any) -> Iterator[Any]:
 
 
 def monai_volumes(margin: float, workers: int) -> Iterator[Any]:
-    """As MONAI's tutorials have it: deterministic transforms cached, then a crop, an affine one, and intensities."""
+    """A loader as in MONAI's tutorials: cached deterministic transforms, then random crop, affine and intensity."""
     from monai.data.dataloader import DataLoader as MonaiLoader
     from monai.data.dataset import CacheDataset
     from monai.data.meta_obj import set_track_meta
@@ -175,15 +179,20 @@ def monai_volumes(margin: float, workers: int) -> Iterator[Any]:
     files = [
         {"image": str(case.images[0]), "label": str(case.masks[0].path)} for case in training_cases("hippocampus.yaml")
     ]
-    keys, piece = ["image", "label"], [int(side * margin) for side in PATCH]
-    turn = [(-float(np.deg2rad(15)), float(np.deg2rad(15)))] * 3
-    prepared = [LoadImaged(keys), EnsureChannelFirstd(keys), NormalizeIntensityd("image"), SpatialPadd(keys, piece)]
-    drawn = [
-        RandCropByPosNegLabeld(keys, "label", piece, pos=1, neg=1, num_samples=1),
+    keys, region = ["image", "label"], [int(side * margin) for side in PATCH]
+    angles = [(-float(np.deg2rad(15)), float(np.deg2rad(15)))] * 3
+    deterministic = [
+        LoadImaged(keys),
+        EnsureChannelFirstd(keys),
+        NormalizeIntensityd("image"),
+        SpatialPadd(keys, region),
+    ]
+    random = [
+        RandCropByPosNegLabeld(keys, "label", region, pos=1, neg=1, num_samples=1),
         RandAffined(
             keys,
             prob=0.5,
-            rotate_range=turn,
+            rotate_range=angles,
             scale_range=[(-0.15, 0.15)] * 3,
             mode=["bilinear", "nearest"],
             padding_mode=["border", "zeros"],
@@ -192,24 +201,25 @@ def monai_volumes(margin: float, workers: int) -> Iterator[Any]:
         RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
         *([CenterSpatialCropd(keys, PATCH)] if margin > 1 else []),
     ]
-    dataset = CacheDataset(files, Compose([*prepared, *drawn]), progress=False)
+    dataset = CacheDataset(files, Compose([*fixed, *random]), progress=False)
     loader = MonaiLoader(dataset, batch_size=VOLUMES, shuffle=True, drop_last=True, **loading(workers))
     return tracking(True, endless(loader))
 
 
 def loading(workers: int) -> dict[str, Any]:
-    ahead = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
-    return {"num_workers": workers, **ahead}
+    """Options of a data loader."""
+    prefetching = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+    return {"num_workers": workers, **prefetching}
 
 
 class Script(Dataset):
-    """As scripts for albumentations have it: pictures of 8 bit, augmented, then divided and normalised."""
+    """A data set as in typical albumentations scripts: 8-bit images are augmented, then scaled and normalised."""
 
     def __init__(self, keep: bool):
         import albumentations as library
 
         self.cases, self.keep = training_cases("camvid.yaml"), keep
-        self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.cached: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.augment = library.Compose(
             [
                 library.HorizontalFlip(p=0.5),
@@ -218,7 +228,7 @@ class Script(Dataset):
             ]
         )
         for number in range(len(self.cases) if keep else 0):
-            self.kept[number] = self.read(number)
+            self.cached[number] = self.read(number)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -230,10 +240,10 @@ class Script(Dataset):
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), mask
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image, mask = self.kept[number] if self.keep else self.read(number)
-        moved = self.augment(image=image, mask=mask)
-        normalised = (moved["image"].astype(np.float32) / 255 - 0.45) / 0.25
-        return torch.from_numpy(normalised).permute(2, 0, 1), torch.from_numpy(moved["mask"].astype(np.int64))
+        image, mask = self.cached[number] if self.keep else self.read(number)
+        augmented = self.augment(image=image, mask=mask)
+        normalised = (augmented["image"].astype(np.float32) / 255 - 0.45) / 0.25
+        return torch.from_numpy(normalised).permute(2, 0, 1), torch.from_numpy(augmented["mask"].astype(np.int64))
 
 
 def script_pictures(keep: bool, workers: int) -> Iterator[Any]:

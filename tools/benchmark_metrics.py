@@ -1,4 +1,4 @@
-"""Speed of counting, of surface distances and of a whole evaluation: python tools/benchmark.py metrics."""
+"""Speed of counting, of surface distances and of a whole evaluation. Run as tools/benchmark.py metrics."""
 
 import resource
 import tempfile
@@ -37,7 +37,7 @@ LIBRARIES = ("segkit", "MONAI", "torchmetrics", "smp")
 
 
 def benchmark_metrics(rounds: int, threads: int, markdown: Path | None) -> None:
-    """Print the tables as they come, and write them to a file of markdown."""
+    """Print each table when it is finished, and write all tables to a Markdown file."""
     torch.set_num_threads(threads)
     console, written = Console(width=120), [circumstances(threads)]
     console.print(written[0], highlight=False)
@@ -50,23 +50,23 @@ def benchmark_metrics(rounds: int, threads: int, markdown: Path | None) -> None:
 
 
 def cpu_seconds(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
-    """The least CPU time of each call, all threads together; all in turn in each round."""
+    """The minimum CPU time of each call, summed over threads. Each round runs all calls in turn."""
     best = dict.fromkeys(calls, float("inf"))
     for number in range(rounds + 1):
         for name, call in calls.items():
-            started = time.process_time()
+            start = time.process_time()
             call()
             if number:  # the first round fills caches
-                best[name] = min(best[name], time.process_time() - started)
+                best[name] = min(best[name], time.process_time() - start)
     return best
 
 
 def counting_sheet(rounds: int) -> Sheet:
-    """Dice of each class and image from uint8 masks; each library gets them as it takes them."""
+    """Dice per class and image from uint8 masks, in the format that each library expects."""
     sheet = Sheet(
-        f"Dice of each image and class: least CPU time of {rounds} rounds, ms",
-        ["masks", *LIBRARIES, "faster than MONAI", "than torchmetrics", "asked"],
-        note="MONAI and torchmetrics get class numbers, which is faster than their one-hot masks; smp counts only.",
+        f"Dice per image and class: minimum CPU time of {rounds} rounds, ms",
+        ["masks", *LIBRARIES, "speed-up over MONAI", "over torchmetrics", "target"],
+        note="MONAI and torchmetrics get class numbers, which is faster than one-hot masks; smp only counts.",
     )
     for name, (classes, shape, factor) in COUNTED.items():
         generator = torch.Generator().manual_seed(0)
@@ -80,28 +80,28 @@ def counting_sheet(rounds: int) -> Sheet:
 
 def counting_calls(prediction: torch.Tensor, mask: torch.Tensor, classes: int) -> dict[str, Call]:
     labels = Labels([f"class {number}" for number in range(classes)])
-    wide: Any = (prediction.long(), mask.long())
-    channel: Any = [one.unsqueeze(1) for one in wide]
+    int64_masks: Any = (prediction.long(), mask.long())
+    with_channel: Any = [array.unsqueeze(1) for array in int64_masks]
     options: dict[str, Any] = {"num_classes": classes, "average": "none", "input_format": "index"}
     return {
         "segkit": lambda: dice(count(prediction, mask, labels)),
-        "MONAI": lambda: compute_dice(*channel, num_classes=classes),
-        "torchmetrics": lambda: dice_score(*wide, **options),
-        "smp": lambda: smp.get_stats(*wide, mode="multiclass", num_classes=classes),
+        "MONAI": lambda: compute_dice(*with_channel, num_classes=classes),
+        "torchmetrics": lambda: dice_score(*int64_masks, **options),
+        "smp": lambda: smp.get_stats(*int64_masks, mode="multiclass", num_classes=classes),
     }
 
 
 def surface_sheet(rounds: int) -> Sheet:
-    """HD95 and NSD of blobs and the same blobs a little changed."""
+    """HD95 and NSD between blobs and slightly different blobs."""
     sheet = Sheet(
-        "HD95 and NSD (by area, tolerance 1 mm): least CPU time, s",
-        ["volumes", "segkit", "MONAI", "faster", "asked", "largest difference"],
+        "HD95 and NSD (by area, tolerance 1 mm): minimum CPU time, s",
+        ["volumes", "segkit", "MONAI", "speed-up", "target", "largest difference"],
         note="MONAI: compute_hausdorff_distance(percentile=95) and compute_surface_dice(use_subvoxels=True).",
     )
     for name, (number, shape, structures, spacing) in VOLUMES.items():
         pairs = [blobs(shape, structures, seed) for seed in range(number)]
         calls = {
-            "segkit": partial(all_surfaces, our_surfaces, pairs, spacing),
+            "segkit": partial(all_surfaces, segkit_surfaces, pairs, spacing),
             "MONAI": partial(all_surfaces, monai_surfaces, pairs, spacing),
         }
         seconds = cpu_seconds(calls, min(rounds, 3) if number > 5 else 1)
@@ -112,17 +112,17 @@ def surface_sheet(rounds: int) -> Sheet:
 
 
 def blobs(shape: tuple[int, ...], structures: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bool [structures, *S] twice: ellipsoids with a wavy surface, and others whose waves lie elsewhere."""
+    """Two bool arrays [structures, *S] with the same ellipsoids, whose surfaces have different waves."""
     generator = np.random.default_rng(seed)
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij", sparse=True)
     planes = ([], [])
     for _ in range(structures):
         centre, radii = generator.uniform(-0.3, 0.3, 3), generator.uniform(0.3, 0.6, 3)
-        for kept in planes:
+        for masks in planes:
             waves, phases = generator.uniform(2, 6, 3), generator.uniform(0, 6, 3)
             bumps = sum(np.sin(wave * axis + phase) for wave, axis, phase in zip(waves, axes, phases, strict=True))
             parts = [((axis - middle) / radius) ** 2 for axis, middle, radius in zip(axes, centre, radii, strict=True)]
-            kept.append(sum(parts) < 1 + 0.1 * bumps)
+            masks.append(sum(parts) < 1 + 0.1 * bumps)
     return np.stack(planes[0]), np.stack(planes[1])
 
 
@@ -130,22 +130,22 @@ def all_surfaces(measure: Callable[..., Any], pairs: Sequence[Any], spacing: tup
     return np.array([measure(*pair, spacing) for pair in pairs])
 
 
-def our_surfaces(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> list[list[float]]:
+def segkit_surfaces(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> list[list[float]]:
     pairs = zip(prediction, reference, strict=True)
-    scores_json = [surface_scores(*pair, spacing, ["hd95", "nsd"], tolerance_mm=1.0) for pair in pairs]
-    return [[score["hd95"], score["nsd"]] for score in scores_json]
+    scores = [surface_scores(*pair, spacing, ["hd95", "nsd"], tolerance_mm=1.0) for pair in pairs]
+    return [[score["hd95"], score["nsd"]] for score in scores]
 
 
 def monai_surfaces(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> list[list[float]]:
-    planes: Any = [torch.from_numpy(one)[None] for one in (prediction, reference)]
+    planes: Any = [torch.from_numpy(array)[None] for array in (prediction, reference)]
     options: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
-    far: Any = compute_hausdorff_distance(*planes, percentile=95, **options)
-    near: Any = compute_surface_dice(*planes, class_thresholds=[1.0] * len(prediction), use_subvoxels=True, **options)
-    return [[one.item(), other.item()] for one, other in zip(far[0], near[0], strict=True)]
+    hd95: Any = compute_hausdorff_distance(*planes, percentile=95, **options)
+    nsd: Any = compute_surface_dice(*planes, class_thresholds=[1.0] * len(prediction), use_subvoxels=True, **options)
+    return [[distance.item(), share.item()] for distance, share in zip(hd95[0], nsd[0], strict=True)]
 
 
 class Pictures:
-    """Cases that are in memory already, so that reading is in neither side of the comparison."""
+    """Cases in memory, so that reading files is not part of the measurement."""
 
     def __init__(self, number: int, side: int):
         generator = torch.Generator().manual_seed(0)
@@ -167,10 +167,11 @@ class Pictures:
 
 
 def evaluation_sheet(rounds: int) -> Sheet:
-    """What counting, table and scores add to predicting alone."""
+    """The time of an evaluation relative to prediction alone."""
     pictures, labels = Pictures(32, 256), Labels(["background", "a", "b"])
     torch.manual_seed(0)
-    predictor = Predictor(UNet(in_channels=1, out_channels=3, dims=2, widths=[16, 32, 64]), torch.device("cpu"), 4)
+    network = UNet(in_channels=1, out_channels=3, dims=2, widths=[16, 32, 64])
+    predictor = Predictor(network, labels, torch.device("cpu"), 4)
     calls: dict[str, Call] = {
         "predicting": lambda: [labels.decode(predictor(pictures[number]["image"])) for number in range(len(pictures))],
         "evaluating": lambda: score_cases(predictor, pictures, labels),  # pyright: ignore[reportArgumentType]
@@ -179,39 +180,39 @@ def evaluation_sheet(rounds: int) -> Sheet:
         calls["and writing"] = lambda: evaluate_and_write(predictor, pictures, labels, Path(place))
         seconds = cpu_seconds(calls, rounds)
     alone = seconds.pop("predicting")
-    what = {
-        "evaluating": "Dice and IoU, counted",
-        "and writing": "with intervals and all files but pictures",
+    titles = {
+        "evaluating": "Dice and IoU",
+        "and writing": "with confidence intervals and all files except pictures",
     }
     return Sheet(
-        "Evaluating 32 pictures of 256x256 (U-Net of 16, 32, 64 channels): least CPU time, s",
-        ["", "predicting alone", "evaluating", "ratio", "asked"],
+        "Evaluation of 32 images of 256x256 (U-Net with 16, 32, 64 channels): minimum CPU time, s",
+        ["", "prediction alone", "evaluation", "ratio", "target"],
         [
-            [what[name], f"{alone:.3f}", f"{taken:.3f}", f"{taken / alone:.3f}", "≤ 1.1"]
-            for name, taken in seconds.items()
+            [titles[name], f"{alone:.3f}", f"{total:.3f}", f"{total / alone:.3f}", "≤ 1.1"]
+            for name, total in seconds.items()
         ],
     )
 
 
 def evaluate_and_write(predictor: Predictor, pictures: Pictures, labels: Labels, folder: Path) -> None:
-    """Everything that an evaluation does but for its pictures, whose time does not grow with the cases."""
+    """A complete evaluation without its pictures, whose time does not depend on the number of cases."""
     scored, scoring = score_cases(predictor, pictures, labels), Scoring()  # pyright: ignore[reportArgumentType]
     write_results(folder, scored, labels, scores_json(scored, labels, scoring, split="test", origin=None))
 
 
 def memory_sheet(_rounds: int) -> Sheet:
-    """How the memory of the process grows with the cases, once the first ones have filled the caches."""
+    """The growth of the process's memory with the number of cases, after the first cases have filled the caches."""
     sheet = Sheet(
         "Memory while counting 128x128 masks of 19 classes, with confusion matrix and calibration, MB",
-        ["cases", "table on the device", "growth of the process since the 100th case"],
-        note="Resident memory, as the system tells it; the table is made before the first case.",
+        ["cases", "table on the device", "growth of the process since case 100"],
+        note="Resident memory as reported by the system. The table is allocated before the first case.",
     )
     labels, cases = Labels([f"class {number}" for number in range(19)]), 2000
     generator = torch.Generator().manual_seed(0)
     masks = [torch.randint(0, 19, (1, 128, 128), generator=generator, dtype=torch.uint8) for _ in range(2)]
     probabilities = torch.full((1, 19, 128, 128), 1 / 19)
     scorer = Scorer(cases, labels, Scoring(calibration=True), torch.device("cpu"))
-    table, before = scorer.table.nbytes + scorer.unknown.nbytes, 0
+    table, before = scorer.table.nbytes + scorer.invalid.nbytes, 0
     for number in range(1, cases + 1):
         scorer.add(f"case{number}", f"case{number}", masks[0], masks[1], (1.0, 1.0), probabilities)
         if number == 100:
@@ -222,5 +223,5 @@ def memory_sheet(_rounds: int) -> Sheet:
 
 
 def resident_bytes() -> int:
-    """Of this process; the system has to be Linux."""
+    """Resident memory of this process in bytes. Works on Linux only."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""Tables of benchmarks, for the console and as markdown, and the circumstances that their numbers hold for."""
+"""Benchmark tables for the console and in Markdown, and the environment in which they were measured."""
 
 import datetime
 import importlib.metadata
@@ -20,7 +20,7 @@ PACKAGES = {
 
 @dataclass
 class Sheet:
-    """A table, to be printed or written. The first column is text, the others numbers."""
+    """A table of results. The first column is text, the other columns are numbers."""
 
     title: str
     headings: Sequence[str]
@@ -29,14 +29,15 @@ class Sheet:
 
 
 def circumstances(threads: int) -> str:
+    """The package versions, processor, number of threads and date."""
     versions = ", ".join(f"{name} {importlib.metadata.version(package)}" for name, package in PACKAGES.items())
     return f"{versions}; {processor()}, threads: {threads}; {datetime.date.today().isoformat()}"
 
 
 def processor() -> str:
-    """The model name of the CPU, as far as the system tells."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
+    """The model name of the CPU; the architecture if the system does not report the model."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

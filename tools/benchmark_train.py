@@ -1,7 +1,8 @@
-"""The training step beside a bare loop, Lightning and MONAI's engine, and its switches: tools/benchmark.py train.
+"""Time per training step of segkit, a bare loop, Lightning and MONAI, and of segkit's options.
 
-Every loop gets the same network, loss, optimiser and ready batches. What is timed is from one batch being asked for to
-the next, so that everything that a loop does a step is in it. The loops take turns, a few dozen steps each.
+Run as tools/benchmark.py train. All loops use the same network, loss, optimiser and prepared batches. A step is timed
+from one request for a batch to the next, so that it includes everything that a loop does per step. The loops take
+turns of a few dozen steps.
 """
 
 import copy
@@ -35,12 +36,12 @@ from segkit.training.trainer import Experiment, Settings, Trainer
 
 LABELS = Labels(["background", "a", "b"])
 CPU = torch.device("cpu")
-STEPS, WARM_UP = 40, 10  # of each turn
+STEPS, WARM_UP = 40, 10  # steps per turn, of which the first are not timed
 NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "tiny 2D": ({"dims": 2, "widths": [4, 8]}, (2, 1, 32, 32)),
     "small 2D": ({"dims": 2, "widths": [8, 16, 32]}, (2, 1, 96, 96)),
 }
-# of the shipped configurations for camvid and hippocampus
+# the networks of the shipped configurations for camvid and hippocampus
 SHIPPED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "2D U-Net, 8x3x160x224": ({"dims": 2, "widths": [16, 32, 64, 128, 256], "residual": True}, (8, 3, 160, 224)),
     "3D U-Net, 2x1x48x64x48": (
@@ -48,7 +49,7 @@ SHIPPED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (2, 1, 48, 64, 48),
     ),
 }
-SWITCHES: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "channels_last": {"channels_last": True},
     "bf16": {"precision": "bf16"},
@@ -58,62 +59,61 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
-class Clock:
-    """The same batch over and over, with the times at which it was asked for."""
+class TimedBatches:
+    """Yields the same batch repeatedly and records the time of each request."""
 
     def __init__(self, batch: dict[str, Any]):
         self.batch = batch
-        self.asked: list[tuple[float, float]] = []
+        self.requests: list[tuple[float, float]] = []
 
     def __len__(self) -> int:
         return STEPS
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for _step in range(STEPS):
-            self.asked.append((time.perf_counter(), time.process_time()))
+            self.requests.append((time.perf_counter(), time.process_time()))
             yield self.batch
 
     def steps(self) -> list[tuple[float, float]]:
-        """Seconds, and seconds of the CPU, of each step after the first ones."""
-        pairs = itertools.pairwise(self.asked[WARM_UP:])
+        """Wall time and CPU time in seconds of each step after the warm-up."""
+        pairs = itertools.pairwise(self.requests[WARM_UP:])
         return [(later[0] - earlier[0], later[1] - earlier[1]) for earlier, later in pairs]
 
 
-Loop = Callable[[nn.Module, Clock], None]
+Loop = Callable[[nn.Module, TimedBatches], None]
 
 
-def bare(network: nn.Module, clock: Clock) -> None:
+def bare(network: nn.Module, batches: TimedBatches) -> None:
     loss, optimizer = build_loss("dice_ce", LABELS), build_optimizer("adamw", network, {"lr": 1e-3})
     network.train()
-    for batch in clock:
+    for batch in batches:
         optimizer.zero_grad(set_to_none=True)
         loss(network(batch["image"]), batch["mask"]).backward()
         optimizer.step()
 
 
-def segkit_loop(network: nn.Module, clock: Clock) -> None:
+def segkit_loop(network: nn.Module, batches: TimedBatches) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        fit(experiment(network, clock), Run(Path(folder)), console=Console(quiet=True))
+        fit(experiment(network, batches), Run(Path(folder)), console=Console(quiet=True))
 
 
-def experiment(network: nn.Module, clock: Clock, **settings: Any) -> Experiment:
+def experiment(network: nn.Module, batches: TimedBatches, **settings: Any) -> Experiment:
     return Experiment(
         labels=LABELS,
         model=network,
         loss=build_loss("dice_ce", LABELS),
         optimizer=build_optimizer("adamw", network, {"lr": 1e-3}),
         schedule=lambda _step: 1.0,
-        batches=lambda _start: clock,
+        batches=lambda _start: batches,
         validation=None,
-        predictor=lambda model: Predictor(model, CPU),
+        predictor=lambda model: Predictor(model, LABELS, CPU),
         settings=Settings(Limits(STEPS), steps_per_epoch=STEPS, **settings),
         device=CPU,
-        threshold=0.5,
     )
 
 
 class Module(lightning.LightningModule):
-    """As their documentation has it: the loss in `training_step`, logged."""
+    """A module as in the documentation of Lightning: the loss is computed and logged in `training_step`."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -128,7 +128,7 @@ class Module(lightning.LightningModule):
         return build_optimizer("adamw", self.network, {"lr": 1e-3})
 
 
-def lightning_loop(network: nn.Module, clock: Clock) -> None:
+def lightning_loop(network: nn.Module, batches: TimedBatches) -> None:
     trainer = lightning.Trainer(
         max_steps=STEPS,
         accelerator="cpu",
@@ -137,15 +137,15 @@ def lightning_loop(network: nn.Module, clock: Clock) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Module(network), clock)
+    trainer.fit(Module(network), batches)
 
 
-def monai_loop(network: nn.Module, clock: Clock) -> None:
+def monai_loop(network: nn.Module, batches: TimedBatches) -> None:
     loss = build_loss("dice_ce", LABELS)
     trainer = SupervisedTrainer(
         device=CPU,
         max_epochs=1,
-        train_data_loader=clock,
+        train_data_loader=batches,
         network=network,
         optimizer=build_optimizer("adamw", network, {"lr": 1e-3}),
         loss_function=loss,
@@ -158,13 +158,13 @@ LOOPS: dict[str, Loop] = {"bare": bare, "segkit": segkit_loop, "Lightning": ligh
 
 
 def benchmark_train(rounds: int, threads: int, tables: Sequence[str], markdown: Path | None) -> None:
-    """Print the tables as they come, and write them to a file of markdown."""
+    """Print each table when it is finished, and write all tables to a Markdown file."""
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning|monai|ignite")
     console, written = Console(width=120), [circumstances(threads)]
     console.print(written[0], highlight=False)
-    makers = {"loops": loops_sheet, "switches": switches_sheet}
+    makers = {"loops": loops_sheet, "switches": options_sheet}
     for name in tables:
         sheet = makers[name](rounds)
         console.print("", sheet.title, as_rich(sheet), sheet.note, sep="\n", highlight=False)
@@ -173,7 +173,8 @@ def benchmark_train(rounds: int, threads: int, tables: Sequence[str], markdown: 
             markdown.write_text("\n\n".join(written) + "\n", encoding="utf-8")
 
 
-def ready(shape: tuple[int, ...]) -> dict[str, Any]:
+def make_batch(shape: tuple[int, ...]) -> dict[str, Any]:
+    """A batch of random images and masks."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(shape, generator=generator)
     mask = torch.randint(0, 3, (shape[0], *shape[2:]), generator=generator, dtype=torch.uint8)
@@ -186,66 +187,70 @@ def network_of(options: dict[str, Any], shape: tuple[int, ...]) -> UNet:
 
 
 def loops_sheet(rounds: int) -> Sheet:
-    """Every loop on a tiny and on a small network."""
+    """The time per step of each loop, for a tiny and a small network."""
     sheet = Sheet(
-        f"A training step, ms: median of {rounds} turns of {STEPS - WARM_UP} steps, and over the bare loop",
-        ["network, loop", "ms", "over bare", "middle half", "CPU ms over bare", "middle half "],
-        note="Lightning and MONAI without logger, bar and checkpoints; segkit with its log, as it always is. Each turn "
-        "is compared with the bare loop's of its round; given are the median over the rounds and the middle half.",
+        f"Time per training step, ms: median of {rounds} turns of {STEPS - WARM_UP} steps, and relative to the bare "
+        "loop",
+        ["network, loop", "ms", "ratio to bare", "quartiles", "CPU ms above bare", "quartiles "],
+        note="Lightning and MONAI run without logger, progress bar and checkpoints; segkit runs with its log, which "
+        "cannot be disabled. Each turn is compared with the turn of the bare loop in the same round. The table gives "
+        "the median and the quartiles over the rounds.",
     )
     for name, (options, shape) in NETWORKS.items():
-        turns = [turn_of_each(network_of(options, shape), shape, number) for number in range(rounds)]
+        turns = [one_round(network_of(options, shape), shape, number) for number in range(rounds)]
         for loop in LOOPS:
             median = f"{1e3 * statistics.median(turn[loop][0] for turn in turns):.2f}"
-            ratio = middle([turn[loop][0] / turn["bare"][0] for turn in turns], "{:.3f}")
-            cpu = middle([1e3 * (turn[loop][1] - turn["bare"][1]) for turn in turns], "{:+.2f}")
+            ratio = median_and_quartiles([turn[loop][0] / turn["bare"][0] for turn in turns], "{:.3f}")
+            cpu = median_and_quartiles([1e3 * (turn[loop][1] - turn["bare"][1]) for turn in turns], "{:+.2f}")
             sheet.rows.append([f"{name}, {loop}", median, *(("-",) * 4 if loop == "bare" else (*ratio, *cpu))])
     return sheet
 
 
-def turn_of_each(network: nn.Module, shape: tuple[int, ...], number: int) -> dict[str, tuple[float, float]]:
-    """Median seconds, and seconds of the CPU, of a step of every loop, another one first in each round."""
-    names, taken = list(LOOPS), {}
+def one_round(network: nn.Module, shape: tuple[int, ...], number: int) -> dict[str, tuple[float, float]]:
+    """The median wall and CPU time per step of each loop. Each round starts with another loop."""
+    names, medians = list(LOOPS), {}
     for loop in names[number % len(names) :] + names[: number % len(names)]:
-        clock = Clock(ready(shape))
-        LOOPS[loop](copy.deepcopy(network), clock)
-        seconds, cpu = zip(*clock.steps(), strict=True)
-        taken[loop] = statistics.median(seconds), statistics.median(cpu)
-    return taken
+        batches = TimedBatches(make_batch(shape))
+        LOOPS[loop](copy.deepcopy(network), batches)
+        seconds, cpu = zip(*batches.steps(), strict=True)
+        medians[loop] = statistics.median(seconds), statistics.median(cpu)
+    return medians
 
 
-def middle(values: Sequence[float], form: str) -> tuple[str, str]:
-    """The median, and the middle half."""
+def median_and_quartiles(values: Sequence[float], template: str) -> tuple[str, str]:
+    """The median, and the first and third quartile, as text."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return form.format(median), f"{form.format(low)} to {form.format(high)}"
+    return template.format(median), f"{template.format(low)} to {template.format(high)}"
 
 
-def switches_sheet(_rounds: int) -> Sheet:
-    """The networks of two shipped configurations under each switch."""
+def options_sheet(_rounds: int) -> Sheet:
+    """The time per step of the networks of two shipped configurations, for each option."""
     sheet = Sheet(
-        "A training step of segkit by its switches, ms: least of 8 after 3 to warm up",
-        ["switch", *SHIPPED],
-        note="The networks and patches of configs/camvid.yaml and configs/hippocampus.yaml.",
+        "Time per training step of segkit by option, ms: minimum of 8 steps after 3 warm-up steps",
+        ["option", *SHIPPED],
+        note="The networks and patches are those of configs/camvid.yaml and configs/hippocampus.yaml.",
     )
-    for name, switches in SWITCHES.items():
-        cells = [f"{1e3 * step_seconds(switches, *shipped):.0f}" for shipped in SHIPPED.values()]
+    for name, chosen in OPTIONS.items():
+        cells = [f"{1e3 * step_seconds(chosen, *shipped):.0f}" for shipped in SHIPPED.values()]
         sheet.rows.append([name, *cells])
     return sheet
 
 
-def step_seconds(switches: dict[str, Any], options: dict[str, Any], shape: tuple[int, ...]) -> float:
-    network, settings = network_of(options, shape), dict(switches)
+def step_seconds(chosen: dict[str, Any], network_options: dict[str, Any], shape: tuple[int, ...]) -> float:
+    """The minimum time in seconds of a training step."""
+    network, settings = network_of(network_options, shape), dict(chosen)
     if settings.get("channels_last"):
-        formats: Any = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-        network = network.to(memory_format=formats)
+        memory_format: Any = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        network = network.to(memory_format=memory_format)
     compiled = Compiled(network) if settings.pop("compile", False) else None
-    made = experiment(network, Clock(ready(shape)), **settings)
-    made.network = compiled
-    trainer, seconds = Trainer(made), []
+    batch = make_batch(shape)
+    built = experiment(network, TimedBatches(batch), **settings)
+    built.network = compiled
+    trainer, seconds = Trainer(built), []
     trainer.train_mode()
     for number in range(11):
-        started = time.perf_counter()
-        trainer.step([made.batches(0).batch])  # pyright: ignore[reportAttributeAccessIssue]
+        start = time.perf_counter()
+        trainer.step([batch])
         if number >= 3:
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - start)
     return min(seconds)

@@ -1,4 +1,4 @@
-"""`segkit compare` as a script: python tools/compare.py --help."""
+"""The command `segkit compare` as a script. For its options, run python tools/compare.py --help."""
 
 import sys
 

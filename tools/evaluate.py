@@ -1,4 +1,4 @@
-"""`segkit evaluate` as a script: python tools/evaluate.py --help."""
+"""The command `segkit evaluate` as a script. For its options, run python tools/evaluate.py --help."""
 
 import sys
 

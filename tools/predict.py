@@ -1,4 +1,4 @@
-"""`segkit predict` as a script: python tools/predict.py --help."""
+"""The command `segkit predict` as a script. For its options, run python tools/predict.py --help."""
 
 import sys
 

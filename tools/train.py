@@ -1,4 +1,4 @@
-"""`segkit train` as a script: python tools/train.py --help."""
+"""The command `segkit train` as a script. For its options, run python tools/train.py --help."""
 
 import sys
 
