@@ -181,12 +181,7 @@ def monai_volumes(margin: float, workers: int) -> Iterator[Any]:
     ]
     keys, region = ["image", "label"], [int(side * margin) for side in PATCH]
     angles = [(-float(np.deg2rad(15)), float(np.deg2rad(15)))] * 3
-    deterministic = [
-        LoadImaged(keys),
-        EnsureChannelFirstd(keys),
-        NormalizeIntensityd("image"),
-        SpatialPadd(keys, region),
-    ]
+    fixed = [LoadImaged(keys), EnsureChannelFirstd(keys), NormalizeIntensityd("image"), SpatialPadd(keys, region)]
     random = [
         RandCropByPosNegLabeld(keys, "label", region, pos=1, neg=1, num_samples=1),
         RandAffined(
