@@ -1,4 +1,4 @@
-"""Cases: finding them, reading them, splitting them, preparing them, and bringing them to the network."""
+"""Data: sources of cases, file formats, splits, preprocessing, augmentation and data loading."""
 
 from segkit.data.cases import Case, MaskFile, RawCase, Source
 from segkit.data.sources import SOURCES

@@ -1,4 +1,4 @@
-"""Cases as training takes pieces of them, and where they are kept: in memory, on disk, or nowhere."""
+"""Cases prepared for training, and where they are cached: in memory, on disk, or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from segkit.data.cases import Case, RawCase, Source, file_stamps
-from segkit.data.disk_cache import DiskCache, Entry, Made, StoredArray
+from segkit.data.disk_cache import Content, DiskCache, Entry, StoredArray
 from segkit.data.preprocess import Preprocess
 from segkit.data.sampling import Balance, Locations, find_locations
 from segkit.labels import Labels
@@ -19,41 +19,54 @@ Pixels = np.ndarray | StoredArray
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A case on the grid that the network sees, not yet normalised: `(image - shift) / scale` will do that."""
+class PreparedCase:
+    """A case on the grid of the network, not yet normalised; `(image - shift) / scale` normalises it.
+
+    image: float32 [C, *S]. mask: uint8 or int32, [*S] or [K, *S]. Both may be read lazily from disk.
+    shift, scale: float32 [C].
+    limits: the intensities that are 0 and 1 for augmentation that runs before normalisation.
+    spacing: length D.
+    foreground: pixels that patches may be centred on.
+    """
 
     image: Pixels
     mask: Pixels
     shift: np.ndarray
     scale: np.ndarray
-    limits: tuple[float, float]  # what is 0 and 1 to augmentation that comes before normalisation
+    limits: tuple[float, float]
     spacing: tuple[float, ...]
     foreground: Locations
 
-    def in_memory(self) -> Prepared:
+    def in_memory(self) -> PreparedCase:
+        """The same case with image and mask loaded into memory."""
         return replace(self, image=self.image[...], mask=self.mask[...])
 
 
 class CachedSource:
-    """A source whose cases are read from their files once, and then from the cache; files that have changed are read
-    again by the next source that is made."""
+    """A source that reads the files of a case once and afterwards reads the case from a disk cache.
+
+    A changed file is detected by its time of modification, size and content at both ends (see `file_stamps`) and read
+    again. Each object checks the files of a case only once.
+    """
 
     def __init__(self, source: Source, disk: DiskCache):
         self.source, self.disk = source, disk
-        self._keys: dict[str, dict[str, Any]] = {}  # the files are looked at once
+        self._keys: dict[str, dict[str, Any]] = {}  # by case name, so that the files of a case are checked once
 
     @property
     def cases(self) -> tuple[Case, ...]:
         return self.source.cases
 
     def read(self, case: Case) -> RawCase:
-        return raw_of(self.entry(case))
+        """Return the pixels of a case. Raises DataError."""
+        return raw_case_from(self.entry(case))
 
     def entry(self, case: Case) -> Entry:
-        """The pixels of a case as stored."""
-        return self.disk.entry(self.key(case), lambda: made_of(self.source.read(case)))
+        """The cache entry with the pixels of a case as stored in its files."""
+        return self.disk.entry(self.key(case), lambda: cache_content(self.source.read(case)))
 
     def key(self, case: Case) -> dict[str, Any]:
+        """The cache key of a case: its name and the stamps of its files."""
         if case.name not in self._keys:
             self._keys[case.name] = {"case": case.name, "files": file_stamps(case)}
         return self._keys[case.name]
@@ -62,8 +75,9 @@ class CachedSource:
 class CaseStore:
     """Reads cases and prepares them for training.
 
-    keep: `memory`, what was read stays there; `disk`, it lies in the cache of the source, from which pieces are read;
-    `none`. A source with a cache on disk fills the memory from there too.
+    keep: `memory` keeps every case that was read in memory. `disk` reads only the required region of a case from the
+        disk cache of the source. `none` reads the files each time. With `memory`, a source with a disk cache is read
+        through that cache.
     """
 
     def __init__(self, source: Source, keep: Keep = "none"):
@@ -71,36 +85,42 @@ class CaseStore:
         self.raw: dict[str, RawCase] = {}
 
     def read(self, case: Case) -> RawCase:
+        """Return the pixels of a case, from memory if it is there. Raises DataError."""
         if case.name in self.raw:
             return self.raw[case.name]
         raw = self.source.read(case)
-        if self.keep == "memory" and not isinstance(self.source, CachedSource):  # which has it at hand
+        if self.keep == "memory" and not isinstance(self.source, CachedSource):  # reads it from disk quickly
             self.raw[case.name] = raw
         return raw
 
-    def prepared(self, case: Case, preprocess: Preprocess, labels: Labels, *, locate: Balance | None) -> Prepared:
-        """A case on the grid of the network. locate: how foreground is looked for, if it is."""
+    def prepared(self, case: Case, preprocess: Preprocess, labels: Labels, *, locate: Balance | None) -> PreparedCase:
+        """Return a case on the grid of the network.
+
+        locate: how foreground pixels are sampled; None does not search for them.
+        """
         if isinstance(self.source, CachedSource):
             prepared = _from_disk(self.source, case, preprocess, labels, locate)
             prepared = prepared.in_memory() if self.keep == "memory" else prepared
         else:
             raw = preprocess.resample(self.read(case))
             prepared = _prepared(raw.image, raw.mask, raw.spacing, _measured(raw, preprocess, labels, locate))
-        self.raw.pop(case.name, None)  # it is kept in this form, if at all
+        self.raw.pop(case.name, None)  # from now on only the prepared case is kept
         return prepared
 
 
 def _from_disk(
     source: CachedSource, case: Case, preprocess: Preprocess, labels: Labels, locate: Balance | None
-) -> Prepared:
+) -> PreparedCase:
     key = source.key(case)
     if preprocess.spacing is None:
         pixels = source.entry(case)
     else:
         resampled = {**key, "spacing": preprocess.spacing}
-        pixels = source.disk.entry(resampled, lambda: made_of(preprocess.resample(source.read(case))))
+        pixels = source.disk.entry(resampled, lambda: cache_content(preprocess.resample(source.read(case))))
     measured = {**key, "measured": preprocess.to_dict(), "locate": locate}
-    numbers = source.disk.entry(measured, lambda: ({}, _measured(raw_of(pixels), preprocess, labels, locate))).numbers
+    numbers = source.disk.entry(
+        measured, lambda: ({}, _measured(raw_case_from(pixels), preprocess, labels, locate))
+    ).numbers
     spacing = tuple(pixels.numbers["spacing"].tolist())
     return _prepared(pixels.arrays["image"], pixels.arrays.get("mask"), spacing, numbers)
 
@@ -109,37 +129,45 @@ def _measured(raw: RawCase, preprocess: Preprocess, labels: Labels, locate: Bala
     assert raw.mask is not None
     shift, scale = preprocess.intensity_map(raw.image)
     dims = raw.image.ndim - 1
-    nothing = Locations(np.zeros((0, dims), np.int64), np.zeros(1, np.int64))
-    found = nothing if locate is None else find_locations(raw.mask, labels, dims, locate)
-    places = {"places": found.places, "starts": found.starts}
-    return {"shift": shift, "scale": scale, "limits": unit_limits(raw.image), **places}
+    no_locations = Locations(np.zeros((0, dims), np.int64), np.zeros(1, np.int64))
+    foreground = no_locations if locate is None else find_locations(raw.mask, labels, dims, locate)
+    return {
+        "shift": shift,
+        "scale": scale,
+        "limits": unit_limits(raw.image),
+        "places": foreground.places,
+        "starts": foreground.starts,
+    }
 
 
 def _prepared(
     image: Pixels, mask: Pixels | None, spacing: tuple[float, ...], numbers: Mapping[str, np.ndarray]
-) -> Prepared:
+) -> PreparedCase:
     assert mask is not None
     low, high = numbers["limits"].tolist()
-    found = Locations(numbers["places"], numbers["starts"])
-    return Prepared(image, mask, numbers["shift"], numbers["scale"], (low, high), spacing, found)
+    foreground = Locations(numbers["places"], numbers["starts"])
+    return PreparedCase(image, mask, numbers["shift"], numbers["scale"], (low, high), spacing, foreground)
 
 
-def made_of(raw: RawCase) -> Made:
-    """A case as what a cache keeps."""
+def cache_content(raw: RawCase) -> Content:
+    """The arrays and numbers to cache for a case; the inverse of `raw_case_from`."""
     arrays = {"image": raw.image} if raw.mask is None else {"image": raw.image, "mask": raw.mask}
     return arrays, {"spacing": np.array(raw.spacing, dtype=np.float64)}
 
 
-def raw_of(entry: Entry) -> RawCase:
-    """The case that a cache keeps."""
+def raw_case_from(entry: Entry) -> RawCase:
+    """Read a case from its cache entry."""
     mask = entry.arrays.get("mask")
     spacing = tuple(entry.numbers["spacing"].tolist())
     return RawCase(entry.arrays["image"][...], None if mask is None else mask[...], spacing)
 
 
 def unit_limits(image: np.ndarray) -> np.ndarray:
-    """0 and 1 for pictures that lie between them, else the 0.5th and the 99.5th percentile, so that a few bright pixels
-    do not make all others dark: [2]."""
+    """The intensities to map to 0 and 1 before augmentation: float64 [2].
+
+    They are 0 and 1 for an image in that range, otherwise the 0.5th and 99.5th percentiles. Percentiles keep a few very
+    bright pixels from making all others dark.
+    """
     if image.min() >= 0 and image.max() <= 1:
         return np.array([0.0, 1.0])
     low, high = np.percentile(image, (0.5, 99.5))

@@ -1,4 +1,4 @@
-"""A case: where its files are, what belongs together, and its pixels once read."""
+"""A case: its name, group and files, and its pixels once they are read."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from segkit.labels import Labels
 from segkit.utils.errors import DataError
 
 Item = TypeVar("Item")
-LISTED = 10  # offending names shown in an error before the rest is only counted
-ENDS = 1 << 16  # bytes of the start and of the end of a file that tell it from others
+ENDS = 1 << 16  # bytes at the start and end of a file that enter its digest
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A file of a mask. stands_for: the class whose pixels are those that are not 0; None, the file's numbers are
-    classes."""
+    """One file of a mask.
+
+    class_name: the class whose pixels are the non-zero values of the file. None if the values are class numbers.
+    """
 
     path: Path
-    stands_for: str | None = None
+    class_name: str | None = None
 
 
 @dataclass(frozen=True)
 class Case:
     """One image with its mask.
 
-    name: unique within a source. group: what must not be divided between training and test (patient, drive).
-    split: `train`, `validation` or `test` where the source says so. images: its files, one with all channels or one a
-    channel. masks: its files. Both are empty where cases come from no files. stamp: of what a case is made of beside
-    its files, another one once that has changed.
+    name: unique within a source.
+    group: cases of one group, such as a patient or a drive, must not be divided between training and test.
+    split: `train`, `validation` or `test` if the source defines the part; otherwise None.
+    images: the image files, either one with all channels or one per channel. Empty if the case is not read from files.
+    masks: the mask files. Empty if there is no mask or the case is not read from mask files.
+    stamp: identifies content that is not in these files, such as annotations. It changes whenever that content changes.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Case:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The image files, followed by the mask files."""
         return (*self.images, *(mask.path for mask in self.masks))
 
 
@@ -54,7 +58,7 @@ class RawCase:
     """The pixels of a case as stored, before any preprocessing.
 
     image: float32 [C, *S]. mask: uint8 or int32 [*S], [K, *S] where classes overlap, or None.
-    spacing: length D, the distance between pixel centres, in mm for volumes and in pixels for pictures.
+    spacing: length D, the distance between pixel centres, in mm for volumes and in pixels for 2D raster images.
     """
 
     image: np.ndarray
@@ -63,7 +67,7 @@ class RawCase:
 
 
 class Source(Protocol):
-    """Where cases come from. Constructors take the options of the section `data`, and `labels`."""
+    """A collection of cases. Constructors take the options of the section `data`, and `labels`."""
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -71,14 +75,15 @@ class Source(Protocol):
         ...
 
     def read(self, case: Case) -> RawCase:
-        """The pixels of one case, the mask's values checked. Raises DataError."""
+        """Read the pixels of one case and check the values of its mask. Raises DataError."""
         ...
 
 
 def data_digest(cases: Sequence[Case]) -> str:
-    """16 hexadecimal digits of the names of the cases, the sizes of their files, and the first and last 64 KiB of each.
+    """A digest of the data: 16 hexadecimal digits.
 
-    Compressed files end in a checksum of all their pixels; a change in the middle of a large one that is not is missed.
+    It covers the names of the cases, their stamps, and the size and the first and last 64 KiB of each file. Compressed
+    files end in a checksum of all their pixels. In a large uncompressed file, a change in the middle is not detected.
     """
     content = hashlib.sha256()
     for case in sorted(cases, key=lambda case: case.name):
@@ -89,8 +94,10 @@ def data_digest(cases: Sequence[Case]) -> str:
 
 
 def file_stamps(case: Case) -> list[str]:
-    """For each file of a case, a text that is another one once the file has changed: its size, the time of its last
-    change, and a digest of its first and last 64 KiB; and the stamp of the case."""
+    """The stamp of a case, if it has one, and one text per file that changes whenever the file changes.
+
+    The text holds the time of the last modification and a digest of the size and the first and last 64 KiB.
+    """
     files = _plain_files(case)
     return [case.stamp] * bool(case.stamp) + [
         f"{path.stat().st_mtime_ns}-{hashlib.sha256(_ends(path)).hexdigest()[:32]}" for path in files
@@ -98,15 +105,16 @@ def file_stamps(case: Case) -> list[str]:
 
 
 def _plain_files(case: Case) -> list[Path]:
-    """The files of a case, those in a folder that is one image and those that a header names too."""
-    from segkit.data.formats.sitk import pixel_files  # which itself needs what is here
+    """The files of a case, including those of a DICOM folder and the pixel files that a header refers to."""
+    from segkit.data.formats.sitk import pixel_files  # imports this module itself
 
     files = [file for path in case.files for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    there = [file for file in files if file.is_file()]
-    return there + [file for header in there for file in pixel_files(header) if file.is_file()]
+    existing = [file for file in files if file.is_file()]
+    return existing + [file for header in existing for file in pixel_files(header) if file.is_file()]
 
 
 def _ends(path: Path) -> bytes:
+    """The size of a file with the bytes at its start and end."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(ENDS)
@@ -115,27 +123,21 @@ def _ends(path: Path) -> bytes:
 
 
 def mask_dtype(labels: Labels) -> np.dtype:
-    """The numpy type that masks of these labels are kept in: uint8 or int32."""
+    """The numpy type of stored masks of these labels: uint8 or int32."""
     return np.dtype(str(labels.mask_dtype).removeprefix("torch."))
 
 
 def check_finite(image: np.ndarray, where: str) -> None:
-    """Raise DataError if an image holds NaN or infinite pixels; `where` names case and file."""
-    bad = int(image.size - np.isfinite(image).sum())
-    if bad:
+    """Raise DataError if an image holds NaN or infinite pixels. where: names case and file in the message."""
+    count = int(image.size - np.isfinite(image).sum())
+    if count:
         raise DataError(
-            f"{where}: expected finite pixel values, got {bad} of {image.size} that are NaN or infinite; "
+            f"{where}: expected finite pixel values, got {count} of {image.size} that are NaN or infinite; "
             "replace them in the file, for example with 0 or the smallest finite value"
         )
 
 
-def spread(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many of them, from all over the list."""
-    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int) if items else []
-    return [items[place] for place in places]
-
-
-def listed(names: list[str]) -> str:
-    """Up to ten of the names, one a line, and how many more there are."""
-    more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
-    return "".join(f"\n  {name}" for name in [*names[:LISTED], *more])
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` items, evenly spaced over the whole sequence."""
+    positions = np.linspace(0, len(items) - 1, min(limit, len(items))).round().astype(int) if items else []
+    return [items[position] for position in positions]

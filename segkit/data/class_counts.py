@@ -1,4 +1,4 @@
-"""How many pixels and components of each class the cases hold: what class weights are made from."""
+"""Class counts: the number of pixels and connected components per class, from which class weights are computed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from segkit.utils.morphology import count_components
 
 
 def class_counts(case_masks: Iterable[np.ndarray], labels: Labels) -> np.ndarray:
-    """Count the pixels of each class in each mask: int64 [cases, K]. Ignored pixels and padding count nowhere.
+    """Count the pixels of each class in each mask: int64 [cases, K]. Ignored pixels and padding are not counted.
 
-    case_masks: masks as `read_mask` gives them, [*S] or [K, *S]. multiclass: K classes. binary: K = 2, negative and
-    positive. multilabel: the positive pixels of each of K classes, which may overlap.
+    case_masks: masks as returned by `read_mask`, [*S] or [K, *S].
+
+    multiclass: one column per class. binary: K = 2, negative and positive. multilabel: the positive pixels of each of
+    the K classes, which may overlap.
     """
     return _table([count_classes(mask, labels) for mask in case_masks], labels)
 
 
 def pixel_and_component_counts(case_masks: Iterable[np.ndarray], labels: Labels) -> dict[str, np.ndarray]:
-    """The pixels of `class_counts`, and under `components` the connected components of each class in each mask."""
-    both = [(count_classes(mask, labels), count_class_components(mask, labels)) for mask in case_masks]
+    """Count the pixels and the connected components of each class in each mask.
+
+    Returns int64 [cases, K] under `pixels` (see `class_counts`) and under `components`.
+    """
+    counts = [(count_classes(mask, labels), count_class_components(mask, labels)) for mask in case_masks]
     return {
-        "pixels": _table([pixels for pixels, _ in both], labels),
-        "components": _table([components for _, components in both], labels),
+        "pixels": _table([pixels for pixels, _ in counts], labels),
+        "components": _table([components for _, components in counts], labels),
     }
 
 
@@ -33,11 +38,11 @@ def _table(rows: list[np.ndarray], labels: Labels) -> np.ndarray:
 
 
 def count_classes(mask: np.ndarray, labels: Labels) -> np.ndarray:
-    """The pixels of each class in one mask, int64 [K]."""
+    """Count the pixels of each class in one mask: int64 [K]."""
     if labels.has_mask_channels:
         return (mask == 1).reshape(len(mask), -1).sum(1)
     top = max(labels.values)
-    # the padding value and other values that are no class fall in the last bin, which is dropped
+    # the padding value and other values without a class fall into the last bin, which is dropped
     known = np.where((mask >= 0) & (mask <= top), mask, top + 1)
     counts = np.bincount(known.reshape(-1), minlength=top + 2)[:-1]
     if labels.regions is None:
@@ -46,11 +51,5 @@ def count_classes(mask: np.ndarray, labels: Labels) -> np.ndarray:
 
 
 def count_class_components(mask: np.ndarray, labels: Labels) -> np.ndarray:
-    """The connected components of each class in one mask, int64 [K]."""
-    if labels.has_mask_channels:
-        planes = [plane == 1 for plane in mask]
-    elif labels.regions is not None:
-        planes = [np.isin(mask, list(union)) for union in labels.regions.values()]
-    else:
-        planes = [mask == value for value in labels.values]
-    return np.array([count_components(plane) for plane in planes], dtype=np.int64)
+    """Count the connected components of each class in one mask: int64 [K]."""
+    return np.array([count_components(plane) for plane in labels.class_planes(mask)], dtype=np.int64)

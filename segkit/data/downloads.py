@@ -1,5 +1,8 @@
-"""Public data sets by name, fetched and unpacked by the dataset classes of MONAI and torchvision, which know where they
-lie and what their archives hash to."""
+"""Downloads of public data sets by name.
+
+The dataset classes of MONAI and torchvision fetch and unpack them. These classes know the addresses and checksums of
+the archives.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +32,19 @@ def _voc(year: str, folder: Path) -> Path:
     """PASCAL VOC (Everingham et al. 2010)."""
     from torchvision.datasets import VOCSegmentation
 
-    found = VOCSegmentation(folder, year=year, image_set="trainval", download=True)
-    return Path(found.images[0]).parents[1]
+    dataset = VOCSegmentation(folder, year=year, image_set="trainval", download=True)
+    return Path(dataset.images[0]).parents[1]
 
 
 def _pets(folder: Path) -> Path:
-    """Oxford-IIIT Pet (Parkhi et al. 2012): masks of 1 animal, 2 background, 3 border."""
+    """Oxford-IIIT Pet (Parkhi et al. 2012): mask values are 1 animal, 2 background and 3 border."""
     from torchvision.datasets import OxfordIIITPet
 
     OxfordIIITPet(folder, target_types="segmentation", download=True)
     return folder / "oxford-iiit-pet"
 
 
-DOWNLOADS: dict[str, Callable[[Path], Path]] = {  # into a folder; where the data set is there
+DOWNLOADS: dict[str, Callable[[Path], Path]] = {  # folder to download into -> folder of the data set
     **{task: partial(_decathlon, task) for task in DECATHLON},
     **{f"voc{year}": partial(_voc, year) for year in VOC_YEARS},
     "oxford_pets": _pets,
@@ -49,10 +52,11 @@ DOWNLOADS: dict[str, Callable[[Path], Path]] = {  # into a folder; where the dat
 
 
 def download(name: str, folder: Path) -> Path:
-    """Fetch and unpack a public data set as `folder/name`, which is there once it is whole. Returns that path; if it is
-    there already, nothing is fetched.
+    """Download and unpack a public data set to `folder/name` and return that path.
 
-    Raises DataError for a name that is none, and where the archive cannot be fetched or is another one than it was.
+    The path appears only when the data set is complete. If it exists already, nothing is downloaded.
+
+    Raises DataError for an unknown name, a failed download, and an archive whose checksum is wrong.
     """
     if name not in DOWNLOADS:
         raise DataError(f"expected one of {', '.join(DOWNLOADS)}, got {name}")
@@ -62,10 +66,10 @@ def download(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder) as unfinished:
         try:
-            found = DOWNLOADS[name](Path(unfinished))
-        except Exception as error:  # whatever their networks, archives and parsers raise
+            unpacked = DOWNLOADS[name](Path(unfinished))
+        except Exception as error:  # network, archive and parser errors of any type
             raise DataError(
-                f"{name} could not be fetched: {error}; try again, or unpack its archive by hand as {target}"
+                f"{name} could not be downloaded: {error}; try again, or unpack its archive manually to {target}"
             ) from error
-        found.rename(target)
+        unpacked.rename(target)
     return target

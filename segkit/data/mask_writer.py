@@ -1,4 +1,4 @@
-"""Writing predicted masks beside the images they belong to, on the images' own grid."""
+"""Writing predicted masks on the grid of their images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segkit.utils.optional import require
 
 
 def mask_files(image: Path, folder: Path, labels: Labels) -> list[Path]:
-    """The files that `write_mask` writes for an image."""
+    """The files that `write_mask` writes to `folder` for an image."""
     name, image_format = case_name(image), format_of(image)
     ending = ".png" if image_format is None else image_format.mask_ending(image)
     if labels.mode != "multilabel" or format_with(ending).has_mask_channels:
@@ -22,11 +22,15 @@ def mask_files(image: Path, folder: Path, labels: Labels) -> list[Path]:
 
 
 def write_mask(mask: np.ndarray, image: Path, folder: Path, labels: Labels) -> list[Path]:
-    """Write the mask [*S] or [K, *S] predicted for an image and return the files written.
+    """Write the mask predicted for an image, [*S] or [K, *S], and return the paths of the files.
 
-    Volumes give volumes in the orientation of the file, its affine matrix kept, overlapping classes as a fourth axis:
-    NIfTI for NIfTI and DICOM, NRRD and MetaImage for their own. Arrays give NPY. Pictures give PNG of class numbers,
-    for overlapping classes one of 0 and 255 for each class; a TIFF of several pages gives one of as many.
+    The file format follows that of the image:
+
+    - Volumes keep their orientation and affine matrix; overlapping classes become a fourth axis. NIfTI and DICOM images
+      yield NIfTI, NRRD and MetaImage yield their own format.
+    - Arrays yield NPY.
+    - 2D raster images yield a PNG of class numbers, or one PNG of 0 and 255 per class if classes overlap. A TIFF of
+      several pages yields a TIFF with the same number of pages.
     """
     files = mask_files(image, folder, labels)
     read_geometry = FORMATS[str(format_name(image))].read_geometry
@@ -35,34 +39,34 @@ def write_mask(mask: np.ndarray, image: Path, folder: Path, labels: Labels) -> l
     elif files[0].suffix == ".npy":
         np.save(files[0], mask)
     elif labels.mode != "multilabel":
-        _write_picture(mask, files[0])
+        _write_raster(mask, files[0])
     else:
         for plane, file in zip(mask, files, strict=True):
-            _write_picture(plane * 255, file)
+            _write_raster(plane * 255, file)
     return files
 
 
-def _write_picture(mask: np.ndarray, path: Path) -> None:
+def _write_raster(mask: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     mask = mask.astype(np.uint8 if mask.max(initial=0) < 256 else np.uint16)
-    first, *others = [Image.fromarray(page) for page in (mask if mask.ndim == 3 else mask[None])]
-    first.save(path, **({"save_all": True, "append_images": others} if others else {}))
+    first_page, *other_pages = [Image.fromarray(page) for page in (mask if mask.ndim == 3 else mask[None])]
+    first_page.save(path, **({"save_all": True, "append_images": other_pages} if other_pages else {}))
 
 
 def _write_volume(mask: np.ndarray, geometry: Geometry, path: Path, labels: Labels) -> None:
-    """Undo the turn to RAS that reading made."""
+    """Write a volume in the orientation of its geometry, undoing the reorientation to RAS at reading."""
     orientations = require("nibabel.orientations", "medical", "writing medical volumes")
-    stored = ras_orientation(geometry.affine, str(path))
+    stored_orientation = ras_orientation(geometry.affine, str(path))
     axes = len(geometry.shape)
     has_channels = mask.ndim > 3 or (labels.mode == "multilabel" and mask.ndim == 3 and axes == 2)
     array = np.moveaxis(mask, 0, -1) if has_channels else mask
-    flat = array.ndim - has_channels == 2
-    if flat:
-        array = np.expand_dims(array, int(stored[2, 0]))
-    to_stored = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), stored)
+    is_flat = array.ndim - has_channels == 2
+    if is_flat:
+        array = np.expand_dims(array, int(stored_orientation[2, 0]))
+    to_stored = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), stored_orientation)
     array = orientations.apply_orientation(array, to_stored)
-    if flat:
+    if is_flat:
         array = array[:, :, 0]
     array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.int32)
     FORMATS[str(format_name(path))].write_volume(array, geometry, path)

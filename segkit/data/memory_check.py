@@ -1,4 +1,4 @@
-"""Whether the cases fit into memory, before they are read into it."""
+"""Estimating, before cases are cached in memory, whether they fit."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import psutil
 
 from segkit.data.cases import Case, RawCase, spread
 
-SAMPLED = 5  # cases that are read for the estimate
-USED = 0.9  # of the free memory, at most
-CONTROL_GROUP = Path("/sys/fs/cgroup")  # where Linux says what a container may take
+SAMPLED = 5  # number of cases read for the estimate
+USED = 0.9  # largest fraction of the free memory to use
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # where Linux exposes the memory limit of a container
 
 
-class DoesNotFit(MemoryError):
-    """The cases need more memory than there is."""
+class MemoryLimitError(MemoryError):
+    """The cases need more memory than is available."""
 
     exit_code = 4
 
 
 class Reader(Protocol):
-    """A source, or what keeps what it has read."""
+    """A source or a cache of one."""
 
     def read(self, case: Case) -> RawCase: ...
 
@@ -32,38 +32,42 @@ class Reader(Protocol):
 def estimate(
     source: Reader, cases: Sequence[Case], number: int, spacing: Sequence[float] | None, copies: int
 ) -> tuple[int, int]:
-    """(bytes that `number` cases need in memory, bytes that are free), by the pixels of a few of them.
+    """Estimate the memory that cases need. Returns (bytes needed, bytes available).
 
-    cases: those of which some are read. spacing: that they are resampled to, if it is known. copies: processes on this
-    machine that each keep all. Raises DoesNotFit where they do not fit.
+    cases: a few of them are read to measure their size.
+    number: how many cases are kept in memory.
+    spacing: the spacing to which cases are resampled, None if they are not or if it is not known.
+    copies: number of processes on this machine that each keep all cases.
+
+    Raises MemoryLimitError if the cases do not fit.
     """
     sizes = []
     for case in spread(cases, SAMPLED):
         raw = source.read(case)
-        finer = 1.0 if spacing is None else math.prod(np.divide(raw.spacing, spacing))
-        sizes.append(finer * (raw.image.nbytes + (0 if raw.mask is None else raw.mask.nbytes)))
+        growth = 1.0 if spacing is None else math.prod(np.divide(raw.spacing, spacing))
+        sizes.append(growth * (raw.image.nbytes + (0 if raw.mask is None else raw.mask.nbytes)))
     needed, free = int(np.mean(sizes) * number * copies), available()
     if needed > USED * free:
-        raise DoesNotFit(
-            f"the {number} cases need about {in_gb(needed)} in memory, of which {in_gb(free)} are free; write "
-            "`cache: disk` under `loader`, from which only the pieces that are needed are read, or `cache: none`"
+        raise MemoryLimitError(
+            f"the {number} cases need about {in_gb(needed)} of memory, but only {in_gb(free)} are available; write "
+            "`cache: disk` under `loader`, which reads only the required regions, or `cache: none`"
         )
     return needed, free
 
 
 def available() -> int:
-    """Bytes that this process can still get, by the system and by the container that it runs in."""
+    """Bytes that this process can still allocate within the limits of the system and of its container."""
     free = psutil.virtual_memory().available
-    limit, taken = (_control_group(name) for name in ("max", "current"))
-    if limit in ("", "max") or not taken:
+    limit, used = (_control_group(name) for name in ("max", "current"))
+    if limit in ("", "max") or not used:
         return free
-    # files that were read lately, which the system gives up as soon as the memory is wanted
+    # recently read files, which the system drops from memory when it is needed
     cached = dict(line.split() for line in _control_group("stat").splitlines()).get("inactive_file", "0")
-    return min(free, max(0, int(limit) - int(taken) + int(cached)))
+    return min(free, max(0, int(limit) - int(used) + int(cached)))
 
 
 def _control_group(name: str) -> str:
-    """What Linux says of the container's memory; an empty text elsewhere."""
+    """A memory value of the container's control group; an empty string if there is none."""
     try:
         return (CONTROL_GROUP / f"memory.{name}").read_text().strip()
     except OSError:
@@ -71,4 +75,5 @@ def _control_group(name: str) -> str:
 
 
 def in_gb(size: int) -> str:
+    """A number of bytes as text in gigabytes, with two significant digits."""
     return f"{size / 1e9:.2g} GB"

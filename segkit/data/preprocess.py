@@ -1,4 +1,4 @@
-"""From stored pixels to what a network sees: spacing and intensity, fitted on the training cases."""
+"""Preprocessing: resampling and intensity normalisation, fitted on the training cases."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How every image is prepared, as plain data that a checkpoint can hold.
+    """The preprocessing of every image, as plain data that is stored in checkpoints.
 
-    channels, dims: C of the images [C, *S] and the number of their spatial axes.
-    intensity: `zscore`, each channel of each case to mean 0 and deviation 1; `dataset`, the same with the mean and
-        deviation of the training cases; `percentile`, the 0.5 and 99.5 percentiles of each channel and case to 0
-        and 1, clipped; `none`.
-    shift, scale: length C, the fitted numbers of `dataset`; empty otherwise.
-    spacing: length D, what images are resampled to, in mm for volumes; None leaves them as they are.
-    multiple: what the sides of a batch are padded to multiples of, all axes alike or one number for each.
+    channels: number of channels C of the images [C, *S].
+    dims: number of spatial axes D.
+    intensity: `zscore` normalises each channel of each case to mean 0 and standard deviation 1. `dataset` does so with
+        the mean and standard deviation of all training cases. `percentile` maps the 0.5th and 99.5th percentiles of
+        each channel and case to 0 and 1 and clips. `none` leaves intensities unchanged.
+    shift, scale: length C, mean and standard deviation fitted by `dataset`; empty otherwise.
+    spacing: length D, the spacing to which images are resampled, in mm for volumes; None does not resample.
+    multiple: the sides of a batch are padded to multiples of this number, or of one number per axis.
     """
 
     channels: int
@@ -47,53 +48,57 @@ class Preprocess:
         spacing: Sequence[float] | Literal["median"] | None = None,
         multiple: Multiple,
     ) -> Preprocess:
-        """Fit on the training cases, each read once.
+        """Fit the preprocessing on the training cases. Each case is consumed once.
 
-        spacing: a target for each axis, `median` of the training cases, or None.
+        spacing: the target spacing of each axis, `median` for the median of the training cases, or None.
 
-        Raises DataError for cases that differ in channels or axes and for pixels that are not finite, ValueError
-        for options that mean nothing.
+        Raises DataError if cases differ in channels or axes or contain pixels that are not finite, ValueError for
+        invalid options.
         """
         if intensity not in get_args(Intensity):
             raise ValueError(f"expected intensity to be one of {', '.join(get_args(Intensity))}, got {intensity!r}")
-        survey = Survey()
+        statistics = TrainingStatistics()
         for case, raw in cases:
-            survey.add(case, raw, measure=intensity == "dataset")
-        channels, dims = survey.shape()
-        shift, scale = survey.moments() if intensity == "dataset" else ((), ())
-        return cls(channels, dims, intensity, shift, scale, survey.target(spacing), multiple)
+            statistics.add(case, raw, measure=intensity == "dataset")
+        channels, dims = statistics.shape()
+        shift, scale = statistics.moments() if intensity == "dataset" else ((), ())
+        return cls(channels, dims, intensity, shift, scale, statistics.target(spacing), multiple)
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, texts and lists only."""
+        """The fields as numbers, strings and lists."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preprocess:
-        """What `to_dict` gave."""
+        """Restore the preprocessing from the result of `to_dict`."""
         options: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
         }
         return cls(**options)
 
     def resample(self, raw: RawCase) -> RawCase:
-        """The case on the target spacing: the image linearly, the mask by nearest neighbours."""
+        """Resample a case to the target spacing, the image linearly and the mask by nearest neighbours.
+
+        Raises DataError if the number of axes differs from that of the target spacing.
+        """
         if self.spacing is None:
             return raw
         if len(self.spacing) != len(raw.spacing):
             raise DataError(f"expected an image with {len(self.spacing)} axes, got {len(raw.spacing)}")
-        old = raw.image.shape[1:]
-        new = tuple(
-            max(1, round(side * have / want)) for side, have, want in zip(old, raw.spacing, self.spacing, strict=True)
+        old_size = raw.image.shape[1:]
+        new_size = tuple(
+            max(1, round(side * spacing / target))
+            for side, spacing, target in zip(old_size, raw.spacing, self.spacing, strict=True)
         )
-        if new == old:
+        if new_size == old_size:
             return raw
-        mask = None if raw.mask is None else nearest(raw.mask, new)
-        return RawCase(linear(raw.image, new), mask, self.spacing)
+        mask = None if raw.mask is None else resize_nearest(raw.mask, new_size)
+        return RawCase(resize_linear(raw.image, new_size), mask, self.spacing)
 
     def intensity_map(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Measure an image [C, *S]: `shift` and `scale`, float32 [C], such that (image - shift) / scale is normal.
+        """Return `shift` and `scale`, float32 [C], for which (image - shift) / scale normalises an image [C, *S].
 
-        Raises DataError for another number of channels or axes than the training cases had.
+        Raises DataError if the number of channels or axes differs from the training cases.
         """
         if image.shape[0] != self.channels or image.ndim != self.dims + 1:
             raise DataError(
@@ -113,51 +118,57 @@ class Preprocess:
         return shift.astype(np.float32), _no_zeros(scale).astype(np.float32)
 
     def normalise(self, image: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """(image - shift) / scale for an image [C, *S], clipped to 0..1 for `percentile`: float32."""
-        wide = (-1, *(1,) * (image.ndim - 1))
-        normal = image - shift.reshape(wide)
-        normal /= scale.reshape(wide)
-        return np.clip(normal, 0, 1, out=normal) if self.intensity == "percentile" else normal
+        """Return (image - shift) / scale, float32 [C, *S], clipped to 0..1 for `percentile`."""
+        per_channel = (-1, *(1,) * (image.ndim - 1))
+        normalised = image - shift.reshape(per_channel)
+        normalised /= scale.reshape(per_channel)
+        return np.clip(normalised, 0, 1, out=normalised) if self.intensity == "percentile" else normalised
 
 
 @dataclass
-class Survey:
-    """What is learnt from the training cases one by one; sums are kept in float64."""
+class TrainingStatistics:
+    """Statistics of the training cases, accumulated case by case in float64."""
 
     first: tuple[str, int, int] | None = None  # case name, channels, dims
     spacings: list[tuple[float, ...]] = field(default_factory=list)
     pixels: int = 0
     mean: np.ndarray = field(default_factory=lambda: np.zeros(1))
-    squares: np.ndarray = field(default_factory=lambda: np.zeros(1))  # summed squared distances from the mean
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(1))  # sum of squared deviations from the mean
 
     def add(self, case: Case, raw: RawCase, *, measure: bool) -> None:
+        """Add a case. measure: whether to update mean and standard deviation.
+
+        Raises DataError for pixels that are not finite, and if the number of channels or axes differs from the first
+        case.
+        """
         check_finite(raw.image, f"case {case.name}, file {case.images[0] if case.images else None}")
-        found = (case.name, raw.image.shape[0], raw.image.ndim - 1)
-        self.first = self.first or found
-        if found[1:] != self.first[1:]:
+        channels, dims = raw.image.shape[0], raw.image.ndim - 1
+        self.first = self.first or (case.name, channels, dims)
+        if (channels, dims) != self.first[1:]:
             raise DataError(
-                f"expected images alike, but case {self.first[0]} has {self.first[1]} channels and {self.first[2]} "
-                f"spatial axes, case {case.name} has {found[1]} and {found[2]}; convert one of them"
+                "expected all images to have the same number of channels and axes, but "
+                f"case {self.first[0]} has {self.first[1]} channels and {self.first[2]} spatial axes, "
+                f"case {case.name} has {channels} and {dims}; convert one of them"
             )
         self.spacings.append(raw.spacing)
         if measure:
             self._measure(raw.image.reshape(len(raw.image), -1))
 
     def _measure(self, flat: np.ndarray) -> None:
-        """Merge the mean and squared distances of one image into those of all before it (Chan et al. 1979)."""
+        """Merge the mean and squared deviations of an image into those of all previous ones (Chan et al. 1979)."""
         count = flat.shape[1]
         mean = flat.mean(1, dtype=np.float64)
-        gap = mean - self.mean
+        difference = mean - self.mean
         total = self.pixels + count
         squares = flat.var(1, dtype=np.float64) * count
-        self.squares = self.squares + squares + gap**2 * self.pixels * count / total
-        self.mean = self.mean + gap * count / total
+        self.squares = self.squares + squares + difference**2 * self.pixels * count / total
+        self.mean = self.mean + difference * count / total
         self.pixels = total
 
     def shape(self) -> tuple[int, int]:
-        """Channels and number of spatial axes."""
+        """Number of channels and of spatial axes. Raises DataError if there are no cases."""
         if self.first is None:
-            raise DataError("expected training cases to fit the preprocessing on, got none")
+            raise DataError("expected training cases to fit the preprocessing, got none")
         return self.first[1:]
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -166,7 +177,7 @@ class Survey:
         return tuple(self.mean.tolist()), tuple(deviation.tolist())
 
     def target(self, spacing: Sequence[float] | str | None) -> tuple[float, ...] | None:
-        """The option `spacing` as numbers."""
+        """The target spacing as numbers; None if images are not resampled. Raises ValueError for an invalid option."""
         if spacing is None:
             return None
         if isinstance(spacing, str):
@@ -180,21 +191,21 @@ class Survey:
 
 
 def _no_zeros(scale: np.ndarray) -> np.ndarray:
-    """A constant image is only shifted."""
+    """Replace zeros by 1, so that a constant image is only shifted."""
     return np.where(scale > 0, scale, 1.0)
 
 
-def linear(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """An image [C, *S] resized linearly, pixel borders and not pixel centres being aligned: float32."""
+def resize_linear(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resize an image [C, *S] linearly: float32. The borders of the outermost pixels are aligned, not their centres."""
     mode = "trilinear" if len(size) == 3 else "bilinear"
     tensor = torch.from_numpy(np.ascontiguousarray(image))[None]
     return torch.nn.functional.interpolate(tensor, size, mode=mode, align_corners=False)[0].numpy()
 
 
-def nearest(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """A mask [*S] or [K, *S] resized on the same grid as `linear`, each pixel that of the nearest centre."""
-    lead = mask.ndim - len(size)
-    for axis, side in enumerate(size):
-        old = mask.shape[lead + axis]
-        mask = np.take(mask, np.floor((np.arange(side) + 0.5) * old / side).astype(np.int64), axis=lead + axis)
+def resize_nearest(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resize a mask [*S] or [K, *S] by nearest neighbours, on the same grid as `resize_linear`."""
+    leading = mask.ndim - len(size)
+    for axis, side in enumerate(size, leading):
+        indices = np.floor((np.arange(side) + 0.5) * mask.shape[axis] / side).astype(np.int64)
+        mask = np.take(mask, indices, axis=axis)
     return np.ascontiguousarray(mask)

@@ -1,4 +1,4 @@
-"""Which sample comes when, and which part of it: pure functions of (seed, epoch, position)."""
+"""Order of training samples and placement of patches, as pure functions of (seed, epoch, position)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from segkit.labels import Labels
 
-LOCATIONS = 10_000  # foreground pixels remembered a case: enough to choose from, little to keep
+LOCATIONS = 10_000  # foreground pixels kept per case: enough to choose from, and small in memory
 
 
 @dataclass(frozen=True)
 class Key:
-    """One draw of training: the `position`-th sample of an epoch is case number `case`."""
+    """One training sample: the sample at `position` of an epoch shows case number `case`."""
 
     epoch: int
     position: int
@@ -23,14 +23,17 @@ class Key:
 
 
 class BatchSampler:
-    """The micro-batches of a whole run, from step `start` on: lists of keys.
+    """The micro-batches of a run, from step `start` on, as lists of keys.
 
-    batch: images of a micro-batch, of all processes together; share: the part of them that this process takes.
-    accumulate: micro-batches a step.
+    cases: number of cases.
+    batch: images per micro-batch, summed over all processes.
+    steps: number of steps of the whole run.
+    accumulate: micro-batches per step.
+    share: the slice of each micro-batch that this process loads.
 
-    Every epoch visits the cases in an order of its own and leaves out what does not fill a batch; with fewer cases
-    than `batch`, orders are strung together until it is full. The order depends on (seed, epoch) alone, so a run
-    that is continued at a step sees what it would have seen.
+    Each epoch visits the cases in a new random order and drops the last incomplete step. If there are fewer cases than
+    a step needs, several random orders are concatenated. The order depends on (seed, epoch) only, so a resumed run
+    continues with the same samples.
     """
 
     def __init__(
@@ -53,9 +56,9 @@ class BatchSampler:
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step in range(self.start, self.steps):
-            epoch, within = divmod(step, self.steps_per_epoch)
+            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             order = self._order(epoch)
-            for micro in range(within * self.accumulate, (within + 1) * self.accumulate):
+            for micro in range(step_in_epoch * self.accumulate, (step_in_epoch + 1) * self.accumulate):
                 positions = range(micro * self.batch, (micro + 1) * self.batch)[self.share]
                 yield [Key(epoch, position, int(order[position])) for position in positions]
 
@@ -66,12 +69,12 @@ class BatchSampler:
 
 
 def steps_per_epoch(cases: int, batch: int, accumulate: int = 1) -> int:
-    """As many full steps as there are cases for, but at least one."""
+    """The number of complete steps per epoch, at least 1."""
     return max(1, cases // (batch * accumulate))
 
 
 def sample_seeds(seed: int, key: Key) -> tuple[np.random.Generator, int]:
-    """The generator that places the patch of a sample, and the seed of its augmentation."""
+    """Return the generator that places the patch of a sample and the seed of its augmentation."""
     sequence = np.random.SeedSequence([seed, key.epoch, key.position])
     placing, augmenting = sequence.spawn(2)
     return np.random.default_rng(placing), int(augmenting.generate_state(1)[0])
@@ -82,14 +85,17 @@ Balance = Literal["pixels", "classes"]
 
 @dataclass(frozen=True)
 class Locations:
-    """Foreground pixels of a case to centre patches on. places: coordinates [N, D]. starts: [R + 1], where the runs of
-    places begin among which one is drawn first: a single one, or one for each class."""
+    """Foreground pixels of a case on which patches may be centred, in one or several runs.
+
+    places: coordinates [N, D].
+    starts: [R + 1], the boundaries of the R runs in `places`. There is a single run, or one per class that is present.
+    """
 
     places: np.ndarray
     starts: np.ndarray
 
     def draw(self, random: np.random.Generator) -> np.ndarray | None:
-        """A place, of a run drawn before it; None where there is no foreground."""
+        """Draw a run and then a pixel [D] of that run. Returns None if there is no foreground."""
         if not len(self.places):
             return None
         run = random.integers(len(self.starts) - 1) if len(self.starts) > 2 else 0
@@ -97,11 +103,13 @@ class Locations:
 
 
 def find_locations(mask: np.ndarray, labels: Labels, dims: int, balance: Balance) -> Locations:
-    """At most 10,000 foreground pixels, evenly spread: over all of them, or as many of each class.
+    """Select at most 10,000 foreground pixels, evenly spaced among all of them or equally many per class.
 
-    mask: [*S] of class numbers, or [K, *S] of 0, 1 and the padding value. Without a background class every pixel
-    that is not the padding value
-    is foreground.
+    mask: [*S] of class numbers, or [K, *S] of 0, 1 and the padding value.
+    dims: number of spatial axes D.
+    balance: `pixels` selects from all foreground pixels, `classes` equally many from each class.
+
+    Without a background class, all pixels are foreground except those with the padding value.
     """
     background = 0 if labels.mode == "binary" else labels.background_channel
     if balance == "pixels" and labels.regions is not None and mask.ndim == dims:
@@ -110,29 +118,20 @@ def find_locations(mask: np.ndarray, labels: Labels, dims: int, balance: Balance
     elif balance == "pixels":
         runs = [foreground_locations(mask, background, labels.padding_value, dims)]
     else:
-        planes = list(_planes(mask, labels, background))
+        planes = [plane for number, plane in enumerate(labels.class_planes(mask)) if number != background]
         runs = [_spread(plane, LOCATIONS // len(planes)) for plane in planes]
     runs = [run for run in runs if len(run)]
     places = np.concatenate(runs) if runs else np.zeros((0, dims), np.int64)
     return Locations(places, np.cumsum([0, *map(len, runs)]))
 
 
-def _planes(mask: np.ndarray, labels: Labels, background: int | None) -> Iterator[np.ndarray]:
-    """Where each foreground class is, bool [*S]."""
-    if labels.has_mask_channels:
-        yield from (plane == 1 for plane in mask)
-    elif labels.regions is not None:
-        yield from (np.isin(mask, list(union)) for union in labels.regions.values())
-    else:
-        yield from (mask == value for value in labels.values if value != background)
-
-
 def foreground_locations(mask: np.ndarray, background: int | None, padding_value: int, dims: int) -> np.ndarray:
-    """Coordinates [N, D] of at most 10,000 foreground pixels, evenly spread over all of them.
+    """Coordinates [N, D] of at most 10,000 foreground pixels, evenly spaced among all of them.
 
-    mask: [*S] of class numbers, or [K, *S] of 0, 1 and the padding value. Without a background class, class 0 is
-    not special
-    and every pixel that is not the padding value is foreground.
+    mask: [*S] of class numbers, or [K, *S] of 0, 1 and the padding value.
+    background: class number of the background. If it is None, all pixels are foreground except those with the padding
+        value.
+    dims: number of spatial axes D.
     """
     if mask.ndim > dims:
         foreground = (mask == 1).any(0)
@@ -141,18 +140,19 @@ def foreground_locations(mask: np.ndarray, background: int | None, padding_value
     return _spread(foreground, LOCATIONS)
 
 
-def _spread(there: np.ndarray, most: int) -> np.ndarray:
-    flat = np.flatnonzero(there)
-    chosen = flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).astype(np.int64)]
-    return np.stack(np.unravel_index(chosen, there.shape), axis=1)
+def _spread(foreground: np.ndarray, limit: int) -> np.ndarray:
+    """Coordinates [N, D] of at most `limit` true pixels, evenly spaced among all true pixels."""
+    flat = np.flatnonzero(foreground)
+    chosen = flat[np.linspace(0, len(flat) - 1, min(limit, len(flat))).astype(np.int64)]
+    return np.stack(np.unravel_index(chosen, foreground.shape), axis=1)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A patch and the larger piece of the image that it is cut from, after augmentation.
+    """The location of a patch and of the region of the image that is augmented before the patch is cut from it.
 
-    start, stop: the piece, [D], inside the image. offset: where the patch begins in the piece, [D], which is
-    negative where the image is smaller than the patch.
+    start, stop: the region, [D], inside the image.
+    offset: the start of the patch relative to the region, [D]. It is negative if the image is smaller than the patch.
     """
 
     start: tuple[int, ...]
@@ -161,16 +161,17 @@ class Window:
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+        """The region as an index of the spatial axes."""
+        return tuple(slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True))
 
 
 def place_window(
     size: tuple[int, ...], patch: tuple[int, ...], margin: float, centre: np.ndarray | None, random: np.random.Generator
 ) -> Window:
-    """Place a patch in an image of `size`: around `centre` as far as the image allows, or anywhere.
+    """Place a patch in an image of `size`, randomly or as close to `centre` as the image allows.
 
-    The piece around it is `margin` times as large where the image allows, so that rotating and scaling has
-    something to bring in. An image smaller than the patch is taken whole and placed anywhere in it.
+    The region is `margin` times as large as the patch as far as the image allows, so that rotation and scaling bring in
+    image content. An image smaller than the patch is used whole, at a random position in the patch.
     """
     start, stop, offset = [], [], []
     for axis, (side, length) in enumerate(zip(size, patch, strict=True)):
@@ -178,19 +179,19 @@ def place_window(
         first = int(random.integers(low, high, endpoint=True))
         if centre is not None and side > length:
             first = int(np.clip(centre[axis] - length // 2, 0, high))
-        around = int(length * (margin - 1) / 2)
-        start.append(max(0, first - around))
-        stop.append(min(side, first + length + around))
+        border = int(length * (margin - 1) / 2)
+        start.append(max(0, first - border))
+        stop.append(min(side, first + length + border))
         offset.append(first - start[-1])
     return Window(tuple(start), tuple(stop), tuple(offset))
 
 
 def cut(array: np.ndarray, offset: tuple[int, ...], size: tuple[int, ...], fill: float) -> np.ndarray:
-    """The piece of `size` that begins at `offset` of the last axes of `array`, `fill` where it reaches outside."""
-    lead = array.ndim - len(size)
-    slices, padding = [slice(None)] * lead, [(0, 0)] * lead
-    for first, length, side in zip(offset, size, array.shape[lead:], strict=True):
+    """Cut a region of `size` at `offset` from the last axes of an array. Pixels outside the array are set to `fill`."""
+    leading = array.ndim - len(size)
+    slices, padding = [slice(None)] * leading, [(0, 0)] * leading
+    for first, length, side in zip(offset, size, array.shape[leading:], strict=True):
         slices.append(slice(max(0, first), max(0, min(side, first + length))))
         padding.append((max(0, -first), max(0, first + length - side)))
-    piece = array[tuple(slices)]
-    return np.pad(piece, padding, constant_values=fill) if any(map(any, padding)) else piece
+    region = array[tuple(slices)]
+    return np.pad(region, padding, constant_values=fill) if any(map(any, padding)) else region

@@ -1,4 +1,4 @@
-"""Which cases train, validate and test: pure functions of the cases and a few options."""
+"""Splits into training, validation and test cases, as pure functions of the cases and a few options."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.cases import Case, listed
+from segkit.data.cases import Case
 from segkit.utils.errors import DataError
+from segkit.utils.text import listed_lines
 
 PARTS = ("train", "validation", "test")
 
@@ -29,12 +30,12 @@ class Split:
     test: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, list[str]]:
-        """Plain lists by part."""
+        """The case names as one list per part."""
         return {part: list(names) for part, names in asdict(self).items()}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Sequence[str]]) -> Split:
-        """What `to_json` gave; a part may be left out. Raises ValueError for other keys."""
+        """Restore a split from the result of `to_json`. Missing parts are empty. Raises ValueError for other keys."""
         unknown = [key for key in plain if key not in PARTS]
         if unknown:
             raise ValueError(f"expected a split with the keys {', '.join(PARTS)}, got {', '.join(map(str, unknown))}")
@@ -42,23 +43,24 @@ class Split:
 
     @property
     def content_hash(self) -> str:
-        """16 hexadecimal digits that differ where the lists differ."""
+        """A hash of the lists, 16 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def source_split(cases: Sequence[Case]) -> Split:
-    """The split that the source gives. Raises DataError where a case has none."""
+    """The split that the source defines. Raises DataError if a case belongs to no part."""
     without = [case.name for case in cases if case.split not in PARTS]
     if without:
         raise DataError(
-            f"expected every case to come with one of {', '.join(PARTS)}, but {len(without)} do not:{listed(without)}\n"
-            "use the split kfold or lists, or a source that divides its cases (`{split}` in the folders of pairs)"
+            f"expected the source to assign every case to one of {', '.join(PARTS)}, but {len(without)} cases have no "
+            f"part:{listed_lines(without)}\n"
+            "use the split kfold or lists, or a source that defines the parts (`{split}` in the folders of pairs)"
         )
     by_part = {part: tuple(case.name for case in cases if case.split == part) for part in PARTS}
     return _checked(Split(**by_part), cases)
 
 
-Counts = Mapping[str, Sequence[int]]  # pixels of each class in a case, by its name
+Counts = Mapping[str, Sequence[int]]  # case name -> pixels of each class
 
 
 def kfold_split(
@@ -72,51 +74,60 @@ def kfold_split(
     stratify: bool = False,
     counts: Callable[[], Counts] | None = None,
 ) -> Split:
-    """Cut the shuffled groups into `folds` parts: number `fold` validates, `test_fold` tests, the others train.
+    """Divide the shuffled groups into folds and use them for training, validation and test.
 
-    holdout: a share of the groups that tests, whatever the folds and the seed are; the folds are cut from the others.
-    stratify: give each part its share of every class, beginning with the one that the fewest groups have (iterative
-    stratification, Sechidis et al. 2011); `counts` then says what the cases hold, for which all masks are read.
+    folds: number of folds.
+    fold: the fold for validation.
+    seed: seed of the shuffle.
+    test_fold: the fold for test. All remaining folds are for training.
+    holdout: fraction of the groups held out for test, in place of `test_fold`. The held-out groups depend on neither
+        the folds nor the seed; the other groups are divided into folds.
+    stratify: distribute the pixels of each class evenly over the folds by iterative stratification, starting with the
+        class that occurs in the fewest groups (Sechidis et al. 2011).
+    counts: returns the class counts of the cases. It is called only with `stratify`, and reads all masks.
 
-    A group is never divided. Without `stratify` the parts differ by at most one group, the first being larger. The cut
-    depends on the names of the groups, on these options and, stratified, on the masks.
+    A group is never divided. Without `stratify`, the sizes of the folds differ by at most one group, and the first
+    folds are the larger ones. The result depends on the names of the groups, on these options and, with `stratify`, on
+    the masks.
 
-    Raises ValueError for numbers out of range, DataError where there are fewer groups than folds.
+    Raises ValueError for options out of range, DataError if there are fewer groups than folds.
     """
     _check_folds(folds, fold, test_fold)
     if holdout is not None and (not 0 < holdout < 1 or test_fold is not None):
-        raise ValueError(f"expected holdout between 0 and 1, in place of test_fold, got {holdout} and {test_fold}")
-    found = counts() if stratify and counts is not None else {}
+        raise ValueError(f"expected holdout between 0 and 1 and no test_fold, got {holdout} and {test_fold}")
+    class_counts = counts() if stratify and counts is not None else {}
     groups = sorted({case.group for case in cases})
-    tested: set[str] = set()
+    test_groups: set[str] = set()
     if holdout is not None:
-        wanted = max(1, round(holdout * len(groups)))
-        tested = set(_cut(groups, [wanted, len(groups) - wanted], 0, cases, found)[0])
-        groups = [group for group in groups if group not in tested]
+        test_size = max(1, round(holdout * len(groups)))
+        test_groups = set(_divide(groups, [test_size, len(groups) - test_size], 0, cases, class_counts)[0])
+        groups = [group for group in groups if group not in test_groups]
     if len(groups) < folds:
         raise DataError(
-            f"expected at least {folds} groups for {folds} folds, got {len(groups)}:{listed(groups)}\n"
+            f"expected at least {folds} groups for {folds} folds, got {len(groups)}:{listed_lines(groups)}\n"
             "use fewer folds, or smaller groups"
         )
-    length, longer = divmod(len(groups), folds)
-    chunks = _cut(groups, [length + (number < longer) for number in range(folds)], seed, cases, found)
-    part_of = {group: part for part, chunk in enumerate(chunks) for group in chunk}
+    size, remainder = divmod(len(groups), folds)
+    groups_of_folds = _divide(
+        groups, [size + (number < remainder) for number in range(folds)], seed, cases, class_counts
+    )
+    fold_of = {group: number for number, members in enumerate(groups_of_folds) for group in members}
 
-    def names(chosen: Callable[[int], bool]) -> tuple[str, ...]:
-        return tuple(sorted(case.name for case in cases if case.group in part_of and chosen(part_of[case.group])))
+    def names(in_part: Callable[[int], bool]) -> tuple[str, ...]:
+        return tuple(sorted(case.name for case in cases if case.group in fold_of and in_part(fold_of[case.group])))
 
-    held_out = tuple(sorted(case.name for case in cases if case.group in tested))
+    held_out = tuple(sorted(case.name for case in cases if case.group in test_groups))
     return Split(
-        train=names(lambda part: part not in (fold, test_fold)),
-        validation=names(lambda part: part == fold),
-        test=held_out or names(lambda part: part == test_fold),
+        train=names(lambda number: number not in (fold, test_fold)),
+        validation=names(lambda number: number == fold),
+        test=held_out or names(lambda number: number == test_fold),
     )
 
 
-def _cut(
+def _divide(
     groups: Sequence[str], sizes: Sequence[int], seed: int, cases: Sequence[Case], counts: Counts
 ) -> list[list[str]]:
-    """Groups in parts of these sizes, shuffled; with counts, each part with its share of every class."""
+    """Divide the shuffled groups into folds of the given sizes, stratified by class if there are class counts."""
     shuffled = list(groups)
     random.Random(seed).shuffle(shuffled)
     if not counts:
@@ -126,38 +137,43 @@ def _cut(
 
 
 def _stratified(groups: Sequence[str], sizes: Sequence[int], cases: Sequence[Case], counts: Counts) -> list[list[str]]:
-    """One group after another, of the class that the fewest of those left have, or else the fewest pixels, the one with
-    most of it first, to the part that lacks most of it. Parts are full once they have their size."""
-    held = {group: np.zeros(len(next(iter(counts.values())))) for group in groups}
+    """Divide groups into folds of the given sizes by iterative stratification.
+
+    Each step takes the class that occurs in the fewest remaining groups (of several, the one with the fewest pixels)
+    and assigns the group with most of its pixels to the fold that needs most of them. Full folds get no more groups.
+    """
+    pixels = {group: np.zeros(len(next(iter(counts.values())))) for group in groups}
     for case in cases:
-        if case.group in held:
-            held[case.group] += counts[case.name]
-    share = np.array(sizes) / sum(sizes)
-    lacking = np.outer(share, sum(held.values()))  # [parts, classes]
-    parts: list[list[str]] = [[] for _ in sizes]
-    left = list(groups)
-    while left:
-        rest = np.array([held[group] for group in left])
-        order = np.lexsort((rest.sum(0), (rest > 0).sum(0)))  # by groups, then by pixels
-        rare = next((number for number in order if rest[:, number].any()), 0)
-        group = max(left, key=lambda one: held[one][rare])
-        room = [number for number, part in enumerate(parts) if len(part) < sizes[number]]
-        part = max(room, key=lambda number: (lacking[number, rare], sizes[number] - len(parts[number])))
-        parts[part].append(group)
-        lacking[part] -= held[group]
-        left.remove(group)
-    return parts
+        if case.group in pixels:
+            pixels[case.group] += counts[case.name]
+    fractions = np.array(sizes) / sum(sizes)
+    needed = np.outer(fractions, sum(pixels.values()))  # [folds, classes]
+    folds: list[list[str]] = [[] for _ in sizes]
+    remaining = list(groups)
+    while remaining:
+        remaining_pixels = np.array([pixels[group] for group in remaining])
+        order = np.lexsort((remaining_pixels.sum(0), (remaining_pixels > 0).sum(0)))  # by groups, then by pixels
+        rarest = next((number for number in order if remaining_pixels[:, number].any()), 0)
+        group = max(remaining, key=lambda name: pixels[name][rarest])
+        open_folds = [number for number, fold in enumerate(folds) if len(fold) < sizes[number]]
+        fold = max(open_folds, key=lambda number: (needed[number, rarest], sizes[number] - len(folds[number])))
+        folds[fold].append(group)
+        needed[fold] -= pixels[group]
+        remaining.remove(group)
+    return folds
 
 
 def _check_folds(folds: int, fold: int, test_fold: int | None) -> None:
     held_out = [fold] if test_fold is None else [fold, test_fold]
     if folds <= len(held_out):
-        raise ValueError(f"expected at least {len(held_out) + 1} folds, so that some are left to train, got {folds}")
+        raise ValueError(
+            f"expected at least {len(held_out) + 1} folds, so that at least one is left for training, got {folds}"
+        )
     outside = [number for number in held_out if not 0 <= number < folds]
     if outside:
         raise ValueError(f"expected fold and test_fold from 0 to {folds - 1}, got {outside[0]}")
     if test_fold == fold:
-        raise ValueError(f"expected a test_fold that is not the fold that validates, got {fold} for both")
+        raise ValueError(f"expected test_fold to differ from fold, the fold for validation, got {fold} for both")
 
 
 def lists_split(
@@ -168,15 +184,16 @@ def lists_split(
     validation: list[str] | None = None,
     test: list[str] | None = None,
 ) -> Split:
-    """The case names given, or those of a JSON file `{"train": [...], "validation": [...], "test": [...]}`.
+    """A split by lists of case names, inline or in a JSON file `{"train": [...], "validation": [...], "test": [...]}`.
 
-    Raises DataError for names that the source does not have and for cases that are named twice.
+    Raises ValueError unless exactly one of both forms is used, DataError for an unreadable file, unknown or repeated
+    names, and a split without training cases.
     """
     inline = {"train": train, "validation": validation, "test": test}
-    given = {part: names for part, names in inline.items() if names is not None}
-    if (file is None) == (not given):
+    lists = {part: names for part, names in inline.items() if names is not None}
+    if (file is None) == (not lists):
         raise ValueError("expected either file or the lists train, validation and test, got both or neither")
-    return _checked(Split.from_json(given if file is None else _read_lists(file)), cases)
+    return _checked(Split.from_json(lists if file is None else _read_lists(file)), cases)
 
 
 def _read_lists(file: Path) -> dict[str, Any]:
@@ -193,20 +210,26 @@ def _read_lists(file: Path) -> dict[str, Any]:
 
 
 def _checked(split: Split, cases: Sequence[Case]) -> Split:
-    """The split itself. Raises DataError for unknown or repeated names and no training case; warns of groups."""
+    """Return the split after checking it.
+
+    Raises DataError for unknown or repeated names and if there is no training case. Warns about groups in several
+    parts.
+    """
     group_of = {case.name: case.group for case in cases}
-    named = [*split.train, *split.validation, *split.test]
-    unknown = [str(name) for name in named if name not in group_of]
+    names = [*split.train, *split.validation, *split.test]
+    unknown = [str(name) for name in names if name not in group_of]
     if unknown:
         raise DataError(
-            f"{len(unknown)} names of the split are no case of the data:{listed(unknown)}\n"
+            f"{len(unknown)} names in the split do not exist in the data:{listed_lines(unknown)}\n"
             f"the data have {len(group_of)} cases, such as {', '.join(list(group_of)[:3])}"
         )
-    repeated = [name for name, times in Counter(named).items() if times > 1]
+    repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
-        raise DataError(f"expected each case once in the split, but these are named twice:{listed(repeated)}")
+        raise DataError(
+            f"expected each case once in the split, but these occur more than once:{listed_lines(repeated)}"
+        )
     if not split.train:
-        raise DataError("expected at least one case to train on, got none")
+        raise DataError("expected at least one training case, got none")
     _warn_of_shared_groups(split, group_of)
     return split
 
@@ -220,7 +243,8 @@ def _warn_of_shared_groups(split: Split, group_of: Mapping[str, str]) -> None:
     ]
     if shared:
         warnings.warn(
-            f"{len(shared)} groups lie in more than one part of the split, so scores may be too high:{listed(shared)}",
+            f"{len(shared)} groups are in more than one part of the split, so scores may be too high:"
+            f"{listed_lines(shared)}",
             stacklevel=3,
         )
 

@@ -1,4 +1,4 @@
-"""One battery over every transform of both engines: image and mask move together, draws belong to the seed."""
+"""One battery for all transforms: image and mask are transformed together, and the seed determines the result."""
 
 import inspect
 import json
@@ -12,7 +12,7 @@ from segkit.data.augment import PRESETS, TRANSFORMS, Swap, build_augment
 
 from support.command_line import TINY, tool
 
-VOID = 255
+PADDING = 255
 CASES = [
     (engine, name, dims)
     for engine, table in TRANSFORMS.items()
@@ -28,12 +28,12 @@ def build(engine, name, dims, **arguments):
     if name == "flip":
         arguments = {"axes": list(range(dims)), **arguments}
     if "padding_value" in inspect.signature(function).parameters:
-        arguments["padding_value"] = VOID
-    return build_augment(engine, [function(**{"p": 1.0, **arguments})], VOID)
+        arguments["padding_value"] = PADDING
+    return build_augment(engine, [function(**{"p": 1.0, **arguments})], PADDING)
 
 
 def sample(dims, channels=1):
-    """An image whose values tell its mask: smooth enough to survive interpolation, 3 channels for colour."""
+    """A 2D image or volume whose mask is 1 where its intensity exceeds 0.5."""
     size = (48, 64) if dims == 2 else (16, 20, 24)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side) for side in size], indexing="ij"))
     inside = (np.abs(grid).max(0) < 0.6).astype(np.uint8)
@@ -42,10 +42,12 @@ def sample(dims, channels=1):
 
 
 @pytest.mark.parametrize(("engine", "name", "dims"), CASES)
-def test_draws_belong_to_the_seed(engine, name, dims):
+def test_the_seed_determines_the_result(engine, name, dims):
     channels = 3 if name == "hue_saturation" else 1
     image, mask = sample(dims, channels)
-    image += np.linspace(0, 0.1, image.size // channels, dtype=np.float32).reshape(image.shape[1:])  # no mirror image
+    image += np.linspace(0, 0.1, image.size // channels, dtype=np.float32).reshape(
+        image.shape[1:]
+    )  # breaks the mirror symmetry
     if channels == 3:
         image *= np.array([1.0, 0.6, 0.3], dtype=np.float32)[:, None, None]
     augment = build(engine, name, dims, **({"p": 0.5} if "flip" in name else {}))
@@ -58,22 +60,22 @@ def test_draws_belong_to_the_seed(engine, name, dims):
 
 
 @pytest.mark.parametrize(("engine", "name", "dims"), [case for case in CASES if case[1] in MOVING])
-def test_image_and_mask_move_together(engine, name, dims):
+def test_image_and_mask_are_transformed_together(engine, name, dims):
     image, mask = sample(dims)
     moved = 0
     for seed in range(8):
         out, out_mask = build(engine, name, dims)(image, mask, seed)
-        assert set(np.unique(out_mask)) <= {0, 1, VOID}
-        counts = out_mask != VOID
-        agreement = ((out[0] > 0.5) == (out_mask == 1))[counts].mean()
+        assert set(np.unique(out_mask)) <= {0, 1, PADDING}
+        valid = out_mask != PADDING
+        agreement = ((out[0] > 0.5) == (out_mask == 1))[valid].mean()
         assert agreement > 0.97  # all but the interpolated edge
         moved += not np.array_equal(out_mask, mask)
-    # a draw may turn by a multiple that a symmetric square does not show; a centred square is its own mirror image
+    # flips and rotations by 90 degrees may leave a centred square unchanged
     assert moved or name in {"horizontal_flip", "vertical_flip", "rotate90", "flip"}
 
 
-def test_thick_slices_are_turned_in_their_plane():
-    """Whatever is the same in every slice still is."""
+def test_affine_about_one_axis_rotates_within_the_slices():
+    """Slices that were equal before are still equal."""
     image, mask = sample(3)
     image, mask = (np.repeat(array[..., 3:4], 5, -1) for array in (image, mask))
     moved = 0
@@ -82,17 +84,17 @@ def test_thick_slices_are_turned_in_their_plane():
         np.testing.assert_allclose(out, np.repeat(out[..., 2:3], 5, -1), atol=1e-5)
         moved += not np.array_equal(out_mask[..., 2], mask[..., 2])
     assert moved
-    with pytest.raises(ValueError, match="axis 2 of affine is one of a volume"):
+    with pytest.raises(ValueError, match=r"affine: axis 2 .* 2 axes"):
         build("monai", "affine", 2, axis=2)(*sample(2), 0)
 
 
 @pytest.mark.parametrize(("engine", "dims"), PLACES)
-def test_what_comes_in_from_outside_is_void(engine, dims):
+def test_pixels_from_outside_get_the_padding_value(engine, dims):
     image, mask = sample(dims)
     augment = build(engine, "affine", dims, rotate=0.0, scale=0.0, shift=0.3)
-    shares = [float((augment(image, mask, seed)[1] == VOID).mean()) for seed in range(8)]
-    assert max(shares) > 0.05
-    assert all(share < 0.8 for share in shares)
+    fractions = [float((augment(image, mask, seed)[1] == PADDING).mean()) for seed in range(8)]
+    assert max(fractions) > 0.05
+    assert all(fraction < 0.8 for fraction in fractions)
 
 
 @pytest.mark.parametrize(("engine", "dims"), PLACES)
@@ -105,7 +107,7 @@ def test_overlapping_masks_keep_their_channels(engine, dims):
     assert out.shape == image.shape
 
 
-def test_flips_mirror():
+def test_horizontal_flips():
     image = np.arange(6, dtype=np.float32).reshape(1, 2, 3) / 6
     mask = np.arange(6, dtype=np.uint8).reshape(2, 3)
     flips = (("albumentations", "horizontal_flip"), ("torchvision", "horizontal_flip"), ("monai", "flip"))
@@ -117,7 +119,7 @@ def test_flips_mirror():
 
 
 def test_albumentations_keep_values_outside_the_unit_range():
-    """The engine clips to [0, 1]; images of other ranges must come back in their own."""
+    """Images with intensities outside [0, 1] are not clipped by a flip."""
     image = np.linspace(-50, 300, 24 * 32, dtype=np.float32).reshape(1, 24, 32)
     mask = np.zeros((24, 32), dtype=np.uint8)
     out, _ = build("albumentations", "horizontal_flip", 2)(image, mask, 0)
@@ -125,12 +127,12 @@ def test_albumentations_keep_values_outside_the_unit_range():
 
 
 @pytest.mark.parametrize("engine", ["albumentations", "torchvision"])
-def test_engines_of_pictures_refuse_volumes(engine):
+def test_2d_engines_refuse_volumes(engine):
     with pytest.raises(ValueError, match="engine: monai"):
         build(engine, "horizontal_flip", 2)(*sample(3), 0)
 
 
-def test_torch_draws_for_the_training_alone():
+def test_torchvision_does_not_advance_the_global_generator():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -149,17 +151,17 @@ def test_torch_draws_for_the_training_alone():
     ],
 )
 @pytest.mark.parametrize("channels", [False, True])
-def test_a_mirror_of_left_and_right_exchanges_classes(engine, dims, arguments, channels):
-    """Left is 1 and lies at the low end; mirrored it lies at the high end, and is called right, 2, there."""
+def test_flipping_left_and_right_swaps_classes(engine, dims, arguments, channels):
+    """Class 1 (left) is at the low end. After the flip it is at the high end and becomes class 2 (right)."""
     axis = 0 if dims == 3 else 1
-    place = np.arange(8).reshape([-1 if axis == one else 1 for one in range(dims)]) + np.zeros((8,) * dims, int)
-    mask = np.where(place < 2, 1, np.where(place > 4, 2, 0)).astype(np.uint8)
-    mask[(0,) * dims] = VOID
+    position = np.indices((8,) * dims)[axis]
+    mask = np.where(position < 2, 1, np.where(position > 4, 2, 0)).astype(np.uint8)
+    mask[(0,) * dims] = PADDING
     image = np.random.default_rng(0).random((1, *mask.shape)).astype(np.float32)
-    given = np.stack([mask == 1, mask == 2, mask == 0]).astype(np.uint8) if channels else mask
+    stored = np.stack([mask == 1, mask == 2, mask == 0]).astype(np.uint8) if channels else mask
     swap = Swap(((0, 1),) if channels else ((1, 2),), channels)
     name = "flip" if engine == "monai" else "horizontal_flip"
-    out, out_mask = build(engine, name, dims, swap=swap, **arguments)(image, given, 0)
+    out, out_mask = build(engine, name, dims, swap=swap, **arguments)(image, stored, 0)
     np.testing.assert_allclose(out, np.flip(image, 1 + axis))
     flipped = np.flip(mask, axis)
     expected = np.where(flipped == 1, 2, np.where(flipped == 2, 1, flipped))
@@ -169,7 +171,7 @@ def test_a_mirror_of_left_and_right_exchanges_classes(engine, dims, arguments, c
 
 
 @pytest.mark.parametrize(("dims", "axes"), [(2, [0]), (3, [1]), (3, [2])])
-def test_other_mirrors_exchange_nothing(dims, axes):
+def test_other_flips_swap_no_classes(dims, axes):
     image, mask = sample(dims)
     _out, out_mask = build("monai", "flip", dims, swap=Swap(((0, 1),), channels=False), axes=axes)(image, mask, 0)
     np.testing.assert_array_equal(out_mask, np.flip(mask, axes[0]))
@@ -186,18 +188,18 @@ def test_presets_are_lists_of_transforms(engine, preset):
     for entry in PRESETS[preset](engine):
         options = {"name": entry} if isinstance(entry, str) else dict(entry)
         function = TRANSFORMS[engine][options.pop("name")]
-        filling = {"padding_value": VOID} if "padding_value" in inspect.signature(function).parameters else {}
-        transforms.append(function(**options, **filling))
+        padding = {"padding_value": PADDING} if "padding_value" in inspect.signature(function).parameters else {}
+        transforms.append(function(**options, **padding))
     image, mask = sample(dims)
-    out, out_mask = build_augment(engine, transforms, VOID)(image, mask, 0)
+    out, out_mask = build_augment(engine, transforms, PADDING)(image, mask, 0)
     assert (out.shape, out_mask.shape) == (image.shape, mask.shape)
     assert np.isfinite(out).all()
-    assert set(np.unique(out_mask)) <= {0, 1, VOID}
+    assert set(np.unique(out_mask)) <= {0, 1, PADDING}
     assert (len(transforms) == 0) == (preset == "none")
 
 
-def test_sides_of_pictures_whose_first_axis_is_across_are_refused(tmp_path):
-    """Flat NIfTI files have x first, which horizontal_flip leaves as it is."""
+def test_swap_on_flip_of_2d_nifti_files_is_refused(tmp_path):
+    """In 2D NIfTI files the first axis runs from left to right, which horizontal_flip does not flip."""
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
         for number in range(4):
@@ -222,8 +224,8 @@ def test_sides_of_pictures_whose_first_axis_is_across_are_refused(tmp_path):
         ("monai", {"name": "gaussian_noise", "sd": -1}),
     ],
 )
-def test_arguments_out_of_range_are_told_before_anything_is_read(tmp_path, engine, transform):
+def test_arguments_out_of_range_are_reported_before_data_are_read(tmp_path, engine, transform):
     (tmp_path / "x.yaml").write_text(TINY)
-    given = (f"augment.engine={engine}", f"augment.transforms=[{json.dumps(transform)}]")
-    printed = tool("train", "--config", "x.yaml", *given, "run.dir=run", code=2, folder=tmp_path)
+    overrides = (f"augment.engine={engine}", f"augment.transforms=[{json.dumps(transform)}]")
+    printed = tool("train", "--config", "x.yaml", *overrides, "run.dir=run", code=2, folder=tmp_path)
     assert next(key for key in transform if key != "name") in printed

@@ -1,4 +1,4 @@
-"""One battery for the layouts of files: the same small cases, written as each layout has them, are found and read."""
+"""One battery for all data layouts: the same small cases, written in each layout, are found and read."""
 
 import numpy as np
 import pytest
@@ -20,22 +20,22 @@ def layout(request, tmp_path):
     return LAYOUTS[request.param](tmp_path)
 
 
-def made(layout):
+def build_source(layout):
     return SOURCES[layout.name](labels=layout.labels, **layout.options)
 
 
-def first_of(layout):
-    source = made(layout)
+def read_first(layout):
+    source = build_source(layout)
     return source.read(source.cases[0])
 
 
-def test_every_source_of_files_is_in_the_battery(tmp_path):
+def test_every_file_source_is_tested(tmp_path):
     written = {make(tmp_path / name).name for name, make in LAYOUTS.items() if not (tmp_path / name).mkdir()}
     assert written == set(SOURCES) - {"synthetic"}
 
 
 def test_cases_are_found_and_read(layout):
-    source = made(layout)
+    source = build_source(layout)
     assert {case.name for case in source.cases} == set(layout.masks)
     assert [case.name for case in source.cases] == sorted(layout.masks)
     assert {case.split for case in source.cases} == layout.splits
@@ -48,8 +48,8 @@ def test_cases_are_found_and_read(layout):
         assert raw.image.dtype == np.float32
         pixels = colours(case.name).astype(np.float32)
         if layout.image.suffix == ".png":
-            few = pixels[..., : len(raw.image)] / 255
-            np.testing.assert_allclose(raw.image, np.moveaxis(few, -1, 0), atol=1e-6)
+            channels = pixels[..., : len(raw.image)] / 255
+            np.testing.assert_allclose(raw.image, np.moveaxis(channels, -1, 0), atol=1e-6)
         elif layout.image.name.endswith(".nii.gz"):
             np.testing.assert_array_equal(raw.image[-1], pixels + (len(raw.image) - 1))
         else:
@@ -57,35 +57,35 @@ def test_cases_are_found_and_read(layout):
                 np.testing.assert_allclose(raw.image * 255, np.moveaxis(np.array(picture), -1, 0), atol=2)
 
 
-def test_another_image_is_another_digest(layout):
-    before = data_digest(made(layout).cases)
-    assert data_digest(made(layout).cases) == before
+def test_a_changed_image_changes_the_digest(layout):
+    before = data_digest(build_source(layout).cases)
+    assert data_digest(build_source(layout).cases) == before
     save(layout.image, (colours("z")[..., 0] if layout.name == "manifest" else colours("z")))
-    assert data_digest(made(layout).cases) != before
+    assert data_digest(build_source(layout).cases) != before
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "a text"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text"])
 def test_damaged_files_are_named(layout, damage):
-    """When the cases are found, or when the first is read; the others are read all the same."""
+    """The error occurs when the source is built or when the case is read; other cases can still be read."""
     content = layout.image.read_bytes()
-    layout.image.write_bytes({"empty": b"", "truncated": content[: len(content) // 2]}.get(damage, b"no picture"))
+    layout.image.write_bytes({"empty": b"", "truncated": content[: len(content) // 2]}.get(damage, b"not an image"))
     if damage == "missing":
         layout.image.unlink()
     with pytest.raises(DataError, match="a_1"):
-        first_of(layout)
+        read_first(layout)
     if damage == "missing":
         return
-    source = made(layout)
+    source = build_source(layout)
     for case in source.cases[1:]:
         source.read(case)
 
 
 def test_masks_of_other_sizes_are_named(layout):
     if layout.mask is None:
-        pytest.skip("masks are drawn")
+        pytest.skip("this layout has no mask files")
     small = classes("a_1")[:-1]
     save(layout.mask, np.stack([small] * 3, -1) if layout.mask.name.endswith(".nii.gz") else small)
-    source = made(layout)
+    source = build_source(layout)
     with pytest.raises(DataError, match=r"a_1.*size"):
         source.read(source.cases[0])
 
@@ -93,16 +93,16 @@ def test_masks_of_other_sizes_are_named(layout):
 @pytest.mark.parametrize("outside", ["../other.png", "/etc/hostname", "pictures/../../other.png"])
 def test_listed_paths_do_not_leave_the_root(listing, outside):
     save(listing.listing.parent.parent / "other.png", colours("z"))
-    stated = listing.image.relative_to(listing.listing.parent).as_posix()
-    stated = stated.removeprefix("pictures/") if listing.name == "coco" else stated
+    entry = listing.image.relative_to(listing.listing.parent).as_posix()
+    entry = entry.removeprefix("pictures/") if listing.name == "coco" else entry
     text = listing.listing.read_text()
-    assert stated in text
-    listing.listing.write_text(text.replace(f"./{stated}", stated).replace(stated, outside, 1))
+    assert entry in text
+    listing.listing.write_text(text.replace(f"./{entry}", entry).replace(entry, outside, 1))
     with pytest.raises(DataError, match=r"lies outside the folder|no such file"):
-        made(listing)
+        build_source(listing)
 
 
 def test_an_unreadable_listing_is_named(listing):
     listing.listing.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
     with pytest.raises(DataError, match=listing.listing.name):
-        made(listing)
+        build_source(listing)

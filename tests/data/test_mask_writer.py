@@ -1,4 +1,4 @@
-"""Masks come back from disk as they were written, on the grid of their image."""
+"""Written masks are read back unchanged, on the grid of their image."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segkit import Labels
-from segkit.data.mask_encoding import MaskCode
+from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.mask_writer import write_mask
 from segkit.data.readers import read_image, read_mask
 
@@ -19,7 +19,7 @@ ORIENTATIONS = [
 
 
 def volume(path, codes, shape=(5, 6, 7), channels=0):
-    """A NIfTI file of the given orientation whose values tell the anatomical position."""
+    """A NIfTI file of the given orientation and its affine matrix."""
     random = np.random.default_rng(0)
     array = random.normal(size=shape + ((channels,) if channels else ())).astype(np.float32)
     ornt = nib.orientations.axcodes2ornt(tuple(codes))
@@ -29,7 +29,7 @@ def volume(path, codes, shape=(5, 6, 7), channels=0):
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
-def test_nifti_masks_lie_on_the_file_grid(tmp_path, codes):
+def test_nifti_masks_keep_the_grid_of_the_image(tmp_path, codes):
     array, affine = volume(tmp_path / "image.nii.gz", codes)
     image, _ = read_image(tmp_path / "image.nii.gz")
     (tmp_path / "out").mkdir()
@@ -50,16 +50,16 @@ def test_overlapping_nifti_masks(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [".png", ".npy"])
-def test_picture_masks_round_trip(tmp_path, kind):
+def test_raster_and_array_masks_round_trip(tmp_path, kind):
     mask = np.random.default_rng(0).integers(0, 3, (9, 11)).astype(np.uint8)
     (path,) = write_mask(mask, tmp_path / f"image{kind}", tmp_path, LABELS)
     np.testing.assert_array_equal(read_mask(path, LABELS), mask)
 
 
-def test_overlapping_pictures_give_one_file_a_class(tmp_path):
+def test_overlapping_raster_masks_are_one_file_per_class(tmp_path):
     mask = np.random.default_rng(0).integers(0, 2, (2, 9, 11)).astype(np.uint8)
     paths = write_mask(mask, tmp_path / "image.jpg", tmp_path, OVERLAPPING)
     assert [path.name for path in paths] == ["image_whole.png", "image_core.png"]
     binary = Labels(["no", "yes"], mode="binary")
     for path, plane in zip(paths, mask, strict=True):
-        np.testing.assert_array_equal(read_mask(path, binary, MaskCode({255: 1})), plane)
+        np.testing.assert_array_equal(read_mask(path, binary, MaskEncoding({255: 1})), plane)

@@ -1,6 +1,7 @@
-"""What fits into memory is told before it is read, and what killed a process that loads data."""
+"""The memory estimate before training, and the errors for workers that were killed."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 
 from segkit import Labels
 from segkit.data import SyntheticSource
-from segkit.data.loaders import TrainingSet
-from segkit.data.memory_check import DoesNotFit, available, estimate
+from segkit.data.datasets import TrainingSet
+from segkit.data.memory_check import MemoryLimitError, available, estimate
 
 from support.command_line import TINY, tool
 
@@ -23,7 +24,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_estimate_is_the_size_of_the_arrays():
+def test_the_estimate_equals_the_size_of_the_arrays():
     needed, free = estimate(SOURCE, SOURCE.cases, 12, None, 1)
     assert needed == 12 * BYTES
     assert free > needed
@@ -31,38 +32,38 @@ def test_the_estimate_is_the_size_of_the_arrays():
     assert sum(SOURCE.read(case).image.nbytes + SOURCE.read(case).mask.nbytes for case in SOURCE.cases[:12]) == needed
 
 
-def test_what_does_not_fit_is_refused(monkeypatch):
+def test_cases_that_do_not_fit_are_refused(monkeypatch):
     monkeypatch.setattr("segkit.data.memory_check.available", lambda: 10 * BYTES)
-    with pytest.raises(DoesNotFit, match=r"the 12 cases need about .* GB in memory, .*`cache: disk`"):
+    with pytest.raises(MemoryLimitError, match=r"12 cases .* GB .*`cache: disk`"):
         estimate(SOURCE, SOURCE.cases, 12, None, 1)
     assert estimate(SOURCE, SOURCE.cases, 9, None, 1)[0] == 9 * BYTES
 
 
-def test_a_container_may_have_less(monkeypatch, tmp_path):
+def test_the_limit_of_a_container(monkeypatch, tmp_path):
     monkeypatch.setattr("segkit.data.memory_check.CONTROL_GROUP", tmp_path)
-    whole = available()
+    system = available()
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("5000\n")
-    assert available() == pytest.approx(whole, rel=0.2)
+    assert available() == pytest.approx(system, rel=0.2)
     (tmp_path / "memory.max").write_text("7000\n")
     assert available() == 2000
     (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 3000\nactive_file 500\n")
-    assert available() == 5000  # files that were only read can be given up
+    assert available() == 5000  # cached files can be dropped from memory
 
 
-def test_a_training_says_what_it_needs(folder, monkeypatch):
-    assert "cases in memory: about" in tool("train", "--config", "tiny.yaml", folder=folder)
+def test_training_prints_the_estimate(folder, monkeypatch):
+    assert re.search(r"cases .*about .* memory", tool("train", "--config", "tiny.yaml", folder=folder))
     monkeypatch.setattr("segkit.data.memory_check.available", lambda: 100)
     printed = tool("train", "--config", "tiny.yaml", "run.dir=other", folder=folder, code=4)
-    assert "in memory, of which" in printed
+    assert "`cache: disk`" in printed
     tool("train", "--config", "tiny.yaml", "run.dir=other", "loader.cache=none", folder=folder)
 
 
 @pytest.mark.parametrize(
-    ("number", "words"),
-    [(signal.SIGKILL, "when memory runs out"), (signal.SIGBUS, "--shm-size"), (signal.SIGSEGV, "segkit data check")],
+    ("number", "text"),
+    [(signal.SIGKILL, "out of memory"), (signal.SIGBUS, "--shm-size"), (signal.SIGSEGV, "segkit data check")],
 )
-def test_the_death_of_a_worker_has_a_cause(folder, monkeypatch, number, words):
+def test_killed_workers_are_explained(folder, monkeypatch, number, text):
     read = TrainingSet.__getitem__
 
     def deadly(self, key):
@@ -72,5 +73,5 @@ def test_the_death_of_a_worker_has_a_cause(folder, monkeypatch, number, words):
 
     monkeypatch.setattr(TrainingSet, "__getitem__", deadly)
     printed = " ".join(tool("train", "--config", "tiny.yaml", "loader.workers=1", folder=folder, code=5).split())
-    assert "a process that loads data died" in printed
-    assert words in printed
+    assert "died" in printed
+    assert text in printed

@@ -1,4 +1,4 @@
-"""Preprocessing and class_counts against numpy and scipy."""
+"""Preprocessing and class counts against numpy and scipy."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from scipy import ndimage
 from segkit import Labels
 from segkit.data import Case, DataError, RawCase
 from segkit.data.class_counts import class_counts, pixel_and_component_counts
-from segkit.data.preprocess import Preprocess, linear, nearest
+from segkit.data.preprocess import Preprocess, resize_linear, resize_nearest
 
 RANDOM = np.random.default_rng(0)
 
@@ -46,13 +46,13 @@ def test_zscore(offset):
     np.testing.assert_allclose(normal.std((1, 2)), 1, atol=1e-2)
 
 
-def test_dataset_equals_the_moments_of_all_pixels_together():
+def test_dataset_uses_the_moments_of_all_pixels():
     cases = [raw((2, 4 + number, 9), scale=10.0**number, offset=1e4 * number) for number in range(4)]
     preprocess = fit(*cases, intensity="dataset")
-    together = np.concatenate([case.image.reshape(2, -1) for case in cases], 1).astype(np.float64)
-    np.testing.assert_allclose(preprocess.shift, together.mean(1), rtol=1e-9)
-    np.testing.assert_allclose(preprocess.scale, together.std(1), rtol=1e-9)
-    expected = (cases[1].image - together.mean(1)[:, None, None]) / together.std(1)[:, None, None]
+    pixels = np.concatenate([case.image.reshape(2, -1) for case in cases], 1).astype(np.float64)
+    np.testing.assert_allclose(preprocess.shift, pixels.mean(1), rtol=1e-9)
+    np.testing.assert_allclose(preprocess.scale, pixels.std(1), rtol=1e-9)
+    expected = (cases[1].image - pixels.mean(1)[:, None, None]) / pixels.std(1)[:, None, None]
     np.testing.assert_allclose(normalised(preprocess, cases[1]), expected, atol=1e-5)
 
 
@@ -94,12 +94,12 @@ def test_median_spacing():
 def test_resampling_to_the_spacing():
     case = raw((1, 10, 12, 6), spacing=(1.0, 1.0, 3.0))
     preprocess = fit(case, spacing=[2.0, 1.0, 1.0])
-    moved = preprocess.resample(case)
-    assert moved.image.shape == (1, 5, 12, 18)
-    assert moved.mask.shape == (5, 12, 18)
-    assert moved.mask.dtype == np.uint8
-    assert moved.spacing == (2.0, 1.0, 1.0)
-    assert preprocess.resample(moved) is moved
+    resampled = preprocess.resample(case)
+    assert resampled.image.shape == (1, 5, 12, 18)
+    assert resampled.mask.shape == (5, 12, 18)
+    assert resampled.mask.dtype == np.uint8
+    assert resampled.spacing == (2.0, 1.0, 1.0)
+    assert preprocess.resample(resampled) is resampled
     assert fit(case).resample(case) is case
     assert preprocess.resample(RawCase(case.image, None, case.spacing)).mask is None
 
@@ -110,22 +110,22 @@ sides = st.tuples(*[st.integers(1, 9)] * 2)
 @given(sides, sides)
 @settings(max_examples=50, deadline=None)
 def test_resizing_equals_scipy(old, new):
-    """Pixel centres of the new grid, (i + 0.5) old / new - 0.5, looked up in the old one."""
+    """Pixel centres of the new grid, (i + 0.5) old / new - 0.5, interpolated in the old one."""
     image = np.arange(np.prod(old), dtype=np.float32).reshape(old)
     grid = [(np.arange(b) + 0.5) * a / b - 0.5 for a, b in zip(old, new, strict=True)]
     points = np.meshgrid(*grid, indexing="ij")
     expected = ndimage.map_coordinates(image, points, order=1, mode="nearest")
-    np.testing.assert_allclose(linear(image[None], new)[0], expected, rtol=1e-4, atol=1e-4)
-    # halfway between two centres either neighbour is right: the later one here
+    np.testing.assert_allclose(resize_linear(image[None], new)[0], expected, rtol=1e-4, atol=1e-4)
+    # halfway between two centres the later neighbour is used
     indices = [
         np.clip(np.floor(axis + 0.5 + 1e-9), 0, side - 1).astype(int) for axis, side in zip(grid, old, strict=True)
     ]
-    np.testing.assert_array_equal(nearest(image, new), image[np.ix_(*indices)])
+    np.testing.assert_array_equal(resize_nearest(image, new), image[np.ix_(*indices)])
 
 
 def test_overlapping_masks_are_resized_by_class():
     mask = RANDOM.integers(0, 2, (3, 4, 4)).astype(np.uint8)
-    np.testing.assert_array_equal(nearest(mask, (8, 8)), mask.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_array_equal(resize_nearest(mask, (8, 8)), mask.repeat(2, 1).repeat(2, 2))
 
 
 def test_cases_that_differ_are_named():
@@ -151,7 +151,7 @@ def test_pixels_that_are_not_finite():
         fit(raw(), case)
 
 
-def test_options_that_mean_nothing():
+def test_invalid_options():
     with pytest.raises(ValueError, match="expected intensity to be one of zscore"):
         fit(raw(), intensity="minmax")
     with pytest.raises(ValueError, match="expected spacing to be 2 positive lengths"):
@@ -164,19 +164,19 @@ def test_options_that_mean_nothing():
 
 # class_counts
 
-VOID = Labels(["background", "a", "b"], ignore_index=255)
+IGNORING = Labels(["background", "a", "b"], ignore_index=255)
 values = st.lists(st.sampled_from([0, 1, 2, 255]), min_size=1, max_size=40)
 
 
 @given(st.lists(values, max_size=4))
-def test_census_of_exclusive_classes(masks):
-    counted = class_counts((np.array(mask, np.uint8) for mask in masks), VOID)
+def test_class_counts_of_exclusive_classes(masks):
+    counted = class_counts((np.array(mask, np.uint8) for mask in masks), IGNORING)
     assert counted.dtype == np.int64
     assert counted.tolist() == [[mask.count(number) for number in range(3)] for mask in masks]
     assert counted.shape == (len(masks), 3)
 
 
-def test_census_of_other_modes():
+def test_class_counts_of_other_modes():
     binary = Labels(["no", "yes"], mode="binary", ignore_index=-1)
     assert class_counts([np.array([[0, 1, 1, -1]], np.int32)], binary).tolist() == [[1, 2]]
     overlapping = Labels(["whole", "core"], mode="multilabel", ignore_index=255)
@@ -185,19 +185,19 @@ def test_census_of_other_modes():
     assert class_counts([np.array([[0, 1, 3, 3, 255]], np.uint8)], regions).tolist() == [[3, 2]]
 
 
-def test_census_equals_the_onehot():
+def test_class_counts_equal_the_onehot_sums():
     import torch
 
     mask = RANDOM.choice([0, 1, 2, 255], (5, 6)).astype(np.uint8)
-    onehot = VOID.onehot(torch.from_numpy(mask)[None])
-    assert class_counts([mask], VOID)[0].tolist() == onehot.sum((0, 2, 3)).tolist()
+    onehot = IGNORING.onehot(torch.from_numpy(mask)[None])
+    assert class_counts([mask], IGNORING)[0].tolist() == onehot.sum((0, 2, 3)).tolist()
 
 
-def test_components_touch_at_corners_and_ignored_pixels_are_none():
+def test_components_connect_at_corners_and_exclude_ignored_pixels():
     mask = np.array([[1, 0, 0, 2], [0, 1, 255, 0], [0, 0, 0, 1]], np.uint8)
-    found = pixel_and_component_counts([mask], Labels(["background", "a", "b"], ignore_index=255))
-    assert found["components"].tolist() == [[1, 2, 1]]
-    assert found["pixels"].tolist() == [[7, 3, 1]]
+    counts = pixel_and_component_counts([mask], Labels(["background", "a", "b"], ignore_index=255))
+    assert counts["components"].tolist() == [[1, 2, 1]]
+    assert counts["pixels"].tolist() == [[7, 3, 1]]
     overlapping = pixel_and_component_counts(
         [np.array([[[1, 0, 1]], [[0, 0, 255]]], np.uint8)], Labels(["a", "b"], "multilabel", 255)
     )

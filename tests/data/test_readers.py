@@ -1,4 +1,4 @@
-"""Files of every format written by PIL, OpenCV, nibabel and numpy are read as they were meant, or refused by name."""
+"""Files written by PIL, OpenCV, nibabel and numpy are read correctly, and errors name the damaged files."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from PIL import Image
 from segkit import Labels
 from segkit.data import Case, DataError, MaskFile
 from segkit.data.formats import case_name
-from segkit.data.mask_encoding import MaskCode
+from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.mask_validation import check_mask, value_counts
 from segkit.data.readers import image_files, read_files, read_image, read_mask
 
@@ -22,7 +22,7 @@ needs_data = pytest.mark.skipif("SEGKIT_DATA" not in os.environ, reason="SEGKIT_
 DATA = Path(os.environ.get("SEGKIT_DATA", ""))
 
 THREE = Labels(["background", "a", "b"])
-VOID = Labels(["background", "a", "b"], ignore_index=255)
+IGNORING = Labels(["background", "a", "b"], ignore_index=255)
 BINARY = Labels(["no", "yes"], mode="binary")
 OVERLAPPING = Labels(["whole", "core"], mode="multilabel")
 REGIONS = Labels(["whole", "core"], mode="multilabel", regions={"whole": [1, 3], "core": [3]})
@@ -52,7 +52,7 @@ def volume(path, array, affine=None):
 
 @pytest.mark.parametrize("ending", ["png", "PNG", "bmp", "tif", "tiff"])
 @pytest.mark.parametrize("array", [GREY8, RGB8], ids=["grey", "rgb"])
-def test_pictures_are_scaled_to_one(tmp_path, ending, array):
+def test_raster_images_are_scaled_to_one(tmp_path, ending, array):
     image, spacing = read_image(write(tmp_path / f"x.{ending}", array))
     expected = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     assert image.dtype == np.float32
@@ -60,7 +60,7 @@ def test_pictures_are_scaled_to_one(tmp_path, ending, array):
     np.testing.assert_allclose(image, expected / 255, atol=1e-7)
 
 
-def test_jpeg_is_read_as_pillow_reads_it(tmp_path):
+def test_jpeg_equals_pillow(tmp_path):
     smooth = np.stack([np.add.outer(np.arange(32), np.arange(24)) * step for step in (1, 2, 4)], -1).astype(np.uint8)
     path = write(tmp_path / "x.jpg", smooth, quality=95)
     image, _spacing = read_image(path)
@@ -87,8 +87,8 @@ def test_grey_with_transparency_has_one_channel(tmp_path):
 
 @given(order=st.permutations([0, 1, 2]), signs=st.tuples(*[st.sampled_from([-1, 1])] * 3), channels=st.integers(1, 3))
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_nifti_is_turned_to_ras(tmp_path, order, signs, channels):
-    """Any axis order and direction gives what nibabel's own canonical image holds, and its spacing."""
+def test_nifti_is_reoriented_to_ras(tmp_path, order, signs, channels):
+    """For any axis order and direction, values and spacing equal those of nibabel's canonical image."""
     affine = np.eye(4)
     affine[:3, :3] = np.eye(3)[list(order)] * np.array(signs) * [0.5, 2.0, 3.0]
     shape = (4, 5, 6) if channels == 1 else (4, 5, 6, channels)
@@ -102,7 +102,7 @@ def test_nifti_is_turned_to_ras(tmp_path, order, signs, channels):
     assert len(spacing) == 3
 
 
-def test_nifti_picture_keeps_two_axes(tmp_path):
+def test_2d_nifti_keeps_two_axes(tmp_path):
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     image, spacing = read_image(volume(tmp_path / "x.nii", array, np.diag([-2.0, 3.0, 1.0, 1.0])))
     np.testing.assert_array_equal(image, array[None, ::-1])
@@ -126,8 +126,7 @@ def test_pixels_that_are_not_finite(tmp_path):
         read_image(tmp_path / "bad.npy", "seven")
 
 
-# files that are not what they seem
-
+# damaged files
 
 FORMATS = ["x.png", "x.jpg", "x.bmp", "x.tif", "x.nii", "x.nii.gz", "x.npy"]
 
@@ -158,7 +157,7 @@ def test_damaged_files_are_named(file):
     for part in (0.1, 0.5, 0.9):
         file.write_bytes(content[: int(len(content) * part)])
         refused(file, "truncated|cannot be read")
-    file.write_bytes(b"this is no image, whatever its name says" * 30)
+    file.write_bytes(b"this is not an image, whatever its name says" * 30)
     refused(file, "another format|cannot be read")
     file.write_bytes(b"")
     refused(file, r"empty \(0 bytes\)")
@@ -168,19 +167,19 @@ def test_damaged_files_are_named(file):
 
 def test_unknown_ending(tmp_path):
     (tmp_path / "x.webp").write_bytes(b"GIF89a")
-    refused(tmp_path / "x.webp", "expected a file that ends in .nii.gz, .nii, .png")
+    refused(tmp_path / "x.webp", "ending .nii.gz, .nii, .png")
 
 
 @pytest.mark.parametrize("array", [np.array(["a", "b"]), np.ones((2, 3), complex), np.array([[{}]])])
-def test_npy_that_holds_no_numbers(tmp_path, array):
+def test_npy_without_numbers(tmp_path, array):
     np.save(tmp_path / "x.npy", array)
     refused(tmp_path / "x.npy", "array of real numbers|NPY")
 
 
-def test_npz_in_disguise(tmp_path):
+def test_npz_with_the_ending_of_npy(tmp_path):
     with open(tmp_path / "x.npy", "wb") as file:
         np.savez(file, a=GREY8)
-    refused(tmp_path / "x.npy", "expected one array.* got an archive of a; save it with numpy.save")
+    refused(tmp_path / "x.npy", "expected one array.* numpy.save")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -197,7 +196,7 @@ def test_the_pages_of_a_tiff_are_a_volume(tmp_path, dtype):
 def test_names_and_folders(tmp_path):
     assert case_name(Path("f/a.b.nii.gz")) == "a.b"
     assert case_name(Path("a.PNG")) == "a"
-    with pytest.raises(DataError, match="found no file"):
+    with pytest.raises(DataError, match="expected images"):
         image_files(tmp_path)
     write(tmp_path / "b.png", GREY8)
     write(tmp_path / "a.JPG", GREY8, format="JPEG")
@@ -239,7 +238,7 @@ def test_masks_survive_every_format(tmp_path, values, ending):
     array = np.array(values, np.uint8).reshape(2, 3)
     path = tmp_path / f"x.{ending}"
     {"npy": np.save, "nii": volume}.get(ending, write)(path, array)
-    np.testing.assert_array_equal(read_mask(path, VOID), array)
+    np.testing.assert_array_equal(read_mask(path, IGNORING), array)
 
 
 @given(st.dictionaries(st.integers(0, 5), st.integers(0, 2)))
@@ -248,7 +247,7 @@ def test_value_map_replaces_all_at_once(tmp_path, value_map):
     array = np.arange(6, dtype=np.uint8).reshape(2, 3)
     np.save(tmp_path / "x.npy", array)
     expected = np.vectorize(lambda value: value_map.get(int(value), int(value)))(array)
-    np.testing.assert_array_equal(read_mask(tmp_path / "x.npy", MANY, MaskCode(value_map)), expected)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.npy", MANY, MaskEncoding(value_map)), expected)
 
 
 def test_floating_masks(tmp_path):
@@ -258,14 +257,14 @@ def test_floating_masks(tmp_path):
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, array)
     volume(path, np.where(array == 2, 0.25, array).astype(np.float32))
-    with pytest.raises(DataError, match=rf"{(array == 2).sum()} pixels that are not, such as 0.25; probabilities"):
+    with pytest.raises(DataError, match=rf"{(array == 2).sum()} pixels .*such as 0.25; .*probabilities"):
         read_mask(path, THREE)
 
 
 def test_colour_coded_mask(tmp_path):
     with pytest.raises(
         DataError,
-        match=r"case x, .*x\.png: expected class numbers, got a mask in \d+ colours, .*so many look like edges",
+        match=r"case x, .*x\.png: expected class numbers, got a mask in \d+ colours, .*edges",
     ):
         read_mask(write(tmp_path / "x.png", RGB8), THREE)
 
@@ -276,7 +275,7 @@ def test_overlapping_masks(tmp_path):
     volume(tmp_path / "x.nii", np.moveaxis(array, 0, -1))
     for name in ("x.npy", "x.nii"):
         np.testing.assert_array_equal(read_mask(tmp_path / name, OVERLAPPING), array)
-    with pytest.raises(DataError, match=r"need a mask \[2, H, W\].*got the shape \[11, 7\]; .*`regions`"):
+    with pytest.raises(DataError, match=r"a mask \[2, H, W\].*shape \[11, 7\]; .*`regions`"):
         read_mask(write(tmp_path / "x.png", GREY8 % 2), OVERLAPPING)
     with pytest.raises(DataError, match=r"expected a mask \[H, W\] or"):
         read_mask(tmp_path / "x.npy", THREE)
@@ -288,10 +287,10 @@ CAUSES = [
     ([0, 1, 255], THREE, r"expected the mask values 0 to 2, got 255 .*`ignore_index: 255` under `labels`"),
     ([0, 0, 1, 2, 3, 3], THREE, r"got 3 \(2 pixels\); 3 is one above the last class.*`ignore_index: 3`"),
     ([0, 1, 2, 3], THREE, r"if 0 marks pixels without a label.*`value_map: \{0: 255, 1: 0, 2: 1, 3: 2\}`"),
-    ([1, 2, 3], THREE, r"count from 1: write `value_map: \{1: 0, 2: 1, 3: 2\}`"),
-    (list(range(0, 256, 5)), BINARY, r"51 different values look like edges smoothed by resizing, or probabilities"),
+    ([1, 2, 3], THREE, r"write `value_map: \{1: 0, 2: 1, 3: 2\}`"),
+    (list(range(0, 256, 5)), BINARY, r"51 different values .*resizing.* probabilities"),
     (list(range(0, 256, 5)), BINARY, r"5 \(1 pixels\), .*30 \(1 pixels\) and 45 more;"),
-    ([0, -1024, 7], VOID, r"expected the mask values 0 to 2, or 255 to ignore, got -1024 \(1 pixels\), 7 \(1 pixels\)"),
+    ([0, -1024, 7], IGNORING, r"0 to 2, or 255 .*got -1024 \(1 pixels\), 7 \(1 pixels\)"),
     ([0, 7], THREE, r"`value_map: \{7: 0\}` under `data`; if one .*`ignore_index: 7`"),
     ([0, 2], REGIONS, r"expected the mask values 0, 1 and 3, got 2 \(1 pixels\)"),
 ]
@@ -308,12 +307,12 @@ def test_jpeg_mask(tmp_path):
     path = write(tmp_path / "x.jpg", np.kron(np.eye(5, dtype=np.uint8) * 2, np.ones((5, 5), np.uint8)), quality=30)
     labels = Labels(["background", "a", "b"])
     if read_image(path)[0].max() * 255 <= 2:
-        pytest.skip("this JPEG library happened to keep the values")
-    with pytest.raises(DataError, match="export the masks again as PNG"):
+        pytest.skip("this JPEG library preserved the values")
+    with pytest.raises(DataError, match=r"JPEG .*PNG"):
         read_mask(path, labels)
 
 
-@pytest.mark.parametrize("labels", [THREE, VOID, BINARY, OVERLAPPING, REGIONS])
+@pytest.mark.parametrize("labels", [THREE, IGNORING, BINARY, OVERLAPPING, REGIONS])
 def test_legal_values_pass(labels):
     check_mask(np.array([*labels.values, *([255] if labels.ignore_index else [])]), labels, "x", "x.png")
 
@@ -321,14 +320,14 @@ def test_legal_values_pass(labels):
 @given(st.lists(st.integers(-3, 300), max_size=30))
 def test_value_counts(values):
     array = np.array(values, np.int64)
-    for found, expected in zip(value_counts(array), np.unique(array, return_counts=True), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for computed, expected in zip(value_counts(array), np.unique(array, return_counts=True), strict=True):
+        np.testing.assert_array_equal(computed, expected)
 
 
 # pairs
 
 
-def test_sizes_that_differ(tmp_path):
+def test_image_and_mask_of_different_sizes(tmp_path):
     image, mask = write(tmp_path / "i.png", GREY8), write(tmp_path / "m.png", GREY8.T % 3)
     with pytest.raises(DataError, match=r"case x, .*i\.png: .*size \[11, 7\], got \[7, 11\] in .*m\.png"):
         read_files(pair(image, mask), THREE)
@@ -336,16 +335,16 @@ def test_sizes_that_differ(tmp_path):
     assert raw.mask is None
 
 
-def test_image_and_mask_in_other_orientations(tmp_path):
-    """The mask of another orientation meets its voxels; one that has lost its affine is refused."""
+def test_image_and_mask_in_different_orientations(tmp_path):
+    """A mask in another orientation is aligned with its image; a mask with a wrong affine is refused."""
     array = RANDOM.integers(0, 3, (4, 5, 6)).astype(np.uint8)
-    turned = nib.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0]))
-    nib.save(turned, tmp_path / "image.nii")
-    nib.save(nib.as_closest_canonical(turned), tmp_path / "mask.nii")
+    reoriented = nib.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0]))
+    nib.save(reoriented, tmp_path / "image.nii")
+    nib.save(nib.as_closest_canonical(reoriented), tmp_path / "mask.nii")
     raw = read_files(pair(tmp_path / "image.nii", tmp_path / "mask.nii"), THREE)
     np.testing.assert_array_equal(raw.image[0], raw.mask)
     volume(tmp_path / "lost.nii", array)
-    with pytest.raises(DataError, match=r"the affines put .*lost\.nii .* mm away"):
+    with pytest.raises(DataError, match=r"lost\.nii .* mm"):
         read_files(pair(tmp_path / "image.nii", tmp_path / "lost.nii"), THREE)
 
 
@@ -355,7 +354,7 @@ def test_image_and_mask_in_other_orientations(tmp_path):
 @needs_data
 @pytest.mark.parametrize("name", ["png_sample-16rgb_SEM.png", "png_sample-16rgba_SEM.png", "tif_sample-16rgb_SEM.tif"])
 def test_real_16_bit_colours_keep_their_depth(name):
-    """Pillow would give 8 bits."""
+    """Pillow reads these files with 8 bits per channel."""
     image, _spacing = read_image(DATA / "formats/png_tif_16bit" / f"sub-{name}")
     stored = cv2.imread(str(DATA / "formats/png_tif_16bit" / f"sub-{name}"), cv2.IMREAD_UNCHANGED)
     assert stored.dtype == np.uint16

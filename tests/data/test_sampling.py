@@ -22,9 +22,9 @@ def keys(sampler):
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 20), st.integers(0, 19))
-def test_continuing_gives_what_would_have_come(cases, batch, steps, start):
-    whole = list(BatchSampler(cases, batch, steps, seed=3))
-    assert list(BatchSampler(cases, batch, steps, seed=3, start=start)) == whole[start:]
+def test_resuming_gives_the_remaining_batches(cases, batch, steps, start):
+    all_batches = list(BatchSampler(cases, batch, steps, seed=3))
+    assert list(BatchSampler(cases, batch, steps, seed=3, start=start)) == all_batches[start:]
 
 
 @given(st.integers(4, 12), st.integers(1, 4))
@@ -53,34 +53,34 @@ def test_draws_depend_on_seed_epoch_and_position_alone():
         generator, augmenting = sample_seeds(seed, Key(*key))
         return generator.random(), augmenting
 
-    assert draws(0, 1, 2, 7) == draws(0, 1, 2, 9)  # the case decides nothing
+    assert draws(0, 1, 2, 7) == draws(0, 1, 2, 9)  # the case does not matter
     assert len({draws(0, 1, 2, 0), draws(1, 1, 2, 0), draws(0, 2, 2, 0), draws(0, 1, 3, 0)}) == 4
 
 
 @given(st.data())
 def test_window_and_cut_give_the_patch(data):
-    """Cutting the placed patch out of the piece equals cutting it out of the image."""
+    """Cutting the patch from the region equals cutting it from the image."""
     size = tuple(data.draw(st.lists(st.integers(1, 20), min_size=2, max_size=3)))
     patch = tuple(data.draw(st.integers(1, 20)) for _ in size)
     margin = data.draw(st.floats(1, 3))
     image = np.arange(1, np.prod(size) + 1).reshape(size)
     centre = np.array([data.draw(st.integers(0, side - 1)) for side in size]) if data.draw(st.booleans()) else None
     window = place_window(size, patch, margin, centre, np.random.default_rng(data.draw(st.integers(0, 99))))
-    piece = cut(image[window.slices], window.offset, patch, 0)
-    assert piece.shape == patch
+    region = cut(image[window.slices], window.offset, patch, 0)
+    assert region.shape == patch
     first = tuple(start + offset for start, offset in zip(window.start, window.offset, strict=True))
-    np.testing.assert_array_equal(piece, cut(image, first, patch, 0))
+    np.testing.assert_array_equal(region, cut(image, first, patch, 0))
     for axis, (side, length) in enumerate(zip(size, patch, strict=True)):
-        if side >= length:  # nothing is padded that need not be
+        if side >= length:  # no unnecessary padding
             assert 0 <= first[axis] <= side - length
             if centre is not None and side > length:
                 assert first[axis] <= centre[axis] < first[axis] + length
-        else:  # and nothing is lost
+        else:  # the whole image is in the patch
             assert first[axis] <= 0
             assert first[axis] + length >= side
 
 
-def test_patches_reach_every_place():
+def test_patches_reach_every_position():
     random = np.random.default_rng(0)
     firsts = {place_window((10,), (4,), 1.0, None, random).start[0] for _ in range(200)}
     assert firsts == set(range(7))
@@ -89,9 +89,9 @@ def test_patches_reach_every_place():
 @pytest.mark.parametrize("background", [0, None])
 def test_foreground_locations(background):
     mask = np.array([[0, 1], [255, 2]], dtype=np.uint8)
-    found = foreground_locations(mask, background, padding_value=255, dims=2)
+    locations = foreground_locations(mask, background, padding_value=255, dims=2)
     expected = (mask != 255) if background is None else (mask == 1) | (mask == 2)
-    np.testing.assert_array_equal(found, np.argwhere(expected))
+    np.testing.assert_array_equal(locations, np.argwhere(expected))
 
 
 def test_foreground_locations_of_overlapping_classes():
@@ -110,8 +110,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_classes_are_drawn_alike_however_rare(kind):
-    """One pixel of the last class among a thousand of the others is drawn as often as all of them together."""
+def test_classes_are_drawn_equally_often(kind):
+    """A class of one pixel is drawn as often as a class of a thousand pixels."""
     labels, kinds = KINDS[kind]
     mask = np.zeros((40, 40), np.uint8)
     mask[:, :30] = 1
@@ -119,9 +119,9 @@ def test_classes_are_drawn_alike_however_rare(kind):
         mask[5, 5] = 2
     if labels.has_mask_channels:
         mask = np.stack([mask == 1, mask == 2]).astype(np.uint8)
-    found = find_locations(mask, labels, 2, "classes")
+    locations = find_locations(mask, labels, 2, "classes")
     random = np.random.default_rng(0)
-    drawn = np.array([found.draw(random) for _ in range(600)])
+    drawn = np.array([locations.draw(random) for _ in range(600)])
     rare = (drawn == 5).all(1).mean()
     assert rare == pytest.approx(0.5, abs=0.07) if len(kinds) == 2 else rare < 0.02
     assert (drawn[:, 1] < 30).all()
@@ -129,24 +129,24 @@ def test_classes_are_drawn_alike_however_rare(kind):
     assert np.mean([(by_pixels.draw(random) == 5).all() for _ in range(600)]) < 0.02
 
 
-def test_a_case_without_foreground_has_nothing_to_draw():
+def test_no_location_is_drawn_without_foreground():
     labels = KINDS["exclusive"][0]
     for balance in ("pixels", "classes"):
-        found = find_locations(np.zeros((4, 4), np.uint8), labels, 2, balance)
-        assert found.draw(np.random.default_rng(0)) is None
+        locations = find_locations(np.zeros((4, 4), np.uint8), labels, 2, balance)
+        assert locations.draw(np.random.default_rng(0)) is None
 
 
-def test_many_foreground_locations_are_thinned_evenly():
+def test_many_foreground_locations_are_subsampled_evenly():
     mask = np.ones((300, 300), dtype=np.uint8)
-    found = foreground_locations(mask, 0, padding_value=255, dims=2)
-    assert len(found) == 10_000
-    assert found[0].tolist() == [0, 0]
-    assert found[-1].tolist() == [299, 299]
+    locations = foreground_locations(mask, 0, padding_value=255, dims=2)
+    assert len(locations) == 10_000
+    assert locations[0].tolist() == [0, 0]
+    assert locations[-1].tolist() == [299, 299]
 
 
-def test_foreground_of_regions_is_what_they_unite():
+def test_foreground_of_regions_is_their_union():
     labels = Labels(["whole", "core"], mode="multilabel", regions={"whole": [1, 2], "core": [2]})
     mask = np.zeros((6, 7), np.uint8)
     mask[1, 2:4], mask[4, 5] = 1, 2
-    found = find_locations(mask, labels, 2, "pixels")
-    assert sorted(map(tuple, found.places.tolist())) == [(1, 2), (1, 3), (4, 5)]
+    locations = find_locations(mask, labels, 2, "pixels")
+    assert sorted(map(tuple, locations.places.tolist())) == [(1, 2), (1, 3), (4, 5)]

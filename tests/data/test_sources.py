@@ -1,4 +1,4 @@
-"""Sources: what is found, what is refused and how, and phantoms that keep what they promise."""
+"""Sources: the cases that are found, the errors that are raised, and the properties of synthetic cases."""
 
 import inspect
 import json
@@ -28,7 +28,7 @@ REGIONS = Labels(["whole", "core"], mode="multilabel", regions={"whole": [1, 3],
 
 
 def folder(tmp_path, images=(), masks=()):
-    """Folders of small pictures with the given names."""
+    """Folders of small images with the given names."""
     for kind, files in (("images", images), ("masks", masks)):
         for name in files:
             path = tmp_path / kind / name
@@ -42,7 +42,7 @@ def names(source):
 
 
 def test_options_are_a_schema():
-    """Every option has an annotation that can be resolved, and none is a catch-all."""
+    """Every option is keyword-only and has an annotation that can be resolved."""
     for source in SOURCES.values():
         parameters = inspect.signature(source).parameters.values()
         hints = typing.get_type_hints(source.__init__)
@@ -85,7 +85,7 @@ def test_folders_for_each_case(tmp_path):
     assert names(source) == ["a", "b"]
 
 
-def test_brackets_in_names_are_letters(tmp_path):
+def test_brackets_in_names_are_literal(tmp_path):
     options = folder(tmp_path, ["a [1].png", "b.png"], ["a [1].png"])
     assert names(PairsSource(**options, image_pattern="{case} [1].png", mask_pattern="{case} [1].png")) == ["a"]
 
@@ -94,18 +94,18 @@ def test_images_and_masks_in_one_folder(tmp_path):
     options = folder(tmp_path, ["a.png", "b.png", "a_mask.png", "b_mask.png"])
     options["masks"] = options["images"]
     assert names(PairsSource(**options, mask_pattern="{case}_mask.png")) == ["a", "b"]
-    with pytest.raises(ValueError, match="give them other patterns"):
+    with pytest.raises(ValueError, match="different patterns"):
         PairsSource(**options)
 
 
-def test_files_without_partner(tmp_path):
+def test_unpaired_files(tmp_path):
     options = folder(tmp_path, ["a.png", "b.png"], ["b.png", "c.png"])
     with pytest.raises(DataError, match=r"2 files(.|\n)*image without mask: .*a\.png\n  mask without image: .*c\.png"):
         PairsSource(**options)
     assert names(PairsSource(**options, unpaired="skip")) == ["b"]
 
 
-def test_many_files_without_partner_are_counted(tmp_path):
+def test_many_unpaired_files_are_counted(tmp_path):
     options = folder(tmp_path, [f"{number}.png" for number in range(30)], ["7.png"])
     with pytest.raises(DataError, match=r"29 files(.|\n)*and 19 more\n.*`unpaired: skip`") as caught:
         PairsSource(**options)
@@ -120,9 +120,9 @@ def test_annotators(tmp_path):
         ("a_1", "a_1_two.png"),
         ("b", "b_two.png"),
     ]
-    with pytest.raises(DataError, match=r"annotator to be one of one, two, .* got three"):
+    with pytest.raises(DataError, match=r"annotator to be one of one, two, got three"):
         PairsSource(**options, annotator="three")
-    with pytest.raises(DataError, match=r"annotator to be one of one, two, .* got None"):
+    with pytest.raises(DataError, match=r"annotator to be one of one, two, got None"):
         PairsSource(**options)
     (tmp_path / "masks/b_one.png").unlink()
     with pytest.raises(DataError, match=r"image without mask: .*b\.png"):
@@ -135,7 +135,7 @@ def test_annotator_with_underscore(tmp_path):
     assert source.cases[0].masks[0].path.name == "a_rater_2.png"
 
 
-def test_one_annotator_needs_no_choice(tmp_path):
+def test_one_annotator_per_case_needs_no_choice(tmp_path):
     options = folder(tmp_path, ["a.png", "b.png"], ["a_x.png", "b_y.png"])
     assert names(PairsSource(**options, mask_pattern="{case}_{annotator}.png")) == ["a", "b"]
 
@@ -148,7 +148,7 @@ def test_two_files_for_one_case(tmp_path):
 def test_groups(tmp_path):
     options = folder(tmp_path, ["01L.png", "01R.png", "02L.png"], ["01L.png", "01R.png", "02L.png"])
     assert [case.group for case in PairsSource(**options, group=r"(\d+)").cases] == ["01", "01", "02"]
-    with pytest.raises(DataError, match=r"case 02L: its name does not match group '\(01\)'"):
+    with pytest.raises(DataError, match=r"case 02L: .*group '\(01\)'"):
         PairsSource(**options, group="(01)")
     with pytest.raises(ValueError, match="one pair of brackets"):
         PairsSource(**options, group=r"\d+")
@@ -200,19 +200,19 @@ def test_folders_without_files(tmp_path):
         {"annotator": "one"},
     ],
 )
-def test_patterns_that_mean_nothing(tmp_path, options):
-    with pytest.raises(ValueError, match=r"expected|needs"):
+def test_invalid_patterns(tmp_path, options):
+    with pytest.raises(ValueError, match=r"image_pattern|mask_pattern"):
         PairsSource(**folder(tmp_path, ["a.png"], ["a.png"]), **options)
 
 
-def test_errors_on_reading_name_the_case(tmp_path):
+def test_errors_while_reading_name_the_case(tmp_path):
     options = folder(tmp_path, ["a.png"], ["a.png"])
     Image.fromarray(np.eye(4, dtype=np.uint8) * 255).save(tmp_path / "masks/a.png")
     source = PairsSource(**options)
     with pytest.raises(DataError, match=r"case a, file .*masks/a\.png: .* 255 \(4 pixels\); .*`value_map: {255: 1}`"):
         source.read(source.cases[0])
-    mended = PairsSource(**options, value_map={255: 1})
-    np.testing.assert_array_equal(mended.read(mended.cases[0]).mask, np.eye(4))
+    fixed = PairsSource(**options, value_map={255: 1})
+    np.testing.assert_array_equal(fixed.read(fixed.cases[0]).mask, np.eye(4))
 
 
 # the Decathlon
@@ -240,17 +240,17 @@ def test_msd(tmp_path):
     np.testing.assert_array_equal(raw.image[0], raw.mask)
 
 
-def test_msd_files_that_are_not_listed(tmp_path):
+def test_msd_unlisted_files(tmp_path):
     root = decathlon(tmp_path, ["a"], unlisted=["bb"])
     with pytest.raises(DataError, match=r"2 files(.|\n)*image that belongs to no case: .*imagesTr/bb\.nii\.gz"):
         DecathlonSource(labels=THREE, root=root)
     assert names(DecathlonSource(labels=THREE, root=root, unpaired="skip")) == ["a"]
 
 
-def test_msd_files_that_are_missing(tmp_path):
+def test_msd_missing_files(tmp_path):
     root = decathlon(tmp_path, ["a", "b"])
     (root / "labelsTr/b.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"lists \./labelsTr/b\.nii\.gz, but there is no such file"):
+    with pytest.raises(DataError, match=r"\./labelsTr/b\.nii\.gz.* no such file"):
         DecathlonSource(labels=THREE, root=root)
 
 
@@ -269,10 +269,10 @@ def test_msd_classes(tmp_path):
     root = decathlon(tmp_path, ["a"])
     with pytest.raises(DataError, match=r"names 3 classes, background, anterior, posterior, but `labels` has 2"):
         DecathlonSource(labels=BINARY, root=root)
-    joined = DecathlonSource(labels=BINARY, root=root, value_map={2: 1})
-    assert set(np.unique(joined.read(joined.cases[0]).mask)) == {0, 1}
+    merged = DecathlonSource(labels=BINARY, root=root, value_map={2: 1})
+    assert set(np.unique(merged.read(merged.cases[0]).mask)) == {0, 1}
     listing = json.loads((root / "dataset.json").read_text())
-    listing["labels"] = {"background": 0, "anterior": 1, "posterior": 2}  # nnU-Net's later form
+    listing["labels"] = {"background": 0, "anterior": 1, "posterior": 2}  # the form of nnU-Net v2
     (root / "dataset.json").write_text(json.dumps(listing))
     DecathlonSource(labels=THREE, root=root)
 
@@ -287,17 +287,17 @@ def test_msd_classes(tmp_path):
         ('{"training": []}', "found none"),
     ],
 )
-def test_msd_listings_that_do_not_work(tmp_path, content, message):
+def test_invalid_msd_listings(tmp_path, content, message):
     if content is not None:
         (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=message):
         DecathlonSource(labels=THREE, root=tmp_path)
 
 
-# phantoms
+# synthetic cases
 
 
-PHANTOMS = {
+SYNTHETIC = {
     "binary": (BINARY, {}),
     "binary_dense": (BINARY, {"foreground": 0.85}),
     "binary_sparse": (BINARY, {"foreground": 0.01}),
@@ -310,47 +310,47 @@ PHANTOMS = {
 }
 
 
-@pytest.fixture(params=PHANTOMS)
-def phantom(request):
-    labels, options = PHANTOMS[request.param]
+@pytest.fixture(params=SYNTHETIC)
+def synthetic(request):
+    labels, options = SYNTHETIC[request.param]
     source = SyntheticSource(labels=labels, train=24, **options)
     return source, [source.read(case) for case in source.cases], options
 
 
-def test_phantoms_are_legal_cases(phantom):
-    source, raws, options = phantom
+def test_synthetic_cases_are_valid(synthetic):
+    source, raws, options = synthetic
     size = tuple(options.get("size", (96, 96)))
-    legal = {*source.labels.values, *([source.labels.ignore_index] if source.labels.ignore_index else [])}
+    allowed = {*source.labels.values, *([source.labels.ignore_index] if source.labels.ignore_index else [])}
     for raw in raws:
         assert raw.image.dtype == np.float32
         assert raw.image.shape == (options.get("channels", 1), *size)
         assert raw.mask.shape == ((len(source.labels.names), *size) if source.labels.has_mask_channels else size)
         assert raw.mask.dtype == np.dtype(str(source.labels.mask_dtype).split(".")[1])
-        assert set(np.unique(raw.mask)) <= legal
+        assert set(np.unique(raw.mask)) <= allowed
         assert np.isfinite(raw.image).all()
     if source.labels.ignore_index is not None:
         assert all(0 < (raw.mask == source.labels.ignore_index).mean() < 0.05 for raw in raws)
     assert class_counts((raw.mask for raw in raws), source.labels).all()
 
 
-def test_phantoms_have_the_share_of_foreground(phantom):
-    source, raws, options = phantom
+def test_synthetic_cases_have_the_foreground_fraction(synthetic):
+    source, raws, options = synthetic
     background = source.labels.background_channel or 0
-    shares = [
+    fractions = [
         (raw.mask == 1).any(0).mean()
         if source.labels.has_mask_channels
         else ((raw.mask != background) & (raw.mask != source.labels.ignore_index)).mean()
         for raw in raws
     ]
-    assert np.mean(shares) == pytest.approx(options.get("foreground", 0.1), rel=0.25)
+    assert np.mean(fractions) == pytest.approx(options.get("foreground", 0.1), rel=0.25)
 
 
-def test_overlapping_phantoms_overlap():
+def test_overlapping_synthetic_classes_overlap():
     source = SyntheticSource(labels=OVERLAPPING, foreground=0.5)
     assert any((source.read(case).mask.sum(0) == 2).any() for case in source.cases[:10])
 
 
-def test_phantoms_depend_on_seed_and_number_alone():
+def test_synthetic_cases_depend_on_seed_and_number_only():
     def images(**options):
         source = SyntheticSource(labels=BINARY, size=[32, 32], **options)
         return {case.name: source.read(case).image for case in source.cases}
@@ -363,13 +363,13 @@ def test_phantoms_depend_on_seed_and_number_alone():
     assert len({image.tobytes() for image in many.values()}) == len(many)
 
 
-def test_phantoms_come_split():
+def test_synthetic_cases_have_parts():
     split = source_split(SyntheticSource(labels=BINARY, train=5, validation=2, test=0).cases)
     assert tuple(map(len, (split.train, split.validation, split.test))) == (5, 2, 0)
 
 
-def test_phantoms_are_not_found_by_a_threshold():
-    """Even the best threshold of each single case misses most: it takes a network that sees edges."""
+def test_a_threshold_does_not_find_synthetic_objects():
+    """Even the best threshold of each case reaches a mean Dice below 0.5."""
     source = SyntheticSource(labels=BINARY)
     best = []
     for raw in (source.read(case) for case in source.cases[:20]):
@@ -379,7 +379,7 @@ def test_phantoms_are_not_found_by_a_threshold():
 
 
 @pytest.mark.parametrize(("size", "limit_ms"), [([96, 96], 10), ([48, 48, 48], 60)])
-def test_phantoms_are_made_quickly(size, limit_ms):
+def test_synthetic_cases_are_generated_quickly(size, limit_ms):
     source = SyntheticSource(labels=THREE, size=size)
 
     def milliseconds(case):
@@ -393,7 +393,7 @@ def test_phantoms_are_made_quickly(size, limit_ms):
 @pytest.mark.parametrize(
     "options", [{"foreground": 0.9}, {"size": [96]}, {"size": [4, 96]}, {"noise": -1}, {"train": 0}]
 )
-def test_phantoms_that_cannot_be(options):
+def test_invalid_options_of_synthetic_cases(options):
     with pytest.raises(ValueError, match="expected"):
         SyntheticSource(labels=BINARY, **options)
 
@@ -463,7 +463,7 @@ def test_hippocampus():
 
 
 @needs_data
-def test_hippocampus_strays(tmp_path):
+def test_hippocampus_unpaired_files(tmp_path):
     for kind in ("imagesTr", "labelsTr"):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "hippocampus_001.nii.gz").symlink_to(DATA / "hippocampus" / kind / "hippocampus_001.nii.gz")

@@ -7,7 +7,8 @@ from segkit import Labels
 from segkit.data import SPLITS, SyntheticSource
 from segkit.data.augment import ALBUMENTATIONS, build_augment
 from segkit.data.case_store import CaseStore
-from segkit.data.loaders import EvaluationSet, TrainingSet, training_loader
+from segkit.data.datasets import EvaluationSet, TrainingSet
+from segkit.data.loaders import training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.inference.predictor import Predictor
 from segkit.losses import build_loss
@@ -48,12 +49,11 @@ def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss=
             dataset, batch=4, workers=workers, steps=steps, seed=1, start=start, multiple=4, pin=False
         ),
         validation=EvaluationSet([by_name[name] for name in split.validation], source, preprocess, keep=True),
-        predictor=lambda model: Predictor(model, CPU, 4),
+        predictor=lambda model: Predictor(model, LABELS, CPU, 4),
         settings=Settings(
             limits or Limits(steps), 2, **{"clip_norm": 1.0, "ema": ema, "log_every": 2, "validate_every": 2} | settings
         ),
         device=CPU,
-        threshold=0.5,
         plain={"config": {"seed": 1}},
     )
 

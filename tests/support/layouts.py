@@ -1,4 +1,4 @@
-"""A folder of data in every layout that a source reads."""
+"""Small data folders in every layout that a source reads."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segkit import Labels
-from segkit.data.sources.public import CITYSCAPES_CLASSES
+from segkit.data.sources.cityscapes import CITYSCAPES_CLASSES
 
 SIDES = (12, 10)
 
@@ -28,7 +28,7 @@ CITYSCAPES = Labels([f"class {number}" for number in range(19)], ignore_index=25
 
 @dataclass
 class Layout:
-    """What was written: options of the source, where the first case's image and mask are, what is to be read."""
+    """A written data folder: the options of its source, the files of its first case, and the expected content."""
 
     name: str
     options: dict[str, Any]
@@ -37,7 +37,7 @@ class Layout:
     image: Path | None
     mask: Path | None
     splits: set[str | None] = field(default_factory=lambda: {None})
-    listing: Path | None = None  # a file that lists others, in which the first image stands as a path
+    listing: Path | None = None  # the file that lists the paths of images
 
 
 def colours(name):
@@ -82,7 +82,7 @@ def manifest_csv(root):
 
 
 def manifest_json(root):
-    """Two files of channels, and a file an object."""
+    """Two image files as channels, and one mask file per object."""
     rows = []
     for name in NAMES:
         for number in range(2):
@@ -91,9 +91,10 @@ def manifest_json(root):
         objects = {"car": [mask == 1], "tree": [(mask == 2) & (np.arange(10) < 5), (mask == 2) & (np.arange(10) >= 5)]}
         files = {
             kind: [
-                save(root / f"{name}_{kind}{number}.png", one * np.uint8(255)).name for number, one in enumerate(parts)
+                save(root / f"{name}_{kind}{number}.png", plane * np.uint8(255)).name
+                for number, plane in enumerate(planes)
             ]
-            for kind, parts in objects.items()
+            for kind, planes in objects.items()
         }
         images = [f"{name}_channel{number}.png" for number in range(2)]
         rows.append({"case": name, "image": images, "mask": files, "group": name[0]})
@@ -120,7 +121,7 @@ def msd(root):
 
 
 def nnunet(root):
-    """A file a channel, regions, and a value to ignore."""
+    """One image file per channel, regions, and an ignore value."""
     labels = Labels(["whole", "core"], mode="multilabel", ignore_index=3, regions={"whole": [1, 2], "core": [2]})
     for name in NAMES:
         for number in range(2):
@@ -143,11 +144,11 @@ def voc(root):
     for name in NAMES:
         save(root / f"JPEGImages/{name}.jpg", colours(name))
         masks[name] = classes(name)
-        masks[name][0] = 255  # as the edges of objects are
-        picture = Image.fromarray(masks[name], mode="P")
-        picture.putpalette([value for number in range(256) for value in (number, 255 - number, 7)])
+        masks[name][0] = 255  # as at the borders of objects
+        image = Image.fromarray(masks[name], mode="P")
+        image.putpalette([value for number in range(256) for value in (number, 255 - number, 7)])
         (root / "SegmentationClass").mkdir(exist_ok=True)
-        picture.save(root / f"SegmentationClass/{name}.png")
+        image.save(root / f"SegmentationClass/{name}.png")
     (lists / "train.txt").write_text("a_1\na_2\n")
     (lists / "val.txt").write_text("b_1\n")
     options = {"root": root, "sets": {"train": "train", "validation": "val"}, "group": "(.)_"}
@@ -180,7 +181,7 @@ def ade(root):
 
 
 def coco(root):
-    """Run lengths, compressed or not, and one crowd."""
+    """Compressed and uncompressed run-length encodings, and one crowd region per image."""
     images, annotations, masks = [], [], {}
     for number, name in enumerate(NAMES):
         save(root / f"pictures/{name}.png", colours(name))
@@ -195,8 +196,8 @@ def coco(root):
                 ends = np.flatnonzero(np.diff(np.concatenate([[0], flat, [1 - flat[-1]]]))).tolist()
                 shape["counts"] = np.diff([0, *ends]).tolist()
             area = float((masks[name] == value).sum())
-            one = {"segmentation": shape, "area": area, "iscrowd": int(value == 255), "category_id": category}
-            annotations.append({"id": len(annotations), "image_id": number, **one})
+            annotation = {"segmentation": shape, "area": area, "iscrowd": int(value == 255), "category_id": category}
+            annotations.append({"id": len(annotations), "image_id": number, **annotation})
     categories = [{"id": 7, "name": "car"}, {"id": 9, "name": "tree"}]
     listing = root / "annotations.json"
     listing.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
@@ -209,8 +210,8 @@ def instances(root):
         save(root / name / f"images/{name}.png", colours(name))
         for value, kind in ((1, "car"), (2, "tree")):
             for half in range(2):
-                there = (classes(name) == value) & ((np.arange(10) >= 5) == half)
-                save(root / name / f"masks/{kind}_{half}.png", there * np.uint8(255))
+                plane = (classes(name) == value) & ((np.arange(10) >= 5) == half)
+                save(root / name / f"masks/{kind}_{half}.png", plane * np.uint8(255))
     (root / "c_1/masks").mkdir(parents=True)
     save(root / "c_1/images/c_1.png", colours("c_1"))
     options = {"root": root, "masks": {"car": "masks/car_*", "tree": "masks/tree_*"}, "group": "(.)_"}
@@ -219,6 +220,6 @@ def instances(root):
 
 
 LAYOUTS: dict[str, Callable[[Path], Layout]] = {
-    one.__name__: one
-    for one in (pairs, manifest_csv, manifest_json, msd, nnunet, voc, cityscapes, ade, coco, instances)
+    write.__name__: write
+    for write in (pairs, manifest_csv, manifest_json, msd, nnunet, voc, cityscapes, ade, coco, instances)
 }

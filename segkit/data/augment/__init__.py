@@ -1,9 +1,9 @@
-"""Augmentation of one sample by albumentations, torchvision (pictures) or MONAI, chosen in the configuration.
+"""Augmentation of samples by albumentations or torchvision (2D images) or by MONAI (2D images and volumes).
 
-All engines move image and mask together, masks by nearest neighbour, and fill what comes in from outside with
-`labels.padding_value`, which counts in neither loss nor score. Every draw is a function of the seed that is passed in.
-Albumentations and torchvision work on values in [0, 1] and therefore run before the intensities are normalised; MONAI
-runs after.
+All engines transform image and mask together and resample masks by nearest neighbours. Mask pixels from outside the
+image are set to the padding value, which counts in neither loss nor score. All random numbers are a function of the
+seed that is passed in. Albumentations and torchvision expect intensities in [0, 1] and therefore run before
+normalisation; MONAI runs after it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ TRANSFORMS: dict[str, dict[str, Callable[..., Any]]] = {
     "monai": MONAI,
 }
 ENGINES: dict[str, Callable[[Sequence[Any], int], Augment]] = {
-    "albumentations": lambda transforms, _void: AlbumentationsAugment(transforms),
-    "torchvision": lambda transforms, _void: TorchvisionAugment(transforms),
+    "albumentations": lambda transforms, _padding_value: AlbumentationsAugment(transforms),
+    "torchvision": lambda transforms, _padding_value: TorchvisionAugment(transforms),
     "monai": MonaiAugment,
 }
 
 
 def build_augment(engine: str, transforms: Sequence[Any], padding_value: int) -> Augment:
-    """The engine `none` or one of TRANSFORMS around built transforms."""
+    """Build the augmentation from an engine, `none` or a key of TRANSFORMS, and transforms built for it."""
     return NoAugment() if engine == "none" or not transforms else ENGINES[engine](transforms, padding_value)

@@ -1,4 +1,4 @@
-"""Albumentations, for pictures: values in [0, 1], before the intensities are normalised."""
+"""Albumentations for 2D images, with intensities in [0, 1], before normalisation."""
 
 from __future__ import annotations
 
@@ -8,18 +8,28 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.augment.base import Above0, AugmentError, Below1, Degrees, Half, Positive, Share, Swap, check_order
+from segkit.data.augment.base import (
+    AugmentError,
+    BelowOne,
+    Degrees,
+    NonNegative,
+    Positive,
+    Probability,
+    Swap,
+    UpToHalf,
+    check_order,
+)
 
 
 def _albumentations() -> Any:
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # the library asks the network for a newer version otherwise
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the library goes online to check for updates
     import albumentations
 
     return albumentations
 
 
-def horizontal_flip(*, swap: Swap | None = None, p: Share = 0.5) -> Any:
-    """Mirror left and right, and exchange the classes of `swap_on_flip`."""
+def horizontal_flip(*, swap: Swap | None = None, p: Probability = 0.5) -> Any:
+    """Flip left and right, and swap the classes of `swap_on_flip`."""
     library = _albumentations()
     if swap is None:
         return library.HorizontalFlip(p=p)
@@ -31,13 +41,13 @@ def horizontal_flip(*, swap: Swap | None = None, p: Share = 0.5) -> Any:
     return SwappingFlip(p=p)
 
 
-def vertical_flip(*, p: Share = 0.5) -> Any:
-    """Mirror top and bottom."""
+def vertical_flip(*, p: Probability = 0.5) -> Any:
+    """Flip top and bottom."""
     return _albumentations().VerticalFlip(p=p)
 
 
-def rotate90(*, p: Share = 0.5) -> Any:
-    """Turn by a random multiple of 90 degrees."""
+def rotate90(*, p: Probability = 0.5) -> Any:
+    """Rotate by a random multiple of 90 degrees."""
     return _albumentations().RandomRotate90(p=p)
 
 
@@ -45,12 +55,13 @@ def affine(
     *,
     padding_value: int,
     rotate: Degrees = 15.0,
-    scale: Below1 = 0.15,
-    shift: Positive = 0.05,
+    scale: BelowOne = 0.15,
+    shift: NonNegative = 0.05,
     shear: Degrees = 0.0,
-    p: Share = 0.5,
+    p: Probability = 0.5,
 ) -> Any:
-    """Rotate by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides, shear by degrees."""
+    """Rotate by up to `rotate` degrees, scale by 1 +- `scale`, shift by up to a fraction `shift` of the sides, and
+    shear by up to `shear` degrees."""
     return _albumentations().Affine(
         rotate=(-rotate, rotate),
         scale=(1 - scale, 1 + scale),
@@ -62,38 +73,38 @@ def affine(
     )
 
 
-def elastic(*, padding_value: int, alpha: Positive = 50.0, sigma: Positive = 7.0, p: Share = 0.3) -> Any:
-    """Smooth random displacement (Simard et al. 2003) of strength `alpha` and smoothness `sigma` pixels."""
+def elastic(*, padding_value: int, alpha: NonNegative = 50.0, sigma: NonNegative = 7.0, p: Probability = 0.3) -> Any:
+    """Apply a smooth random displacement of strength `alpha` and smoothness `sigma`, in pixels (Simard et al. 2003)."""
     transform = _albumentations().ElasticTransform
     return transform(alpha=alpha, sigma=sigma, border_mode=0, fill=0, fill_mask=padding_value, p=p)
 
 
-def brightness_contrast(*, brightness: Positive = 0.2, contrast: Positive = 0.2, p: Share = 0.5) -> Any:
-    """Add up to `brightness` of the value range, scale contrast by 1 +- `contrast`."""
+def brightness_contrast(*, brightness: NonNegative = 0.2, contrast: NonNegative = 0.2, p: Probability = 0.5) -> Any:
+    """Shift brightness by up to +- `brightness` of the value range and scale contrast by 1 +- `contrast`."""
     limits = {"brightness_limit": (-brightness, brightness), "contrast_limit": (-contrast, contrast)}
     return _albumentations().RandomBrightnessContrast(**limits, p=p)
 
 
-def gamma(*, low: Above0 = 0.8, high: Above0 = 1.25, p: Share = 0.3) -> Any:
-    """Raise values in [0, 1] to a random power between `low` and `high`."""
+def gamma(*, low: Positive = 0.8, high: Positive = 1.25, p: Probability = 0.3) -> Any:
+    """Raise intensities in [0, 1] to a random power between `low` and `high`."""
     check_order(low, high)
     return _albumentations().RandomGamma(gamma_limit=(100 * low, 100 * high), p=p)
 
 
-def hue_saturation(*, hue: Half = 0.05, saturation: Below1 = 0.2, p: Share = 0.3) -> Any:
-    """Shift hue and saturation of RGB images by shares of their ranges."""
+def hue_saturation(*, hue: UpToHalf = 0.05, saturation: BelowOne = 0.2, p: Probability = 0.3) -> Any:
+    """Shift the hue of RGB images by up to a fraction `hue` of its range and scale saturation by 1 +- `saturation`."""
     return _albumentations().ColorJitter(
         brightness=(1, 1), contrast=(1, 1), saturation=(1 - saturation, 1 + saturation), hue=(-hue, hue), p=p
     )
 
 
-def gaussian_noise(*, sd: Positive = 0.05, p: Share = 0.3) -> Any:
+def gaussian_noise(*, sd: NonNegative = 0.05, p: Probability = 0.3) -> Any:
     """Add Gaussian noise with a standard deviation of up to `sd` of the value range."""
     return _albumentations().GaussNoise(std_range=(0.0, sd), p=p)
 
 
-def gaussian_blur(*, sigma: Positive = 1.5, p: Share = 0.2) -> Any:
-    """Blur with a Gaussian of up to `sigma` pixels."""
+def gaussian_blur(*, sigma: NonNegative = 1.5, p: Probability = 0.2) -> Any:
+    """Blur with a Gaussian with a standard deviation of 0.3 to `sigma` pixels."""
     return _albumentations().GaussianBlur(sigma_limit=(0.3, sigma), blur_limit=0, p=p)
 
 
@@ -112,10 +123,10 @@ ALBUMENTATIONS: dict[str, Callable[..., Any]] = {
 
 
 class AlbumentationsAugment:
-    """Albumentations on pictures in [0, 1]: image float32 [C, H, W], mask [H, W] or [K, H, W].
+    """Albumentations for 2D images in [0, 1]: image float32 [C, H, W], mask [H, W] or [K, H, W].
 
-    Transforms of brightness and colour clip what lies outside. Raises AugmentError for volumes, and where a transform
-    needs other channels.
+    Transforms of brightness and colour clip intensities to [0, 1]. Raises AugmentError for volumes, and if a transform
+    does not support the number of channels.
     """
 
     before_normalisation = True
@@ -125,21 +136,25 @@ class AlbumentationsAugment:
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if image.ndim != 3:
-            raise AugmentError(f"albumentations takes pictures [C, H, W], got {list(image.shape)}; use engine: monai")
+            raise AugmentError(
+                f"albumentations supports 2D images [C, H, W], got {list(image.shape)}; use engine: monai"
+            )
         self.compose.set_random_seed(seed)
         try:
-            moved = self.compose(
+            transformed = self.compose(
                 image=_channels_last(image),
                 mask=np.ascontiguousarray(mask if mask.ndim == 2 else mask.transpose(1, 2, 0)),
             )
-        except TypeError as error:  # what it says of channels that are not 1 or 3
-            raise AugmentError(f"a transform does not fit an image {list(image.shape)}: {error}") from error
-        out_mask = moved["mask"]
+        except TypeError as error:  # raised for channels other than 1 or 3
+            raise AugmentError(f"a transform does not support an image {list(image.shape)}: {error}") from error
+        out_mask = transformed["mask"]
         out_mask = out_mask if out_mask.ndim == 2 else out_mask.transpose(2, 0, 1)
-        return _channels_first(moved["image"].astype(np.float32, copy=False)), out_mask.astype(mask.dtype, copy=False)
+        return _channels_first(transformed["image"].astype(np.float32, copy=False)), out_mask.astype(
+            mask.dtype, copy=False
+        )
 
 
-# OpenCV turns the axes round five times faster than numpy does
+# OpenCV moves the channel axis five times faster than numpy does
 
 
 def _channels_last(image: np.ndarray) -> np.ndarray:

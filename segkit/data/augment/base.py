@@ -1,33 +1,32 @@
-"""What the engines of augmentation have in common."""
+"""Types and helpers shared by the augmentation engines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 from pydantic import Field
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(ge=0)]
-Above0 = Annotated[float, Field(gt=0)]
-Below1 = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
-Half = Annotated[float, Field(ge=0, le=0.5)]
+UpToHalf = Annotated[float, Field(ge=0, le=0.5)]
 Zoom = Annotated[float, Field(gt=0, le=1)]
 
 
 class AugmentError(ValueError):
-    """A transform that does not fit the images."""
+    """A transform does not support the images."""
 
     exit_code = 2
 
 
 class Augment(Protocol):
-    """image [C, *S] and mask [*S] or [K, *S] -> the same, transformed by the draws that belong to `seed`.
+    """Transforms an image [C, *S] and its mask, [*S] or [K, *S], with random numbers that depend only on `seed`.
 
-    before_normalisation: whether it takes images in [0, 1], with outliers outside, or else normalised ones.
+    before_normalisation: whether images are expected in [0, 1], apart from outliers, instead of normalised.
     """
 
     before_normalisation: bool
@@ -36,7 +35,7 @@ class Augment(Protocol):
 
 
 class NoAugment:
-    """Image and mask as they are."""
+    """Returns image and mask unchanged."""
 
     before_normalisation = True
 
@@ -46,13 +45,17 @@ class NoAugment:
 
 @dataclass(frozen=True)
 class Swap:
-    """Classes that a mirror of left and right exchanges. pairs: of numbers in the mask, or of its channels."""
+    """Swaps pairs of classes, such as left and right kidney, when an image is flipped left to right.
+
+    pairs: pairs of class numbers, or of channels.
+    channels: whether `pairs` are channels of a mask [K, *S].
+    """
 
     pairs: tuple[tuple[int, int], ...]
     channels: bool
 
     def __call__(self, mask: Any, *, channel_axis: int = 0, shift: int = 0) -> Any:
-        """A mask, array or tensor, with the pairs exchanged. shift: what was added to its numbers."""
+        """Return a mask, array or tensor, with the pairs swapped. shift: offset that was added to its class numbers."""
         if self.channels:
             order = list(range(mask.shape[channel_axis]))
             for first, second in self.pairs:
@@ -66,9 +69,6 @@ class Swap:
 
 
 def check_order(low: float, high: float) -> None:
-    """Raises ValueError for a range that has no middle."""
+    """Raise ValueError if `low` exceeds `high`."""
     if low > high:
-        raise ValueError(f"gamma: expected low of at most high, got {low:g} and {high:g}")
-
-
-Transforms = Sequence[Any]
+        raise ValueError(f"gamma: expected low to be at most high, got {low:g} and {high:g}")

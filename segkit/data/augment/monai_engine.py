@@ -1,4 +1,4 @@
-"""MONAI, for pictures and volumes: normalised values."""
+"""MONAI for 2D images and volumes, with normalised intensities."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segkit.data.augment.base import Above0, AugmentError, Below1, Degrees, Positive, Share, Swap, Zoom, check_order
+from segkit.data.augment.base import (
+    AugmentError,
+    BelowOne,
+    Degrees,
+    NonNegative,
+    Positive,
+    Probability,
+    Swap,
+    Zoom,
+    check_order,
+)
 
 
-class _Drawing:
-    """What of MONAI's own random transforms the engine calls, for ours: where their draws come from."""
+class _RandomTransform:
+    """The interface by which the engine sets the random state of a transform, as in MONAI's own random transforms."""
 
     random: np.random.RandomState
 
@@ -19,9 +29,11 @@ class _Drawing:
         self.random = state
 
 
-class _Flip(_Drawing):
-    """Mirrors each axis with a probability; the first is the one from left to right of a volume, the last that of a
-    picture."""
+class _Flip(_RandomTransform):
+    """Flips each axis with probability `p`.
+
+    Left to right is the first axis of a volume and the last axis of a 2D image.
+    """
 
     def __init__(self, axes: Sequence[int], p: float, padding_value: int, swap: Swap | None):
         self.axes, self.p, self.padding_value, self.swap = axes, p, padding_value, swap
@@ -31,7 +43,7 @@ class _Flip(_Drawing):
         dims = image.ndim - 1
         for axis in self.axes:
             if not -dims <= axis < dims:
-                raise IndexError(f"axis {axis} of {dims}")
+                raise IndexError(f"expected an axis from {-dims} to {dims - 1}, got {axis}")
             if self.random.random_sample() >= self.p:
                 continue
             image, mask = image.flip(1 + axis % dims), mask.flip(1 + axis % dims)
@@ -40,28 +52,31 @@ class _Flip(_Drawing):
         return {**sample, "image": image, "mask": mask}
 
 
-def flip(*, padding_value: int, swap: Swap | None = None, axes: list[int], p: Share = 0.5) -> Any:
-    """Mirror each of the spatial `axes` (0 is the first) with probability `p`, and exchange the classes of
-    `swap_on_flip` where left and right are mirrored."""
+def flip(*, padding_value: int, swap: Swap | None = None, axes: list[int], p: Probability = 0.5) -> Any:
+    """Flip each of the spatial `axes` (0 is the first) with probability `p`, and swap the classes of `swap_on_flip`
+    whenever left and right are flipped."""
     return _Flip(axes, p, padding_value, swap)
 
 
 def affine(
     *,
     rotate: Degrees = 15.0,
-    scale: Below1 = 0.15,
-    shift: Positive = 0.05,
+    scale: BelowOne = 0.15,
+    shift: NonNegative = 0.05,
     shear: Degrees = 0.0,
     axis: Literal[0, 1, 2] | None = None,
-    p: Share = 0.5,
+    p: Probability = 0.5,
 ) -> Any:
-    """Rotate about every axis by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides. axis: of
-    a volume, the only one to rotate about, such as 2 for thick slices, which turns them in their plane."""
+    """Rotate about each axis by up to `rotate` degrees, scale by 1 +- `scale`, shift by up to a fraction `shift` of the
+    sides, and shear by up to `shear` degrees.
+
+    axis: for volumes, the only axis to rotate about; 2 rotates thick slices within their plane.
+    """
     return _LazyAffine(np.deg2rad(rotate), scale, shift, np.deg2rad(shear), axis, p)
 
 
-class _LazyAffine(_Drawing):
-    """RandAffine in share-of-side units; the transform itself is made for the size of the sample."""
+class _LazyAffine(_RandomTransform):
+    """RandAffine with shifts as fractions of the sides. The MONAI transform is built for the size of each sample."""
 
     def __init__(self, rotate: float, scale: float, shift: float, shear: float, axis: int | None, p: float):
         self.rotate, self.scale, self.shift, self.shear, self.axis, self.p = rotate, scale, shift, shear, axis, p
@@ -72,7 +87,7 @@ class _LazyAffine(_Drawing):
         size = sample["image"].shape[1:]
         dims = len(size)
         if self.axis is not None and dims != 3:
-            raise ValueError(f"axis {self.axis} of affine is one of a volume, and the images have {dims} axes")
+            raise ValueError(f"affine: axis {self.axis} is for volumes only, but the images have {dims} axes")
         angles = [self.rotate if self.axis in (None, axis) else 0.0 for axis in range(dims if dims == 3 else 1)]
         transform = RandAffined(
             ["image", "mask"],
@@ -88,48 +103,48 @@ class _LazyAffine(_Drawing):
         return transform(sample)
 
 
-def gaussian_noise(*, sd: Positive = 0.1, p: Share = 0.2) -> Any:
-    """Add Gaussian noise with a standard deviation of up to `sd` (of the normalised image)."""
+def gaussian_noise(*, sd: NonNegative = 0.1, p: Probability = 0.2) -> Any:
+    """Add Gaussian noise with a standard deviation of up to `sd`, in units of the normalised image."""
     from monai.transforms.intensity.dictionary import RandGaussianNoised
 
     return RandGaussianNoised(["image"], prob=p, std=sd)
 
 
-def gaussian_smooth(*, sigma: Positive = 1.0, p: Share = 0.1) -> Any:
-    """Blur with a Gaussian of 0.25 to `sigma` voxels."""
+def gaussian_smooth(*, sigma: NonNegative = 1.0, p: Probability = 0.1) -> Any:
+    """Blur with a Gaussian with a standard deviation of 0.25 to `sigma` voxels."""
     from monai.transforms.intensity.dictionary import RandGaussianSmoothd
 
     return RandGaussianSmoothd(["image"], (0.25, sigma), (0.25, sigma), (0.25, sigma), prob=p)
 
 
-def scale_intensity(*, factor: Below1 = 0.25, p: Share = 0.3) -> Any:
+def scale_intensity(*, factor: BelowOne = 0.25, p: Probability = 0.3) -> Any:
     """Multiply the image by 1 +- `factor`."""
     from monai.transforms.intensity.dictionary import RandScaleIntensityd
 
     return RandScaleIntensityd(["image"], factor, prob=p)
 
 
-def shift_intensity(*, offset: Positive = 0.1, p: Share = 0.3) -> Any:
-    """Add up to +- `offset` (standard deviations of the image, after zscore) to the image."""
+def shift_intensity(*, offset: NonNegative = 0.1, p: Probability = 0.3) -> Any:
+    """Shift intensities by up to +- `offset`, in standard deviations of the image after zscore."""
     from monai.transforms.intensity.dictionary import RandShiftIntensityd
 
     return RandShiftIntensityd(["image"], offset, prob=p)
 
 
-def contrast(*, factor: Below1 = 0.25, p: Share = 0.3) -> Any:
-    """Multiply what is above or below the mean by 1 +- `factor`, within the range of the image."""
+def contrast(*, factor: BelowOne = 0.25, p: Probability = 0.3) -> Any:
+    """Scale deviations from the mean by 1 +- `factor` and clip to the range of the image."""
     from monai.transforms.intensity.dictionary import RandScaleIntensityFixedMeand
 
     return RandScaleIntensityFixedMeand(["image"], prob=p, factors=factor, preserve_range=True)
 
 
-def low_resolution(*, zoom: Zoom = 0.5, p: Share = 0.25) -> Any:
-    """Make the image coarser by `zoom` to 1 times, and as fine as before again."""
+def low_resolution(*, zoom: Zoom = 0.5, p: Probability = 0.25) -> Any:
+    """Downsample the image by a random factor from `zoom` to 1 and upsample it to its original size."""
     return _LowResolution(zoom, p)
 
 
-class _LowResolution(_Drawing):
-    """RandSimulateLowResolution, made for the axes of the sample, by which its ways to interpolate are named."""
+class _LowResolution(_RandomTransform):
+    """RandSimulateLowResolution, built for the dimension of each sample, on which its interpolation mode depends."""
 
     def __init__(self, zoom: float, p: float):
         self.zoom, self.p = zoom, p
@@ -145,9 +160,11 @@ class _LowResolution(_Drawing):
         return transform(sample)
 
 
-def gamma(*, low: Above0 = 0.7, high: Above0 = 1.5, invert: bool = False, p: Share = 0.3) -> Any:
-    """Raise the image, scaled to its own range, to a random power between `low` and `high`; with `invert` its
-    negative. Mean and deviation stay."""
+def gamma(*, low: Positive = 0.7, high: Positive = 1.5, invert: bool = False, p: Probability = 0.3) -> Any:
+    """Raise the image, scaled to its own range, to a random power between `low` and `high`.
+
+    With `invert` this applies to the negative image. Mean and standard deviation are preserved.
+    """
     check_order(low, high)
     from monai.transforms.intensity.dictionary import RandAdjustContrastd
 
@@ -168,14 +185,17 @@ MONAI: dict[str, Callable[..., Any]] = {
 
 
 class MonaiAugment:
-    """MONAI's random transforms on pictures or volumes: image float32 [C, *S], mask [*S] or [K, *S]."""
+    """MONAI's random transforms for 2D images and volumes: image float32 [C, *S], mask [*S] or [K, *S].
+
+    Raises AugmentError if a transform does not support the shape of the image.
+    """
 
     before_normalisation = False
 
     def __init__(self, transforms: Sequence[Any], padding_value: int):
         from monai.data.meta_obj import set_track_meta
 
-        set_track_meta(False)  # plain tensors in, plain tensors out: the affine of the file is not needed here
+        set_track_meta(False)  # use plain tensors, since the affine of the file is not needed
         self.transforms = list(transforms)
         self.padding_value = padding_value
 
@@ -183,8 +203,7 @@ class MonaiAugment:
         import torch
 
         dims = image.ndim - 1
-        # resampling fills with 0 from outside; with the padding value as the origin of the mask, that becomes the
-        # padding value
+        # resampling fills pixels from outside with 0; shifted by the padding value, 0 stands for the padding value
         shifted = mask.astype(np.float32) - self.padding_value
         sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image)),
@@ -196,6 +215,6 @@ class MonaiAugment:
             try:
                 sample = transform(sample)
             except (RuntimeError, IndexError) as error:
-                raise AugmentError(f"a transform does not fit an image {list(image.shape)}: {error}") from error
-        moved = (np.asarray(sample["mask"]) + self.padding_value).round().astype(mask.dtype)
-        return np.asarray(sample["image"], dtype=np.float32), moved if mask.ndim > dims else moved[0]
+                raise AugmentError(f"a transform does not support an image {list(image.shape)}: {error}") from error
+        out_mask = (np.asarray(sample["mask"]) + self.padding_value).round().astype(mask.dtype)
+        return np.asarray(sample["image"], dtype=np.float32), out_mask if mask.ndim > dims else out_mask[0]

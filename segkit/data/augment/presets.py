@@ -1,4 +1,4 @@
-"""Named lists of transforms for each engine, from little to much."""
+"""Presets: named lists of transforms for each engine, from weak to strong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _affine(rotate: float, scale: float, p: float) -> Entry:
     return {"name": "affine", "rotate": rotate, "scale": scale, "shift": 0.0, "p": p}
 
 
-PICTURES: dict[str, list[Entry]] = {
+IMAGES_2D: dict[str, list[Entry]] = {
     "none": [],
     "light": ["horizontal_flip", _affine(10, 0.1, 0.5)],
     "medium": ["horizontal_flip", _affine(15, 0.2, 0.7), "brightness_contrast"],
@@ -25,7 +25,7 @@ PICTURES: dict[str, list[Entry]] = {
         "gaussian_blur",
     ],
 }
-# organs have a side, so that nothing is mirrored but by nnU-Net's
+# only nnU-Net's preset flips, since the left and right side of a body differ
 VOLUMES: dict[str, list[Entry]] = {
     "none": [],
     "light": [_affine(10, 0.1, 0.5)],
@@ -38,8 +38,9 @@ VOLUMES: dict[str, list[Entry]] = {
         "gaussian_noise",
         "gaussian_smooth",
     ],
-    # what nnU-Net draws for volumes of about equal spacing (nnUNetTrainer.get_training_transforms, version 2), with its
-    # probabilities; it scales from 0.7 to 1.4 and blurs and coarsens each channel on its own
+    # the transforms and probabilities of nnU-Net for volumes with nearly isotropic spacing
+    # (nnUNetTrainer.get_training_transforms, version 2), except that nnU-Net scales from 0.7 to 1.4 and blurs and
+    # downsamples each channel separately
     "nnunet": [
         _affine(30, 0.0, 0.2),
         _affine(0, 0.3, 0.2),
@@ -53,18 +54,18 @@ VOLUMES: dict[str, list[Entry]] = {
         {"name": "flip", "axes": [0, 1, 2]},
     ],
 }
-BY_ENGINE = {"albumentations": PICTURES, "torchvision": PICTURES, "monai": VOLUMES}
+BY_ENGINE = {"albumentations": IMAGES_2D, "torchvision": IMAGES_2D, "monai": VOLUMES}
 
 
 def _preset(name: str) -> Callable[..., list[Entry]]:
     def entries(engine: str) -> list[Entry]:
-        """Raises ValueError where the engine has no such preset."""
-        known = BY_ENGINE[engine]
-        if name not in known:
-            raise ValueError(f"expected one of {', '.join(known)} for the engine {engine}, got {name}")
-        return known[name]
+        """Return the transforms of the preset. Raises ValueError if the engine has no such preset."""
+        presets = BY_ENGINE[engine]
+        if name not in presets:
+            raise ValueError(f"expected one of {', '.join(presets)} for the engine {engine}, got {name}")
+        return presets[name]
 
     return entries
 
 
-PRESETS = {name: _preset(name) for name in {**PICTURES, **VOLUMES}}
+PRESETS = {name: _preset(name) for name in {**IMAGES_2D, **VOLUMES}}

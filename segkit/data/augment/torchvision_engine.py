@@ -1,4 +1,4 @@
-"""torchvision's transforms v2, for pictures: values in [0, 1], before the intensities are normalised."""
+"""torchvision's transforms v2 for 2D images, with intensities in [0, 1], before normalisation."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.augment.base import AugmentError, Below1, Degrees, Half, Positive, Share, Swap
+from segkit.data.augment.base import AugmentError, BelowOne, Degrees, NonNegative, Probability, Swap, UpToHalf
 
 
 def _v2() -> Any:
-    """Imported late, since it takes a second."""
+    """Import the library on first use, since the import takes a second."""
     from torchvision.transforms import v2
 
     return v2
 
 
-def horizontal_flip(*, swap: Swap | None = None, p: Share = 0.5) -> Any:
-    """Mirror left and right, and exchange the classes of `swap_on_flip`."""
+def horizontal_flip(*, swap: Swap | None = None, p: Probability = 0.5) -> Any:
+    """Flip left and right, and swap the classes of `swap_on_flip`."""
     library = _v2()
     if swap is None:
         return library.RandomHorizontalFlip(p=p)
@@ -27,14 +27,14 @@ def horizontal_flip(*, swap: Swap | None = None, p: Share = 0.5) -> Any:
         def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
             from torchvision.tv_tensors import Mask
 
-            moved = super().transform(inpt, params)
-            return Mask(swap(moved)) if isinstance(inpt, Mask) else moved
+            flipped = super().transform(inpt, params)
+            return Mask(swap(flipped)) if isinstance(inpt, Mask) else flipped
 
     return SwappingFlip(p=p)
 
 
-def vertical_flip(*, p: Share = 0.5) -> Any:
-    """Mirror top and bottom."""
+def vertical_flip(*, p: Probability = 0.5) -> Any:
+    """Flip top and bottom."""
     return _v2().RandomVerticalFlip(p=p)
 
 
@@ -42,16 +42,17 @@ def affine(
     *,
     padding_value: int,
     rotate: Degrees = 15.0,
-    scale: Below1 = 0.15,
-    shift: Positive = 0.05,
+    scale: BelowOne = 0.15,
+    shift: NonNegative = 0.05,
     shear: Degrees = 0.0,
-    p: Share = 0.5,
+    p: Probability = 0.5,
 ) -> Any:
-    """Rotate by up to `rotate` degrees, scale by 1 +- `scale`, shift by a share of the sides, shear by degrees."""
+    """Rotate by up to `rotate` degrees, scale by 1 +- `scale`, shift by up to a fraction `shift` of the sides, and
+    shear by up to `shear` degrees."""
     from torchvision import tv_tensors
 
     library = _v2()
-    moving = library.RandomAffine(
+    transform = library.RandomAffine(
         degrees=(-rotate, rotate),
         translate=(shift, shift),
         scale=(1 - scale, 1 + scale),
@@ -59,11 +60,11 @@ def affine(
         interpolation=library.InterpolationMode.BILINEAR,
         fill={tv_tensors.Image: 0, tv_tensors.Mask: padding_value},
     )
-    return library.RandomApply([moving], p=p)
+    return library.RandomApply([transform], p=p)
 
 
-def elastic(*, padding_value: int, alpha: Positive = 50.0, sigma: Positive = 7.0, p: Share = 0.3) -> Any:
-    """Smooth random displacement of strength `alpha` and smoothness `sigma` pixels."""
+def elastic(*, padding_value: int, alpha: NonNegative = 50.0, sigma: NonNegative = 7.0, p: Probability = 0.3) -> Any:
+    """Apply a smooth random displacement of strength `alpha` and smoothness `sigma`, in pixels."""
     from torchvision import tv_tensors
 
     library = _v2()
@@ -71,26 +72,26 @@ def elastic(*, padding_value: int, alpha: Positive = 50.0, sigma: Positive = 7.0
     return library.RandomApply([library.ElasticTransform(alpha=alpha, sigma=sigma, fill=fill)], p=p)
 
 
-def brightness_contrast(*, brightness: Positive = 0.2, contrast: Positive = 0.2, p: Share = 0.5) -> Any:
-    """Scale brightness by 1 +- `brightness` and contrast by 1 +- `contrast`; 1 or 3 channels."""
+def brightness_contrast(*, brightness: NonNegative = 0.2, contrast: NonNegative = 0.2, p: Probability = 0.5) -> Any:
+    """Scale brightness by 1 +- `brightness` and contrast by 1 +- `contrast`. Requires 1 or 3 channels."""
     library = _v2()
     return library.RandomApply([library.ColorJitter(brightness=brightness, contrast=contrast)], p=p)
 
 
-def hue_saturation(*, hue: Half = 0.05, saturation: Below1 = 0.2, p: Share = 0.3) -> Any:
-    """Shift hue and saturation of RGB images by shares of their ranges."""
+def hue_saturation(*, hue: UpToHalf = 0.05, saturation: BelowOne = 0.2, p: Probability = 0.3) -> Any:
+    """Shift the hue of RGB images by up to a fraction `hue` of its range and scale saturation by 1 +- `saturation`."""
     library = _v2()
     return library.RandomApply([library.ColorJitter(hue=hue, saturation=saturation)], p=p)
 
 
-def gaussian_noise(*, sd: Positive = 0.05, p: Share = 0.3) -> Any:
+def gaussian_noise(*, sd: NonNegative = 0.05, p: Probability = 0.3) -> Any:
     """Add Gaussian noise with a standard deviation of `sd` of the value range."""
     library = _v2()
     return library.RandomApply([library.GaussianNoise(sigma=sd)], p=p)
 
 
-def gaussian_blur(*, sigma: Positive = 1.5, p: Share = 0.2) -> Any:
-    """Blur with a Gaussian of up to `sigma` pixels."""
+def gaussian_blur(*, sigma: NonNegative = 1.5, p: Probability = 0.2) -> Any:
+    """Blur with a Gaussian with a standard deviation of 0.3 to `sigma` pixels."""
     library = _v2()
     return library.RandomApply([library.GaussianBlur(2 * round(3 * sigma) + 1, sigma=(0.3, sigma))], p=p)
 
@@ -108,9 +109,9 @@ TORCHVISION: dict[str, Callable[..., Any]] = {
 
 
 class TorchvisionAugment:
-    """Transforms v2 on pictures in [0, 1]: image float32 [C, H, W], mask [H, W] or [K, H, W].
+    """Transforms v2 for 2D images in [0, 1]: image float32 [C, H, W], mask [H, W] or [K, H, W].
 
-    Raises AugmentError for volumes, and where a transform needs other channels.
+    Raises AugmentError for volumes, and if a transform does not support the number of channels.
     """
 
     before_normalisation = True
@@ -123,16 +124,16 @@ class TorchvisionAugment:
         from torchvision import tv_tensors
 
         if image.ndim != 3:
-            raise AugmentError(f"torchvision takes pictures [C, H, W], got {list(image.shape)}; use engine: monai")
-        picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)))
-        planes = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask if mask.ndim == 3 else mask[None])))
-        # the library draws from torch's own generator, which belongs to the training
+            raise AugmentError(f"torchvision supports 2D images [C, H, W], got {list(image.shape)}; use engine: monai")
+        tv_image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)))
+        tv_mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask if mask.ndim == 3 else mask[None])))
+        # the library draws from torch's global generator, whose state must not change for training
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for transform in self.transforms:
                 try:
-                    picture, planes = transform(picture, planes)
+                    tv_image, tv_mask = transform(tv_image, tv_mask)
                 except (TypeError, RuntimeError, ValueError) as error:
-                    raise AugmentError(f"a transform does not fit an image {list(image.shape)}: {error}") from error
-        moved = planes.numpy().astype(mask.dtype)
-        return picture.numpy().astype(np.float32), moved if mask.ndim == 3 else moved[0]
+                    raise AugmentError(f"a transform does not support an image {list(image.shape)}: {error}") from error
+        out_mask = tv_mask.numpy().astype(mask.dtype)
+        return tv_image.numpy().astype(np.float32), out_mask if mask.ndim == 3 else out_mask[0]

@@ -1,4 +1,4 @@
-"""What sources of files have in common."""
+"""Helpers shared by the sources that read files."""
 
 from __future__ import annotations
 
@@ -8,29 +8,41 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from segkit.data.cases import Case, RawCase, listed
-from segkit.data.mask_encoding import MaskCode
+from segkit.data.cases import Case, RawCase
+from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.readers import read_files
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
+from segkit.utils.text import listed_lines
 
 
 class FileSource:
-    """Cases whose files are read alike. A constructor finds `cases`."""
+    """Base of the sources whose cases are read by `read_files`. Subclasses set `cases` in their constructor.
+
+    encoding: how classes are encoded in the mask files.
+    class_files: whether a mask file may hold a single class.
+
+    Raises ValueError if the encoding does not fit the labels.
+    """
 
     cases: tuple[Case, ...]
 
-    def __init__(self, labels: Labels, code: MaskCode, *, files_of_classes: bool = False):
-        code.check(labels, files_of_classes=files_of_classes)
-        self.labels, self.code = labels, code
+    def __init__(self, labels: Labels, encoding: MaskEncoding, *, class_files: bool = False):
+        encoding.check(labels, class_files=class_files)
+        self.labels, self.encoding = labels, encoding
 
     def read(self, case: Case) -> RawCase:
-        """The pixels of one case, the mask's values checked. Raises DataError."""
-        return read_files(case, self.labels, self.code)
+        """Read the pixels of one case and check the values of its mask. Raises DataError."""
+        return read_files(case, self.labels, self.encoding)
 
 
 def group_reader(pattern: str | None) -> Callable[[str], str]:
-    """From the name of a case to its group: the bracketed part of a regular expression, or the name itself."""
+    """Return a function that maps the name of a case to its group.
+
+    The group is the bracketed part of the regular expression `pattern`, or the name itself if the pattern is None.
+
+    Raises ValueError for an invalid pattern. The function raises DataError for names that do not match.
+    """
     if pattern is None:
         return lambda name: name
     try:
@@ -38,40 +50,40 @@ def group_reader(pattern: str | None) -> Callable[[str], str]:
     except re.error as error:
         raise ValueError(f"expected group to be a regular expression, got {pattern!r}: {error}") from error
     if expression.groups != 1:
-        raise ValueError(f"expected group with one pair of brackets, such as '(.*)_', got {pattern!r}")
+        raise ValueError(f"expected group to have one pair of brackets, such as '(.*)_', got {pattern!r}")
 
     def group_of(name: str) -> str:
         match = expression.search(name)
         if match is None or match.group(1) is None:
-            raise DataError(f"case {name}: its name does not match group {pattern!r}; change `group` under `data`")
+            raise DataError(f"case {name}: the name does not match group {pattern!r}; change `group` under `data`")
         return match.group(1)
 
     return group_of
 
 
 def refuse_unpaired(strays: Sequence[str]) -> None:
-    """Raise DataError if there are files without partner."""
+    """Raise DataError if there are images without mask or masks without image."""
     if strays:
         raise DataError(
-            f"{len(strays)} files have no partner:{listed(list(strays))}\n"
-            "mend the names or the patterns, or leave these files out with `unpaired: skip` under `data`"
+            f"{len(strays)} files have no counterpart:{listed_lines(strays)}\n"
+            "correct the names or the patterns, or skip these files with `unpaired: skip` under `data`"
         )
 
 
-def distinguished(cases: Sequence[Case]) -> list[Case]:
-    """Cases as they are, or with their part of the split in front, `train/0001`, if two parts use one name."""
+def with_unique_names(cases: Sequence[Case]) -> list[Case]:
+    """Prefix all case names with their part, as in `train/0001`, if a name occurs in two parts."""
     images_of: dict[str, tuple[Path, ...]] = {}
-    shared = any(images_of.setdefault(case.name, case.images) != case.images for case in cases)
-    return [replace(case, name=f"{case.split}/{case.name}") for case in cases] if shared else list(cases)
+    ambiguous = any(images_of.setdefault(case.name, case.images) != case.images for case in cases)
+    return [replace(case, name=f"{case.split}/{case.name}") for case in cases] if ambiguous else list(cases)
 
 
 def sorted_cases(cases: Iterable[Case], folder: Path) -> tuple[Case, ...]:
-    """The cases by name. Raises DataError if there are none, or two of one name."""
+    """Sort cases by name. Raises DataError if there are none, or if a name occurs twice."""
     by_name: dict[str, Case] = {}
     for case in cases:
         other = by_name.setdefault(case.name, case)
         if other is not case:
-            files = [", ".join(map(str, one.images)) for one in (other, case)]
+            files = [", ".join(map(str, duplicate.images)) for duplicate in (other, case)]
             raise DataError(f"case {case.name} occurs twice: {files[0]} and {files[1]}; rename one of them")
     if not by_name:
         raise DataError(f"expected images with masks in {folder}, found none")
@@ -79,8 +91,8 @@ def sorted_cases(cases: Iterable[Case], folder: Path) -> tuple[Case, ...]:
 
 
 def listed_file(text: str, root: Path, listing: Path) -> Path:
-    """The path of a file that a listing names. Raises DataError if it is missing or leaves the folder `root`."""
-    # by text and not by what links point to: data are often linked in from elsewhere
+    """The path of a file named in a listing. Raises DataError if it is missing or outside the folder `root`."""
+    # links are not resolved, since data are often linked from elsewhere
     path = Path(os.path.normpath(root / text))
     if not path.is_relative_to(os.path.normpath(root)):
         raise DataError(f"{listing} lists {text}, which lies outside the folder {root}")
@@ -90,6 +102,7 @@ def listed_file(text: str, root: Path, listing: Path) -> Path:
 
 
 def existing_folder(folder: Path) -> Path:
+    """Return the folder. Raises DataError if it does not exist."""
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist")
     return folder

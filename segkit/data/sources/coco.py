@@ -1,4 +1,4 @@
-"""COCO annotations: polygons and run lengths, drawn when a case is read."""
+"""COCO annotations: polygons and run-length encodings, rasterised when a case is read."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from typing import Any, Literal
 import numpy as np
 
 from segkit.data.cases import Case, RawCase, mask_dtype
-from segkit.data.readers import number_of_background, read_image
-from segkit.data.sources.base import distinguished, group_reader, listed_file, sorted_cases
+from segkit.data.readers import background_value, read_image
+from segkit.data.sources.base import group_reader, listed_file, sorted_cases, with_unique_names
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
+from segkit.utils.text import listed
 
 
 class CocoSource:
-    """The images of annotation files, with the objects of each drawn as a mask.
+    """The images of COCO annotation files, with masks drawn from their objects.
 
-    images: the folder that `file_name` is relative to, or one for each of `train`, `validation` and `test`.
-    annotations: the file, or one for each of `train`, `validation` and `test`.
-    categories: class names of the labels for names of categories; one that is not named here means the class of its own
-        name.
-    others: objects of categories that mean no class: `refuse` them, `background` does not draw them, `ignore` has their
-        pixels count nowhere.
-    unannotated: images without any object: `background`, or `skip` them.
-    group: a regular expression with one pair of brackets, which picks the group out of the case name, which is that of
-        the file without its ending.
+    images: the folder to which `file_name` is relative, or one folder for each of `train`, `validation` and `test`.
+    annotations: the annotation file, or one file for each of `train`, `validation` and `test`.
+    categories: maps category names to class names. A category that is not listed stands for the class of the same name.
+    others: what to do with objects of categories without a class: `refuse` raises an error, `background` does not draw
+        them, `ignore` marks their pixels as ignored.
+    unannotated: whether images without objects are `background` only, or whether to `skip` them.
+    group: a regular expression with one pair of brackets that extracts the group from the case name. The case name is
+        the file name without its ending.
 
-    Where classes exclude each other, large objects are drawn first, so that small ones stay to be seen. Crowd regions
-    are ignored, unless an object covers them; the labels need an `ignore_index` for them.
+    If classes are exclusive, large objects are drawn first so that small ones remain visible. Crowd regions are ignored
+    except where an object covers them; they require an `ignore_index`.
 
-    Raises DataError for annotations that cannot be read, images that are missing or outside `images`, categories that
-    mean no class, and crowds without `ignore_index`.
+    Raises DataError for annotations that cannot be read, images that are missing or outside `images`, categories
+    without a class, and crowd regions without `ignore_index`.
     """
 
     def __init__(
@@ -51,10 +51,12 @@ class CocoSource:
         group: str | None = None,
     ):
         if labels.regions is not None:
-            raise ValueError("coco draws classes, and labels has regions of numbers; name the classes instead")
+            raise ValueError(
+                "coco draws one mask per class and does not support regions; name the classes under `labels`"
+            )
         self.labels = labels
         group_of = group_reader(group)
-        self.objects: dict[Path, list[dict[str, Any]]] = {}  # by the image
+        self.objects: dict[Path, list[dict[str, Any]]] = {}  # by image file
         self.sizes: dict[Path, tuple[int, int]] = {}
         cases = []
         files = annotations if isinstance(annotations, Mapping) else {None: annotations}
@@ -62,14 +64,14 @@ class CocoSource:
         for part, file in files.items():
             content = _read(Path(file))
             numbers = _numbers(content, labels, categories or {}, others, Path(file))
-            if content["annotations"] and not any(one.get("segmentation") for one in content["annotations"]):
+            if content["annotations"] and not any(entry.get("segmentation") for entry in content["annotations"]):
                 raise DataError(
-                    f"{file}: its objects have boxes and no outlines, as for detection; masks need outlines"
+                    f"{file}: the objects have bounding boxes but no outlines; masks require `segmentation` entries"
                 )
             by_image = defaultdict(list)
-            for one in content["annotations"]:
-                if one["category_id"] in numbers or one.get("iscrowd"):
-                    by_image[one["image_id"]].append({**one, "number": numbers.get(one["category_id"])})
+            for entry in content["annotations"]:
+                if entry["category_id"] in numbers or entry.get("iscrowd"):
+                    by_image[entry["image_id"]].append({**entry, "number": numbers.get(entry["category_id"])})
             for image in content["images"]:
                 objects = by_image[image["id"]]
                 if not objects and unannotated == "skip":
@@ -79,46 +81,48 @@ class CocoSource:
                 _check_crowds(objects, labels, name, Path(file))
                 self.objects[path], self.sizes[path] = objects, (image["height"], image["width"])
                 cases.append(Case(name, group_of(name), part, (path,), stamp=_stamp(objects)))
-        self.cases = sorted_cases(distinguished(cases), next(iter(folders.values())))
+        self.cases = sorted_cases(with_unique_names(cases), next(iter(folders.values())))
 
     def read(self, case: Case) -> RawCase:
-        """The pixels of one case, and its objects drawn. Raises DataError."""
+        """Read the image of one case and draw its objects. Raises DataError."""
         pixels, spacing = read_image(case.images, case.name)
         size = self.sizes[case.images[0]]
         if pixels.shape[1:] != size:
             raise DataError(
-                f"case {case.name}, file {case.images[0]}: expected the size {list(size)} that the annotations say, "
-                f"got {list(pixels.shape[1:])}; the file may be turned by its EXIF entry, or another version"
+                f"case {case.name}, file {case.images[0]}: expected the size {list(size)} stated in the "
+                f"annotations, got {list(pixels.shape[1:])}; the file may be another version, or rotated by its EXIF "
+                "orientation"
             )
         objects = sorted(
-            self.objects[case.images[0]], key=lambda one: (not one.get("iscrowd"), -float(one.get("area", 0)))
+            self.objects[case.images[0]], key=lambda entry: (not entry.get("iscrowd"), -float(entry.get("area", 0)))
         )
-        drawn = [(one, _drawn(one, size, case)) for one in objects]
+        drawn = [(entry, _object_mask(entry, size, case)) for entry in objects]
         return RawCase(pixels, self._mask(drawn, size), spacing)
 
     def _mask(self, drawn: Sequence[tuple[dict[str, Any], np.ndarray]], size: tuple[int, int]) -> np.ndarray:
         labels = self.labels
         if labels.has_mask_channels:
             mask = np.zeros((len(labels.names), *size), mask_dtype(labels))
-            for one, plane in drawn:
-                if one.get("iscrowd") or one["number"] is None:
+            for entry, plane in drawn:
+                if entry.get("iscrowd") or entry["number"] is None:
                     mask[:, plane] = labels.ignore_index
                 else:
-                    mask[one["number"], plane] = 1
+                    mask[entry["number"], plane] = 1
             return mask
-        mask = np.full(size, number_of_background(labels, "the annotations"), mask_dtype(labels))
-        for one, plane in drawn:
-            mask[plane] = labels.ignore_index if one.get("iscrowd") or one["number"] is None else one["number"]
+        mask = np.full(size, background_value(labels, "the annotations"), mask_dtype(labels))
+        for entry, plane in drawn:
+            is_ignored = entry.get("iscrowd") or entry["number"] is None
+            mask[plane] = labels.ignore_index if is_ignored else entry["number"]
         return mask
 
 
 def _folders(images: Path | Mapping[str, Path], files: Mapping[Any, Path]) -> dict[Any, Path]:
-    """The folder of the images of each annotation file."""
+    """The image folder of each annotation file."""
     if not isinstance(images, Mapping):
         return dict.fromkeys(files, Path(images))
     if images.keys() != files.keys():
         raise ValueError(
-            f"expected a folder of images for each annotation file, got images for {', '.join(images)} and annotations "
+            f"expected one folder of images per annotation file, got images for {', '.join(images)} and annotations "
             f"for {', '.join(map(str, files))}"
         )
     return {part: Path(folder) for part, folder in images.items()}
@@ -131,74 +135,78 @@ def _read(file: Path) -> dict[str, Any]:
         raise DataError(f"the annotations {file} cannot be read: {error}") from error
     needed = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in needed):
-        raise DataError(f"{file}: expected lists under {', '.join(needed)}, as COCO has them")
+        raise DataError(f"{file}: expected lists under {', '.join(needed)}, as in COCO")
     return content
 
 
 def _numbers(
     content: Mapping[str, Any], labels: Labels, categories: Mapping[str, str], others: str, file: Path
 ) -> dict[int, int | None]:
-    """The class number of each category; None where its pixels are to be ignored, and none where it is not drawn."""
-    named = {one["id"]: str(one["name"]) for one in content["categories"]}
-    wrong = [name for name in categories if name not in named.values()]
-    strange = [name for name in categories.values() if name not in labels.names]
-    if wrong or strange:
+    """Map each category to its class number, or to None if its pixels are ignored. Omits categories not to draw."""
+    category_names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+    unknown_categories = [name for name in categories if name not in category_names.values()]
+    unknown_classes = [name for name in categories.values() if name not in labels.names]
+    if unknown_categories or unknown_classes:
         raise DataError(
-            f"{file}: expected categories from {', '.join(named.values())} to {', '.join(labels.names)}, got "
-            f"{', '.join(wrong or strange)}"
+            f"{file}: expected categories from {', '.join(category_names.values())} to {', '.join(labels.names)}, got "
+            f"{', '.join(unknown_categories or unknown_classes)}"
         )
     numbers: dict[int, int | None] = {}
-    used = {one["category_id"] for one in content["annotations"]}
-    unknown = []
-    for number, name in named.items():
-        meant = categories.get(name, name)
-        if meant in labels.names:
-            numbers[number] = labels.names.index(meant)
+    used = {entry["category_id"] for entry in content["annotations"]}
+    without_class = []
+    for number, name in category_names.items():
+        class_name = categories.get(name, name)
+        if class_name in labels.names:
+            numbers[number] = labels.names.index(class_name)
         elif number in used:
-            unknown.append(name)
-    if unknown and others == "refuse":
+            without_class.append(name)
+    if without_class and others == "refuse":
         raise DataError(
-            f"{file}: {len(unknown)} categories are no class of labels: {', '.join(unknown[:10])}; name them under "
-            "`labels`, or write under `data` which class they mean, such as "
-            f"`categories: {{{unknown[0]}: {labels.names[-1]}}}`, or `others: background` or `ignore`"
+            f"{file}: {len(without_class)} categories have no class in labels: {listed(without_class, limit=10)}; add "
+            "them under `labels`, or map them to classes under `data`, such as "
+            f"`categories: {{{without_class[0]}: {labels.names[-1]}}}`, or write `others: background` or "
+            "`others: ignore`"
         )
-    if unknown and others == "ignore":
+    if without_class and others == "ignore":
         if labels.ignore_index is None:
-            raise DataError(f"{file}: `others: ignore` needs `ignore_index: 255` under `labels`")
-        numbers |= {number: None for number, name in named.items() if name in unknown}
+            raise DataError(f"{file}: `others: ignore` requires `ignore_index: 255` under `labels`")
+        numbers |= {number: None for number, name in category_names.items() if name in without_class}
     return numbers
 
 
 def _check_crowds(objects: Sequence[Mapping[str, Any]], labels: Labels, name: str, file: Path) -> None:
-    if labels.ignore_index is None and any(one.get("iscrowd") for one in objects):
+    if labels.ignore_index is None and any(entry.get("iscrowd") for entry in objects):
         raise DataError(
-            f"case {name}, {file}: it has crowd regions, to be ignored; write `ignore_index: 255` under `labels`"
+            f"case {name}, {file}: crowd regions have to be ignored; write `ignore_index: 255` under `labels`"
         )
 
 
-def _drawn(one: Mapping[str, Any], size: tuple[int, int], case: Case) -> np.ndarray:
-    """The pixels of an object, bool [H, W]."""
+def _object_mask(entry: Mapping[str, Any], size: tuple[int, int], case: Case) -> np.ndarray:
+    """The pixels of an object, bool [H, W]. Raises DataError if its outline cannot be drawn or has another size."""
     coco = require("pycocotools.mask", "coco", "drawing COCO annotations")
-    shape = one.get("segmentation")
+    outline = entry.get("segmentation")
     try:
-        if isinstance(shape, list):
-            parts = [part for part in shape if len(part) >= 6]
-            runs = coco.merge(coco.frPyObjects(parts, *size)) if parts else None
-        elif isinstance(shape, Mapping) and isinstance(shape["counts"], list):
-            runs = coco.frPyObjects(shape, *size)
+        if isinstance(outline, list):
+            polygons = [polygon for polygon in outline if len(polygon) >= 6]
+            runs = coco.merge(coco.frPyObjects(polygons, *size)) if polygons else None
+        elif isinstance(outline, Mapping) and isinstance(outline["counts"], list):
+            runs = coco.frPyObjects(outline, *size)
         else:
-            runs = shape
+            runs = outline
         plane = np.zeros(size, bool) if runs is None else coco.decode(runs).astype(bool)
-    except Exception as error:  # the library raises whatever Python does on what is no outline
+    except Exception as error:  # the library raises exceptions of any type for invalid outlines
         raise DataError(
-            f"case {case.name}: the outline of object {one.get('id')} cannot be drawn ({type(error).__name__}: {error})"
+            f"case {case.name}: the outline of object {entry.get('id')} cannot be drawn "
+            f"({type(error).__name__}: {error})"
         ) from error
     if plane.shape != size:
         raise DataError(
-            f"case {case.name}: expected object {one.get('id')} to be of {list(size)}, got {list(plane.shape)}"
+            f"case {case.name}: expected the mask of object {entry.get('id')} to have the size {list(size)}, "
+            f"got {list(plane.shape)}"
         )
     return plane
 
 
 def _stamp(objects: Sequence[Mapping[str, Any]]) -> str:
+    """A digest of the objects of a case, see `Case.stamp`."""
     return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A folder an image, with a mask file an object."""
+"""One folder per image, with one mask file per object."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ import numpy as np
 
 from segkit.data.cases import Case, MaskFile, RawCase, mask_dtype
 from segkit.data.formats import is_image
-from segkit.data.mask_encoding import MaskCode
-from segkit.data.readers import number_of_background
+from segkit.data.mask_encoding import MaskEncoding
+from segkit.data.readers import background_value
 from segkit.data.sources.base import FileSource, existing_folder, group_reader, sorted_cases
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
+from segkit.utils.text import listed
 
 
 class InstancesSource(FileSource):
-    """Every folder of `root` is a case, in which the objects of a class have a mask file each.
+    """Each subfolder of `root` is a case with one mask file per object.
 
-    root: the folder of the folders. image: the image in each, as a pattern; several files are its channels, by name.
-    masks: for each class that has objects, the pattern of their masks. group: see `pairs`. threshold: from which value
-    on a pixel is of the object; None: from all values but 0.
+    root: the folder of the case folders.
+    masks: for each class with objects, the pattern of its mask files in a case folder.
+    image: the pattern of the image file in a case folder. Several files are the channels, sorted by name.
+    group: see `PairsSource`.
+    threshold: pixels with at least this value belong to the object; None means all non-zero pixels.
 
-    A case without an object is all background. Raises DataError for folders without image, and classes that labels do
-    not have.
+    A case without objects is background only. Raises DataError for folders without an image, ValueError for classes
+    that are not in the labels.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class InstancesSource(FileSource):
         group: str | None = None,
         threshold: float | None = None,
     ):
-        super().__init__(labels, MaskCode(threshold=threshold), files_of_classes=True)
+        super().__init__(labels, MaskEncoding(threshold=threshold), class_files=True)
         unknown = [name for name in masks if name not in labels.names]
         if unknown or not masks or labels.regions is not None:
             raise ValueError(
@@ -57,16 +60,16 @@ class InstancesSource(FileSource):
             cases.append(Case(folder.name, group_of(folder.name), images=images, masks=files))
         if without:
             raise DataError(
-                f"expected an image {image!r} in every folder of {root}, found none in {', '.join(without[:5])}"
+                f"expected an image {image!r} in every folder of {root}, found none in {listed(without, limit=5)}"
             )
         self.cases = sorted_cases(cases, Path(root))
 
     def read(self, case: Case) -> RawCase:
-        """The pixels of one case, and its objects united. Raises DataError."""
+        """Read the pixels of one case, with the union of its objects as the mask. Raises DataError."""
         raw = super().read(case)
         if raw.mask is not None:
             return raw
-        sides, labels = raw.image.shape[1:], self.labels
-        shape = (len(labels.names), *sides) if labels.has_mask_channels else sides
-        empty = 0 if labels.has_mask_channels else number_of_background(labels, f"case {case.name}")
+        size, labels = raw.image.shape[1:], self.labels
+        shape = (len(labels.names), *size) if labels.has_mask_channels else size
+        empty = 0 if labels.has_mask_channels else background_value(labels, f"case {case.name}")
         return replace(raw, mask=np.full(shape, empty, mask_dtype(labels)))

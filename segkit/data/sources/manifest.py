@@ -1,4 +1,4 @@
-"""A table of cases, CSV or JSON: which files are the image and the mask of each."""
+"""A table of cases, CSV or JSON, that lists the image and mask files of each case."""
 
 from __future__ import annotations
 
@@ -11,28 +11,35 @@ import pandas as pd
 
 from segkit.data.cases import Case, MaskFile
 from segkit.data.formats import case_name
-from segkit.data.mask_encoding import MaskCode
+from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import FileSource, group_reader, listed_file, sorted_cases
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 
-PART_WORDS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
-PART_WORDS |= {part: part for part in PARTS}
+PART_NAMES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
+PART_NAMES |= {part: part for part in PARTS}
 SEPARATOR = ";"  # between the files of a cell
 KEYS = ("case", "image", "mask", "group", "split")
 
 
 class ManifestSource(FileSource):
-    """The cases of a table, a row each, with the columns `image`, `mask` and, as you like, `case`, `group`, `split`.
+    """The cases of a table with one row per case.
 
-    file: CSV, or JSON with a list of objects. Several image files of a case are its channels, those of a column
-    `mask:NAME` the objects of one class. In a CSV file they are separated by `;`; in JSON they are a list, and `mask`
-    may be an object from class names to files. Paths are relative to `root`, the folder of the table if not given, and
-    may not leave it.
+    The columns are `image` and `mask`, and optionally:
 
-    case: without it the name of the (first) image file. group: without the column a regular expression may pick it from
-    the name, see `pairs`. split: `train`, `validation` or `test`.
+    - `case`: the case name; by default the name of the (first) image file.
+    - `group`: the group; by default extracted from the case name by the option `group`.
+    - `split`: `train`, `validation` or `test`.
+    - `mask:NAME` in place of `mask`: the mask files of the class NAME.
+
+    Several image files of a case are its channels, and several files of `mask:NAME` are the objects of one class. In
+    CSV they are separated by `;`. In JSON they are a list, and `mask` may map class names to files.
+
+    file: a CSV file, or a JSON file with a list of objects.
+    root: the folder to which paths are relative and which they must not leave; by default the folder of the table.
+    group: a regular expression that extracts the group from the case name, see `PairsSource`.
+    value_map, colors, threshold, one_hot, nearest_color: see `segkit.data.mask_encoding.MaskEncoding`.
 
     Raises DataError for a table that cannot be read, unknown columns, and files that are missing or outside `root`.
     """
@@ -50,19 +57,19 @@ class ManifestSource(FileSource):
         one_hot: bool = False,
         nearest_color: bool = False,
     ):
-        super().__init__(labels, MaskCode(value_map, colors, threshold, one_hot, nearest_color), files_of_classes=True)
+        super().__init__(labels, MaskEncoding(value_map, colors, threshold, one_hot, nearest_color), class_files=True)
         self.file = Path(file)
         self.root = self.file.parent if root is None else Path(root)
         group_of = group_reader(group)
         cases = []
         for number, row in enumerate(read_rows(self.file), 1):
-            place = f"{self.file}, entry {number}"
-            _check_keys(row, labels, place)
+            where = f"{self.file}, entry {number}"
+            _check_keys(row, labels, where)
             images = tuple(self._path(text) for text in _files(row["image"]))
             name = str(row.get("case") or case_name(images[0]))
             group_name = str(row["group"]) if row.get("group") else group_of(name)
             if row.get("split") not in (None, *PARTS):
-                raise DataError(f"{place}: expected split to be one of {', '.join(PARTS)}, got {row['split']}")
+                raise DataError(f"{where}: expected split to be one of {', '.join(PARTS)}, got {row['split']}")
             cases.append(Case(name, group_name, row.get("split"), images, self._masks(row)))
         self.cases = sorted_cases(cases, self.file)
 
@@ -70,18 +77,20 @@ class ManifestSource(FileSource):
         return listed_file(text, self.root, self.file)
 
     def _masks(self, row: Mapping[str, Any]) -> tuple[MaskFile, ...]:
-        named = row["mask"] if isinstance(row.get("mask"), Mapping) else {}
-        named = {
-            **named,
+        files_of_class = row["mask"] if isinstance(row.get("mask"), Mapping) else {}
+        files_of_class = {
+            **files_of_class,
             **{key.removeprefix("mask:"): row[key] for key in row if key.startswith("mask:") and row[key]},
         }
-        if named:
-            return tuple(MaskFile(self._path(text), name) for name, files in named.items() for text in _files(files))
+        if files_of_class:
+            return tuple(
+                MaskFile(self._path(text), name) for name, files in files_of_class.items() for text in _files(files)
+            )
         return tuple(MaskFile(self._path(text)) for text in _files(row["mask"]))
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a table, without what is empty in them."""
+    """Read the rows of a table, without empty cells. Raises DataError if the file cannot be read."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8-sig")) if file.suffix.lower() == ".json" else _csv_rows(file)
     except (OSError, ValueError) as error:
@@ -92,28 +101,30 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _csv_rows(file: Path) -> list[Any]:
-    """Headings in any case, but for the class in `mask:NAME`; parts of a split as they are often called."""
+    """Read the rows of a CSV file. Headings are lowercased except `mask:NAME`; common names of parts are accepted."""
     table: Any = pd.read_csv(file, dtype=str, keep_default_na=False, sep=None, engine="python", encoding="utf-8-sig")
     table = table.fillna("").rename(columns=lambda name: name if ":" in name else name.strip().lower())
     if "split" in table:
-        table["split"] = table["split"].map(lambda part: PART_WORDS.get(part.strip().lower(), part))
+        table["split"] = table["split"].map(lambda part: PART_NAMES.get(part.strip().lower(), part))
     return table.to_dict("records")
 
 
-def _check_keys(row: Mapping[str, Any], labels: Labels, place: str) -> None:
+def _check_keys(row: Mapping[str, Any], labels: Labels, where: str) -> None:
+    """Raise DataError for unknown columns, a row without image or mask, and unknown classes."""
     classes = [key.removeprefix("mask:") for key in row if key.startswith("mask:")]
     classes += list(row["mask"]) if isinstance(row.get("mask"), Mapping) else []
     unknown = [key for key in row if key not in KEYS and not key.startswith("mask:")]
     if unknown:
-        raise DataError(f"{place}: expected {', '.join(KEYS)} or mask:NAME, got {', '.join(unknown)}")
+        raise DataError(f"{where}: expected {', '.join(KEYS)} or mask:NAME, got {', '.join(unknown)}")
     if "image" not in row or not ("mask" in row or classes):
-        raise DataError(f"{place}: expected an image and a mask, got {', '.join(row) or 'nothing'}")
-    strange = [name for name in classes if name not in labels.names]
-    if strange:
-        raise DataError(f"{place}: expected masks of {', '.join(labels.names)}, got one of {', '.join(strange)}")
+        raise DataError(f"{where}: expected an image and a mask, got {', '.join(row) or 'nothing'}")
+    unknown_classes = [name for name in classes if name not in labels.names]
+    if unknown_classes:
+        raise DataError(f"{where}: expected masks of {', '.join(labels.names)}, got {', '.join(unknown_classes)}")
 
 
-def _files(given: Any) -> list[str]:
-    return (
-        [str(one) for one in given] if isinstance(given, list) else [one.strip() for one in str(given).split(SEPARATOR)]
-    )
+def _files(cell: Any) -> list[str]:
+    """The file names in a cell, which is a list in JSON and text in CSV."""
+    if isinstance(cell, list):
+        return [str(name) for name in cell]
+    return [name.strip() for name in str(cell).split(SEPARATOR)]

@@ -1,4 +1,4 @@
-"""The layouts of the Medical Segmentation Decathlon and of nnU-Net: a dataset.json beside folders of volumes."""
+"""The layouts of the Medical Segmentation Decathlon and nnU-Net: a dataset.json next to folders of volumes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from segkit.data.cases import Case, MaskFile
 from segkit.data.formats import case_name, is_image
-from segkit.data.mask_encoding import MaskCode
+from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import (
     FileSource,
     existing_folder,
@@ -20,23 +20,25 @@ from segkit.data.sources.base import (
 )
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
+from segkit.utils.text import listed
 
 IMAGES, MASKS = "imagesTr", "labelsTr"
 
 
 class DecathlonSource(FileSource):
-    """The training cases of a dataset.json: those that it lists under `training` (Decathlon), those under `dataset`, or
-    all of imagesTr and labelsTr (nnU-Net).
+    """The training cases of a dataset.json.
 
-    In nnU-Net's form a case has a file a channel, `case_0000.nii.gz`, `case_0001.nii.gz`, in the order of
-    `channel_names`.
+    These are the cases listed under `training` (Decathlon) or `dataset` (nnU-Net), or otherwise all cases in imagesTr
+    and labelsTr (nnU-Net). In the layout of nnU-Net a case has one image file per channel, `case_0000.nii.gz`,
+    `case_0001.nii.gz`, in the order of `channel_names`.
 
-    root: the folder of dataset.json. group: a regular expression with one pair of brackets, which picks the group
-    out of the case name. value_map: mask values by the class numbers that they mean. unpaired: `refuse` files of
-    imagesTr and labelsTr that belong to no case, or `skip` them.
+    root: the folder of dataset.json.
+    group: a regular expression with one pair of brackets that extracts the group from the case name.
+    value_map: maps stored mask values to class numbers.
+    unpaired: `refuse` raises an error for files in imagesTr and labelsTr that belong to no case; `skip` skips them.
 
-    Raises DataError for a dataset.json that cannot be read, lists files that are missing or outside `root`, or has
-    other classes, regions or another ignore value than `labels`, and for files without partner.
+    Raises DataError if dataset.json cannot be read, lists files that are missing or outside `root`, or differs from
+    `labels` in its classes, regions or ignore value, and for files that belong to no case.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class DecathlonSource(FileSource):
         value_map: dict[int, int] | None = None,
         unpaired: Literal["refuse", "skip"] = "refuse",
     ):
-        super().__init__(labels, MaskCode(value_map))
+        super().__init__(labels, MaskEncoding(value_map))
         root = Path(root)
         file = root / "dataset.json"
         listing = read_listing(file)
@@ -64,9 +66,9 @@ class DecathlonSource(FileSource):
 
 
 def read_listing(file: Path) -> dict[str, Any]:
-    """The contents of a dataset.json, which name their cases in one of the known ways."""
+    """Read a dataset.json. Raises DataError if it cannot be read or does not describe cases in a known form."""
     if not file.is_file():
-        raise DataError(f"expected {file}, found nothing there; `root` is the folder that holds dataset.json")
+        raise DataError(f"expected {file}, but it does not exist; `root` is the folder that contains dataset.json")
     try:
         listing = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -88,23 +90,23 @@ def _is_entry(entry: Any, *keys: str) -> bool:
 
 
 def _check_classes(named: Any, labels: Labels, value_map: Mapping[int, int], file: Path) -> None:
-    """Raise DataError if dataset.json knows other classes than the labels, as far as it says so."""
+    """Raise DataError if dataset.json names classes and they differ from those of the labels."""
     if not isinstance(named, dict) or not named:
         return
     # {"0": "background"} in the Decathlon, {"background": 0} or {"whole": [1, 2]} in nnU-Net
-    of_name = {str(value): int(key) for key, value in named.items()} if _all_digits(named) else dict(named)
-    ignored = of_name.pop("ignore", None)
+    value_of = {str(value): int(key) for key, value in named.items()} if _all_digits(named) else dict(named)
+    ignored = value_of.pop("ignore", None)
     if isinstance(ignored, int) and value_map.get(ignored, ignored) != labels.ignore_index:
         raise DataError(f"{file} ignores the value {ignored}; write `ignore_index: {ignored}` under `labels`")
-    regions = {name: tuple(values) for name, values in of_name.items() if isinstance(values, list)}
+    regions = {name: tuple(values) for name, values in value_of.items() if isinstance(values, list)}
     if regions:
-        _check_regions({name: _values(values) for name, values in of_name.items()}, labels, file)
+        _check_regions({name: _values(values) for name, values in value_of.items()}, labels, file)
     elif not labels.has_mask_channels and labels.regions is None:
-        values = {value_map.get(int(value), int(value)) for value in of_name.values()} - {labels.ignore_index}
+        values = {value_map.get(int(value), int(value)) for value in value_of.values()} - {labels.ignore_index}
         if len(values) != len(labels.values):
             raise DataError(
-                f"{file} names {len(values)} classes, {', '.join(of_name)}, but `labels` has "
-                f"{len(labels.values)}, {', '.join(labels.names)}; change the names, or join classes with `value_map`"
+                f"{file} names {len(values)} classes, {', '.join(value_of)}, but `labels` has "
+                f"{len(labels.values)}, {', '.join(labels.names)}; change the names, or merge classes with `value_map`"
             )
 
 
@@ -117,12 +119,13 @@ def _values(value: Any) -> tuple[int, ...]:
 
 
 def _check_regions(named: Mapping[str, tuple[int, ...]], labels: Labels, file: Path) -> None:
-    wanted = {name: values for name, values in named.items() if values != (0,)}
-    mine = {name: tuple(sorted(values)) for name, values in (labels.regions or {}).items()}
-    if sorted(mine.values()) != sorted(wanted.values()):
-        shown = ", ".join(f"{name}: {list(values)}" for name, values in wanted.items())
+    """Raise DataError if the regions of dataset.json differ from those of the labels."""
+    expected = {name: values for name, values in named.items() if values != (0,)}
+    regions = {name: tuple(sorted(values)) for name, values in (labels.regions or {}).items()}
+    if sorted(regions.values()) != sorted(expected.values()):
+        shown = ", ".join(f"{name}: {list(values)}" for name, values in expected.items())
         raise DataError(
-            f"{file} has regions; write `mode: multilabel`, `names: [{', '.join(wanted)}]` and "
+            f"{file} has regions; write `mode: multilabel`, `names: [{', '.join(expected)}]` and "
             f"`regions: {{{shown}}}` under `labels`"
         )
 
@@ -148,19 +151,19 @@ def _nnunet_cases(listing: Mapping[str, Any], root: Path, group_of: Callable[[st
         ]
     masks = {path.name.removesuffix(ending): path for path in existing_folder(root / MASKS).glob(f"*{ending}")}
     images = existing_folder(root / IMAGES)
-    cases, lacking = [], []
+    cases, missing = [], []
     for name, mask in sorted(masks.items()):
         files = tuple(images / f"{name}_{channel:04d}{ending}" for channel in range(channels))
-        lacking += [f"{path.name}, a channel of {name}" for path in files if not path.is_file()]
+        missing += [f"{path.name}, a channel of {name}" for path in files if not path.is_file()]
         cases.append(Case(name, group_of(name), images=files, masks=(MaskFile(mask),)))
-    if lacking:
-        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        raise DataError(f"{images} lacks {'; '.join(lacking[:5])}{more}; {file} has {channels} channels")
+    if missing:
+        shown = listed(missing, limit=5, separator="; ")
+        raise DataError(f"files are missing in {images}: {shown}; {file} has {channels} channels")
     return cases
 
 
 def _unlisted(root: Path, cases: list[Case]) -> list[str]:
-    """The files of imagesTr and labelsTr that no case has."""
+    """The files in imagesTr and labelsTr that belong to no case."""
     known = {path for case in cases for path in case.files}
     return [
         f"{kind} that belongs to no case: {file}"

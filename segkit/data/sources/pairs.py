@@ -11,14 +11,14 @@ from typing import Literal
 
 from segkit.data.cases import Case, MaskFile
 from segkit.data.formats import EXTENSIONS, is_image
-from segkit.data.mask_encoding import MaskCode
+from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import (
     FileSource,
-    distinguished,
     existing_folder,
     group_reader,
     refuse_unpaired,
     sorted_cases,
+    with_unique_names,
 )
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
@@ -29,20 +29,22 @@ SPLIT = "{split}"
 
 
 class PairsSource(FileSource):
-    """Pairs of files whose names share the name of the case.
+    """Images and masks paired by the case name in their file names.
 
-    images, masks: the folders. With `{split}` in both, `splits` says what stands there for `train`, `validation`
-        and `test`, and each case knows its part.
-    image_pattern, mask_pattern: file names with `{case}` in place of the case name; `*` is any text, and `.*` at the
-        end any known extension. `{annotator}` in `mask_pattern` stands for one of several annotators of a case.
-    annotator: whose masks to take.
-    group: a regular expression with one pair of brackets, which picks the group out of the case name;
-        without it every case is a group of its own.
-    value_map, colors, threshold, one_hot, nearest_color: see `segkit.data.mask_encoding.MaskCode`.
-    unpaired: `refuse` images without mask and masks without image, or `skip` them.
+    images, masks: the folders. Both may contain `{split}`, which is replaced by the values of `splits`.
+    image_pattern, mask_pattern: file names with `{case}` for the case name. `*` stands for any text, and `.*` at the
+        end for any known extension. `{annotator}` in `mask_pattern` stands for the annotator, if there are several.
+    annotator: the annotator whose masks are used.
+    group: a regular expression with one pair of brackets that extracts the group from the case name. By default every
+        case is its own group.
+    value_map, colors, threshold, one_hot, nearest_color: see `segkit.data.mask_encoding.MaskEncoding`.
+    splits: the text that replaces `{split}` for each of `train`, `validation` and `test`. It assigns each case to a
+        part.
+    unpaired: `refuse` raises an error for images without mask and masks without image; `skip` skips them.
 
-    Files of other formats and hidden files are passed over. Raises DataError for folders that are missing or empty,
-    files without partner, several masks for one case, case names that occur twice or do not match `group`.
+    Files of unknown formats and hidden files are skipped. Raises DataError for folders that are missing or empty,
+    images without mask and masks without image, several masks for one case, and case names that occur twice or do not
+    match `group`.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class PairsSource(FileSource):
         splits: dict[str, str] | None = None,
         unpaired: Literal["refuse", "skip"] = "refuse",
     ):
-        super().__init__(labels, MaskCode(value_map, colors, threshold, one_hot, nearest_color))
+        super().__init__(labels, MaskEncoding(value_map, colors, threshold, one_hot, nearest_color))
         layout = Layout(image_pattern, mask_pattern, annotator)
         group_of = group_reader(group)
         cases: list[Case] = []
@@ -79,16 +81,16 @@ class PairsSource(FileSource):
             strays += [f"mask without image: {mask_of[name]}" for name in mask_of if name not in image_of]
         if unpaired == "refuse":
             refuse_unpaired(strays)
-        self.cases = sorted_cases(distinguished(cases), Path(images))
+        self.cases = sorted_cases(with_unique_names(cases), Path(images))
 
 
 def _folders(images: Path, masks: Path, splits: dict[str, str] | None) -> list[tuple[str | None, Path, Path]]:
-    """The pairs of folders to look in, each with the part of the split that it makes."""
-    divided = SPLIT in str(images), SPLIT in str(masks)
-    if divided != (splits is not None,) * 2:
+    """The pairs of image and mask folders, each with its part; the part is None without `splits`."""
+    has_placeholder = SPLIT in str(images), SPLIT in str(masks)
+    if has_placeholder != (splits is not None,) * 2:
         raise ValueError(
             f"expected `{SPLIT}` in both images and masks together with splits, such as "
-            f"{{train: train, validation: val, test: test}}, or none of the three; got images {images}, masks {masks}, "
+            f"{{train: train, validation: val, test: test}}, or none of them; got images {images}, masks {masks}, "
             f"splits {splits}"
         )
     if splits is None:
@@ -113,63 +115,65 @@ class Layout:
     def __post_init__(self) -> None:
         for option, pattern in (("image_pattern", self.image_pattern), ("mask_pattern", self.mask_pattern)):
             if pattern.count("{case}") != 1 or pattern.count("{annotator}") > 1:
-                raise ValueError(f"expected {option} with {{case}} once, such as '{{case}}.png', got {pattern!r}")
+                raise ValueError(f"expected {option} to contain {{case}} once, such as '{{case}}.png', got {pattern!r}")
         if "{annotator}" in self.image_pattern:
             raise ValueError(f"expected {{annotator}} in mask_pattern only, got image_pattern {self.image_pattern!r}")
         if self.annotator is not None and "{annotator}" not in self.mask_pattern:
-            raise ValueError(f"annotator needs {{annotator}} in mask_pattern, got {self.mask_pattern!r}")
+            raise ValueError(f"annotator requires {{annotator}} in mask_pattern, got {self.mask_pattern!r}")
 
     def find(self, images: Path, masks: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-        """The image and the mask of each case name."""
-        found = _matches(masks, self.mask_pattern)
-        mask_of = self._choose(found, masks)
-        in_one_folder = images.resolve() == masks.resolve()
-        taken = {path for _case, _annotator, path in found} if in_one_folder else set()
-        if in_one_folder and self.image_pattern == self.mask_pattern:
-            raise ValueError(f"images and masks are both {self.image_pattern!r} in {images}; give them other patterns")
-        image_of = _one_each(
-            [(case, path) for case, _none, path in _matches(images, self.image_pattern) if path not in taken]
+        """The image files and the mask files by case name. Raises DataError if there are none."""
+        matches = _matches(masks, self.mask_pattern)
+        mask_of = self._choose(matches, masks)
+        same_folder = images.resolve() == masks.resolve()
+        mask_files = {path for _case, _annotator, path in matches} if same_folder else set()
+        if same_folder and self.image_pattern == self.mask_pattern:
+            raise ValueError(
+                f"images and masks are both {self.image_pattern!r} in {images}; set different patterns for them"
+            )
+        image_of = _one_per_case(
+            [(case, path) for case, _none, path in _matches(images, self.image_pattern) if path not in mask_files]
         )
         if not image_of:
             raise DataError(f"expected images named {self.image_pattern!r} in {images}, found none")
         return image_of, mask_of
 
-    def _choose(self, found: Sequence[tuple[str, str, Path]], folder: Path) -> dict[str, Path]:
-        """The masks of the chosen annotator; without one, the only masks there are."""
-        if not found:
+    def _choose(self, matches: Sequence[tuple[str, str, Path]], folder: Path) -> dict[str, Path]:
+        """The masks of the selected annotator, or all masks if there is only one per case."""
+        if not matches:
             raise DataError(f"expected masks named {self.mask_pattern!r} in {folder}, found none")
         if self.annotator is not None:
-            own = _matches(folder, self.mask_pattern.replace("{annotator}", self.annotator))
-            if own:
-                return _one_each([(case, path) for case, _annotator, path in own])
+            selected = _matches(folder, self.mask_pattern.replace("{annotator}", self.annotator))
+            if selected:
+                return _one_per_case([(case, path) for case, _annotator, path in selected])
         by_annotator: dict[str, list[str]] = defaultdict(list)
-        for case, annotator, _path in found:
+        for case, annotator, _path in matches:
             by_annotator[annotator].append(case)
-        ambiguous = len(by_annotator) > 1 and len({case for case, _annotator, _path in found}) < len(found)
+        ambiguous = len(by_annotator) > 1 and len({case for case, _annotator, _path in matches}) < len(matches)
         if self.annotator is not None or ambiguous:
             raise DataError(
-                f"{folder}: expected annotator to be one of {', '.join(sorted(by_annotator))}, "
-                f"whose masks are there, got {self.annotator}"
+                f"{folder} contains masks of several annotators: expected annotator to be one of "
+                f"{', '.join(sorted(by_annotator))}, got {self.annotator}"
             )
-        return _one_each([(case, path) for case, _annotator, path in found])
+        return _one_per_case([(case, path) for case, _annotator, path in matches])
 
 
 def _matches(folder: Path, pattern: str) -> list[tuple[str, str, Path]]:
-    """(case, annotator, image) of the images in a folder that a pattern describes, sorted by path."""
+    """(case, annotator, path) of the files and DICOM folders that match a pattern, sorted by path."""
     existing_folder(folder)
-    of_files, of_folders = _expression(pattern, ANY_EXTENSION), _expression(pattern, "")
-    wide = re.sub(r"\{\w+\}", "*", pattern.replace("[", "[[]"))
-    wide = re.sub(r"\*+", "*", f"{wide.removesuffix('.*')}*") if wide.endswith(".*") else wide
-    found = []
-    for path in sorted(path for path in folder.glob(wide) if is_image(path)):
-        match = (of_folders if path.is_dir() else of_files).fullmatch(path.relative_to(folder).as_posix())
+    file_expression, folder_expression = _expression(pattern, ANY_EXTENSION), _expression(pattern, "")
+    glob = re.sub(r"\{\w+\}", "*", pattern.replace("[", "[[]"))
+    glob = re.sub(r"\*+", "*", f"{glob.removesuffix('.*')}*") if glob.endswith(".*") else glob
+    matches = []
+    for path in sorted(path for path in folder.glob(glob) if is_image(path)):
+        match = (folder_expression if path.is_dir() else file_expression).fullmatch(path.relative_to(folder).as_posix())
         if match:
-            found.append((match["case"], match.groupdict().get("annotator") or "", path))
-    return found
+            matches.append((match["case"], match.groupdict().get("annotator") or "", path))
+    return matches
 
 
 def _expression(pattern: str, any_ending: str) -> re.Pattern[str]:
-    """The regular expression of a pattern of names. any_ending: what `.*` at its end stands for."""
+    """Convert a file name pattern to a regular expression. any_ending: the expression for `.*` at its end."""
     ending = any_ending if pattern.endswith(".*") else ""
     pieces = re.split(r"(\{case\}|\{annotator\}|\*)", pattern.removesuffix(".*"))
     meaning = {"{case}": "(?P<case>[^/]+)", "{annotator}": "(?P<annotator>[^/]+?)", "*": "[^/]*"}
@@ -177,11 +181,13 @@ def _expression(pattern: str, any_ending: str) -> re.Pattern[str]:
     return re.compile(f"{text}(?i:{ending})" if ending else text)
 
 
-def _one_each(found: Sequence[tuple[str, Path]]) -> dict[str, Path]:
-    """The file of each case. Raises DataError if a case has two."""
+def _one_per_case(matches: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """The file of each case. Raises DataError if a case has several."""
     files: dict[str, Path] = {}
-    for case, file in found:
+    for case, file in matches:
         other = files.setdefault(case, file)
         if other != file:
-            raise DataError(f"case {case} has two files, {other} and {file}; narrow the pattern, or move one away")
+            raise DataError(
+                f"case {case} has two files, {other} and {file}; make the pattern more specific, or remove one of them"
+            )
     return files

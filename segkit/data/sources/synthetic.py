@@ -1,4 +1,4 @@
-"""Phantoms: images with known masks, made from a seed, to try everything without data."""
+"""Synthetic images with known masks, generated from a seed, for trying segkit without data."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from segkit.data.cases import Case, RawCase, mask_dtype
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
 
-PART_OFFSET = 1_000_000  # case numbers begin here for each part, so that the size of one part changes no other
-SPREAD = 0.4  # the foreground of a case is its mean share, 40 % more or less
-CONTRAST, BIAS, TEXTURE = 0.3, 0.35, 0.1  # of an object's edge; deviations of what hides its level
-EDGE_PX = 0.7  # blur
+PART_OFFSET = 1_000_000  # offset between the case numbers of the parts, so that their sizes are independent
+SPREAD = 0.4  # the foreground fraction of a case varies by +-40 % around its mean
+CONTRAST, BIAS, TEXTURE = 0.3, 0.35, 0.1  # step at the edge of an object; standard deviations of the fields
+EDGE_PX = 0.7  # standard deviation of the blur
 
 
 class SyntheticSource:
     """Ellipsoids of each class on an uneven background.
 
-    The level of a class is told by the step at its edge, not by its brightness: a bias field as large as that step
-    lies over the image, so that a threshold does not find the objects.
+    A class is recognisable by the intensity step at its edge, not by its brightness: a bias field as large as that step
+    is added, so that thresholding does not find the objects.
 
-    size: the sides, two or three. train, validation, test: how many cases each part has.
-    foreground: the mean share of pixels that are not background (class 0 where no class is called so; where
-        classes overlap, the share in any of them), 0 to 0.9.
-    noise: standard deviation of the noise; an object's edge is a step of 0.3.
-    channels: image channels, each with less contrast than the one before and its own bias and noise.
-    seed: a case depends on the seed and its own number alone.
+    size: two or three side lengths, in pixels.
+    train, validation, test: number of cases in each part.
+    foreground: mean fraction of pixels that are not background, 0 to 0.9. Without a class named background, class 0 is
+        the background. If classes overlap, it is the fraction of pixels in at least one of them.
+    noise: standard deviation of the noise. The step at the edge of an object is 0.3.
+    channels: number of image channels. Each has less contrast than the previous one and its own bias and noise.
+    seed: each case depends only on the seed and on its own number.
 
-    With an `ignore_index`, a small box of every mask is set to it.
+    With an `ignore_index`, a small box in every mask is set to it. Raises ValueError for options out of range.
     """
 
     def __init__(
         self,
         *,
         labels: Labels,
-        size: list[int] = [96, 96],  # noqa: B006  (the default is part of the schema, and is not changed)
+        size: list[int] = [96, 96],  # noqa: B006  (part of the schema, never modified)
         train: int = 64,
         validation: int = 16,
         test: int = 16,
@@ -46,12 +47,12 @@ class SyntheticSource:
         seed: int = 0,
     ):
         if len(size) not in (2, 3) or min(size) < 8:
-            raise ValueError(f"expected size with 2 or 3 sides of at least 8 pixels, got {list(size)}")
+            raise ValueError(f"expected size to be 2 or 3 sides of at least 8 pixels, got {list(size)}")
         if not 0 < foreground < 0.9:
             raise ValueError(f"expected foreground between 0 and 0.9, got {foreground}")
         if noise < 0 or channels < 1 or seed < 0 or train < 1 or min(validation, test) < 0:
             raise ValueError(
-                "expected noise and seed of at least 0, channels and train of at least 1, got "
+                "expected noise, seed, validation and test to be at least 0, channels and train at least 1, got "
                 f"noise {noise}, seed {seed}, channels {channels}, train {train}, validation {validation}, test {test}"
             )
         self.labels, self.size, self.seed = labels, tuple(size), seed
@@ -60,7 +61,7 @@ class SyntheticSource:
         self.cases = tuple(Case(name, name, name.split("_")[0]) for name in sorted(self._numbers))
 
     def read(self, case: Case) -> RawCase:
-        """Make the phantom of a case."""
+        """Generate image and mask of a case."""
         random = np.random.default_rng([self.seed, self._numbers[case.name]])
         if self.labels.has_mask_channels:
             objects = self._overlapping(random)
@@ -72,15 +73,16 @@ class SyntheticSource:
             mask[(..., *_small_box(self.size, random))] = self.labels.ignore_index
         return RawCase(image, mask.astype(mask_dtype(self.labels)), (1.0,) * len(self.size))
 
-    def _share(self, random: np.random.Generator) -> float:
+    def _foreground_fraction(self, random: np.random.Generator) -> float:
+        """Draw the foreground fraction of a case."""
         spread = min(SPREAD, 0.95 / self.foreground - 1)
         return self.foreground * (1 + spread * random.uniform(-1, 1))
 
     def _exclusive(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The objects of each class [N, *S], bool, and the mask [*S]; what is drawn earlier lies on top."""
+        """The objects of each class, bool [N, *S], and the mask [*S]. Objects drawn earlier are on top."""
         background = self.labels.background_channel or 0
         drawn = [value for value in self.labels.values if value != background]
-        pixels = int(np.prod(self.size) * self._share(random) / len(drawn))
+        pixels = int(np.prod(self.size) * self._foreground_fraction(random) / len(drawn))
         mask = np.full(self.size, background, np.int64)
         for value in drawn:
             distance = np.where(mask == background, _ellipsoids(self.size, random), np.inf)
@@ -88,14 +90,14 @@ class SyntheticSource:
         return np.stack([mask == value for value in drawn]), mask
 
     def _overlapping(self, random: np.random.Generator) -> np.ndarray:
-        """The objects of each class [K, *S], bool, placed without regard to each other."""
+        """The objects of each class, bool [K, *S], placed independently."""
         classes = len(self.labels.names)
-        share = 1 - (1 - self._share(random)) ** (1 / classes)
-        pixels = int(np.prod(self.size) * share)
+        fraction = 1 - (1 - self._foreground_fraction(random)) ** (1 / classes)
+        pixels = int(np.prod(self.size) * fraction)
         return np.stack([nearest_pixels(_ellipsoids(self.size, random), pixels) for _class in range(classes)])
 
     def _image(self, objects: np.ndarray, channel: int, random: np.random.Generator) -> np.ndarray:
-        """One channel, float32 [*S]."""
+        """One channel of the image, float32 [*S]."""
         from scipy.ndimage import gaussian_filter
 
         steps = [CONTRAST * step for step in _steps(len(objects))]
@@ -106,50 +108,51 @@ class SyntheticSource:
 
 
 def _numbered(counts: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """The name and number of every case."""
     for part, name in enumerate(PARTS):
         for number in range(counts[name]):
             yield f"{name}_{number:04d}", part * PART_OFFSET + number
 
 
 def _steps(classes: int) -> list[int]:
-    """1, -1, 2, -2, ...: how each class differs from the background."""
+    """The contrast of each class to the background: 1, -1, 2, -2, ..."""
     return [(number // 2 + 1) * (-1) ** (number % 2) for number in range(classes)]
 
 
 def _ellipsoids(size: Sequence[int], random: np.random.Generator) -> np.ndarray:
-    """The distance [*S] to the nearest of one to four ellipsoids, each in units of its own radii."""
+    """The squared distance [*S] to the nearest of one to four random ellipsoids, in units of its radii."""
     dims = len(size)
     axes = [np.arange(side, dtype=np.float32) for side in size]
     grid = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(dims, -1)
     nearest = np.full(grid.shape[1], np.inf, np.float32)
     for _ellipsoid in range(random.integers(1, 5)):
         centre = random.uniform(0.1, 0.9, dims) * size
-        turn = np.linalg.qr(random.standard_normal((dims, dims)))[0]
-        stretch = (turn / random.uniform(0.5, 1.5, dims)[:, None]).astype(np.float32)
-        moved = stretch @ (grid - centre.astype(np.float32)[:, None])
-        np.minimum(nearest, np.einsum("dn,dn->n", moved, moved), out=nearest)
+        rotation = np.linalg.qr(random.standard_normal((dims, dims)))[0]
+        transform = (rotation / random.uniform(0.5, 1.5, dims)[:, None]).astype(np.float32)
+        offset = transform @ (grid - centre.astype(np.float32)[:, None])
+        np.minimum(nearest, np.einsum("dn,dn->n", offset, offset), out=nearest)
     return nearest.reshape(size)
 
 
 def nearest_pixels(distance: np.ndarray, pixels: int) -> np.ndarray:
-    """Where the `pixels` smallest distances are, bool [*S]: objects of a chosen volume, whatever their number."""
+    """Select the `pixels` smallest distances, bool [*S], so that the objects have a given total volume."""
     chosen = np.zeros(distance.size, bool)
     chosen[np.argpartition(distance.reshape(-1), pixels)[: max(1, pixels)]] = True
     return chosen.reshape(distance.shape)
 
 
 def _smooth_field(size: Sequence[int], waves: int, deviation: float, random: np.random.Generator) -> np.ndarray:
-    """A random sum of slow cosines along each axis, float32 [*S], with the given standard deviation and mean 0."""
+    """A random sum of low-frequency cosines, float32 [*S], with mean 0 and the given standard deviation."""
     field = random.standard_normal((waves,) * len(size)).astype(np.float32)
     for side in size:
         position = (np.arange(side, dtype=np.float32) + 0.5) / side
         basis = np.cos(np.pi * np.arange(waves, dtype=np.float32)[:, None] * position)
-        field = np.tensordot(field, basis, ((0,), (0,)))  # takes the first axis off, puts the new one last
+        field = np.tensordot(field, basis, ((0,), (0,)))  # replaces the first axis by a new last one
     field -= field.mean()
     return field * np.float32(deviation / max(float(field.std()), 1e-6))
 
 
 def _small_box(size: Sequence[int], random: np.random.Generator) -> tuple[slice, ...]:
-    """A box with an eighth of each side."""
+    """A randomly placed box with an eighth of each side length."""
     starts = [int(random.integers(0, side - side // 8)) for side in size]
     return tuple(slice(start, start + side // 8) for start, side in zip(starts, size, strict=True))

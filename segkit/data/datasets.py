@@ -1,0 +1,158 @@
+"""Data sets: augmented patches for training, and whole images for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from segkit.data.augment import Augment, NoAugment
+from segkit.data.case_store import CaseStore, PreparedCase
+from segkit.data.cases import Case, RawCase, Source
+from segkit.data.preprocess import Preprocess
+from segkit.data.sampling import Balance, Key, cut, place_window, sample_seeds
+from segkit.labels import Labels
+
+
+class TrainingSet(Dataset):
+    """Randomly placed and augmented patches, or whole images if `patch` is None. Indexed by `Key`.
+
+    Each sample is a pure function of the case and of (seed, key.epoch, key.position). The number of workers and
+    processes does not change it.
+
+    patch: side lengths [D] of the patch, in pixels.
+    foreground: the fraction of patches that are centred on a foreground pixel, 0 to 1.
+    margin: factor by which the augmented region is larger than the patch. The patch is cut from its centre.
+    balance: `pixels` draws the foreground pixel from all foreground pixels; `classes` first draws a class and then one
+        of its pixels.
+
+    Raises ValueError if the number of sides of the patch differs from the number of image axes.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        store: CaseStore,
+        preprocess: Preprocess,
+        labels: Labels,
+        augment: Augment,
+        *,
+        patch: Sequence[int] | None,
+        foreground: float,
+        margin: float,
+        seed: int,
+        balance: Balance = "pixels",
+    ):
+        if patch is not None and len(patch) != preprocess.dims:
+            raise ValueError(f"expected sampling.patch with {preprocess.dims} sides, one per axis, got {list(patch)}")
+        self.cases, self.store, self.preprocess, self.labels = cases, store, preprocess, labels
+        self.augment = augment
+        self.patch = tuple(patch) if patch is not None else None
+        self.foreground = foreground
+        self.balance: Balance = balance
+        self.margin = 1.0 if isinstance(augment, NoAugment) else margin
+        self.seed = seed
+        self.prepared: dict[int, PreparedCase] = {}
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def prepare(self) -> None:
+        """Read all cases now, so that worker processes share them."""
+        for number in range(len(self.cases)):
+            self._prepared(number)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        case, prepared = self.cases[key.case], self._prepared(key.case)
+        placing, augmenting = sample_seeds(self.seed, key)
+        image, mask = self._augmented_patch(prepared, placing, augmenting)
+        return as_sample(image, mask, case, prepared.spacing)
+
+    def _augmented_patch(
+        self, prepared: PreparedCase, placing: np.random.Generator, augmenting: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        size = prepared.image.shape[1:]
+        patch = self.patch or size
+        window = place_window(size, patch, self.margin, self._centre(prepared, placing), placing)
+        where = (..., *window.slices)
+        image, mask = self._transform(prepared, prepared.image[where], prepared.mask[where], augmenting)
+        return cut(image, window.offset, patch, 0.0), cut(mask, window.offset, patch, self.labels.padding_value)
+
+    def _transform(
+        self, prepared: PreparedCase, image: np.ndarray, mask: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        def normalise(image: np.ndarray) -> np.ndarray:
+            return self.preprocess.normalise(image, prepared.shift, prepared.scale)
+
+        if self.augment.before_normalisation:
+            low, high = prepared.limits
+            if (low, high) == (0.0, 1.0):  # the usual case for 2D images, in which two passes are saved
+                image, mask = self.augment(image, mask, seed)
+                return normalise(image), mask
+            image, mask = self.augment((image - low) / (high - low), mask, seed)
+            return normalise(image * (high - low) + low), mask
+        return self.augment(normalise(image), mask, seed)
+
+    def _centre(self, prepared: PreparedCase, placing: np.random.Generator) -> np.ndarray | None:
+        on_foreground = placing.random() < self.foreground
+        return prepared.foreground.draw(placing) if on_foreground else None
+
+    def _prepared(self, number: int) -> PreparedCase:
+        if number in self.prepared:
+            return self.prepared[number]
+        case = self.cases[number]
+        prepared = self.store.prepared(
+            case, self.preprocess, self.labels, locate=self.balance if self.foreground > 0 else None
+        )
+        if self.store.keep != "none":
+            self.prepared[number] = prepared
+        return prepared
+
+
+class EvaluationSet(Dataset):
+    """Whole images as the network receives them, with masks on the original grid. Indexed by case number.
+
+    keep: whether samples stay in memory once they have been read.
+    """
+
+    def __init__(self, cases: Sequence[Case], source: Source, preprocess: Preprocess, *, keep: bool):
+        self.cases, self.source, self.preprocess, self.keep = cases, source, preprocess, keep
+        self.samples: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def raw(self, number: int) -> RawCase:
+        """The case as stored, before preprocessing."""
+        return self.source.read(self.cases[number])
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if number in self.samples:
+            return self.samples[number]
+        raw = self.raw(number)
+        image = network_image(raw, self.preprocess)
+        assert raw.mask is not None
+        sample = as_sample(image, raw.mask, self.cases[number], raw.spacing)
+        if self.keep:
+            self.samples[number] = sample
+        return sample
+
+
+def network_image(raw: RawCase, preprocess: Preprocess) -> np.ndarray:
+    """The image as the network receives it, [C, *S]: resampled to the target spacing and normalised."""
+    image = preprocess.resample(raw).image
+    return preprocess.normalise(image, *preprocess.intensity_map(image))
+
+
+def as_sample(image: np.ndarray, mask: np.ndarray, case: Case, spacing: Sequence[float]) -> dict[str, Any]:
+    """A sample: image float32 [C, *S], integer mask [*S] or [K, *S], names of case and group, and spacing [D]."""
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
+        "mask": torch.from_numpy(np.ascontiguousarray(mask)),
+        "case": case.name,
+        "group": case.group,
+        "spacing": list(spacing),
+    }

@@ -1,0 +1,64 @@
+"""The folder layout of PASCAL VOC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from segkit.data.cases import Case, MaskFile
+from segkit.data.mask_encoding import MaskEncoding
+from segkit.data.sources.base import FileSource, existing_folder, group_reader, refuse_unpaired, sorted_cases
+from segkit.labels import Labels
+from segkit.utils.errors import DataError
+
+
+class VOCSource(FileSource):
+    """Images in JPEGImages, palette masks, and lists of case names in ImageSets/Segmentation.
+
+    root: the folder that contains them, such as `VOC2012`.
+    masks: the name of the mask folder.
+    sets: the name of the list for each of `train`, `validation` and `test`. None uses all masks and assigns no parts.
+    group: see `PairsSource`.
+    value_map: maps stored mask values to class numbers.
+
+    The value 255 marks the borders of objects and requires `ignore_index: 255`. Raises DataError for missing folders,
+    lists and files.
+    """
+
+    def __init__(
+        self,
+        *,
+        labels: Labels,
+        root: Path,
+        masks: str = "SegmentationClass",
+        sets: dict[str, str] | None = None,
+        group: str | None = None,
+        value_map: dict[int, int] | None = None,
+    ):
+        super().__init__(labels, MaskEncoding(value_map))
+        root, group_of = Path(root), group_reader(group)
+        images, folder = existing_folder(root / "JPEGImages"), existing_folder(root / masks)
+        names = _read_sets(root, sets) if sets is not None else [(None, file.stem) for file in folder.glob("*.png")]
+        pairs = [(part, name, images / f"{name}.jpg", folder / f"{name}.png") for part, name in names]
+        refuse_unpaired(
+            [f"missing: {file}" for *_, image, mask in pairs for file in (image, mask) if not file.is_file()]
+        )
+        self.cases = sorted_cases(
+            [Case(name, group_of(name), part, (image,), (MaskFile(mask),)) for part, name, image, mask in pairs], root
+        )
+
+
+def _read_sets(root: Path, sets: Mapping[str, str]) -> list[tuple[str | None, str]]:
+    """The part and name of every case in the lists."""
+    cases: list[tuple[str | None, str]] = []
+    for part, name in sets.items():
+        file = root / "ImageSets" / "Segmentation" / f"{name}.txt"
+        if not file.is_file():
+            raise DataError(
+                f"expected a list of case names in {file}, but it does not exist; change `sets` under `data`"
+            )
+        for case in file.read_text().split():
+            if Path(case).name != case:
+                raise DataError(f"{file} lists {case}, which is a path; list file names without folder and ending")
+            cases.append((part, case))
+    return cases
