@@ -1,11 +1,12 @@
-"""How often the comparison calls a loss better than itself, on real trainings.
+"""Measure the rate of false verdicts on real trainings: how often a loss is called better than itself.
 
 python tools/compare.py --config configs/quickstart.yaml --losses dice_ce --seeds 40 --out noise
 python tools/false_verdicts.py noise/cases.csv --splits 500
 
-Draws disjoint sets of runs of the one loss, gives them two names, and counts how often the verdict is `better` or
-`worse`; beside it, how often a Wilcoxon test over cases finds a difference between one run and another. The interval is
-that of Clopper and Pearson; splits share runs, so that it is somewhat too narrow.
+The script repeatedly draws two disjoint sets of runs of one loss, compares them as if they were two losses, and counts
+how often the verdict is `better` or `worse`. It also counts how often a Wilcoxon test over cases finds a difference
+between two single runs. Intervals are those of Clopper and Pearson; they are somewhat too narrow, because splits share
+runs.
 """
 
 import argparse
@@ -20,9 +21,8 @@ from segkit.compare.statistics import pair_results
 from segkit.compare.variance_models import TwoWay, group_values
 
 
-def rate(values: np.ndarray, runs: int, splits: int, margin: float, seed: int) -> tuple[int, int]:
-    """How many of the splits of the runs [R, groups] get a false verdict, and how many pairs of runs a small p of the
-    naive test."""
+def count_false_verdicts(values: np.ndarray, runs: int, splits: int, margin: float, seed: int) -> tuple[int, int]:
+    """Count the splits of runs [R, groups] with a false verdict, and those with p < 0.05 in the Wilcoxon test."""
     generator = np.random.default_rng(seed)
     wrong, naive = 0, 0
     for _ in range(splits):
@@ -35,7 +35,8 @@ def rate(values: np.ndarray, runs: int, splits: int, margin: float, seed: int) -
     return wrong, naive
 
 
-def in_words(count: int, splits: int) -> str:
+def with_interval(count: int, splits: int) -> str:
+    """The rate as a percentage with its 95 % interval."""
     interval = stats.binomtest(count, splits).proportion_ci()
     return f"{count / splits:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
@@ -51,14 +52,16 @@ def main() -> None:
     arguments = parser.parse_args()
     scores = read_scores(read_rows(arguments.table), arguments.metric)
     if len(scores.losses) != 1 or len(scores.runs) < 2 * arguments.runs:
-        got = f"{', '.join(scores.losses)} with {len(scores.runs)}"
+        got = f"{', '.join(scores.losses)} with {len(scores.runs)} runs"
         parser.error(f"expected one loss with at least {2 * arguments.runs} runs, got {got}")
     values = group_values(scores)
-    wrong, naive = rate(values, arguments.runs, arguments.splits, arguments.margin, arguments.seed)
-    spread = values.mean(1)
-    print(f"{len(values)} runs of {scores.losses[0]}: {spread.mean():.4f}, standard deviation {spread.std(ddof=1):.4f}")
-    print(f"{arguments.runs} against {arguments.runs} of them, false verdicts: {in_words(wrong, arguments.splits)}")
-    print(f"one against one, Wilcoxon over cases below 0.05: {in_words(naive, arguments.splits)}")
+    wrong, naive = count_false_verdicts(values, arguments.runs, arguments.splits, arguments.margin, arguments.seed)
+    means = values.mean(1)
+    print(
+        f"{len(values)} runs of {scores.losses[0]}: mean {means.mean():.4f}, standard deviation {means.std(ddof=1):.4f}"
+    )
+    print(f"false verdicts, {arguments.runs} against {arguments.runs} runs: {with_interval(wrong, arguments.splits)}")
+    print(f"Wilcoxon test over cases, p < 0.05, one run against one: {with_interval(naive, arguments.splits)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""How often the comparison of losses is wrong: simulated losses that are equal, and some that are not.
+"""Measure error rates and power of the comparison of losses on simulated scores.
 
 python tools/simulate_comparisons.py --comparisons 1000
 
-Scores are made of a case, a run (standard deviation 0.004), what a loss makes of a case (0.01), a rest (0.02). Printed
-are, for each number of losses, seeds and cases, the share of comparisons with any false verdict: with runs that spread
-equally; with spreads of 4:1 (every second loss, and one loss only); and by a Wilcoxon test over the cases of one run a
-loss. Then how often a true difference is found.
+A score is the sum of effects of the case, the run (standard deviation 0.004), the loss on the case (0.01) and a
+residual (0.02). The first table shows, for each number of losses, seeds and cases, the share of comparisons of equal
+losses with any false verdict: if all runs vary equally; if every second loss or only one loss varies four times as
+much; and with a Wilcoxon test over the cases of one run per loss. The second table shows how often a true difference
+is found.
 """
 
 import argparse
@@ -19,36 +20,37 @@ from scipy import stats
 from segkit.compare.statistics import pair_results
 from segkit.compare.variance_models import TwoWay
 
-RUN, WIDE, NARROW, OF_LOSS, REST = 0.004, 0.008, 0.002, 0.01, 0.02
+RUN, WIDE, NARROW, INTERACTION, RESIDUAL = 0.004, 0.008, 0.002, 0.01, 0.02
 
 
 def simulated(
     generator: np.random.Generator, spreads: Sequence[float], runs: int, cases: int, shift: float = 0.0
 ) -> dict[str, np.ndarray]:
-    """The scores of a loss a spread, [runs, cases]; the first is better by `shift`."""
+    """Scores {loss: [runs, cases]} of one loss for each standard deviation of runs; the first is better by `shift`."""
     case = generator.beta(8, 2, cases) * 0.8 + 0.05
-    found = {}
+    samples = {}
     for number, spread in enumerate(spreads):
-        of_loss = case + generator.normal(0, spread, (runs, 1)) + generator.normal(0, OF_LOSS, cases)
-        scores = of_loss + generator.normal(0, REST, (runs, cases)) + (shift if number == 0 else 0.0)
-        found[f"loss{number}"] = scores.clip(0, 1)
-    return found
+        loss_scores = case + generator.normal(0, spread, (runs, 1)) + generator.normal(0, INTERACTION, cases)
+        scores = loss_scores + generator.normal(0, RESIDUAL, (runs, cases)) + (shift if number == 0 else 0.0)
+        samples[f"loss{number}"] = scores.clip(0, 1)
+    return samples
 
 
 def wrong(samples: dict[str, np.ndarray]) -> bool:
-    """Whether any pair of losses that are equal gets a verdict other than undecided or equivalent."""
+    """Whether any pair of equal losses gets the verdict better or worse."""
     pairs = list(itertools.combinations(samples, 2))
     return any(pair["verdict"] in ("better", "worse") for pair in pair_results(pairs, TwoWay(samples), 0.005, {}))
 
 
 def wrong_naively(samples: dict[str, np.ndarray]) -> bool:
+    """Whether a Wilcoxon test over the cases of single runs finds a difference between any pair of losses."""
     pairs = itertools.combinations(samples.values(), 2)
     results: list[Any] = [stats.wilcoxon(a[0], b[0]) for a, b in pairs]
     return any(result.pvalue < 0.05 for result in results)
 
 
 def error_rates(losses: int, runs: int, cases: int, comparisons: int, seed: int = 0) -> dict[str, float]:
-    """The share of comparisons that are wrong, by how runs spread, and by the naive test."""
+    """The share of comparisons with a false verdict, by the spread of runs, and for the Wilcoxon test."""
     generator = np.random.default_rng([seed, losses, runs, cases])
     kinds = {
         "equal": [RUN] * losses,
@@ -64,14 +66,14 @@ def error_rates(losses: int, runs: int, cases: int, comparisons: int, seed: int 
 
 
 def power(losses: int, runs: int, cases: int, shift: float, comparisons: int, seed: int = 1) -> float:
-    """The share of the pairs with the first loss that get a verdict for it."""
+    """The share of pairs with the first, better loss that get the verdict better."""
     generator = np.random.default_rng([seed, losses, runs, cases])
-    found = []
+    detected = []
     for _ in range(comparisons):
         samples = simulated(generator, [RUN] * losses, runs, cases, shift)
         pairs = pair_results(list(itertools.combinations(samples, 2)), TwoWay(samples), 0.005, {})
-        found += [pair["verdict"] == "better" for pair in pairs if pair["a"] == "loss0"]
-    return float(np.mean(found))
+        detected += [pair["verdict"] == "better" for pair in pairs if pair["a"] == "loss0"]
+    return float(np.mean(detected))
 
 
 def main() -> None:
@@ -87,8 +89,8 @@ def main() -> None:
     print("\n| losses | true difference | seeds | found |\n|--:|--:|--:|--:|")
     for losses, shift, seeds in ((2, 0.006, (3, 5, 10)), (8, 0.015, (2, 3, 5))):
         for runs in seeds:
-            found = power(losses, runs, 100, shift, max(1, arguments.comparisons // 3))
-            print(f"| {losses} | {shift} | {runs} | {found:.2f} |", flush=True)
+            rate = power(losses, runs, 100, shift, max(1, arguments.comparisons // 3))
+            print(f"| {losses} | {shift} | {runs} | {rate:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The options of `segkit compare`, which trains losses and compares them, or analyses a table of scores."""
+"""Command-line options of `segkit compare`, which trains and compares losses or analyses a table of scores."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ def compare(
         typer.Option(help="Table of scores (CSV) to analyse; nothing is trained.", rich_help_panel=TABLE),
     ] = None,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("comparison"),
-    metric: Annotated[str | None, typer.Option(help="dice, iou, nsd, hd95, ... [dice].")] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric: dice, iou, nsd, hd95, ... [dice].")] = None,
     aggregation: Annotated[
         str | None,
-        typer.Option(help="How scores are averaged: class_case, case_class, groups, present, global, micro."),
+        typer.Option(
+            help="How scores are averaged: class_case, case_class, groups, present, global or micro [class_case]."
+        ),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Compare every loss with this one [all pairs].")] = None,
     margin: Annotated[
-        float | None, typer.Option(min=0, help="Differences within +- this margin count as equivalent [0.005].")
+        float | None, typer.Option(min=0, help="Differences within +- this margin are practically equivalent [0.005].")
     ] = None,
-    family: Annotated[str | None, typer.Option(help="Pairs to adjust p-values over: all_pairs or vs_baseline.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Pairs to compare: all_pairs or vs_baseline [vs_baseline with --baseline].")
+    ] = None,
     losses: Annotated[
         str | None, typer.Option(help="Comma-separated losses or recipes.", rich_help_panel=TRAINING)
     ] = None,
@@ -48,33 +52,38 @@ def compare(
     ] = None,
     noise_floor: Annotated[
         bool,
-        typer.Option("--noise-floor", help="Train the baseline twice to measure chance.", rich_help_panel=TRAINING),
+        typer.Option(
+            "--noise-floor",
+            help="Train the baseline with a second set of seeds to measure random variation.",
+            rich_help_panel=TRAINING,
+        ),
     ] = False,
-    engine: Annotated[str, typer.Option(help="local or ray.", rich_help_panel=TRAINING)] = "local",
+    engine: Annotated[str, typer.Option(help="Where to train: local or ray.", rich_help_panel=TRAINING)] = "local",
     parallel: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Runs at the same time [number of GPUs, or a quarter of the cores].", rich_help_panel=TRAINING
+            min=1, help="Runs at a time [number of GPUs, or a quarter of the CPU cores].", rich_help_panel=TRAINING
         ),
     ] = None,
     no_wait: Annotated[
         bool,
-        typer.Option("--no-wait", help="Exit when only runs of other processes are left.", rich_help_panel=TRAINING),
+        typer.Option("--no-wait", help="Exit if only runs of other processes remain.", rich_help_panel=TRAINING),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and their expected time.", rich_help_panel=TRAINING)
+        bool, typer.Option("--dry-run", help="List the runs and estimate the training time.", rich_help_panel=TRAINING)
     ] = False,
     missing: Annotated[
         str | None,
-        typer.Option(help="Score for missing values: perfect or worst [error].", rich_help_panel=TABLE),
+        typer.Option(help="How to score missing values: perfect or worst [refuse the table].", rich_help_panel=TABLE),
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Classes to average over [all but background].", rich_help_panel=TABLE)
+        str | None,
+        typer.Option(help="Comma-separated classes to average over [all except background].", rich_help_panel=TABLE),
     ] = None,
 ) -> None:
-    """Train each loss with several seeds under equal conditions and test which differences are real.
+    """Train each loss with several seeds under equal conditions and test which differences are significant.
 
-    Options left out here are taken from the section `comparison` of the configuration.
+    Options that are not given are taken from the section `comparison` of the configuration.
     """
     analysis = {
         "metric": metric,
@@ -97,13 +106,13 @@ def compare(
     if from_table is not None:
         unused = [name for name, value in training.items() if value] + list(overrides or [])
         if unused:
-            raise typer.BadParameter(f"{unused[0]} cannot be used with --from-table, which trains nothing")
+            raise typer.BadParameter(f"{unused[0]} cannot be combined with --from-table, because nothing is trained")
         _analyse_table(from_table, out, analysis | {"missing": missing}, classes)
         return
     if missing is not None or classes is not None:
-        raise typer.BadParameter("--missing and --classes can only be used with --from-table")
+        raise typer.BadParameter("--missing and --classes need --from-table")
     if config is None:
-        raise typer.BadParameter("give --config or --from-table")
+        raise typer.BadParameter("expected --config or --from-table")
     section = analysis | {
         "losses": None if losses is None else losses.split(","),
         "seeds": seeds,

@@ -1,4 +1,4 @@
-"""The verb `compare`: train every unit that is not finished, gather the long table, analyse and report it."""
+"""The command `compare`: train all unfinished units, collect the long table, analyse it and write the report."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rich.console import Console
 
 from segkit.compare.analysis import Analysis, ReportContext, write_comparison
 from segkit.compare.design import Design, Unit, check_overrides, make_design, write_plan
-from segkit.compare.executors import ENGINES, Engine
-from segkit.compare.leases import Claims
+from segkit.compare.executors import EXECUTORS, Executor
+from segkit.compare.leases import Leases
 from segkit.compare.lr_sweep import choose_rates, make_sweep, tried_rates
 from segkit.compare.run_artifacts import gather
-from segkit.compare.sanity_checks import log_warnings, rates_at_the_end, same_functions, unequal_steps
+from segkit.compare.sanity_checks import boundary_rates, log_warnings, same_functions, unequal_steps
 from segkit.compare.units import (
     Comparison,
-    check_judged,
+    check_evaluation_cases,
     config_of,
     failure,
     finished,
     finished_folders,
-    foreground_of,
+    foreground_classes,
     make_units,
     rules_of,
     train_unit,
@@ -38,17 +38,22 @@ from segkit.training.run_folder import Run
 
 
 class UnitsFailed(Exception):
-    """Some units of a comparison ended with an error."""
+    """Some units of a comparison failed."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What the command line asks for, beside the configuration.
+    """Options of the command besides the configuration.
 
-    engine: `local` or `ray`. parallel: how many units at once, None for as many as there are GPUs, or else one for
-    every four cores. wait: for units that other processes train; otherwise the report is left to the last of them.
+    Args:
+        out: The output folder.
+        engine: The executor, `local` or `ray`.
+        parallel: Number of units at a time; None for the number of GPUs, or a quarter of the CPU cores without a GPU.
+        dry_run: Whether to list the units only.
+        wait: Whether to wait for units that other processes are training. Without waiting, the last process to finish
+            writes the report.
     """
 
     out: Path
@@ -59,38 +64,51 @@ class CompareOptions:
 
 
 def compare(path: Path, overrides: Sequence[str], options: CompareOptions, console: Console) -> None:
-    """Train every loss with every seed and fold, gather the long table in cases.csv and analyse it.
+    """Train every loss with every seed and fold, write the long table to cases.csv and analyse it.
 
-    A unit that fails does not stop the others; they are listed, in comparison.json too, and in UnitsFailed at the end.
+    A failing unit does not stop the others.
+
+    Args:
+        path: The YAML file of the experiment.
+        overrides: Overrides, `key=value`.
+        options: The options of the command.
+        console: Receives progress and results.
+
+    Raises:
+        ConfigError: The configuration or an option is invalid.
+        UnitsFailed: Some units failed; raised after the report was written.
     """
     check_overrides(overrides)
     base = load_config(path, overrides)
     design = make_design(base)
-    engine = _engine(options, design)
+    executor = _executor(options, design)
     comparison = Comparison.of(path, overrides, design, base, options.out)
     units = make_units(comparison)
-    check_judged(units)
-    trials = make_sweep(comparison, judged=units[0].part)
+    check_evaluation_cases(units)
+    trials = make_sweep(comparison, evaluated_part=units[0].part)
     if options.dry_run:
         if trials and all(map(finished, trials)):
             units = make_units(comparison, choose_rates(tried_rates(trials, design), design.metric))
-        print_units([*trials, *units], engine.parallel, console)
+        print_units([*trials, *units], executor.parallel, console)
         return
-    with _fair(comparison.out, design):
-        _train_and_report(comparison, units, trials, engine, options, console)
+    with _exclusive_time_budget(comparison.out, design):
+        _train_and_report(comparison, units, trials, executor, options, console)
 
 
 @contextmanager
-def _fair(out: Path, design: Design) -> Iterator[None]:
-    """Minutes are a fair budget only where units run one at a time, those of all processes together."""
+def _exclusive_time_budget(out: Path, design: Design) -> Iterator[None]:
+    """Keep other processes from training units, if the budget is in minutes.
+
+    Such a budget is fair only if units are trained one at a time, over all processes.
+    """
     if design.minutes is None:
         yield
         return
-    with Claims().claimed(out / "minutes") as ours:
-        if not ours:
+    with Leases().acquire(out / "minutes") as acquired:
+        if not acquired:
             raise ConfigError(
-                f"another process trains units of {out}, and comparison.minutes is a fair budget only where they run "
-                "one at a time: wait for it, or use comparison.steps"
+                f"another process is training units of {out}; with comparison.minutes they must be trained one at a "
+                "time to have a fair budget: wait for that process, or use comparison.steps"
             )
         yield
 
@@ -99,63 +117,69 @@ def _train_and_report(
     comparison: Comparison,
     units: list[Unit],
     trials: list[Unit],
-    engine: Engine,
+    executor: Executor,
     options: CompareOptions,
     console: Console,
 ) -> None:
     design, base = comparison.design, comparison.base
     out = comparison.out
-    notes = _noticed(units, design, base, console)
+    notes = _warn_before_training(units, design, base, console)
     plan = write_plan(out, design, base, rules_of(base).to_dict(), comparison.digest, finished_folders(out))
     for change in plan["changes"]:
         console.print(
-            f"the plan was changed after {change['finished_units']} finished units: {'; '.join(change['differences'])}",
+            f"note: the plan was changed after {change['finished_units']} finished units: "
+            f"{'; '.join(change['differences'])}",
             markup=False,
             highlight=False,
         )
     rates: dict[str, float] = {}
     tried: pd.DataFrame | None = None
-    lost: list[Unit] = []
+    failed: list[Unit] = []
     if trials:
-        engine.run([unit for unit in trials if not finished(unit)], train_unit, console)
+        executor.run([unit for unit in trials if not finished(unit)], train_unit, console)
         tried = tried_rates(trials, design)
         rates = choose_rates(tried, design.metric)
-        broken = [unit for unit in trials if not finished(unit)]
-        notes += rates_at_the_end(rates, design.sweep or ())
-        notes += [f"no score of {unit.name}: {_reason(unit)}" for unit in broken if unit.loss in rates]
-        lost += [unit for unit in broken if unit.loss not in rates]
+        failed_trials = [unit for unit in trials if not finished(unit)]
+        notes += boundary_rates(rates, design.sweep or ())
+        notes += [f"no score for {unit.name}: {_reason(unit)}" for unit in failed_trials if unit.loss in rates]
+        failed += [unit for unit in failed_trials if unit.loss not in rates]
         units = make_units(comparison, rates)
-    left = [unit for unit in units if not finished(unit)]
-    if len(left) < len(units):
-        console.print(f"finished before: {len(units) - len(left)} of {len(units)} units", highlight=False)
-    engine.run(left, train_unit, console)
-    undone = [unit for unit in left if not finished(unit)]
-    elsewhere = [unit for unit in undone if failure(unit) is None]
-    if elsewhere and not options.wait:
-        console.print(f"{len(elsewhere)} units are trained by other processes; the last of them writes the report")
+    remaining = [unit for unit in units if not finished(unit)]
+    if len(remaining) < len(units):
+        console.print(f"already finished: {len(units) - len(remaining)} of {len(units)} units", highlight=False)
+    executor.run(remaining, train_unit, console)
+    unfinished = [unit for unit in remaining if not finished(unit)]
+    running = [unit for unit in unfinished if failure(unit) is None]
+    if running and not options.wait:
+        console.print(
+            f"other processes are still training {len(running)} of {len(units)} units; the last of them to finish "
+            "writes the report",
+            highlight=False,
+        )
         return
-    lost += undone
-    complete = [unit for unit in units if unit not in undone]
+    failed += unfinished
+    complete = [unit for unit in units if unit not in unfinished]
     if complete:
         context = ReportContext(
-            foreground_of(base), _by_loss(lost), rules_of(base).to_dict(), plan, notes, rates, tried
+            foreground_classes(base), _by_loss(failed), rules_of(base).to_dict(), plan, notes, rates, tried
         )
         _report(complete, design, context, out, console)
-    if lost:
-        failed = "".join(f"\n  {unit.name}: {_reason(unit)}" for unit in lost)
+    if failed:
+        reasons = "".join(f"\n  {unit.name}: {_reason(unit)}" for unit in failed)
         raise UnitsFailed(
-            f"{len(lost)} of {len({*units, *lost})} units failed:{failed}\nmend the cause and run the command again"
+            f"{len(failed)} of {len({*units, *failed})} units failed:{reasons}\n"
+            "fix the cause and run the same command again"
         )
 
 
-def _noticed(units: Sequence[Unit], design: Design, base: Config, console: Console) -> list[str]:
-    """Losses that are the same function, told before anything is trained."""
+def _warn_before_training(units: Sequence[Unit], design: Design, base: Config, console: Console) -> list[str]:
+    """Print and return warnings about losses that are the same function and about rules of scoring."""
     losses = {label: config_of(units, label).loss for label in design.losses}
     notes = same_functions(losses, build_labels(base))
     if base.evaluation.rules != SEGKIT.name:
         notes.append(
-            f"evaluation.rules: {base.evaluation.rules} is for the tables of the runs; losses are compared by "
-            f"comparison.aggregation: {design.aggregation}, and a missed structure counts as a miss"
+            f"evaluation.rules: {base.evaluation.rules} applies to reports of single runs only; the comparison uses "
+            f"segkit's rules, by which missed structures count, and comparison.aggregation: {design.aggregation}"
         )
     for note in notes:
         console.print(f"warning: {note}", style="yellow", markup=False, highlight=False)
@@ -163,65 +187,76 @@ def _noticed(units: Sequence[Unit], design: Design, base: Config, console: Conso
 
 
 def _reason(unit: Unit) -> str:
-    return failure(unit) or f"it came to no end, and nothing says why; see {unit.folder}"
+    return failure(unit) or f"it did not finish and recorded no error; see {unit.folder}"
 
 
-def _by_loss(lost: Sequence[Unit]) -> dict[str, dict[str, str]]:
-    """By loss, which units came to no end, and why."""
-    found: dict[str, dict[str, str]] = {}
-    for unit in lost:
-        found.setdefault(unit.loss, {})[unit.name] = _reason(unit)
-    return found
+def _by_loss(failed: Sequence[Unit]) -> dict[str, dict[str, str]]:
+    """For each loss, the names of its failed units and the reason."""
+    reasons: dict[str, dict[str, str]] = {}
+    for unit in failed:
+        reasons.setdefault(unit.loss, {})[unit.name] = _reason(unit)
+    return reasons
 
 
 def _report(units: Sequence[Unit], design: Design, context: ReportContext, out: Path, console: Console) -> None:
-    """The long table of finished units, what it says, and the pages; by one process at a time."""
-    with Claims().claimed(out / "report") as ours:
-        if ours:
+    """Write the report, unless another process is writing it."""
+    with Leases().acquire(out / "report") as acquired:
+        if acquired:
             report(units, design, context, out, console)
         else:
-            console.print(f"another process writes the report of {out}", markup=False)
+            console.print(f"another process is writing the report of {out}", markup=False)
 
 
 def report(units: Sequence[Unit], design: Design, context: ReportContext, out: Path, console: Console) -> None:
-    """The long table of finished units, what it says, and the pages."""
+    """Write the long table of finished units, analyse it and write the pages."""
     table = pd.concat([unit_rows(unit, design.metric) for unit in units], ignore_index=True)
     table.to_csv(out / "cases.csv", index=False)
     logs = {unit: Run(unit.folder).records() for unit in units}
-    by_loss = {loss: [lines for unit, lines in logs.items() if unit.loss == loss] for loss in design.losses}
+    by_loss = {loss: [records for unit, records in logs.items() if unit.loss == loss] for loss in design.losses}
     context = replace(context, notes=[*context.notes, *unequal_steps(by_loss), *log_warnings(by_loss)])
     analysis = Analysis(
         *(design.metric, design.aggregation, design.baseline),
-        *(design.margin, design.family, design.again, design.tested_to_trained),
+        *(design.margin, design.family, design.repeated_baseline, design.test_train_ratio),
     )
     write_comparison(table, out, analysis, context, lambda scores: gather(logs, scores), console)
 
 
-def _engine(options: CompareOptions, design: Design) -> Engine:
-    if options.engine not in ENGINES:
-        raise ConfigError(f"expected --engine to be one of {', '.join(ENGINES)}, got {options.engine}")
-    engine = ENGINES[options.engine](options.parallel, wait=options.wait)
-    if design.minutes is not None and engine.parallel > 1:
-        raise ConfigError("comparison.minutes is a fair budget only where units run one at a time: use --parallel 1")
-    return engine
+def _executor(options: CompareOptions, design: Design) -> Executor:
+    if options.engine not in EXECUTORS:
+        raise ConfigError(f"expected --engine to be one of {', '.join(EXECUTORS)}, got {options.engine}")
+    executor = EXECUTORS[options.engine](options.parallel, wait=options.wait)
+    if design.minutes is not None and executor.parallel > 1:
+        raise ConfigError(
+            "with comparison.minutes, units must be trained one at a time to have a fair budget: use --parallel 1"
+        )
+    return executor
 
 
 def print_units(units: Sequence[Unit], parallel: int, console: Console) -> None:
-    """What a comparison consists of, how far it is, and how long the rest may take."""
-    seconds = [load_checkpoint(Run(unit.folder).last)["time"]["training_seconds"] for unit in units if finished(unit)]
-    left = 0
-    for unit in units:
-        state = (
-            "finished" if finished(unit) else "failed" if failure(unit) else "begun" if unit.folder.exists() else "-"
-        )
-        left += state != "finished"
+    """Print the units of a comparison with their state, and an estimate of the remaining training time."""
+    states = [_state(unit) for unit in units]
+    for unit, state in zip(units, states, strict=True):
         console.print(f"{state:9} {unit.name:40} {unit.folder}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{len(units)} units, {left} to be trained", highlight=False)
-    if seconds and left:
-        minutes = left * sum(seconds) / len(seconds) / 60 / min(parallel, left)
-        console.print(
-            f"about {minutes:.2g} minutes of training, {parallel} at a time, by {len(seconds)} finished units",
-            highlight=False,
-        )
-    elif left:
-        console.print("how long that takes is known once the first unit is finished", highlight=False)
+    finished_units = [unit for unit, state in zip(units, states, strict=True) if state == "finished"]
+    remaining = len(units) - len(finished_units)
+    console.print(f"{len(units)} units, {remaining} to be trained", highlight=False)
+    if not remaining:
+        return
+    if not finished_units:
+        console.print("the training time can be estimated once the first unit is finished", highlight=False)
+        return
+    seconds = [load_checkpoint(Run(unit.folder).last)["time"]["training_seconds"] for unit in finished_units]
+    minutes = remaining * sum(seconds) / len(seconds) / 60 / min(parallel, remaining)
+    console.print(
+        f"about {minutes:.2g} minutes of training with {parallel} at a time, estimated from {len(seconds)} finished "
+        "units",
+        highlight=False,
+    )
+
+
+def _state(unit: Unit) -> str:
+    if finished(unit):
+        return "finished"
+    if failure(unit):
+        return "failed"
+    return "started" if unit.folder.exists() else "-"

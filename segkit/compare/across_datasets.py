@@ -1,4 +1,4 @@
-"""Losses over several data sets, which then are the units (Demšar 2006): cases of one say nothing of the others."""
+"""Comparison of losses across data sets, with each data set as one observation (Demšar 2006)."""
 
 from __future__ import annotations
 
@@ -13,32 +13,45 @@ from scipy import stats
 from segkit.compare.score_table import METRICS
 
 FEW_DATASETS = 5
-FEW_FOR_WILCOXON = 6  # with five its p cannot be below 0.0625
+FEW_FOR_WILCOXON = 6  # with five data sets the p-value cannot be below 0.0625
 
 
 def _basis(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of cases, groups and runs of one data set."""
     runs = {loss["name"]: len(loss["runs"]) for loss in result["losses"]}
     return {"cases": result["cases"], "groups": result["groups"], "runs": runs}
 
 
 def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """Mean ranks of the losses over data sets, Friedman's test in the form of Iman and Davenport (1980), and Nemenyi's
-    test of all pairs; for two losses Wilcoxon's test over data sets.
+    """Mean ranks of the losses across data sets, with a test.
 
-    results: for each data set the contents of its comparison.json. With fewer than five data sets there are ranks and
-    no test, with the `reason`. Raises ValueError if the data sets do not have the same losses.
+    The test is Friedman's in the form of Iman and Davenport (1980), followed by Nemenyi's test of all pairs. Two losses
+    are compared with Wilcoxon's signed-rank test. With fewer than five data sets (six for two losses) there are ranks
+    but no test, and a `reason`.
+
+    Args:
+        results: The contents of comparison.json for each data set.
+        metric: The metric that all of them use.
+
+    Returns:
+        The contents of datasets.json.
+
+    Raises:
+        ValueError: The data sets do not have the same losses, or a loss has no mean in one of them.
     """
     losses = sorted({loss["name"] for result in results.values() for loss in result["losses"]})
     means = {name: {loss["name"]: loss["mean"] for loss in result["losses"]} for name, result in results.items()}
-    for name, found in means.items():
-        if set(found) != set(losses):
+    for name, loss_means in means.items():
+        if set(loss_means) != set(losses):
             raise ValueError(
-                f"expected the losses {', '.join(losses)} in every data set, got {', '.join(found)} in {name}"
+                f"expected the losses {', '.join(losses)} in every data set, got {', '.join(loss_means)} in {name}"
             )
-    lacking = [f"{loss} in {name}" for name, found in means.items() for loss in losses if found[loss] is None]
-    if lacking:
-        raise ValueError(f"expected a mean of every loss in every data set, got none of {', '.join(lacking)}")
-    table = np.array([[found[loss] for loss in losses] for found in means.values()])
+    without_mean = [
+        f"{loss} in {name}" for name, loss_means in means.items() for loss in losses if loss_means[loss] is None
+    ]
+    if without_mean:
+        raise ValueError(f"expected a mean of every loss in every data set, got none for {', '.join(without_mean)}")
+    table = np.array([[loss_means[loss] for loss in losses] for loss_means in means.values()])
     ranks = stats.rankdata(-METRICS[metric].sign * table, axis=1)
     result: dict[str, Any] = {
         "metric": metric,
@@ -56,14 +69,15 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
         return result | {"reason": "there is only one loss"}
     if (ranks == ranks[:, :1]).all():
         return result | {"reason": "all losses have the same mean in every data set"}
-    few = FEW_DATASETS if len(losses) > 2 else FEW_FOR_WILCOXON
-    if len(results) < few:
-        return result | {"reason": f"{len(results)} data sets; a test of {len(losses)} losses over them needs {few}"}
+    needed = FEW_DATASETS if len(losses) > 2 else FEW_FOR_WILCOXON
+    if len(results) < needed:
+        reason = f"a test of {len(losses)} losses needs at least {needed} data sets, and there are {len(results)}"
+        return result | {"reason": reason}
     if len(losses) == 2:
-        found: Any = stats.wilcoxon(table[:, 0], table[:, 1])
-        return result | {"test": "Wilcoxon over data sets", "p": float(found.pvalue)}
+        wilcoxon: Any = stats.wilcoxon(table[:, 0], table[:, 1])
+        return result | {"test": "Wilcoxon signed-rank test over data sets", "p": float(wilcoxon.pvalue)}
     return result | {
-        "test": "Friedman over data sets, as Iman and Davenport have it; pairs by Nemenyi",
+        "test": "Friedman test over data sets (Iman and Davenport), with Nemenyi's test for pairs",
         "p": iman_davenport(ranks),
         "pairs": nemenyi(ranks, losses),
         "critical_difference": critical_difference(*ranks.shape),
@@ -71,30 +85,30 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
 
 
 def iman_davenport(ranks: np.ndarray) -> float:
-    """p of ranks [data sets, losses]."""
-    number, losses = ranks.shape
-    statistic: Any = stats.friedmanchisquare(*ranks.T)
-    chi2 = float(statistic.statistic)
-    left = number * (losses - 1) - chi2
-    if left <= 0:
+    """p-value of Friedman's test in the form of Iman and Davenport (1980), for ranks [data sets, losses]."""
+    datasets, losses = ranks.shape
+    friedman: Any = stats.friedmanchisquare(*ranks.T)
+    chi2 = float(friedman.statistic)
+    remainder = datasets * (losses - 1) - chi2
+    if remainder <= 0:
         return 0.0
-    return float(stats.f.sf((number - 1) * chi2 / left, losses - 1, (losses - 1) * (number - 1)))
+    return float(stats.f.sf((datasets - 1) * chi2 / remainder, losses - 1, (losses - 1) * (datasets - 1)))
 
 
-def critical_difference(number: int, count: int, alpha: float = 0.05) -> float:
-    """The difference of mean ranks over `number` data sets from which on two of `count` losses differ (Nemenyi)."""
-    return float(stats.studentized_range.isf(alpha, count, np.inf)) / math.sqrt(2) * _rank_error(number, count)
+def critical_difference(datasets: int, losses: int, alpha: float = 0.05) -> float:
+    """Nemenyi's critical difference: mean ranks that differ by more are significantly different."""
+    return float(stats.studentized_range.isf(alpha, losses, np.inf)) / math.sqrt(2) * _rank_error(datasets, losses)
 
 
-def _rank_error(number: int, count: int) -> float:
-    """The standard error of a difference of mean ranks, if all orders are as likely."""
-    return math.sqrt(count * (count + 1) / (6 * number))
+def _rank_error(datasets: int, losses: int) -> float:
+    """Standard error of a difference of mean ranks under the null hypothesis that all orders are equally likely."""
+    return math.sqrt(losses * (losses + 1) / (6 * datasets))
 
 
 def nemenyi(ranks: np.ndarray, losses: Sequence[str]) -> list[dict[str, Any]]:
-    """Difference of mean ranks and p for each pair, adjusted for all of them (Nemenyi 1963)."""
-    number, count = ranks.shape
-    error = _rank_error(number, count)
+    """Difference of mean ranks and adjusted p-value for each pair (Nemenyi 1963), from ranks [data sets, losses]."""
+    datasets, count = ranks.shape
+    error = _rank_error(datasets, count)
     means = dict(zip(losses, ranks.mean(0).tolist(), strict=True))
     return [
         {

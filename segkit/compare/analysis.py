@@ -1,4 +1,4 @@
-"""From a long table to comparison.json, the console, and the pages report.html and report.md."""
+"""Analysis of a long table: writes comparison.json, report.html and report.md, and prints the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rich.console import Console
 from segkit.compare.across_datasets import over_datasets
 from segkit.compare.aggregation import check_aggregation, class_scores
 from segkit.compare.design import file_name
-from segkit.compare.sanity_checks import identical_runs, noise_warnings, operating_point_warnings, rule_warnings
+from segkit.compare.disagreement import disagreement
+from segkit.compare.sanity_checks import aggregation_warnings, identical_runs, noise_warnings, operating_point_warnings
 from segkit.compare.score_table import (
     CHALLENGER,
     DEFAULT_AGGREGATION,
@@ -36,7 +37,7 @@ from segkit.report.console import print_comparison, print_datasets
 from segkit.report.datasets_page import write_datasets_pages
 from segkit.utils.files import replace_text
 
-FIGURES = "figures"  # a folder of the report's own
+FIGURES = "figures"  # a folder that the report itself uses
 
 
 class TableError(ValueError):
@@ -47,18 +48,22 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class Analysis:
-    """How losses are compared: the metric, how cases and classes become one number (`segkit.compare.aggregation`), the
-    baseline (None: all pairs) and the margin of equivalence. again: the
-    label under which the baseline is there once more, and what of. tested_to_trained, missing: see
-    `segkit.compare.statistics.analyse`; None: values that lack are refused where nothing says what they mean."""
+    """How losses are compared; `segkit.compare.statistics.analyse` describes the settings that are not listed here.
+
+    Args:
+        baseline: The loss with which the others are compared; None compares all pairs.
+        family: None for `vs_baseline` with a baseline and `all_pairs` without one.
+        repeated_baseline: The label of the repeated baseline and the label of the original, for a noise floor.
+        missing: None refuses tables with ambiguous missing values.
+    """
 
     metric: str = "dice"
     aggregation: str = DEFAULT_AGGREGATION
     baseline: str | None = None
     margin: float = DEFAULT_MARGIN
     family: Literal["all_pairs", "vs_baseline"] | None = None
-    again: tuple[str, str] | None = None
-    tested_to_trained: float | None = None
+    repeated_baseline: tuple[str, str] | None = None
+    test_train_ratio: float | None = None
     missing: Missing | None = None
 
     def __post_init__(self) -> None:
@@ -73,23 +78,30 @@ class Analysis:
         except ValueError as error:
             raise ConfigError(f"--aggregation: {error}") from error
         if lacks_margin(self.metric, self.margin):
-            raise ConfigError(f"{self.metric} is in mm; say with --margin how many of them are of no interest")
+            raise ConfigError(
+                f"{self.metric} is in mm; set --margin to the difference in mm that is practically equivalent"
+            )
         if self.family == "vs_baseline" and self.baseline is None:
             raise ConfigError("--family vs_baseline needs --baseline")
 
     @property
     def pairs(self) -> Literal["all_pairs", "vs_baseline"]:
+        """The family of pairs, with the default filled in."""
         return self.family or ("all_pairs" if self.baseline is None else "vs_baseline")
 
 
 @dataclass(frozen=True)
 class ReportContext:
-    """What a comparison knows beside its table.
+    """What the report needs besides the table.
 
-    foreground: the classes that count; None: all but `background`. failed: names of units that came to no end, and why,
-    by loss. rules: those that scored the table; None if nobody but the table itself knows. plan: see
-    `segkit.compare.design`. notes: what was noticed before. rates: learning rates that were chosen; tried: the
-    scores of all.
+    Args:
+        foreground: The classes to average over; None takes all except `background`.
+        failed: For each loss, the names of the failed units and the reason.
+        rules: The rules by which the table was scored; None if only the table itself can tell.
+        plan: The contents of plan.json.
+        notes: Warnings from before the analysis.
+        rates: The learning rates that a sweep chose.
+        tried: The scores of all learning-rate trials.
     """
 
     foreground: Sequence[str] | None = None
@@ -104,13 +116,21 @@ class ReportContext:
 def compare_table(
     path: Path, out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None = None
 ) -> None:
-    """Analyse a long table that anyone may have made, or one in challengeR's four columns.
+    """Analyse a long table (CSV) from any source, or a table with challengeR's four columns.
 
-    Raises TableError if it is not there or does not fit, or lacks values that other runs have and neither the table nor
-    `analysis.missing` says what that means.
+    Args:
+        path: The table.
+        out: The output folder.
+        analysis: How losses are compared.
+        console: Receives the result.
+        classes: The classes to average over; None takes all except `background`.
+
+    Raises:
+        TableError: The file does not exist, its contents are invalid, or values are missing and neither the table nor
+            `analysis.missing` says what that means.
     """
     if not path.is_file():
-        raise TableError(f"expected a long table at {path}, found nothing")
+        raise TableError(f"expected a table at {path}, but the file does not exist")
     try:
         table: Any = read_rows(path)
         if set(CHALLENGER) <= set(table.columns):
@@ -127,32 +147,32 @@ def compare_table(
 def _compare_datasets(
     table: Any, names: Sequence[str], out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None
 ) -> None:
-    """A comparison in a folder for each data set, and what all of them say together in datasets.json and a page."""
+    """Compare losses on each data set in a folder of its own, then across data sets."""
     results, folders = {}, folder_names(names)
     for name, folder in folders.items():
         console.rule(name)
-        own = table[table["dataset"].astype(str) == name]
-        results[name] = write_comparison(own, out / folder, analysis, ReportContext(classes), no_material, console)
-    together = over_datasets(results, analysis.metric)
-    (out / "datasets.json").write_text(json.dumps(together, indent=2, allow_nan=False) + "\n")
-    write_datasets_pages(together, folders, out)
+        rows = table[table["dataset"].astype(str) == name]
+        results[name] = write_comparison(rows, out / folder, analysis, ReportContext(classes), no_material, console)
+    overall = over_datasets(results, analysis.metric)
+    (out / "datasets.json").write_text(json.dumps(overall, indent=2, allow_nan=False) + "\n")
+    write_datasets_pages(overall, folders, out)
     console.rule(f"{len(names)} data sets")
-    print_datasets(together, console)
+    print_datasets(overall, console)
 
 
 def folder_names(names: Sequence[str]) -> dict[str, str]:
-    """A folder for each data set, below the comparison's and of its own, whatever the name is."""
-    found: dict[str, str] = {}
+    """A distinct, valid folder name for each data set."""
+    folders: dict[str, str] = {}
     for name in names:
         folder = file_name(name)
-        if not folder.strip(".") or folder.lower() in (FIGURES, *(other.lower() for other in found.values())):
+        if not folder.strip(".") or folder.lower() in (FIGURES, *(other.lower() for other in folders.values())):
             folder = f"{folder.replace('.', '-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        found[name] = folder
-    return found
+        folders[name] = folder
+    return folders
 
 
 def no_material(_scores: Scores) -> Material:
-    """Of a table alone there is nothing beside its analysis."""
+    """No material, for a table without run folders."""
     return Material()
 
 
@@ -164,102 +184,116 @@ def write_comparison(
     material: Callable[[Scores], Material],
     console: Console,
 ) -> dict[str, Any]:
-    """Analyse, write comparison.json, challenger.csv and the pages, print. Returns the contents of comparison.json.
+    """Analyse a table, write comparison.json, challenger.csv and the pages, and print the result.
 
-    material: what the pages show beside the analysis, from the scores that it is of.
+    Args:
+        table: The long table.
+        out: The output folder.
+        analysis: How losses are compared.
+        context: What the report needs besides the table.
+        material: Returns what the pages show besides the analysis, given the scores.
+        console: Receives the result.
+
+    Returns:
+        The contents of comparison.json.
     """
-    tested = _tested(table, analysis)
+    compared = _without_repeated_baseline(table, analysis)
     scores = read_scores(
-        tested, analysis.metric, context.foreground, analysis.missing or "perfect", analysis.aggregation
+        compared, analysis.metric, context.foreground, analysis.missing or "perfect", analysis.aggregation
     )
     if scores.filled and scores.counts is None and analysis.missing is None:
         raise ValueError(
-            f"{scores.filled} values are missing where other runs have one; say whether the class was rightly not "
-            "found there (--missing perfect) or there was no result (--missing worst)"
+            f"{scores.filled} values are missing for cases in which other runs have a value; use --missing perfect if "
+            "the class was correctly not predicted there, or --missing worst if there is no result"
         )
-    broken = [loss for loss in scores.lacking_folds() if loss in context.failed]
-    if broken and len(broken) < len(scores.losses):  # else what is left is refused with its reason
-        scores = scores.without(broken)
-    result = _analysed(table, tested, scores, analysis, context)
+    incomplete = [loss for loss in scores.losses_with_missing_folds() if loss in context.failed]
+    if incomplete and len(incomplete) < len(scores.losses):  # otherwise the analysis raises an error with the reason
+        scores = scores.without(incomplete)
+    result = _result(table, compared, scores, analysis, context)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     to_challenger(scores).to_csv(out / "challenger.csv", index=False)
-    write_pages(result, scores, class_scores(scores), material(scores), out)
+    write_pages(result, scores, class_scores(scores), disagreement(scores), material(scores), out)
     print_comparison(result, console)
-    console.print(f"written to {out}", markup=False)
+    console.print(f"results written to {out}", markup=False)
     return result
 
 
-def _analysed(table: Any, tested: Any, scores: Scores, analysis: Analysis, context: ReportContext) -> dict[str, Any]:
+def _result(table: Any, compared: Any, scores: Scores, analysis: Analysis, context: ReportContext) -> dict[str, Any]:
     """The contents of comparison.json."""
-    again = None if analysis.again is None else analysis.again[0]  # which is in no family
-    lost = {loss: list(units) for loss, units in context.failed.items() if loss != again}
+    repeated = None if analysis.repeated_baseline is None else analysis.repeated_baseline[0]
+    failed = {loss: list(units) for loss, units in context.failed.items() if loss != repeated}
     result = analyse_scores(
         scores,
         analysis.baseline,
         analysis.pairs,
         analysis.margin,
-        failed=lost,
-        tested_to_trained=analysis.tested_to_trained,
+        failed=failed,
+        test_train_ratio=analysis.test_train_ratio,
     )
     result["rules"] = dict(context.rules) if context.rules is not None else _rules_of(table)
-    result["failed"] = {name: why for units in context.failed.values() for name, why in units.items()}
+    result["failed"] = {name: reason for units in context.failed.values() for name, reason in units.items()}
     result["plan"] = None if context.plan is None else dict(context.plan)
     tried = None if context.tried is None else context.tried.astype(object).where(context.tried.notna(), None)
     result |= {"learning_rates": dict(context.rates), "tried_rates": [] if tried is None else tried.to_dict("records")}
-    result["noise_floor"] = _noise_floor(table, analysis, context) if analysis.again is not None else None
+    result["noise_floor"] = _noise_floor(table, analysis, context) if repeated is not None else None
     result["warnings"] = [
         *context.notes,
         *result["warnings"],
         *identical_runs({loss: scores.of(loss) for loss in scores.losses}),
-        *rule_warnings(result),
+        *aggregation_warnings(result),
         *noise_warnings(result),
-        *operating_point_warnings(tested, result["classes"]),
-        *(f"failed: {run} ({why})" for run, why in result["failed"].items()),
-        *(f"changed after the plan was written: {line}" for line in _changes(context.plan)),
+        *operating_point_warnings(compared, result["classes"]),
+        *(f"failed: {unit} ({reason})" for unit, reason in result["failed"].items()),
+        *(f"changed after the plan was written: {change}" for change in _changes(context.plan)),
     ]
     return result
 
 
-def _tested(table: Any, analysis: Analysis) -> Any:
-    """The table without the baseline's second appearance, which is in no family."""
-    return table if analysis.again is None else table[table["loss"] != analysis.again[0]]
+def _without_repeated_baseline(table: Any, analysis: Analysis) -> Any:
+    """The table without the repeated baseline, which belongs to no family of pairs."""
+    return table if analysis.repeated_baseline is None else table[table["loss"] != analysis.repeated_baseline[0]]
 
 
 def _noise_floor(table: pd.DataFrame, analysis: Analysis, context: ReportContext) -> dict[str, Any] | None:
-    """What the analysis says of one loss against itself; None where one of the two has no run."""
-    assert analysis.again is not None
-    again, once = analysis.again
-    both: Any = table[table["loss"].isin([again, once])]
+    """The comparison of the baseline with itself; None if one of the two sets of runs is missing or incomplete."""
+    assert analysis.repeated_baseline is not None
+    repeated, original = analysis.repeated_baseline
+    both: Any = table[table["loss"].isin([repeated, original])]
     if both["loss"].nunique() < 2:
         return None
     scores = read_scores(both, analysis.metric, context.foreground, aggregation=analysis.aggregation)
-    if scores.lacking_folds():
+    if scores.losses_with_missing_folds():
         return None
-    found = analyse_scores(
+    result = analyse_scores(
         scores,
-        baseline=once,
+        baseline=original,
         margin=analysis.margin,
-        failed={loss: list(context.failed[loss]) for loss in (again, once) if loss in context.failed},
-        tested_to_trained=analysis.tested_to_trained,
+        failed={loss: list(context.failed[loss]) for loss in (repeated, original) if loss in context.failed},
+        test_train_ratio=analysis.test_train_ratio,
         resamples=0,
     )
-    runs = {loss["name"]: len(loss["runs"]) for loss in found["losses"]}
-    basis = {"cases": found["cases"], "groups": found["groups"], "runs": [runs[again], runs[once]]}
-    return {**found["pairs"][0], **basis}
+    runs = {loss["name"]: len(loss["runs"]) for loss in result["losses"]}
+    basis = {"cases": result["cases"], "groups": result["groups"], "runs": [runs[repeated], runs[original]]}
+    return {**result["pairs"][0], **basis}
 
 
 def _changes(plan: Mapping[str, Any] | None) -> list[str]:
+    """The changes of the plan, each with the number of units that had finished."""
     return [
-        f"{line} (after {change['finished_units']} finished units)"
+        f"{difference} (after {change['finished_units']} finished units)"
         for change in (plan or {}).get("changes", [])
-        for line in change["differences"]
+        for difference in change["differences"]
     ]
 
 
 def _rules_of(table: pd.DataFrame) -> dict[str, Any]:
-    """What a table says of the rules that scored it, in its column `rules`."""
+    """The rules by which a table was scored, from its column `rules`."""
     if "rules" not in table.columns:
         return {"id": None, "reason": "the table has no column `rules`"}
     names = sorted(set(table["rules"].astype(str)))
-    return {"id": names[0]} if len(names) == 1 else {"id": None, "reason": f"rows by {', '.join(names)}"}
+    return (
+        {"id": names[0]}
+        if len(names) == 1
+        else {"id": None, "reason": f"rows were scored by different rules: {', '.join(names)}"}
+    )

@@ -1,4 +1,4 @@
-"""What a reader should know before believing the verdicts of a table, in plain words."""
+"""Caveats: what limits how far the verdicts of a table can be trusted."""
 
 from __future__ import annotations
 
@@ -9,120 +9,128 @@ from collections.abc import Iterator
 import numpy as np
 
 from segkit.compare.score_table import Scores
-from segkit.compare.variance_models import MIN_GROUPS, TESTS, UNEQUAL, Folds, TwoWay
+from segkit.compare.variance_models import MIN_GROUPS, UNEQUAL, Folds, TwoWay
 
 FEW_RUNS, FEW_CASES, FEW_FOLDS = 3, 50, 5
-FEW_FOR_SPREADS = 8  # runs, below which unequal spreads are often not noticed
+FEW_FOR_SPREADS = 8  # runs per loss below which unequal spread often goes undetected
+LISTED_GROUPS = 5
 
 
-def doubts(scores: Scores, study: TwoWay | Folds) -> list[str]:
-    """A sentence for each thing that could make the verdicts say more than they know."""
-    of_study = _of_two_way(study) if isinstance(study, TwoWay) else _of_folds(scores, study)
-    return [*_of_runs(study), *of_study, *_of_cases(scores, study), *_of_spread(study), *_of_values(scores, study)]
+def caveats(scores: Scores, model: TwoWay | Folds) -> list[str]:
+    """One sentence for each property of the data that weakens the verdicts."""
+    of_model = _two_way_caveats(model) if isinstance(model, TwoWay) else _fold_caveats(scores, model)
+    return [
+        *_run_caveats(model),
+        *of_model,
+        *_case_caveats(scores, model),
+        *_spread_caveats(model),
+        *_value_caveats(scores, model),
+    ]
 
 
-def _of_runs(study: TwoWay | Folds) -> Iterator[str]:
-    few = ", ".join(f"{loss} {len(values)}" for loss, values in study.samples.items() if len(values) < FEW_RUNS)
+def _run_caveats(model: TwoWay | Folds) -> Iterator[str]:
+    few = ", ".join(f"{loss} {len(values)}" for loss, values in model.samples.items() if len(values) < FEW_RUNS)
     if few:
-        yield f"fewer than {FEW_RUNS} runs ({few}): how much runs differ is hardly known; add seeds"
+        yield f"fewer than {FEW_RUNS} runs ({few}): the variation between runs is poorly estimated; add seeds"
 
 
-def _of_folds(scores: Scores, study: Folds) -> Iterator[str]:
-    if study.folds < FEW_FOLDS:
+def _fold_caveats(scores: Scores, model: Folds) -> Iterator[str]:
+    if model.folds < FEW_FOLDS:
         yield (
-            f"{study.folds} folds, fewer than {FEW_FOLDS}: intervals are wide, and how much folds differ is hardly "
-            "known; add folds or repeats"
+            f"{model.folds} folds, fewer than {FEW_FOLDS}: intervals are wide and the variation between folds is "
+            "poorly estimated; add folds or repeats"
         )
-    if unequal := _absent_in_folds(scores):
+    if absent := _classes_absent_in_folds(scores):
+        yield f"some folds have no case of some classes ({absent}): the means of these folds average fewer classes"
+    if groups := _groups_in_several_folds(scores):
         yield (
-            f"not every class has cases in every fold (none has {unequal}): the means of those folds are over fewer "
-            "classes"
-        )
-    if torn := _torn_groups(scores):
-        yield (
-            f"cases of one group lie in several folds ({torn}): what one fold was trained on tells of what it is "
-            "judged by, and scores are too high; keep groups together"
+            f"cases of one group are in several folds ({groups}): training and test cases are then related, which "
+            "inflates the scores; keep each group in one fold"
         )
 
 
-def _of_two_way(study: TwoWay) -> Iterator[str]:
-    if study.groups < MIN_GROUPS:
-        yield f"{study.groups} groups of cases, fewer than {MIN_GROUPS}: no interval extends to new cases"
-    elif study.carrying < MIN_GROUPS:
-        yield _few_carry(study)
+def _two_way_caveats(model: TwoWay) -> Iterator[str]:
+    if model.groups < MIN_GROUPS:
+        yield f"{model.groups} groups of cases, fewer than {MIN_GROUPS}: no interval extends to new cases"
+    elif model.effective_groups < MIN_GROUPS:
+        yield _few_effective_groups(model)
 
 
-def _of_cases(scores: Scores, study: TwoWay | Folds) -> Iterator[str]:
+def _case_caveats(scores: Scores, model: TwoWay | Folds) -> Iterator[str]:
     cases = len(scores.cases)
     if cases < FEW_CASES:
-        yield f"{cases} cases, fewer than {FEW_CASES}: intervals are rough and may be too narrow"
-    if spurious := _without_reference(scores):
+        yield f"{cases} cases, fewer than {FEW_CASES}: intervals are approximate and may be too narrow"
+    if classes := _classes_without_reference(scores):
         yield (
-            f"no reference has {spurious}, and some run predicts it: its score is of false positives alone; leave it "
-            "out with evaluation.exclude_classes, of a table with --classes"
+            f"{classes}: absent from every reference but predicted by some runs, so the score depends on false "
+            "positives alone; exclude the class with evaluation.exclude_classes, or --classes for a table"
         )
-    if study.over not in ("runs and cases", "folds"):
-        yield f"the results speak of {TESTS[study.over][1]}"
-    if scores.runs["fold"].nunique() > 1 and isinstance(study, TwoWay):
-        yield "folds share training images: their runs differ less than independent runs"
+    if model.over not in ("runs and cases", "folds"):
+        yield f"the results apply to {model.inference.applies_to}"
+    if scores.runs["fold"].nunique() > 1 and isinstance(model, TwoWay):
+        yield "folds share training images, so their runs vary less than independent runs would"
 
 
-def _of_spread(study: TwoWay | Folds) -> Iterator[str]:
-    """How far the losses' own runs lie apart, which the test takes to be alike."""
-    if study.equal_p < UNEQUAL:
+def _spread_caveats(model: TwoWay | Folds) -> Iterator[str]:
+    """Whether the runs of all losses vary equally, which the test assumes."""
+    if model.equal_spread_p < UNEQUAL:
         yield (
-            f"runs of the losses may spread unequally (Bartlett's test, p {study.equal_p:.2g}; standard deviations "
-            f"{_spreads(study)}): each loss's own spread counts half, beside the common one"
+            f"runs may vary more for some losses than for others (Bartlett's test, p {model.equal_spread_p:.2g}; "
+            f"standard deviations {_standard_deviations(model)}): the test uses the mean of each loss's own variance "
+            "and the pooled variance"
         )
-    elif isinstance(study, TwoWay) and study.run_df and _too_few_for_spreads(study):
+    elif isinstance(model, TwoWay) and model.run_df and _too_few_to_detect_unequal_spread(model):
         yield (
-            f"with fewer than {FEW_FOR_SPREADS} runs a loss, runs that spread unequally are often not noticed; "
-            "verdicts are then wrong somewhat more often than they say"
+            f"fewer than {FEW_FOR_SPREADS} runs per loss: an unequal spread of runs often goes undetected, and false "
+            "verdicts are then somewhat more frequent than the nominal 5 %"
         )
 
 
-def _too_few_for_spreads(study: TwoWay) -> bool:
-    return len(study.samples) > 1 and min(map(len, study.samples.values())) < FEW_FOR_SPREADS
+def _too_few_to_detect_unequal_spread(model: TwoWay) -> bool:
+    return len(model.samples) > 1 and min(map(len, model.samples.values())) < FEW_FOR_SPREADS
 
 
-def _of_values(scores: Scores, study: TwoWay | Folds) -> Iterator[str]:
+def _value_caveats(scores: Scores, model: TwoWay | Folds) -> Iterator[str]:
     if scores.filled and scores.counts is None:
         yield (
-            f"{scores.filled} values are missing where other runs have one, and count as {scores.missing}; the table "
-            "does not say whether the class was rightly not found or there was no result"
+            f"{scores.filled} values are missing for cases in which other runs have a value, and are scored as "
+            f"{scores.missing}; the table does not say whether the class was correctly not predicted or there is no "
+            "result"
         )
-    parts = study.components()
-    if isinstance(study, TwoWay) and len(study.samples) > 2 and study.run_df and parts["loss"] < parts["run"]:
+    components = model.components()
+    if isinstance(model, TwoWay) and len(model.samples) > 2 and model.run_df and components["loss"] < components["run"]:
         yield (
-            f"the losses differ less (standard deviation {parts['loss']:.4f}) than runs of one loss do "
-            f"({parts['run']:.4f}): these data can hardly tell them apart"
+            f"losses differ less (standard deviation {components['loss']:.4f}) than the runs of one loss "
+            f"({components['run']:.4f}): these data can hardly distinguish them"
         )
-    never = [name for number, name in enumerate(scores.classes) if np.isnan(scores.values[..., number]).all()]
-    if never:
-        yield f"not in the mean, because no case has them: {', '.join(never)}"
+    uncounted = [name for number, name in enumerate(scores.classes) if np.isnan(scores.values[..., number]).all()]
+    if uncounted:
+        yield f"excluded from the mean because no case has the class: {', '.join(uncounted)}"
 
 
-def _few_carry(study: TwoWay) -> str:
-    of_class = f"of the class {study.scarcest}" if study.scarcest is not None else "of all classes"
+def _few_effective_groups(model: TwoWay) -> str:
+    classes = f"the class {model.limiting_class}" if model.limiting_class is not None else "all classes"
     return (
-        f"as few as {study.carrying:.3g} groups of cases carry the score {of_class}, fewer than {MIN_GROUPS}: no "
-        "interval extends to new cases; leave the class out with evaluation.exclude_classes, of a table with "
-        "--classes, or add cases"
+        f"the score of {classes} rests on effectively {model.effective_groups:.3g} groups of cases, fewer than "
+        f"{MIN_GROUPS}: no interval extends to new cases; add cases, or exclude the class with "
+        "evaluation.exclude_classes, or --classes for a table"
     )
 
 
-def _torn_groups(scores: Scores) -> str:
-    """Groups that lie in folds which have no case in common."""
-    parts = [set(cases.tolist()) for _runs, cases in scores.blocks]
+def _groups_in_several_folds(scores: Scores) -> str:
+    """The groups with cases in folds that have no case in common, as a list in words."""
+    folds = [set(cases.tolist()) for _runs, cases in scores.blocks]
     shared: set[int] = set()
-    for one, other in itertools.combinations(parts, 2):
-        if not one & other:
-            shared |= set(scores.group[list(one)].tolist()) & set(scores.group[list(other)].tolist())
+    for first, second in itertools.combinations(folds, 2):
+        if not first & second:
+            shared |= set(scores.group[list(first)].tolist()) & set(scores.group[list(second)].tolist())
     names = [str(scores.groups[number]) for number in sorted(shared)]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    more = f" and {len(names) - LISTED_GROUPS} more" if len(names) > LISTED_GROUPS else ""
+    return ", ".join(names[:LISTED_GROUPS]) + more
 
 
-def _without_reference(scores: Scores) -> str:
+def _classes_without_reference(scores: Scores) -> str:
+    """The classes that some run predicts but no reference contains."""
     if scores.counts is None:
         return ""
     sums = scores.counts.sum((0, 1))
@@ -133,18 +141,20 @@ def _without_reference(scores: Scores) -> str:
     )
 
 
-def _absent_in_folds(scores: Scores) -> str:
-    """Which classes have no case in which folds, in words."""
-    found = []
-    ever = np.flatnonzero((~np.isnan(scores.values)).any((0, 1)))
-    for runs, cases in scores.blocks if len(scores.blocks) > 1 else []:
-        there = (~np.isnan(scores.values[np.ix_(runs, cases)])).any((0, 1))
-        names = [scores.classes[number] for number in np.setdiff1d(ever, np.flatnonzero(there))]
+def _classes_absent_in_folds(scores: Scores) -> str:
+    """The classes without a case in some fold, as a list in words."""
+    if len(scores.blocks) < 2:
+        return ""
+    descriptions = []
+    counted_anywhere = np.flatnonzero((~np.isnan(scores.values)).any((0, 1)))
+    for runs, cases in scores.blocks:
+        counted = (~np.isnan(scores.values[np.ix_(runs, cases)])).any((0, 1))
+        names = [scores.classes[number] for number in np.setdiff1d(counted_anywhere, np.flatnonzero(counted))]
         if names:
-            found.append(f"{', '.join(names)} in fold {scores.runs['fold'].iloc[runs[0]]}")
-    return "; ".join(found)
+            descriptions.append(f"{', '.join(names)} in fold {scores.runs['fold'].iloc[runs[0]]}")
+    return "; ".join(descriptions)
 
 
-def _spreads(study: TwoWay | Folds) -> str:
-    own = study.own if isinstance(study, TwoWay) else {}
-    return ", ".join(f"{loss} {math.sqrt(variance):.4f}" for loss, variance in own.items())
+def _standard_deviations(model: TwoWay | Folds) -> str:
+    variances = model.run_variances if isinstance(model, TwoWay) else {}
+    return ", ".join(f"{loss} {math.sqrt(variance):.4f}" for loss, variance in variances.items())

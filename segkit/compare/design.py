@@ -1,4 +1,4 @@
-"""What is compared: the design, written down before the first run, and its units, one run folder each."""
+"""The design of a comparison, recorded in a plan before the first run, and its units, each with its own run folder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ from segkit.config import Config, ConfigError
 from segkit.config.schema import leaves
 from segkit.utils.files import replace_text
 
-PLANNED = ("loss", "seed", "run.dir")  # what the comparison itself sets for each unit
-AGAIN, AGAIN_SEEDS = " (again)", 1000  # the baseline once more: how it is called, and what is added to its seeds
-SWEEP_SEED = 500  # of the runs that only choose a learning rate
+RESERVED_KEYS = ("loss", "seed", "run.dir")  # set by the comparison for each unit
+REPEATED_SUFFIX, REPEATED_SEED_OFFSET = " (again)", 1000  # label and seeds of the repeated baseline
+SWEEP_SEED = 500  # of learning-rate trials
 PLAN = "plan.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """One training: which loss, which seed and fold, the configuration that it amounts to, and its folder.
+    """One training of a comparison.
 
-    part: the part of the split that it is judged on. lr: the learning rate that it tries, for a unit that only chooses
-    one.
+    Args:
+        loss: The label of the loss.
+        seed: The seed of the training.
+        fold: The number of the fold, counted over all repeats.
+        part: The part of the split on which the unit is evaluated.
+        config: The complete configuration.
+        folder: The run folder.
+        lr: The learning rate, for a learning-rate trial.
     """
 
     loss: str
@@ -42,16 +48,16 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """The name of the unit in messages."""
         fold = f", fold {self.fold}" if self.fold else ""
         return f"{self.loss}, " + (f"seed {self.seed}{fold}" if self.lr is None else f"learning rate {self.lr:g}")
 
 
 @dataclass(frozen=True)
 class Design:
-    """The section `comparison` of a configuration, made definite.
+    """The section `comparison` of a configuration with all defaults filled in.
 
-    losses: what each label stands for, a value of the key `loss`. family: of the pairs that are tested. baseline: None
-    for none.
+    `losses` maps each label to a value of the configuration key `loss`; `family` names the pairs that are compared.
     """
 
     losses: Mapping[str, Any]
@@ -69,30 +75,38 @@ class Design:
     noise_floor: bool
 
     @property
-    def again(self) -> tuple[str, str] | None:
-        """The label under which a loss is there once more, and that of which."""
-        label = next((label for label in self.losses if label.endswith(AGAIN)), None)
-        return None if label is None else (label, label.removesuffix(AGAIN))
+    def repeated_baseline(self) -> tuple[str, str] | None:
+        """The label of the repeated baseline and the label of the original; None without a noise floor."""
+        label = next((label for label in self.losses if label.endswith(REPEATED_SUFFIX)), None)
+        return None if label is None else (label, label.removesuffix(REPEATED_SUFFIX))
 
     @property
-    def tested_to_trained(self) -> float | None:
-        """Of the cases of a fold, those that judge by those that train, where others are held out too."""
+    def test_train_ratio(self) -> float | None:
+        """Test cases divided by training cases of a fold if the sweep holds out a validation fold, otherwise None."""
         return 1 / (self.folds - 2) if self.folds is not None and self.sweep is not None else None
 
     def seed_of(self, loss: str, seed: int) -> int:
-        return seed + AGAIN_SEEDS if loss.endswith(AGAIN) else seed
+        """The seed of a unit; the repeated baseline has seeds of its own."""
+        return seed + REPEATED_SEED_OFFSET if loss.endswith(REPEATED_SUFFIX) else seed
 
     def to_dict(self) -> dict[str, Any]:
+        """The design for plan.json."""
         return {**vars(self), "losses": dict(self.losses), "seeds": list(self.seeds)}
 
 
 def make_design(config: Config) -> Design:
-    """Check the section `comparison`. Raises ConfigError for what does not go together."""
+    """Create the design from the section `comparison`.
+
+    Raises:
+        ConfigError: A value is invalid or two settings exclude each other.
+    """
     section = config.comparison
     losses = _named_losses(section.losses)
     seeds = list(range(section.seeds)) if isinstance(section.seeds, int) else section.seeds
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"expected comparison.seeds to be a number or different seeds, got {seeds}")
+        raise ConfigError(
+            f"expected comparison.seeds to be a number of seeds or a list of different seeds, got {seeds}"
+        )
     if section.metric not in METRICS:
         raise ConfigError(f"expected comparison.metric to be one of {', '.join(METRICS)}, got {section.metric}")
     try:
@@ -100,7 +114,9 @@ def make_design(config: Config) -> Design:
     except ValueError as error:
         raise ConfigError(f"comparison.aggregation: {error}") from error
     if lacks_margin(section.metric, section.margin):
-        raise ConfigError(f"comparison.margin: {section.metric} is in mm; say how many of them are of no interest")
+        raise ConfigError(
+            f"{section.metric} is in mm; set comparison.margin to the difference in mm that is practically equivalent"
+        )
     if section.baseline is not None and section.baseline not in losses:
         raise ConfigError(
             f"expected comparison.baseline (--baseline) to be one of {', '.join(losses)}, got {section.baseline}"
@@ -108,105 +124,139 @@ def make_design(config: Config) -> Design:
     if section.family == "vs_baseline" and section.baseline is None:
         raise ConfigError("comparison.family: vs_baseline needs comparison.baseline")
     if section.repeats > 1 and section.folds is None:
-        raise ConfigError("comparison.repeats are those of comparison.folds; say how many folds")
+        raise ConfigError("comparison.repeats needs comparison.folds, the number of folds to repeat")
     if section.sweep is not None and section.folds is not None and section.folds < 3:
         raise ConfigError(
-            "comparison.sweep needs comparison.folds of at least 3: one part judges, one chooses the learning rate, "
-            f"and one trains; got {section.folds}"
+            "comparison.sweep needs comparison.folds of at least 3 (one fold for testing, one for choosing the "
+            f"learning rate, the others for training), got {section.folds}"
         )
     if section.steps is not None and section.minutes is not None:
-        raise ConfigError("expected comparison.steps or comparison.minutes as the budget, got both")
-    if section.noise_floor and max(seeds) >= AGAIN_SEEDS:
+        raise ConfigError("expected either comparison.steps or comparison.minutes as the budget, got both")
+    if section.noise_floor and max(seeds) >= REPEATED_SEED_OFFSET:
         raise ConfigError(
-            f"comparison.noise_floor takes seeds from {AGAIN_SEEDS} on; use smaller ones, got {max(seeds)}"
+            f"comparison.noise_floor uses the seeds from {REPEATED_SEED_OFFSET}; choose smaller seeds than {max(seeds)}"
         )
     family = section.family or ("all_pairs" if section.baseline is None else "vs_baseline")
     if section.noise_floor:
-        again = section.baseline or next(iter(losses))
-        losses = {**losses, f"{again}{AGAIN}": losses[again]}
+        repeated = section.baseline or next(iter(losses))
+        losses = {**losses, f"{repeated}{REPEATED_SUFFIX}": losses[repeated]}
     return Design(**section.model_dump() | {"losses": losses, "seeds": seeds, "family": family})
 
 
-def _named_losses(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    if not given:
+def _named_losses(losses: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """The losses by label; losses without a label are labelled with their names."""
+    if not losses:
         raise ConfigError("expected losses to compare: --losses a,b or comparison.losses")
-    if isinstance(given, Mapping):
-        named = {label.strip(): loss for label, loss in given.items()}
+    if isinstance(losses, Mapping):
+        named = {label.strip(): loss for label, loss in losses.items()}
     else:
-        named = {name.strip(): name.strip() for name in given}
-        if len(named) != len(given):
-            raise ConfigError(f"expected names of losses that differ, separated by commas, got {','.join(given)}")
-    if "" in named or any(label.endswith(AGAIN) for label in named):
-        raise ConfigError(f"expected names of losses that differ, separated by commas, got {','.join(named)}")
+        named = {name.strip(): name.strip() for name in losses}
+        if len(named) != len(losses):
+            raise ConfigError(f"expected different names of losses, separated by commas, got {','.join(losses)}")
+    if "" in named or any(label.endswith(REPEATED_SUFFIX) for label in named):
+        raise ConfigError(
+            f"expected nonempty names of losses that do not end in '{REPEATED_SUFFIX}', got {','.join(named)}"
+        )
     return named
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Raises ConfigError for an override of what the comparison sets itself."""
+    """Raise ConfigError for an override of a key that the comparison sets itself."""
     for text in overrides:
         key = text.partition("=")[0]
-        if key in PLANNED or key.startswith("loss."):
+        if key in RESERVED_KEYS or key.startswith("loss."):
             raise ConfigError(f"override '{text}': the comparison sets {key}; use --losses, --seeds and --out")
 
 
 def unit_overrides(
     design: Design, base: Config, loss: str, seed: int, repeat: int, fold: int | None, cache: Path
 ) -> list[str]:
-    """What makes the configuration of a unit of that of the comparison. cache: a folder for prepared cases."""
-    given = {"loss": design.losses[loss], "seed": seed, "comparison": {}, "evaluation.calibration": True}
+    """The overrides that turn the configuration of the comparison into that of a unit.
+
+    Args:
+        design: The design of the comparison.
+        base: The configuration of the comparison.
+        loss: The label of the loss.
+        seed: The seed of the unit.
+        repeat: The repetition of the k-fold.
+        fold: The fold within the repetition; None without cross-validation.
+        cache: The folder for prepared cases, which all units share.
+    """
+    overrides = {"loss": design.losses[loss], "seed": seed, "comparison": {}, "evaluation.calibration": True}
     if fold is not None:
-        cut = base.split.args.get("seed", 0) if base.split.name == "kfold" else 0
-        given["split"] = {"name": "kfold", "folds": design.folds, "fold": fold, "seed": cut + repeat}
-        if design.sweep is not None:  # learning rates are chosen on other cases than those that judge
-            given["split"] |= {"test_fold": fold, "fold": (fold + 1) % (design.folds or 1)}
-    if base.loader.cache_dir is None:  # cases are prepared once for all units
-        given["loader.cache_dir"] = str(cache)
+        split_seed = base.split.args.get("seed", 0) if base.split.name == "kfold" else 0
+        overrides["split"] = {"name": "kfold", "folds": design.folds, "fold": fold, "seed": split_seed + repeat}
+        if design.sweep is not None:  # learning rates are chosen on cases outside the test fold
+            overrides["split"] |= {"test_fold": fold, "fold": (fold + 1) % (design.folds or 1)}
+    if base.loader.cache_dir is None:
+        overrides["loader.cache_dir"] = str(cache)
     if design.steps is not None:
-        given["train.steps"] = design.steps
+        overrides["train.steps"] = design.steps
     if design.minutes is not None:
-        given["train.max_minutes"] = design.minutes
+        overrides["train.max_minutes"] = design.minutes
     if design.metric not in base.evaluation.metrics:
-        given["evaluation.metrics"] = [*base.evaluation.metrics, design.metric]
-    return [f"{key}={json.dumps(value)}" for key, value in given.items()]
+        overrides["evaluation.metrics"] = [*base.evaluation.metrics, design.metric]
+    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
 
 
 def unit_folder(out: Path, loss: str, config: Config, cases: str, kind: str = "units") -> Path:
-    """The folder's name holds digests of the configuration and of `cases`, which tells of the split and the data, so
-    others are another folder."""
-    name, digest = file_name(loss.replace(AGAIN, "-again")), hashlib.sha256(cases.encode()).hexdigest()
+    """The run folder of a unit, whose name contains digests of the configuration and of the cases.
+
+    A different configuration, split or data set therefore gets a different folder.
+
+    Args:
+        out: The folder of the comparison.
+        loss: The label of the loss.
+        config: The configuration of the unit.
+        cases: A text that identifies the split and the data.
+        kind: The subfolder, `units` or `sweep`.
+    """
+    name, digest = file_name(loss.replace(REPEATED_SUFFIX, "-again")), hashlib.sha256(cases.encode()).hexdigest()
     return out / kind / f"{name}-seed{config.seed}-{config.digest()}-{digest[:6]}"
 
 
 def file_name(text: str) -> str:
-    """The text with a dash for whatever a file system may mind."""
+    """The text with a dash in place of each character that may be invalid in a file name."""
     return "".join(letter if letter.isalnum() or letter in "_-." else "-" for letter in text)
 
 
-# --- the plan on paper -----------------------------------------------------------------------------------------------
+# --- the plan --------------------------------------------------------------------------------------------------------
 
 
 def write_plan(
     out: Path, design: Design, base: Config, rules: Mapping[str, Any], data: str, finished: int
 ) -> dict[str, Any]:
-    """Write the plan before the first run. If there is one already and it says otherwise, note what was changed and
-    how many units were finished by then; the report shows it. Returns the plan with all its changes.
+    """Write the plan before the first run, or record how it differs from the plan that exists.
 
-    data: the digest of the data. finished: units of any design.
+    The report shows each change with the number of units that had finished by then.
+
+    Args:
+        out: The folder of the comparison.
+        design: The design.
+        base: The configuration of the comparison.
+        rules: The rules of scoring.
+        data: The digest of the data.
+        finished: The number of finished units of any design.
+
+    Returns:
+        The plan with all its changes.
     """
-    said = {"design": design.to_dict(), "rules": dict(rules), "data": data, "configuration": _configuration(base)}
-    said = json.loads(json.dumps(said))
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    content = {"design": design.to_dict(), "rules": dict(rules), "data": data, "configuration": _configuration(base)}
+    content = json.loads(json.dumps(content))
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     out.mkdir(parents=True, exist_ok=True)
     path = out / PLAN
     with FileLock(out / "plan.lock"):
-        plan = json.loads(path.read_text()) if path.exists() else {"format": 1, "written": now, "hash": digest, **said}
+        plan = (
+            json.loads(path.read_text()) if path.exists() else {"format": 1, "written": now, "hash": digest, **content}
+        )
         latest = plan["changes"][-1] if plan.get("changes") else plan
         if latest["hash"] != digest:
-            before, after = (leaves({key: one.get(key) for key in said}) for one in (latest, said))
+            before, after = (leaves({key: version.get(key) for key in content}) for version in (latest, content))
             keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
             differences = [f"{key}: {before.get(key)!r} before, {after.get(key)!r} after" for key in keys]
-            change = {"when": now, "hash": digest, "finished_units": finished, "differences": differences, **said}
+            change = {"when": now, "hash": digest, "finished_units": finished, "differences": differences, **content}
             plan.setdefault("changes", []).append(change)
         plan.setdefault("changes", [])
         replace_text(path, json.dumps(plan, indent=2) + "\n")
@@ -214,6 +264,6 @@ def write_plan(
 
 
 def _configuration(base: Config) -> dict[str, Any]:
-    """What all units have in common, without what the comparison sets and without paths."""
+    """The settings that all units share, without paths and without the keys that the comparison sets."""
     content = base.experiment()
     return {key: value for key, value in content.items() if key not in ("loss", "seed")}

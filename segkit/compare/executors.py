@@ -1,7 +1,7 @@
-"""Where units are trained: in this process, in several of this machine, or on a Ray cluster.
+"""Executors: train units in this process, in several processes on this machine, or on a Ray cluster.
 
-All of them go through the units until none is left that is neither finished nor failed. Each unit is claimed, so that
-any number of engines, shells and machines can work on one folder.
+Every executor goes through the units until each has finished or failed. It holds a lease on a unit while training it,
+so any number of executors, shells and machines can work on the same folder.
 """
 
 from __future__ import annotations
@@ -22,113 +22,145 @@ import torch
 from rich.console import Console
 
 from segkit.compare.design import Unit
-from segkit.compare.leases import Claims
+from segkit.compare.leases import Leases
 from segkit.training.stopping import Interrupted
 
 POLL_SECONDS = 2.0
-CORES_A_UNIT = 4
-Train = Callable[[Unit, Claims, float, Console], bool]
+CORES_PER_UNIT = 4
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TrainUnit = Callable[[Unit, Leases, float, Console], bool]  # see `segkit.compare.units.train_unit`
 
 
-class Engine(Protocol):
-    """parallel: units at once."""
+class Executor(Protocol):
+    """Trains units, up to `parallel` of them at the same time."""
 
     parallel: int
 
-    def run(self, units: Sequence[Unit], train: Train, console: Console) -> None: ...
+    def run(self, units: Sequence[Unit], train: TrainUnit, console: Console) -> None: ...
 
 
-def work(units: Sequence[Unit], train: Train, console: Console, since: float, wait: bool) -> None:
-    """Train what no one else is at, one unit after another, and with `wait` look after what others are at, in case they
-    die."""
-    claims, left = Claims(), list(units)
-    while left:
-        busy = [unit for unit in left if not train(unit, claims, since, console)]
-        if len(busy) == len(left):
+def train_all(units: Sequence[Unit], train: TrainUnit, console: Console, since: float, wait: bool) -> None:
+    """Train one unit after another, except those that other processes are training.
+
+    With `wait`, poll the units of other processes until they are done, and train those whose process died.
+    """
+    leases, remaining = Leases(), list(units)
+    while remaining:
+        busy = [unit for unit in remaining if not train(unit, leases, since, console)]
+        if len(busy) == len(remaining):
             if not wait:
                 return
             time.sleep(POLL_SECONDS)
-        left = busy
+        remaining = busy
 
 
-class Local:
-    """This machine. One unit at a time is trained in this process; several each in its own, with an equal share of the
-    cores, or a GPU each, and what they print in `logs` beside the units."""
+class LocalExecutor:
+    """Trains units on this machine.
+
+    A single unit at a time is trained in this process. Several units at a time are trained in separate processes, which
+    share the CPU cores equally or get one GPU each, and write their output to `logs` beside the folder of the units.
+
+    Args:
+        parallel: Number of units at a time; None for the number of GPUs, or a quarter of the CPU cores without a GPU.
+        wait: Whether to wait for units that other processes are training.
+    """
 
     def __init__(self, parallel: int | None = None, *, wait: bool = True):
         self.wait = wait
         gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
-        self.parallel = parallel or gpus or max(1, cores // CORES_A_UNIT)
+        self.parallel = parallel or gpus or max(1, cores // CORES_PER_UNIT)
 
-    def run(self, units: Sequence[Unit], train: Train, console: Console) -> None:
+    def run(self, units: Sequence[Unit], train: TrainUnit, console: Console) -> None:
+        """Train the units.
+
+        Raises:
+            Interrupted: A worker process received SIGTERM or SIGINT.
+            RuntimeError: A worker process ended with an error.
+        """
         since = time.time()
         if self.parallel == 1 or len(units) == 1:
-            work(units, train, console, since, self.wait)
+            train_all(units, train, console, since, self.wait)
             return
         logs = units[0].folder.parent.parent / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        number = min(self.parallel, len(units))
-        threads = max(1, (os.cpu_count() or 1) // number)
-        console.print(f"{number} units at once, {threads} threads each; what they print is in {logs}", highlight=False)
-        crew = Crew(number, (threads, list(units), train, since, logs, self.wait))
-        codes = crew.ended(console)
-        stopped = [number for number in map(_stopped_by, codes) if number is not None]
-        if stopped:
-            raise Interrupted(stopped[0], 0)
-        if any(codes):
-            raise RuntimeError(f"processes that train units ended with errors, exit codes {codes}; see {logs}")
+        workers = min(self.parallel, len(units))
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        console.print(f"training {workers} units at a time, {threads} threads each; output in {logs}", highlight=False)
+        pool = WorkerPool(workers, (threads, list(units), train, since, logs, self.wait))
+        exit_codes = pool.join(console)
+        signals = [number for number in map(_stop_signal, exit_codes) if number is not None]
+        if signals:
+            raise Interrupted(signals[0], 0)
+        if any(exit_codes):
+            raise RuntimeError(f"worker processes ended with errors, exit codes {exit_codes}; see {logs}")
 
 
-class Crew:
-    """Processes that train units. One that is killed is replaced: its unit is tried again, and failed when it has
-    killed too many, so that this comes to an end."""
+class WorkerPool:
+    """Worker processes that train units.
 
-    def __init__(self, number: int, arguments: tuple[Any, ...]):
+    A worker that is killed is replaced and its unit is tried again. A unit that kills its process repeatedly counts as
+    failed (see `segkit.compare.units.train_unit`), so the replacements come to an end.
+    """
+
+    def __init__(self, workers: int, arguments: tuple[Any, ...]):
         self.arguments, self.context = arguments, multiprocessing.get_context("spawn")
-        self.running = {place: self._start(place) for place in range(number)}
+        self.running = {index: self._start(index) for index in range(workers)}
 
-    def ended(self, console: Console) -> list[int]:
-        """The exit codes, once all have come to their end; all are ended where this one is interrupted."""
-        codes = []
+    def join(self, console: Console) -> list[int]:
+        """Wait until all workers have ended, and return their exit codes.
+
+        An interruption of this process terminates the workers.
+        """
+        exit_codes = []
         try:
             while self.running:
                 wait_for_any([process.sentinel for process in self.running.values()])
-                for place, process in list(self.running.items()):
-                    if process.exitcode is None:
+                ended = {index: process.exitcode for index, process in self.running.items()}
+                for index, exit_code in ended.items():
+                    if exit_code is None:
                         continue
-                    del self.running[place]
-                    if process.exitcode < 0 and _stopped_by(process.exitcode) is None:
-                        console.print(f"a process was killed by signal {-process.exitcode}; another takes its place")
-                        self.running[place] = self._start(place)
+                    if _was_killed(exit_code):
+                        console.print(f"a worker process was killed by signal {-exit_code}; starting another one")
+                        self.running[index] = self._start(index)
                     else:
-                        codes.append(process.exitcode)
+                        del self.running[index]
+                        exit_codes.append(exit_code)
         except BaseException:
-            for process in self.running.values():
-                process.terminate()
-            for process in self.running.values():
-                process.join()
+            self._terminate()
             raise
-        return codes
+        return exit_codes
 
-    def _start(self, place: int) -> SpawnProcess:
-        process = self.context.Process(target=_worker, args=(place, *self.arguments))
+    def _start(self, index: int) -> SpawnProcess:
+        process = self.context.Process(target=_worker, args=(index, *self.arguments))
         process.start()
         return process
 
+    def _terminate(self) -> None:
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            process.join()
 
-def _stopped_by(code: int) -> int | None:
-    """The signal that asked a process to stop, by its exit code; None for any other end."""
-    asked = (signal.SIGTERM, signal.SIGINT)
-    return next((number for number in asked if code in (128 + number, -number)), None)
+
+def _was_killed(exit_code: int) -> bool:
+    """Whether a process ended by a signal that is not a request to stop."""
+    return exit_code < 0 and _stop_signal(exit_code) is None
 
 
-def _worker(place: int, threads: int, units: list[Unit], train: Train, since: float, logs: Path, wait: bool) -> None:
+def _stop_signal(exit_code: int) -> int | None:
+    """The signal that asked a process to stop, from its exit code; None if it ended for another reason."""
+    return next((number for number in STOP_SIGNALS if exit_code in (128 + number, -number)), None)
+
+
+def _worker(
+    index: int, threads: int, units: list[Unit], train: TrainUnit, since: float, logs: Path, wait: bool
+) -> None:
     torch.set_num_threads(threads)
     if gpus := torch.cuda.device_count():
-        torch.cuda.set_device(place % gpus)
-    with open(logs / f"{place}.txt", "a", buffering=1) as file:
+        torch.cuda.set_device(index % gpus)
+    with open(logs / f"{index}.txt", "a", buffering=1) as file:
         try:
-            work(units, train, Console(file=file, width=120), since, wait)
+            train_all(units, train, Console(file=file, width=120), since, wait)
         except Interrupted as error:
             raise SystemExit(error.exit_code) from None
         except Exception:
@@ -136,10 +168,19 @@ def _worker(place: int, threads: int, units: list[Unit], train: Train, since: fl
             raise SystemExit(1) from None
 
 
-class Ray:
-    """A Ray cluster, the one that RAY_ADDRESS or `ray start` tells of, or else one on this machine. The folder of the
-    comparison has to be seen by all its machines. A unit whose machine or process dies is begun again elsewhere and
-    goes on from its checkpoint."""
+class RayExecutor:
+    """Trains units on a Ray cluster: the one of RAY_ADDRESS or `ray start`, otherwise one on this machine.
+
+    All machines of the cluster must see the folder of the comparison. If the machine or process that trains a unit
+    dies, the unit is restarted elsewhere from its checkpoint.
+
+    Args:
+        parallel: Number of units at a time; None for one per GPU, or as many as the CPU cores of the cluster allow.
+        wait: Whether to wait for units that other processes are training.
+
+    Raises:
+        ValueError: The package ray is not installed.
+    """
 
     def __init__(self, parallel: int | None = None, *, wait: bool = True):
         self.wait = wait
@@ -149,27 +190,28 @@ class Ray:
             raise ValueError("--engine ray needs the package ray: pip install 'segkit-trainer[ray]'") from error
         self.ray: Any = ray
         if not ray.is_initialized():
-            keep = {name: os.environ[name] for name in ("SEGKIT_DATA",) if name in os.environ}
-            ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": keep})
+            variables = {name: os.environ[name] for name in ("SEGKIT_DATA",) if name in os.environ}
+            ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": variables})
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         self.gpus = 1 if gpus else 0
         self.cpus = self._cores([node for node in nodes if not gpus or node.get("GPU", 0) >= 1], parallel)
-        room = gpus or sum(int(node.get("CPU", 0)) // self.cpus for node in nodes)
-        self.parallel = parallel or max(1, room)
+        capacity = gpus or sum(int(node.get("CPU", 0)) // self.cpus for node in nodes)
+        self.parallel = parallel or max(1, capacity)
 
     def _cores(self, nodes: Sequence[dict[str, float]], parallel: int | None) -> int:
-        """Of a unit, which has to fit on one machine, beside the units of the machine's other GPUs."""
+        """CPU cores per unit, so that a unit fits on one machine together with the units of its other GPUs."""
         largest = max(int(node.get("CPU", 1)) // max(1, int(node.get("GPU", 0))) for node in nodes)
         shared = int(sum(node.get("CPU", 1) for node in nodes)) // (parallel or 1)
-        return max(1, min(CORES_A_UNIT, largest, shared))
+        return max(1, min(CORES_PER_UNIT, largest, shared))
 
-    def run(self, units: Sequence[Unit], train: Train, console: Console) -> None:
+    def run(self, units: Sequence[Unit], train: TrainUnit, console: Console) -> None:
+        """Train the units."""
         since, threads, wait = time.time(), self.cpus, self.wait
 
         def train_remotely(unit: Unit) -> None:
             torch.set_num_threads(threads)
-            work([unit], train, Console(quiet=True), since, wait)
+            train_all([unit], train, Console(quiet=True), since, wait)
 
         remote = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1)(train_remotely)
         waiting, running, done = list(units), [], 0
@@ -179,7 +221,7 @@ class Ray:
             ended, running = self.ray.wait(running, num_returns=1)
             self.ray.get(ended)
             done += len(ended)
-            console.print(f"{done} of {len(units)} units", highlight=False)
+            console.print(f"{done} of {len(units)} units done", highlight=False)
 
 
-ENGINES: dict[str, Callable[..., Engine]] = {"local": Local, "ray": Ray}
+EXECUTORS: dict[str, Callable[..., Executor]] = {"local": LocalExecutor, "ray": RayExecutor}

@@ -1,4 +1,4 @@
-"""Who trains a unit: several processes, on one machine or several that see the same folder, take what no one is at."""
+"""Leases on units, so that several processes, on one machine or on several that share a folder, can work together."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
 
-LEASE_SECONDS = 30.0  # without a sign of life, after which a unit is taken from another machine
+LEASE_SECONDS = 30.0  # without a heartbeat, after which another machine may take the unit
 
 
-class Claims:
-    """Leases on units. A dead process of this machine loses its own at once, one of another machine after
-    LEASE_SECONDS in which it gave no sign of life, by this machine's clock."""
+class Leases:
+    """Leases on folders.
+
+    A lease of a process that died on this machine ends at once. A lease of a process on another machine ends after
+    `LEASE_SECONDS` without a heartbeat, by the clock of this machine.
+    """
 
     def __init__(self) -> None:
-        self.leases: dict[Path, SoftFileLease] = {}  # kept, since each remembers how long it has seen no sign
+        self.leases: dict[Path, SoftFileLease] = {}  # kept, because each remembers when it last saw a heartbeat
 
     @contextmanager
-    def claimed(self, folder: Path) -> Iterator[bool]:
-        """Whether the unit is ours for the length of the block."""
+    def acquire(self, folder: Path) -> Iterator[bool]:
+        """Try to hold the lease on a folder for the length of the block; yields whether this process holds it."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         lease = self.leases.get(folder)
         if lease is None:
@@ -41,5 +44,5 @@ class Claims:
 
 
 def _stop(_lost: object) -> None:
-    """Another has taken the unit, since this process seemed dead: finish the step and stop."""
+    """Finish the current step and stop, because another process considered this one dead and took the unit."""
     os.kill(os.getpid(), signal.SIGTERM)

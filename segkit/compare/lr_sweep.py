@@ -1,4 +1,4 @@
-"""The learning-rate search of a comparison."""
+"""Learning-rate sweep: short trials that choose a learning rate for each loss on the validation set."""
 
 from __future__ import annotations
 
@@ -12,58 +12,74 @@ import pandas as pd
 from segkit.compare.aggregation import run_scores
 from segkit.compare.design import SWEEP_SEED, Design, Unit, unit_overrides
 from segkit.compare.score_table import METRICS, read_scores
-from segkit.compare.units import Comparison, _folds, _unit, finished, foreground_of, unit_rows
+from segkit.compare.units import Comparison, finished, folds_of, foreground_classes, make_unit, unit_rows
 from segkit.config import ConfigError
 
 
-def make_sweep(comparison: Comparison, *, judged: str) -> list[Unit]:
-    """One run for each loss and learning rate, on the first fold, judged on the validation part.
+def make_sweep(comparison: Comparison, *, evaluated_part: str) -> list[Unit]:
+    """One trial for each loss and learning rate, on the first fold, evaluated on the validation set.
 
-    judged: the part that the comparison itself is judged on, which has to be another one.
+    Args:
+        comparison: The comparison that the trials belong to.
+        evaluated_part: The part of the split on which the comparison itself is evaluated.
+
+    Raises:
+        ConfigError: The comparison is not evaluated on the test set, so trials would use the same cases.
     """
     design = comparison.design
     if design.sweep is None:
         return []
-    if judged != "test":
+    if evaluated_part != "test":
         raise ConfigError(
-            f"comparison.sweep chooses learning rates on the validation part, which judges here too ({judged}); use a "
-            "split with a test part, or comparison.folds"
+            f"comparison.sweep chooses learning rates on the validation set, but the comparison is evaluated on the "
+            f"{evaluated_part} set; it needs a test set: use a split with one, or comparison.folds"
         )
-    (repeat, fold), units = _folds(design)[0], []
+    (repeat, fold), trials = folds_of(design)[0], []
     for loss in design.losses:
         for rate in design.sweep:
-            given = unit_overrides(design, comparison.base, loss, SWEEP_SEED, repeat, fold, comparison.cache)
-            given += [f"optimizer.lr={rate!r}", 'evaluation.split="validation"', "evaluation.overlays=false"]
-            units.append(replace(_unit(comparison, given, loss, SWEEP_SEED, 0, "sweep"), lr=rate))
-    return units
+            overrides = unit_overrides(design, comparison.base, loss, SWEEP_SEED, repeat, fold, comparison.cache)
+            overrides += [f"optimizer.lr={rate!r}", 'evaluation.split="validation"', "evaluation.overlays=false"]
+            trials.append(replace(make_unit(comparison, overrides, loss, SWEEP_SEED, 0, "sweep"), lr=rate))
+    return trials
 
 
 def choose_rates(tried: pd.DataFrame, metric: str) -> dict[str, float]:
-    """For each loss, the learning rate that did best on the validation part; none where no trial came to an end. tried:
-    what `tried_rates` gives."""
+    """The learning rate with the best validation score for each loss that has a finished trial.
+
+    Args:
+        tried: The table that `tried_rates` returns.
+        metric: The metric of its scores.
+    """
     signed = tried.assign(score=METRICS[metric].sign * tried["score"].fillna(-METRICS[metric].sign * math.inf))
     best: Any = signed.sort_values("score", ascending=False, kind="stable").drop_duplicates("loss")
     return dict(zip(best["loss"].tolist(), best["rate"].tolist(), strict=True))
 
 
 def tried_rates(trials: Sequence[Unit], design: Design) -> pd.DataFrame:
-    """The score of each loss with each learning rate: loss, rate, score, and the cases that judged. All trials are
-    judged on the same cases, as all runs of the comparison are."""
+    """The score of each finished trial, with the columns loss, rate, score and cases (the number of validation cases).
+
+    All trials are evaluated on the same cases, as are all runs of the comparison.
+
+    Raises:
+        ConfigError: No validation case has a value of the metric.
+    """
     done = [unit for unit in trials if finished(unit)]
     columns = ["loss", "rate", "score", "cases"]
     if not done:
         return pd.DataFrame(columns=columns)
     rows = pd.concat(
-        [unit_rows(unit, design.metric).assign(seed=place) for place, unit in enumerate(done)], ignore_index=True
+        [unit_rows(unit, design.metric).assign(seed=number) for number, unit in enumerate(done)], ignore_index=True
     )
-    classes = foreground_of(done[0].config)
+    classes = foreground_classes(done[0].config)
     if rows.loc[rows["class"].isin(classes), design.metric].isna().all():
         raise ConfigError(
-            f"comparison.sweep chooses learning rates on the validation part, but none of its cases has a value of "
-            f"{design.metric}: {', '.join(classes)} is in no reference and in no prediction; use another split, or "
-            "leave the sweep out"
+            f"comparison.sweep chooses learning rates on the validation set, but none of its cases has a value of "
+            f"{design.metric}: no reference or prediction contains {', '.join(classes)}; use another split or remove "
+            "comparison.sweep"
         )
     scores = read_scores(rows, design.metric, classes, "perfect", design.aggregation)
-    of_run = dict(zip(scores.runs["seed"].tolist(), run_scores(scores).tolist(), strict=True))
-    found = [(unit.loss, unit.lr, of_run[place], len(scores.cases)) for place, unit in enumerate(done)]
-    return pd.DataFrame(found, columns=columns)
+    score_of = dict(zip(scores.runs["seed"].tolist(), run_scores(scores).tolist(), strict=True))
+    return pd.DataFrame(
+        [(unit.loss, unit.lr, score_of[number], len(scores.cases)) for number, unit in enumerate(done)],
+        columns=columns,
+    )

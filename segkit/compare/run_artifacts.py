@@ -1,4 +1,4 @@
-"""What the run folders of finished units hold beside scores: curves, costs, calibration, pictures of disagreement."""
+"""Contents of the run folders for the report: training curves, costs, calibration, and overlays of disagreement."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from PIL import Image
 
 from segkit.compare.aggregation import run_scores
 from segkit.compare.design import Unit
+from segkit.compare.disagreement import disagreement
 from segkit.compare.score_table import Scores
 from segkit.compare.units import unit_scores
 from segkit.experiment.trained_model import load_trained
-from segkit.report.comparison_page import Material, disagreement
+from segkit.report.comparison_page import Material
 from segkit.report.overlays import overlay_picture
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 
 Calibrations = Sequence[tuple[Unit, dict[str, Any]]]
-SHOWN = 3  # cases in the picture of disagreement
-MOST_LOSSES = 6  # whose predictions are drawn
+OVERLAY_CASES = 3
+OVERLAY_LOSSES = 6
 
 
 def gather(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> Material:
-    """Of the units whose losses have scores. logs: the records of every unit."""
-    logs = {unit: lines for unit, lines in logs.items() if unit.loss in scores.losses}
+    """Collect what the report shows besides the analysis, from the units whose losses have scores.
+
+    Args:
+        logs: The log records of each unit.
+        scores: The scores that the report is about.
+    """
+    logs = {unit: records for unit, records in logs.items() if unit.loss in scores.losses}
     measured = calibrations(list(logs))
     return Material(
         curves=_curves(logs),
@@ -44,45 +50,49 @@ def _keys(unit: Unit) -> dict[str, Any]:
 
 
 def _curves(logs: dict[Unit, list[dict[str, Any]]]) -> pd.DataFrame | None:
-    judged = {unit: _validation_cases(unit) for unit in logs}
+    """Validation scores of each unit after each epoch with a validation; None if there are none."""
+    validation_cases = {unit: _validation_cases(unit) for unit in logs}
     rows = [
-        {**_keys(unit), "step": line["step"], **line["validation"], "cases": judged[unit]}
-        for unit, lines in logs.items()
-        for line in lines
-        if line["kind"] == "epoch" and "validation" in line
+        {**_keys(unit), "step": record["step"], **record["validation"], "cases": validation_cases[unit]}
+        for unit, records in logs.items()
+        for record in records
+        if record["kind"] == "epoch" and "validation" in record
     ]
     return pd.DataFrame(rows) if rows else None
 
 
 def _validation_cases(unit: Unit) -> int:
+    """Number of validation cases of a unit."""
     split = Run(unit.folder).folder / "split.json"
     return len(json.loads(split.read_text())["validation"])
 
 
 def _costs(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> pd.DataFrame:
-    of_runs = run_scores(scores)
+    """Steps, training time, peak memory and score of each unit."""
+    score_of_run = run_scores(scores)
     rows = []
-    for unit, lines in logs.items():
+    for unit, records in logs.items():
         last = load_checkpoint(Run(unit.folder).last)
-        memory = max((line["time"]["memory_peak_mb"] for line in lines if line["kind"] == "step"), default=float("nan"))
-        score = of_runs[_place(unit, scores)]
-        took = {"steps": last["step"], "seconds": last["time"]["training_seconds"], "memory_mb": memory}
-        rows.append({**_keys(unit), **took, "score": score})
+        peaks = [record["time"]["memory_peak_mb"] for record in records if record["kind"] == "step"]
+        memory = max(peaks, default=float("nan"))
+        score = score_of_run[_run_index(unit, scores)]
+        cost = {"steps": last["step"], "seconds": last["time"]["training_seconds"], "memory_mb": memory}
+        rows.append({**_keys(unit), **cost, "score": score})
     return pd.DataFrame(rows)
 
 
 def _calibration(measured: Calibrations) -> pd.DataFrame | None:
-    """Brier score, NLL and expected calibration error of all pixels together, mean over the runs of each loss."""
+    """Brier score, NLL and expected calibration error over all pixels, mean over the runs of each loss."""
     rows = []
-    for unit, found in measured:
-        kind = "toplabel" if "toplabel" in found else "classwise"
-        error = found[kind]["all"]["ece"]
+    for unit, calibration in measured:
+        kind = "toplabel" if "toplabel" in calibration else "classwise"
+        error = calibration[kind]["all"]["ece"]
         if isinstance(error, dict):
-            there = [value for value in error.values() if value is not None]
-            error = sum(there) / len(there) if there else None
-        region = found["regions"]["all"]
+            class_errors = [value for value in error.values() if value is not None]
+            error = sum(class_errors) / len(class_errors) if class_errors else None
+        region = calibration["regions"]["all"]
         rows.append({"loss": unit.loss, "brier": region["brier"], "nll": region["nll"], "ece": error})
-    table: Any = pd.DataFrame(rows)  # pandas says too little of its types for a checker
+    table: Any = pd.DataFrame(rows)  # the types of pandas are too vague for a type checker
     if not rows:
         return None
     grouped = table.groupby("loss", sort=False)
@@ -90,12 +100,12 @@ def _calibration(measured: Calibrations) -> pd.DataFrame | None:
 
 
 def pooled_reliability(measured: Calibrations) -> pd.DataFrame | None:
-    """Confidence and accuracy of the pixels of each bin, those of all runs of a loss together."""
+    """Confidence and accuracy in each bin, over the pixels of all runs of a loss; None if nothing was measured."""
     rows = [
-        (unit.loss, place, pixels, pixels * confidence, pixels * accuracy)
-        for unit, found in measured
-        for row in found["reliability"]["all"].values()
-        for place, (confidence, accuracy, pixels) in enumerate(
+        (unit.loss, number, pixels, pixels * confidence, pixels * accuracy)
+        for unit, calibration in measured
+        for row in calibration["reliability"]["all"].values()
+        for number, (confidence, accuracy, pixels) in enumerate(
             zip(row["confidence"], row["accuracy"], row["pixels"], strict=True)
         )
         if pixels
@@ -110,51 +120,61 @@ def pooled_reliability(measured: Calibrations) -> pd.DataFrame | None:
 
 
 def calibrations(units: Sequence[Unit]) -> Calibrations:
-    """What was measured of the probabilities of each unit that measured it."""
-    found = [(unit, unit_scores(unit).get("calibration")) for unit in units]
-    return [(unit, one) for unit, one in found if one is not None]
+    """The calibration results of each unit that has them."""
+    results = [(unit, unit_scores(unit).get("calibration")) for unit in units]
+    return [(unit, calibration) for unit, calibration in results if calibration is not None]
 
 
 def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None:
-    """A row for each loss and each of the cases on which they disagree most, by the loss's first run that has it."""
-    trained: dict[Unit, Any] = {}
+    """Overlays of the cases on which losses disagree most, one row per case and loss, and a description of the choice.
+
+    Each loss is represented by its first run that was evaluated on the case.
+    """
+    networks: dict[Unit, Any] = {}
     rows, labels = [], None
-    chosen = disagreement(scores)[:SHOWN]
-    for one in chosen:
-        order = sorted(scores.losses, key=lambda loss: -scores.sign * one["means"][loss])
-        few = order if len(order) <= MOST_LOSSES else [*order[: MOST_LOSSES // 2], *order[-(MOST_LOSSES // 2) :]]
-        for loss in few:
-            unit = next((unit for unit in units if unit.loss == loss and _judges(unit, scores, one["case"])), None)
+    chosen = disagreement(scores)[:OVERLAY_CASES]
+    for entry in chosen:
+        for loss in _shown_losses(entry["means"], scores):
+            unit = next((unit for unit in units if unit.loss == loss and _evaluates(unit, scores, entry["case"])), None)
             if unit is None:
                 continue
-            if unit not in trained:
-                trained[unit] = load_trained(Run(unit.folder).last)
-            network = trained[unit]
+            if unit not in networks:
+                networks[unit] = load_trained(Run(unit.folder).last)
+            network = networks[unit]
             labels = network.labels
             data = network.data()
-            case = next(case for case in data.source.cases if case.name == one["case"])
+            case = next(case for case in data.source.cases if case.name == entry["case"])
             raw = data.source.read(case)
-            caption = f"{one['case']}: {loss}, seed {unit.seed}; mean of its runs {one['means'][loss]:.3f}"
+            caption = f"{entry['case']}: {loss}, seed {unit.seed}; mean over its runs {entry['means'][loss]:.3f}"
             rows.append((caption, raw.image, raw.mask, np.asarray(network.predict(raw))))
     if not rows or labels is None:
         return None
     file = io.BytesIO()
     Image.fromarray(overlay_picture(rows, labels)).save(file, format="PNG", optimize=True)
-    rule = (
-        f"The {len(chosen)} cases with the largest minus the smallest of the losses' means, over classes and runs; "
-        "each by the first run of each loss, the best on the case first; of more than "
-        f"{MOST_LOSSES} losses the {MOST_LOSSES // 2} best and the {MOST_LOSSES // 2} worst."
+    description = (
+        f"The {len(chosen)} cases with the largest difference between the highest and the lowest mean of a loss over "
+        "classes and runs. Each loss is shown by its first run, the best on the case first."
     )
-    return file.getvalue(), rule
+    if len(scores.losses) > OVERLAY_LOSSES:
+        half = OVERLAY_LOSSES // 2
+        description += f" Only the {half} best and the {half} worst losses are shown."
+    return file.getvalue(), description
 
 
-def _judges(unit: Unit, scores: Scores, case: str) -> bool:
-    """Whether the case is among those that judge the unit."""
-    return bool((~np.isnan(scores.values[_place(unit, scores), scores.cases.index(case)])).any())
+def _shown_losses(means: dict[str, float], scores: Scores) -> list[str]:
+    """The losses from best to worst on a case; of many losses, only the best and the worst."""
+    order = sorted(scores.losses, key=lambda loss: -scores.sign * means[loss])
+    half = OVERLAY_LOSSES // 2
+    return order if len(order) <= OVERLAY_LOSSES else [*order[:half], *order[-half:]]
 
 
-def _place(unit: Unit, scores: Scores) -> int:
-    """The number of the unit's run."""
+def _evaluates(unit: Unit, scores: Scores, case: str) -> bool:
+    """Whether a unit is evaluated on a case."""
+    return bool((~np.isnan(scores.values[_run_index(unit, scores), scores.cases.index(case)])).any())
+
+
+def _run_index(unit: Unit, scores: Scores) -> int:
+    """The index of the run of a unit."""
     runs = scores.runs
-    found = (runs["loss"] == unit.loss) & (runs["seed"] == unit.seed) & (runs["fold"] == unit.fold)
-    return int(np.flatnonzero(found)[0])
+    matches = (runs["loss"] == unit.loss) & (runs["seed"] == unit.seed) & (runs["fold"] == unit.fold)
+    return int(np.flatnonzero(matches)[0])

@@ -1,6 +1,6 @@
-"""The long table of a comparison: a row a loss, seed, fold, case and class; checked, and as arrays.
+"""The long table of a comparison, with one row per loss, seed, fold, case and class: checks and conversion to arrays.
 
-Runs are (loss, seed, fold). Where the folds hold different cases, each run is judged on those of its fold.
+A run is one (loss, seed, fold). If folds hold different cases, each run is evaluated on the cases of its fold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 Missing = Literal["perfect", "worst"]
 DEFAULT_MARGIN = 0.005
 DEFAULT_AGGREGATION = "class_case"
-Rows = Any  # a DataFrame: pandas says too little of its types for a checker
+Rows = Any  # a DataFrame; the types of pandas are too vague for a type checker
 RUN = ["loss", "seed", "fold"]
 COUNTS = ["tp", "predicted", "reference"]
 CHALLENGER = ["task", "case", "algorithm", "value"]
@@ -25,16 +25,21 @@ CHALLENGER = ["task", "case", "algorithm", "value"]
 
 @dataclass(frozen=True)
 class Metric:
-    """higher: whether more of it is better. perfect: what a run counts that rightly finds nothing, where other runs
-    found something. top: the largest value there can be."""
+    """Properties of a metric.
+
+    Args:
+        higher: Whether larger values are better.
+        perfect: The value of a run that correctly predicts nothing, in a case in which other runs have a value.
+        maximum: The largest possible value.
+    """
 
     higher: bool
     perfect: float
-    top: float
+    maximum: float
 
     @property
     def sign(self) -> int:
-        """What a value is multiplied with for more of it to be better."""
+        """The factor that makes larger values better."""
         return 1 if self.higher else -1
 
 
@@ -46,7 +51,7 @@ METRICS: dict[str, Metric] = {
 
 
 def lacks_margin(metric: str, margin: float) -> bool:
-    """Whether nobody has said which differences are of no interest: the default is one of overlaps, not of mm."""
+    """Whether a distance metric still has the default margin, which is meant for overlaps and not for mm."""
     return not METRICS[metric].higher and margin == DEFAULT_MARGIN
 
 
@@ -54,12 +59,20 @@ def lacks_margin(metric: str, margin: float) -> bool:
 class Scores:
     """The table as arrays, for R runs, N cases and C classes.
 
-    runs: loss, seed and fold of each run. values: [R, N, C], NaN where a case is not counted for a class and where it
-    is none of the run's. present: the same, but NaN too where the class is in neither for that run alone. counts:
-    [R, N, C, 3], tp, predicted, reference; None if the table has none. group: the number of each case's group, [N].
-    filled: values of other runs' cases that were missing, and what they count as, `missing`.
-    aggregation: how cases and classes become the score of a run, see `segkit.compare.aggregation`.
-    blocks: for each part of the runs that are judged on the same cases, the numbers of its runs and of its cases.
+    Args:
+        metric: The metric, a key of `METRICS`.
+        runs: The loss, seed and fold of each run.
+        classes: The names of the classes.
+        cases: The names of the cases.
+        group: The index of the group of each case, [N].
+        groups: The names of the groups.
+        values: [R, N, C]; NaN if the case does not count for the class or is not among the cases of the run.
+        present: As `values`, but also NaN if the class is absent from both prediction and reference for that run.
+        counts: Pixel counts tp, predicted and reference, [R, N, C, 3]; None if the table has none.
+        filled: Number of missing values that were filled in because other runs have a value.
+        missing: Whether such values count as perfect or as worst.
+        blocks: The indices of the runs and of the cases of each set of runs that share their cases.
+        aggregation: How cases and classes become the score of a run; see `segkit.compare.aggregation`.
     """
 
     metric: str
@@ -78,11 +91,12 @@ class Scores:
 
     @property
     def losses(self) -> list[str]:
+        """The losses in the order of the table."""
         return self.runs["loss"].unique().tolist()
 
     @property
     def sign(self) -> int:
-        """See `Metric`."""
+        """The factor that makes larger values better."""
         return METRICS[self.metric].sign
 
     def of(self, loss: str) -> np.ndarray:
@@ -90,25 +104,25 @@ class Scores:
         return self.values[(self.runs["loss"] == loss).to_numpy()]
 
     def without(self, losses: Sequence[str]) -> Scores:
-        """The same without the runs of some losses; cases and classes stay."""
+        """A copy without the runs of some losses; cases and classes stay the same."""
         kept = ~self.runs["loss"].isin(list(losses)).to_numpy()
-        number = np.cumsum(kept) - 1
+        new_index = np.cumsum(kept) - 1
         return replace(
             self,
             runs=self.runs[kept].reset_index(drop=True),
             values=self.values[kept],
             present=self.present[kept],
             counts=None if self.counts is None else self.counts[kept],
-            blocks=[(number[runs[kept[runs]]], cases) for runs, cases in self.blocks],
+            blocks=[(new_index[runs[kept[runs]]], cases) for runs, cases in self.blocks],
         )
 
-    def lacking_folds(self) -> list[str]:
-        """The losses that have no run in some of the folds, where folds are judged on cases of their own."""
-        of_block = [set(self.runs["loss"].to_numpy()[runs]) for runs, _cases in self.blocks]
-        return [loss for loss in self.losses if not all(loss in found for found in of_block)]
+    def losses_with_missing_folds(self) -> list[str]:
+        """The losses without a run in some fold, if folds hold different cases."""
+        block_losses = [set(self.runs["loss"].to_numpy()[runs]) for runs, _cases in self.blocks]
+        return [loss for loss in self.losses if not all(loss in losses for losses in block_losses)]
 
     def case_means(self, loss: str) -> np.ndarray:
-        """A case's mean over classes and the runs of a loss, [N]; NaN where nothing counts."""
+        """The mean of each case over classes and the runs of a loss, [N]; NaN if no class counts."""
         return counted_mean(self.of(loss), (0, 2))
 
 
@@ -119,59 +133,62 @@ def read_scores(
     missing: Missing = "perfect",
     aggregation: str = DEFAULT_AGGREGATION,
 ) -> Scores:
-    """Check a long table and take it apart; see `segkit.compare.statistics.analyse` for what it has to be.
+    """Check a long table and convert it to arrays; `segkit.compare.statistics.analyse` describes its format.
 
-    Raises ValueError if columns, cases of a run or classes are missing, rows repeated, or values out of range.
+    Raises:
+        ValueError: Columns, classes or cases of a run are missing, rows are repeated, or values are out of range.
     """
     rows = _checked_rows(table, metric, classes)
     order = _runs_in_order(rows)
     present = rows.pivot(index=RUN, columns=["case", "class"], values=metric).loc[order]
     runs = present.index.to_frame(index=False)
-    there = rows.assign(there=1).pivot(index=RUN, columns=["case", "class"], values="there").notna().loc[order]
+    has_row = rows.assign(row=1).pivot(index=RUN, columns=["case", "class"], values="row").notna().loc[order]
     fold_cases = _cases_of_folds(rows)
-    _check_complete(there, fold_cases)
-    names, kinds = rows["case"].unique().tolist(), rows["class"].unique().tolist()
-    grid = pd.MultiIndex.from_product([names, kinds])
-    shape = (len(runs), len(names), len(kinds))
-    of_run = there.reindex(columns=grid, fill_value=False).to_numpy().reshape(shape)
-    of_run_present = present.reindex(columns=grid).to_numpy().reshape(shape)
+    _check_complete(has_row, fold_cases)
+    case_names, class_names = rows["case"].unique().tolist(), rows["class"].unique().tolist()
+    grid = pd.MultiIndex.from_product([case_names, class_names])
+    shape = (len(runs), len(case_names), len(class_names))
+    row_exists = has_row.reindex(columns=grid, fill_value=False).to_numpy().reshape(shape)
+    present_values = present.reindex(columns=grid).to_numpy().reshape(shape)
     counted = np.zeros(shape, bool)
     blocks = []
     for cases in dict.fromkeys(fold_cases.values()):
         members = runs["fold"].map(lambda fold, cases=cases: fold_cases[fold] == cases).to_numpy()
-        counted[members] = ~np.isnan(of_run_present[members]).all(0) & of_run[members]
-        blocks.append((np.flatnonzero(members), np.array([name in cases for name in names]).nonzero()[0]))
+        counted[members] = ~np.isnan(present_values[members]).all(0) & row_exists[members]
+        blocks.append((np.flatnonzero(members), np.array([name in cases for name in case_names]).nonzero()[0]))
     if not counted.any():
-        raise ValueError(f"expected a class with a value of {metric} in some case, found none")
-    values = np.where(counted, np.where(np.isnan(of_run_present), _filling(metric, missing), of_run_present), np.nan)
-    filled = int((counted & np.isnan(of_run_present)).sum())
-    of_run_present = values if missing == "worst" else of_run_present
+        raise ValueError(f"expected at least one value of {metric}, found none")
+    fill_value = _fill_value(metric, missing)
+    values = np.where(counted, np.where(np.isnan(present_values), fill_value, present_values), np.nan)
+    filled = int((counted & np.isnan(present_values)).sum())
+    present_values = values if missing == "worst" else present_values
     group_of = rows.drop_duplicates("case").set_index("case")["group"]
-    codes, groups = pd.factorize(group_of.loc[names])
+    codes, groups = pd.factorize(group_of.loc[case_names])
     counts = _counts(rows, order, grid, shape)
     return Scores(
-        *(metric, runs, kinds, names, codes, groups.tolist()),
-        *(values, of_run_present, counts, filled, missing, blocks, aggregation),
+        *(metric, runs, class_names, case_names, codes, groups.tolist()),
+        *(values, present_values, counts, filled, missing, blocks, aggregation),
     )
 
 
-def _filling(metric: str, missing: Missing) -> float:
-    """What a missing value counts."""
+def _fill_value(metric: str, missing: Missing) -> float:
+    """The value that replaces a missing one."""
     if missing == "perfect":
         return METRICS[metric].perfect
     if not METRICS[metric].higher:
-        raise ValueError(f"{metric} has no worst value to count for what is missing; write one into the table")
+        raise ValueError(f"{metric} has no worst value to replace missing ones; write the value into the table")
     return 0.0
 
 
 def _runs_in_order(rows: Rows) -> pd.MultiIndex:
-    """Losses as they come first in the table, their seeds and folds from the smallest on."""
-    first = {loss: place for place, loss in enumerate(rows["loss"].unique())}
+    """Losses in the order of the table, and their runs sorted by seed and fold."""
+    first = {loss: position for position, loss in enumerate(rows["loss"].unique())}
     runs = rows[RUN].drop_duplicates().sort_values(["seed", "fold"])
     return pd.MultiIndex.from_frame(runs.sort_values("loss", key=lambda column: column.map(first), kind="stable"))
 
 
 def _counts(rows: Rows, order: pd.MultiIndex, grid: pd.MultiIndex, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The pixel counts [R, N, C, 3]; None if the table lacks one of their columns."""
     if not set(COUNTS) <= set(rows.columns):
         return None
     columns = [
@@ -186,16 +203,19 @@ def _counts(rows: Rows, order: pd.MultiIndex, grid: pd.MultiIndex, shape: tuple[
 
 
 NO_NUMBER = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "None", "null", "NULL"]
-TEXT = ("loss", "case", "group", "class", "dataset", "task", "algorithm")  # also where they look like a number or NA
+TEXT = ("loss", "case", "group", "class", "dataset", "task", "algorithm")  # even if they look like numbers or NA
 
 
 def read_rows(path: Path) -> Rows:
-    """A CSV file. Names are text whatever they look like, but for empty ones, which are missing. Raises ValueError for
-    an empty file."""
+    """Read a table from a CSV file. Names such as "1" or "None" stay text, and only empty names are missing.
+
+    Raises:
+        ValueError: The file is empty.
+    """
     try:
         names = pd.read_csv(path, nrows=0).columns
     except pd.errors.EmptyDataError as error:
-        raise ValueError("expected a table with a header, the file is empty") from error
+        raise ValueError("expected a table with a header line, but the file is empty") from error
     numbers = {name: NO_NUMBER for name in names if name not in TEXT}
     blank = {name: [""] for name in names if name in TEXT}
     return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={**numbers, **blank})
@@ -204,88 +224,97 @@ def read_rows(path: Path) -> Rows:
 def _checked_rows(table: Rows, metric: str, classes: Sequence[str] | None) -> Rows:
     if metric not in METRICS:
         raise ValueError(f"expected metric to be one of {', '.join(METRICS)}, got {metric!r}")
-    absent = {"fold": 0, "group": table.get("case")}
-    table = table.assign(**{name: value for name, value in absent.items() if name not in table})
+    defaults = {"fold": 0, "group": table.get("case")}
+    table = table.assign(**{name: value for name, value in defaults.items() if name not in table})
     needed = [*RUN, "case", "group", "class", metric]
     missing = [column for column in needed if column not in table.columns]
     if missing:
         raise ValueError(f"expected columns {needed}, but {missing} are missing")
-    _check_counted(table, metric)
+    _check_left_out_cases(table, metric)
     counts = COUNTS if set(COUNTS) <= set(table.columns) else []
     rows: Rows = table[[*needed, *counts]].astype({"class": str, metric: float})
-    known = rows["class"].unique().tolist()
-    wanted = [name for name in known if name != "background"] if classes is None else list(classes)
-    if not wanted or not set(wanted) <= set(known):
-        raise ValueError(f"expected rows of the classes {wanted or 'that are foreground'}, got rows of {known}")
-    rows = rows[rows["class"].isin(wanted)]
+    available = rows["class"].unique().tolist()
+    selected = [name for name in available if name != "background"] if classes is None else list(classes)
+    if not selected or not set(selected) <= set(available):
+        raise ValueError(f"expected rows of the classes {selected or 'other than background'}, got {available}")
+    rows = rows[rows["class"].isin(selected)]
     _check_values(rows, needed[:-1], metric)
     return rows
 
 
 def _check_values(rows: Rows, keys: list[str], metric: str) -> None:
-    empty = [column for column in keys if rows[column].isna().any()]
-    if empty:
-        raise ValueError(f"expected a value in every row of {empty}, found blanks")
-    top, found = METRICS[metric].top, rows[metric].dropna()
-    if not found.between(0, top).all() or np.isinf(found).any():
-        hint = "; divide percentages by 100" if top == 1 else ""
-        raise ValueError(f"expected {metric} from 0 to {top:g}, got {found.min():g} to {found.max():g}{hint}")
+    with_blanks = [column for column in keys if rows[column].isna().any()]
+    if with_blanks:
+        raise ValueError(f"expected a value in every row of the columns {with_blanks}, found blanks")
+    maximum, values = METRICS[metric].maximum, rows[metric].dropna()
+    if not values.between(0, maximum).all() or np.isinf(values).any():
+        hint = "; divide percentages by 100" if maximum == 1 else ""
+        raise ValueError(f"expected {metric} from 0 to {maximum:g}, got {values.min():g} to {values.max():g}{hint}")
     repeated = rows[rows.duplicated([*RUN, "case", "class"])]
     if not repeated.empty:
-        raise ValueError(f"expected one row a run, case and class, repeated is {repeated[keys].iloc[0].to_dict()}")
-    torn = rows.groupby("case")["group"].nunique()
-    if (torn > 1).any():
-        raise ValueError(f"expected every case in one group, but case {torn.idxmax()!r} is in {torn.max()}")
+        row = repeated[keys].iloc[0].to_dict()
+        raise ValueError(f"expected one row per run, case and class, but this one is repeated: {row}")
+    groups_per_case = rows.groupby("case")["group"].nunique()
+    if (groups_per_case > 1).any():
+        case, number = groups_per_case.idxmax(), groups_per_case.max()
+        raise ValueError(f"expected every case in one group, but case {case!r} is in {number} groups")
 
 
-def _check_counted(rows: Rows, metric: str) -> None:
-    """A case without a value is one in which the class is in neither prediction nor reference; where the counts say
-    otherwise, rules that do not count it would count as a perfect score here."""
+def _check_left_out_cases(rows: Rows, metric: str) -> None:
+    """Refuse tables scored by rules that leave out cases in which the class is predicted or in the reference.
+
+    Here a missing value means that the class is absent from both, and it may count as perfect.
+    """
     if not {"predicted", "reference"} <= set(rows.columns) or metric == "recall":
         return
-    odd = rows[rows[metric].isna() & ((rows["predicted"] > 0) | (rows["reference"] > 0))]
-    if len(odd):
-        first = odd.iloc[0]
+    left_out = rows[rows[metric].isna() & ((rows["predicted"] > 0) | (rows["reference"] > 0))]
+    if len(left_out):
+        first = left_out.iloc[0]
         raise ValueError(
-            f"expected a value of {metric} wherever a class is in prediction or reference, got none for class "
-            f"{first['class']} of case {first['case']} ({len(odd)} such rows); score the table by one rule first"
+            f"expected a value of {metric} wherever prediction or reference contains the class, got none for class "
+            f"{first['class']} of case {first['case']} ({len(left_out)} such rows); score the table by rules that "
+            "count these cases"
         )
 
 
 def _cases_of_folds(rows: Rows) -> dict[Any, frozenset[str]]:
-    """The cases of each fold; of any run in it, so that a run that lacks some is noticed.
+    """The cases of each fold: those of all its runs together, so that missing cases of one run can be detected.
 
-    Folds that share cases without having the same ones are one test set of which runs lack cases.
+    Folds that overlap without being a k-fold partition are treated as one test set with missing cases.
     """
     by_fold = {fold: frozenset(cases) for fold, cases in rows.groupby("fold")["case"].unique().items()}
-    every = frozenset(rows["case"])
-    partition = sum(map(len, by_fold.values())) % len(every) == 0  # k-fold, once or several times over
-    return by_fold if partition else dict.fromkeys(by_fold, every)
+    all_cases = frozenset(rows["case"])
+    is_partition = sum(map(len, by_fold.values())) % len(all_cases) == 0  # a k-fold, possibly repeated
+    return by_fold if is_partition else dict.fromkeys(by_fold, all_cases)
 
 
-def _check_complete(there: Rows, fold_cases: dict[Any, frozenset[str]]) -> None:
-    """A row that is not there is not the same as a class that is in neither: every run needs every case and class of
-    its fold."""
-    case_of = there.columns.get_level_values("case")
+def _check_complete(has_row: Rows, fold_cases: dict[Any, frozenset[str]]) -> None:
+    """Check that every run has a row for every case and class of its fold.
+
+    A missing row differs from a row without a value, which says that the class is absent from prediction and reference.
+    """
+    case_of = has_row.columns.get_level_values("case")
     for cases in dict.fromkeys(fold_cases.values()):
-        of_fold = [fold_cases[fold] == cases for fold in there.index.get_level_values("fold")]
-        block = there.loc[of_fold, case_of.isin(list(cases))]
-        whole = block.all(axis=1)
-        if whole.all():
+        of_fold = [fold_cases[fold] == cases for fold in has_row.index.get_level_values("fold")]
+        block = has_row.loc[of_fold, case_of.isin(list(cases))]
+        complete = block.all(axis=1)
+        if complete.all():
             continue
-        loss, seed, fold = block.index[~whole][0]
-        lacking = block.columns[~block.loc[(loss, seed, fold)]]
-        shown = ", ".join(f"{case} ({name})" for case, name in lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+        loss, seed, fold = block.index[~complete][0]
+        absent = block.columns[~block.loc[(loss, seed, fold)]]
+        shown = ", ".join(f"{case} ({name})" for case, name in absent[:5]) + (", ..." if len(absent) > 5 else "")
         raise ValueError(
-            f"expected the same cases and classes in every run, but loss {loss}, seed {seed}, fold {fold} lacks "
-            f"{shown}; evaluate every run on one test set, or give each fold of each repeat of a k-fold a number of "
-            "its own in the column `fold`"
+            f"expected the same cases and classes in every run, but loss {loss}, seed {seed}, fold {fold} has no row "
+            f"for {shown}; evaluate all runs on one test set, or, for a repeated k-fold, number the folds of all "
+            "repeats consecutively in the column `fold`"
         )
 
 
 def from_challenger(table: Rows, metric: str) -> Rows:
-    """The long table of one in challengeR's four columns task, case, algorithm, value: a run an algorithm, a data set
-    and its one class a task."""
+    """Convert a table with challengeR's columns task, case, algorithm and value to a long table.
+
+    Each algorithm becomes a loss with one run, and each task becomes a data set with one class.
+    """
     return pd.DataFrame(
         {
             "dataset": table["task"].astype(str),
@@ -300,19 +329,22 @@ def from_challenger(table: Rows, metric: str) -> Rows:
 
 
 def to_challenger(scores: Scores) -> Rows:
-    """challengeR's four columns: a task a class, an algorithm a loss, the mean over its runs as value."""
-    parts = []
+    """Convert scores to challengeR's columns task, case, algorithm and value.
+
+    Each class becomes a task and each loss an algorithm; the value is the mean over the runs of the loss.
+    """
+    tables = []
     for loss in scores.losses:
         means = counted_mean(scores.of(loss), 0)
         for number, name in enumerate(scores.classes):
-            parts.append(
+            tables.append(
                 pd.DataFrame({"task": name, "case": scores.cases, "algorithm": loss, "value": means[:, number]})
             )
-    return pd.concat(parts, ignore_index=True).dropna(subset=["value"])
+    return pd.concat(tables, ignore_index=True).dropna(subset=["value"])
 
 
 def counted_mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """Mean over some axes of what is not NaN; NaN where nothing is."""
+    """Mean over some axes, ignoring NaN; NaN if all values are NaN."""
     counted = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(counted, values, 0.0).sum(axis) / np.where(counted.any(axis), counted.sum(axis), np.nan)

@@ -1,7 +1,8 @@
-"""Do losses differ? From a long table of scores to means, intervals and verdicts.
+"""Statistical comparison of losses: from a long table of scores to means, intervals and verdicts.
 
-A loss is a training procedure: its score varies over runs, nested in losses, and over cases, shared by all runs. The
-test is a two-way t test over both, as in multi-reader multi-case studies; with folds, a t test over them.
+A loss is treated as a training procedure. Its score varies over runs, which are nested in losses, and over cases, which
+all runs share. The test is a two-way t test over both, as in multi-reader multi-case studies; with cross-validation
+folds it is a t test over folds.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
-from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_there
-from segkit.compare.caveats import doubts
+from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_available
+from segkit.compare.caveats import caveats
 from segkit.compare.rankings import rankings
 from segkit.compare.score_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
-from segkit.compare.variance_models import ALPHA, MIN_GROUPS, TESTS, Folds, TwoWay, study_of
+from segkit.compare.variance_models import ALPHA, MIN_GROUPS, Folds, TwoWay, fit_variance_model
 
-MOST_RUNS = 200  # beyond which seeds are said to be no way to a decision
+MAX_RUNS = 200  # largest number of runs per loss that `seeds_needed` reports
 Family = Literal["all_pairs", "vs_baseline"]
 
 
@@ -35,41 +36,58 @@ def analyse(
     *,
     failed: Mapping[str, Sequence[str]] | None = None,
     missing: Missing = "perfect",
-    tested_to_trained: float | None = None,
+    test_train_ratio: float | None = None,
     aggregation: str = DEFAULT_AGGREGATION,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare losses; returns the contents of comparison.json.
+    """Compare losses on a long table of scores.
 
-    table: a row a loss, seed, fold, case and class, with columns loss, seed, fold, case, group, class and `metric`, one
-        of METRICS: overlaps between 0 and 1, distances in mm. Without a column fold there is one, without a column
-        group every case is a group. A run is a (seed, fold). The value is NaN where the class is in neither
-        prediction nor reference: if that is so in every run of every loss, the case is not counted for the class;
-        otherwise those runs were right and count 1 (a distance: 0), so that all runs are judged on the same cases.
-        Where folds hold different cases, a number for each fold of each repetition, a run has those of its fold.
-    baseline: with the family `vs_baseline`, every other loss is compared with it; it is b in its pairs.
-    margin: differences smaller than this are of no interest: an interval inside it means `equivalent`.
-    classes: the foreground classes, the only ones that count; None takes all but `background`.
-    failed: runs that came to no end, by loss. What is said of such a loss would rest on the runs that went well, so
-        its pairs are undecided.
-    missing: what NaN counts where other runs have a value: `right` as above, `wrong` the worst value that there is, for
-        tables in which it means that there was no result. A table without the columns tp, predicted and reference does
-        not tell which; how many values were filled in is among the warnings then.
-    tested_to_trained: with folds, the number of cases that judge by that of those that train, None where all but those
-        of the fold do.
-    aggregation: how cases and classes become the score of a run: `class_case` the mean over classes of the means over
-        cases, `case_class` the other way round, `groups`, `present`, or of counts `global` and `micro`; see
-        `segkit.compare.aggregation`.
-    resamples, seed: of the bootstrap of ranks; 0 leaves it out.
+    A run is one (seed, fold) of a loss. Cases of one group, such as scans of one patient, are treated as dependent.
 
-    Cases of one group vary together.
-    A difference is a - b, for distances b - a, so that more is better for a. Intervals and p are two-sided.
-    `p_adjusted` is Holm's, over the pairs that have a p; `ci95_adjusted`, which gives the verdict, is Bonferroni's,
-    over all pairs of the family. A loss with one run gets neither p nor verdict; with fewer than 10 groups, intervals
-    speak of new runs on the same cases. What is missing is None, with a `reason`.
+    A value is NaN if the class is absent from both prediction and reference. If that holds for every run of every loss,
+    the case does not count for the class. Otherwise the runs with NaN correctly predicted nothing and count as perfect
+    (1 for overlaps, 0 for distances), so that all runs are evaluated on the same cases.
 
-    Raises ValueError if columns, cases of a run or classes are missing, rows repeated, or values out of range.
+    A difference is a - b for overlaps and b - a for distances, so a positive difference favours a. Intervals and
+    p-values are two-sided. `p_adjusted` uses Holm's correction over the pairs that have a p-value. `ci95_adjusted`,
+    from which the verdict is read, uses Bonferroni's correction over all pairs of the family. A loss with one run gets
+    neither p-value nor verdict. With fewer than 10 groups, intervals apply to new runs on the same cases only.
+
+    Args:
+        table: One row per loss, seed, fold, case and class, with the columns `loss`, `seed`, `fold`, `case`, `group`,
+            `class` and the metric. Without `fold` all rows belong to one fold; without `group` every case is a group of
+            its own. If folds hold different cases, each fold of each repetition needs its own number. The optional
+            columns `tp`, `predicted` and `reference` hold pixel counts.
+        metric: `dice`, `iou`, `boundary_iou`, `nsd`, `precision` or `recall`, between 0 and 1, or `hd`, `hd95` or
+            `assd` in mm.
+        baseline: The loss that is b in each of its pairs. With the family `vs_baseline`, every other loss is compared
+            with it.
+        family: The pairs to compare and to adjust for: `all_pairs` or `vs_baseline`.
+        margin: Differences up to this size are practically equivalent. An adjusted interval within +- margin gives the
+            verdict `equivalent`.
+        classes: The foreground classes to average over; None takes all classes except `background`.
+        failed: Names of failed runs by loss. The remaining runs are not a fair sample of such a loss, so its pairs are
+            `undecided`.
+        missing: How a NaN counts if other runs have a value: `perfect` as described above, or `worst` (0, for overlaps
+            only) for tables in which NaN means that there is no result. Without pixel counts the table cannot tell
+            these two apart, and the warnings name the number of filled values.
+        test_train_ratio: With folds, the number of test cases of a fold divided by its number of training cases. None
+            assumes that all cases outside the fold are used for training.
+        aggregation: How the scores of cases and classes become the score of a run: `class_case` (mean over cases per
+            class, then over classes), `case_class`, `groups`, `present`, or, from pixel counts, `global` and `micro`.
+        resamples: Number of bootstrap resamples for the ranks; 0 omits the bootstrap.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The contents of `comparison.json`: settings (`metric`, `aggregation`, `baseline`, `family`, `margin`), what the
+        numbers rest on (`classes`, `cases`, `groups`), the `losses` with mean, interval and runs, the `pairs` with
+        difference, intervals, p-values and verdict, variance `components`, `ranks`, the `method` in words and
+        `warnings`. A value that cannot be computed is None, and a `reason` beside it says why.
+
+    Raises:
+        ValueError: Columns, classes or cases of a run are missing, rows are repeated, values are out of range, or an
+            option has an unknown value.
     """
     scores = read_scores(table, metric, classes, missing, aggregation)
     return analyse_scores(
@@ -78,7 +96,7 @@ def analyse(
         family,
         margin,
         failed=failed,
-        tested_to_trained=tested_to_trained,
+        test_train_ratio=test_train_ratio,
         resamples=resamples,
         seed=seed,
     )
@@ -91,16 +109,16 @@ def analyse_scores(
     margin: float = DEFAULT_MARGIN,
     *,
     failed: Mapping[str, Sequence[str]] | None = None,
-    tested_to_trained: float | None = None,
+    test_train_ratio: float | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What `analyse` says of a table that was read already."""
+    """Compare losses like `analyse`, on a table that `read_scores` has already read."""
     failed = {loss: list(runs) for loss, runs in (failed or {}).items() if runs}
     losses = list(dict.fromkeys([*scores.losses, *failed]))
     _check_family(losses, baseline, family, margin)
     _check_aggregation(scores)
-    study = study_of(scores, tested_to_trained)
+    model = fit_variance_model(scores, test_train_ratio)
     pairs = _pairs(losses, baseline, family)
     return {
         "metric": scores.metric,
@@ -108,18 +126,18 @@ def analyse_scores(
         "baseline": baseline,
         "family": family,
         "margin": margin,
-        "scope": study.scope,
+        "scope": model.scope,
         "classes": scores.classes,
         "cases": len(scores.cases),
-        "groups": study.groups,
+        "groups": model.groups,
         "higher_is_better": scores.sign > 0,
-        "losses": [_loss_result(loss, scores, study) for loss in losses],
-        "pairs": pair_results(pairs, study, margin, failed),
-        "components": study.components(),
-        "equal_spread_p": study.equal_p,
+        "losses": [_loss_result(loss, scores, model) for loss in losses],
+        "pairs": pair_results(pairs, model, margin, failed),
+        "components": model.components(),
+        "equal_spread_p": model.equal_spread_p,
         "ranks": rankings(scores, pairs, resamples, seed),
-        "method": _method(study, pairs, scores.aggregation),
-        "warnings": doubts(scores, study),
+        "method": _method(model, pairs, scores.aggregation),
+        "warnings": caveats(scores, model),
     }
 
 
@@ -136,85 +154,87 @@ def _check_family(losses: Sequence[str], baseline: str | None, family: str, marg
 
 def _check_aggregation(scores: Scores) -> None:
     check_aggregation(scores.aggregation, scores.metric)
-    if not is_there(scores.aggregation, scores):
+    if not is_available(scores.aggregation, scores):
         raise ValueError(
             f"expected columns tp, predicted and reference for the aggregation {scores.aggregation}, which sums "
-            "pixels; some are missing"
+            "pixel counts; at least one of them is missing"
         )
 
 
-def _loss_result(loss: str, scores: Scores, study: TwoWay | Folds) -> dict[str, Any]:
+def _loss_result(loss: str, scores: Scores, model: TwoWay | Folds) -> dict[str, Any]:
     if loss not in scores.losses:
-        reason = "none of its runs, or none of some fold, came to an end"
+        reason = "no run of this loss finished, or one of its folds has no finished run"
         return {"name": loss, "mean": None, "ci95": None, "runs": [], "reason": reason}
     sign = scores.sign
-    estimate = study.estimate({loss: 1})
+    estimate = model.estimate({loss: 1})
     interval = estimate.interval()
     result: dict[str, Any] = {"name": loss, "mean": sign * estimate.value, "ci95": interval}
     if interval is None:
-        result["reason"] = f"one run a loss and fewer than {MIN_GROUPS} groups of cases"
+        result["reason"] = f"one run per loss and fewer than {MIN_GROUPS} groups of cases"
     else:
         result["ci95"] = sorted(sign * end for end in interval)
     runs = scores.runs[scores.runs["loss"] == loss]
-    means = (sign * study.runs[loss]).tolist()
+    means = (sign * model.runs[loss]).tolist()
     keys = zip(runs["seed"].tolist(), runs["fold"].tolist(), means, strict=True)
     return result | {"runs": [{"seed": seed, "fold": fold, "mean": mean} for seed, fold, mean in keys]}
 
 
 def _pairs(losses: Sequence[str], baseline: str | None, family: str) -> list[tuple[str, str]]:
-    """(a, b), in the order of the table; the baseline is always b."""
+    """The pairs (a, b) of a family in the order of the table; the baseline is always b."""
     if family == "vs_baseline":
         return [(loss, str(baseline)) for loss in losses if loss != baseline]
     return [(b, a) if a == baseline else (a, b) for a, b in itertools.combinations(losses, 2)]
 
 
 def pair_results(
-    pairs: Sequence[tuple[str, str]], study: TwoWay | Folds, margin: float, failed: Mapping[str, Sequence[str]]
+    pairs: Sequence[tuple[str, str]], model: TwoWay | Folds, margin: float, failed: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """Difference, intervals, p, verdict and the number of seeds that would decide, for each pair of a family."""
-    results = [_pair_result(a, b, study, margin, len(pairs), failed) for a, b in pairs]
+    """Difference, intervals, p-values, verdict and the number of seeds needed for a verdict, for each pair."""
+    results = [_pair_result(a, b, model, margin, len(pairs), failed) for a, b in pairs]
     tested = [result for result in results if result["p"] is not None]
-    if len(tested) > 1:
-        holm: Any = multipletests([result["p"] for result in tested], ALPHA, method="holm")[1]
-        for result, p_adjusted in zip(tested, holm.tolist(), strict=True):
-            result["p_adjusted"] = p_adjusted
+    for result, p_adjusted in zip(tested, holm([result["p"] for result in tested]), strict=True):
+        result["p_adjusted"] = p_adjusted
     return results
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted by Holm's step-down method (Holm 1979), in the order given."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted.tolist()
+
+
 def _pair_result(
-    a: str, b: str, study: TwoWay | Folds, margin: float, family_size: int, failed: Mapping[str, Sequence[str]]
+    a: str, b: str, model: TwoWay | Folds, margin: float, family_size: int, failed: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    lost = " and ".join(f"{loss} ({len(failed[loss])})" for loss in (a, b) if loss in failed)
-    if not {a, b} <= set(study.samples):
-        nothing = dict.fromkeys(("difference", "ci95", "ci95_adjusted", "p", "p_adjusted"))
-        return {
-            "a": a,
-            "b": b,
-            **nothing,
-            "verdict": "undecided",
-            "reason": f"runs of {lost} failed, and no fair sample is left",
-        }
-    estimate = study.estimate({a: 1, b: -1})
+    failures = " and ".join(f"{loss} ({len(failed[loss])})" for loss in (a, b) if loss in failed)
+    if not {a, b} <= set(model.samples):
+        numbers = dict.fromkeys(("difference", "ci95", "ci95_adjusted", "p", "p_adjusted"))
+        reason = f"runs of {failures} failed, so there are no complete results to compare"
+        return {"a": a, "b": b, **numbers, "verdict": "undecided", "reason": reason}
+    estimate = model.estimate({a: 1, b: -1})
     adjusted = estimate.interval(ALPHA / family_size)
     result = {"a": a, "b": b, "difference": estimate.value, "ci95": estimate.interval(), "ci95_adjusted": adjusted}
-    single = " and ".join(loss for loss in (a, b) if loss in study.single)
+    single = " and ".join(loss for loss in (a, b) if loss in model.single)
     if single or adjusted is None:
-        reason = f"only one run of {single}: how much runs differ is unknown, so nothing is said of losses"
-        if lost:
-            reason = f"runs of {lost} failed, and there is {reason}"
-        verdict = "undecided" if lost else None
+        reason = f"only one run of {single}: the variation between runs is unknown, so losses cannot be compared"
+        if failures:
+            reason = f"runs of {failures} failed; {reason}"
+        verdict = "undecided" if failures else None
         return result | {"p": None, "p_adjusted": None, "verdict": verdict, "reason": reason}
     result |= {"p": estimate.p, "p_adjusted": estimate.p, "verdict": _verdict(adjusted, margin)}
-    if lost:
-        reason = f"runs of {lost} failed; those that went well are no fair sample of the loss"
+    if failures:
+        reason = f"runs of {failures} failed; the remaining runs are not a fair sample of the loss"
         return result | {"verdict": "undecided", "reason": reason}
-    if isinstance(study, TwoWay) and result["verdict"] == "undecided":
-        result["seeds_needed"] = _seeds_needed({a: 1, b: -1}, study, margin, ALPHA / family_size)
+    if isinstance(model, TwoWay) and result["verdict"] == "undecided":
+        result["seeds_needed"] = _seeds_needed({a: 1, b: -1}, model, margin, ALPHA / family_size)
     return result
 
 
 def _verdict(interval: Sequence[float], margin: float) -> str:
-    """What a is to b, from the interval of the difference a - b."""
+    """The verdict on a compared with b, from the interval of the difference a - b."""
     low, high = interval
     if -margin <= low and high <= margin:
         return "equivalent"
@@ -223,26 +243,30 @@ def _verdict(interval: Sequence[float], margin: float) -> str:
     return "worse" if high < 0 else "undecided"
 
 
-def _seeds_needed(signs: dict[str, int], study: TwoWay, margin: float, alpha: float) -> int | None:
-    """The fewest runs a loss with which the verdict would be another, were difference and spread to stay as they are;
-    None if more than MOST_RUNS. More runs never make an interval wider."""
+def _seeds_needed(signs: dict[str, int], model: TwoWay, margin: float, alpha: float) -> int | None:
+    """The smallest number of runs per loss that would give a verdict if difference and variances stay as they are.
+
+    None if it exceeds `MAX_RUNS`. The search is a bisection, because more runs never widen an interval.
+    """
 
     def decided(runs: int) -> bool:
-        interval = study.estimate(signs, runs).interval(alpha)
+        interval = model.estimate(signs, runs).interval(alpha)
         return interval is not None and _verdict(interval, margin) != "undecided"
 
-    numbers = range(2, MOST_RUNS + 1)
-    place = bisect_left(numbers, True, key=decided)
-    return numbers[place] if place < len(numbers) else None
+    run_numbers = range(2, MAX_RUNS + 1)
+    index = bisect_left(run_numbers, True, key=decided)
+    return run_numbers[index] if index < len(run_numbers) else None
 
 
-def _method(study: TwoWay | Folds, pairs: Sequence[tuple[str, str]], aggregation: str) -> dict[str, str]:
-    """How the numbers were made, in words."""
-    runs = isinstance(study, TwoWay) and study.run_df
+def _method(model: TwoWay | Folds, pairs: Sequence[tuple[str, str]], aggregation: str) -> dict[str, str]:
+    """The method in words."""
+    pooled = isinstance(model, TwoWay) and model.run_df
     return {
-        "score": AGGREGATIONS[aggregation].in_full + (", within each fold" if isinstance(study, Folds) else ""),
-        "test": TESTS[study.over][0] + (", run variance pooled over losses" if runs else ""),
-        "speaks_of": TESTS[study.over][1],
-        "p_adjusted": "Holm; it may be below 0.05 where the interval, which is a little stricter, says undecided",
-        "ci95_adjusted": f"Bonferroni over {len(pairs)} pair{'s' * (len(pairs) != 1)}; the verdict is read from it",
+        "score": AGGREGATIONS[aggregation].full_description
+        + (", within each fold" if isinstance(model, Folds) else ""),
+        "test": model.inference.test + (", run variance pooled over losses" if pooled else ""),
+        "speaks_of": model.inference.applies_to,
+        "p_adjusted": "Holm's method, which is slightly less strict than the interval: the adjusted p-value of an "
+        "undecided pair can be below 0.05",
+        "ci95_adjusted": f"Bonferroni over {len(pairs)} pair{'s' * (len(pairs) != 1)}",
     }

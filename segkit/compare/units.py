@@ -1,4 +1,4 @@
-"""The units of a comparison: made from the design, trained one by one, and what has become of each."""
+"""Units of a comparison: created from the design, trained one at a time, and their state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pandas as pd
 from rich.console import Console
 
 from segkit.compare.design import Design, Unit, unit_folder, unit_overrides
-from segkit.compare.leases import Claims
+from segkit.compare.leases import Leases
 from segkit.compare.score_table import read_rows
 from segkit.config import Config, ConfigError
 from segkit.data.cases import Source, data_digest
@@ -23,7 +23,7 @@ from segkit.evaluation.results import scores_match
 from segkit.experiment.build import MODES, build_labels, build_source, load_config, scoring_of, split_cases
 from segkit.experiment.evaluate_run import evaluated_part
 from segkit.experiment.runner import run_experiment
-from segkit.metrics.case_table import scored
+from segkit.metrics.case_table import add_scores
 from segkit.metrics.rules import SEGKIT, Rules
 from segkit.training.run_folder import Run
 from segkit.training.stopping import Diverged
@@ -31,12 +31,22 @@ from segkit.utils.files import replace_text
 
 COLUMNS = ["loss", "seed", "fold"]
 FAILED, ATTEMPTS = "failed.json", "attempts.json"
-DEATHS = 2  # of the process that trains a unit, after which it counts as failed
+MAX_DEATHS = 2  # of the process that trains a unit, after which the unit counts as failed
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all units are made from. base: the configuration without what tells units apart. digest: of the data."""
+    """The inputs from which all units are created.
+
+    Args:
+        path: The YAML file of the experiment.
+        overrides: Overrides of the command line, `key=value`.
+        design: What is compared.
+        base: The configuration before the settings of a unit are applied.
+        out: The folder of the comparison.
+        source: The data source.
+        digest: The digest of the data.
+    """
 
     path: Path
     overrides: Sequence[str]
@@ -53,79 +63,102 @@ class Comparison:
 
     @property
     def cache(self) -> Path:
-        """Where units keep the cases that they prepare."""
+        """The folder in which all units cache prepared cases."""
         return self.out / "cache"
 
 
 def make_units(comparison: Comparison, rates: Mapping[str, float] | None = None) -> list[Unit]:
-    """Every loss with every seed and fold: these go round before losses do, so that a part is a fair comparison.
+    """One unit for each loss, seed and fold.
 
-    rates: the learning rate of each loss, where they were chosen; a loss for which none was is left out. Raises
-    ConfigError if the configuration does not fit one of the losses, before anything is trained.
+    Losses vary fastest, so a comparison that is stopped early has about equally many runs of each loss.
+
+    Args:
+        comparison: The inputs.
+        rates: The learning rates that a sweep chose; losses without one are left out. None keeps those of the
+            configuration.
+
+    Raises:
+        ConfigError: The configuration is invalid for one of the losses. Nothing has been trained then.
     """
     design, units = comparison.design, []
     for seed in design.seeds:
-        for repeat, fold in _folds(design):
+        for repeat, fold in folds_of(design):
             for loss in design.losses:
                 if rates is not None and loss not in rates:
                     continue
-                own = design.seed_of(loss, seed)
-                given = unit_overrides(design, comparison.base, loss, own, repeat, fold, comparison.cache)
+                unit_seed = design.seed_of(loss, seed)
+                overrides = unit_overrides(design, comparison.base, loss, unit_seed, repeat, fold, comparison.cache)
                 if rates is not None:
-                    given.append(f"optimizer.lr={rates[loss]!r}")
-                units.append(_unit(comparison, given, loss, own, repeat * (design.folds or 1) + (fold or 0), "units"))
+                    overrides.append(f"optimizer.lr={rates[loss]!r}")
+                fold_number = repeat * (design.folds or 1) + (fold or 0)
+                units.append(make_unit(comparison, overrides, loss, unit_seed, fold_number, "units"))
     if not design.folds:
         units = [replace(unit, fold=int(unit.config.split.args.get("fold", 0))) for unit in units]
     return units
 
 
-def _folds(design: Design) -> list[tuple[int, int | None]]:
+def folds_of(design: Design) -> list[tuple[int, int | None]]:
+    """The pairs (repeat, fold) of a design; the fold is None without cross-validation."""
     if design.folds is None:
         return [(0, None)]
     return [(repeat, fold) for repeat in range(design.repeats) for fold in range(design.folds)]
 
 
-def _unit(comparison: Comparison, given: Sequence[str], loss: str, seed: int, fold: int, kind: str) -> Unit:
-    config = load_config(comparison.path, [*comparison.overrides, *given])
+def make_unit(comparison: Comparison, overrides: Sequence[str], loss: str, seed: int, fold: int, kind: str) -> Unit:
+    """A unit with the overrides that distinguish it, in the subfolder `kind` of the comparison."""
+    config = load_config(comparison.path, [*comparison.overrides, *overrides])
     split = split_cases(config, comparison.source)
     part = evaluated_part(config, split)
     folder = unit_folder(comparison.out, loss, config, f"{split.content_hash} {comparison.digest}", kind)
     return Unit(loss, seed, fold, part, config, folder)
 
 
-def check_judged(units: Sequence[Unit]) -> None:
-    """Raises ConfigError where the training itself follows the cases that judge it."""
+def check_evaluation_cases(units: Sequence[Unit]) -> None:
+    """Raise ConfigError if training uses scores of the cases on which the losses are evaluated."""
     for unit in units:
         patience, plateau = unit.config.train.patience is not None, unit.config.schedule.name == "plateau"
         if unit.part == "validation" and (patience or plateau):
             raise ConfigError(
-                f"{'train.patience' if patience else 'schedule.name: plateau'} follows the scores of the validation "
-                "part, which judges the losses here; leave it out, or use a split with a test part"
+                f"{'train.patience' if patience else 'schedule.name: plateau'} uses scores of the validation set, on "
+                "which the losses are evaluated here; remove it, or use a split with a test set"
             )
 
 
 def config_of(units: Sequence[Unit], loss: str) -> Config:
+    """The configuration of the first unit of a loss."""
     return next(unit.config for unit in units if unit.loss == loss)
 
 
-# --- training one -----------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 
-def train_unit(unit: Unit, claims: Claims, since: float, console: Console) -> bool:
-    """Train a unit, unless it is finished, has failed since the command was given, or another process is at it, which
-    is what False says. How it failed is written into its folder; a unit whose process died again and again has."""
+def train_unit(unit: Unit, leases: Leases, since: float, console: Console) -> bool:
+    """Train a unit, unless it has finished, has failed since the command started, or is trained by another process.
+
+    A failure is written to the folder of the unit. A unit also counts as failed once its process has died `MAX_DEATHS`
+    times.
+
+    Args:
+        unit: The unit to train.
+        leases: The leases of this process.
+        since: When the command started, in seconds since the epoch.
+        console: Receives the output of the training.
+
+    Returns:
+        False if another process is training the unit, else True.
+    """
     if _settled(unit, since):
         return True
-    with claims.claimed(unit.folder) as ours:
-        if not ours:
+    with leases.acquire(unit.folder) as acquired:
+        if not acquired:
             return False
         if _settled(unit, since):
             return True
         console.rule(unit.name)
         (unit.folder / FAILED).unlink(missing_ok=True)
         deaths = len([when for when in _attempts(unit) if when >= since])
-        if deaths >= DEATHS:
-            _note_failure(unit, f"the process that trains it died {deaths} times; memory is the usual cause")
+        if deaths >= MAX_DEATHS:
+            _note_failure(unit, f"its training process was killed {deaths} times, most likely for lack of memory")
             return True
         with _attempt(unit):
             try:
@@ -138,10 +171,9 @@ def train_unit(unit: Unit, claims: Claims, since: float, console: Console) -> bo
 
 @contextmanager
 def _attempt(unit: Unit) -> Iterator[None]:
-    """A note that is left only where the process dies without a word."""
+    """Record the start of a training; the record remains only if the process is killed."""
     unit.folder.mkdir(parents=True, exist_ok=True)
-    before = _attempts(unit)
-    replace_text(unit.folder / ATTEMPTS, json.dumps([*before, time.time()]))
+    replace_text(unit.folder / ATTEMPTS, json.dumps([*_attempts(unit), time.time()]))
     try:
         yield
     finally:
@@ -149,6 +181,7 @@ def _attempt(unit: Unit) -> Iterator[None]:
 
 
 def _attempts(unit: Unit) -> list[float]:
+    """When the trainings that were killed had started."""
     file = unit.folder / ATTEMPTS
     return json.loads(file.read_text()) if file.exists() else []
 
@@ -159,64 +192,72 @@ def _note_failure(unit: Unit, reason: str) -> None:
 
 
 def _settled(unit: Unit, since: float) -> bool:
-    """Whether there is nothing left to do for a command that was given at a time."""
+    """Whether the unit has finished, or has failed since that time."""
     return finished(unit) or _failed(unit).get("when", -math.inf) >= since
 
 
-# --- what has become of them ------------------------------------------------------------------------------------------
+# --- state -----------------------------------------------------------------------------------------------------------
 
 
 def finished(unit: Unit) -> bool:
-    """Whether the part that counts was evaluated with the last checkpoint of the whole training."""
+    """Whether the last checkpoint of the complete training has been evaluated with the current scoring."""
     if not (Run(unit.folder).evaluation(unit.part) / "scores.json").is_file():
         return False
     content = unit_scores(unit)
     scoring = scoring_of(unit.config, build_labels(unit.config))
-    whole = scores_match(content, scoring, content["step"])
     run = Run(unit.folder)
+    whole = scores_match(content, scoring, content["step"], unit.config.evaluation.threshold)
     return whole and content["checkpoint"] == str(run.last.relative_to(run.folder))
 
 
 def failure(unit: Unit) -> str | None:
-    """Why a unit failed; None if it did not."""
+    """Why a unit failed; None if it did not fail."""
     return _failed(unit).get("error")
 
 
 def _failed(unit: Unit) -> dict[str, Any]:
-    """What was noted of a failure, and when; empty without one."""
+    """The record of a failure, with `error` and `when`; empty if the unit did not fail."""
     file = unit.folder / FAILED
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def finished_folders(out: Path) -> int:
-    """How many runs of any design were evaluated in the folder of a comparison."""
+    """Number of evaluated runs in the folder of a comparison, whatever their design."""
     return len({file.parents[2] for file in (out / "units").glob("*/evaluation/*/scores.json")})
 
 
 def unit_rows(unit: Unit, metric: str) -> pd.DataFrame:
-    """The rows of a finished unit, scored by the one rule of the comparison, whatever the unit itself reports by."""
+    """The rows of a finished unit in the long table, scored by the rules of the comparison.
+
+    The unit's own report may use other rules.
+    """
     folder = Run(unit.folder).evaluation(unit.part)
     table = read_rows(folder / "cases.csv")
     rules = rules_of(unit.config)
-    table = scored(table, tuple(dict.fromkeys(("dice", "iou", metric))), rules).assign(rules=rules.id)
-    for place, (name, value) in enumerate(zip(COLUMNS, (unit.loss, unit.seed, unit.fold), strict=True)):
-        table.insert(place, name, value)
+    table = add_scores(table, tuple(dict.fromkeys(("dice", "iou", metric))), rules).assign(rules=rules.id)
+    for position, (name, value) in enumerate(zip(COLUMNS, (unit.loss, unit.seed, unit.fold), strict=True)):
+        table.insert(position, name, value)
     return table
 
 
 def unit_scores(unit: Unit) -> dict[str, Any]:
+    """The contents of scores.json of a finished unit."""
     return json.loads((Run(unit.folder).evaluation(unit.part) / "scores.json").read_text())
 
 
 def rules_of(config: Config) -> Rules:
-    """The rules that all units of a comparison are scored by: segkit's, under which a missed structure counts, with the
-    distances as they were measured, and without the classes that are left out."""
-    measured = scoring_of(config, build_labels(config)).rules
-    modes = {name: getattr(measured, name) for name in MODES}
+    """The rules by which all units of a comparison are scored.
+
+    These are segkit's rules, by which a missed structure counts, with the distance settings and the excluded classes of
+    the configuration.
+    """
+    configured = scoring_of(config, build_labels(config)).rules
+    modes = {name: getattr(configured, name) for name in MODES}
     return replace(SEGKIT, exclude_classes=tuple(config.evaluation.exclude_classes), **modes)
 
 
-def foreground_of(config: Config) -> list[str]:
+def foreground_classes(config: Config) -> list[str]:
+    """The names of the foreground classes that are not excluded."""
     labels, excluded = build_labels(config), config.evaluation.exclude_classes
     names = [labels.channel_names[channel] for channel in labels.foreground]
     return [name for name in names if name not in excluded]

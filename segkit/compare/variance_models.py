@@ -1,30 +1,45 @@
-"""How sure a mean or a difference of losses is: over runs and groups of cases, or over folds.
+"""Standard errors for the mean of a loss or the difference of two losses.
 
-Both kinds of study have `estimate`, from signed losses to a value with its standard error and degrees of freedom.
+`TwoWay` models variation over runs and groups of cases; `Folds` models variation over cross-validation folds. Both have
+the method `estimate`, which turns signed losses into a value with its standard error and degrees of freedom.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
-from segkit.compare.aggregation import carrying_groups, run_scores
+from segkit.compare.aggregation import effective_groups, run_scores
 from segkit.compare.score_table import Scores
 
 ALPHA = 0.05
 MIN_GROUPS = 10
 STEP = 1e-20
-UNEQUAL = 0.2  # p below which runs are taken to spread unequally
-TESTS = {  # what the intervals extend to: the method, and what the results speak of
-    "runs and cases": ("two-way t test over runs and groups of cases", "the losses, for new runs and new cases"),
-    "runs": ("t test over runs", "the losses, for new runs on these cases only"),
-    "cases": ("paired t interval over groups of cases", "these checkpoints, for new cases; not of the losses"),
-    "nothing": ("none", "these checkpoints on these cases only; not of the losses"),
-    "folds": (
+UNEQUAL = 0.2  # p-value of Bartlett's test below which the spread of runs is treated as unequal
+
+
+class Inference(NamedTuple):
+    """The test that is used, and what its results apply to."""
+
+    test: str
+    applies_to: str
+
+
+INFERENCES = {
+    "runs and cases": Inference(
+        "two-way t test over runs and groups of cases", "the losses, for new runs and new cases"
+    ),
+    "runs": Inference("t test over runs", "the losses, for new runs on these cases only"),
+    "cases": Inference(
+        "paired t interval over groups of cases", "these checkpoints, for new cases, and not to the losses"
+    ),
+    "nothing": Inference("none", "these checkpoints on these cases only, and not to the losses"),
+    "folds": Inference(
         "t test over folds with the variance of Nadeau and Bengio (2003)",
         "the losses, for new training sets and new cases",
     ),
@@ -33,214 +48,282 @@ TESTS = {  # what the intervals extend to: the method, and what the results spea
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean or difference, with its standard error and degrees of freedom; df 0: no interval."""
+    """A mean or a difference with its standard error and degrees of freedom. With `df` 0 it has no interval."""
 
     value: float
-    error: float
+    standard_error: float
     df: float
 
     def interval(self, alpha: float = ALPHA) -> list[float] | None:
+        """The two-sided 1 - alpha confidence interval; None without degrees of freedom."""
         if self.df == 0:
             return None
-        half = float(special.stdtrit(self.df, 1 - alpha / 2)) * self.error
-        return [self.value - half, self.value + half]
+        half_width = float(special.stdtrit(self.df, 1 - alpha / 2)) * self.standard_error
+        return [self.value - half_width, self.value + half_width]
 
     @property
     def p(self) -> float:
-        """Two-sided; where nothing varies, 1 for no difference and 0 for any."""
-        if self.error == 0:
+        """The two-sided p-value. If the standard error is 0, it is 1 for a value of 0 and 0 for any other value."""
+        if self.standard_error == 0:
             return float(self.value == 0)
-        return float(2 * special.stdtr(self.df, -abs(self.value) / self.error))
+        return float(2 * special.stdtr(self.df, -abs(self.value) / self.standard_error))
 
 
 def group_values(scores: Scores, runs: np.ndarray | None = None, cases: np.ndarray | None = None) -> np.ndarray:
-    """A value a run and group, [R, G], whose mean over groups is the score of the run. runs, cases: their numbers, None
-    for all.
+    """One value per run and group of cases, [R, G], whose mean over groups is the score of the run.
 
-    The score plus the number of groups times its derivative by the weight of the group (the infinitesimal jackknife,
-    Jaeckel 1972). Where groups are equal, every case is counted for every class and the score is a mean, that is the
-    plain mean of the group.
+    Each value is the score plus the number of groups times the derivative of the score with respect to the weight of
+    the group (infinitesimal jackknife, Jaeckel 1972). It equals the plain mean over the group if all groups have equal
+    size, every case counts for every class, and the score is a mean.
+
+    Args:
+        scores: The table of scores.
+        runs: Indices of the runs; None takes all.
+        cases: Indices of the cases; None takes all.
     """
     runs = np.arange(len(scores.runs)) if runs is None else runs
     cases = np.arange(len(scores.cases)) if cases is None else cases
-    numbers, group = np.unique(scores.group[cases], return_inverse=True)
-    weights = np.zeros((len(numbers), len(scores.cases)), complex)
+    unique_groups, group = np.unique(scores.group[cases], return_inverse=True)
+    weights = np.zeros((len(unique_groups), len(scores.cases)), complex)
     weights[:, cases] = 1
-    weights[group, cases] += 1j * STEP  # the derivative is the imaginary part, and nothing is rounded off
-    found = run_scores(scores, weights)[:, runs]
-    return (np.real(found) + len(numbers) * np.imag(found) / STEP).T
+    weights[group, cases] += 1j * STEP  # complex-step derivative: the imaginary part has no cancellation error
+    perturbed = run_scores(scores, weights)[:, runs]
+    return (np.real(perturbed) + len(unique_groups) * np.imag(perturbed) / STEP).T
 
 
-def study_of(scores: Scores, tested_to_trained: float | None = None) -> TwoWay | Folds:
-    """Better is larger in both, so distances are turned round. tested_to_trained: see `Folds`."""
-    loss_of = scores.runs["loss"].to_numpy()
-    parts = []
+def fit_variance_model(scores: Scores, test_train_ratio: float | None = None) -> TwoWay | Folds:
+    """The variance model for a table of scores: `Folds` if folds are evaluated on different cases, else `TwoWay`.
+
+    Distances are negated, so that larger values are better in both models.
+
+    Args:
+        scores: The table of scores.
+        test_train_ratio: See `Folds`; None assumes that all cases outside a fold are used for training.
+
+    Raises:
+        ValueError: A loss has no run in one of the folds.
+    """
+    loss_of_run = scores.runs["loss"].to_numpy()
+    blocks = []
     for runs, cases in scores.blocks:
         values = scores.sign * group_values(scores, runs, cases)
-        parts.append({loss: values[loss_of[runs] == loss] for loss in scores.losses})
-    if len(parts) == 1:
-        return TwoWay(parts[0], *carrying_groups(scores, *scores.blocks[0]))
-    lacking = [(loss, place) for place, part in enumerate(parts) for loss, runs in part.items() if not len(runs)]
-    if lacking:
-        loss, place = lacking[0]
-        fold = scores.runs["fold"].iloc[scores.blocks[place][0][0]]
+        blocks.append({loss: values[loss_of_run[runs] == loss] for loss in scores.losses})
+    if len(blocks) == 1:
+        return TwoWay(blocks[0], *effective_groups(scores, *scores.blocks[0]))
+    incomplete = [(loss, index) for index, block in enumerate(blocks) for loss, runs in block.items() if not len(runs)]
+    if incomplete:
+        loss, index = incomplete[0]
+        fold = scores.runs["fold"].iloc[scores.blocks[index][0][0]]
         raise ValueError(f"expected every loss in every fold, but {loss} has no run in fold {fold}")
-    tested = float(np.mean([len(cases) for _runs, cases in scores.blocks]))
+    test_cases = float(np.mean([len(cases) for _runs, cases in scores.blocks]))
     return Folds(
-        {loss: [part[loss].mean(1) for part in parts] for loss in scores.losses},
-        tested_to_trained=tested_to_trained or tested / (len(scores.cases) - tested),
+        {loss: [block[loss].mean(1) for block in blocks] for loss in scores.losses},
+        test_train_ratio=test_train_ratio or test_cases / (len(scores.cases) - test_cases),
         groups=len(scores.groups),
     )
 
 
 class TwoWay:
-    """The values of every loss, {loss: [runs, groups]}, and how much they vary.
+    """Variation over runs, which are nested in losses, and over groups of cases, which all runs share.
 
-    run: the variance of a run's score, pooled over losses, with run_df degrees of freedom. Where Bartlett's test doubts
-        that runs spread alike (equal_p below UNEQUAL), a loss's variance is the mean of its own and the pooled one, and
-        degrees of freedom are those of the losses' own variances; the error rates of both are in docs/comparing.md.
-    residual: for each loss, the variance of what neither run nor group explains; pooled for a loss with one run.
-    carrying: groups that carry the score, by the class `scarcest` that has the fewest.
-    over: what intervals extend to, a key of TESTS: new runs if a loss has two, new cases if enough groups carry the
-        score.
+    Args:
+        samples: The values of each loss, {loss: [runs, groups]}; larger is better.
+        effective_groups: The effective number of groups behind the score, for the class that has the fewest.
+        limiting_class: The name of that class.
+
+    Attributes:
+        run_variance: Variance of a run's score, pooled over losses, with `run_df` degrees of freedom.
+        run_variances: The same for each loss with more than one run.
+        equal_spread_p: p-value of Bartlett's test that runs spread equally in all losses. Below `UNEQUAL`, the variance
+            of a loss is the mean of its own and the pooled variance, with the degrees of freedom of the losses' own
+            variances. `tools/simulate_comparisons.py` measures the error rates of both.
+        residual: For each loss, the variance that neither run nor group explains; pooled for a loss with one run.
+        over: What intervals extend to, a key of `INFERENCES`: to new runs if at least two losses have several runs, to
+            new cases if the effective number of groups is at least `MIN_GROUPS`.
     """
 
-    def __init__(self, samples: Mapping[str, np.ndarray], carrying: float = math.inf, scarcest: str | None = None):
+    def __init__(
+        self, samples: Mapping[str, np.ndarray], effective_groups: float = math.inf, limiting_class: str | None = None
+    ):
         self.samples = dict(samples)
         self.groups = next(iter(samples.values())).shape[1]
-        self.carrying, self.scarcest = min(carrying, self.groups), scarcest
+        self.effective_groups, self.limiting_class = min(effective_groups, self.groups), limiting_class
         self.single = {loss for loss, values in samples.items() if len(values) == 1}
+        # if only one loss has several runs, its spread tells nothing about the other losses
         self.scope = "checkpoints" if len(samples) - len(self.single) < min(2, len(samples)) else "losses"
-        freedom = {loss: len(values) - 1 for loss, values in samples.items()}
-        self.run_df, cells = sum(freedom.values()), max(self.groups - 1, 1)
-        left = {loss: v - v.mean(1, keepdims=True) - v.mean(0) + v.mean() for loss, v in samples.items()}
-        squares = {loss: (values**2).sum() / cells for loss, values in left.items()}
+
+        run_df = {loss: len(values) - 1 for loss, values in samples.items()}
+        self.run_df = sum(run_df.values())
+        residuals = {loss: v - v.mean(1, keepdims=True) - v.mean(0) + v.mean() for loss, v in samples.items()}
+        squares = {loss: (values**2).sum() / max(self.groups - 1, 1) for loss, values in residuals.items()}
         pooled = sum(squares.values()) / max(self.run_df, 1)
-        self.residual = {loss: squares[loss] / df if df else pooled for loss, df in freedom.items()}
-        self.own = {loss: float(v.mean(1).var(ddof=1)) for loss, v in samples.items() if len(v) > 1}
-        self.freedom = {loss: freedom[loss] for loss in self.own}
-        self.run = sum(self.own[loss] * df for loss, df in self.freedom.items()) / max(self.run_df, 1)
-        self.equal_p = _bartlett(list(self.own.values()), list(self.freedom.values()))
-        over_runs = self.run_df and self.scope == "losses"  # with one run of all losses but one nothing is said of them
-        reach = [name for name, there in (("runs", over_runs), ("cases", self.carrying >= MIN_GROUPS)) if there]
-        self.over = " and ".join(reach) or "nothing"
+        self.residual = {loss: squares[loss] / df if df else pooled for loss, df in run_df.items()}
+
+        repeated = {loss: scores for loss, scores in self.runs.items() if len(scores) > 1}
+        self.run_variances = {loss: float(scores.var(ddof=1)) for loss, scores in repeated.items()}
+        self.run_dfs = {loss: run_df[loss] for loss in repeated}
+        weighted = sum(self.run_variances[loss] * df for loss, df in self.run_dfs.items())
+        self.run_variance = weighted / max(self.run_df, 1)
+        self.equal_spread_p = equal_spread_p(list(repeated.values()))
+
+        over_runs = bool(self.run_df) and self.scope == "losses"
+        over_cases = self.effective_groups >= MIN_GROUPS
+        self.over = " and ".join(name for name, holds in (("runs", over_runs), ("cases", over_cases)) if holds)
+        self.over = self.over or "nothing"
 
     @property
     def runs(self) -> dict[str, np.ndarray]:
-        """The score of each run, better being larger."""
+        """The score of each run; larger is better."""
         return {loss: values.mean(1) for loss, values in self.samples.items()}
+
+    @property
+    def inference(self) -> Inference:
+        """The test, and what its results apply to."""
+        return INFERENCES[self.over]
 
     def estimate(self, signs: Mapping[str, int], runs: int | None = None) -> Estimate:
         """The signed sum of the scores of one or two losses: the mean of a loss, or the difference of a pair.
 
-        Var = max(V_run + V_case - V_e, V_run, V_case): both variances hold the residual, so it is taken off once.
-        runs: what the estimate would be with so many runs a loss that vary as these do.
-        """
-        profile = np.sum([sign * self.samples[loss].mean(0) for loss, sign in signs.items()], axis=0)
-        shares = {loss: 1 / len(self.samples[loss]) for loss in signs}
-        few = self.carrying / (self.carrying - 1) if "cases" in self.over else 0.0
-        v_case = few * profile.var() / self.groups
-        v_e = sum(self.residual[loss] * share for loss, share in shares.items()) / self.groups
-        if runs is not None:
-            planned = sum(self.residual[loss] for loss in signs) / runs / self.groups
-            v_case = max(v_case - v_e, 0.0) + planned if v_case else 0.0
-            v_e, shares = planned, dict.fromkeys(signs, 1 / runs)
-        v_run, run_df = self._run_variance(shares)
-        if runs is not None:
-            run_df *= (runs - 1) * len(self.own) / max(self.run_df, 1)
-        variance = max(v_run + v_case - v_e, v_run, v_case)
-        parts = [(v_run, run_df), (v_case, self.carrying - 1)]
-        scaled = sum((part / variance) ** 2 / df for part, df in parts if part > 0)
-        df = 1 / scaled if scaled > 0 else self.run_df + self.carrying - 1
-        return Estimate(float(profile.mean()), math.sqrt(variance), 0.0 if self.over == "nothing" else df)
+        Its variance is max(V_run + V_case - V_residual, V_run, V_case). The variance over runs and the variance over
+        cases both contain the residual variance, so it is subtracted once.
 
-    def _run_variance(self, shares: Mapping[str, float]) -> tuple[float, float]:
-        """Of the signed sum, with its degrees of freedom (Satterthwaite 1946)."""
+        Args:
+            signs: The sign of each loss, {"a": 1} for a mean and {"a": 1, "b": -1} for a difference.
+            runs: Predict the estimate for this number of runs per loss, if values and variances stay as they are.
+        """
+        run_counts = {loss: len(self.samples[loss]) for loss in signs}
+        group_means = np.sum([sign * self.samples[loss].mean(0) for loss, sign in signs.items()], axis=0)
+        v_residual = self._residual_variance(run_counts)
+        v_case = self._case_variance(group_means)
+        if runs is not None:
+            run_counts = dict.fromkeys(signs, runs)
+            v_observed, v_residual = v_residual, self._residual_variance(run_counts)
+            v_case = max(v_case - v_observed, 0.0) + v_residual if v_case else 0.0
+        v_run, run_df = self._run_variance(run_counts)
+        if runs is not None:
+            run_df *= (runs - 1) * len(self.run_variances) / max(self.run_df, 1)
+        variance = max(v_run + v_case - v_residual, v_run, v_case)
+        df = self._degrees_of_freedom(variance, v_run, run_df, v_case)
+        return Estimate(float(group_means.mean()), math.sqrt(variance), df)
+
+    def _residual_variance(self, run_counts: Mapping[str, int]) -> float:
+        """Variance of the signed sum from what neither run nor group explains."""
+        return sum(self.residual[loss] / count for loss, count in run_counts.items()) / self.groups
+
+    def _case_variance(self, group_means: np.ndarray) -> float:
+        """Variance of the signed sum over groups of cases; 0 if intervals do not extend to new cases."""
+        if "cases" not in self.over:
+            return 0.0
+        return self.effective_groups / (self.effective_groups - 1) * group_means.var() / self.groups
+
+    def _run_variance(self, run_counts: Mapping[str, int]) -> tuple[float, float]:
+        """Variance of the signed sum over runs, and its degrees of freedom (Satterthwaite 1946)."""
         if "runs" not in self.over:
             return 0.0, 0.0
-        if self.equal_p >= UNEQUAL:
-            return self.run * sum(shares.values()), self.run_df
-        weights = {loss: share / 2 if loss in self.own else 0.0 for loss, share in shares.items()}
-        rest = sum(shares.values()) - sum(weights.values())
+        shares = {loss: 1 / count for loss, count in run_counts.items()}
+        if self.equal_spread_p >= UNEQUAL:
+            return self.run_variance * sum(shares.values()), self.run_df
+        own_shares = {loss: share / 2 if loss in self.run_variances else 0.0 for loss, share in shares.items()}
+        pooled_share = sum(shares.values()) - sum(own_shares.values())
         parts = {
-            loss: (weights.get(loss, 0.0) + rest * df / self.run_df) * self.own[loss]
-            for loss, df in self.freedom.items()
+            loss: (own_shares.get(loss, 0.0) + pooled_share * df / self.run_df) * self.run_variances[loss]
+            for loss, df in self.run_dfs.items()
         }
         variance = sum(parts.values())
-        return variance, variance**2 / sum(part**2 / self.freedom[loss] for loss, part in parts.items())
+        return variance, variance**2 / sum(part**2 / self.run_dfs[loss] for loss, part in parts.items())
+
+    def _degrees_of_freedom(self, variance: float, v_run: float, run_df: float, v_case: float) -> float:
+        """Satterthwaite's degrees of freedom; 0 if there is no interval."""
+        if self.over == "nothing":
+            return 0.0
+        case_df = self.effective_groups - 1
+        scaled = sum((part / variance) ** 2 / df for part, df in ((v_run, run_df), (v_case, case_df)) if part > 0)
+        return 1 / scaled if scaled > 0 else self.run_df + case_df
 
     def components(self) -> dict[str, float]:
-        """Standard deviations: of runs, of groups of cases, of what a loss makes of a group, of the rest, and of the
-        losses' means. Estimates that come out negative are 0."""
+        """Standard deviations of runs, groups of cases, the interaction of loss and group, residual, and loss means.
+
+        Negative variance estimates are set to 0.
+        """
         means = np.stack([values.mean(0) for values in self.samples.values()])
         losses, groups = means.shape
         residual = float(np.mean(list(self.residual.values())))
-        runs = np.mean([1 / len(values) for values in self.samples.values()])
-        own = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
-        interaction = (own**2).sum() / max((losses - 1) * (groups - 1), 1)
+        inverse_runs = np.mean([1 / len(values) for values in self.samples.values()])
+        interactions = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
+        interaction = (interactions**2).sum() / max((losses - 1) * (groups - 1), 1)
         group = means.mean(0).var(ddof=1) if groups > 1 else 0.0
         between = means.mean(1).var(ddof=1) if losses > 1 else 0.0
+        loss_by_group = interaction - residual * inverse_runs
         variances = {
-            "run": self.run - residual / groups,
+            "run": self.run_variance - residual / groups,
             "group": group - interaction / losses,
-            "loss x group": interaction - residual * runs,
+            "loss x group": loss_by_group,
             "residual": residual,
-            "loss": between - self.run * runs - max(interaction - residual * runs, 0.0) / groups,
+            "loss": between - self.run_variance * inverse_runs - max(loss_by_group, 0.0) / groups,
         }
         return {name: math.sqrt(max(float(value), 0.0)) for name, value in variances.items()}
 
 
 class Folds:
-    """The scores of every loss in every fold, {loss: [[runs] of each fold]}; the runs of a fold are averaged.
+    """Variation over cross-validation folds; the runs of a fold are averaged.
 
-    Folds share training cases, so that their scores vary less than new training sets would make them: the variance of
-    a mean over J folds is (1 / J + tested / trained) s^2 (Nadeau & Bengio 2003). tested_to_trained: of the cases of a
-    fold, those that judge by those that train.
+    Folds share training cases, so their scores vary less than those of independent training sets. The variance of a
+    mean over J folds is therefore (1 / J + test_train_ratio) s^2 (Nadeau and Bengio 2003).
+
+    Args:
+        samples: The scores of each loss in each fold, {loss: [[runs] for each fold]}; larger is better.
+        test_train_ratio: Number of test cases of a fold divided by its number of training cases.
+        groups: Number of groups of cases.
     """
 
     over, scope = "folds", "losses"
 
-    def __init__(self, samples: Mapping[str, list[np.ndarray]], *, tested_to_trained: float, groups: int):
+    def __init__(self, samples: Mapping[str, list[np.ndarray]], *, test_train_ratio: float, groups: int):
         self.folds = len(next(iter(samples.values())))
         self.scores = {loss: np.array([runs.mean() for runs in folds]) for loss, folds in samples.items()}
         self.samples = {loss: np.concatenate(folds)[:, None] for loss, folds in samples.items()}
-        self.groups, self.single, self.equal_p = groups, set[str](), 1.0
-        self.ratio = tested_to_trained
-        spread = [runs.var(ddof=1) for folds in samples.values() for runs in folds if len(runs) > 1]
-        self.run_sd = math.sqrt(float(np.mean(spread))) if spread else None
+        self.groups, self.single, self.equal_spread_p = groups, set[str](), 1.0
+        self.test_train_ratio = test_train_ratio
+        variances = [runs.var(ddof=1) for folds in samples.values() for runs in folds if len(runs) > 1]
+        self.run_sd = math.sqrt(float(np.mean(variances))) if variances else None
 
     @property
     def runs(self) -> dict[str, np.ndarray]:
+        """The score of each run; larger is better."""
         return {loss: values[:, 0] for loss, values in self.samples.items()}
+
+    @property
+    def inference(self) -> Inference:
+        """The test, and what its results apply to."""
+        return INFERENCES[self.over]
 
     def estimate(self, signs: Mapping[str, int]) -> Estimate:
         """The signed sum of the scores of one or two losses."""
-        profile = np.sum([sign * self.scores[loss] for loss, sign in signs.items()], axis=0)
-        variance = (1 / self.folds + self.ratio) * profile.var(ddof=1)
-        return Estimate(float(profile.mean()), math.sqrt(variance), self.folds - 1)
+        fold_scores = np.sum([sign * self.scores[loss] for loss, sign in signs.items()], axis=0)
+        variance = (1 / self.folds + self.test_train_ratio) * fold_scores.var(ddof=1)
+        return Estimate(float(fold_scores.mean()), math.sqrt(variance), self.folds - 1)
 
     def components(self) -> dict[str, float]:
-        """Standard deviations: over folds, of what a loss makes of a fold, of the losses' means, and of runs of a fold
-        where there are several."""
+        """Standard deviations of folds, the interaction of loss and fold, loss means, and, if available, runs."""
         table = np.stack(list(self.scores.values()))
-        own = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-        found = {
+        interactions = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+        components = {
             "fold": float(table.mean(0).std(ddof=1)),
-            "loss x fold": math.sqrt((own**2).sum() / max((len(table) - 1) * (self.folds - 1), 1)),
+            "loss x fold": math.sqrt((interactions**2).sum() / max((len(table) - 1) * (self.folds - 1), 1)),
             "loss": float(table.mean(1).std(ddof=1)) if len(table) > 1 else 0.0,
         }
-        return found if self.run_sd is None else {"run": self.run_sd, **found}
+        return components if self.run_sd is None else {"run": self.run_sd, **components}
 
 
-def _bartlett(variances: list[float], freedom: list[int]) -> float:
-    """p of Bartlett's test (1937) that the variances are of one size; 1 where there is nothing to compare."""
-    if len(variances) < 2 or not any(variances):
+def equal_spread_p(samples: Sequence[np.ndarray]) -> float:
+    """p-value of Bartlett's test (1937) that all samples have equal variances.
+
+    It is 1 if there are fewer than two samples or if no sample varies, and 0 if only some samples vary.
+    """
+    varies = [bool(sample.var(ddof=1)) for sample in samples]
+    if len(samples) < 2 or not any(varies):
         return 1.0
-    if not all(variances):
+    if not all(varies):
         return 0.0
-    own, df = np.array(variances), np.array(freedom, float)
-    total = df.sum()
-    pooled = (own * df).sum() / total
-    factor = 1 + ((1 / df).sum() - 1 / total) / (3 * (len(own) - 1))
-    statistic = (total * math.log(pooled) - (df * np.log(own)).sum()) / factor
-    return float(special.chdtrc(len(own) - 1, statistic))
+    result: Any = stats.bartlett(*samples)
+    return float(result.pvalue)

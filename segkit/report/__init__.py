@@ -1,1 +1,1 @@
-"""Pictures and console tables of what was measured."""
+"""Figures, overlays, console tables and report pages."""

@@ -1,4 +1,4 @@
-"""The pictures of a comparison of losses, each from the contents of comparison.json or the arrays of its table."""
+"""Figures of a comparison of losses, drawn from the contents of comparison.json or the arrays of its table."""
 
 from __future__ import annotations
 
@@ -15,114 +15,136 @@ from matplotlib.figure import Figure
 from segkit.report.console import score_name
 
 WIDTH = 7.5
-# of the losses; Okabe and Ito's, in an order in which neighbours are far apart
+# the colours of Okabe and Ito, ordered so that neighbours are easy to tell apart
 LOSS_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
-COLOURS = {"better": "#117733", "worse": "#CC6677", "equivalent": "#0072B2", "undecided": "0.45", None: "0.45"}
+VERDICT_COLOURS = {"better": "#117733", "worse": "#CC6677", "equivalent": "#0072B2", "undecided": "0.45", None: "0.45"}
 
 
 def forest_figure(result: Mapping[str, Any]) -> Figure:
-    """Differences of all pairs with their adjusted intervals, and the margin within which they are of no interest."""
+    """Differences of all pairs with their intervals, and the margin within which they are practically equivalent."""
     pairs = [pair for pair in result["pairs"] if pair["difference"] is not None]
     figure, axis = _figure(0.42 * len(pairs) + 1.3)
     axis.axvspan(-result["margin"], result["margin"], color="0.9", zorder=0)
     axis.axvline(0, color="0.6", linewidth=1)
-    for place, pair in enumerate(reversed(pairs)):
-        colour = COLOURS[pair["verdict"]]
+    for row, pair in enumerate(reversed(pairs)):
+        colour = VERDICT_COLOURS[pair["verdict"]]
         if pair["ci95_adjusted"] is not None:
-            axis.plot(pair["ci95_adjusted"], [place, place], color=colour, linewidth=1.5)
+            axis.plot(pair["ci95_adjusted"], [row, row], color=colour, linewidth=1.5)
         if pair["ci95"] is not None:
-            axis.plot(pair["ci95"], [place, place], color=colour, linewidth=4)
-        axis.plot(pair["difference"], place, "o", color="white", markeredgecolor=colour, markersize=7)
+            axis.plot(pair["ci95"], [row, row], color=colour, linewidth=4)
+        axis.plot(pair["difference"], row, "o", color="white", markeredgecolor=colour, markersize=7)
     _rows(axis, [f"{pair['a']} - {pair['b']}" for pair in reversed(pairs)])
-    axis.set_xlabel(f"difference of {score_name(result)}, more is better for the first; grey: of no interest")
+    axis.set_xlabel(
+        f"difference of {score_name(result)}; positive favours the first loss; grey: practically equivalent"
+    )
     return figure
 
 
 def runs_figure(result: Mapping[str, Any]) -> Figure:
-    """A dot a run, and the mean of each loss with its interval."""
+    """One dot per run, and the mean of each loss with its interval."""
     losses = result["losses"]
     figure, axis = _figure(0.42 * len(losses) + 1.2)
-    for place, loss in enumerate(reversed(losses)):
+    for row, loss in enumerate(reversed(losses)):
         scores = [run["mean"] for run in loss["runs"]]
         if loss["ci95"] is not None:
-            axis.plot(loss["ci95"], [place, place], color="0.75", linewidth=6, solid_capstyle="butt", zorder=0)
-        axis.plot(scores, [place] * len(scores), "o", color="#0072B2", alpha=0.75, markersize=6)
-        axis.plot(loss["mean"], place, "|", color="black", markersize=18, markeredgewidth=2)
+            axis.plot(loss["ci95"], [row, row], color="0.75", linewidth=6, solid_capstyle="butt", zorder=0)
+        axis.plot(scores, [row] * len(scores), "o", color="#0072B2", alpha=0.75, markersize=6)
+        axis.plot(loss["mean"], row, "|", color="black", markersize=18, markeredgewidth=2)
     _rows(axis, [f"{loss['name']} ({len(loss['runs'])})" for loss in reversed(losses)])
-    axis.set_xlabel(f"{score_name(result)}: a dot a run, bar the mean, grey its 95 % interval")
+    axis.set_xlabel(f"{score_name(result)} (dots: runs; bar: mean; grey: 95 % interval of the mean)")
     return figure
 
 
 def ranks_figure(result: Mapping[str, Any]) -> Figure:
-    """Share of resamples in each rank, a panel for each way of averaging."""
-    rules, losses = result["ranks"]["rules"], [loss["name"] for loss in result["losses"]]
-    figure, axes = _panels(len(rules), 0.3 * len(losses) + 0.8)
-    for place, (axis, (rule, found)) in enumerate(zip(axes, rules.items(), strict=True)):
-        table = np.array([found["shares"][loss] for loss in losses])
+    """Share of resamples in each rank, with one panel per aggregation."""
+    aggregations, losses = result["ranks"]["rules"], [loss["name"] for loss in result["losses"]]
+    figure, axes = _panels(len(aggregations), 0.3 * len(losses) + 0.8)
+    for panel, (axis, (name, aggregation)) in enumerate(zip(axes, aggregations.items(), strict=True)):
+        table = np.array([aggregation["shares"][loss] for loss in losses])
         axis.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         _numbers(axis, table, "{:.0%}")
-        axis.set_title(rule, fontsize=10, parse_math=False)
+        axis.set_title(name, fontsize=10, parse_math=False)
         axis.set_xticks(range(len(losses)), [str(rank + 1) for rank in range(len(losses))])
-        axis.set_yticks(range(len(losses)), losses if place % 2 == 0 else [""] * len(losses), parse_math=False)
-    figure.supxlabel(f"rank in {result['ranks']['resamples']} resamples of runs and groups of cases", fontsize=10)
+        axis.set_yticks(range(len(losses)), losses if panel % 2 == 0 else [""] * len(losses), parse_math=False)
+    figure.supxlabel(
+        f"rank in {result['ranks']['resamples']} resamples of runs and groups of cases (1 is best)", fontsize=10
+    )
     return figure
 
 
-def rules_figure(result: Mapping[str, Any]) -> Figure:
-    """The rank of each loss under every way of averaging."""
-    rules = result["ranks"]["rules"]
+def aggregations_figure(result: Mapping[str, Any]) -> Figure:
+    """The rank of each loss by every aggregation."""
+    aggregations = result["ranks"]["rules"]
     losses = [loss["name"] for loss in result["losses"]]
-    table = np.array([[rules[rule]["ranks"][loss] for rule in rules] for loss in losses], dtype=float)
+    table = np.array(
+        [[aggregation["ranks"][loss] for aggregation in aggregations.values()] for loss in losses], dtype=float
+    )
     figure, axis = _figure(0.42 * len(losses) + 1.6)
     axis.imshow(table, vmin=1, vmax=max(2, len(losses)), cmap="Blues_r", aspect="auto", alpha=0.45)
     _numbers(axis, table, "{:g}", colour="black")
-    axis.set_xticks(range(len(rules)), list(rules), rotation=20, parse_math=False)
+    axis.set_xticks(range(len(aggregations)), list(aggregations), rotation=20, parse_math=False)
     axis.set_yticks(range(len(losses)), losses, parse_math=False)
-    axis.set_xlabel("rank by each way to average cases and classes")
+    axis.set_xlabel("aggregation of cases and classes; 1 is best")
     return figure
 
 
 def critical_difference_figure(result: Mapping[str, Any]) -> Figure:
-    """Losses along their mean rank. Where all pairs were tested, those are joined of which no two were found to differ;
-    else the dots are filled of those that differ from the baseline.
+    """Losses along their mean rank over the resamples.
 
-    Mean ranks are those of the resamples; what is joined follows the verdicts, not a test over ranks.
+    If all pairs were tested, bars join losses between which no difference was found. Otherwise the dots of losses that
+    differ from the baseline are filled. Both follow the verdicts, and not a test of the ranks.
     """
     shares = next(iter(result["ranks"]["rules"].values()))["shares"]
     ranks = {loss: float(np.dot(share, np.arange(1, len(share) + 1))) for loss, share in shares.items()}
-    told = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["verdict"] in ("better", "worse")}
+    differing = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["verdict"] in ("better", "worse")}
     joins = result["family"] == "all_pairs" and any(pair["p"] is not None for pair in result["pairs"])
     filled = (
-        set() if result["family"] == "all_pairs" else {loss for pair in told for loss in pair} - {result["baseline"]}
+        set()
+        if result["family"] == "all_pairs"
+        else {loss for pair in differing for loss in pair} - {result["baseline"]}
     )
-    return _ranks_along_a_line(ranks, told if joins else None, filled, "mean rank in the resamples (1 is best)")
+    return _rank_line_figure(ranks, differing if joins else None, filled, "mean rank over the resamples (1 is best)")
 
 
 def demsar_figure(result: Mapping[str, Any], alpha: float) -> Figure:
-    """Losses along their mean rank over data sets; those are joined of which no two differ by Nemenyi's test (Demšar
-    2006, figure 1). result: the contents of datasets.json."""
-    told = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["p_adjusted"] < alpha}
-    words = f"mean rank over {len(result['datasets'])} data sets (1 is best)"
-    return _ranks_along_a_line(result["mean_ranks"], told, set(), words, result["critical_difference"])
+    """Losses along their mean rank over data sets, with bars that join losses that do not differ by Nemenyi's test.
+
+    See Demšar (2006), figure 1.
+
+    Args:
+        result: The contents of datasets.json.
+        alpha: The level of the test.
+    """
+    differing = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["p_adjusted"] < alpha}
+    label = f"mean rank over {len(result['datasets'])} data sets (1 is best)"
+    return _rank_line_figure(result["mean_ranks"], differing, set(), label, result["critical_difference"])
 
 
-def _ranks_along_a_line(
+def _rank_line_figure(
     ranks: Mapping[str, float],
     differing: set[tuple[str, str]] | None,
     filled: set[str],
-    words: str,
+    label: str,
     critical: float | None = None,
 ) -> Figure:
-    """differing: pairs that are not to be joined, None to join nothing. critical: a length to be drawn above."""
+    """Losses along a line.
+
+    Args:
+        ranks: The mean rank of each loss.
+        differing: Pairs that are not joined; None joins none.
+        filled: Losses with a filled dot.
+        label: The label of the axis.
+        critical: A critical difference to draw at the top.
+    """
     order = sorted(ranks, key=ranks.__getitem__)
     groups = [] if differing is None else cliques(order, differing)
     figure, axis = _figure(0.28 * len(order) + 0.16 * len(groups) + (1.1 if critical is None else 1.6))
-    for place, loss in enumerate(order):
-        depth = -0.5 - 0.28 * place
+    for row, loss in enumerate(order):
+        depth = -0.5 - 0.28 * row
         axis.plot([ranks[loss]] * 2, [0, depth], color="0.6", linewidth=1, zorder=1)
         colour = "black" if loss in filled else "white"
         axis.plot(ranks[loss], 0, "o", color=colour, markeredgecolor="black", zorder=3)
-        left = ranks[loss] > len(order) / 2 + 0.5  # names go to the side that has more room
+        left = ranks[loss] > len(order) / 2 + 0.5  # put names on the side with more space
         text = f"{loss} ({ranks[loss]:.2f}) " if left else f" {loss} ({ranks[loss]:.2f})"
         axis.text(
             ranks[loss],
@@ -148,100 +170,122 @@ def _ranks_along_a_line(
     axis.set_ylim(-0.7 - 0.28 * len(order), top)
     axis.axhline(0, color="black", linewidth=1)
     axis.set_yticks([])
-    axis.set_xlabel(words)
+    axis.set_xlabel(label)
     for side in ("left", "right", "top"):
         axis.spines[side].set_visible(False)
     return figure
 
 
 def cliques(order: Sequence[str], differing: set[tuple[str, str]]) -> list[list[str]]:
-    """The longest stretches of neighbours of which no two differ."""
+    """The maximal sequences of neighbours in `order` without a differing pair."""
 
     def alike(group: Sequence[str]) -> bool:
         return not any((a, b) in differing or (b, a) in differing for a, b in itertools.combinations(group, 2))
 
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     for start in range(len(order)):
         end = start + 1
         while end < len(order) and alike(order[start : end + 1]):
             end += 1
         group = list(order[start:end])
-        if len(group) > 1 and not any(set(group) <= set(other) for other in found):
-            found.append(group)
-    return found
+        if len(group) > 1 and not any(set(group) <= set(other) for other in groups):
+            groups.append(group)
+    return groups
 
 
 def classes_figure(
     values: np.ndarray,
-    loss_of: Sequence[str],
+    loss_of_run: Sequence[str],
     losses: Sequence[str],
     classes: Sequence[str],
     sign: int,
     cases: Sequence[int],
 ) -> Figure:
-    """Mean of each loss and class over runs; values: [R, C], times `sign` so that more is better. cases: of each class,
-    those that count."""
-    runs = np.asarray(loss_of)
+    """Mean over runs for each loss and class.
+
+    Args:
+        values: The scores of each run and class, [R, C], multiplied with `sign` so that larger is better.
+        loss_of_run: The loss of each run.
+        losses: The losses in the order of the rows.
+        classes: The names of the classes.
+        sign: 1, or -1 for distances.
+        cases: The number of cases that count for each class.
+    """
+    runs = np.asarray(loss_of_run)
     table = np.array([[_mean(values[runs == loss, number]) for number in range(len(classes))] for loss in losses])
     figure, axis = _figure(0.42 * len(losses) + 1.6)
-    best = table - np.nanmean(table, 0)
-    reach = float(np.nanmax(np.abs(best))) or 1.0
-    axis.imshow(best, vmin=-reach, vmax=reach, cmap="PiYG", aspect="auto", alpha=0.7)
+    advantage = table - np.nanmean(table, 0)
+    limit = float(np.nanmax(np.abs(advantage))) or 1.0
+    axis.imshow(advantage, vmin=-limit, vmax=limit, cmap="PiYG", aspect="auto", alpha=0.7)
     _numbers(axis, sign * table, "{:.3f}", colour="black")
     names = [f"{name}\n{count} cases" for name, count in zip(classes, cases, strict=True)]
     axis.set_xticks(range(len(classes)), names, parse_math=False, rotation=0 if len(classes) < 7 else 60)
     axis.set_yticks(range(len(losses)), list(losses), parse_math=False)
-    axis.set_xlabel("mean of the runs; green: better than the mean of the losses")
+    axis.set_xlabel("mean over the runs; green: better than the mean over the losses")
     return figure
 
 
 def paired_figure(pairs: Sequence[tuple[str, np.ndarray, str, np.ndarray]], metric: str) -> Figure:
-    """A dot a case: its mean over the runs of one loss over that of another; a panel for each (name, values, name,
-    values)."""
+    """Scatter plots of case means of one loss against another, with one panel per (name, means, name, means)."""
     figure, axes = _panels(len(pairs), 3.7)
-    for (across, first, up, second), axis in zip(pairs, axes, strict=True):
+    for (first_loss, first, second_loss, second), axis in zip(pairs, axes, strict=True):
         both = np.concatenate([first, second])
         low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
         axis.plot([low, high], [low, high], color="0.6", linewidth=1)
         axis.plot(first, second, "o", color="#0072B2", alpha=0.5, markersize=4)
-        axis.set_xlabel(f"{metric} of {across}", parse_math=False)
-        axis.set_ylabel(f"{metric} of {up}", parse_math=False)
-        axis.set_title(f"{int((second > first).sum())} of {len(first)} cases above the line", fontsize=10)
+        axis.set_xlabel(f"{metric} of {first_loss}", parse_math=False)
+        axis.set_ylabel(f"{metric} of {second_loss}", parse_math=False)
+        axis.set_title(f"{int((second > first).sum())} of {len(first)} cases above the diagonal", fontsize=10)
     return figure
 
 
 def curves_figure(curves: pd.DataFrame, losses: Sequence[str], metric: str) -> Figure:
-    """Validation scores over the steps: mean of the runs, and from the lowest to the highest; columns loss, seed, fold,
-    step and the metric."""
+    """Validation scores against training steps: mean and range over the runs.
+
+    Args:
+        curves: A table with the columns loss, seed, fold, step and the metric.
+        losses: The losses, which determine the colours.
+        metric: The metric.
+    """
     figure, axis = _figure(3.4)
     for loss, rows, colour in _by_loss(curves, losses):
-        found = rows.groupby("step")[metric].agg(["mean", "min", "max"])
-        axis.plot(found.index, found["mean"], "o-", color=colour, markersize=3, label=loss)
-        axis.fill_between(found.index, found["min"], found["max"], color=colour, alpha=0.2, linewidth=0)
+        by_step = rows.groupby("step")[metric].agg(["mean", "min", "max"])
+        axis.plot(by_step.index, by_step["mean"], "o-", color=colour, markersize=3, label=loss)
+        axis.fill_between(by_step.index, by_step["min"], by_step["max"], color=colour, alpha=0.2, linewidth=0)
     axis.set_xlabel("step")
     axis.set_ylabel(f"validation {metric}")
     _legend(axis)
     return figure
 
 
-def reliability_figure(reliability: pd.DataFrame, losses: Sequence[str], fewest: int) -> Figure:
-    """The share of pixels that are right over their mean probability, bin by bin; columns loss, bin, pixels, confidence
-    and accuracy. fewest: pixels of a bin that is drawn."""
+def reliability_figure(reliability: pd.DataFrame, losses: Sequence[str], min_pixels: int) -> Figure:
+    """Accuracy against confidence in each bin.
+
+    Args:
+        reliability: A table with the columns loss, bin, pixels, confidence and accuracy.
+        losses: The losses, which determine the colours.
+        min_pixels: Bins with fewer pixels are omitted.
+    """
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    for loss, rows, colour in _by_loss(reliability[reliability["pixels"] >= fewest], losses):
+    for loss, rows, colour in _by_loss(reliability[reliability["pixels"] >= min_pixels], losses):
         axis.plot(rows["confidence"], rows["accuracy"], "o-", color=colour, markersize=4, linewidth=1, label=loss)
     axis.set_xlabel("probability of the predicted class")
-    axis.set_ylabel("share of pixels that are right")
+    axis.set_ylabel("share of correct pixels")
     _legend(axis)
     return figure
 
 
 def cost_figure(units: pd.DataFrame, losses: Sequence[str], metric: str) -> Figure:
-    """The score of each run over the time and the memory that its training took; columns loss, seconds, memory_mb and
-    score."""
+    """The score of each run against its training time and peak memory.
+
+    Args:
+        units: A table with the columns loss, seconds, memory_mb and score.
+        losses: The losses, which determine the colours.
+        metric: The metric of the score.
+    """
     figure, (time, memory) = _panels(2, 3.2)
     for loss, rows, colour in _by_loss(units, losses):
         time.plot(rows["seconds"] / 60, rows["score"], "o", color=colour, label=loss)
@@ -256,18 +300,18 @@ def cost_figure(units: pd.DataFrame, losses: Sequence[str], metric: str) -> Figu
 
 
 def components_figure(result: Mapping[str, Any]) -> Figure:
-    """Where the scores vary."""
-    parts = result["components"]
-    figure, axis = _figure(0.35 * len(parts) + 1.0)
-    axis.barh(list(parts)[::-1], list(parts.values())[::-1], color="#56B4E9")
+    """Standard deviation of each variance component."""
+    components = result["components"]
+    figure, axis = _figure(0.35 * len(components) + 1.0)
+    axis.barh(list(components)[::-1], list(components.values())[::-1], color="#56B4E9")
     axis.set_xlabel(f"standard deviation of {score_name(result)}")
     return figure
 
 
 def _by_loss(table: Any, losses: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
-    """The rows of each loss, and its colour, which is the same in all pictures."""
-    for place, loss in enumerate(losses):
-        yield loss, table[table["loss"] == loss], LOSS_COLOURS[place % len(LOSS_COLOURS)]
+    """The name, rows and colour of each loss; colours are the same in all figures."""
+    for number, loss in enumerate(losses):
+        yield loss, table[table["loss"] == loss], LOSS_COLOURS[number % len(LOSS_COLOURS)]
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -277,7 +321,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Two beside each other; height: of one."""
+    """A grid of panels with two columns; `height` is that of one panel."""
     columns = min(2, number)
     rows = -(-number // columns)
     figure = Figure(figsize=(WIDTH * columns / 2, height * rows), layout="constrained")
@@ -289,16 +333,17 @@ def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _rows(axis: Axes, names: Sequence[str]) -> None:
-    """A name for each line of an axis, from the lowest up."""
+    """Label the rows of an axis from bottom to top."""
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_yticks(range(len(names)), list(names), parse_math=False)
 
 
-def _numbers(axis: Axes, table: np.ndarray, form: str, colour: str | None = None) -> None:
+def _numbers(axis: Axes, table: np.ndarray, template: str, colour: str | None = None) -> None:
+    """Write the values of a table into the cells of an image."""
     for row, column in zip(*np.nonzero(~np.isnan(table)), strict=True):
         value = float(table[row, column])
         shade = colour or ("white" if value > 0.5 else "black")
-        axis.text(column, row, form.format(value), ha="center", va="center", fontsize=8, color=shade)
+        axis.text(column, row, template.format(value), ha="center", va="center", fontsize=8, color=shade)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""The report of a comparison: report.html, which holds everything and loads nothing, report.md beside its pictures."""
+"""The report of a comparison: report.html, a self-contained page, and report.md with its figures as files."""
 
 from __future__ import annotations
 
@@ -12,45 +12,41 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from segkit.report import comparison_figures as draw
-from segkit.report.console import by_mean, noise_words, score_name
+from segkit.report.console import by_mean, noise_sentence, score_name, verdict_explanation
 from segkit.report.html import Picture, png_of, write_both
 
-PAIRED = 4  # losses whose cases are drawn against those of one
-FEWEST_PIXELS = 100  # of a bin that is drawn
-LISTED = 8  # cases in the table of disagreement
+PAIRED_LOSSES = 4  # losses whose case scores are plotted against those of the reference loss
+MIN_PIXELS = 100  # of a calibration bin that is drawn
 SENTENCES = {
     "better": "{a} is better than {b}",
     "worse": "{a} is worse than {b}",
     "equivalent": "{a} and {b} are equivalent",
-    "undecided": "{a} and {b} are undecided",
-    None: "nothing is said of {a} and {b}",
+    "undecided": "The comparison of {a} and {b} is inconclusive",
+    None: "There is no conclusion about {a} and {b}",
 }
-TURNED = {"better": "worse", "worse": "better"} | {one: one for one in ("equivalent", "undecided", None)}
-PREPOSITIONS = {
-    "better": "better than",
-    "worse": "worse than",
-    "equivalent": "equivalent to",
-    "undecided": "undecided against",
-    "None": "not judged against",
-}
+MIRRORED = {"better": "worse", "worse": "better"}
+DEFINITE = {"better": "is better than", "worse": "is worse than", "equivalent": "is equivalent to"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """words: below the title, what it shows and what that rests on."""
+    """A table of the report with its title and a caption, which says what the numbers show and rest on."""
 
     title: str
-    words: str
+    caption: str
     rows: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a report shows beside the analysis; each may be missing.
+    """What a report shows besides the analysis; each item may be missing.
 
-    curves: loss, seed, fold, step, the validation scores, and the number of cases that they are of. units: loss, seed,
-    fold, steps, seconds, memory_mb, score. calibration: loss and the mean of what was measured. reliability: loss, bin,
-    pixels, confidence, accuracy. overlays: a picture, PNG, and the rule that chose its cases.
+    Args:
+        curves: Validation scores, with the columns loss, seed, fold, step, cases (their number) and the metrics.
+        units: Training cost, with the columns loss, seed, fold, steps, seconds, memory_mb and score.
+        calibration: Mean calibration measures by loss.
+        reliability: Reliability bins, with the columns loss, bin, pixels, confidence and accuracy.
+        overlays: A picture as PNG, and how its cases were chosen.
     """
 
     curves: pd.DataFrame | None = None
@@ -61,211 +57,238 @@ class Material:
 
 
 def write_pages(
-    result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, material: Material, out: Path
+    result: Mapping[str, Any],
+    scores: Any,
+    class_scores: np.ndarray,
+    disagreement: Sequence[Mapping[str, Any]],
+    material: Material,
+    out: Path,
 ) -> None:
-    """Write report.html, report.md and the pictures of the latter; everywhere the best loss comes first.
+    """Write report.html, report.md and its figures. The best loss comes first everywhere.
 
-    scores: see `segkit.compare.score_table`. class_scores: of each run for each class, [R, C].
+    Args:
+        result: The contents of comparison.json.
+        scores: The table of scores as arrays.
+        class_scores: The score of each run for each class, [R, C].
+        disagreement: The cases on which losses disagree most, with case, spread, means, highest and lowest.
+        material: What the report shows besides the analysis.
+        out: The output folder.
     """
     result = best_first(result)
-    shown = {
+    values = {
         "result": result,
         "sentences": sentences(result),
         "basis": basis(result, scores),
         "pictures": pictures(result, scores, class_scores, material),
         "score": score_name(result),
-        "noise": noise_words(result["noise_floor"]) if result.get("noise_floor") else None,
+        "noise": noise_sentence(result["noise_floor"]) if result.get("noise_floor") else None,
+        "verdicts": verdict_explanation(result["margin"]).capitalize(),
         "difference": "a - b" if result["higher_is_better"] else "b - a",
-        "disagreement": disagreement(scores) if len(scores.losses) > 1 else [],
+        "disagreement": disagreement,
         "tables": tables(result, scores, material),
     }
-    write_both("comparison", shown, out, "report")
+    write_both("comparison", values, out, "report")
 
 
 def best_first(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of comparison.json with losses in the order of their means, and pairs in that of their losses."""
+    """The contents of comparison.json with losses ordered by their means, and pairs in the order of their losses."""
     losses = by_mean(result)
-    place = {loss["name"]: number for number, loss in enumerate(losses)}
+    position = {loss["name"]: number for number, loss in enumerate(losses)}
 
     def in_order(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        return sorted(pairs, key=lambda pair: sorted((place[pair["a"]], place[pair["b"]])))
+        return sorted(pairs, key=lambda pair: sorted((position[pair["a"]], position[pair["b"]])))
 
     ranks = {**result["ranks"], "pairs": in_order(result["ranks"]["pairs"])}
     return {**result, "losses": losses, "pairs": in_order(result["pairs"]), "ranks": ranks}
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """What the comparison says, in one sentence first; then the pairs, decided ones and large differences first."""
+    """The conclusions: a summary first, then one sentence per pair, definite verdicts and large differences first."""
     if result["scope"] == "checkpoints":
         several = [loss["name"] for loss in result["losses"] if len(loss["runs"]) > 1]
-        lead = f"Only {', '.join(several)} has several runs, which" if several else "One run a loss"
-        return [f"{lead} says nothing of losses: what follows is about these checkpoints only."]
+        cause = f"Only {', '.join(several)} has several runs" if several else "There is only one run per loss"
+        return [f"{cause}, so the results apply to these checkpoints only, and not to the losses."]
     names = [loss["name"] for loss in result["losses"]]
     if not result["pairs"]:
-        return [f"There is only {names[0]}, and nothing to compare it with."]
-    found = [_summary(result)]
+        return [f"There is only one loss, {names[0]}, and nothing to compare it with."]
     order = list(SENTENCES)
-    for pair in sorted(result["pairs"], key=lambda pair: (order.index(pair["verdict"]), -abs(pair["difference"] or 0))):
-        a, b, verdict = pair["a"], pair["b"], pair["verdict"]
-        if verdict == "worse" and result["family"] == "all_pairs":
-            a, b, verdict = b, a, "better"
-        words = SENTENCES[verdict].format(a=a, b=b)
-        more = f" by {abs(pair['difference']):.4f}" if verdict in ("better", "worse") else ""
-        if verdict == "undecided" and "seeds_needed" in pair:
-            needed = pair["seeds_needed"]
-            more = (
-                f"; if difference and spread stay as they are, {needed} seeds a loss would decide"
-                if needed
-                else "; more seeds alone would not decide"
-            )
-        if verdict == "equivalent":
-            more = f" within {result['margin']:g}"
-        why = f" ({pair['reason']})" if pair.get("reason") else ""
-        found.append(f"{words}{more}{why}.")
-    return found
+    by_verdict = sorted(result["pairs"], key=lambda pair: (order.index(pair["verdict"]), -abs(pair["difference"] or 0)))
+    return [_summary(result), *(_pair_sentence(pair, result) for pair in by_verdict)]
+
+
+def _pair_sentence(pair: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    a, b, verdict = pair["a"], pair["b"], pair["verdict"]
+    if verdict == "worse" and result["family"] == "all_pairs":
+        a, b, verdict = b, a, "better"
+    detail = ""
+    if verdict in ("better", "worse"):
+        detail = f" by {abs(pair['difference']):.4f}"
+    elif verdict == "equivalent":
+        detail = f" within ±{result['margin']:g}"
+    elif verdict == "undecided" and "seeds_needed" in pair:
+        needed = pair["seeds_needed"]
+        detail = (
+            f"; about {needed} seeds per loss would give a verdict if difference and variance stay the same"
+            if needed
+            else "; more seeds alone would not give a verdict"
+        )
+    reason = f" ({pair['reason']})" if pair.get("reason") else ""
+    return f"{SENTENCES[verdict].format(a=a, b=b)}{detail}{reason}."
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    """Of the baseline against the others, or of the best loss."""
-    against_all = result["family"] == "all_pairs"
-    centre = by_mean(result)[0]["name"] if against_all else result["baseline"]
-    told: dict[str, list[str]] = {}
+    """The verdicts on the baseline, or on the loss with the best mean, compared with the other losses."""
+    all_pairs = result["family"] == "all_pairs"
+    centre = by_mean(result)[0]["name"] if all_pairs else result["baseline"]
+    others: dict[str | None, list[str]] = {}
     for pair in result["pairs"]:
         if pair["a"] == centre:
-            told.setdefault(str(pair["verdict"]), []).append(pair["b"])
+            others.setdefault(pair["verdict"], []).append(pair["b"])
         elif pair["b"] == centre:
-            told.setdefault(str(TURNED[pair["verdict"]]), []).append(pair["a"])
-    words = "; ".join(
-        f"{PREPOSITIONS[verdict]} {', '.join(told[verdict])}" for verdict in PREPOSITIONS if verdict in told
-    )
-    decided = any(pair["verdict"] in ("better", "worse", "equivalent") for pair in result["pairs"])
-    lead = "" if decided else "No difference between the losses was found, and none was ruled out: "
-    whose = f"{centre} has the best mean and" if against_all else f"The baseline {centre}"
-    return f"{lead}{whose} is {words}."
+            others.setdefault(MIRRORED.get(pair["verdict"], pair["verdict"]), []).append(pair["a"])
+    clauses = [f"{words} {', '.join(others[verdict])}" for verdict, words in DEFINITE.items() if verdict in others]
+    definite = ", and ".join(clauses)
+    subject = f"{centre} has the best mean" if all_pairs else f"The baseline {centre}"
+    lead = (f"{subject} and {definite}" if all_pairs else f"{subject} {definite}") if definite else subject
+    if not definite and not all_pairs:
+        inconclusive = others.pop("undecided", []) + others.pop(None, [])
+        lead = f"The comparison of the baseline {centre} with {', '.join(inconclusive)} is inconclusive"
+    rest = []
+    if "undecided" in others:
+        rest.append(f"the comparison with {', '.join(others['undecided'])} is inconclusive")
+    if None in others:
+        rest.append(f"there is no conclusion about {', '.join(others[None])}")
+    return f"{'; '.join([lead, *rest])}."
 
 
-def _ranked(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The losses that have runs, as they come in `result`."""
+def _losses_with_runs(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The losses that have runs, in the order of `result`."""
     return [loss for loss in result["losses"] if loss["runs"]]
 
 
 def basis(result: Mapping[str, Any], scores: Any) -> str:
-    """What every number rests on."""
+    """The cases, groups, classes and runs on which every number rests."""
     runs = ", ".join(f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"])
     return f"{result['cases']} cases in {result['groups']} groups, {len(scores.classes)} classes; runs: {runs}"
 
 
 def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, material: Material) -> list[Picture]:
-    """All that there is to draw."""
-    on = basis(result, scores)
-    ranked = result["ranks"]["resamples"] and all(one.get("shares") for one in result["ranks"]["rules"].values())
-    result = {**result, "losses": _ranked(result)}
+    """All figures that the available results allow."""
+    rests_on = f"Based on {basis(result, scores)}."
+    has_shares = result["ranks"]["resamples"] and all(rule.get("shares") for rule in result["ranks"]["rules"].values())
+    result = {**result, "losses": _losses_with_runs(result)}
     metric, several = result["metric"], len(result["losses"]) > 1
     classes, counted = scores.sign * class_scores, (~np.isnan(scores.values)).any(0).sum(0)
-    loss_of, losses = scores.runs["loss"].tolist(), [loss["name"] for loss in result["losses"]]
-    drawn: list[tuple[Any, str, str, str, Callable[[], Figure]]] = [
-        (several, "forest", "Differences", f"Thin: adjusted for all pairs, which gives the verdict; thick: 95 %. {on}.",
+    loss_of_run, losses = scores.runs["loss"].tolist(), [loss["name"] for loss in result["losses"]]
+    candidates: list[tuple[Any, str, str, str, Callable[[], Figure]]] = [
+        (several, "forest", "Differences between losses",
+         "Thin lines: intervals adjusted for the number of pairs, from which the verdict is read. Thick lines: 95 % "
+         f"intervals. {rests_on}",
          lambda: draw.forest_figure(result)),
-        (True, "runs", "Runs", f"{on}.", lambda: draw.runs_figure(result)),
-        (several and ranked, "critical-difference", "Ranks", f"{joined_words(result)} {on}.",
+        (True, "runs", "Scores of the runs", rests_on, lambda: draw.runs_figure(result)),
+        (several and has_shares, "critical-difference", "Mean ranks",
+         f"{mean_rank_caption(result)} {rests_on}",
          lambda: draw.critical_difference_figure(result)),
-        (several and ranked, "ranks", "How stable the ranks are",
-         f"Share of the resamples of runs and groups of cases in which each loss has each rank, by every rule. {on}.",
+        (several and has_shares, "ranks", "Stability of the ranks",
+         "Share of the bootstrap resamples (of runs and groups of cases) in which each loss has each rank, for every "
+         f"aggregation. {rests_on}",
          lambda: draw.ranks_figure(result)),
-        (several, "rules", "Ranks by other rules", f"{rule_words(result)} {on}.", lambda: draw.rules_figure(result)),
-        (True, "classes", "Classes", f"{score_name(result)} of each class by itself, mean of the runs. {on}.",
-         lambda: draw.classes_figure(classes, loss_of, losses, scores.classes, scores.sign, counted)),
-        (True, "components", "Where scores vary",
-         f"Of {score_name(result)}; a group of cases by its share in the score. {on}.",
+        (several, "rules", "Ranks by aggregation", f"{aggregation_caption(result)} {rests_on}",
+         lambda: draw.aggregations_figure(result)),
+        (True, "classes", "Scores by class",
+         f"{score_name(result)} of each class alone, mean over the runs. {rests_on}",
+         lambda: draw.classes_figure(classes, loss_of_run, losses, scores.classes, scores.sign, counted)),
+        (True, "components", "Sources of variation",
+         f"Variation of {score_name(result)} that is due to each source. A group of cases counts by its contribution "
+         f"to the score. {rests_on}",
          lambda: draw.components_figure(result)),
-        (several, "paired", "Cases", f"{paired_words(result)} {on}.",
+        (several, "paired", "Scores of the cases", f"{paired_caption(result)} {rests_on}",
          lambda: draw.paired_figure(paired(result, scores), metric)),
-        (material.curves is not None, "curves", "Training",
-         "Validation scores while training: mean of the runs, and the range from the lowest to the highest. "
-         f"{validation_words(material.curves, result)}",
-         lambda: draw.curves_figure(_there(material.curves), losses, "iou" if metric == "iou" else "dice")),
+        (material.curves is not None, "curves", "Validation during training",
+         "Lines: mean over the runs. Areas: range from the lowest to the highest run. "
+         f"{curves_caption(material.curves, result)}",
+         lambda: draw.curves_figure(_not_none(material.curves), losses, "iou" if metric == "iou" else "dice")),
         (material.reliability is not None, "reliability", "Calibration",
-         "How often the predicted class is right over how sure it is: all pixels of all runs of a loss, 15 bins, those "
-         f"of fewer than {FEWEST_PIXELS} pixels left out. Below the line: surer than right. "
-         f"{pixel_words(material.reliability)}{on}.",
-         lambda: draw.reliability_figure(_there(material.reliability), losses, FEWEST_PIXELS)),
-        (material.units is not None, "cost", "Cost", f"A dot a run; memory: peak while training. {on}.",
-         lambda: draw.cost_figure(_there(material.units), losses, metric)),
+         "How often the predicted class is correct, against its predicted probability, over the pixels of all runs of "
+         f"a loss. 15 bins; bins with fewer than {MIN_PIXELS} pixels are omitted. Below the diagonal, predictions are "
+         f"overconfident. {pixels_caption(material.reliability)}{rests_on}",
+         lambda: draw.reliability_figure(_not_none(material.reliability), losses, MIN_PIXELS)),
+        (material.units is not None, "cost", "Training cost",
+         f"One dot per run. Memory is the peak during training. {rests_on}",
+         lambda: draw.cost_figure(_not_none(material.units), losses, metric)),
     ]  # fmt: skip
-    found = [Picture(name, title, words, png_of(make())) for there, name, title, words, make in drawn if there]
+    drawn = [
+        Picture(name, title, caption, png_of(make()))
+        for available, name, title, caption, make in candidates
+        if available
+    ]
     if material.overlays is not None:
-        png, rule = material.overlays
-        found.append(Picture("overlays", "Where the losses disagree most", f"{rule} {on}.", png))
-    return found
+        png, choice = material.overlays
+        drawn.append(
+            Picture("overlays", "Predictions on the cases with the largest disagreement", f"{choice} {rests_on}", png)
+        )
+    return drawn
 
 
-def joined_words(result: Mapping[str, Any]) -> str:
+def mean_rank_caption(result: Mapping[str, Any]) -> str:
+    """What is joined or filled in the figure of mean ranks."""
     if all(pair["p"] is None for pair in result["pairs"]):
-        return "Mean ranks in the resamples; no pair was tested, so that nothing is joined."
+        return "Mean ranks over the bootstrap resamples. No pair was tested, so no losses are joined."
     if result["family"] == "all_pairs":
-        return "Mean ranks in the resamples; bars join losses of which no two were found to differ."
+        return "Mean ranks over the bootstrap resamples. Bars join losses between which no difference was found."
     return (
-        "Mean ranks in the resamples; filled: found to differ from the baseline, the only one that all are tested with."
+        "Mean ranks over the bootstrap resamples. Filled: losses found to differ from the baseline, the only loss with "
+        "which all others are compared."
     )
 
 
-def reference_of(result: Mapping[str, Any]) -> str:
-    """The loss that the others are shown against: the baseline if it has runs, or else the best one."""
-    names = [loss["name"] for loss in _ranked(result)]
+def reference_loss(result: Mapping[str, Any]) -> str:
+    """The loss against which the others are shown: the baseline if it has runs, otherwise the best loss."""
+    names = [loss["name"] for loss in _losses_with_runs(result)]
     return result["baseline"] if result["baseline"] in names else names[0]
 
 
-def paired_words(result: Mapping[str, Any]) -> str:
-    against, others = reference_of(result), len(_ranked(result)) - 1
-    which = f", and the best {PAIRED} of the others" if others > PAIRED else ""
-    kind = "the baseline" if against == result["baseline"] else "the loss with the best mean"
-    what = f"its mean {result['metric']} over classes and runs, however the score is made"
-    return f"A dot a case, {what}. Across: {against}, {kind}{which}."
+def paired_caption(result: Mapping[str, Any]) -> str:
+    """What the figure of case scores shows."""
+    reference, others = reference_loss(result), len(_losses_with_runs(result)) - 1
+    kind = "the baseline" if reference == result["baseline"] else "the loss with the best mean"
+    limited = f" Vertical axis: the best {PAIRED_LOSSES} of the other losses." if others > PAIRED_LOSSES else ""
+    return (
+        f"One dot per case: its mean {result['metric']} over classes and runs, whatever the aggregation. "
+        f"Horizontal axis: {reference}, {kind}.{limited}"
+    )
 
 
 def paired(result: Mapping[str, Any], scores: Any) -> list[tuple[str, np.ndarray, str, np.ndarray]]:
-    """The means of the cases by the reference, and by each of the best others: where both have one."""
-    against, found = reference_of(result), []
-    first = scores.case_means(against)
-    for loss in [loss["name"] for loss in _ranked(result) if loss["name"] != against][:PAIRED]:
-        second = scores.case_means(loss)
-        both = ~np.isnan(first) & ~np.isnan(second)
-        found.append((against, first[both], loss, second[both]))
-    return found
+    """The case means of the reference loss and of each of the best others, for cases in which both have one."""
+    reference = reference_loss(result)
+    reference_means = scores.case_means(reference)
+    others = [loss["name"] for loss in _losses_with_runs(result) if loss["name"] != reference]
+    pairs = []
+    for loss in others[:PAIRED_LOSSES]:
+        means = scores.case_means(loss)
+        both = ~np.isnan(reference_means) & ~np.isnan(means)
+        pairs.append((reference, reference_means[both], loss, means[both]))
+    return pairs
 
 
-def rule_words(result: Mapping[str, Any]) -> str:
-    return "; ".join(f"{name}: {one['words']}" for name, one in result["ranks"]["rules"].items()) + "."
+def aggregation_caption(result: Mapping[str, Any]) -> str:
+    """All aggregations in words."""
+    return "; ".join(f"{name}: {rule['words']}" for name, rule in result["ranks"]["rules"].items()) + "."
 
 
-def disagreement(scores: Any) -> list[dict[str, Any]]:
-    """The cases on which the losses' means are furthest apart, the most so first."""
-    means = np.stack([scores.case_means(loss) for loss in scores.losses])
-    spread = np.where(np.isnan(means).any(0), -np.inf, means.max(0) - means.min(0))
-    order = np.argsort(-spread, kind="stable")[:LISTED]
-    return [
-        {
-            "case": scores.cases[place],
-            "spread": float(spread[place]),
-            "means": dict(zip(scores.losses, means[:, place].tolist(), strict=True)),
-            "highest": scores.losses[int(means[:, place].argmax())],
-            "lowest": scores.losses[int(means[:, place].argmin())],
-        }
-        for place in order
-        if np.isfinite(spread[place])
-    ]
-
-
-def validation_words(curves: pd.DataFrame | None, result: Mapping[str, Any]) -> str:
-    """How many cases and runs the curves rest on."""
+def curves_caption(curves: pd.DataFrame | None, result: Mapping[str, Any]) -> str:
+    """The number of validation cases and runs behind the curves."""
     if curves is None:
         return ""
     cases = sorted(set(curves["cases"].tolist()))
     runs = ", ".join(f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"])
-    return f"{' to '.join(map(str, dict.fromkeys([cases[0], cases[-1]])))} validation cases; runs: {runs}."
+    number = " to ".join(map(str, dict.fromkeys([cases[0], cases[-1]])))
+    return f"Based on {number} validation cases; runs: {runs}."
 
 
-def pixel_words(reliability: pd.DataFrame | None) -> str:
+def pixels_caption(reliability: pd.DataFrame | None) -> str:
+    """The number of pixels by loss."""
     if reliability is None:
         return ""
     pixels: Any = reliability.groupby("loss", sort=False)["pixels"].sum()
@@ -273,33 +296,34 @@ def pixel_words(reliability: pd.DataFrame | None) -> str:
 
 
 def tables(result: Mapping[str, Any], scores: Any, material: Material) -> list[Table]:
-    """Further tables."""
-    found, on = [], f"{basis(result, scores)}."
+    """The tables of training cost, calibration and learning rates, as far as available."""
+    available, rests_on = [], f"Based on {basis(result, scores)}."
     if material.units is not None:
         grouped: Any = material.units.groupby("loss", sort=False)
         means = grouped[["steps", "seconds", "memory_mb"]].mean().assign(runs=grouped.size()).reset_index()
-        means = _in_order(means, result)
-        found.append(
-            Table("Cost", f"Mean of the runs, of their trainings alone; memory: peak while training. {on}", means)
-        )
+        caption = f"Mean over the runs, for training without evaluation. Memory is the peak during training. {rests_on}"
+        available.append(Table("Training cost", caption, _in_order(means, result)))
     if material.calibration is not None:
-        words = "Mean of the runs, each of all pixels of its cases; the less, the better."
-        found.append(Table("Calibration", f"{words} {on}", _in_order(material.calibration, result)))
+        caption = f"Mean over the runs, each over all pixels of its cases; smaller is better. {rests_on}"
+        available.append(Table("Calibration", caption, _in_order(material.calibration, result)))
     tried, chosen = result.get("tried_rates"), result.get("learning_rates", {})
     if tried:
-        words = f"{score_name(result)} of one run for each loss and rate, on the validation part; the best was taken."
+        caption = (
+            f"{score_name(result)} of one run for each loss and learning rate on the validation set; the best rate was "
+            "used."
+        )
         marks = ["x" if chosen.get(row["loss"]) == row["rate"] else "" for row in tried]
-        rows = _in_order(pd.DataFrame(tried).assign(taken=marks), result)
-        found.append(Table("Learning rates", words, rows))
-    return found
+        rows = _in_order(pd.DataFrame(tried).assign(used=marks), result)
+        available.append(Table("Learning rates", caption, rows))
+    return available
 
 
 def _in_order(table: Any, result: Mapping[str, Any]) -> pd.DataFrame:
     """The rows in the order of the losses."""
-    place = {loss["name"]: number for number, loss in enumerate(result["losses"])}
-    return table.sort_values("loss", key=lambda names: names.map(place), kind="stable")
+    position = {loss["name"]: number for number, loss in enumerate(result["losses"])}
+    return table.sort_values("loss", key=lambda names: names.map(position), kind="stable")
 
 
-def _there(table: pd.DataFrame | None) -> pd.DataFrame:
+def _not_none(table: pd.DataFrame | None) -> pd.DataFrame:
     assert table is not None
     return table

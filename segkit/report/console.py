@@ -1,4 +1,4 @@
-"""Scores and comparisons as tables on the console, with the rules that made them."""
+"""Scores and comparisons as tables on the console, with notes on how they were computed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-METRICS_A_TABLE = 4
+METRICS_PER_TABLE = 4
 VERDICT_STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "undecided": "yellow"}
 
 
 def print_scores(scores: Mapping[str, Any], console: Console) -> None:
-    """Print the contents of scores.json: a row a class, the mean over classes, and what they mean.
+    """Print the contents of scores.json: one row per class, the mean over classes, and notes.
 
-    Further metrics are in tables of their own, so that none is wider than 80 characters. The intervals of all but
-    Dice, and the medians, are in scores.json only.
+    Metrics other than Dice and IoU are printed in separate tables, so that no table is wider than 80 characters.
+    Medians, and intervals of metrics other than Dice, are in scores.json only.
     """
     table = Table(title=f"{scores['cases']} cases of {escape(str(scores['split']))}", title_justify="left")
     table.add_column("class", min_width=12, overflow="fold")
@@ -26,25 +26,25 @@ def print_scores(scores: Mapping[str, Any], console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for name, score in scores["classes"].items():
         dice, iou = score["dice"], score["iou"]
-        shown = [_number(dice["mean"]), _interval(dice.get("ci95")), _number(iou["mean"])]
-        table.add_row(escape(name), *shown, *(str(dice[column]) for column in ("cases", "missed", "spurious")))
+        cells = [_number(dice["mean"]), _interval(dice.get("ci95")), _number(iou["mean"])]
+        table.add_row(escape(name), *cells, *(str(dice[column]) for column in ("cases", "missed", "spurious")))
     table.add_section()
-    mean, name = scores["mean"], _averaged(scores, "dice")
-    rests_on = [str(scores["mean_counts"]["dice"][column]) for column in ("pairs", "missed", "spurious")]
+    mean, name = scores["mean"], _mean_row_name(scores, "dice")
+    counts = [str(scores["mean_counts"]["dice"][column]) for column in ("pairs", "missed", "spurious")]
     interval = _interval(scores["mean_intervals"]["dice"]["ci95"])
-    table.add_row(name, _number(mean["dice"]), interval, _number(mean["iou"]), *rests_on, style="bold")
+    table.add_row(name, _number(mean["dice"]), interval, _number(mean["iou"]), *counts, style="bold")
     console.print(table)
     others = [metric for metric in scores["mean"] if metric not in ("dice", "iou")]
-    for start in range(0, len(others), METRICS_A_TABLE):
-        console.print(_further_table(scores, others[start : start + METRICS_A_TABLE]))
+    for start in range(0, len(others), METRICS_PER_TABLE):
+        console.print(_metrics_table(scores, others[start : start + METRICS_PER_TABLE]))
     if "of_cases" in scores:
         console.print(_case_table(scores["of_cases"]))
     for line in _score_notes(scores):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
 
 
-def _further_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
-    """Means of a few metrics, each with the number of cases, or of pairs of a case and a class, that count."""
+def _metrics_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
+    """Means of a few metrics, each with the number of counted cases, or of counted (case, class) pairs in the mean."""
     table = Table()
     table.add_column("class", min_width=12, overflow="fold")
     for metric in metrics:
@@ -52,16 +52,16 @@ def _further_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     for name, score in scores["classes"].items():
         table.add_row(escape(name), *(f"{_number(score[m]['mean'])} ({score[m]['cases']})" for m in metrics))
     table.add_section()
-    names = dict.fromkeys(_averaged(scores, metric) for metric in metrics)
+    names = dict.fromkeys(_mean_row_name(scores, metric) for metric in metrics)
     means = (f"{_number(scores['mean'][m])} ({scores['mean_counts'][m]['pairs']})" for m in metrics)
     table.add_row(" / ".join(names), *means, style="bold")
     return table
 
 
 def _case_table(of_cases: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Metrics that a case has one value of."""
+    """Metrics that have one value per case rather than one per class."""
     table = Table()
-    table.add_column("of a case", min_width=12, overflow="fold")
+    table.add_column("per case", min_width=12, overflow="fold")
     for column in ("mean", "95 % CI", "median", "cases"):
         table.add_column(column, justify="right", no_wrap=True)
     for metric, score in of_cases.items():
@@ -70,12 +70,13 @@ def _case_table(of_cases: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _averaged(scores: Mapping[str, Any], metric: str) -> str:
+def _mean_row_name(scores: Mapping[str, Any], metric: str) -> str:
+    """The classes over which the mean is taken."""
     return "all classes" if metric in scores["rules"]["background"] else "foreground"
 
 
 def heading(metric: str) -> str:
-    """How a column of this metric is called."""
+    """The column heading of a metric."""
     names = {
         "dice": "Dice",
         "iou": "IoU",
@@ -87,8 +88,18 @@ def heading(metric: str) -> str:
 
 
 def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Console) -> pd.DataFrame:
-    """A table a metric: a row a class, a column a checkpoint. Returned as one table too, a row a checkpoint, metric and
-    class, with the cases that count, missed and spurious ones. It says nothing of whether a difference is real."""
+    """Print one table per metric, with one row per class and one column per checkpoint.
+
+    The tables do not tell whether a difference is significant.
+
+    Args:
+        results: The contents of scores.json for each checkpoint.
+        console: Receives the tables.
+
+    Returns:
+        One table with a row per checkpoint, metric and class, with the mean and the numbers of counted cases, missed
+        structures and spurious structures.
+    """
     for metric in dict.fromkeys(metric for result in results.values() for metric in result["metrics"]):
         per_class = any(metric in result["mean"] for result in results.values())
         full_names = dict.fromkeys(result["metrics"].get(metric, metric) for result in results.values())
@@ -96,9 +107,10 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
         table.add_column("class", overflow="fold")
         for name in results:
             table.add_column(escape(name), justify="right", overflow="fold")
-        for of_class in dict.fromkeys(name for result in results.values() for name in result["classes"] if per_class):
-            cells = [result["classes"].get(of_class, {}).get(metric, {}).get("mean") for result in results.values()]
-            table.add_row(escape(of_class), *map(_number, cells))
+        class_names = [name for result in results.values() for name in result["classes"] if per_class]
+        for class_name in dict.fromkeys(class_names):
+            cells = [result["classes"].get(class_name, {}).get(metric, {}).get("mean") for result in results.values()]
+            table.add_row(escape(class_name), *map(_number, cells))
         table.add_section()
         table.add_row("mean", *(_number(_mean_of(result, metric)) for result in results.values()), style="bold")
         console.print(table)
@@ -106,12 +118,12 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
         console.print(f"  {escape(line)}", style="dim", highlight=False)
     return pd.DataFrame(
         [
-            {"checkpoint": name, "metric": full_name, "class": of_class}
+            {"checkpoint": name, "metric": full_name, "class": class_name}
             | {"rules": result["rules"]["id"], "threshold": result["threshold"]}
             | {key: score[metric][key] for key in ("mean", "cases", "missed", "spurious")}
             for name, result in results.items()
             for metric, full_name in result["metrics"].items()
-            for of_class, score in result["classes"].items()
+            for class_name, score in result["classes"].items()
             if metric in score
         ]
         + [
@@ -125,42 +137,44 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
 
 
 def _mean_of(result: Mapping[str, Any], metric: str) -> float | None:
-    """The one number of a metric; None if it was not asked for."""
+    """The overall mean of a metric; None if it was not computed."""
     return result["mean"].get(metric, result.get("of_cases", {}).get(metric, {}).get("mean"))
 
 
 def _side_by_side_notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What makes the columns differ beside the networks."""
-    chosen = {name: result["selected_on"] for name, result in results.items() if result["selected_on"]}
-    notes = [f"{name}: selected on {part}" for name, part in chosen.items()]
-    for what, of in (
+    """How each checkpoint was selected, and differences between the evaluations."""
+    selected = {name: result["selected_on"] for name, result in results.items() if result["selected_on"]}
+    notes = [f"{name}: selected on {part}" for name, part in selected.items()]
+    for setting, value_of in (
         ("classes", lambda result: list(result["classes"])),
         ("rules", lambda result: result["rules"]["id"]),
         ("thresholds", lambda result: result["threshold"]),
         ("split", lambda result: result["split"]),
         ("number of cases", lambda result: result["cases"]),
     ):
-        found = {name: of(result) for name, result in results.items()}
-        if len({str(value) for value in found.values()}) > 1:
-            shown = "; ".join(f"{name}: {value}" for name, value in found.items())
-            notes.append(f"not of one kind, the {what} differ: {shown}")
-    return [*notes, "these are single trained networks: whether their losses differ, segkit compare says"]
+        values = {name: value_of(result) for name, result in results.items()}
+        if len({str(value) for value in values.values()}) > 1:
+            listed = "; ".join(f"{name}: {value}" for name, value in values.items())
+            notes.append(f"not directly comparable, different {setting}: {listed}")
+    return [*notes, "these are single trained networks; use segkit compare to test whether their losses differ"]
 
 
 def _score_notes(scores: Mapping[str, Any]) -> list[str]:
-    """What the table cannot say: checkpoint, rules, classes left out, why intervals are missing."""
+    """Notes below the scores: checkpoint, rules, excluded classes, and reasons for missing means and intervals."""
     notes = []
     if scores["checkpoint"] is not None:
         selected = scores["selected_on"]
         chosen = f"selected on {selected}" if selected else "not selected by a score"
         notes.append(f"checkpoint: {scores['checkpoint']}, {chosen}")
         if selected and selected == scores["split"]:
-            notes.append(f"it was chosen by its score on {selected}, so this score flatters it")
+            notes.append(f"the checkpoint was selected by its score on {selected}, so this score is optimistic")
     notes += scores["rules_in_words"]
     if scores["threshold"] is not None:
         notes.append(f"a class is predicted where its probability exceeds {scores['threshold']:g}")
     for metric, names in scores["mean_left_out"].items():
-        notes.append(f"not in the mean of {heading(metric)}, because no case counts them: {', '.join(names)}")
+        notes.append(
+            f"excluded from the mean of {heading(metric)}, because no case counts for them: {', '.join(names)}"
+        )
     reasons = scores["mean_reason"] | {
         metric: score["mean_reason"] for metric, score in scores.get("of_cases", {}).items() if "mean_reason" in score
     }
@@ -169,8 +183,8 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
     counted = [score[first] for score in scores["classes"].values() if score[first]["mean"] is not None]
     notes += sorted({f"no interval: {score['ci95_reason']}" for score in counted if "ci95_reason" in score})
     notes += scores.get("interval_notes", [])
-    whole = scores["global"]["mean"]
-    notes.append(f"pooled over all pixels instead: Dice {_number(whole['dice'])}, IoU {_number(whole['iou'])}")
+    pooled = scores["global"]["mean"]
+    notes.append(f"pooled over the pixels of all cases: Dice {_number(pooled['dice'])}, IoU {_number(pooled['iou'])}")
     if "calibration" in scores:
         notes.append(_calibration_note(scores["calibration"]))
     return notes
@@ -178,61 +192,76 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
 
 def _calibration_note(calibration: Mapping[str, Any]) -> str:
     kind = "toplabel" if "toplabel" in calibration else "classwise"
-    parts = []
+    regions = []
     for region, score in calibration[kind].items():
         ece = score["ece"]
-        shown = (
+        value = (
             _number(ece)
             if not isinstance(ece, Mapping)
-            else ", ".join(f"{name} {_number(one)}" for name, one in ece.items())
+            else ", ".join(f"{name} {_number(value)}" for name, value in ece.items())
         )
-        parts.append(f"{region} {shown}")
-    return f"calibration error ({kind}, {calibration['rules']['bins']} bins): {'; '.join(parts)}"
+        regions.append(f"{region} {value}")
+    return f"expected calibration error ({kind}, {calibration['rules']['bins']} bins): {'; '.join(regions)}"
 
 
 def print_parts(seconds: Mapping[str, float], console: Console) -> None:
-    """Where the time of a training step goes, in milliseconds and shares."""
+    """Print the time of each phase of a training step, in milliseconds and as a share of the step.
+
+    Args:
+        seconds: The mean time of each phase.
+        console: Receives the table.
+    """
     total = sum(seconds.values())
-    table = Table(title=f"a step takes {1e3 * total:.1f} ms", title_justify="left")
-    table.add_column("part")
+    table = Table(title=f"training step: {1e3 * total:.1f} ms", title_justify="left")
+    table.add_column("phase")
     for heading in ("ms", "share"):
         table.add_column(heading, justify="right")
-    for part, time in seconds.items():
-        table.add_row(part, f"{1e3 * time:.2f}", f"{100 * time / total:.0f} %")
+    for phase, time in seconds.items():
+        table.add_row(phase, f"{1e3 * time:.2f}", f"{100 * time / total:.0f} %")
     console.print(table)
 
 
 def print_class_weights(
     term: str, method: str, names: Sequence[str], share: Sequence[float], weights: Sequence[float], console: Console
 ) -> None:
-    """The weight that each class got from the data, beside its share of the training pixels."""
+    """Print the class weights computed from the data, with the share of training pixels of each class.
+
+    Args:
+        term: The term of the loss that the weights belong to.
+        method: The method that computed them.
+        names: The names of the classes.
+        share: The share of the training pixels of each class.
+        weights: The weight of each class.
+        console: Receives the table.
+    """
     console.print(f"class weights of {term}: {method}", markup=False, highlight=False)
     table = Table()
     table.add_column("class", overflow="fold")
     for heading in ("share of pixels", "weight"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, part, weight in zip(names, share, weights, strict=True):
-        table.add_row(escape(name), f"{100 * part:.3g} %", f"{weight:.4g}")
+    for name, pixel_share, weight in zip(names, share, weights, strict=True):
+        table.add_row(escape(name), f"{100 * pixel_share:.3g} %", f"{weight:.4g}")
     console.print(table)
 
 
 def print_comparison(result: Mapping[str, Any], console: Console) -> None:
-    """Print the contents of comparison.json: losses by mean, then pairs with their verdicts, then the warnings.
+    """Print the contents of comparison.json: losses ordered by mean, pairs with their verdicts, and warnings.
 
-    The unadjusted intervals and p are in comparison.json only.
+    Unadjusted intervals and p-values are in comparison.json only.
     """
     console.print(_losses_table(result))
     if result["pairs"]:
         console.print(_pairs_table(result))
     if result.get("noise_floor"):
-        console.print(f"  {escape(noise_words(result['noise_floor']))}", highlight=False)
+        console.print(f"  {escape(noise_sentence(result['noise_floor']))}", highlight=False)
     method = result["method"]
-    margin = f"equivalent means within ±{result['margin']:g}, by the adjusted interval"
-    told = any(method["speaks_of"] in warning for warning in result["warnings"])
+    in_warnings = any(method["speaks_of"] in warning for warning in result["warnings"])
     for line in (
-        *([] if told else [f"the results speak of {method['speaks_of']}"]),
-        f"{method['test']}; p adjusted by {method['p_adjusted']}; adjusted interval: {method['ci95_adjusted']}",
-        f"{margin}; score: {method['score']}",
+        *([] if in_warnings else [f"the results apply to {method['speaks_of']}"]),
+        f"test: {method['test']}; adjusted interval: {method['ci95_adjusted']}; adjusted p-value: "
+        f"{method['p_adjusted']}",
+        *([verdict_explanation(result["margin"])] if result["pairs"] else []),
+        f"score: {method['score']}",
         *dict.fromkeys(pair["reason"] for pair in result["pairs"] if pair.get("reason")),
     ):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
@@ -240,45 +269,57 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
         console.print(f"  warning: {escape(warning)}", style="yellow", highlight=False)
 
 
-def noise_words(noise: Mapping[str, Any]) -> str:
-    """How far one loss is from itself."""
+def verdict_explanation(margin: float) -> str:
+    """How verdicts are read from the adjusted interval."""
     return (
-        f"The noise floor: {noise['a']} against {noise['b']}, one loss twice, differ by "
-        f"{_number(noise['difference'], '+')} ({_interval(noise['ci95'], '+')}), verdict {noise['verdict'] or 'none'}; "
-        f"{noise['cases']} cases in {noise['groups']} groups, runs: {' and '.join(map(str, noise['runs']))}"
+        f"verdicts are read from the adjusted interval: equivalent if it lies within ±{margin:g}, otherwise better or "
+        "worse if it excludes 0, and undecided if it includes 0"
+    )
+
+
+def noise_sentence(noise: Mapping[str, Any]) -> str:
+    """The noise floor: the difference between two sets of runs of one loss."""
+    return (
+        f"Noise floor: two sets of runs of the same loss, {noise['a']} and {noise['b']}, differ by "
+        f"{_number(noise['difference'], '+')} (95 % interval {_interval(noise['ci95'], '+')}; verdict "
+        f"{noise['verdict'] or 'none'}). Based on {noise['cases']} cases in {noise['groups']} groups and "
+        f"{' and '.join(map(str, noise['runs']))} runs."
     )
 
 
 def print_datasets(result: Mapping[str, Any], console: Console) -> None:
-    """Print the contents of datasets.json: mean ranks, then what the test over data sets says."""
+    """Print the contents of datasets.json: mean ranks, and the results of the test across data sets."""
     number = len(result["datasets"])
-    table = Table(title=f"mean rank by {score_name(result)} over {number} data sets", title_justify="left")
+    table = Table(title=f"mean ranks by {score_name(result)} over {number} data sets", title_justify="left")
     table.add_column("loss")
     table.add_column("mean rank", justify="right")
-    for loss, rank in sorted(result["mean_ranks"].items(), key=lambda one: one[1]):
+    for loss, rank in sorted(result["mean_ranks"].items(), key=lambda item: item[1]):
         table.add_row(escape(loss), f"{rank:.2f}")
     console.print(table)
-    said = result.get("reason") or f"{result['test']}: p {_p(result['p'])}"
-    console.print(f"  {escape(said)}", style="dim", highlight=False)
+    outcome = f"no test: {result['reason']}" if result.get("reason") else f"{result['test']}: p {_p(result['p'])}"
+    console.print(f"  {escape(outcome)}", style="dim", highlight=False)
     for pair in result["pairs"]:
-        words = f"{pair['a']} - {pair['b']}: ranks differ by {pair['rank_difference']:+.2f}, p {_p(pair['p_adjusted'])}"
-        console.print(f"  {escape(words)}", highlight=False)
+        line = (
+            f"{pair['a']} - {pair['b']}: difference of mean ranks {pair['rank_difference']:+.2f}, "
+            f"adjusted p {_p(pair['p_adjusted'])}"
+        )
+        console.print(f"  {escape(line)}", highlight=False)
 
 
 def score_name(result: Mapping[str, Any]) -> str:
-    """The metric with its aggregation, as in dice/class_case."""
+    """The metric and its aggregation, for example dice/class_case."""
     return f"{result['metric']}/{result['aggregation']}"
 
 
 def by_mean(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The losses of comparison.json, the best first, those without any run last."""
+    """The losses of comparison.json from best to worst; losses without a run come last."""
     sign = 1 if result["higher_is_better"] else -1
     return sorted(result["losses"], key=lambda loss: (not loss["runs"], -sign * (loss["mean"] or 0)))
 
 
 def _losses_table(result: Mapping[str, Any]) -> Table:
-    scale = f"{score_name(result)}, {result['cases']} cases in {result['groups']} groups"
-    table = Table(title=f"losses by mean {scale}", title_justify="left")
+    title = f"losses by mean {score_name(result)}, {result['cases']} cases in {result['groups']} groups"
+    table = Table(title=title, title_justify="left")
     table.add_column("loss")
     for heading in ("mean", "95 % CI", "runs", "lowest", "highest"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -287,8 +328,8 @@ def _losses_table(result: Mapping[str, Any]) -> Table:
         if not means:
             table.add_row(escape(loss["name"]), "-", "-", "0", "-", "-")
             continue
-        ends = (_number(min(means)), _number(max(means)))
-        table.add_row(escape(loss["name"]), _number(loss["mean"]), _interval(loss["ci95"]), str(len(means)), *ends)
+        extremes = (_number(min(means)), _number(max(means)))
+        table.add_row(escape(loss["name"]), _number(loss["mean"]), _interval(loss["ci95"]), str(len(means)), *extremes)
     return table
 
 
@@ -298,14 +339,14 @@ def _pairs_table(result: Mapping[str, Any]) -> Table:
     table.add_column("a", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     table.add_column("b", overflow="fold")
-    difference = "a - b" if result["higher_is_better"] else "b - a"  # more is better for a
+    difference = "a - b" if result["higher_is_better"] else "b - a"  # positive favours a
     for heading in (difference, "adjusted CI", "p adj."):
         table.add_column(heading, justify="right", no_wrap=True)
     for pair in result["pairs"]:
         verdict = pair["verdict"]
         numbers = [_number(pair["difference"], "+"), _interval(pair["ci95_adjusted"], "+"), _p(pair["p_adjusted"])]
-        shown = f"[{VERDICT_STYLES[verdict]}]{verdict}[/]" if verdict else "-"
-        table.add_row(escape(pair["a"]), shown, escape(pair["b"]), *numbers)
+        styled = f"[{VERDICT_STYLES[verdict]}]{verdict}[/]" if verdict else "-"
+        table.add_row(escape(pair["a"]), styled, escape(pair["b"]), *numbers)
     return table
 
 

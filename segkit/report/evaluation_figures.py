@@ -1,4 +1,4 @@
-"""Pictures of all cases together: the confusion matrix, and how honest the probabilities are."""
+"""Figures over all cases of an evaluation: the confusion matrix and reliability diagrams."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-FEW_CLASSES = 16  # so many cells can hold their numbers
+MAX_ANNOTATED_CLASSES = 16  # with more classes the cells are too small for numbers
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draw pixels [K, K], rows the reference, each row as shares of its class; a class without pixels is left blank.
+    """Draw a confusion matrix normalised by row.
 
-    Raises ValueError if the matrix does not fit the names.
+    Args:
+        matrix: Pixel counts [K, K], with the reference in rows and the prediction in columns. A class without reference
+            pixels is left blank.
+        names: The names of the K classes.
+        path: The PNG file to write.
+
+    Raises:
+        ValueError: The shape of the matrix does not match the number of names.
     """
     classes = len(names)
     if matrix.shape != (classes, classes):
@@ -27,19 +34,19 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], path: Path) -> No
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    picture = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(picture, ax=axis, label="share of the pixels of the reference class", shrink=0.8)
+    image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, ax=axis, label="share of the pixels of the reference class", shrink=0.8)
     axis.set_xticks(range(classes), list(names), rotation=45, ha="right", parse_math=False)
     axis.set_yticks(range(classes), list(names), parse_math=False)
     axis.set_xlabel("prediction")
     axis.set_ylabel("reference")
-    if classes <= FEW_CLASSES:
+    if classes <= MAX_ANNOTATED_CLASSES:
         for row, column in zip(*np.nonzero(~np.isnan(shares)), strict=True):
             share = float(shares[row, column])
             axis.text(
                 column,
                 row,
-                _shown(share),
+                _share_label(share),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -48,14 +55,19 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], path: Path) -> No
     _save(figure, path)
 
 
-def _shown(share: float) -> str:
+def _share_label(share: float) -> str:
     if 0 < share < 0.001:
         return "<0.001"
     return f"{share:.3f}"
 
 
 def reliability_figure(calibration: Mapping[str, Any], path: Path) -> None:
-    """Draw accuracy over confidence for each region of `calibration` in scores.json, and how many pixels a bin has."""
+    """Draw a reliability diagram for each region, with the share of pixels in each bin below it.
+
+    Args:
+        calibration: The section `calibration` of scores.json.
+        path: The PNG file to write.
+    """
     regions = calibration["reliability"]
     figure = Figure(figsize=(4.2 * len(regions), 5.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -63,7 +75,7 @@ def reliability_figure(calibration: Mapping[str, Any], path: Path) -> None:
     for (upper, lower), (region, rows) in zip(axes.T, regions.items(), strict=True):
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
         for name, row in rows.items():
-            confidence, accuracy = (np.array(row[part], dtype=float) for part in ("confidence", "accuracy"))
+            confidence, accuracy = (np.array(row[key], dtype=float) for key in ("confidence", "accuracy"))
             upper.plot(confidence, accuracy, marker="o", markersize=3, label=name)
             pixels = np.array(row["pixels"], dtype=float)
             edges = np.linspace(0, 1, len(pixels) + 1)

@@ -1,4 +1,4 @@
-"""What all pages have in common: they come as HTML that holds everything and loads nothing, and as Markdown."""
+"""Pages as self-contained HTML, which loads nothing, and as Markdown with figures as files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,28 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Picture:
-    """name: of its file. words: what is to be seen. png: the file."""
+    """A figure of a page: the name of its file, its title and caption, and its contents as PNG."""
 
     name: str
     title: str
-    words: str
+    caption: str
     png: bytes
 
     @property
     def embedded(self) -> str:
+        """The picture as a data URL."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
-def write_both(template: str, shown: Mapping[str, Any], out: Path, name: str) -> None:
-    """Write name.html and name.md from the templates of a page, and the pictures of the latter into `figures`."""
+def write_both(template: str, values: Mapping[str, Any], out: Path, name: str) -> None:
+    """Write name.html and name.md from the templates of a page, and the pictures of name.md to the folder `figures`.
+
+    Args:
+        template: The name of the templates, without `.html.j2` and `.md.j2`.
+        values: The variables of the templates; `pictures` is a list of `Picture`.
+        out: The output folder.
+        name: The name of both files.
+    """
     environment = Environment(
         loader=PackageLoader("segkit.report"),
         autoescape=lambda name: name is not None and "html" in name,
@@ -37,33 +45,37 @@ def write_both(template: str, shown: Mapping[str, Any], out: Path, name: str) ->
     )
     environment.filters |= {"number": number, "interval": interval, "p": p_value, "cell": markdown_cell}
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for picture in shown["pictures"]:
+    for picture in values["pictures"]:
         (out / "figures" / f"{picture.name}.png").write_bytes(picture.png)
     for kind in ("html", "md"):
-        (out / f"{name}.{kind}").write_text(environment.get_template(f"{template}.{kind}.j2").render(shown))
+        (out / f"{name}.{kind}").write_text(environment.get_template(f"{template}.{kind}.j2").render(values))
 
 
 def png_of(figure: Figure) -> bytes:
+    """A figure as PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
 
 
 def number(value: float | None, sign: str = "") -> str:
+    """A number with four digits, or a dash for None."""
     return "-" if value is None else f"{value:{sign}.4f}"
 
 
 def interval(ends: list[float] | None, sign: str = "") -> str:
+    """An interval with four digits, or a dash for None."""
     return "-" if ends is None else f"{ends[0]:{sign}.4f} to {ends[1]:{sign}.4f}"
 
 
 def p_value(value: float | None) -> str:
+    """A p-value with three digits, or a dash for None."""
     return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def markdown_cell(value: Any) -> str:
-    """Text that ends no cell, starts no tag and calls for no picture."""
+    """A value as text of a Markdown table cell, with all markup escaped."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    for letter in "\\`*_[]<>|!":
-        text = text.replace(letter, f"\\{letter}")
+    for character in "\\`*_[]<>|!":
+        text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

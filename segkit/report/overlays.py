@@ -1,4 +1,4 @@
-"""Pictures of cases: image, reference, prediction and errors side by side."""
+"""Overlays of cases: image, reference, prediction and errors side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 
 from segkit.labels import Labels
 
-# for classes, three of Okabe and Ito's colours and then Tol's muted ones; the rest of Okabe and Ito's are for errors
+# classes: three colours of Okabe and Ito, then the muted colours of Tol; errors: other colours of Okabe and Ito
 PALETTE = (
     *("#E69F00", "#56B4E9", "#0072B2"),
     *("#CC6677", "#117733", "#882255", "#DDCC77", "#44AA99", "#AA4499", "#999933", "#332288"),
@@ -33,34 +33,52 @@ Row = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 
 def choose_cases(cases: pd.DataFrame, labels: Labels) -> list[tuple[str, str, float]]:
-    """The worst, the median and the best case by mean foreground Dice, as (what, name, Dice).
+    """The cases with the worst, the median and the best mean foreground Dice.
 
-    The mean is over the foreground classes that the case counts; a case with none is not chosen. The median is the
-    lower of two; equal cases go by name. Two cases are worst and best, one is the only one.
+    The mean is over the foreground classes that count for the case; cases without any are ignored. Of an even number of
+    cases, the lower median is taken. Cases with equal scores are ordered by name.
+
+    Args:
+        cases: A table with the columns case, class and dice.
+        labels: The labels of the experiment.
+
+    Returns:
+        Tuples (description, name, Dice) with the descriptions worst, median and best; worst and best for two cases;
+        only case for one.
     """
     names = _foreground_names(labels)
-    table: Any = cases  # pandas says little about its types
+    table: Any = cases  # the types of pandas are too vague for a type checker
     means = table[table["class"].isin(names)].groupby("case")["dice"].mean().dropna()
     ranked = sorted(zip(means.tolist(), means.index.tolist(), strict=True))
-    places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
-    chosen = {1: ["only case"], 2: ["worst", "best"]}.get(len(ranked), list(places) if ranked else [])
-    return [(what, ranked[places.get(what, 0)][1], ranked[places.get(what, 0)][0]) for what in chosen]
+    indices = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
+    if len(ranked) < 3:
+        indices = {0: {}, 1: {"only case": 0}, 2: {"worst": 0, "best": 1}}[len(ranked)]
+    return [(description, ranked[index][1], ranked[index][0]) for description, index in indices.items()]
 
 
 def overlay_figure(rows: Sequence[Row], labels: Labels, path: Path, title: str | None = None) -> None:
-    """Draw a row a case, (caption, image, mask, prediction), and save it as a picture.
+    """Draw one row of panels per case and save the figure.
 
-    image: [C, *S], shown as RGB with 3 channels in 2D, else its first channel, from its 1st to its 99th percentile.
-    mask, prediction: [*S] of class numbers, or [K, *S] of 0 and 1. Volumes are shown in the slice along the last axis
-    that has the most foreground in the reference, else in the prediction, and the caption names it. Ignored pixels of
-    the mask are striped grey. Raises ValueError if there are no rows.
+    Volumes are shown in the slice along the last axis with the most foreground in the reference, or in the prediction
+    if the reference is empty; the caption names the slice. Ignored pixels of the mask are striped grey.
+
+    Args:
+        rows: A tuple (caption, image, mask, prediction) for each case. The image is [C, *S]; a 2D image with three
+            channels is shown as RGB, any other by its first channel, scaled from its 1st to its 99th percentile. Mask
+            and prediction are class numbers [*S], or planes [K, *S] of 0 and 1.
+        labels: The labels of the experiment.
+        path: The PNG file to write.
+        title: An optional title.
+
+    Raises:
+        ValueError: There are no rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _figure(rows, labels, title).savefig(path, dpi=110)
 
 
 def overlay_picture(rows: Sequence[Row], labels: Labels) -> np.ndarray:
-    """The same as bytes [H, W, 3]."""
+    """The figure of `overlay_figure` as an RGB array of bytes, [H, W, 3]."""
     canvas = FigureCanvasAgg(_figure(rows, labels, None))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -73,17 +91,19 @@ def _figure(rows: Sequence[Row], labels: Labels, title: str | None) -> Figure:
     heights = [PANEL_INCHES * min(max(view.reference.shape[1] / view.reference.shape[2], 0.3), 2) for view in views]
     legends = [class_patches(labels), _error_patches(labels, any(not view.valid.all() for view in views))]
     columns = [_legend_columns(patches) for patches in legends]
-    lines = [-(-len(patches) // most) for patches, most in zip(legends, columns, strict=True)]
-    parts = [*(height + 0.65 for height in heights), *(LINE_INCHES * (1 + count) for count in lines)]
-    figure = Figure(figsize=(len(PANELS) * PANEL_INCHES, sum(parts) + (0.4 if title else 0)), layout="constrained")
+    legend_rows = [-(-len(patches) // count) for patches, count in zip(legends, columns, strict=True)]
+    band_heights = [*(height + 0.65 for height in heights), *(LINE_INCHES * (1 + count) for count in legend_rows)]
+    figure = Figure(
+        figsize=(len(PANELS) * PANEL_INCHES, sum(band_heights) + (0.4 if title else 0)), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, fontsize=13, parse_math=False)
-    bands = np.ravel(np.asarray(figure.subfigures(len(parts), 1, height_ratios=parts)))
+    bands = np.ravel(np.asarray(figure.subfigures(len(band_heights), 1, height_ratios=band_heights)))
     for band, view in zip(bands[: len(views)], views, strict=True):
         _draw(band, view, labels)
-    for band, patches, most in zip(bands[len(views) :], legends, columns, strict=True):
-        legend = band.legend(handles=patches, loc="center", ncols=most, frameon=False, fontsize=9)
+    for band, patches, count in zip(bands[len(views) :], legends, columns, strict=True):
+        legend = band.legend(handles=patches, loc="center", ncols=count, frameon=False, fontsize=9)
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure
@@ -91,8 +111,15 @@ def _figure(rows: Sequence[Row], labels: Labels, title: str | None) -> Figure:
 
 @dataclass(frozen=True)
 class View:
-    """What is drawn of one case: image [H, W, 3] from 0 to 1; reference and predicted bool [foreground, H, W], false
-    where not valid; valid [H, W], false where a pixel is ignored for every class."""
+    """The arrays that are drawn for one case.
+
+    Args:
+        caption: The text above the panels.
+        image: [H, W, 3], from 0 to 1.
+        reference: The foreground classes of the reference, bool [F, H, W]; false at ignored pixels.
+        predicted: The foreground classes of the prediction, bool [F, H, W]; false at ignored pixels.
+        valid: Bool [H, W]; false at pixels that are ignored for every class.
+    """
 
     caption: str
     image: np.ndarray
@@ -114,9 +141,10 @@ def _view(row: Row, labels: Labels) -> View:
 
 
 def choose_slice(reference: np.ndarray, predicted: np.ndarray) -> int:
-    """The slice along the last axis of [K, *S] with the most foreground in the reference, else in the prediction.
+    """The index of the slice to show, along the last axis of planes [K, *S].
 
-    The first of several; the middle one where both are empty.
+    This is the first slice with the most foreground in the reference, or in the prediction if the reference is empty.
+    If both are empty, it is the middle slice.
     """
     for planes in (reference, predicted):
         if planes.any():
@@ -125,7 +153,7 @@ def choose_slice(reference: np.ndarray, predicted: np.ndarray) -> int:
 
 
 def _reference_planes(mask: np.ndarray, labels: Labels, spatial: int) -> tuple[np.ndarray, np.ndarray]:
-    """The foreground classes [F, *S] and where they count, [1 or F, *S]."""
+    """The foreground classes of the reference, [F, *S], and their valid pixels, [1 or F, *S]."""
     target = labels.target(torch.from_numpy(np.ascontiguousarray(mask))[None], spatial=spatial)
     planes = labels.onehot(target)[0, list(labels.foreground)].bool()
     valid = torch.ones_like(planes) if target.valid_channels is None else target.valid_channels[0]
@@ -142,7 +170,7 @@ def _predicted_planes(prediction: np.ndarray, labels: Labels) -> np.ndarray:
 
 
 def _displayed(image: np.ndarray) -> np.ndarray:
-    """[C, H, W] -> [H, W, 3] between 0 and 1, from the 1st to the 99th percentile of the finite values."""
+    """The image [C, H, W] as [H, W, 3], scaled to [0, 1] from its 1st to its 99th percentile."""
     shown = image if len(image) == 3 else np.repeat(image[:1], 3, axis=0)
     shown = np.nan_to_num(np.moveaxis(shown, 0, -1).astype(np.float64), posinf=0, neginf=0)
     low, high = np.percentile(shown, (1, 99))
@@ -163,12 +191,12 @@ def _draw(band: SubFigure, view: View, labels: Labels) -> None:
 
 
 def view_of(caption: str, image: np.ndarray, mask: np.ndarray, labels: Labels) -> View:
-    """What is drawn of an image and its mask alone; arrays as for `overlay_figure`."""
+    """The view of an image and its mask without a prediction; arrays as for `overlay_figure`."""
     return _view((caption, image, mask, np.zeros_like(mask)), labels)
 
 
 def draw_classes(axis: Axes, view: View, labels: Labels) -> None:
-    """The image with the classes of the reference over it."""
+    """Draw the image with the classes of the reference as an overlay."""
     _draw_planes(axis, view, view.reference, labels)
 
 
@@ -181,15 +209,15 @@ def _draw_planes(axis: Axes, view: View, planes: np.ndarray, labels: Labels) -> 
 
 
 def class_colours(labels: Labels) -> list[str]:
-    """A colour for each foreground class, from a fixed palette that starts again after its end."""
-    return [PALETTE[place % len(PALETTE)] for place in range(len(labels.foreground))]
+    """One colour for each foreground class, from a fixed palette that is repeated if necessary."""
+    return [PALETTE[number % len(PALETTE)] for number in range(len(labels.foreground))]
 
 
 def error_map(view: View) -> np.ndarray:
-    """The darkened image with correct, spurious, missed and confused foreground, [H, W, 3].
+    """The darkened image with correct, spurious, missed and confused foreground in colour, [H, W, 3].
 
-    Confused is a pixel where one class is missed and another is predicted in its place. Where classes overlap, an
-    error of one hides that another is correct.
+    A pixel is confused if one class is missed and another class is predicted in its place. If classes overlap, an error
+    in one class hides a correct prediction of another.
     """
     missed = (view.reference & ~view.predicted).any(0)
     spurious = (view.predicted & ~view.reference).any(0)
@@ -214,7 +242,7 @@ def _striped(shown: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def _contours(axis: Axes, planes: np.ndarray, labels: Labels) -> None:
-    """Outlines of [F, H, W]; a plane that is all one value has none."""
+    """Draw the outlines of planes [F, H, W]; constant planes have none."""
     for plane, colour in zip(planes, class_colours(labels), strict=True):
         if plane.any() and not plane.all():
             axis.contour(plane, levels=[0.5], colors=[colour], linewidths=1.2)
@@ -225,12 +253,13 @@ def _foreground_names(labels: Labels) -> list[str]:
 
 
 def class_patches(labels: Labels) -> list[Patch]:
+    """The legend entries of the foreground classes."""
     entries = zip(_foreground_names(labels), class_colours(labels), strict=True)
     return [Patch(facecolor=colour, label=name) for name, colour in entries]
 
 
 def _error_patches(labels: Labels, ignored: bool) -> list[Patch]:
-    entries = [("errors: correct", CORRECT), ("false positive", SPURIOUS), ("false negative", MISSED)]
+    entries = [("errors: correct", CORRECT), ("spurious", SPURIOUS), ("missed", MISSED)]
     entries += [("wrong class", CONFUSED)] if len(labels.foreground) > 1 else []
     patches = [Patch(facecolor=colour, label=name) for name, colour in entries]
     stripes = Patch(facecolor=IGNORED[1], edgecolor=IGNORED[0], hatch="////", label="ignored")
@@ -238,6 +267,6 @@ def _error_patches(labels: Labels, ignored: bool) -> list[Patch]:
 
 
 def _legend_columns(patches: Sequence[Patch]) -> int:
-    """As many columns, six at most, as their longest label leaves room for."""
+    """The number of legend columns, at most six, that fits the longest label."""
     longest = max(len(str(patch.get_label())) for patch in patches)
     return max(1, min(6, len(patches), 150 // (longest + 8)))

@@ -1,4 +1,4 @@
-"""Units of a comparison on a Ray cluster of two nodes on this machine, of which a worker is killed."""
+"""A comparison on a Ray cluster with two nodes on this machine, one of whose workers is killed."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from segkit.commands.compare import CompareOptions, compare  # noqa: E402
 LOSSES = ("dice", "cross_entropy")
 
 
-def test_all_units_finish_though_a_worker_is_killed(tmp_path, monkeypatch):
+def test_all_units_finish_although_a_worker_is_killed(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -45,7 +45,7 @@ def test_all_units_finish_though_a_worker_is_killed(tmp_path, monkeypatch):
 
 
 def kill_a_worker(out):
-    """In a thread: once a unit is being trained, kill the process that does it. Returns what says whether it did."""
+    """In a thread, kill the process that trains a unit once one is running. Returns a function that says whether it did."""
     import threading
 
     done = threading.Event()
@@ -66,7 +66,7 @@ def kill_a_worker(out):
 
 
 def _is_training(file):
-    """Whether it is the command line of a Ray worker that is at a unit; other processes may end meanwhile."""
+    """Whether it is the command line of a Ray worker that trains a unit; the process may end meanwhile."""
     try:
         return b"ray::train_remotely" in file.read_bytes()
     except OSError:

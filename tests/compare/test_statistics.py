@@ -1,4 +1,4 @@
-"""Comparing losses: against scipy and statsmodels, against loops, and by simulated error rates."""
+"""Comparison of losses: against scipy and statsmodels, against plain loops, and by simulated error rates."""
 
 import itertools
 import json
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from segkit.compare.statistics import analyse
+from segkit.compare.statistics import analyse, holm
+from segkit.compare.variance_models import equal_spread_p
 
 from support.simulated_tables import SIMULATIONS, long_table, simulated
 
@@ -48,7 +49,7 @@ def test_without_run_variance_it_is_the_paired_t_test_over_cases():
 
 
 def by_hand(values, a, b):
-    """The two-way variance of the reference, 3.2, with loops: difference, variance, degrees of freedom."""
+    """Difference, two-way variance and degrees of freedom of a pair, computed with loops."""
     cases = values[a].shape[1]
     squares, freedom = 0.0, 0
     for array in values.values():
@@ -71,7 +72,7 @@ def by_hand(values, a, b):
 
 
 @pytest.mark.parametrize(("cases", "run_sd"), [(60, 0.02), (12, 0.0), (12, 0.004)])
-def test_two_way_test_is_the_formula_of_the_reference(cases, run_sd):
+def test_two_way_test_matches_a_loop(cases, run_sd):
     values = simulated(np.random.default_rng(4), 3, 4, cases, run_sd=run_sd)
     values["loss2"] = values["loss2"][:2]
     pairs = analyse(long_table(values))["pairs"]
@@ -86,7 +87,27 @@ def test_two_way_test_is_the_formula_of_the_reference(cases, run_sd):
     assert [pair["p_adjusted"] for pair in pairs] == pytest.approx(multipletests(p, method="holm")[1])
 
 
-def test_pairs_differ_in_holm_from_unadjusted():
+@pytest.mark.parametrize("number", [1, 2, 5, 28])
+def test_holm_matches_statsmodels(number):
+    p = np.random.default_rng(number).uniform(size=number) ** 3
+    p[number // 2] = p[0]  # a tie
+    assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1])
+    assert holm([]) == []
+
+
+def test_equal_spread_is_the_test_of_bartlett():
+    generator = np.random.default_rng(7)
+    samples = [generator.normal(0, spread, size) for spread, size in ((1, 3), (2, 5), (0.5, 4))]
+    variances, df = np.array([sample.var(ddof=1) for sample in samples]), np.array([len(s) - 1 for s in samples])
+    pooled = (variances * df).sum() / df.sum()
+    correction = 1 + ((1 / df).sum() - 1 / df.sum()) / (3 * (len(samples) - 1))
+    statistic = (df.sum() * np.log(pooled) - (df * np.log(variances)).sum()) / correction
+    assert equal_spread_p(samples) == pytest.approx(stats.chi2.sf(statistic, len(samples) - 1))
+    assert equal_spread_p(samples[:1]) == equal_spread_p([np.ones(3), np.ones(3)]) == 1
+    assert equal_spread_p([np.ones(3), samples[1]]) == 0
+
+
+def test_holm_adjusts_all_pairs():
     pairs = analyse(long_table(simulated(np.random.default_rng(3), 4, 3, 60, shift=0.02)))["pairs"]
     assert len(pairs) == 6
     assert sum(pair["p_adjusted"] > pair["p"] for pair in pairs) >= 5
@@ -94,7 +115,7 @@ def test_pairs_differ_in_holm_from_unadjusted():
     assert smallest["p_adjusted"] == pytest.approx(min(1, 6 * smallest["p"]))
 
 
-def test_loss_interval_has_the_same_components():
+def test_interval_of_a_loss_matches_its_formula():
     values = simulated(np.random.default_rng(4), 2, 3, 40)
     result = analyse(long_table(values))["losses"][0]
     array = values["loss0"]
@@ -110,8 +131,8 @@ def test_loss_interval_has_the_same_components():
     assert [(run["seed"], run["fold"]) for run in result["runs"]] == [(0, 0), (1, 0), (2, 0)]
 
 
-def headline(table, loss, seed, classes):
-    """Mean over classes of means over the cases that any run counts, with loops; a run's NaN there is 1."""
+def expected_score(table, loss, seed, classes):
+    """Mean over classes of means over the cases with a value in any run, with loops; NaN counts as 1 there."""
     means = []
     for name in classes:
         scores = []
@@ -126,7 +147,7 @@ def headline(table, loss, seed, classes):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), groups=st.integers(2, 12))
-def test_scores_are_the_headline_whatever_is_empty(seed, groups):
+def test_scores_match_a_loop_with_random_missing_values(seed, groups):
     generator = np.random.default_rng(seed)
     values = {loss: generator.uniform(size=(2, 14, 3)) for loss in "ab"}
     for array in values.values():
@@ -135,14 +156,14 @@ def test_scores_are_the_headline_whatever_is_empty(seed, groups):
     result = analyse(table)
     json.dumps(result, allow_nan=False)
     for loss in result["losses"]:
-        expected = [headline(table, loss["name"], run["seed"], ("x", "y")) for run in loss["runs"]]
+        expected = [expected_score(table, loss["name"], run["seed"], ("x", "y")) for run in loss["runs"]]
         assert [run["mean"] for run in loss["runs"]] == pytest.approx(expected)
         assert loss["mean"] == pytest.approx(np.mean(expected))
     (pair,) = result["pairs"]
     assert pair["difference"] == pytest.approx(result["losses"][0]["mean"] - result["losses"][1]["mean"])
 
 
-def test_empty_classes_count_alike_in_all_runs():
+def test_all_runs_count_the_same_cases():
     nan = np.nan
     spurious = {"a": [[0.5, nan]], "b": [[0.5, 0.0]]}
     result = analyse(long_table(spurious))
@@ -151,12 +172,12 @@ def test_empty_classes_count_alike_in_all_runs():
     assert [loss["mean"] for loss in analyse(long_table(never))["losses"]] == pytest.approx([0.5, 0.7])
 
 
-def test_a_class_that_no_case_has_is_named():
+def test_classes_without_any_case_are_reported():
     values = {loss: np.full((2, 12, 2), 0.5) for loss in "ab"}
     for array in values.values():
         array[..., 1] = np.nan
     warnings = analyse(long_table(values, ("x", "y")))["warnings"]
-    assert any("no case has them: y" in words for words in warnings)
+    assert any(words.startswith("excluded from the mean") and words.endswith(": y") for words in warnings)
 
 
 def test_only_the_named_classes_count():
@@ -168,7 +189,7 @@ def test_only_the_named_classes_count():
     assert every["losses"][0]["mean"] == pytest.approx(values["a"].mean())
 
 
-def test_groups_of_equal_size_are_the_units():
+def test_groups_of_equal_size_are_the_observations():
     values = simulated(np.random.default_rng(6), 2, 3, 60)
     groups = [f"patient{case // 3}" for case in range(60)]
     grouped = analyse(long_table(values, groups=groups))
@@ -179,7 +200,7 @@ def test_groups_of_equal_size_are_the_units():
     assert grouped["losses"][0]["ci95"] == pytest.approx(expected["losses"][0]["ci95"])
 
 
-def test_copies_of_a_case_in_its_group_add_no_certainty():
+def test_copies_of_a_case_within_its_group_do_not_narrow_the_interval():
     values = simulated(np.random.default_rng(1), 2, 3, 30, run_sd=0.001)
     copied = {loss: np.repeat(array, 4, axis=1) for loss, array in values.items()}
     groups = [f"patient{case // 4}" for case in range(120)]
@@ -188,8 +209,8 @@ def test_copies_of_a_case_in_its_group_add_no_certainty():
     assert half(naive["ci95"]) < half(once["ci95"])
 
 
-def test_unequal_groups_have_the_interval_of_a_cluster_jackknife():
-    """The linearised cluster variance is the delete-one-group jackknife's, up to terms of higher order."""
+def test_interval_of_unequal_groups_matches_a_cluster_jackknife():
+    """The infinitesimal jackknife agrees with the delete-one-group jackknife up to terms of higher order."""
     generator = np.random.default_rng(8)
     sizes = generator.integers(1, 6, size=150)
     groups = np.repeat(np.arange(150), sizes)
@@ -203,7 +224,7 @@ def test_unequal_groups_have_the_interval_of_a_cluster_jackknife():
 
 
 def verdict_of(shift, noise, **options):
-    """The pair of two losses, three runs each, that differ by `shift` with runs spread by `noise`."""
+    """The pair of two losses with three runs each, which differ by `shift`; runs vary by `noise`."""
     spread = np.array([-1.0, 0.0, 1.0]) * noise
     case = np.linspace(0.2, 0.8, 60)
     return only_pair({"a": np.add.outer(spread + shift, case), "b": np.add.outer(spread, case)}, **options)
@@ -261,7 +282,7 @@ def test_families_and_the_baseline():
     assert {("loss1", "loss0"), ("loss2", "loss0"), ("loss3", "loss0"), ("loss1", "loss2")} < turned
 
 
-def test_names_and_order_do_not_matter():
+def test_names_and_order_of_losses_do_not_affect_p_values():
     table = long_table(simulated(np.random.default_rng(11), 3, 3, 40))
     shuffled = table.sample(frac=1, random_state=1).replace({"loss0": "z", "loss2": "a"})
     p = {frozenset((pair["a"], pair["b"])): pair["p"] for pair in analyse(table)["pairs"]}
@@ -270,7 +291,7 @@ def test_names_and_order_do_not_matter():
         assert pair["p"] == pytest.approx(p[frozenset((renamed[pair["a"]], renamed[pair["b"]]))])
 
 
-def test_one_run_a_loss_is_about_checkpoints():
+def test_single_runs_give_results_about_checkpoints():
     values = simulated(np.random.default_rng(12), 2, 1, 60)
     result = analyse(long_table(values))
     (pair,) = result["pairs"]
@@ -306,7 +327,7 @@ def residual_variance(array):
     return (residual**2).sum() / ((len(array) - 1) * (array.shape[1] - 1))
 
 
-def test_few_groups_speak_of_these_cases_only():
+def test_results_with_few_groups_apply_to_these_cases_only():
     values = simulated(np.random.default_rng(14), 2, 4, 9)
     result = analyse(long_table(values))
     means = [values[loss].mean(1) for loss in values]
@@ -323,12 +344,12 @@ def test_few_groups_speak_of_these_cases_only():
     assert "fewer than 10 groups" in alone["losses"][0]["reason"]
 
 
-def test_warnings_are_given_when_due():
+def test_caveats():
     def warned(runs, cases):
         return " ".join(analyse(long_table(simulated(np.random.default_rng(16), 2, runs, cases)))["warnings"])
 
     assert warned(8, 50) == ""
-    assert warned(3, 50).startswith("with fewer than 8 runs a loss, runs that spread unequally are often not noticed")
+    assert warned(3, 50).startswith("fewer than 8 runs per loss: an unequal spread")
     assert "fewer than 3 runs (loss0 2, loss1 2)" in warned(2, 50)
     assert "49 cases, fewer than 50" in warned(3, 49)
     table = long_table(simulated(np.random.default_rng(16), 2, 4, 50))
@@ -346,7 +367,7 @@ def broken(change):
     [
         (lambda t: t.drop(columns="seed"), r"\['seed'\] are missing"),
         (lambda t: t[~((t["seed"] == 1) & (t["loss"] == "loss1") & (t["case"] == "case3"))], "loss1, seed 1.*case3"),
-        (lambda t: pd.concat([t, t.iloc[:1]]), "repeated is .*case0"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "repeated: .*case0"),
         (lambda t: t.assign(dice=t["dice"] * 100), "percentages"),
         (lambda t: t.assign(group=np.arange(len(t))), "case 'case0' is in 4"),
         (lambda t: t.assign(group=None), "blanks"),
@@ -354,7 +375,7 @@ def broken(change):
         (lambda t: t.assign(**{"class": "background"}), "expected rows of the classes"),
     ],
 )
-def test_bad_tables_are_refused(change, message):
+def test_invalid_tables_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         analyse(broken(change))
 
@@ -367,16 +388,16 @@ def test_bad_tables_are_refused(change, message):
         ({"family": "vs_baseline"}, "needs a baseline"),
         ({"family": "some"}, "got 'some'"),
         ({"margin": -0.1}, "got -0.1"),
-        ({"classes": ["organ", "liver"]}, r"'liver'\], got rows of \['organ'\]"),
+        ({"classes": ["organ", "liver"]}, r"'liver'\], got \['organ'\]"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         analyse(broken(lambda table: table), **options)
 
 
 def false_rejections(count):
-    """The shares of `count` pairs of identical losses that our test and a Wilcoxon test over one run each reject."""
+    """Rejection rates of our test and of a Wilcoxon test over single runs, for `count` pairs of equal losses."""
     generator = np.random.default_rng(18)
     rejected, naive = 0, 0
     for _ in range(count):
@@ -386,14 +407,14 @@ def false_rejections(count):
     return rejected / count, naive / count
 
 
-def test_equal_losses_are_rarely_told_apart_but_a_naive_test_often_is_wrong():
+def test_false_positive_rate_of_two_equal_losses():
     ours, naive = false_rejections(300)
     assert 0.01 < ours < 0.09
     assert naive > 0.2
 
 
-def test_eight_equal_losses_are_rarely_told_apart():
-    """The short form of the next: of 12 comparisons at most 3 are wrong where 6 % are, with 99 % certainty."""
+def test_false_verdict_rate_of_eight_equal_losses():
+    """Short version of the next test: at an error rate of 6 %, at most 3 of 12 comparisons fail with 99 % probability."""
     rates = SIMULATIONS.error_rates(8, 3, 100, 12)
     assert rates["equal"] <= 0.25
     assert max(rates["every second wide"], rates["one wide"]) <= 0.34
@@ -416,18 +437,18 @@ def test_error_rates_of_long_simulations(losses, runs, cases):
     ("losses", "shift", "runs", "least"), [(2, 0.006, 5, 0.35), (8, 0.015, 3, 0.45), (8, 0.015, 5, 0.85)]
 )
 def test_power(losses, shift, runs, least):
-    """The reference has 0.39, 0.62 and 0.92."""
+    """The power in an independent simulation is 0.39, 0.62 and 0.92."""
     assert SIMULATIONS.power(losses, runs, 100, shift, 300) >= least
 
 
-def test_a_real_difference_is_found():
+def test_true_differences_are_found():
     generator = np.random.default_rng(19)
-    found = [only_pair(simulated(generator, 2, 5, 100, shift=0.02))["verdict"] for _ in range(20)]
-    assert found.count("better") >= 18
+    verdicts = [only_pair(simulated(generator, 2, 5, 100, shift=0.02))["verdict"] for _ in range(20)]
+    assert verdicts.count("better") >= 18
 
 
-def test_scores_that_rules_left_out_are_no_perfect_scores():
-    """A case without a value counts 1 where the class is in neither, not where it was missed or spurious."""
+def test_tables_with_left_out_scores_are_refused():
+    """A missing value counts as 1 only if the class is absent from both prediction and reference."""
     rows = [
         {"loss": loss, "seed": seed, "fold": 0, "case": case, "group": case, "class": "a", "tp": 0, "predicted": 5}
         | {"reference": 0, "dice": np.nan if case == "c1" else 0.5, "iou": 0.3}

@@ -1,4 +1,4 @@
-"""Pictures and tables: the right cases, slices and colours, nothing cut off, every number shown."""
+"""Figures, overlays and console tables: cases, slices, colours, clipped text and printed numbers."""
 
 import io
 import math
@@ -25,18 +25,20 @@ REGIONS = Labels(["whole", "core"], mode="multilabel", ignore_index=255, regions
 
 
 def cases_of(scores):
-    """A table of {case: [Dice of a, Dice of b]}, with a perfect background that must not count."""
+    """A table of {case: [Dice of a, Dice of b]} with a perfect background, which must be ignored."""
     rows = [(case, "background", 1.0) for case in scores]
     rows += [(case, name, dice) for case, pair in scores.items() for name, dice in zip("ab", pair, strict=True)]
     return pd.DataFrame(rows, columns=["case", "class", "dice"])
 
 
-def test_worst_median_and_best_are_chosen_by_mean_foreground_dice():
+def test_worst_median_and_best_case_by_mean_foreground_dice():
     nan = math.nan
     scores = {"p": [0.9, 0.7], "q": [nan, nan], "r": [0.1, nan], "s": [0.2, 0.6], "t": [0.5, 0.5], "u": [0.9, 0.9]}
     expected = [("worst", "r", 0.1), ("median", "t", 0.5), ("best", "u", 0.9)]
     chosen = choose_cases(cases_of(scores), THREE)
-    assert [(what, name) for what, name, _ in chosen] == [(what, name) for what, name, _ in expected]
+    assert [(description, name) for description, name, _ in chosen] == [
+        (description, name) for description, name, _ in expected
+    ]
     assert [dice for *_, dice in chosen] == pytest.approx([dice for *_, dice in expected])
 
 
@@ -54,11 +56,11 @@ def test_worst_median_and_best_are_chosen_by_mean_foreground_dice():
         ),
     ],
 )
-def test_few_and_equal_cases(scores, expected):
-    assert [(what, name) for what, name, _ in choose_cases(cases_of(scores), THREE)] == expected
+def test_choice_of_few_or_tied_cases(scores, expected):
+    assert [(description, name) for description, name, _ in choose_cases(cases_of(scores), THREE)] == expected
 
 
-def test_the_slice_with_most_reference_is_shown():
+def test_slice_with_most_reference_is_shown():
     reference, predicted = np.zeros((2, 6, 5, 9), dtype=bool), np.zeros((2, 6, 5, 9), dtype=bool)
     reference[0, :2, :2, 3] = reference[1, :2, :2, 5] = reference[0, 3:5, :2, 5] = True
     predicted[:, :, :, 7] = True
@@ -72,7 +74,7 @@ def view_of(mask, prediction, labels, image=None):
     return overlays._view(("x", np.reshape(image, (1, *mask.shape[-2:])), mask, prediction), labels)
 
 
-def test_the_error_map_says_what_is_wrong_where():
+def test_error_map_colours():
     mask = np.array([[1, 1, 2, 0, 0, 255]], dtype=np.uint8).repeat(3, axis=0)
     prediction = np.array([[1, 0, 1, 2, 0, 1]], dtype=np.uint8).repeat(3, axis=0)
     view = view_of(mask, prediction, THREE, np.zeros(18))
@@ -80,12 +82,12 @@ def test_the_error_map_says_what_is_wrong_where():
     dark = blended[4]
     assert dark.std() == 0
     colours = [to_hex(np.clip((pixel - 0.2 * dark) / 0.8, 0, 1)) for pixel in blended[:4]]
-    wanted = [overlays.CORRECT, overlays.MISSED, overlays.CONFUSED, overlays.SPURIOUS]
-    assert colours == [colour.lower() for colour in wanted]
+    expected = [overlays.CORRECT, overlays.MISSED, overlays.CONFUSED, overlays.SPURIOUS]
+    assert colours == [colour.lower() for colour in expected]
     assert to_hex(blended[5]) in [colour.lower() for colour in overlays.IGNORED]
 
 
-def test_every_mode_gives_planes_of_its_foreground():
+def test_foreground_planes_in_every_mode():
     numbers = np.array([[0, 1], [2, 255]], dtype=np.uint8)
     both = np.array([[[0, 1], [1, 255]], [[0, 0], [1, 255]]], dtype=np.uint8)
     exclusive = view_of(numbers, numbers, THREE)
@@ -99,7 +101,7 @@ def test_every_mode_gives_planes_of_its_foreground():
     assert binary.reference.tolist() == binary.predicted.tolist() == [[[False, True], [True, False]]]
 
 
-def test_images_are_shown_between_their_percentiles():
+def test_images_are_scaled_between_percentiles():
     image = np.arange(1000, dtype=np.float32).reshape(1, 20, 50)
     image[0, 0, 0], image[0, -1, -1] = -1e9, 1e9
     shown = overlays._displayed(image)
@@ -112,7 +114,7 @@ def test_images_are_shown_between_their_percentiles():
     assert np.isfinite(overlays._displayed(np.full((1, 4, 4), np.nan))).all()
 
 
-def test_classes_and_errors_have_colours_of_their_own():
+def test_classes_and_errors_have_distinct_colours():
     errors = {overlays.CORRECT, overlays.SPURIOUS, overlays.MISSED, overlays.CONFUSED}
     assert len(errors | set(overlays.PALETTE)) == 4 + len(overlays.PALETTE)
     many = Labels([f"c{number}" for number in range(30)])
@@ -146,7 +148,7 @@ def long_names():
         ([(np.ones((1, 16, 90)), np.ones((2, 16, 90), np.uint8), np.zeros((2, 16, 90), np.uint8))], OVERLAPPING),
     ],
 )
-def test_pictures_are_drawn_and_nothing_is_cut_off(tmp_path, monkeypatch, cases, labels):
+def test_overlays_are_drawn_without_clipped_text(tmp_path, monkeypatch, cases, labels):
     figures = []
     save = overlays.Figure.savefig
     monkeypatch.setattr(
@@ -157,7 +159,7 @@ def test_pictures_are_drawn_and_nothing_is_cut_off(tmp_path, monkeypatch, cases,
     (figure,) = figures
     width, height = figure.bbox.size
     texts = visible_texts(figure)
-    for name in (*(labels.channel_names[channel] for channel in labels.foreground), "false negative", "prediction"):
+    for name in (*(labels.channel_names[channel] for channel in labels.foreground), "missed", "prediction"):
         assert any(name in text.get_text() for text in texts)
     for text in texts:
         box = text.get_window_extent()
@@ -176,20 +178,20 @@ def visible_texts(figure):
     return texts
 
 
-def test_volumes_name_their_slice():
+def test_caption_of_a_volume_names_the_slice():
     view = overlays._view(("worst: x", *volume()), THREE)
     assert view.caption == "worst: x, slice 8 of 12"
     assert view.reference[0].sum() == 150
 
 
-def test_no_cases_are_refused(tmp_path):
+def test_overlays_need_a_case(tmp_path):
     with pytest.raises(ValueError, match="at least one case"):
         overlay_figure([], THREE, tmp_path / "x.png")
 
 
-def printed(show, *args):
+def printed(print_function, *args):
     console = Console(file=io.StringIO(), width=160)
-    show(*args, console)
+    print_function(*args, console)
     return console.file.getvalue()
 
 
@@ -224,7 +226,7 @@ def test_missing_scores_are_printed_with_their_reasons():
     assert "selected on validation" in text
     assert "no interval: 0 groups" not in text
     assert "no interval: 9 groups of cases, fewer than 10" in text
-    assert "not in the mean of Dice, because no case counts them: b" in text
+    assert "excluded from the mean of Dice, because no case counts for them: b" in text
     assert "nan" not in text.lower()
 
 
@@ -248,13 +250,13 @@ def test_comparisons_are_printed_with_verdicts():
     low, high = pair["ci95_adjusted"]
     assert f"{low:+.3f} to {high:+.3f}" in line
     assert "<0.001" in line
-    assert "equivalent means within ±0.005" in text
-    assert "the results speak of the losses, for new runs and new cases" in text
+    assert "±0.005" in text
+    assert "apply to the losses, for new runs and new cases" in text
     assert "warning" not in text
     assert text.index(f"{result['losses'][0]['mean']:.4f}") < text.index(f"{result['losses'][1]['mean']:.4f}")
 
 
-def test_checkpoints_are_not_called_losses():
+def test_single_runs_are_called_checkpoints():
     text = printed(print_comparison, comparison(1))
     assert "differences between checkpoints" in text
     assert "better" not in "".join(line for line in text.splitlines() if "│" in line)

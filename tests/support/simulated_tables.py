@@ -1,4 +1,4 @@
-"""Long tables of scores with known differences."""
+"""Simulated long tables of scores with known differences between losses."""
 
 import importlib.util
 import itertools
@@ -11,7 +11,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def simulations():
-    """tools/simulate_comparisons.py."""
+    """The module tools/simulate_comparisons.py."""
     spec = importlib.util.spec_from_file_location("simulate_comparisons", TOOLS / "simulate_comparisons.py")
     assert spec is not None
     assert spec.loader is not None
@@ -24,7 +24,10 @@ SIMULATIONS = simulations()
 
 
 def long_table(values, classes=("organ",), groups=None):
-    """The long table of {loss: [runs, cases] or [runs, cases, classes]}; seeds count up, fold 0, a group a case."""
+    """The long table of scores {loss: [runs, cases] or [runs, cases, classes]}.
+
+    Runs are numbered by seed in fold 0. Without `groups`, every case is a group of its own.
+    """
     rows = []
     for loss, array in values.items():
         array = np.asarray(array, dtype=float)
@@ -36,5 +39,5 @@ def long_table(values, classes=("organ",), groups=None):
 
 
 def simulated(generator, losses, runs, cases, shift=0.0, run_sd=0.004):
-    """Scores with the components of the reference: case, run, loss x case and residual; `shift` for the first loss."""
+    """Scores with the variance components case, run, loss x case and residual; the first loss is better by `shift`."""
     return SIMULATIONS.simulated(generator, [run_sd] * losses, runs, cases, shift)
