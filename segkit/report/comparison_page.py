@@ -146,18 +146,18 @@ def _summary(result: Mapping[str, Any]) -> str:
             others.setdefault(pair["verdict"], []).append(pair["b"])
         elif pair["b"] == centre:
             others.setdefault(MIRRORED.get(pair["verdict"], pair["verdict"]), []).append(pair["a"])
-    clauses = [f"{words} {', '.join(others[verdict])}" for verdict, words in DEFINITE.items() if verdict in others]
+    clauses = [f"{words} {_listed(others[verdict])}" for verdict, words in DEFINITE.items() if verdict in others]
     definite = ", and ".join(clauses)
     subject = f"{centre} has the best mean" if all_pairs else f"The baseline {centre}"
     lead = (f"{subject} and {definite}" if all_pairs else f"{subject} {definite}") if definite else subject
     if not definite and not all_pairs:
         inconclusive = others.pop("undecided", []) + others.pop(None, [])
-        lead = f"The comparison of the baseline {centre} with {', '.join(inconclusive)} is inconclusive"
+        lead = f"The comparison of the baseline {centre} with {_listed(inconclusive)} is inconclusive"
     rest = []
     if "undecided" in others:
-        rest.append(f"the comparison with {', '.join(others['undecided'])} is inconclusive")
+        rest.append(f"the comparison with {_listed(others['undecided'])} is inconclusive")
     if None in others:
-        rest.append(f"there is no conclusion about {', '.join(others[None])}")
+        rest.append(f"there is no conclusion about {_listed(others[None])}")
     return f"{'; '.join([lead, *rest])}."
 
 
@@ -169,7 +169,13 @@ def _losses_with_runs(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def basis(result: Mapping[str, Any], scores: Any) -> str:
     """The cases, groups, classes and runs on which every number rests."""
     runs = ", ".join(f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"])
-    return f"{result['cases']} cases in {result['groups']} groups, {len(scores.classes)} classes; runs: {runs}"
+    classes = f"{len(scores.classes)} class{'es' * (len(scores.classes) != 1)}"
+    return f"{result['cases']} cases in {result['groups']} groups, {classes}; runs: {runs}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as an enumeration in words."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, material: Material) -> list[Picture]:

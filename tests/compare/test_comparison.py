@@ -289,7 +289,7 @@ def test_missing_values_are_not_silently_perfect(tmp_path):
 
 
 def test_cases_held_out_for_learning_rates_are_not_training_cases():
-    """With five folds, one for testing and one for validation, three are used for training: the ratio is 1/3, not 1/4."""
+    """With one of five folds for testing and one for validation, the ratio is 1/3 and not 1/4."""
     table = folded(np.random.default_rng(0))
     errors = []
     for ratio in (None, 1 / 3):
@@ -299,7 +299,7 @@ def test_cases_held_out_for_learning_rates_are_not_training_cases():
 
 
 def test_seeds_needed_is_the_smallest_number_with_a_verdict():
-    """If difference and variance stay the same, the interval excludes 0 with this number of runs, but not with one less."""
+    """With this number of runs the interval excludes 0, and with one less it does not."""
     study = TwoWay(simulated(np.random.default_rng(5), 2, 3, 100, shift=0.012, run_sd=0.008))
     (pair,) = analyse(long_table(study.samples))["pairs"]
     needed = pair["seeds_needed"]
@@ -508,7 +508,7 @@ def test_a_class_without_reference():
     assert run["mean"] == pytest.approx((dice + 1) / 2)
 
 
-def test_learning_boundary_rates_of_those_tried_and_noise_are_told():
+def test_warnings_about_boundary_rates_and_noise():
     (told,) = boundary_rates({"dice": 0.1, "jaccard": 0.01}, [0.001, 0.01, 0.1])
     assert told.startswith("the learning rate chosen for dice, 0.1, is the largest of those tried")
     assert boundary_rates({"dice": 0.1}, [0.01, 0.1]) == []
@@ -739,7 +739,7 @@ def test_unknown_engines_and_invalid_options_are_refused(folder):
 
 
 def test_the_report_names_the_rules_of_scoring(folder):
-    """Distances use the settings of the units, and overlaps use segkit's rules whatever rules the units report by."""
+    """Distances use the settings of the units; overlaps use segkit's rules, whatever the units report by."""
     options = ("evaluation.tolerance_mm=20", "evaluation.rules=nnunet", "evaluation.overlays=false")
     compare(folder, "--losses", "dice,cross_entropy", "--seeds", "1", "--metric", "nsd", "--margin", "0.01", *options)
     result = json.loads((folder / "out" / "comparison.json").read_text())
@@ -1094,8 +1094,10 @@ def means_of(table):
 
 
 def test_friedman_and_nemenyi_tests_over_data_sets():
-    """The F statistic of Iman and Davenport is that of a two-way analysis of variance of the ranks; 2.569 is the quantile
-    of Nemenyi's test for four losses at 0.05 (Demšar 2006, table 5)."""
+    """Iman and Davenport's F is that of a two-way analysis of variance of the ranks.
+
+    2.569 is the quantile of Nemenyi's test for four losses at 0.05 (Demšar 2006, table 5).
+    """
     table = np.random.default_rng(12).normal([0.5, 0.52, 0.55, 0.6], 0.05, size=(14, 4))
     result = over_datasets(means_of(table.tolist()), "dice")
     ranks = stats.rankdata(-table, axis=1)

@@ -45,7 +45,7 @@ def test_all_units_finish_although_a_worker_is_killed(tmp_path, monkeypatch):
 
 
 def kill_a_worker(out):
-    """In a thread, kill the process that trains a unit once one is running. Returns a function that says whether it did."""
+    """Kill a process that trains a unit, from a thread; returns a function that says whether one was killed."""
     import threading
 
     done = threading.Event()

@@ -414,7 +414,7 @@ def test_false_positive_rate_of_two_equal_losses():
 
 
 def test_false_verdict_rate_of_eight_equal_losses():
-    """Short version of the next test: at an error rate of 6 %, at most 3 of 12 comparisons fail with 99 % probability."""
+    """Short version of the next test: at a rate of 6 %, at most 3 of 12 comparisons fail with 99 % probability."""
     rates = SIMULATIONS.error_rates(8, 3, 100, 12)
     assert rates["equal"] <= 0.25
     assert max(rates["every second wide"], rates["one wide"]) <= 0.34
