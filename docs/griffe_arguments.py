@@ -11,6 +11,7 @@ from collections.abc import Collection
 from griffe import Class, Extension, Function
 
 LINE = re.compile(r"(\w+(?:, \w+)*): (\S.*)")
+SHARED = re.compile(r"^( +)(\w+(?:, \w+)+): (\S.*)$", re.MULTILINE)  # a line of a section that describes several names
 
 
 class Arguments(Extension):
@@ -24,8 +25,17 @@ class Arguments(Extension):
 
 
 def _rewrite(described: Function | Class, section: str, names: Collection[str]) -> None:
-    if described.docstring is not None and f"{section}:\n" not in described.docstring.value:
+    if described.docstring is None:
+        return
+    if f"{section}:\n" in described.docstring.value:
+        described.docstring.value = SHARED.sub(_one_line_per_name, described.docstring.value)
+    else:
         described.docstring.value = with_section(described.docstring.value, section, names)
+
+
+def _one_line_per_name(match: re.Match[str]) -> str:
+    indent, names, meaning = match.groups()
+    return "\n".join(f"{indent}{name}: {meaning}" for name in names.split(", "))
 
 
 def with_section(text: str, section: str, names: Collection[str]) -> str:
