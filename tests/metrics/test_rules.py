@@ -128,7 +128,7 @@ def test_mmseg_sums_areas_over_the_dataset(seed):
 
 @pytest.mark.parametrize("seed", TRIALS)
 def test_nnunet_averages_over_cases_and_then_over_labels(seed):
-    """compute_metrics_on_folder: NaN if TP + FP + FN = 0, nanmean over cases per label, np.mean over labels except 0."""
+    """compute_metrics_on_folder: NaN if TP + FP + FN = 0, nanmean over cases per label, np.mean over labels but 0."""
     prediction, reference = random_masks(seed, images=2)
     values = np.full((2, 4), np.nan)
     for case, (guessed, known) in enumerate(zip(planes_by_hand(prediction), planes_by_hand(reference), strict=True)):
