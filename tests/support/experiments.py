@@ -1,4 +1,4 @@
-"""Small experiments, built without a configuration."""
+"""A small experiment that is built without a configuration."""
 
 import torch
 from rich.console import Console
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss="dice_ce", limits=None, **settings):
-    """A whole experiment on 32 x 32 phantoms, made by hand from the parts that it consists of."""
+    """An experiment on 32 x 32 phantoms, built by hand from its parts."""
     source = SyntheticSource(labels=LABELS, size=[32, 32], train=8, validation=3, test=0, foreground=0.3, noise=0.02)
     split = SPLITS["source"](source.cases)
     by_name = {case.name: case for case in source.cases}
@@ -59,6 +59,7 @@ def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss=
 
 
 def assert_same(first, second):
+    """Equality of two state dicts, bit by bit."""
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

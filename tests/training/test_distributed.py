@@ -1,4 +1,4 @@
-"""Training by several processes: the weights, the scores and the files of one."""
+"""Distributed training: weights, scores and files equal those of a single process."""
 
 import gc
 import itertools
@@ -39,7 +39,7 @@ STEPS = 50
 
 
 def experiment_of(processes, dtype, steps=STEPS, accumulate=1):
-    """The phantoms of the other tests, a share of each batch a process, with very unequal numbers of ignored pixels."""
+    """The phantoms of the other tests. The ranks share each batch, with very different numbers of ignored pixels."""
     made = make_experiment(steps=steps, accumulate=accumulate, clip_norm=1.0, validate_every=25, log_every=5)
     torch.manual_seed(0)
     model = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8, 16], norm="instance", deep_supervision=True)
@@ -67,7 +67,7 @@ def experiment_of(processes, dtype, steps=STEPS, accumulate=1):
 
 
 class InType(torch.nn.Module):
-    """A network that gets its images in its own type."""
+    """A network that converts its images to its own data type."""
 
     def __init__(self, network, dtype):
         super().__init__()
@@ -100,7 +100,7 @@ def train_in_a_process(rank, folder):
     dist.destroy_process_group()
 
 
-def test_two_processes_train_what_one_trains(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     alone = Run(tmp_path / "alone")
     fit(experiment_of(Processes(), torch.float64), alone, console=QUIET)
     mp.spawn(train_in_a_process, (str(tmp_path),), nprocs=2)  # pyright: ignore
@@ -130,7 +130,7 @@ def torchrun(*arguments, folder):
 
 
 def with_batch_norm(processes, **settings):
-    """Another network for the same phantoms, whose norms see the share of their own process."""
+    """Another network for the same phantoms. Its batch norms only see the images of their own rank."""
     made = experiment_of(processes, torch.float32, steps=8)
     torch.manual_seed(0)
     model = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8, 16], deep_supervision=True)
@@ -143,7 +143,7 @@ def evaluate_in_a_process(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     processes = Processes(rank, 2, rank, dist.group.WORLD)
     fit(with_batch_norm(processes), Run(Path(folder) / "run", writes=processes.is_first), console=QUIET)
-    # one of the two is asked to stop between two lines of the log
+    # one of the two ranks receives a signal between two log lines
     StopMonitor.SECONDS = 0.05
     experiment = with_batch_norm(processes, log_every=1000)
     experiment = replace(experiment, settings=replace(experiment.settings, limits=Limits(10**6), validate_every=10**6))
@@ -165,15 +165,15 @@ def evaluate_in_a_process(rank, folder):
 
 
 def test_scores_of_two_processes_are_those_of_the_checkpoint(tmp_path):
-    """Though each has seen other images in its batch norms. And a signal to one of them stops both."""
+    """The ranks have different running statistics in their batch norms. A signal to one rank stops both."""
     mp.spawn(evaluate_in_a_process, (str(tmp_path),), nprocs=2)  # pyright: ignore
     run = Run(tmp_path / "run")
     experiment = with_batch_norm(Processes())
     experiment.model.load_state_dict(checkpoint.load(run.last)["model"])
-    found = score_cases(experiment.predictor(experiment.model), experiment.validation, LABELS, Scoring())
+    scored = score_cases(experiment.predictor(experiment.model), experiment.validation, LABELS, Scoring())
     lines = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     assert [line for line in lines if line["kind"] == "epoch"][-1]["validation"] == foreground_means(
-        found.cases, LABELS
+        scored.cases, LABELS
     )
     assert 6 <= checkpoint.load(tmp_path / "stopped" / "checkpoints" / "last.pt")["step"] < 1000
 
@@ -210,7 +210,7 @@ def resume_in_a_process(rank, folder):
 
 
 def test_three_processes_resume_to_the_bit(tmp_path):
-    """A sum of three depends on the order, which DDP changes after the first step."""
+    """A sum of three numbers depends on their order, which DDP changes after the first step."""
     mp.spawn(resume_in_a_process, (str(tmp_path),), nprocs=3)  # pyright: ignore
     whole, parts = (checkpoint.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 9
@@ -219,7 +219,7 @@ def test_three_processes_resume_to_the_bit(tmp_path):
 
 
 def test_torchrun_writes_one_run_and_resumes_it(tmp_path):
-    """Of the files and the output there is one, the cases are shared, and a run can be continued alone."""
+    """Files and output are written once, the ranks share the cases, and a single process can continue the run."""
     (tmp_path / "tiny.yaml").write_text(TINY.replace("ema: 0.8, ", ""))
     arguments = ["--config", "tiny.yaml", "model.norm=instance", "evaluation.calibration=true"]
     done = torchrun(*arguments, "run.dir=two", folder=tmp_path)
@@ -238,14 +238,14 @@ def test_torchrun_writes_one_run_and_resumes_it(tmp_path):
     assert steps[0] == steps[1]
     for refused in ("train.steps=7", "loader.batch=3"):
         printed = torchrun(*arguments, "run.dir=two", refused, folder=tmp_path)
-        said = [line for line in printed.stderr.splitlines() if line.startswith("error: ")]
-        assert len(said) == 1, printed.stderr
+        errors = [line for line in printed.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, printed.stderr
         assert "Traceback" not in printed.stderr.split("Root Cause")[0].split("torch/distributed")[0]
     again = torchrun(*arguments, "run.dir=two", folder=tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "holds the finished run" in " ".join(again.stdout.split())
 
 
-def test_a_batch_that_cannot_be_shared_evenly():
+def test_a_batch_that_cannot_be_divided_evenly():
     with pytest.raises(ValueError, match="a multiple of the 2 processes, got 3"):
         Processes(0, 2).batch_slice(3)

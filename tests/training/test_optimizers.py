@@ -1,4 +1,4 @@
-"""Schedules against torch's own, and which parameters are decayed."""
+"""Learning-rate schedules against those of PyTorch, and the parameter groups of optimisers."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def torch_factors(make, steps):
         ("constant", {}, lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0)),
         (
             "one_cycle",
-            # torch ends at the last step, we at the one after it; and its rise takes one step less
+            # PyTorch reaches the end at the last step, segkit one step later; and its rise is one step shorter
             {"rise": {"steps": 6}},
             lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=21, pct_start=7 / 21),
         ),
@@ -54,35 +54,35 @@ def test_warmup_is_shorter_than_the_run():
         SCHEDULES["poly"](steps=10, warmup={"fraction": 1.0})
 
 
-def test_a_plateau_is_that_of_torch():
+def test_plateau_equals_torch():
     scores = [0.1, 0.3, 0.3, 0.2, 0.35, 0.3, 0.3, 0.34, 0.31, 0.2]
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+    expected = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, mode="max", factor=0.5, patience=1, threshold=1e-4, threshold_mode="abs"
     )
-    ours = SCHEDULES["plateau"](steps=100, steps_per_epoch=1, patience={"epochs": 2}, factor=0.5)
+    plateau = SCHEDULES["plateau"](steps=100, steps_per_epoch=1, patience={"epochs": 2}, factor=0.5)
     for step, score in enumerate(scores):
-        theirs.step(score)
-        ours.observe(step, score)
-        assert ours(step + 1) == optimizer.param_groups[0]["lr"]
+        expected.step(score)
+        plateau.observe(step, score)
+        assert plateau(step + 1) == optimizer.param_groups[0]["lr"]
 
 
 def test_groups_by_rate_and_decay():
     model = UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 8, 16])
     optimizer = build_optimizer("adamw", model, {"lr": 1e-2}, Grouping(encoder_lr=0.1, layer_decay=0.5))
-    found = {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    settings = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            (name,) = [name for name, one in model.named_parameters() if one is parameter]
-            found[name] = group["initial_lr"], group["weight_decay"]
-    assert len(found) == len(list(model.parameters()))
+            settings[names[id(parameter)]] = group["initial_lr"], group["weight_decay"]
+    assert settings.keys() == set(names.values())
     for name, parameter in model.named_parameters():
         depth = int(name.split(".")[1]) if name.startswith("encoder.") else None
         rate = 1e-2 if depth is None else 1e-3 * 0.5 ** (2 - depth)
-        assert found[name] == (pytest.approx(rate), 1e-2 if parameter.ndim > 1 else 0.0), name
-    all_alike = build_optimizer("adamw", model, {"lr": 1e-2}, Grouping(decay_norms_and_biases=True))
-    assert [group["weight_decay"] for group in all_alike.param_groups] == [1e-2]
+        assert settings[name] == (pytest.approx(rate), 1e-2 if parameter.ndim > 1 else 0.0), name
+    single_group = build_optimizer("adamw", model, {"lr": 1e-2}, Grouping(decay_norms_and_biases=True))
+    assert [group["weight_decay"] for group in single_group.param_groups] == [1e-2]
     with pytest.raises(ValueError, match=r"encoder_lr .*encoder or backbone, but this network has weight, bias"):
         build_optimizer("sgd", torch.nn.Linear(2, 2), {}, Grouping(encoder_lr=0.1))
 

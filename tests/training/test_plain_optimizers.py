@@ -1,4 +1,4 @@
-"""Optimisers that a user builds with torch.optim and passes to the experiment."""
+"""Optimisers that users build with torch.optim and pass to an experiment."""
 
 import copy
 import json
@@ -120,7 +120,7 @@ def trained(make, batches, **settings):
 
 @each_optimizer
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_a_step_that_is_not_finite_changes_nothing(make, ema):
+def test_a_nonfinite_step_changes_nothing(make, ema):
     batches = list(make_experiment(steps=3).batches(0))
     trainer = trained(make, batches[:2], ema=ema)
     before = copy.deepcopy((trainer.model.state_dict(), trainer.optimizer.state_dict()))
@@ -134,7 +134,7 @@ def test_a_step_that_is_not_finite_changes_nothing(make, ema):
 
 
 @each_optimizer
-def test_a_first_step_that_is_not_finite_changes_nothing(make):
+def test_a_nonfinite_first_step_changes_nothing(make):
     """In the first step, optimisers create their state."""
     batches = list(make_experiment(steps=2).batches(0))
     expected = trained(make, batches)
@@ -144,7 +144,7 @@ def test_a_first_step_that_is_not_finite_changes_nothing(make):
 
 
 @each_optimizer
-def test_a_step_is_that_of_the_optimizer(make):
+def test_the_trainer_equals_a_plain_loop(make):
     """The trainer and a plain loop give the same weights."""
     batches = list(make_experiment(steps=3).batches(0))
     trainer = trained(make, batches, clip_norm=None)

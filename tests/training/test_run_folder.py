@@ -10,6 +10,8 @@ from segkit.training.checkpoint import CheckpointError
 from segkit.training.run_folder import Run
 from segkit.utils.errors import RunError
 
+from support.command_line import TINY, tool
+
 
 def test_checkpoint_round_trip(tmp_path):
     content = {"step": 3, "model": {"weight": torch.randn(2, 2)}, "best": None, "config": {"a": [1, 2.5, "x"]}}
@@ -22,7 +24,7 @@ def test_checkpoint_round_trip(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
 
 
-def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"step": 1})
 
@@ -41,7 +43,7 @@ class NotPlainData:
     pass
 
 
-def test_checkpoints_hold_plain_data_only(tmp_path):
+def test_checkpoints_contain_plain_data_only(tmp_path):
     torch.save({"format": 1, "object": NotPlainData()}, tmp_path / "bad.pt")
     with pytest.raises(CheckpointError, match=r"bad\.pt is not a readable checkpoint"):
         checkpoint.load(tmp_path / "bad.pt")
@@ -79,7 +81,7 @@ def test_the_environment_is_recorded(tmp_path):
     assert recorded["threads"] == torch.get_num_threads()
 
 
-def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
+def test_the_log_is_truncated_to_the_checkpoint(tmp_path):
     run = Run(tmp_path)
     for step in (10, 20, 30):
         run.log({"kind": "step", "step": step})
@@ -87,3 +89,40 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
         file.write('{"kind": "step", "st')  # a crash in the middle of a line
     run.cut_log(20)
     assert [json.loads(line)["step"] for line in run.log_file.read_text().splitlines()] == [10, 20]
+
+
+def test_last_checkpoint_is_read_once(tmp_path, monkeypatch):
+    """Until it is released, its contents stay in memory; afterwards the file is read again."""
+    run, load, reads = Run(tmp_path), checkpoint.load, []
+
+    def counted(path):
+        reads.append(path)
+        return load(path)
+
+    monkeypatch.setattr(checkpoint, "load", counted)
+    assert run.load_last(keep=True) is None
+    checkpoint.save(run.last, {"step": 1})
+    assert run.load_last(keep=True) is run.load_last(keep=True)
+    assert run.load_last()["step"] == 1
+    assert len(reads) == 1
+    checkpoint.save(run.last, {"step": 2})
+    assert run.load_last(keep=True)["step"] == 2
+    run.remove_last()
+    assert run.load_last() is None
+
+
+def test_a_resume_reads_the_last_checkpoint_once(tmp_path, monkeypatch):
+    """From the check of the run folder to the training loop."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    arguments = ["train", "--config", "tiny.yaml", "run.dir=run", "train.steps=4"]
+    tool(*arguments, "train.max_steps=2")
+    load, reads = checkpoint.load, []
+
+    def counted(path):
+        reads.append(path.name)
+        return load(path)
+
+    monkeypatch.setattr(checkpoint, "load", counted)
+    tool(*arguments, "train.max_steps=3", "--resume", "--allow", "train.max_steps")
+    assert reads == ["last.pt"]

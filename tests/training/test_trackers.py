@@ -1,4 +1,4 @@
-"""The log of a run in TensorBoard and MLflow: the numbers and pictures that the log file has."""
+"""TensorBoard and MLflow receive the numbers of the log file, and pictures."""
 
 import json
 import sqlite3
@@ -12,7 +12,7 @@ from segkit.training.trackers import numbers
 from support.command_line import TINY
 
 
-def test_numbers_of_a_line_by_their_paths():
+def test_numbers_of_a_record_by_path():
     line = {"kind": "step", "step": 4, "epoch": 2.0, "lr": [0.1, 0.2], "loss": 1.5, "terms": {"dice": 0.5}, "x": None}
     assert numbers(line) == {"train/lr/0": 0.1, "train/lr/1": 0.2, "train/loss": 1.5, "train/terms/dice": 0.5}
     assert numbers({"kind": "epoch", "step": 4, "validation": {"dice": 0.5}}) == {"validation/dice": 0.5}
@@ -20,7 +20,7 @@ def test_numbers_of_a_line_by_their_paths():
 
 @pytest.fixture
 def logged(tmp_path, monkeypatch):
-    """The folder of a run that wrote to both, and the lines of its log."""
+    """A function that trains with the given overrides and returns the log of the run."""
 
     def train(*overrides):
         monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The loop, on small synthetic data: what it writes, that it learns, resumes, stops, and never waits for the device."""
+"""The training loop on small synthetic data: files, learning, resuming, stopping, no host synchronisation."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ from support.synchronisation import NoWaiting
 
 
 def log_of(run):
-    """The log without the fields that may differ between equal runs."""
+    """The log without the fields that may differ between identical runs."""
     records = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "time"} for record in records]
 
@@ -40,7 +40,7 @@ def weights(run):
     return checkpoint.load(run.last)["model"]
 
 
-def test_a_run_folder_holds_what_it_says(tmp_path):
+def test_contents_of_the_run_folder(tmp_path):
     run = Run(tmp_path / "run")
     fit(make_experiment(), run, console=QUIET)
     records = log_of(run)
@@ -58,8 +58,8 @@ def test_a_run_folder_holds_what_it_says(tmp_path):
     assert (checkpoint.load(run.best)["selected_on"], saved["selected_on"]) == ("validation", None)
 
 
-def test_it_learns(tmp_path):
-    """Eight easy phantoms without randomness are learnt almost by heart."""
+def test_training_reduces_the_loss(tmp_path):
+    """Eight easy phantoms are almost memorised without dropout."""
     experiment = make_experiment(steps=80, dropout=0.0)
     run = Run(tmp_path)
     fit(experiment, run, console=QUIET)
@@ -68,7 +68,7 @@ def test_it_learns(tmp_path):
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_two_runs_and_a_resumed_one_are_equal_to_the_bit(tmp_path, ema):
+def test_repeated_and_resumed_runs_are_identical(tmp_path, ema):
     whole = Run(tmp_path / "whole")
     fit(make_experiment(ema=ema), whole, console=QUIET)
     again = Run(tmp_path / "again")
@@ -86,9 +86,8 @@ def test_two_runs_and_a_resumed_one_are_equal_to_the_bit(tmp_path, ema):
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_steps_that_are_not_finite_change_nothing(tmp_path, ema):
-    """Two poisoned batches: what the network, the optimiser, the norms and the average hold is as if they had not been
-    there."""
+def test_nonfinite_steps_change_nothing(tmp_path, ema):
+    """After two batches with NaN, network, optimiser, running statistics and moving average are as without them."""
     run, experiment = Run(tmp_path / "run"), make_experiment(steps=4, dropout=0.0, ema=ema)
     fit(poisoned_at(experiment, {1, 2}), run, console=QUIET)
     other = make_experiment(steps=4, dropout=0.0, ema=ema)
@@ -105,8 +104,8 @@ def test_steps_that_are_not_finite_change_nothing(tmp_path, ema):
     assert first["loss"] > 0
 
 
-def test_too_many_of_them_stop_the_run(tmp_path):
-    """The weights of the checkpoint are finite, and the log is still JSON."""
+def test_too_many_nonfinite_steps_stop_the_run(tmp_path):
+    """The weights in the checkpoint are finite, and the log is valid JSON."""
     run = Run(tmp_path)
     with pytest.raises(Diverged, match=r"not finite for 2 .*step 4 \(cases train_.* and 2 more\)") as stopped:
         fit(poisoned_at(make_experiment(nonfinite=2), {2, 3, 4, 5}), run, console=QUIET)
@@ -117,8 +116,8 @@ def test_too_many_of_them_stop_the_run(tmp_path):
     assert all(value.isfinite().all() for value in saved["model"].values())
 
 
-def test_a_scaler_and_the_norms_leave_out_the_same_steps():
-    """With a scale that overflows in the gradients, nothing moves; the scale is lowered until it does not."""
+def test_gradient_scaler_and_norms_skip_the_same_steps():
+    """Nothing changes as long as the scale overflows in the gradients; the scale is lowered until it does not."""
     experiment = make_experiment(steps=1, dropout=0.0)
     experiment.settings = replace(experiment.settings, precision="fp16")
     experiment.schedule = lambda _step: 1.0
@@ -135,8 +134,8 @@ def test_a_scaler_and_the_norms_leave_out_the_same_steps():
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
-def test_every_optimiser_leaves_out_a_first_step(name):
-    """That is where some of torch's own buffers are not made yet."""
+def test_every_optimizer_can_skip_the_first_step(name):
+    """In the first step, some of PyTorch's buffers do not exist yet."""
     once, twice = make_experiment(steps=2, dropout=0.0), make_experiment(steps=2, dropout=0.0)
     batches = list(once.batches(0))
     poisoned = {**batches[0], "image": batches[0]["image"] * torch.nan}
@@ -150,7 +149,7 @@ def test_every_optimiser_leaves_out_a_first_step(name):
 
 
 def poisoned_at(experiment, steps):
-    """The same experiment with NaN images in some steps."""
+    """The experiment with NaN images in the given steps."""
 
     def batches(start):
         for number, batch in enumerate(experiment.batches(start), start):
@@ -160,7 +159,7 @@ def poisoned_at(experiment, steps):
 
 
 def interrupted_after(experiment, steps, error):
-    """The same experiment, whose data end with an error after some steps."""
+    """The experiment with a data loader that raises an error after the given number of steps."""
 
     def batches(start):
         for number, batch in enumerate(experiment.batches(start), start):
@@ -172,7 +171,7 @@ def interrupted_after(experiment, steps, error):
 
 
 def signalled(experiment, number, before=2):
-    """The experiment with a signal before its third batch, or another one."""
+    """The experiment with a signal before the batch of the given index."""
 
     def batches(start):
         for position, batch in enumerate(experiment.batches(start), start):
@@ -184,9 +183,9 @@ def signalled(experiment, number, before=2):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_finish_the_step_and_save(tmp_path, number, code):
+def test_a_signal_finishes_the_step_and_saves(tmp_path, number, code):
     run = Run(tmp_path)
-    with pytest.raises(Interrupted, match=r"after step 3; continue with --resume") as stopped:
+    with pytest.raises(Interrupted, match=r"after step 3; .*--resume") as stopped:
         fit(signalled(make_experiment(), number), run, console=QUIET)
     assert stopped.value.exit_code == code
     assert checkpoint.load(run.last)["step"] == 3
@@ -197,7 +196,7 @@ def test_signals_finish_the_step_and_save(tmp_path, number, code):
 
 
 def test_a_signal_in_the_last_step_is_not_lost(tmp_path):
-    """The process was asked to end, so it does, though the training has come to its end too."""
+    """The process ends by the signal even though the training is finished as well."""
     run = Run(tmp_path)
     with pytest.raises(Interrupted, match="after step 6"):
         fit(signalled(make_experiment(), signal.SIGTERM, before=5), run, console=QUIET)
@@ -206,8 +205,8 @@ def test_a_signal_in_the_last_step_is_not_lost(tmp_path):
 
 
 @pytest.mark.parametrize("validation", [2, 3])
-def test_a_signal_in_a_validation_ends_the_run_after_it(tmp_path, validation, monkeypatch):
-    """The last one too, after which there is no other step."""
+def test_a_signal_during_validation_ends_the_run_after_it(tmp_path, validation, monkeypatch):
+    """This includes the last validation, which no further step follows."""
     seen = []
 
     def signal_in_between(*arguments, **options):
@@ -221,8 +220,8 @@ def test_a_signal_in_a_validation_ends_the_run_after_it(tmp_path, validation, mo
         fit(make_experiment(), Run(tmp_path), console=QUIET)
 
 
-def test_a_folder_without_its_checkpoint_starts_afresh(tmp_path):
-    """Nothing of the run that was there is taken for one of the new run."""
+def test_a_folder_without_last_checkpoint_starts_a_new_run(tmp_path):
+    """No file of the earlier run is mistaken for one of the new run."""
     run = Run(tmp_path)
     fit(make_experiment(steps=6, keep_every=1), run, console=QUIET)
     (run.evaluation("test")).mkdir(parents=True)
@@ -235,8 +234,8 @@ def test_a_folder_without_its_checkpoint_starts_afresh(tmp_path):
     assert not run.evaluation("test").exists()
 
 
-def test_the_moving_average_is_what_is_saved(tmp_path):
-    """Three steps by hand: the decay is limited to 2/11 after the first, and counters are no averages."""
+def test_the_moving_average_is_saved(tmp_path):
+    """Three steps by hand: the first decay is limited to 2/11, and integer buffers are not averaged."""
     experiment = make_experiment(steps=3, ema=0.22, dropout=0.0)
     trainer = Trainer(experiment)
     averages = experiment.model.head.weight.detach().clone()
@@ -252,7 +251,7 @@ def test_the_moving_average_is_what_is_saved(tmp_path):
 
 
 def test_clipping_limits_the_step():
-    """With plain SGD and rate 1 the weights move by exactly the clipped norm."""
+    """With plain SGD and learning rate 1, the weights change by exactly the clipped norm."""
     experiment = make_experiment(steps=1, dropout=0.0)
     experiment.optimizer = build_optimizer("sgd", experiment.model, {"lr": 1.0, "momentum": 0.0, "nesterov": False})
     experiment.settings = replace(experiment.settings, clip_norm=1e-3)
@@ -268,7 +267,7 @@ def test_clipping_limits_the_step():
     "settings", [{}, {"ema": 0.9}, {"precision": "bf16"}, {"channels_last": True}], ids=lambda one: "-".join(one)
 )
 def test_a_step_never_waits_for_the_device(settings):
-    """Everything of the step but the optimiser's own work, under a mode that refuses to read tensors back."""
+    """The whole step except for the optimiser, under a mode that refuses to read tensors back."""
     experiment = make_experiment(steps=2, **settings)
     trainer = Trainer(experiment)
     batches = list(experiment.batches(0))
@@ -278,7 +277,7 @@ def test_a_step_never_waits_for_the_device(settings):
         trainer.step([batches[1]])
 
 
-def test_the_mode_would_notice():
+def test_no_waiting_mode_detects_synchronisation():
     with NoWaiting(), pytest.raises(AssertionError, match="waits"):
         torch.ones(1).item()
     with NoWaiting(), pytest.raises(AssertionError, match="waits"):
@@ -296,8 +295,8 @@ class FlaggedAdamW(torch.optim.AdamW):
 
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_step_runs_on_the_meta_device(ema):
-    """The meta device holds no values, so reading one fails. Only PyTorch's own fused kernels are left out, which do
-    not run on this device."""
+    """The meta device holds no values, so reading one fails. PyTorch's fused kernels are replaced, because they do not
+    run on this device."""
     experiment = make_experiment(steps=1, ema=ema)
     experiment.model.to("meta")
     experiment.loss.to("meta")
@@ -309,17 +308,17 @@ def test_a_step_runs_on_the_meta_device(ema):
     assert all(value.is_meta and value.shape == () for value in scalars.values())
 
 
-def test_a_term_without_gradient_is_warned_of(tmp_path):
-    """With an eps as large as this, a Dice loss hardly depends on what is predicted."""
-    drowned = {"name": "dice", "eps": [0.0, 1e12]}
+def test_warning_about_a_term_without_gradient(tmp_path):
+    """With a very large eps, a Dice loss hardly depends on the prediction."""
+    constant = {"name": "dice", "eps": [0.0, 1e12]}
     run = Run(tmp_path / "run")
-    fit(make_experiment(1, loss=[drowned, "cross_entropy"]), run, console=QUIET)
+    fit(make_experiment(1, loss=[constant, "cross_entropy"]), run, console=QUIET)
     (warning,) = [record["message"] for record in log_of(run) if record["kind"] == "warning"]
     assert warning.startswith("dice contributes no gradient")
 
 
-def test_a_schedule_goes_on_after_a_resume(tmp_path):
-    """The weights of terms at a step depend on nothing but the step."""
+def test_weight_schedules_continue_after_a_resume(tmp_path):
+    """The term weights depend on the step only."""
     terms = ["cross_entropy", {"name": "dice", "weight": {"name": "linear", "start": 0, "end": 3}}]
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
     fit(make_experiment(loss=terms), whole, console=QUIET)
@@ -330,10 +329,10 @@ def test_a_schedule_goes_on_after_a_resume(tmp_path):
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_micro_batches_are_one_large_batch(deep):
-    """Two micro-batches of two images give the step of one batch of four, though unequal numbers of pixels count."""
+def test_micro_batches_equal_one_large_batch(deep):
+    """Two micro-batches of two images equal one batch of four, with different numbers of valid pixels."""
     loss = [{"name": "dice", "per": "image"}, "cross_entropy"]
-    stepped = []
+    results = []
     for parts in (1, 2):
         experiment = make_experiment(steps=1, loss=loss)
         torch.manual_seed(0)
@@ -348,22 +347,21 @@ def test_micro_batches_are_one_large_batch(deep):
             {"image": whole["image"][part].double(), "mask": whole["mask"][part], "case": whole["case"][part]}
             for part in (slice(0, 4 // parts), slice(4 // parts, 4))[:parts]
         ]
-        found = Trainer(experiment).step(pieces)
-        stepped.append((found["loss"], [*experiment.model.parameters()]))
-    (first, weights_first), (second, weights_second) = stepped
-    torch.testing.assert_close(first, second)
-    for one, other in zip(weights_first, weights_second, strict=True):
-        torch.testing.assert_close(one, other)
+        scalars = Trainer(experiment).step(pieces)
+        results.append((scalars["loss"], [*experiment.model.parameters()]))
+    (loss_whole, weights_whole), (loss_parts, weights_parts) = results
+    torch.testing.assert_close(loss_whole, loss_parts)
+    for whole, parts in zip(weights_whole, weights_parts, strict=True):
+        torch.testing.assert_close(whole, parts)
 
 
-def test_accumulated_batches_are_consecutive_samples(tmp_path):
+def test_accumulated_batches_are_consecutive_samples():
     keys = list(BatchSampler(8, 2, 3, seed=1, accumulate=2))
     assert keys == list(BatchSampler(8, 2, 6, seed=1))
     assert steps_per_epoch(8, 2, 2) == 2
     shares = [list(BatchSampler(8, 4, 3, seed=1, share=part)) for part in (slice(0, 2), slice(2, 4))]
-    together = [first + second for first, second in zip(*shares, strict=True)]
-    assert together == list(BatchSampler(8, 4, 3, seed=1))
-    del tmp_path
+    joined = [first + second for first, second in zip(*shares, strict=True)]
+    assert joined == list(BatchSampler(8, 4, 3, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -375,12 +373,12 @@ def test_accumulated_batches_are_consecutive_samples(tmp_path):
         (Limits(100, patience=4), "patience", None),
     ],
 )
-def test_what_ends_a_training(tmp_path, limits, ended, step):
+def test_limits_end_the_training(tmp_path, limits, ended, step):
     run = Run(tmp_path)
     trainer = fit(make_experiment(steps=limits.steps, limits=limits, lr=0.0), run, console=QUIET)
     saved = checkpoint.load(run.last)
     assert saved["finished"] == trainer.finished == ended
-    # without learning the first validation is the best
+    # with learning rate 0, the first validation remains the best
     assert saved["step"] == (6 if ended == "patience" else step)
     again = fit(make_experiment(steps=limits.steps, limits=limits, lr=0.0), run, resume=True, console=QUIET)
     assert (again.step_number, again.finished) == (saved["step"], ended)
@@ -394,14 +392,14 @@ def test_numbered_checkpoints_are_pruned(tmp_path):
     assert checkpoint.load(run.numbered(5))["step"] == 5
 
 
-def test_the_best_checkpoint_is_that_of_the_declared_score(tmp_path):
+def test_the_best_checkpoint_has_the_best_score(tmp_path):
     run = Run(tmp_path)
     fit(make_experiment(steps=6, best="iou"), run, console=QUIET)
-    found = [record["validation"]["iou"] for record in log_of(run) if record["kind"] == "epoch"]
-    assert checkpoint.load(run.best)["best"] == max(found)
+    scores = [record["validation"]["iou"] for record in log_of(run) if record["kind"] == "epoch"]
+    assert checkpoint.load(run.best)["best"] == max(scores)
 
 
-def test_a_plateau_lowers_the_rate_and_goes_on_after_a_resume(tmp_path):
+def test_plateau_lowers_the_learning_rate_and_resumes(tmp_path):
     def experiment():
         made = make_experiment(steps=8, lr=0.0)
         return replace(
@@ -414,12 +412,12 @@ def test_a_plateau_lowers_the_rate_and_goes_on_after_a_resume(tmp_path):
         fit(interrupted_after(experiment(), 5, RuntimeError("power cut")), broken, console=QUIET)
     fit(experiment(), broken, resume=True, console=QUIET)
     assert checkpoint.load(whole.last)["training"]["schedule"] == checkpoint.load(broken.last)["training"]["schedule"]
-    # the first validation is the best, each other one halves the rate
+    # the first validation remains the best, and each later one halves the learning rate
     assert checkpoint.load(whole.last)["training"]["schedule"]["current"] == 0.125
 
 
-def test_weights_of_another_training(tmp_path):
-    """What fits is taken, and what does not is told by name and shape."""
+def test_loading_weights_of_another_network(tmp_path):
+    """Matching weights are loaded; the others are reported by name and shape."""
     torch.manual_seed(1)
     other = UNet(in_channels=1, out_channels=5, dims=2, widths=[8, 16, 32])
     torch.save({"module." + name: value for name, value in other.state_dict().items()}, tmp_path / "other.pth")
@@ -438,7 +436,7 @@ def test_weights_of_another_training(tmp_path):
         load_weights(model, tmp_path / "strange.pth")
 
 
-def test_frozen_parts_stay_as_they_are(tmp_path):
+def test_frozen_parameters_do_not_change(tmp_path):
     experiment = make_experiment(steps=3)
     freeze(experiment.model, ["encoder.*"])
     experiment.optimizer = build_optimizer("adamw", experiment.model, {"lr": 1e-2})
@@ -452,7 +450,7 @@ def test_frozen_parts_stay_as_they_are(tmp_path):
         freeze(experiment.model, ["*"])
 
 
-def test_a_profile_says_where_the_time_goes(tmp_path):
+def test_profile_of_training_steps(tmp_path):
     run, profiler = Run(tmp_path), Profiler(2, CPU, warm_up=1)
     fit(make_experiment(steps=5), run, console=QUIET, profiler=profiler)
     parts = json.loads((tmp_path / "profile" / "steps.json").read_text())["seconds"]
@@ -462,8 +460,8 @@ def test_a_profile_says_where_the_time_goes(tmp_path):
     assert {"forward", "backward", "optimiser"} <= {event.get("name") for event in events}
 
 
-def test_a_profile_of_a_run_that_ends_before(tmp_path):
-    """It is written of the steps that were timed; if there were none, that is said."""
+def test_profile_of_a_run_that_ends_early(tmp_path):
+    """It covers the measured steps; if there are none, a warning says so."""
     short = Run(tmp_path / "short")
     fit(make_experiment(steps=3), short, console=QUIET, profiler=Profiler(20, CPU, warm_up=1))
     assert json.loads((short.folder / "profile" / "steps.json").read_text())["steps"] == 2
@@ -471,8 +469,8 @@ def test_a_profile_of_a_run_that_ends_before(tmp_path):
         fit(make_experiment(steps=2), Run(tmp_path / "none"), console=QUIET, profiler=Profiler(1, CPU))
 
 
-def test_the_time_of_a_step_is_not_that_of_a_validation(monkeypatch):
-    """Four steps of a second each, of which two are from before a resume, and a validation of a hundred seconds."""
+def test_time_per_step_excludes_validation(monkeypatch):
+    """Four steps of one second each, two of them before a resume, and a validation of 100 seconds."""
     now = [0.0]
     monkeypatch.setattr("segkit.training.step_logger.time.perf_counter", lambda: now[0])
     meter = Meter(4, 10, CPU)
@@ -484,9 +482,9 @@ def test_the_time_of_a_step_is_not_that_of_a_validation(monkeypatch):
 
     meter.start()
     assert record(1) is record(2) is None
-    again = Meter(4, 10, CPU)
-    again.load_state(meter.state())
-    meter = again
+    resumed = Meter(4, 10, CPU)
+    resumed.load_state(meter.state())
+    meter = resumed
     meter.start()
     assert record(3) is None
     with meter.paused():
@@ -496,7 +494,7 @@ def test_the_time_of_a_step_is_not_that_of_a_validation(monkeypatch):
     assert line["time"]["seconds_left"] == 6
 
 
-def test_a_network_that_cannot_be_compiled_runs_as_it_is():
+def test_a_network_that_cannot_be_compiled_runs_without_compilation():
     network = UNet(in_channels=1, out_channels=3, dims=2, widths=[4, 8])
     compiled = Compiled(network)
 
@@ -516,16 +514,14 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is():
 
 
 @pytest.mark.compile
-def test_a_compiled_network_trains_as_it_does_otherwise(tmp_path):
+def test_a_compiled_network_trains_like_the_plain_one(tmp_path):
     plain, compiled = (make_experiment(steps=2, dropout=0.0) for _ in range(2))
     compiled = replace(compiled, network=Compiled(compiled.model))
     for number, experiment in enumerate((plain, compiled)):
         experiment.optimizer = build_optimizer("sgd", experiment.model, {"lr": 1e-2})
         fit(experiment, Run(tmp_path / str(number)), console=QUIET)
-    for one, other in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
-        torch.testing.assert_close(
-            one, other, rtol=1e-3, atol=1e-4
-        )  # other kernels, and AdamW divides by small numbers
+    for expected, parameter in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(expected, parameter, rtol=1e-3, atol=1e-4)  # the kernels differ
 
 
 def test_deep_supervision_has_a_head_for_each_resolution():
@@ -536,11 +532,11 @@ def test_deep_supervision_has_a_head_for_each_resolution():
     assert network.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 3, 32, 32)
 
 
-# five losses of a fixed experiment on one machine; another processor differs in the last digits and its order of sums
+# losses of a fixed experiment on one machine; other processors sum in another order and differ in the last digits
 GOLDEN = [1.85852, 1.7725, 1.64466, 1.6754, 1.59527]
 
 
-def test_five_steps_have_the_losses_they_always_had(tmp_path):
+def test_golden_losses_of_five_steps(tmp_path):
     run = Run(tmp_path)
     fit(make_experiment(steps=5, dropout=0.0, log_every=1), run, console=QUIET)
     losses = [record["loss"] for record in log_of(run) if record["kind"] == "step"]
@@ -548,14 +544,14 @@ def test_five_steps_have_the_losses_they_always_had(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_that_are_killed_at_any_moment_end_as_the_one_that_is_not():
-    """Twenty kills, some of them SIGTERM; tools/kill_and_resume.py --kills 200 makes more of them."""
+def test_killed_and_resumed_runs_equal_an_uninterrupted_run():
+    """Twenty kills, some of them by SIGTERM; for more, run tools/kill_and_resume.py --kills 200."""
     script = Path(__file__).parents[2] / "tools" / "kill_and_resume.py"
     done = subprocess.run([sys.executable, str(script), "--kills", "20"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_run_stopped_between_two_lines_of_the_log_writes_the_line_it_would_have(tmp_path):
+def test_a_run_stopped_between_two_log_lines_writes_the_same_next_line(tmp_path):
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
     settings = {"log_every": 4, "validate_every": 6, "gradients_every": 3}
     fit(make_experiment(**settings), whole, console=QUIET)
