@@ -208,7 +208,8 @@ def number_type(path: Path) -> str:
 def check_geometry(image: Path, mask: Path, where: str, *, exactly: bool = False) -> None:
     """Check that image and mask have the same geometry, see `check_same_geometry`.
 
-    Nothing is compared if neither format stores a geometry. If only one does, it must not have been reoriented.
+    Nothing is compared if neither format stores a geometry. If only one does, reading must not reorient it, and the
+    other file must not be a raster image. Raises DataError otherwise.
     """
     image_geometry, mask_geometry = geometry_of(image, where), geometry_of(mask, where)
     if image_geometry is not None and mask_geometry is not None:
@@ -220,14 +221,14 @@ def check_geometry(image: Path, mask: Path, where: str, *, exactly: bool = False
 
 
 def _check_not_reoriented(kind: str, geometry: Geometry, other: Path, where: str) -> None:
-    """Raise DataError if reading reorients one file of a pair, while the format of the other stores no orientation.
+    """Check a pair of files of which only one stores a geometry, see `check_geometry`.
 
-    kind: `image` or `mask`, which has the geometry.
+    kind: the file with the geometry, `image` or `mask`. other: the file without one.
     """
     is_ras = np.array_equal(ras_orientation(geometry.affine, where), [[0, 1], [1, 1], [2, 1]])
     if is_raster(other) or not is_ras:
         raise DataError(
-            f"{where}: the {kind} stores its orientation and is turned to RAS, but {other} stores none, so the two "
+            f"{where}: the {kind} stores its orientation and is reoriented to RAS, but {other} stores none, so the two "
             "would not match; save both in one format, or the other as NIfTI, NRRD, MetaImage or DICOM with the same "
             "header"
         )

@@ -19,7 +19,7 @@ def test_own_warnings_name_no_line_of_code(capsys):
         warnings.showwarning = cli.show_warning
         lists_split(eyes, train=["left"], validation=["right"])
         warnings.warn("of a library", stacklevel=1)
-    ours, theirs = capsys.readouterr().err.split("warning: 1 groups lie in more than one part")[1].split(__file__)
+    ours, theirs = capsys.readouterr().err.split("warning: 1 groups are in more than one part")[1].split(__file__)
     assert ".py" not in ours
     assert "of a library" in theirs
 

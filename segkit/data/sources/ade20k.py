@@ -27,15 +27,15 @@ class ADESource(FileSource):
             raise ValueError("ADE20K contains ignored pixels: write `ignore_index: 255` under `labels`")
         numbers = {0: labels.ignore_index, **{number + 1: number for number in range(len(labels.names))}}
         super().__init__(labels, MaskEncoding(numbers))
-        cases, strays = [], []
+        cases, unpaired_files = [], []
         for part, name in (sets or {None: ""}).items():
             images, masks = (_by_case(existing_folder(Path(root) / kind / name)) for kind in ("images", "annotations"))
-            strays += [f"image without mask: {images[case]}" for case in images if case not in masks]
-            strays += [f"mask without image: {masks[case]}" for case in masks if case not in images]
+            unpaired_files += [f"image without mask: {images[case]}" for case in images if case not in masks]
+            unpaired_files += [f"mask without image: {masks[case]}" for case in masks if case not in images]
             cases += [
                 Case(case, case, part, (images[case],), (MaskFile(masks[case]),)) for case in images if case in masks
             ]
-        refuse_unpaired(strays)
+        refuse_unpaired(unpaired_files)
         self.cases = sorted_cases(with_unique_names(cases), Path(root))
 
 

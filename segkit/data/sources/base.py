@@ -61,11 +61,11 @@ def group_reader(pattern: str | None) -> Callable[[str], str]:
     return group_of
 
 
-def refuse_unpaired(strays: Sequence[str]) -> None:
+def refuse_unpaired(unpaired_files: Sequence[str]) -> None:
     """Raise DataError if there are images without mask or masks without image."""
-    if strays:
+    if unpaired_files:
         raise DataError(
-            f"{len(strays)} files have no counterpart:{listed_lines(strays)}\n"
+            f"{len(unpaired_files)} files have no counterpart:{listed_lines(unpaired_files)}\n"
             "correct the names or the patterns, or skip these files with `unpaired: skip` under `data`"
         )
 

@@ -43,7 +43,7 @@ class CityscapesSource(FileSource):
             classes = {value: number for number, value in enumerate(CITYSCAPES_CLASSES)}
             numbers = {value: classes.get(value, labels.ignore_index) for value in CITYSCAPES_NUMBERS}
         super().__init__(labels, MaskEncoding(numbers))
-        cases, strays = [], []
+        cases, unpaired_files = [], []
         for part, name in sets.items():
             images, mask_files = (
                 {(path.parent.name, path.name.removesuffix(ending)): path for path in folder.glob(f"*/*{ending}")}
@@ -52,11 +52,15 @@ class CityscapesSource(FileSource):
                     (existing_folder(Path(root) / "gtFine" / name), f"_gtFine_{masks}.png"),
                 )
             )
-            strays += [f"image without mask: {images[key]}" for key in sorted(images.keys() - mask_files.keys())]
-            strays += [f"mask without image: {mask_files[key]}" for key in sorted(mask_files.keys() - images.keys())]
+            unpaired_files += [
+                f"image without mask: {images[key]}" for key in sorted(images.keys() - mask_files.keys())
+            ]
+            unpaired_files += [
+                f"mask without image: {mask_files[key]}" for key in sorted(mask_files.keys() - images.keys())
+            ]
             cases += [
                 Case(key[1], key[0], part, (images[key],), (MaskFile(mask_files[key]),))
                 for key in images.keys() & mask_files.keys()
             ]
-        refuse_unpaired(strays)
+        refuse_unpaired(unpaired_files)
         self.cases = sorted_cases(cases, Path(root) / "leftImg8bit")

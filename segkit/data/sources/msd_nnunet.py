@@ -89,12 +89,12 @@ def _is_entry(entry: Any, *keys: str) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)
 
 
-def _check_classes(named: Any, labels: Labels, value_map: Mapping[int, int], file: Path) -> None:
+def _check_classes(classes: Any, labels: Labels, value_map: Mapping[int, int], file: Path) -> None:
     """Raise DataError if dataset.json names classes and they differ from those of the labels."""
-    if not isinstance(named, dict) or not named:
+    if not isinstance(classes, dict) or not classes:
         return
     # {"0": "background"} in the Decathlon, {"background": 0} or {"whole": [1, 2]} in nnU-Net
-    value_of = {str(value): int(key) for key, value in named.items()} if _all_digits(named) else dict(named)
+    value_of = {str(value): int(key) for key, value in classes.items()} if _all_digits(classes) else dict(classes)
     ignored = value_of.pop("ignore", None)
     if isinstance(ignored, int) and value_map.get(ignored, ignored) != labels.ignore_index:
         raise DataError(f"{file} ignores the value {ignored}; write `ignore_index: {ignored}` under `labels`")
@@ -110,17 +110,17 @@ def _check_classes(named: Any, labels: Labels, value_map: Mapping[int, int], fil
             )
 
 
-def _all_digits(named: Mapping[str, Any]) -> bool:
-    return all(str(key).isdigit() for key in named)
+def _all_digits(classes: Mapping[str, Any]) -> bool:
+    return all(str(key).isdigit() for key in classes)
 
 
 def _values(value: Any) -> tuple[int, ...]:
     return tuple(sorted(value)) if isinstance(value, list) else (int(value),)
 
 
-def _check_regions(named: Mapping[str, tuple[int, ...]], labels: Labels, file: Path) -> None:
+def _check_regions(classes: Mapping[str, tuple[int, ...]], labels: Labels, file: Path) -> None:
     """Raise DataError if the regions of dataset.json differ from those of the labels."""
-    expected = {name: values for name, values in named.items() if values != (0,)}
+    expected = {name: values for name, values in classes.items() if values != (0,)}
     regions = {name: tuple(sorted(values)) for name, values in (labels.regions or {}).items()}
     if sorted(regions.values()) != sorted(expected.values()):
         shown = ", ".join(f"{name}: {list(values)}" for name, values in expected.items())

@@ -69,7 +69,7 @@ class PairsSource(FileSource):
         layout = Layout(image_pattern, mask_pattern, annotator)
         group_of = group_reader(group)
         cases: list[Case] = []
-        strays: list[str] = []
+        unpaired_files: list[str] = []
         for part, image_folder, mask_folder in _folders(Path(images), Path(masks), splits):
             image_of, mask_of = layout.find(image_folder, mask_folder)
             cases += [
@@ -77,10 +77,10 @@ class PairsSource(FileSource):
                 for name in image_of
                 if name in mask_of
             ]
-            strays += [f"image without mask: {image_of[name]}" for name in image_of if name not in mask_of]
-            strays += [f"mask without image: {mask_of[name]}" for name in mask_of if name not in image_of]
+            unpaired_files += [f"image without mask: {image_of[name]}" for name in image_of if name not in mask_of]
+            unpaired_files += [f"mask without image: {mask_of[name]}" for name in mask_of if name not in image_of]
         if unpaired == "refuse":
-            refuse_unpaired(strays)
+            refuse_unpaired(unpaired_files)
         self.cases = sorted_cases(with_unique_names(cases), Path(images))
 
 
@@ -106,7 +106,7 @@ def _folders(images: Path, masks: Path, splits: dict[str, str] | None) -> list[t
 
 @dataclass(frozen=True)
 class Layout:
-    """How the files of a case are named."""
+    """The file name patterns of images and masks. Raises ValueError for invalid patterns."""
 
     image_pattern: str
     mask_pattern: str
@@ -152,8 +152,8 @@ class Layout:
         ambiguous = len(by_annotator) > 1 and len({case for case, _annotator, _path in matches}) < len(matches)
         if self.annotator is not None or ambiguous:
             raise DataError(
-                f"{folder} contains masks of several annotators: expected annotator to be one of "
-                f"{', '.join(sorted(by_annotator))}, got {self.annotator}"
+                f"{folder}: expected annotator to be one of {', '.join(sorted(by_annotator))}, got {self.annotator}; "
+                "these are the annotators in the file names of the masks"
             )
         return _one_per_case([(case, path) for case, _annotator, path in matches])
 
