@@ -11,7 +11,7 @@ from rich.console import Console
 from segkit.config import schema
 from segkit.experiment.build import TABLES, build_augment_from, build_labels, load_config
 from segkit.experiment.build_training import build_experiment
-from segkit.experiment.runner import fit
+from segkit.training.loop import run_training
 from segkit.training.run_folder import Run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -27,7 +27,7 @@ def test_the_header_is_a_result_card(path):
     assert re.search(r"(Dice|mIoU)\D* 0\.\d{3}", header)
 
 
-@pytest.mark.filterwarnings("default:2 groups lie in more than one part")  # camvid's own lists share two drives
+@pytest.mark.filterwarnings("default:2 groups are in more than one part")  # camvid's own lists share two drives
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_two_steps(path, request, tmp_path):
     if path.stem != "quickstart":
@@ -37,7 +37,7 @@ def test_two_steps(path, request, tmp_path):
     built = build_experiment(config)
     experiment, data = built.experiment, built.data
     experiment.validation.cases = experiment.validation.cases[:1]  # one case shows as much as all
-    trainer = fit(experiment, Run(tmp_path), console=Console(quiet=True))
+    trainer = run_training(experiment, Run(tmp_path), console=Console(quiet=True))
     assert trainer.step_number == 2
     assert all(torch.isfinite(parameter).all() for parameter in experiment.model.parameters())
     assert data.split.train
