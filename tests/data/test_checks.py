@@ -234,7 +234,7 @@ def test_unpaired_and_damaged_files_do_not_stop_the_check(folder):
     (folder / "masks/2.png").write_bytes((folder / "masks/2.png").read_bytes()[:-20])
     _printed, result = checked(folder, "data.value_map={255: 1}", code=3)
     texts = [finding["text"] for finding in result["findings"]]
-    assert any("1 files have no counterpart" in text and "stray.png" in text for text in texts)
+    assert any(text.startswith("1 files") and "stray.png" in text for text in texts)
     assert any("images/1.png: the file is empty" in text for text in texts)
     assert any("masks/2.png" in text and "truncated" in text for text in texts)
     assert (result["cases"], result["read"]) == (6, 4)
