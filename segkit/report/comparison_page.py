@@ -75,6 +75,7 @@ def write_pages(
         out: The output folder.
     """
     result = best_first(result)
+    has_verdicts = any(pair["verdict"] for pair in result["pairs"])
     values = {
         "result": result,
         "sentences": sentences(result),
@@ -82,7 +83,7 @@ def write_pages(
         "pictures": pictures(result, scores, class_scores, material),
         "score": score_name(result),
         "noise": noise_sentence(result["noise_floor"]) if result.get("noise_floor") else None,
-        "verdicts": verdict_explanation(result["margin"]).capitalize(),
+        "verdicts": verdict_explanation(result["margin"]).capitalize() if has_verdicts else "No pair has a verdict",
         "difference": "a - b" if result["higher_is_better"] else "b - a",
         "disagreement": disagreement,
         "tables": tables(result, scores, material),

@@ -260,7 +260,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
         *([] if in_warnings else [f"the results apply to {method['speaks_of']}"]),
         f"test: {method['test']}; adjusted interval: {method['ci95_adjusted']}; adjusted p-value: "
         f"{method['p_adjusted']}",
-        *([verdict_explanation(result["margin"])] if result["pairs"] else []),
+        *([verdict_explanation(result["margin"])] if any(pair["verdict"] for pair in result["pairs"]) else []),
         f"score: {method['score']}",
         *dict.fromkeys(pair["reason"] for pair in result["pairs"] if pair.get("reason")),
     ):
