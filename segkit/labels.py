@@ -26,6 +26,14 @@ INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+def as_tensor(mask: Tensor | np.ndarray, device: torch.device | None = None) -> Tensor:
+    """A mask as a tensor: a numpy array is moved to the device, in a type that torch computes with."""
+    if isinstance(mask, Tensor):
+        return mask
+    wide = mask.dtype.kind == "u" and mask.dtype != np.uint8
+    return torch.as_tensor(mask.astype(np.int64) if wide else mask, device=device)
+
+
 def unequal(mask: Tensor, value: int) -> Tensor:
     """mask != value, bool. For uint8 masks on a CPU, writing bytes instead of bools is ten times faster."""
     if mask.dtype != torch.uint8 or torch.compiler.is_compiling():

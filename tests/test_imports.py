@@ -32,6 +32,59 @@ def test_training_pictures_does_not_import_monai():
     assert "monai" not in modules_after("import segkit.commands.train")
 
 
+WALK = "import pkgutil, importlib, segkit; found = [m.name for m in pkgutil.walk_packages(segkit.__path__, 'segkit.')]"
+WITHOUT_POSIX = """
+import builtins
+plain = builtins.__import__
+HIDDEN = {"resource", "fcntl", "termios", "pwd", "grp"}
+def hiding(name, globals=None, *rest, **more):
+    if name in HIDDEN and (globals or {}).get("__name__", "").startswith("segkit"):
+        raise ImportError(f"{name} is not available on Windows")
+    return plain(name, globals, *rest, **more)
+builtins.__import__ = hiding
+import pkgutil, importlib, segkit
+for module in pkgutil.walk_packages(segkit.__path__, "segkit."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+
+
+def test_no_module_needs_posix():
+    """Windows has no such modules: segkit's own modules do without. (psutil uses them on Linux.)"""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+OPTIONAL = ("nibabel", "SimpleITK", "pydicom", "highdicom", "tifffile", "imagecodecs", "pycocotools", "requests", "ray",
+            "tensorboard", "mlflow", "statsmodels")  # fmt: skip
+
+
+def test_the_plain_install_is_enough_to_import_everything():
+    hide = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r}))"
+    modules_after(f"{hide}; {WALK}; [importlib.import_module(n) for n in found if not n.endswith('__main__')]")
+
+
+def test_the_plain_install_trains_and_compares_pictures(tmp_path):
+    """As a user of PNG files does who has installed no extra."""
+    from support.command_line import write_pairs
+
+    write_pairs(tmp_path)
+    (tmp_path / "small.yaml").write_text(
+        "labels: {names: [background, a]}\n"
+        "data: {name: pairs, images: images, masks: masks}\n"
+        "split: {name: kfold, folds: 3}\n"
+        "augment: {engine: albumentations, transforms: [horizontal_flip]}\n"
+        "model: {name: unet, widths: [4, 8]}\n"
+        "loss: dice\noptimizer: adamw\nloader: {batch: 2}\ntrain: {steps: 2}\n"
+    )
+    hide = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r}))"
+    command = "['compare', '-c', 'small.yaml', '--losses', 'dice,cross_entropy', '--seeds', '2', '--out', 'out']"
+    code = f"{hide}; from segkit.cli import main; main({command})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/comparison.json").exists()
+
+
 def test_public_names_are_there():
     import segkit
 

@@ -1,10 +1,11 @@
-"""Speed, memory and accuracy of the losses beside torch, MONAI, smp and kornia: python tools/benchmark.py losses.
+"""Speed, memory and accuracy of the losses beside torch, MONAI, smp, kornia and nnU-Net: python tools/benchmark.py
+losses.
 
-Every library gets the logits and labels as it takes them: segkit uint8 class numbers, the others int64 ones, of which
-they make one-hot masks themselves if they need them. A call is the loss and its gradient with respect to the logits.
-Every loss has the options that its library has as defaults, unless these mean another loss. What a row compares is then
-of one kind, not always of one value: segkit pools a region loss over the batch, as smp does, while MONAI and kornia
-average over images; smp's focal loss is a sigmoid for each class, that of the others a softmax.
+Each library gets logits and labels in the form it expects: segkit uint8 class numbers, the others int64 ones, from
+which they make one-hot masks themselves if they need them. A call computes the loss and its gradient with respect to
+the logits. Every loss has its library's default options, unless these define another loss. The losses of a row are
+therefore of the same kind, but not always of the same value: segkit pools a region loss over the batch, as smp does,
+while MONAI and kornia average over images; the focal loss of smp uses a sigmoid per class, the others use a softmax.
 """
 
 import contextlib
@@ -32,16 +33,17 @@ from segkit import Labels
 from segkit.losses import build_loss
 
 ABOUT = """\
-A call is a loss and its gradient with respect to the logits. All losses of all libraries take part in every round, in
-turn. A column
-`asked` is what this project set itself: the largest ratio to the fastest of the others, the most memory, the largest
-error. Values of one row are of one kind of loss, not always the same number: each library has its own defaults.\
+A call computes a loss and its gradient with respect to the logits. All losses of all libraries take turns in every
+round. The column `asked` is the target of this project: the largest ratio to the fastest of the others, the largest
+memory, the largest error. The losses of a row are of the same kind, but not always of the same value: each library has
+its own defaults.\
 """
 SHAPES = ("4x4x512x512", "2x21x512x512", "2x3x96x96x96")
 LIBRARIES = ("segkit", "torch", "MONAI", "smp", "kornia")
 SHARES = (0.1, 0.01, 0.001, 0.0001)
 WARM_UP = 3  # rounds
-SLOW, SLOW_EVERY = 1.0, 5  # contestants that need more seconds a call take part in every fifth round only
+MANY_CLASSES = "1x117x128x128x128"  # as TotalSegmentator trains
+SLOW, SLOW_EVERY = 1.0, 5  # calls that take more seconds take part in every fifth round only
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Call = Callable[[], Any]
@@ -50,8 +52,8 @@ Entry = tuple[str, str]  # the names of a loss and of a library
 
 @dataclass(frozen=True)
 class Row:
-    """A loss of segkit, by what builds it, the same of others, and what is asked for at most: of the time over that of
-    the fastest of the others, and of the peak memory over that of the logits."""
+    """A loss of segkit (the spec that builds it), its counterparts in other libraries, and the targets: the largest
+    time relative to the fastest of the others, and the largest peak memory relative to the logits."""
 
     spec: str | dict[str, Any]
     peers: Mapping[str, Loss]
@@ -60,7 +62,7 @@ class Row:
 
 
 def with_channel(loss: Loss) -> Loss:
-    """MONAI wants its class numbers with a channel."""
+    """MONAI expects class numbers with a channel axis."""
     return lambda logits, mask: loss(logits, mask.unsqueeze(1))
 
 
@@ -123,12 +125,13 @@ ROWS = {
 def benchmark_losses(
     shapes: Sequence[str], rounds: int, threads: int, tables: Sequence[str], markdown: Path | None
 ) -> None:
-    """Print the tables as they come, and write them to a file of markdown."""
+    """Print the tables as they are computed, and write them to a Markdown file."""
     torch.set_num_threads(threads)
     makers: dict[str, Callable[[], Iterator[Sheet]]] = {
         "speed": lambda: (speed_sheet(shape, rounds) for shape in shapes),
         "memory": lambda: (memory_sheet(shape) for shape in shapes),
         "accuracy": accuracy_sheets,
+        "classes": lambda: iter([many_classes_sheet(MANY_CLASSES, rounds)]),
     }
     console = Console(width=120)
     written = [circumstances(threads), ABOUT]
@@ -142,7 +145,7 @@ def benchmark_losses(
 
 
 def speed_sheet(shape: str, rounds: int) -> Sheet:
-    """Milliseconds of each call, the least over the rounds, for every row."""
+    """Milliseconds per call, the minimum over the rounds, for every row."""
     sheet = Sheet(
         f"time of loss and gradient, {shape}: minimum of {rounds} rounds, ms",
         ["loss", *LIBRARIES, "ratio", "medians", "asked"],
@@ -181,7 +184,7 @@ def random_batch(shape: str) -> tuple[Tensor, Tensor]:
 
 
 def calls_of(row: Row, logits: Tensor, mask: Tensor) -> dict[str, Call]:
-    """A call for each library that has the loss, for so many dimensions."""
+    """A call for each library that has the loss for this number of dimensions."""
     logits = logits.detach().requires_grad_()
     peers = {name: loss for name, loss in row.peers.items() if logits.ndim == 4 or loss not in ONLY_2D}
     numbers = mask.long()
@@ -196,14 +199,15 @@ def ours(spec: str | dict[str, Any], channels: int) -> Loss:
 
 
 def gradient(loss: Loss, logits: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """What a training step asks of a loss: the gradient of the logits, which is handed on and not kept."""
+    """What a training step needs from a loss: the gradient of the logits, which is passed on and not kept."""
     return torch.autograd.grad(loss(logits, mask), logits)
 
 
 def in_turn(calls: Mapping[Entry, Call], rounds: int) -> dict[Entry, list[float]]:
-    """Seconds of each call, all in turn in each round, so that a machine that changes its speed changes it for all.
+    """Seconds per call. All calls take turns in each round, so that a change of the speed of the machine affects all of
+    them.
 
-    Losses take turns too, not libraries alone: a machine may be slow for longer than all rounds of one loss take, and
+    Losses take turns too, not only libraries: a machine may be slow for longer than all rounds of one loss take, and
     slower for arithmetic in the cache than for memory.
     """
     slow: set[Entry] = set()
@@ -218,14 +222,14 @@ def in_turn(calls: Mapping[Entry, Call], rounds: int) -> dict[Entry, list[float]
 
 
 def seconds_of(call: Call) -> float:
-    """The time of a call; what it returns is freed after the clock has stopped."""
+    """The time of a call; its result is freed after the clock has stopped."""
     started = time.perf_counter()
     _result = call()
     return time.perf_counter() - started
 
 
 def memory_sheet(shape: str) -> Sheet:
-    """The peaks of the memory of each call, in bytes of the logits."""
+    """The peak memory of each call, in multiples of the size of the logits."""
     sheet = Sheet(
         f"peak memory of loss and gradient, {shape}: in sizes of the logits, the gradient (1) included",
         ["loss", *LIBRARIES, "asked"],
@@ -242,11 +246,12 @@ def memory_sheet(shape: str) -> Sheet:
 
 
 def peak_bytes(call: Call) -> int:
-    """The most bytes of CPU tensors that live at once during a call, beyond those that were there before.
+    """The largest number of bytes of CPU tensors alive at the same time during a call, beyond those that existed
+    before.
 
-    Torch's profiler reports each allocation and each release of torch's allocator for the CPU, those of temporaries
-    inside an operation too, in the order in which they happen; the peak is the maximum of the running sum. Not counted
-    is what an operation gets from elsewhere, as sorting does for scratch, and the release of what was there before.
+    The profiler of torch reports each allocation and release of torch's CPU allocator in order, including temporaries
+    inside an operation; the peak is the maximum of the running sum. Memory that an operation gets elsewhere, such as
+    the scratch memory of sorting, and releases of earlier tensors are not counted.
     """
     call()  # so that what is made once, and kept, does not count
     with (
@@ -266,7 +271,7 @@ def peak_bytes(call: Call) -> int:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Without what the profiler's library says on the standard error; exceptions pass."""
+    """Suppress what the profiler prints on standard error; exceptions pass."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -275,6 +280,38 @@ def silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def many_classes_sheet(shape: str, rounds: int) -> Sheet:
+    """Dice with cross-entropy for a volume of many classes: peak memory and time beside MONAI and nnU-Net."""
+    logits, mask = random_batch(shape)
+    size = logits.numel() * logits.element_size()
+    row = Row("dice_ce", {"MONAI": with_channel(DiceCELoss(**MONAI_OPTIONS)), **nnunet_loss()})
+    calls: dict[Entry, Call] = {("dice_ce", library): call for library, call in calls_of(row, logits, mask).items()}
+    seconds = in_turn(calls, rounds)
+    sheet = Sheet(
+        f"Dice with cross-entropy, {shape} ({size / 2**30:.2f} GiB of logits)",
+        ["library", "peak memory, GiB", "in sizes of the logits", "seconds (minimum)", "of segkit's"],
+        note=f"The gradient, one size of the logits, is included. Minimum of up to {rounds} rounds.",
+    )
+    fastest = min(seconds["dice_ce", "segkit"])
+    for (name, library), call in calls.items():
+        peak, least = peak_bytes(call), min(seconds[name, library])
+        sheet.rows.append(
+            [library, f"{peak / 2**30:.2f}", f"{peak / size:.2f}", f"{least:.2f}", f"{least / fastest:.2f}"]
+        )
+    return sheet
+
+
+def nnunet_loss() -> dict[str, Loss]:
+    """The loss of nnU-Net's default trainer, if nnunetv2 is installed: without background, mean over images."""
+    try:
+        from nnunetv2.training.loss.compound_losses import DC_and_CE_loss  # pyright: ignore[reportMissingImports]
+        from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return {}
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    return {"nnU-Net": with_channel(DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss))}
 
 
 def accuracy_sheets() -> Iterator[Sheet]:
@@ -328,8 +365,9 @@ def shares_sheet(height: int, width: int) -> Sheet:
 def exact_lovasz(logits: Tensor, mask: Tensor) -> tuple[float, Tensor]:
     """Value and gradient of the Lovász-Softmax over a batch, mean over the present classes, in float64.
 
-    After pixels in the order of falling errors, with I of the class left and U in the union, the next one of the class
-    adds 1 / U to the Jaccard loss, and one of another class I / (U (U - 1)), U counted with it; no difference is taken.
+    In the order of decreasing errors, with I pixels of the class left and U in the union, the next pixel of the class
+    adds 1 / U to the Jaccard loss, and one of another class adds I / (U (U - 1)), where U includes it; no difference is
+    taken.
     """
     precise = logits.detach().double().requires_grad_()
     losses = []
@@ -350,7 +388,7 @@ def one_hot(mask: Tensor, classes: int) -> list[Tensor]:
 
 
 def errors_of(loss: Loss, logits: Tensor, mask: Tensor, exact: tuple[float, Tensor]) -> tuple[float, float]:
-    """How far value and gradient are from the exact ones: absolute, and relative in the L2 norm."""
+    """The errors of value (absolute) and gradient (relative, L2 norm)."""
     logits = logits.detach().requires_grad_()
     value = loss(logits, mask)
     (slope,) = torch.autograd.grad(value, logits)

@@ -17,6 +17,7 @@ from segkit.cli.config import config_app
 from segkit.cli.data import data_app
 from segkit.cli.evaluate import evaluate
 from segkit.cli.exit_codes import USAGE, WORKER_DIED, exit_code, worker_death
+from segkit.cli.plugins import plugins
 from segkit.cli.train import predict, train
 
 PACKAGE = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, compare):
+for command in (train, evaluate, predict, compare, plugins):
     app.command()(command)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

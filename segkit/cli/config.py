@@ -29,6 +29,16 @@ def validate(config: ConfigOption, overrides: Overrides = None) -> None:
     typer.echo(f"{config}: valid, digest {checked.digest()}")
 
 
+@config_app.command("list")
+def list_shipped() -> None:
+    """List the shipped configurations, which --config accepts by name."""
+    from segkit.config.shipped import shipped_configs
+
+    for name, file in shipped_configs().items():
+        comment = file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        typer.echo(f"{name:<12} {comment}")
+
+
 @config_app.command("schema")
 def schema() -> None:
     """Print the JSON schema of configurations."""

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML file, or the name of a shipped configuration.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Configuration overrides, such as train.steps=100.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: as in the checkpoint].")]
 

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: checkpoints, or folders of masks, to tables and pictures. Training ends with it too."""
+"""The command `evaluate`: score checkpoints, or folders of predicted masks, and write tables and figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from segkit.utils.errors import RunError
 
 
 def evaluate(
-    given: Sequence[Path],
+    checkpoints: Sequence[Path],
     overrides: Sequence[str],
     *,
     split: str | None,
@@ -35,14 +35,16 @@ def evaluate(
     device: str | None,
     console: Console,
 ) -> None:
-    """Evaluate checkpoints on a part of their own split, or on all of another folder of the same layout."""
+    """Evaluate checkpoints on a part of their own split, or on all cases of another folder with the same layout."""
     from segkit.report.console import print_scores, print_side_by_side
 
-    names = short_names(given)
+    names = short_names(checkpoints)
     results = {}
-    for name, one in names.items():
-        folder = None if out is None else out / name if len(names) > 1 else out
-        results[name] = _evaluate(one, overrides, split=split, data=data, out=folder, device=device, console=console)
+    for name, path in names.items():
+        folder = out / name if out is not None and len(names) > 1 else out
+        results[name] = evaluate_checkpoint(
+            path, overrides, split=split, data=data, out=folder, device=device, console=console
+        )
         print_scores(results[name], console)
     if len(results) > 1:
         table = print_side_by_side(results, console)
@@ -50,21 +52,21 @@ def evaluate(
             table.to_csv(out / "side_by_side.csv", index=False)
 
 
-def short_names(given: Sequence[Path]) -> dict[str, Path]:
-    """A name for each checkpoint: the last parts of its path that tell it from the others, joined by a dash.
+def short_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """A short unique name for each checkpoint: as many of the last parts of its path as needed, joined by dashes.
 
-    A run's last.pt is called as the run. Raises RunError for a checkpoint that is given twice.
+    The last.pt of a run is named after the run. Raises RunError if a checkpoint is given twice.
     """
-    files = [checkpoint_file(path).resolve() for path in given]
+    files = [checkpoint_file(path).resolve() for path in paths]
     if len(set(files)) < len(files):
-        raise RunError(f"expected different checkpoints, got one twice: {', '.join(map(str, given))}")
+        raise RunError(f"expected different checkpoints, got one twice: {', '.join(map(str, paths))}")
     parts = [[part for part in file.with_suffix("").parts if part not in ("checkpoints", "last")] for file in files]
-    enough = next(number for number in range(1, 100) if len({tuple(one[-number:]) for one in parts}) == len(parts))
-    return {"-".join(one[-enough:]): path for one, path in zip(parts, given, strict=True)}
+    length = next(length for length in range(1, 100) if len({tuple(names[-length:]) for names in parts}) == len(parts))
+    return {"-".join(names[-length:]): path for names, path in zip(parts, paths, strict=True)}
 
 
-def _evaluate(
-    given: Path,
+def evaluate_checkpoint(
+    path: Path,
     overrides: Sequence[str],
     *,
     split: str | None,
@@ -73,29 +75,34 @@ def _evaluate(
     device: str | None,
     console: Console,
 ) -> dict[str, Any]:
-    file = checkpoint_file(given)
-    of_run = file != given
+    """Evaluate one checkpoint and write tables and figures. Returns the contents of scores.json.
+
+    path: a run folder, whose last.pt is evaluated and which holds the results, or a file, which needs `out`. Raises
+    RunError for options that exclude each other.
+    """
+    file = checkpoint_file(path)
+    is_run = file != path
     if split is not None and data is not None:
-        raise RunError("give --split, a part of the run's own data, or --data, all of other data; not both")
-    if out is None and (not of_run or data is not None):
-        reason = f"{given} is a file" if not of_run else "--data is not the run's own data"
-        raise RunError(f"{reason}, so there is no place in a run folder for the scores: say with --out where to write")
-    judged_otherwise = [text for text in overrides if text.startswith("evaluation.")]
-    if out is None and judged_otherwise:
+        raise RunError("give either --split (a part of the run's own data) or --data (other data), not both")
+    if out is None and (not is_run or data is not None):
+        reason = "--data is not the run's own data" if is_run else f"{path} is not a run folder"
+        raise RunError(f"{reason}: choose a folder for the scores with --out")
+    changed = [text for text in overrides if text.startswith("evaluation.")]
+    if out is None and changed:
         raise RunError(
-            f"{judged_otherwise[0]}: the scores in the run folder are by the run's own configuration, and comparisons "
-            "read them; say with --out where to write others"
+            f"{changed[0]} differs from the run's own configuration; the scores in the run folder must follow that "
+            "configuration, because comparisons read them: choose another folder with --out"
         )
     trained = load_trained(file, device, overrides)
     cases, part = evaluated_cases(trained, split, data)
-    folder = out if out is not None else Run(given).evaluation(part)
+    folder = out if out is not None else Run(path).evaluation(part)
     result = write_evaluation(
         trained.predictor,
         cases,
         trained.labels,
         folder,
         split=part,
-        origin=replace(trained.origin, checkpoint=str(file.relative_to(given)) if of_run else str(file)),
+        origin=replace(trained.origin, checkpoint=str(file.relative_to(path)) if is_run else str(file)),
         config=trained.config,
         console=console,
     )
@@ -117,7 +124,7 @@ def evaluate_predictions(
     tolerance: float | None,
     group: str | None,
 ) -> None:
-    """Evaluate a folder of masks, whatever predicted them, and print the scores."""
+    """Score a folder of masks predicted by any tool, and print the scores."""
     from segkit.report.console import print_scores
 
     try:
@@ -127,7 +134,7 @@ def evaluate_predictions(
     except ValueError as error:
         raise RunError(str(error)) from error
     if out.resolve() in (predictions.resolve(), references.resolve()):
-        raise RunError(f"{out} holds masks: choose another folder for the scores with --out")
+        raise RunError(f"{out} contains the masks: choose another folder for the scores with --out")
     shown = progress(f"evaluating {predictions}", console)
     scored = score_folder(predictions, references, labels, scoring, group=group, values=values, track=shown)
     result = scores_json(scored, labels, scoring, split=f"all of {predictions}", origin=None)

@@ -1,6 +1,7 @@
-"""YAML and `key=value` overrides -> a checked, frozen configuration. All errors at once, with line and suggestion.
+"""From YAML and `key=value` overrides to a checked, frozen configuration; all errors at once, with line and suggestion.
 
-The program hands in tables of what can be named (losses, networks, sources); an entry's signature is its schema.
+The caller passes tables of everything that can be named (losses, networks, sources); the signature of an entry is its
+schema.
 """
 
 from __future__ import annotations
@@ -71,18 +72,21 @@ def read(
     path: Path,
     overrides: Sequence[str],
     tables: Mapping[str, Table],
-    trials: Mapping[str, Callable[[Config], object]] | None = None,
+    checks: Mapping[str, Callable[[Config], object]] | None = None,
+    load_plugins: Callable[[Sequence[str]], None] | None = None,
 ) -> Config:
-    """Read and check a YAML file. Raises ConfigError with everything that is wrong with it.
+    """Read and check a YAML file. Raises ConfigError with all errors at once.
 
-    trials: for sections what else must work without a ValueError, for what no signature can say.
-    overrides: `key.path=value`, the value being YAML, list items by number. Setting `train.steps` drops the file's
-        `train.epochs` and the other way round. Paths in the file are relative to it, those of overrides to the
+    overrides: `key.path=value` with a YAML value; list items are addressed by number. Setting `train.steps` drops the
+        file's `train.epochs` and vice versa. Paths in the file are relative to the file, paths in overrides to the
         current directory.
+    checks: by section, a function that raises ValueError for an error that no signature can express.
+    load_plugins: adds the entries of the modules under `plugins` to the tables, before anything is checked.
     """
     tree, lines = parse_file(path)
     folder = Path(path).absolute().parent
-    return check(tree, overrides, tables, source=str(path), lines=lines, folder=folder, trials=trials)
+    places: dict[str, Any] = {"source": str(path), "lines": lines, "folder": folder}
+    return check(tree, overrides, tables, **places, checks=checks, load_plugins=load_plugins)
 
 
 def check(
@@ -93,14 +97,16 @@ def check(
     source: str,
     lines: Mapping[tuple, int] | None = None,
     folder: Path | None = None,
-    trials: Mapping[str, Callable[[Config], object]] | None = None,
+    checks: Mapping[str, Callable[[Config], object]] | None = None,
+    load_plugins: Callable[[Sequence[str]], None] | None = None,
 ) -> Config:
-    """Check a configuration that is plain data, such as a checkpoint holds; errors say that it is from `source`."""
-    # defaults come first, so that an override can reach into a section that the file leaves out or leaves empty
+    """Check a configuration given as plain data, such as the one in a checkpoint; errors name `source`."""
+    # defaults first, so that an override can change a key of a section that the file omits or leaves empty
     tree = {**DEFAULTS, **{key: value for key, value in tree.items() if value is not None or key not in DEFAULTS}}
     tree, origins, errors = with_overrides(tree, overrides)
     _rename_options(tree)
     checker = Checker(source, tables, dict(lines or {}), origins, folder or Path.cwd(), errors)
+    _load_plugins(checker, tree.get("plugins"), load_plugins)
     checker.length(tree.get("train"), ("train",))
     known = [*FIXED, *NAMED, "augment", "loss"]
     general = {key: value for key, value in tree.items() if key not in known}
@@ -115,9 +121,9 @@ def check(
     checker.finish()
     general_part = parts.pop("general").model_dump(exclude={"format"})
     config = Config(**general_part, **parts)
-    for key, trial in (trials or {}).items():
+    for key, check_section in (checks or {}).items():
         try:
-            trial(config)
+            check_section(config)
         except ValueError as error:
             checker.error((key,), str(error))
     checker.finish()
@@ -125,10 +131,23 @@ def check(
 
 
 def _rename_options(tree: dict[str, Any]) -> None:
-    """Options by the names of earlier versions, under their present ones."""
+    """Accept the option names of earlier versions."""
     for (section, option), former in FORMER_NAMES.items():
         if section in tree:
             tree[section] = renamed(tree[section], {former: option})
+
+
+def _load_plugins(checker: Checker, names: Any, load_plugins: Callable[[Sequence[str]], None] | None) -> None:
+    """Load plugins one by one, so that every failure is reported. The section itself is checked later."""
+    if load_plugins is None:
+        return
+    for place, name in enumerate(names if isinstance(names, list) else []):
+        try:
+            load_plugins([name])
+        except ConfigError as error:
+            checker.error(("plugins", place), str(error))
+    if not names:
+        load_plugins([])  # installed plugins
 
 
 def _check_part(checker: Checker, key: str, value: Any) -> Any:
@@ -151,7 +170,7 @@ def _check_named(checker: Checker, path: tuple, value: Any, table: str) -> Named
 
 
 def _check_augment(checker: Checker, value: Any) -> Augment | None:
-    """A preset stands for its transforms, which those of the file follow."""
+    """Expand a preset into its transforms, followed by those of the file."""
     path = ("augment",)
     if not isinstance(value, dict):
         return checker.error(path, f"expected a mapping with engine and transforms, got {value!r}")
@@ -200,12 +219,12 @@ def _check_swaps(checker: Checker, path: tuple, pairs: Any) -> tuple[tuple[str, 
         return ()
     names = [name for pair in pairs for name in pair]
     if len(set(names)) < len(names):
-        checker.error(path, f"expected every class in one pair only, got {pairs!r}")
+        checker.error(path, f"expected each class in one pair only, got {pairs!r}")
     return tuple((first, second) for first, second in pairs)
 
 
 def _check_loss(checker: Checker, value: Any) -> tuple[dict[str, Any], ...] | None:
-    """A name of a loss or recipe, a mapping, or a list of names and mappings."""
+    """Check a loss: the name of a loss or recipe, a mapping, or a list of names and mappings."""
     recipes = checker.tables["recipe"].entries
     if isinstance(value, str) and value in recipes:
         value = recipes[value]
@@ -233,13 +252,13 @@ def _check_term(checker: Checker, path: tuple, entry: Any) -> dict[str, Any] | N
     args = checker.arguments(path, given, "loss", name, also=("name", "weight", "like"))
     if args is None:
         return None
-    if like is not None:  # what is not written out is then set by the library's own defaults, not by ours
+    if like is not None:  # options that are not given then follow the defaults of the library, not those of segkit
         args = {"like": like, **{key: value for key, value in args.items() if key in given}}
     return {"name": name, "weight": weight, **args}
 
 
 def _check_weight(checker: Checker, path: tuple, value: Any) -> Any:
-    """A number, or the name and arguments of a schedule."""
+    """Check a weight: a number, or the name and arguments of a schedule."""
     if isinstance(value, dict):
         chosen = checker.choose(path, value, "weight")
         args = None if chosen is None else checker.arguments(path, chosen[1], "weight", chosen[0])
@@ -252,7 +271,7 @@ def _check_weight(checker: Checker, path: tuple, value: Any) -> Any:
 def dump(config: Config, file: TextIO | Path) -> None:
     """Write the resolved configuration as YAML that `read` accepts."""
     yaml = YAML(typ="safe", pure=True)
-    # flow style and folding change some texts: ruamel writes ?0 unquoted, and folds at one of two spaces
+    # flow style and folding would alter some strings: ruamel writes ?0 unquoted and folds between two spaces
     yaml.default_flow_style = False
     yaml.width = 2**20
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""A configuration as a file to be read and changed by people: with comments."""
+"""Write a configuration as YAML with comments, for people to read and edit."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a checked configuration consists of: its sections, their defaults, and the digest of the experiment."""
+"""The sections of a checked configuration, their defaults, and the digest of the experiment."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from segkit.utils.durations import Duration
 
 FORMAT = 1
-# Options whose name has changed: (section, option) -> name in format 1, which is read still and which the digest is of,
-# so that runs of earlier versions are found and continued.
+# Renamed options: (section, option) -> former name. Former names are still read, and the digest uses them, so that runs
+# of earlier versions keep their digest and can be continued.
 FORMER_NAMES = {("comparison", "noise_floor"): "aa", ("loss", "activation"): "link"}
 Count = Annotated[int, Field(ge=1)]
 Sides = list[Count]
@@ -23,7 +23,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Section(BaseModel):
-    """A part of the configuration with fixed keys."""
+    """A section of the configuration with fixed keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -98,7 +98,7 @@ class LoggingSection(Section):
     mlflow: Path | None = None
 
 
-# what can be measured again without training again, and so makes no other experiment
+# settings that need no new training to change, and so are not part of the digest
 REPORTED = (
     *("metrics", "rules", "exclude_classes", "tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio"),
     *("calibration", "overlays", "read_first"),
@@ -128,14 +128,16 @@ class RunSection(Section):
 
 
 class ComparisonSection(Section):
-    """Which losses are compared, on what, and how it is judged; see docs/comparing.md.
+    """The losses to compare and the design of the comparison; see docs/how_to/compare_losses.md.
 
-    losses: names or recipes, or a mapping from labels to anything that `loss` may be. seeds: how many, or which.
-    folds: of k-fold, each judged on its own part; None for the split as it is. repeats: of the k-fold, cut anew.
-    steps, minutes: of each training, in place of what `train` says. sweep: learning rates of which each loss takes the
-    one that does best on the validation part. metric, aggregation: what a run's score is, and how cases and classes
-    become one number. noise_floor: train the baseline
-    once more under another name and with other seeds.
+    losses: names of losses or recipes, or a mapping from labels to anything that `loss` may be.
+    seeds: the number of seeds, or a list of them.
+    folds: number of cross-validation folds, each evaluated on its own part; None keeps the split as it is.
+    repeats: repetitions of the cross-validation with new folds.
+    steps, minutes: the budget of each training, instead of the one in `train`.
+    sweep: learning rates, from which each loss gets the one with the best validation score.
+    metric, aggregation: the score of a run, and how it is averaged over cases and classes.
+    noise_floor: train the baseline once more under another name and with other seeds.
     """
 
     losses: list[str] | dict[str, Any] = []
@@ -154,17 +156,18 @@ class ComparisonSection(Section):
 
 
 class GeneralSection(Section):
-    """The keys of the top level that are no section."""
+    """The keys at the top level."""
 
     format: Literal[1] = FORMAT
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
     device: Device = "auto"
+    plugins: list[str] = []
 
 
 @dataclass(frozen=True)
 class Named:
-    """An entry of a table with its arguments, every default filled in."""
+    """An entry of a table with its arguments, all defaults filled in."""
 
     name: str
     args: Mapping[str, Any]
@@ -172,7 +175,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Augment:
-    """swap_on_flip: pairs of classes that a mirror of left and right exchanges."""
+    """The augmentation. swap_on_flip: pairs of classes that swap names when an image is mirrored left to right."""
 
     engine: str
     transforms: tuple[Named, ...]
@@ -204,23 +207,27 @@ class Config:
     logging: LoggingSection
     run: RunSection
     comparison: ComparisonSection
+    plugins: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain data that `check` accepts again; paths are text."""
+        """The configuration as plain data, which `check` accepts; paths are strings."""
         return {"format": FORMAT, **_plain(self, keep_paths=True)}
 
     def digest(self) -> str:
-        """12 hexadecimal digits that are the same wherever the same experiment runs: without name, paths, device,
-        run folder, workers, caches, logging and what it is compared with."""
+        """12 hexadecimal digits that identify the experiment wherever it runs.
+
+        Name, paths, device, run folder, workers, caches, logging and the section `comparison` do not change it.
+        """
         return hashlib.sha256(json.dumps(self.experiment(), sort_keys=True).encode()).hexdigest()[:12]
 
     def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
-        """(key, value here, value there) of all that the digest is of and that differs; None where a key is missing."""
+        """The differences that change the digest, as (key, value here, value there); None where a key is missing."""
         mine, theirs = leaves(self.experiment()), leaves(other.experiment())
         keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         return [(key, mine.get(key), theirs.get(key)) for key in keys]
 
     def experiment(self) -> dict[str, Any]:
+        """The part of the configuration that identifies the experiment, as plain data."""
         content = _plain(self, keep_paths=False)
         for section, key in (
             *(("loader", key) for key in ("workers", "cache")),
@@ -229,10 +236,12 @@ class Config:
             *(("evaluation", key) for key in REPORTED),
         ):
             del content[section][key]
-        # paths are no part of an experiment, but other weights to start from are another one
+        # paths are not part of the experiment, but the initial weights are
         content["train"]["init"] = None if self.train.init is None else self.train.init.name
         for key in ("name", "device", "logging", "run", "comparison"):
             del content[key]
+        if not self.plugins:
+            del content["plugins"]
         for (section, option), former in FORMER_NAMES.items():
             if section in content:
                 content[section] = renamed(content[section], {option: former})
@@ -240,7 +249,7 @@ class Config:
 
 
 def _plain(value: Any, *, keep_paths: bool) -> Any:
-    """Dataclasses, sections and mappings as dictionaries; `name` and arguments of an entry side by side."""
+    """Dataclasses, sections and mappings as plain dictionaries; the name and arguments of an entry are siblings."""
     if isinstance(value, Named):
         value = {"name": value.name, **value.args}
     elif isinstance(value, Section):
@@ -256,7 +265,7 @@ def _plain(value: Any, *, keep_paths: bool) -> Any:
 
 
 def renamed(section: Any, names: Mapping[str, str]) -> Any:
-    """A section that is a mapping, or a list of them, with other names for some of its keys, in the same order."""
+    """A section (a mapping, or a list of mappings) with some of its keys renamed, in the same order."""
     if isinstance(section, list):
         return [renamed(entry, names) for entry in section]
     if not isinstance(section, dict):
@@ -265,12 +274,12 @@ def renamed(section: Any, names: Mapping[str, str]) -> Any:
 
 
 def plain_named(named: Named) -> dict[str, Any]:
-    """The name and the arguments of an entry as plain data, paths as text."""
+    """The name and arguments of an entry as plain data, paths as strings."""
     return _plain(named, keep_paths=True)
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one mapping from dotted keys."""
+    """Nested mappings and lists as a flat mapping with dotted keys."""
     if not isinstance(value, (dict, list)) or not value:
         return {path: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)

@@ -1,4 +1,4 @@
-"""Checks of a configuration tree against models and signatures, with the place of every error."""
+"""Check a configuration tree against models and signatures, and report where each error is."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Table:
     injected: frozenset[str] = frozenset()
 
     def model(self, name: str) -> type[BaseModel]:
-        """The signature of an entry as a model: annotations check values, defaults are filled in."""
+        """The signature of an entry as a pydantic model: annotations check values, defaults are filled in."""
         return signature_model(self.entries[name], self.injected)
 
 
@@ -45,13 +45,13 @@ def signature_model(entry: Callable[..., Any], injected: frozenset[str]) -> type
         if name not in injected:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[name] = (hints[name], default)
-    # defaults are validated too: a default 0 of a float is 0.0, as it is when the resolved file is read again
+    # defaults are validated too, so that a default 0 of a float becomes 0.0, as when the resolved file is read again
     config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
     return create_model(entry.__name__, __config__=config, **fields)
 
 
 class Checker:
-    """Checks parts of a tree and collects errors until `finish` raises them, in the order of their lines."""
+    """Checks parts of a tree and collects errors until `finish` raises them in the order of their lines."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Checker:
         self.errors.append((0 if override else line, f"{place}: {dotted + ': ' if dotted else ''}{message}"))
 
     def _override(self, path: KeyPath) -> str | None:
-        """The last override that wrote what is at `path`, or made it on the way to a key that the file lacks."""
+        """The last override that set the value at `path`, or created it along with a key that the file lacks."""
         made = bool(path) and path not in self.lines
         found = [text for key, text in self.origins.items() if _related(key, path) or (made and _related(path, key))]
         return found[-1] if found else None
@@ -94,7 +94,7 @@ class Checker:
                 self.error((*path, key), f"unknown key; {_suggestion(key, known)}")
 
     def length(self, value: Any, path: KeyPath) -> None:
-        """A training has one length, of steps or epochs; without one, that of its limits is its length."""
+        """A training has one length, in steps or epochs; without either, its limits are its length."""
         if not isinstance(value, dict):
             return
         given = [key for key in ("steps", "epochs") if value.get(key) is not None]
@@ -103,7 +103,7 @@ class Checker:
             self.error(path, f"expected either 'steps' or 'epochs', got {'both' if given else 'neither'}")
 
     def choose(self, path: KeyPath, value: Any, table: str) -> tuple[str, dict[str, Any]] | None:
-        """The entry that a section names, and its other keys; a text is a name without arguments."""
+        """The name of an entry and its other keys; a plain string is a name without arguments."""
         value = {"name": value} if isinstance(value, str) else value
         if not isinstance(value, dict):
             return self.error(path, f"expected a mapping with a name, got {value!r}")
@@ -122,13 +122,13 @@ class Checker:
         return None if checked is None else {key: getattr(checked, key) for key in type(checked).model_fields}
 
     def section(self, path: KeyPath, value: Any, model: type[BaseModel], known: Sequence[str] = ()) -> Any:
-        """The value as an instance of the model, None after an error. `known`: other keys that are allowed here."""
+        """The value as an instance of the model, or None after an error. `known`: other keys allowed here."""
         if not isinstance(value, dict):
             return self.error(path, f"expected a mapping, got {value!r}")
         before = len(self.errors)
         value = {key: self._path(path, key, one, model) for key, one in value.items()}
         try:
-            # as JSON, where a list is a tuple and a text a path if that is what the annotation asks for
+            # as JSON, in which a list may become a tuple and a string a path, as the annotation asks
             built = model.model_validate_json(json.dumps(value, default=str))
             return built if len(self.errors) == before else None
         except ValidationError as error:
@@ -157,14 +157,12 @@ class Checker:
             wanted = details["msg"].removeprefix("Input should be ")
             return self.error(place, f"expected a value {wanted}, got {details['input']!r}")
         if field == "format":
-            return self.error(
-                place, f"format {value[field]!r} is not one that this version reads; upgrade segkit-trainer"
-            )
+            return self.error(place, f"format {value[field]!r} cannot be read by this version; upgrade segkit-trainer")
         expected = describe(model.model_fields[field].annotation)
         return self.error(place, f"expected {expected}, got {value[field]!r}")
 
     def _path(self, path: KeyPath, key: Any, value: Any, model: type[BaseModel]) -> Any:
-        """Text of a field that holds a path, or paths by name, as an absolute path, ${NAME} expanded."""
+        """Strings in fields that hold a path, or paths by name, as absolute paths with ${NAME} expanded."""
         field = model.model_fields.get(key)
         members = () if field is None else _members(field.annotation)
         if isinstance(value, dict) and dict[str, Path] in members:
@@ -184,12 +182,12 @@ class Checker:
 
 
 def _related(origin: KeyPath, path: KeyPath) -> bool:
-    """Whether what is at `path` was written by an override of `origin`."""
+    """Whether the value at `path` was set by an override of `origin`."""
     return path[: len(origin)] == origin
 
 
 def _by_field(error: ValidationError) -> dict[str, Any]:
-    """The first problem of each field: a union reports one for each of its members."""
+    """The first problem of each field; a union reports one for each of its members."""
     found: dict[str, Any] = {}
     for details in error.errors():
         found.setdefault(str(details["loc"][0]), details)
@@ -217,7 +215,7 @@ WORDS = {
 
 
 def describe(annotation: Any) -> str:
-    """A type in the words of someone who writes YAML."""
+    """A type in words for authors of YAML files."""
     if annotation in WORDS:
         return WORDS[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)

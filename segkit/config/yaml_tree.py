@@ -1,4 +1,4 @@
-"""A configuration as a tree of plain data: parsed from YAML with the line of every key, and overridden."""
+"""A configuration as a tree of plain data: parsed from YAML with the line of every key, and changed by overrides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KeyPath = tuple
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one line an error."""
+    """All errors of a configuration, one per line."""
 
     exit_code = 2
 
@@ -43,7 +43,7 @@ def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
 
 def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     if isinstance(node, CommentedMap):
-        for key in node.lc.data or ():  # keys merged in by `<<` have no line of their own
+        for key in node.lc.data or ():  # keys merged in with `<<` have no line of their own
             lines[(*path, key)] = node.lc.key(key)[0] + 1
         return {_scalar(key): _plain(value, (*path, key), lines) for key, value in node.items()}
     if isinstance(node, CommentedSeq):
@@ -54,7 +54,7 @@ def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    """Round-trip scalars as the plain types that they stand for; dates stay text."""
+    """Scalars of the round-trip parser as plain types; dates stay strings."""
     if isinstance(value, ScalarBoolean):  # an int, not a bool
         return bool(value)
     for plain in (bool, int, float, str):
@@ -66,7 +66,7 @@ def _scalar(value: Any) -> Any:
 def with_overrides(
     tree: dict[str, Any], overrides: Sequence[str]
 ) -> tuple[dict[str, Any], dict[KeyPath, str], list[tuple[int, str]]]:
-    """The tree with `key.path=value` applied, which override wrote each key path, and what could not be applied."""
+    """Apply `key.path=value` overrides. Returns the tree, the override that set each key path, and the errors."""
     tree = copy.deepcopy(tree)
     origins: dict[KeyPath, str] = {}
     errors: list[tuple[int, str]] = []
@@ -82,11 +82,11 @@ def with_overrides(
 def _apply(tree: dict[str, Any], text: str) -> KeyPath:
     dotted, equals, written = text.partition("=")
     if not equals or not dotted:
-        raise ConfigError("expected key=value, for instance train.steps=100")
+        raise ConfigError("expected key=value, for example train.steps=100")
     try:
         value = _plain(YAML(typ="rt").load(written), (), {})
     except YAMLError as error:
-        raise ConfigError(f"the value is no YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"the value is not valid YAML: {str(error).splitlines()[0]}") from error
     parts: list[Any] = [int(part) if part.isascii() and part.isdigit() else part for part in dotted.split(".")]
     path, last = tuple(parts), parts[-1]
     if len(path) > 1:
@@ -108,7 +108,7 @@ def _apply(tree: dict[str, Any], text: str) -> KeyPath:
 
 
 def _with_names(section: Any) -> Any:
-    """A section written as a name alone, or as a list of names, in the form that has keys."""
+    """A section given as a name, or as a list of names, in the form that has keys."""
     if isinstance(section, list):
         return [_with_names(term) for term in section]
     return {"name": section} if isinstance(section, str) else section
@@ -123,4 +123,4 @@ def _step(node: Any, key: Any) -> Any:
         if node.get(key) is None:
             node[key] = {}
         return node[key]
-    raise ConfigError(f"'{key}' is not reached: what is above it is {node!r}")
+    raise ConfigError(f"'{key}' cannot be set: its parent is {node!r}")

@@ -1,4 +1,4 @@
-"""From a checked configuration to built objects: with `assemble_training` all that knows configuration and families."""
+"""Build labels, data, network, scoring and predictor from a checked configuration."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from torch import nn
 
 from segkit.config import Config, ConfigError, Named, Table, check
 from segkit.config import read as read_config
+from segkit.config.shipped import config_file
 from segkit.data import SOURCES
 from segkit.data.augment import PRESETS as AUGMENT_PRESETS
 from segkit.data.augment import TRANSFORMS, Augment, Swap, build_augment
 from segkit.data.case_store import CachedSource, CaseStore
 from segkit.data.cases import Case, Source
 from segkit.data.class_counts import count_classes
+from segkit.data.datasets import EvaluationSet
 from segkit.data.disk_cache import DiskCache
-from segkit.data.loaders import EvaluationSet
 from segkit.data.memory_check import estimate
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluation.scoring import Scoring, build_scoring
-from segkit.experiment.validate import TRIALS
+from segkit.experiment.plugins import INJECTED, load_plugins, used_plugins
+from segkit.experiment.validate import CHECKS
 from segkit.inference.predictor import Predictor
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES
@@ -37,20 +39,19 @@ from segkit.losses.weight_schedules import WEIGHT_SCHEDULES
 from segkit.models import MODELS
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import OPTIMIZERS
-from segkit.utils.distributed import ALONE, Processes
+from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.padding import Multiple, padded
 
-FROM_DATA = frozenset({"in_channels", "out_channels", "dims"})
 TABLES: dict[str, Table] = {
-    "data": Table(SOURCES, injected=frozenset({"labels"})),
+    "data": Table(SOURCES, injected=INJECTED["SOURCES"]),
     "split": Table(SPLITS, injected=frozenset({"cases", "counts"})),
     **{
         f"augment.{engine}": Table(table, injected=frozenset({"padding_value", "swap"}))
         for engine, table in TRANSFORMS.items()
     },
     "preset": Table(AUGMENT_PRESETS, injected=frozenset()),
-    "model": Table(MODELS, injected=FROM_DATA),
-    "loss": Table(LOSSES, injected=frozenset({"labels", "class_counts", "reduce"})),
+    "model": Table(MODELS, injected=INJECTED["MODELS"]),
+    "loss": Table(LOSSES, injected=INJECTED["LOSSES"]),
     "recipe": Table(RECIPES, injected=frozenset()),
     "weight": Table(WEIGHT_SCHEDULES, injected=frozenset()),
     "like": Table(PRESETS, injected=frozenset()),
@@ -59,26 +60,37 @@ TABLES: dict[str, Table] = {
 }
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration against the tables of every family. Raises ConfigError with all errors at once."""
-    return read_config(path, overrides, TABLES, TRIALS)
+ConfigSource = str | Path | Mapping[str, Any]
+
+
+def load_config(source: ConfigSource, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration: a YAML file, the name of a shipped configuration, or plain data.
+
+    Plain data without a name is called `experiment`; its paths are relative to the current directory. Raises
+    ConfigError with all errors at once.
+    """
+    if isinstance(source, Mapping):
+        config = check(dict(source), overrides, TABLES, source="experiment", checks=CHECKS, load_plugins=load_plugins)
+    else:
+        config = read_config(config_file(Path(source)), overrides, TABLES, CHECKS, load_plugins)
+    return replace(config, plugins=used_plugins(config))
 
 
 def restore_config(content: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """The configuration that a checkpoint holds."""
-    return check(content, overrides, TABLES, source="the configuration in the checkpoint")
+    """The configuration stored in a checkpoint. Raises ConfigError, for example for a plugin that is missing."""
+    return check(content, overrides, TABLES, source="the configuration in the checkpoint", load_plugins=load_plugins)
 
 
 @dataclass(frozen=True)
 class Data:
-    """The cases of every part of the split, read through one store, and how images are prepared."""
+    """The cases of each part of the split, the store that reads them, and the fitted preprocessing."""
 
     labels: Labels
     source: Source
     split: Split
     store: CaseStore
     preprocess: Preprocess
-    memory: tuple[int, int] | None = None  # bytes that the cases need and that are free, where they are kept there
+    memory: tuple[int, int] | None = None  # bytes needed and free, if cases are cached in memory
 
     def cases(self, part: str) -> list[Case]:
         """The cases of `train`, `validation` or `test`, in the order of the split."""
@@ -86,7 +98,8 @@ class Data:
         return [by_name[name] for name in getattr(self.split, part)]
 
     def evaluation_set(self, part: str, *, keep: bool = False) -> EvaluationSet:
-        """The cases of a part; `keep` has them in memory once read, for a set that is gone through often."""
+        """The cases of a part for evaluation. `keep` holds them in memory after the first read, for repeated
+        evaluation."""
         return EvaluationSet(self.cases(part), self.source, self.preprocess, keep=keep)
 
 
@@ -99,17 +112,17 @@ def build_source(config: Config, labels: Labels) -> Source:
 
 
 def with_data(config: Config, **options: Any) -> Config:
-    """The configuration with other options of its source."""
+    """The configuration with other options for its data source."""
     return replace(config, data=Named(config.data.name, {**config.data.args, **options}))
 
 
 def build_split(config: Config) -> Split:
-    """The split alone, for which no image is read."""
+    """The split alone, without reading any image."""
     return split_cases(config, build_source(config, build_labels(config)))
 
 
 def split_cases(config: Config, source: Source) -> Split:
-    """The split of the cases of a source; its masks are read where it is stratified."""
+    """Split the cases of a source. Masks are read only if the split is stratified."""
     build = SPLITS[config.split.name]
     counting = {"counts": partial(_counts, source, build_labels(config))}
     injected = {name: value for name, value in counting.items() if name in inspect.signature(build).parameters}
@@ -120,7 +133,7 @@ _counted: WeakKeyDictionary[Source, dict[str, list[int]]] = WeakKeyDictionary()
 
 
 def _counts(source: Source, labels: Labels) -> dict[str, list[int]]:
-    """The pixels of each class in every case; read once for a source, of which a comparison makes many splits."""
+    """The pixels of each class per case. They are counted once per source, since a comparison makes many splits."""
     if source not in _counted:
         masks = ((case.name, source.read(case).mask) for case in source.cases)
         _counted[source] = {name: count_classes(mask, labels).tolist() for name, mask in masks if mask is not None}
@@ -132,8 +145,8 @@ def build_data(
 ) -> Data:
     """Find the cases, split them and fit the preprocessing on the training part.
 
-    multiple: from the number of spatial axes, which the first case tells, to the padding multiple of the network.
-    cache: the folder of what is kept on disk.
+    multiple: a function from the number of spatial axes (known from the first case) to the padding multiple of the
+    network. cache: the folder of the disk cache.
     """
     source = _cached(config, build_source(config, labels), cache)
     split = split_cases(config, source)
@@ -152,7 +165,7 @@ def build_data(
 
 
 def _memory(config: Config, store: CaseStore, cases: Sequence[Case], number: int) -> tuple[int, int] | None:
-    """See `segkit.data.memory_check.estimate`; None where cases are not kept there."""
+    """See `segkit.data.memory_check.estimate`; None if cases are not cached in memory."""
     if config.loader.cache != "memory":
         return None
     spacing = config.preprocess.spacing if isinstance(config.preprocess.spacing, list) else None
@@ -160,13 +173,13 @@ def _memory(config: Config, store: CaseStore, cases: Sequence[Case], number: int
 
 
 def _cached(config: Config, source: Source, folder: Path | None) -> Source:
-    """The source, read through a cache on disk if the configuration asks for one: by `disk`, or with `memory` by naming
-    the folder that fills it."""
+    """The source, wrapped in a disk cache if the configuration asks for one: with `cache: disk`, or with `cache:
+    memory` and a `cache_dir`."""
     wanted = {"disk": True, "memory": config.loader.cache_dir is not None, "none": False}
     if not wanted[config.loader.cache]:
         return source
     if folder is None:
-        raise ConfigError("loader.cache: disk needs loader.cache_dir here")
+        raise ConfigError("loader.cache: disk needs loader.cache_dir in this command")
     content = config.experiment()
     return CachedSource(source, DiskCache(folder, {key: content[key] for key in ("data", "labels")}))
 
@@ -177,10 +190,10 @@ def build_model(config: Config, in_channels: int, labels: Labels, dims: int) -> 
 
 
 def check_network(config: Config, data: Data) -> None:
-    """Show the network a batch without memory. Raises ConfigError if it cannot be trained on one."""
+    """Run the network on a batch on the meta device, without memory. Raises ConfigError if it fails."""
     dims, multiple = data.preprocess.dims, data.preprocess.multiple
     if config.sampling.patch is None:
-        return  # images differ in size
+        return  # images of different sizes: no batch shape to check
     sides = padded(config.sampling.patch, multiple)
     shape = [config.loader.batch, data.preprocess.channels, *sides]
     try:
@@ -193,14 +206,15 @@ def check_network(config: Config, data: Data) -> None:
 
 
 def to_format(model: nn.Module, config: Config, dims: int) -> nn.Module:
-    """The network in the memory format that `train.channels_last` asks for."""
+    """The network in the memory format given by `train.channels_last`."""
     if not config.train.channels_last:
         return model
     return model.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)  # pyright: ignore
 
 
 def padding_multiple(config: Config, labels: Labels) -> Callable[[int], Multiple]:
-    """What the sides of an image must be multiples of, asked of the network itself, built without memory."""
+    """A function from the number of spatial axes to the multiple that image sides must have, as reported by the
+    network, which is built on the meta device."""
 
     def multiple(dims: int) -> Multiple:
         with torch.device("meta"):
@@ -210,7 +224,7 @@ def padding_multiple(config: Config, labels: Labels) -> Callable[[int], Multiple
 
 
 def build_augment_from(config: Config, labels: Labels) -> Augment:
-    """The augmentation of training. Raises ConfigError for classes of swap_on_flip that there are not."""
+    """The augmentation of the training. Raises ConfigError for unknown classes in `swap_on_flip`."""
     engine = config.augment.engine
     filling = {"padding_value": labels.padding_value, "swap": _swap(config, labels)}
     transforms = [_build_transform(TRANSFORMS[engine], named, filling) for named in config.augment.transforms]
@@ -224,19 +238,21 @@ def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, fill
 
 
 def _swap(config: Config, labels: Labels) -> Swap | None:
-    """What a mirror exchanges, as numbers of the mask; of regions those of their values that they do not share."""
+    """The mask values that a mirror swaps. For regions, those values that the two regions do not share."""
     names = config.augment.swap_on_flip
     unknown = [name for pair in names for name in pair if name not in labels.names]
     if unknown:
         known = ", ".join(labels.names)
-        raise ConfigError(f"augment.swap_on_flip: expected classes of labels, {known}, got {', '.join(unknown)}")
+        raise ConfigError(f"augment.swap_on_flip: expected class names among {known}, got {', '.join(unknown)}")
     if not names:
         return None
     pairs: list[tuple[int, int]] = []
     for pair in names:
         first, second = (_values_of(name, labels) for name in pair)
         if len(first) != len(second):
-            raise ConfigError(f"augment.swap_on_flip: expected regions of as many values, got {' and '.join(pair)}")
+            raise ConfigError(
+                f"augment.swap_on_flip: expected two regions with the same number of values, got {' and '.join(pair)}"
+            )
         pairs += [(a, b) for a, b in zip(first, second, strict=True) if a != b and (a, b) not in pairs]
     return Swap(tuple(pairs), labels.has_mask_channels)
 
@@ -245,25 +261,37 @@ def _values_of(name: str, labels: Labels) -> list[int]:
     return [labels.names.index(name)] if labels.regions is None else sorted(labels.regions[name])
 
 
-def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
-    """`auto` is the accelerator that torch finds, else the CPU; several processes have a CUDA device each."""
+def choose_device(name: str, processes: Processes = SINGLE_PROCESS) -> torch.device:
+    """The device to use. `auto` is the accelerator that torch finds, otherwise the CPU; each of several processes
+    gets its own CUDA device."""
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         name = found.type if found is not None else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch finds no CUDA device; use device=auto or device=cpu")
+        raise ConfigError("device: cuda, but torch finds no CUDA device; use device=auto or device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device: mps was asked for, but torch finds none; use device=auto or device=cpu")
-    return torch.device(name, processes.local_rank) if name == "cuda" and processes.number > 1 else torch.device(name)
+        raise ConfigError("device: mps, but torch finds no MPS device; use device=auto or device=cpu")
+    return (
+        torch.device(name, processes.local_rank) if name == "cuda" and processes.world_size > 1 else torch.device(name)
+    )
 
 
-def predictor_factory(config: Config, preprocess: Preprocess, device: torch.device) -> Callable[[nn.Module], Predictor]:
-    """The same way of predicting for validation, evaluation and prediction."""
+def predictor_factory(
+    config: Config, labels: Labels, preprocess: Preprocess, device: torch.device
+) -> Callable[[nn.Module], Predictor]:
+    """A function from a network to its predictor, the same for validation, evaluation and prediction."""
     window = prediction_window(config, preprocess.dims, preprocess.multiple)
 
     def predictor(model: nn.Module) -> Predictor:
         return Predictor(
-            model, device, preprocess.multiple, window, config.evaluation.overlap, config.train.channels_last
+            model,
+            labels,
+            device,
+            preprocess.multiple,
+            window,
+            config.evaluation.overlap,
+            config.train.channels_last,
+            config.evaluation.threshold,
         )
 
     return predictor
@@ -273,7 +301,7 @@ MODES = ("tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio")
 
 
 def scoring_of(config: Config, labels: Labels) -> Scoring:
-    """What an evaluation measures, and by which rules. Raises ConfigError for names that are none."""
+    """The metrics and rules of an evaluation. Raises ConfigError for unknown names."""
     chosen = config.evaluation
     try:
         return build_scoring(
@@ -281,7 +309,6 @@ def scoring_of(config: Config, labels: Labels) -> Scoring:
             metrics=chosen.metrics,
             rules=chosen.rules,
             exclude_classes=chosen.exclude_classes,
-            threshold=chosen.threshold,
             calibration=chosen.calibration,
             modes={name: getattr(chosen, name) for name in MODES},
         )
@@ -290,7 +317,7 @@ def scoring_of(config: Config, labels: Labels) -> Scoring:
 
 
 def prediction_window(config: Config, dims: int, multiple: Multiple) -> tuple[int, ...] | None:
-    """`evaluation.window`, or else the training patch for volumes and the whole image for pictures."""
+    """`evaluation.window`; by default the training patch for volumes and None, the whole image, for 2D images."""
     window = config.evaluation.window or (config.sampling.patch if dims == 3 else None)
     if window is None:
         return None

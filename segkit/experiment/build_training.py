@@ -1,4 +1,4 @@
-"""From a checked configuration to everything that training needs."""
+"""Build everything that training needs from a checked configuration."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import nn
 from segkit.config import Config, ConfigError
 from segkit.data.augment import Augment, NoAugment
 from segkit.data.cases import data_digest
-from segkit.data.formats import FORMATS, format_name
-from segkit.data.loaders import EvaluationSet, TrainingSet, training_loader
+from segkit.data.datasets import EvaluationSet, TrainingSet
+from segkit.data.formats import format_of
+from segkit.data.loaders import training_loader
 from segkit.data.memory_check import in_gb
 from segkit.data.sampling import steps_per_epoch
 from segkit.experiment.build import (
@@ -31,6 +32,7 @@ from segkit.experiment.build import (
     to_format,
 )
 from segkit.experiment.class_weights import Weighted, with_class_weights
+from segkit.experiment.plugins import plugin_hashes
 from segkit.labels import Labels
 from segkit.losses import build_loss, expanded
 from segkit.losses.deep_supervision import DeepSupervision
@@ -42,20 +44,20 @@ from segkit.training.precision import bf16_slowdown
 from segkit.training.pretrained import load_weights, weights_digest
 from segkit.training.stopping import Limits
 from segkit.training.trainer import Batch, Experiment, Settings
-from segkit.utils.distributed import ALONE, Processes
+from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.durations import to_steps
 from segkit.utils.environment import versions
-from segkit.utils.seeding import switch
+from segkit.utils.seeding import configure_backends
 
-SLOW = 1.5  # times slower than float32
+SLOW = 1.5  # bf16 is reported if it is this many times slower than float32
 
 
 @dataclass(frozen=True)
 class Built:
     """Everything that training needs.
 
-    config: with class weights as numbers, which `weighted` tells, and with the options that `like` stands for. notes:
-    what a user should read before training begins.
+    config: the resolved configuration, with named class weights as numbers (details in `weighted`) and with the options
+    that `like` stands for. notes: messages for the user before the training starts.
     """
 
     experiment: Experiment
@@ -66,27 +68,29 @@ class Built:
 
 
 def build_experiment(
-    config: Config, cache: Path | None = None, processes: Processes = ALONE, *, from_init: bool = True
+    config: Config, cache: Path | None = None, processes: Processes = SINGLE_PROCESS, *, from_init: bool = True
 ) -> Built:
-    """Build what a configuration says. Raises ConfigError for options that do not fit the data or each other.
+    """Build the experiment that a configuration describes.
 
-    cache: the folder, where the configuration names none, of what is made from the data and holds for other runs too.
-    from_init: whether to take the weights of `train.init`, which a run that goes on has long left behind.
+    cache: the folder for files computed from the data that other runs can reuse, unless the configuration names one.
+    from_init: whether to load the weights of `train.init`; a resumed run does not need them.
+
+    Raises ConfigError for options that do not fit the data or each other.
     """
     try:
-        processes.share(config.loader.batch)
+        processes.batch_slice(config.loader.batch)
         return _build_experiment(config, cache, processes, from_init)
     except ValueError as error:
-        if hasattr(error, "exit_code"):  # bad data, for instance, says so itself
+        if hasattr(error, "exit_code"):  # for example bad data, which has its own message and exit code
             raise
         raise ConfigError(f"{config.name}: {error}") from error
 
 
 def _build_experiment(config: Config, cache: Path | None, processes: Processes, from_init: bool) -> Built:
-    """In the order in which the parts depend on each other."""
+    """Build the parts in the order in which they depend on each other."""
     labels, device = build_labels(config), choose_device(config.device, processes)
     _check_device(config, device)
-    switch(deterministic=config.train.deterministic, tf32=config.train.tf32)
+    configure_backends(deterministic=config.train.deterministic, tf32=config.train.tf32)
     cache = config.loader.cache_dir or cache
     data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache)
     model, notes = _model(config, data, device, processes, from_init)
@@ -106,15 +110,14 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
         ),
         batches=batches,
         validation=_validation(config, data),
-        predictor=predictor_factory(config, data.preprocess, device),
+        predictor=predictor_factory(config, labels, data.preprocess, device),
         settings=settings,
         device=device,
-        threshold=config.evaluation.threshold,
         network=Compiled(model) if config.train.compile else None,
         processes=processes,
         plain=_plain(config, resolved, data),
     )
-    torch.manual_seed(config.seed + processes.rank)  # of dropout, in which processes have to differ
+    torch.manual_seed(config.seed + processes.rank)  # for dropout, which must differ between processes
     return Built(experiment, data, resolved, weighted, [*_memory_note(data), *notes])
 
 
@@ -122,34 +125,34 @@ def _memory_note(data: Data) -> list[str]:
     if data.memory is None:
         return []
     needed, free = data.memory
-    return [f"cases in memory: about {in_gb(needed)} of {in_gb(free)} that are free"]
+    return [f"cached cases need about {in_gb(needed)} of {in_gb(free)} free memory"]
 
 
 def _check_device(config: Config, device: torch.device) -> None:
-    """Raise ValueError for what the device cannot do."""
+    """Raise ValueError for settings that the device does not support."""
     train, on_cpu = config.train, device.type == "cpu"
     if train.precision == "fp16" and on_cpu:
         raise ValueError("train.precision: fp16 needs an accelerator; use bf16 or fp32 on the CPU")
     if train.precision == "bf16" and on_cpu and (times := bf16_slowdown()) > SLOW:
         warnings.warn(
             f"train.precision: bf16 makes a convolution {times:.0f} times slower than fp32 on this processor, which "
-            "has no units for it; use fp32",
+            "does not support it in hardware; use fp32",
             stacklevel=1,
         )
     if train.tf32 and device.type != "cuda":
-        raise ValueError(f"train.tf32 is a mode of CUDA devices, and this is {device.type}; leave it out")
+        raise ValueError(f"train.tf32 needs a CUDA device, and the device is {device.type}; remove the option")
     if train.sync_batchnorm and device.type != "cuda":
         raise ValueError(
-            f"train.sync_batchnorm is for several CUDA devices, and this is {device.type}; use model.norm=instance"
+            f"train.sync_batchnorm needs CUDA devices, and the device is {device.type}; use model.norm=instance"
         )
 
 
 def _check_sides(config: Config, data: Data) -> None:
-    """Raise ValueError where `swap_on_flip` would exchange classes that a mirror of pictures does not."""
+    """Raise ValueError if `swap_on_flip` is used with a 2D format whose mirror is not left-right."""
     if not config.augment.swap_on_flip or data.preprocess.dims != 2:
         return
     for file in data.cases("train")[0].images:
-        if FORMATS[str(format_name(file))].place is not None:
+        if (image_format := format_of(file)) is not None and image_format.has_geometry:
             raise ValueError(
                 f"augment.swap_on_flip: {file} is a picture whose first axis runs from left to right, and a mirror of "
                 "pictures turns the last one; save the pictures as PNG, TIFF or NPY, or leave swap_on_flip out"
@@ -157,11 +160,11 @@ def _check_sides(config: Config, data: Data) -> None:
 
 
 def _check_validation(config: Config, data: Data) -> None:
-    """Raise ValueError for what follows the score of a validation, where there is none."""
+    """Raise ValueError for settings that follow the validation score if there is no validation part."""
     following = ["train.patience"] if config.train.patience is not None else []
     following += ["schedule: plateau"] if config.schedule.name == "plateau" else []
     if following and not data.split.validation:
-        raise ValueError(f"{' and '.join(following)} follow the validation, and the split has no validation cases")
+        raise ValueError(f"{' and '.join(following)} need validation scores, but the split has no validation cases")
 
 
 def _validation(config: Config, data: Data) -> EvaluationSet | None:
@@ -173,12 +176,12 @@ def _validation(config: Config, data: Data) -> EvaluationSet | None:
 def _model(
     config: Config, data: Data, device: torch.device, processes: Processes, from_init: bool
 ) -> tuple[nn.Module, list[str]]:
-    """The network on the device, with the weights that it starts from, and what is to be said of these."""
+    """The network on the device with its initial weights, and notes about these for the user."""
     torch.manual_seed(config.seed)
     dims, notes = data.preprocess.dims, []
     model = build_model(config, data.preprocess.channels, data.labels, dims)
     if config.train.init is not None and from_init:
-        notes += load_weights(model, config.train.init).in_words(config.train.init)
+        notes += load_weights(model, config.train.init).describe(config.train.init)
     freeze(model, config.parameters.freeze)
     if config.train.sync_batchnorm and processes.group is not None:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -196,7 +199,7 @@ def _grouping(config: Config) -> Grouping:
 
 
 def training_set(config: Config, data: Data, augment: Augment) -> TrainingSet:
-    """The samples that the network is shown."""
+    """The training samples."""
     return TrainingSet(
         data.cases("train"),
         data.store,
@@ -214,7 +217,7 @@ def training_set(config: Config, data: Data, augment: Augment) -> TrainingSet:
 def _training(
     config: Config, data: Data, device: torch.device, processes: Processes
 ) -> tuple[Settings, Callable[[int], Any]]:
-    """How to train, and the batches from a step on."""
+    """The training settings, and a function from a step to the batches from that step on."""
     overfit = config.train.overfit
     training = training_set(config, data, NoAugment() if overfit else build_augment_from(config, data.labels))
     if config.loader.cache != "none":
@@ -232,7 +235,7 @@ def _training(
             multiple=data.preprocess.multiple,
             pin=device.type == "cuda",
             accumulate=config.train.accumulate,
-            share=processes.share(config.loader.batch),
+            share=processes.batch_slice(config.loader.batch),
         )
 
     if overfit is None:
@@ -243,7 +246,7 @@ def _training(
 def _again_and_again(
     batches: Iterable[Batch], steps: int, accumulate: int, start: int, settings: Settings
 ) -> Iterator[Batch]:
-    """The batches of the first few steps, over and over, from a step on to the last."""
+    """The batches of the first `steps` steps, repeated, from step `start` to the last one."""
     first = list(batches)
     for step in range(start, settings.limits.steps):
         place = step % steps * accumulate
@@ -251,7 +254,7 @@ def _again_and_again(
 
 
 def _settings(config: Config, epoch: int) -> Settings:
-    """All lengths in steps; epoch: the steps of one."""
+    """The training settings with all durations in steps. epoch: the number of steps per epoch."""
     train, kept = config.train, config.checkpoints
     limits = [
         steps
@@ -262,7 +265,7 @@ def _settings(config: Config, epoch: int) -> Settings:
     steps = steps if steps is not None else min(limits)
 
     def in_steps(duration: Any) -> int:
-        return to_steps(duration, steps=steps, steps_per_epoch=epoch, least=1)
+        return to_steps(duration, steps=steps, steps_per_epoch=epoch, minimum=1)
 
     return Settings(
         limits=Limits(
@@ -288,9 +291,9 @@ def _settings(config: Config, epoch: int) -> Settings:
 
 
 def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
-    """What a checkpoint holds beside the weights, so that it can be evaluated on its own and told where it is from.
+    """What a checkpoint stores besides weights: all that evaluation needs, and where the model comes from.
 
-    resolved: with class weights as numbers and the like.
+    resolved: the configuration with class weights as numbers.
     """
     return {
         "config": config.to_dict(),
@@ -299,19 +302,21 @@ def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
         "split": data.split.to_json(),
         "data": data_digest(data.source.cases),
         "init": init_digest(config),
+        "plugins": plugin_hashes(config.plugins),
         "environment": versions(),
     }
 
 
 def init_digest(config: Config, began_from: str | None = None) -> str | None:
-    """Of the weights to start from; `began_from` where their file was taken away since, no longer needed."""
+    """The digest of the initial weights. `began_from` is the recorded digest, used if the file no longer exists; a
+    run that has started does not need it."""
     init = config.train.init
     return weights_digest(init) if init is not None and init.is_file() else began_from
 
 
 def profile_steps(config: Config, settings: Settings) -> int | None:
-    """How many steps `train.profile` asks to be timed."""
+    """The number of steps to profile according to `train.profile`."""
     wanted = config.train.profile
     if wanted is None:
         return None
-    return to_steps(wanted, steps=settings.limits.steps, steps_per_epoch=settings.steps_per_epoch, least=1)
+    return to_steps(wanted, steps=settings.limits.steps, steps_per_epoch=settings.steps_per_epoch, minimum=1)

@@ -1,4 +1,4 @@
-"""Class weights that a configuration leaves to the data: counted once, kept in a file, written out as numbers."""
+"""Class weights computed from the training masks: counted once, cached in a file, and written out as numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from segkit.utils.files import replace_text
 
 @dataclass(frozen=True)
 class Weighted:
-    """The weights that a term got from the data. share: of the pixels, of each class, by which they were chosen."""
+    """Class weights that a term got from the data. share: the fraction of pixels of each class, from which they
+    follow."""
 
     term: str
     method: str
@@ -35,9 +36,9 @@ class Weighted:
 def with_class_weights(
     config: Config, labels: Labels, cases: Sequence[Case], store: CaseStore, folder: Path | None
 ) -> tuple[Config, list[Weighted]]:
-    """The configuration with named class weights as lists of numbers, and what they are, a table a term.
+    """The configuration with named class weights replaced by numbers, and a description of them per term.
 
-    cases: the training part. folder: where the class counts is kept for runs on the same masks; None counts afresh.
+    cases: the training part. folder: where class counts are cached for runs on the same masks; None counts again.
     """
     methods = [term["class_weights"] for term in config.loss if is_from_class_counts(term.get("class_weights"))]
     if not methods:
@@ -67,8 +68,7 @@ def _shares(class_counts: Mapping[str, np.ndarray]) -> list[float]:
 def _class_counts(
     config: Config, labels: Labels, cases: Sequence[Case], store: CaseStore, folder: Path | None, components: bool
 ) -> dict[str, np.ndarray]:
-    """The class_counts of the cases; components take far longer to count than pixels, so they have a file of their
-    own."""
+    """The class counts of the cases. Counting components takes much longer than pixels, so they have their own file."""
     kind = "components" if components else "pixels"
     file = None if folder is None else folder / f"census-{kind}-{_digest(config, cases)}.json"
     if file is not None and file.is_file():
@@ -82,7 +82,7 @@ def _class_counts(
 
 
 def _digest(config: Config, cases: Sequence[Case]) -> str:
-    """Of all that the class counts depends on: labels, source, cases, and whether their files have changed."""
+    """A digest of everything that the class counts depend on: labels, source, cases, and changes of their files."""
     files = [(case.name, file_stamps(case)) for case in cases]
     content = [config.labels.model_dump(), plain_named(config.data), files]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

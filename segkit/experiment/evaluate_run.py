@@ -14,21 +14,21 @@ from rich.progress import track
 from torch import Tensor
 
 from segkit.config import Config
-from segkit.data.loaders import EvaluationSet
+from segkit.data.datasets import EvaluationSet
 from segkit.data.splits import PARTS
-from segkit.evaluation.results import Origin, Scored, scores_json, write_results
+from segkit.evaluation.results import CaseScores, Origin, scores_json, write_results
 from segkit.evaluation.scorer import score_cases
 from segkit.experiment.build import scoring_of
-from segkit.experiment.trained_model import Trained
+from segkit.experiment.trained_model import TrainedModel
 from segkit.inference.predictor import Predictor
 from segkit.labels import Labels
 from segkit.training.run_folder import Run
-from segkit.utils.distributed import ALONE, Processes
+from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.errors import RunError
 
 
-def evaluated_cases(trained: Trained, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
-    """The cases to evaluate and what to call them."""
+def evaluated_cases(trained: TrainedModel, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
+    """The cases to evaluate, and a name for them."""
     if data is not None:
         return trained.other_data(data).evaluation_set("test"), f"all of {data}"
     own = trained.data()
@@ -40,15 +40,15 @@ def evaluated_cases(trained: Trained, split: str | None, data: Path | None) -> t
 
 
 def evaluated_part(config: Config, split: Any) -> str:
-    """`evaluation.split`, or else test if there is one, else validation, else train."""
+    """The part to evaluate: `evaluation.split`, otherwise test, validation or train, the first that has cases."""
     part = config.evaluation.split or next(part for part in ("test", "validation", "train") if getattr(split, part))
     if not getattr(split, part):
-        raise RunError(f"the split has no {part} cases; choose evaluation.split among those it has")
+        raise RunError(f"evaluation.split: {part}, but the split has no {part} cases; choose a part that has")
     return part
 
 
 def checkpoint_file(given: Path) -> Path:
-    """A run folder stands for its last.pt."""
+    """A checkpoint file; for a run folder, its last.pt."""
     return given if given.suffix == ".pt" else Run(given).last
 
 
@@ -62,13 +62,16 @@ def write_evaluation(
     origin: Origin,
     config: Config,
     console: Console,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Predict and count every case, in all processes; write tables and pictures and, last, scores.json."""
+    """Predict and score every case, in all processes; write tables and figures, and scores.json at the end.
+
+    Returns the contents of scores.json.
+    """
     scoring = scoring_of(config, labels)
     shown = progress(f"evaluating {split}", console)
     with tempfile.TemporaryDirectory() as place:
-        # which cases are drawn is known at the end; keeping masks in files costs less than predicting again
+        # the cases to draw are known only at the end; keeping masks in files is cheaper than predicting again
         def keep(number: int, mask: Tensor) -> None:
             np.save(Path(place) / f"{number}.npy", mask.cpu().numpy())
 
@@ -76,7 +79,7 @@ def write_evaluation(
         scored = score_cases(predictor, cases, labels, scoring, shown, group=processes.group, keep=kept)
         result = scores_json(scored, labels, scoring, split=split, origin=origin)
         chosen = chosen_cases(cases, labels, scored.cases, Path(place), processes) if kept is not None else []
-    if not processes.first:
+    if not processes.is_first:
         return result
     if config.evaluation.overlays:
         write_overlays(cases, labels, chosen, folder / "overlays.png")
@@ -86,7 +89,7 @@ def write_evaluation(
 
 
 def progress(what: str, console: Console) -> Any:
-    """What shows how far a loop has come, where the output is a terminal."""
+    """A function that shows a progress bar for an iterable if the output is a terminal."""
 
     def tracked(numbers: Any) -> Any:
         return track(numbers, what, console=console, disable=not console.is_terminal)
@@ -94,8 +97,8 @@ def progress(what: str, console: Console) -> Any:
     return tracked
 
 
-def write_figures(scored: Scored, labels: Labels, folder: Path) -> None:
-    """Pictures of the confusion matrix and of how honest the probabilities are, where there are such."""
+def write_figures(scored: CaseScores, labels: Labels, folder: Path) -> None:
+    """Write the figures of the confusion matrix and of the calibration, if they were computed."""
     from segkit.report.evaluation_figures import confusion_figure, reliability_figure
 
     if scored.matrix is not None:
@@ -104,25 +107,27 @@ def write_figures(scored: Scored, labels: Labels, folder: Path) -> None:
         reliability_figure(scored.calibration, folder / "reliability.png")
 
 
-Chosen = tuple[str, int, np.ndarray]  # the caption, the number of the case, its predicted mask
+Chosen = tuple[str, int, np.ndarray]  # caption, number of the case, predicted mask
 
 
 def chosen_cases(
     cases: EvaluationSet, labels: Labels, table: pd.DataFrame, masks: Path, processes: Processes
 ) -> list[Chosen]:
-    """The worst, median and best case by mean foreground Dice, with their masks, which lie with the process that
-    predicted them."""
+    """The worst, median and best case by mean foreground Dice, with their predicted masks.
+
+    Each mask is gathered from the process that predicted it.
+    """
     from segkit.report.overlays import choose_cases
 
     numbers = {case.name: number for number, case in enumerate(cases.cases)}
     chosen = {numbers[name]: f"{what}: {name}, Dice {dice:.3f}" for what, name, dice in choose_cases(table, labels)}
     mine = {number: np.load(file) for number in chosen if (file := masks / f"{number}.npy").exists()}
-    predicted = {number: mask for part in processes.gathered(mine) for number, mask in part.items()}
+    predicted = {number: mask for part in processes.all_gather(mine) for number, mask in part.items()}
     return [(caption, number, predicted[number]) for number, caption in chosen.items()]
 
 
 def write_overlays(cases: EvaluationSet, labels: Labels, chosen: Sequence[Chosen], path: Path) -> None:
-    """Pictures of chosen cases."""
+    """Write overlays of the chosen cases."""
     from segkit.report.overlays import overlay_figure
 
     rows = []

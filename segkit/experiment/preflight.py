@@ -1,4 +1,4 @@
-"""Warnings at the start of a run, for what can be seen before it has cost anything."""
+"""Warnings before a run starts, about problems that are already visible in its configuration."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ POOLING = ("dice", "jaccard", "tversky", "focal_tversky", "generalized_dice", "l
 
 
 def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:
-    """Classes of one side that a mirror of left and right moves to the other, where they keep their name.
+    """Warn about left and right classes that a mirror moves to the other side without renaming them.
 
-    augment: the section `augment`. dims: spatial axes of the images.
+    augment: the section `augment`. dims: the number of spatial axes.
     """
     swapped = {name for pair in augment.swap_on_flip for name in pair}
     sided = [name for name in names if SIDE.search(name.lower()) and name not in swapped]
@@ -27,40 +27,41 @@ def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:
     if not sided or not mirrored:
         return []
     return [
-        f"a mirror turns left into right, but the classes {', '.join(sided)} keep their names: name those that change "
-        "places, `swap_on_flip: [[left ..., right ...]]` under `augment`, or leave the mirror out"
+        f"the flip turns left into right, but the classes {', '.join(sided)} keep their names: list the pairs to swap "
+        "under `augment`, `swap_on_flip: [[left ..., right ...]]`, or remove the flip"
     ]
 
 
 def loss_warnings(terms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is known to go wrong with a loss, from its resolved terms."""
+    """Known problems of a loss, from its resolved terms."""
     names = [term["name"] for term in terms]
     if all(name.startswith("lovasz") for name in names):
         return [
-            f"{' and '.join(names)} alone seldom trains a network from scratch: its gradient favours few pixels before "
-            "the prediction is roughly right. loss=ce_lovasz adds the cross-entropy, loss=ce_then_lovasz begins with it"
+            f"{' and '.join(names)} alone rarely trains a network from scratch: until predictions are roughly right, "
+            "its gradient reaches few pixels. Use loss=ce_lovasz (cross-entropy added) or loss=ce_then_lovasz "
+            "(cross-entropy first)"
         ]
     return []
 
 
 def loss_notes(terms: Sequence[Mapping[str, Any]], *, pooled: bool = False) -> list[str]:
-    """Which score a loss stands for, where that is not the one that the run reports.
+    """Say which score a loss corresponds to, if it is not the reported one.
 
-    pooled: whether the rules of the evaluation add up counts over cases.
+    pooled: whether the scoring rules add up counts over cases.
     """
     per = "image" if pooled else "batch"
     other = [term["name"] for term in terms if term["name"] in POOLING and _per(term) == per]
     if not other:
         return []
-    stands_for = ("scores pooled over all pixels", "per: batch"), ("mean over cases", "per: image")
-    (theirs, _), (headline, way) = stands_for[::-1] if pooled else stands_for
+    averages = {"batch": "averages over the batch", "image": "averages over images"}
+    reported, better = ("pools all pixels", "per: batch") if pooled else ("averages over cases", "per: image")
     return [
-        f"{', '.join(other)} per: {per} is closest to the {theirs}; the headline of this run is the {headline}, to "
-        f"which {way} is closest"
+        f"Note: {', '.join(other)} {averages[per]} (per: {per}), while the reported score {reported}; `{better}` "
+        "matches it more closely."
     ]
 
 
 def _per(term: Mapping[str, Any]) -> str:
-    """Over what a term pools, which a library named by `like` may say."""
+    """What a term averages over; a library named by `like` may decide it."""
     options = preset(term["like"], term["name"]).options if term.get("like") else {}
     return term.get("per") or options.get("per", "batch")

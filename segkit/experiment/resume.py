@@ -1,4 +1,4 @@
-"""What a run folder holds already, and whether the same experiment can go on there."""
+"""What a run folder contains, and whether an experiment can be continued there."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from segkit.evaluation.results import scores_match
 from segkit.experiment.build import build_labels, build_source, restore_config, scoring_of, split_cases
 from segkit.experiment.build_training import init_digest
 from segkit.experiment.evaluate_run import evaluated_part
+from segkit.experiment.plugins import plugin_hashes
 from segkit.training.run_folder import Run
 from segkit.utils.errors import RunError
 
-FIXED = ("labels", "model", "optimizer.name", "parameters")  # what a checkpoint cannot be continued without
+FIXED = ("labels", "model", "optimizer.name", "parameters")  # a checkpoint cannot be continued if these change
 
 
 def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[str] = ()) -> dict[str, Any] | None:
-    """The scores of a run that has come to its end; None if there is something left to do.
+    """The scores of a finished run; None if there is something left to do.
 
-    A checkpoint of before the first step holds nothing worth keeping: it is left by a run that failed at once, and does
-    not keep the mended configuration from starting.
+    A checkpoint from before the first step is removed: a run that failed at once leaves it, and it must not keep the
+    corrected configuration from starting.
     """
     content = run.load_last(keep=True)
     if content is None:
@@ -41,17 +42,18 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
     file = run.evaluation(evaluated_part(config, Split.from_json(content["split"]))) / "scores.json"
     scores = json.loads(file.read_text()) if file.exists() else None
     scoring = scoring_of(config, build_labels(config))
-    if scores is None or not scores_match(scores, scoring, content["step"]):
+    if scores is None or not scores_match(scores, scoring, content["step"], config.evaluation.threshold):
         return None
-    console.print(f"{run.folder} holds the finished run; nothing is trained", markup=False, highlight=False)
+    console.print(
+        f"{run.folder} holds the finished run; it is not trained again", markup=False, highlight=False
+    )
     return scores
 
 
 def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], allow: Sequence[str] = ()) -> list[str]:
-    """What differs from the run's checkpoint, `content`, by keys that are allowed to.
+    """The differences between a configuration and the run's checkpoint, `content`, that `allow` permits.
 
-    Raises RunError for whatever else differs, and for keys that cannot be allowed: what the checkpoint holds would not
-    fit any more.
+    Raises RunError for any other difference, and for keys that cannot be allowed because the checkpoint would not fit.
     """
     keys = leaves(config.to_dict())
     wrong = [key for key in allow if not any(_within(one, key) for one in keys)]
@@ -65,21 +67,21 @@ def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], 
     if differing:
         shown = "".join(f"\n  {line}" for line in differing)
         raise RunError(
-            f"{run.folder} holds a run of another experiment; different are{shown}\n"
-            "continue as it was started, choose another folder with run.dir=, or allow a change by its key: --allow KEY"
+            f"{run.folder} holds a run of another experiment; differences:{shown}\n"
+            "continue it as it was started, choose another folder with run.dir=, or allow a change with --allow KEY"
         )
     fixed = [key for key, *_ in allowed if any(_within(key, one) for one in FIXED)]
     if fixed:
         raise RunError(
-            f"--allow {fixed[0]}: the checkpoint's weights and optimiser state are those of the run as it was; start a "
-            f"new one from its weights with run.dir= and train.init={run.last}"
+            f"--allow {fixed[0]}: the checkpoint's weights and optimiser state do not fit this change; start a new run "
+            f"from its weights with run.dir= and train.init={run.last}"
         )
     return [f"{key} {old!r} -> {new!r}" for key, old, new in allowed]
 
 
 def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The differences that do not show in the configuration: of the cases, their files, and the weights to start
-    from; by the keys that these come from."""
+    """Differences outside the configuration, by the key they belong to: cases, their files, initial weights,
+    plugins."""
     source = build_source(config, build_labels(config))
     split = split_cases(config, source)
     init = init_digest(config, content["init"])
@@ -87,6 +89,7 @@ def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, 
         ("data", content["data"], data_digest(source.cases)),
         ("split", Split.from_json(content["split"]).content_hash, split.content_hash),
         ("train.init", content["init"], init),
+        ("plugins", content.get("plugins", {}), plugin_hashes(config.plugins)),
     ]
     return [one for one in found if one[1] != one[2]]
 

@@ -1,4 +1,4 @@
-"""What is printed before and after the training."""
+"""What is printed before and after a training."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from segkit.training.trainer import Experiment
 
 
 def print_profile(profiler: Profiler, console: Console) -> None:
-    """Where the time of a step goes."""
+    """Print where the time of a training step goes."""
     from segkit.report.console import print_parts
 
     print_parts(profiler.means(), console)
 
 
 def print_overfit(run: Run, batches: int, console: Console) -> None:
-    """How well the batches were learnt by heart; scores are of cases that were not."""
+    """Print how far the loss fell on the overfitted batches; the scores are of other cases."""
     losses = [line["loss"] for line in run.records() if line["kind"] == "step" and line["loss"] is not None]
     if losses:
-        console.print(f"loss of {batches} overfitted batches: {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
+        console.print(
+            f"loss on {batches} overfitted batches: {losses[0]:.4f} at the start, {losses[-1]:.4f} at the end"
+        )
 
 
 def print_header(config: Config, built: Built, console: Console) -> None:
-    """What is about to be trained, and what is known to be wrong with it."""
+    """Print what is about to be trained, with notes and warnings."""
     from segkit.report.console import print_class_weights
 
     for line in header(config, built.experiment, built.data):
@@ -42,7 +44,7 @@ def print_header(config: Config, built: Built, console: Console) -> None:
         console.print(line, highlight=False, markup=False)
     for weighted in built.weighted:
         print_class_weights(weighted.term, weighted.method, weighted.names, weighted.share, weighted.weights, console)
-    pooled = scoring_of(config, built.data.labels).rules.aggregated("dice") in ("global", "micro")
+    pooled = scoring_of(config, built.data.labels).rules.aggregation_of("dice") in ("global", "micro")
     for note in loss_notes(config.loss, pooled=pooled):
         console.print(note, style="dim", highlight=False, markup=False)
     sides = mirror_warnings(config.labels.names, config.augment, built.data.preprocess.dims)
@@ -51,16 +53,16 @@ def print_header(config: Config, built: Built, console: Console) -> None:
 
 
 def header(config: Config, experiment: Experiment, data: Data) -> list[str]:
-    """What is about to be trained, in a few lines."""
+    """The experiment in a few lines."""
     parts = ", ".join(f"{len(getattr(data.split, part))} {part}" for part in ("train", "validation", "test"))
     parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
     terms = " + ".join(f"{shown_weight(term['weight'])} {term['name']}" for term in config.loss)
     settings, channels = experiment.settings, data.preprocess.channels
-    together = experiment.processes.number
+    together = experiment.processes.world_size
     return [
         f"[bold]{escape(config.name)}[/bold]  {parts} cases, {channels} image channels, {experiment.device}",
         f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
-        f"{settings.limits.steps} steps of {shown_batch(config)}, {settings.steps_per_epoch} an epoch"
+        f"{settings.limits.steps} steps of {shown_batch(config)}, {settings.steps_per_epoch} per epoch"
         + (f", in {together} processes" if together > 1 else ""),
         *on_micro_batches(experiment),
     ]
@@ -72,15 +74,14 @@ def shown_batch(config: Config) -> str:
 
 
 def on_micro_batches(experiment: Experiment) -> list[str]:
-    """The terms that accumulated gradients and several processes do not make those of one large batch, if there are
-    both."""
+    """A line that names the terms whose value with accumulation or several processes is not that of one large batch."""
     loss = experiment.loss.loss if isinstance(experiment.loss, DeepSupervision) else experiment.loss
     local = loss.defined_on_micro_batches if experiment.settings.accumulate > 1 else []
-    return [f"defined on each micro-batch, of which the mean is taken: {', '.join(local)}"] if local else []
+    return [f"computed per micro-batch and averaged: {', '.join(local)}"] if local else []
 
 
 def shown_weight(weight: Any) -> str:
-    """A number, or the name of a schedule with its arguments."""
+    """A weight as a number, or as the name of its schedule with arguments."""
     if not isinstance(weight, Mapping):
         return f"{weight:g}"
     return f"({weight['name']} {', '.join(f'{key} {value:g}' for key, value in weight.items() if key != 'name')})"

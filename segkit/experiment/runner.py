@@ -1,4 +1,4 @@
-"""What each verb of the command line does, from a configuration or a checkpoint to files and tables."""
+"""Run an experiment: train into a run folder, evaluate the last checkpoint, and return the scores."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from segkit.config import Config, dump
 from segkit.config.schema import leaves
 from segkit.evaluation.results import Origin
 from segkit.experiment.build import Data
-from segkit.experiment.build_training import build_experiment, init_digest, profile_steps
+from segkit.experiment.build_training import Built, build_experiment, init_digest, profile_steps
 from segkit.experiment.evaluate_run import evaluated_part, write_evaluation
+from segkit.experiment.plugins import load_plugins
 from segkit.experiment.resume import finished_scores
 from segkit.experiment.run_header import print_header, print_overfit, print_profile
 from segkit.training.loop import run_training
@@ -24,11 +25,12 @@ from segkit.training.run_folder import Ended, Run
 from segkit.training.step_logger import progress_bar
 from segkit.training.stopping import Interrupted
 from segkit.training.trackers import MLflow, TensorBoard
-from segkit.utils.distributed import ALONE, Processes
+from segkit.training.trainer import Trainer
+from segkit.utils.distributed import SINGLE_PROCESS, Processes
 
 
 def folder_of(config: Config) -> Path:
-    """`run.dir`, or runs/<name>-<digest> in the current directory."""
+    """The run folder: `run.dir`, or runs/<name>-<digest> in the current directory."""
     return config.run.dir or Path("runs") / f"{config.name}-{config.digest()}"
 
 
@@ -39,37 +41,36 @@ def run_experiment(
     resume: bool,
     console: Console,
     allow: Sequence[str] = (),
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Train into a run folder and evaluate its last checkpoint there. Returns the scores.
 
-    A run that is finished is not trained again; its scores are returned. Raises RunError if the folder holds another
-    experiment, if it holds an unfinished run and `resume` was not asked for, or if another process is training there.
+    A finished run is not trained again; its scores are returned. Raises RunError if the folder holds another
+    experiment, if it holds an unfinished run and `resume` is false, or if another process is training there.
     """
+    load_plugins(config.plugins)  # this process may have got the configuration from another one
     with run.locked():
-        found = processes.first_does(lambda: finished_scores(config, run, console, allow))
-        return found or _train_and_evaluate(config, run, resume, console, processes)
+        scores = processes.run_on_first(lambda: finished_scores(config, run, console, allow))
+        return scores or _train_and_evaluate(config, run, resume, console, processes)
 
 
 def _train_and_evaluate(
     config: Config, run: Run, resume: bool, console: Console, processes: Processes
 ) -> dict[str, Any]:
     run.check_free(resume=resume)
-    resumed = processes.agreed(run.last.exists())
+    resumed = processes.broadcast(run.last.exists())
     built = build_experiment(config, run.folder.parent / "cache", processes, from_init=not resumed)
     experiment, data = built.experiment, built.data
     if config.train.init is not None and resumed:
         content = run.load_last(keep=True) if run.writes else None
-        experiment.plain["init"] = processes.agreed(None if content is None else init_digest(config, content["init"]))
+        experiment.plain["init"] = processes.broadcast(
+            None if content is None else init_digest(config, content["init"])
+        )
     part = evaluated_part(config, data.split)
-    run.start()
-    if run.writes:
-        with open(run.folder / "config.yaml", "w") as file:
-            dump(built.config, file)
-    run.write_json("split.json", data.split.to_json())
+    _start(run, built)
     print_header(config, built, console)
     if config.evaluation.read_first and not resumed:
-        processes.first_does(lambda: read_first(data, part, console))
+        processes.run_on_first(lambda: read_first(data, part, console))
     steps = profile_steps(config, experiment.settings)
     profiler = None if steps is None else Profiler(steps, experiment.device)
     with trackers(config, run):
@@ -84,14 +85,7 @@ def _train_and_evaluate(
             data.labels,
             run.evaluation(part),
             split=part,
-            origin=Origin(
-                str(run.last.relative_to(run.folder)),
-                trainer.step_number,
-                experiment.settings.limits.steps,
-                trainer.finished,
-                None,
-                data.split.content_hash,
-            ),
+            origin=_origin(run, trainer, data),
             config=config,
             console=console,
             processes=processes,
@@ -100,11 +94,33 @@ def _train_and_evaluate(
     return result
 
 
+def _start(run: Run, built: Built) -> None:
+    """Write the resolved configuration and the split into the run folder."""
+    run.start()
+    if run.writes:
+        with open(run.folder / "config.yaml", "w") as file:
+            dump(built.config, file)
+    run.write_json("split.json", built.data.split.to_json())
+
+
+def _origin(run: Run, trainer: Trainer, data: Data) -> Origin:
+    """The last checkpoint of this training, for scores.json."""
+    return Origin(
+        checkpoint=str(run.last.relative_to(run.folder)),
+        step=trainer.step_number,
+        steps=trainer.settings.limits.steps,
+        finished=trainer.finished,
+        selected_on=None,
+        split_hash=data.split.content_hash,
+    )
+
+
 def read_first(data: Data, part: str, console: Console) -> None:
-    """Read what will judge the training, which reads its own cases at once and these at its end. Raises DataError."""
+    """Read the validation and evaluation cases once before training, so that bad ones are reported now. Raises
+    DataError."""
     cases = list(dict.fromkeys([*data.cases("validation"), *data.cases(part)]))
     with progress_bar(console) as progress:
-        task = progress.add_task("reading what judges", total=len(cases), note="")
+        task = progress.add_task("checking the evaluation cases", total=len(cases), note="")
         for case in cases:
             data.source.read(case)
             progress.update(task, advance=1)
@@ -112,7 +128,7 @@ def read_first(data: Data, part: str, console: Console) -> None:
 
 @contextmanager
 def trackers(config: Config, run: Run) -> Iterator[None]:
-    """The trackers that the configuration asks for, while the run goes on."""
+    """Attach the trackers that the configuration asks for while the run goes on."""
     if run.writes and config.logging.tensorboard:
         content = run.load_last(keep=True)
         run.trackers.append(TensorBoard(run.folder, 0 if content is None else content["step"]))
@@ -130,7 +146,7 @@ def trackers(config: Config, run: Run) -> Iterator[None]:
 
 
 def show_overlays(run: Run, file: Path, step: int) -> None:
-    """The picture of the evaluation, for the trackers."""
+    """Send the overlays of the evaluation to the trackers."""
     if run.takes_pictures and file.exists():
         from PIL import Image
 

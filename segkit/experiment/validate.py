@@ -1,4 +1,4 @@
-"""What must work in a configuration beyond names and types, tried before anything is read: see `segkit.config.read`."""
+"""Checks of a configuration beyond names and types, run before any data is read; see `segkit.config.read`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from segkit.models import MODELS
 from segkit.training.lr_schedules import SCHEDULES
 
 
-def try_labels(config: Config) -> None:
+def check_labels(config: Config) -> None:
     Labels(**config.labels.model_dump())
 
 
-def try_loss(config: Config) -> None:
-    """Build the loss with class counts in which every class is alike. Labels that do not fit have a trial of their
-    own."""
+def check_loss(config: Config) -> None:
+    """Build the loss with equal class counts. Labels with errors are reported by their own check."""
     try:
         labels = Labels(**config.labels.model_dump())
     except ValueError:
@@ -30,8 +29,8 @@ def try_loss(config: Config) -> None:
     build_loss([dict(term) for term in config.loss], labels, class_counts={"pixels": alike, "components": alike})
 
 
-def try_model(config: Config) -> None:
-    """Build the network without memory, for images of as many axes as the patch has, or of any."""
+def check_model(config: Config) -> None:
+    """Build the network on the meta device, for the number of axes of the patch, or for any."""
     patch = config.sampling.patch
     failures = []
     for dims in (2, 3) if patch is None else (len(patch),):
@@ -44,31 +43,31 @@ def try_model(config: Config) -> None:
     raise failures[0]
 
 
-def try_sides(config: Config) -> None:
-    """The window must have the axes of the patch, and the spacing too, if it is a list."""
+def check_sides(config: Config) -> None:
+    """The window must have as many axes as the patch, and so must the spacing if it is a list."""
     patch, window, spacing = config.sampling.patch, config.evaluation.window, config.preprocess.spacing
     sides = {len(given) for given in (patch, window, spacing) if isinstance(given, list)}
     if len(sides) > 1:
         raise ValueError(
-            "expected sampling.patch, evaluation.window and preprocess.spacing with a number for each axis of the "
-            f"images, got {patch}, {window} and {spacing}"
+            "expected sampling.patch, evaluation.window and preprocess.spacing with one number per image axis, "
+            f"got {patch}, {window} and {spacing}"
         )
 
 
-def try_schedule(config: Config) -> None:
+def check_schedule(config: Config) -> None:
     SCHEDULES[config.schedule.name](steps=10_000, steps_per_epoch=10, **config.schedule.args)
 
 
-def try_scoring(config: Config) -> None:
+def check_scoring(config: Config) -> None:
     chosen, labels = config.evaluation, Labels(**config.labels.model_dump())
     build_scoring(labels, metrics=chosen.metrics, rules=chosen.rules, exclude_classes=chosen.exclude_classes)
 
 
-TRIALS: dict[str, Callable[[Config], object]] = {
-    "labels": try_labels,
-    "loss": try_loss,
-    "model": try_model,
-    "schedule": try_schedule,
-    "sampling": try_sides,
-    "evaluation": try_scoring,
+CHECKS: dict[str, Callable[[Config], object]] = {
+    "labels": check_labels,
+    "loss": check_loss,
+    "model": check_model,
+    "schedule": check_schedule,
+    "sampling": check_sides,
+    "evaluation": check_scoring,
 }

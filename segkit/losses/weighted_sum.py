@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segkit.labels import Labels, Target
+from segkit.labels import Labels, Target, as_tensor
 from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import Activation, Batch
 from segkit.losses.shared_pass import MaskSums, mask_sums, run_pass
@@ -86,7 +87,7 @@ class WeightedSum(nn.Module):
     def forward(
         self,
         logits: Tensor,
-        mask: Tensor,
+        mask: Tensor | np.ndarray,
         pixel_weight: Tensor | None = None,
         valid: Tensor | None = None,
         normaliser: Normaliser | None = None,
@@ -94,7 +95,7 @@ class WeightedSum(nn.Module):
         """The loss, a scalar of at least float32; 0 with gradient 0 if every pixel is ignored.
 
         logits: floating [B, K, *S]; values at ignored pixels have no effect, even NaN.
-        mask: class numbers [B, *S], or one-hot or soft [B, K, *S]; see `Labels.target`.
+        mask: class numbers [B, *S], or one-hot or soft [B, K, *S], a tensor or numpy array; see `Labels.target`.
         pixel_weight: [B, *S], 0 or more.
         valid: bool [B, *S] or [B, K, *S]: false for further pixels to ignore, for all classes or for some.
         normaliser: the divisors for several micro-batches; see the method `normaliser`.
@@ -128,12 +129,13 @@ class WeightedSum(nn.Module):
     def terms(
         self,
         logits: Tensor,
-        mask: Tensor,
+        mask: Tensor | np.ndarray,
         pixel_weight: Tensor | None = None,
         valid: Tensor | None = None,
         normaliser: Normaliser | None = None,
     ) -> dict[str, Tensor]:
         """The value of each term by name, scalars without term weights. Arguments: see `forward`."""
+        mask = as_tensor(mask, logits.device)
         self._check_shapes(logits, mask, pixel_weight)
         # The shared pass counts the pixels of each class and so detects values that are no class; other terms do not.
         counted = pixel_weight is None and valid is None and any(hasattr(term, "sums") for term in self._terms)

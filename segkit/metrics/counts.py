@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.labels import Labels, assert_async, unequal
+from segkit.labels import Labels, as_tensor, assert_async, unequal
 
 # Pixels of an image that are counted in one pass. Counting takes about 15 bytes per pixel, which fit into a CPU cache.
 CHUNK_SIZE = {"cpu": 2**18}
@@ -44,7 +45,7 @@ class PixelCounts:
         )
 
 
-def count(prediction: Tensor, mask: Tensor, labels: Labels) -> Tensor:
+def count(prediction: Tensor | np.ndarray, mask: Tensor | np.ndarray, labels: Labels) -> Tensor:
     """Count true positive, predicted and reference pixels of each image and class: int64 [B, K, 3].
 
     multiclass: prediction and mask are [B, *S] with class numbers.
@@ -58,7 +59,7 @@ def count(prediction: Tensor, mask: Tensor, labels: Labels) -> Tensor:
     Raises ValueError if the shapes differ or the prediction is not decoded. A valid pixel whose value in prediction or
     mask is not a class fails an assertion on the device.
     """
-    pixels = pixel_counts(prediction, mask, labels)
+    pixels = pixel_counts(as_tensor(prediction), as_tensor(mask), labels)
     values = f"0 to {labels.channels - 1}" if labels.mode == "multiclass" else "0 or 1"
     _assert_none(pixels.invalid[:, 0], f"a prediction contains a value that is not {values}")
     _assert_none(

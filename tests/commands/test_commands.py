@@ -109,7 +109,7 @@ def test_a_finished_run_prints_its_scores_and_an_unfinished_one_is_continued_onl
     folder, _ = trained
     before = read_scores(folder / "run" / "evaluation" / "test")
     printed = tool("train", "--config", "tiny.yaml", "run.dir=run", folder=folder)
-    assert "holds the finished run; nothing is trained" in printed
+    assert "holds the finished run" in printed
     assert f"{before['mean']['dice']:.4f}" in printed
     shutil.copytree(folder / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation")
@@ -149,7 +149,7 @@ def test_two_processes_do_not_train_into_one_folder(trained, tmp_path):
     folder, _ = trained
     with Run(tmp_path / "run").locked():
         printed = tool("train", "--config", "tiny.yaml", f"run.dir={tmp_path / 'run'}", code=2, folder=folder)
-    assert "another process is training into" in printed
+    assert "another process is training" in printed
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
@@ -166,13 +166,13 @@ def test_a_run_is_not_continued_as_another_experiment(trained):
 def test_other_data_need_a_place_for_their_scores(trained):
     folder, _ = trained
     for arguments, message in (
-        (("--data", "somewhere"), "say with --out where to write"),
+        (("--data", "somewhere"), "with --out"),
         (("--data", "somewhere", "--split", "test", "--out", "other"), "not both"),
         (("--checkpoint", "run"), "expected different checkpoints, got one twice"),
         (("--metrics", "dice,hd59", "--out", "x"), "expected metrics to be different ones of dice, iou"),
         (("--rules", "nnunett", "--out", "x"), "expected rules to be one of segkit, nnunet"),
-        (("--metrics", "hd95"), "comparisons read them; say with --out where to write others"),
-        (("--ignore", "255", "--group", "x"), "--ignore, --group belong to --predictions"),
+        (("--metrics", "hd95"), "comparisons read them: choose another folder with --out"),
+        (("--ignore", "255", "--group", "x"), "--ignore, --group can only be used"),
         (("--predictions", "somewhere"), "give --checkpoint, or --predictions"),
         (("model.widths=[4, 8]",), "only data."),
     ):
@@ -264,7 +264,7 @@ def test_comparing_losses(trained):
     unit = next((out / "units").iterdir())
     tool("evaluate", "--checkpoint", unit, "--split", "train", folder=folder)
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
-    assert "finished before" in tool("compare", *arguments, "train.steps=4", folder=folder)
+    assert "already finished" in tool("compare", *arguments, "train.steps=4", folder=folder)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")} == stamps
     assert pd.read_csv(out / "cases.csv").equals(table)
 
@@ -287,7 +287,7 @@ def test_a_failing_loss_stops_no_other(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--losses", "dice,dice"), "names of losses that differ"),
+        (("--losses", "dice,dice"), "different names of losses"),
         (("--losses", "dice", "--metric", "accuracy"), "one of dice, iou"),
         (("--losses", "dice", "--baseline", "dcie"), "(--baseline) to be one of dice"),
         (("--losses", "dice", "seed=7"), "the comparison sets seed"),
@@ -467,7 +467,7 @@ def test_a_run_is_not_continued_with_other_files(tmp_path):
     tool(*longer, "train.max_steps=3", folder=tmp_path)
     tool(*longer, "train.max_steps=4", folder=tmp_path)
     (tmp_path / "weights.pt").write_bytes(weights)
-    assert "nothing is trained" in tool(*train, "train.max_steps=4", folder=tmp_path)
+    assert "finished run" in tool(*train, "train.max_steps=4", folder=tmp_path)
 
 
 def test_a_signal_to_all_processes_of_a_job_finishes_the_step_and_saves(tmp_path):
@@ -497,7 +497,7 @@ def test_overfitting_a_batch_and_going_on_from_its_weights(tmp_path):
     printed = tool(
         "train", "--config", "tiny.yaml", "run.dir=b", f"train.init={last}", "train.steps=1", folder=tmp_path
     )
-    assert "weights of" in printed
+    assert "weights from" in printed
     assert "follow the validation" in tool(
         "train",
         "--config",

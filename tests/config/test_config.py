@@ -127,8 +127,8 @@ extra: 1
         "experiment.yaml:8: train: expected either 'steps' or 'epochs', got both",
         "experiment.yaml:11: train.clip_norm: expected a value greater than 0, got 0",
         "experiment.yaml:13: sampling.patch.0: expected a value greater than or equal to 1, got 0",
-        "experiment.yaml:14: extra: unknown key; expected one of format, name, seed, device, labels, preprocess, "
-        "sampling, loader, parameters, train, checkpoints, evaluation, logging, run, comparison, data, split, model, "
+        "experiment.yaml:14: extra: unknown key; expected one of format, name, seed, device, plugins, labels, "
+        "preprocess, sampling, loader, parameters, train, checkpoints, evaluation, logging, run, comparison, data, split, model, "
         "optimizer, schedule, augment, loss",
     ]
 
@@ -159,7 +159,7 @@ extra: 1
         ("[background, a]", "[background, 7]", "labels.names.1: expected a list, each item text, got"),
         ("loss: dice", "augment: {engine: pil}\nloss: dice", "augment.engine: expected 'none', 'albumentations'"),
         ("loss: dice", "augment: {transforms: [flip]}\nloss: dice", "transforms need an engine"),
-        ("loss: dice", "format: 2\nloss: dice", "format 2 is not one that this version reads"),
+        ("loss: dice", "format: 2\nloss: dice", "format 2 cannot be read by this version"),
     ],
 )
 def test_what_a_mistake_says(load, old, new, message):
@@ -221,7 +221,7 @@ def test_overrides(load, tmp_path, monkeypatch):
     ("override", "message"),
     [
         ("train.stepz=3", "override 'train.stepz=3': train.stepz: unknown key; did you mean 'steps'?"),
-        ("train.steps", "override 'train.steps': expected key=value, for instance train.steps=100"),
+        ("train.steps", "override 'train.steps': expected key=value, for example train.steps=100"),
         ("loss.2.weight=1", "override 'loss.2.weight=1': expected a list item from 0 to 0, got '2'"),
         ("model.widths=[4", "override 'model.widths=[4': the value is no YAML"),
         ("seed.x=1", "override 'seed.x=1': seed is 3, which has no keys"),

@@ -420,9 +420,9 @@ def test_overriding_the_length_drops_the_other_way_to_say_it(write, given, dropp
         ("train.ema=2", "train.ema: expected a value less than 1, got 2"),
         ("model={name: unet, widht: 3}", "model.widht: unknown key; did you mean 'widths'?"),
         ("loss=diec", "loss: unknown name 'diec'; did you mean 'dice'?"),
-        ("train.steps", "expected key=value, for instance train.steps=100"),
-        ("=3", "expected key=value, for instance train.steps=100"),
-        ("seed=[1", "the value is no YAML: while parsing a flow sequence"),
+        ("train.steps", "expected key=value, for example train.steps=100"),
+        ("=3", "expected key=value, for example train.steps=100"),
+        ("seed=[1", "the value is not valid YAML: while parsing a flow sequence"),
         ("loss.3.weight=1", "expected a list item from 0 to 0, got '3'"),
         ("loss.x.weight=1", "expected a list item from 0 to 0, got 'x'"),
         ("loss.0.name.x=1", "loss.0.name is 'dice', which has no keys"),
@@ -515,7 +515,7 @@ def test_the_resolved_form_means_the_same_anywhere(write, tmp_path):
 def test_another_format_is_refused(write, number):
     (found,) = errors(write(format=number))
     assert "x.yaml:7: format: " in found
-    assert "this version reads" in found
+    assert "cannot be read by this version" in found
 
 
 def test_an_omitted_default_and_the_same_value_written_out_have_one_digest(write, tmp_path):
@@ -639,6 +639,6 @@ def test_importing_the_configuration_loads_neither_torch_nor_a_family():
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "torch" not in output
     assert all(
-        name.startswith(("segkit._version", "segkit.config", "segkit.utils.durations"))
+        name.startswith(("segkit._version", "segkit.config", "segkit.utils"))
         for name in re.findall(r"segkit\.\w+", output)
     )

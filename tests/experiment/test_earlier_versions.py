@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from support.command_line import tool
 
 from segkit.experiment.build import load_config
 from segkit.training import checkpoint
 from segkit.training.run_folder import Run
+
+from support.command_line import tool
 
 HERE = Path(__file__).parent
 NAME = "small-4e60251db05b"

@@ -1,0 +1,355 @@
+"""segkit from Python: train, load, evaluate and compare, as the commands of the same names do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from rich.console import Console
+from torch import Tensor
+
+from segkit.commands.compare import CompareOptions
+from segkit.commands.compare import compare as run_comparison
+from segkit.commands.evaluate import evaluate_checkpoint
+from segkit.commands.train import train as run_training
+from segkit.data.cases import RawCase, check_finite
+from segkit.data.mask_validation import check_mask
+from segkit.evaluation.results import scores_json
+from segkit.evaluation.scorer import Scorer
+from segkit.evaluation.scoring import build_scoring
+from segkit.experiment.build import ConfigSource
+from segkit.experiment.evaluate_run import checkpoint_file
+from segkit.experiment.trained_model import TrainedModel, load_trained
+from segkit.labels import Labels
+from segkit.utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training.
+
+    scores: the contents of scores.json. folder: the run folder.
+    """
+
+    scores: dict[str, Any]
+    folder: Path
+
+    @cached_property
+    def model(self) -> Model:
+        """The trained model, loaded from the last checkpoint on first use."""
+        return load(self.folder)
+
+
+def train(
+    config: ConfigSource,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    allow: Sequence[str] = (),
+    verbose: bool = True,
+) -> TrainResult:
+    """Train an experiment and evaluate its last checkpoint, as `segkit train` does.
+
+    Args:
+        config: a YAML file, the name of a shipped configuration, or the same content as a mapping. Paths in a mapping
+            are relative to the current directory.
+        overrides: changes as on the command line, such as `["train.steps=100", "run.dir=runs/mine"]`.
+        resume: continue a run that was interrupted, to the same weights and scores as without the interruption.
+        allow: configuration keys in which a resumed run may differ from its start.
+        verbose: print the header, progress and scores.
+
+    A finished run is not trained again; its scores are returned. Raises ConfigError for a configuration with errors,
+    DataError for bad data and RunError for a folder that holds another run.
+    """
+    console = Console(quiet=not verbose)
+    scores, folder = run_training(config, overrides, resume=resume, allow=allow, console=console)
+    return TrainResult(scores, folder)
+
+
+class Model:
+    """A trained model with its labels, preprocessing and way of predicting, as stored in a checkpoint."""
+
+    def __init__(self, trained: TrainedModel, source: Path):
+        self._trained, self._source = trained, source
+
+    @property
+    def labels(self) -> Labels:
+        """The classes and their meaning."""
+        return self._trained.labels
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network, in evaluation mode: image [B, C, *S], preprocessed and padded -> logits [B, K, *S]."""
+        return self._trained.predictor.model
+
+    def __repr__(self) -> str:
+        classes = ", ".join(self.labels.names)
+        return f"<segkit model {self._trained.config.model.name} from {self._source}: {self.labels.mode}, {classes}>"
+
+    def predict(self, image: ArrayLike | Tensor | str | Path, spacing: Sequence[float] | None = None) -> np.ndarray:
+        """Segment one image: the class numbers [*S] on its own grid, or 0 and 1 [K, *S] for overlapping classes.
+
+        Args:
+            image: a file in any format that segkit reads, or an array [*S] or [C, *S] with the values that segkit
+                reads from files of the training data: integers of pictures are scaled to 0..1 by the range of their
+                type, as those of image files are; volumes (3D) and floating values are taken as they are.
+            spacing: the pixel size in mm of each axis of an array; needed where the model resamples to a fixed
+                spacing. A file states its own.
+
+        Raises DataError for an image with other channels or axes than those in training, or with NaN.
+        """
+        return self._trained.predict(self._raw(image, spacing))
+
+    def probabilities(
+        self, image: ArrayLike | Tensor | str | Path, spacing: Sequence[float] | None = None
+    ) -> np.ndarray:
+        """The probability of each class, float32 [K, *S] on the image's own grid; [1, *S], of the positive class, in
+        binary mode. Arguments and errors as for `predict`."""
+        return self._trained.probabilities(self._raw(image, spacing))
+
+    def evaluate(
+        self,
+        split: str | None = None,
+        *,
+        data: str | Path | None = None,
+        out: str | Path | None = None,
+        overrides: Sequence[str] = (),
+        verbose: bool = False,
+    ) -> dict[str, Any]:
+        """Evaluate the checkpoint as `segkit evaluate` does. Returns the contents of scores.json.
+
+        Args:
+            split: `train`, `validation` or `test`; default: the part that the training evaluated.
+            data: another folder with the layout of the training data, all of which is evaluated.
+            out: the folder for the tables; default: the run folder. Needed with `data`, `overrides`, and a model that
+                was loaded from a file.
+            overrides: settings of the evaluation, such as `["evaluation.metrics=[dice, hd95]"]`.
+        """
+        return evaluate_checkpoint(
+            self._source,
+            overrides,
+            split=split,
+            data=None if data is None else Path(data),
+            out=None if out is None else Path(out),
+            device=str(self._trained.predictor.device),
+            console=Console(quiet=not verbose),
+        )
+
+    def _raw(self, image: ArrayLike | Tensor | str | Path, spacing: Sequence[float] | None) -> RawCase:
+        if isinstance(image, (str, Path)):
+            from segkit.data.readers import read_image
+
+            if spacing is not None:
+                raise ValueError(f"{image}: spacing is for arrays; a file states its own")
+            return RawCase(read_image(Path(image))[0], None, read_image(Path(image))[1])
+        return self._raw_from_array(image, spacing)
+
+    def _raw_from_array(self, image: ArrayLike | Tensor, spacing: Sequence[float] | None) -> RawCase:
+        preprocess = self._trained.preprocess
+        array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+        array = array[None] if array.ndim == preprocess.dims else array
+        if array.ndim != preprocess.dims + 1 or array.shape[0] != preprocess.channels:
+            axes = "H, W" if preprocess.dims == 2 else "D, H, W"
+            way_out = (
+                "; move the channels to the front with np.moveaxis(image, -1, 0)"
+                if array.ndim == preprocess.dims + 1 and array.shape[-1] == preprocess.channels
+                else ""
+            )
+            raise DataError(f"expected an image [{preprocess.channels}, {axes}], got {list(array.shape)}{way_out}")
+        if preprocess.dims == 2 and np.issubdtype(array.dtype, np.integer):
+            from segkit.data.formats.raster import scaled
+
+            array = scaled(array)
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        check_finite(array, "image")
+        if spacing is None and preprocess.spacing is not None:
+            raise ValueError(
+                f"this model resamples images to {list(preprocess.spacing)} mm: give spacing=, the pixel size of the "
+                "image in mm for each axis"
+            )
+        spacing = (1.0,) * preprocess.dims if spacing is None else tuple(float(length) for length in spacing)
+        if len(spacing) != preprocess.dims or min(spacing) <= 0:
+            raise ValueError(f"expected spacing= with {preprocess.dims} positive lengths, got {list(spacing)}")
+        return RawCase(array, None, spacing)
+
+
+def load(run: str | Path, *, device: str | None = None, overrides: Sequence[str] = ()) -> Model:
+    """Load a trained model from a run folder (its last.pt) or a checkpoint file.
+
+    Args:
+        run: a run folder or a `.pt` file. It is read without executing code; a run with plugins imports them by name.
+        device: `auto`, `cpu`, `cuda` or `mps`; default: as in the configuration of the run.
+        overrides: changes in the sections data, evaluation and loader, such as `["data.root=/elsewhere"]`.
+
+    Raises CheckpointError for a file that is missing, damaged or too new, and ConfigError for a missing plugin.
+    """
+    return Model(load_trained(checkpoint_file(Path(run)), device, overrides), Path(run))
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Scores of predictions.
+
+    scores: as in scores.json: rules, per-class and mean scores. cases: one row per case and class, as in cases.csv.
+    """
+
+    scores: dict[str, Any]
+    cases: pd.DataFrame
+
+
+def evaluate(
+    predictions: Sequence[ArrayLike | Tensor],
+    references: Sequence[ArrayLike | Tensor],
+    labels: Labels | Sequence[str],
+    *,
+    metrics: Sequence[str] = ("dice", "iou"),
+    rules: str = "segkit",
+    spacing: Sequence[float] | Sequence[Sequence[float]] | None = None,
+    cases: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+) -> EvaluationResult:
+    """Score predicted masks against reference masks, whatever made them.
+
+    Args:
+        predictions: one mask per case, class numbers [*S], or 0 and 1 [K, *S] for overlapping classes; arrays or
+            tensors. Cases may differ in size.
+        references: the reference masks in the same order and shapes. Pixels with `labels.ignore_index` do not count.
+        labels: a `Labels`, or the class names in the order of their numbers.
+        metrics: names, such as `["dice", "iou", "hd95", "nsd"]`; Dice and IoU are always included.
+        rules: what empty classes count and how scores are averaged: `segkit`, `nnunet`, `monai`, `torchmetrics`,
+            `mmseg` or `smp`.
+        spacing: the pixel size in mm of each axis, for all cases or per case, for distances; default: 1.
+        cases, groups: a name per case, and the group (such as the patient) that it belongs to; default: numbers, and
+            every case its own group.
+
+    Raises ValueError for unknown metrics or rules and lists of different lengths, and DataError, which names the case,
+    for shapes that differ and values that are no class.
+    """
+    labels = labels if isinstance(labels, Labels) else Labels(list(labels))
+    scoring = build_scoring(labels, metrics=metrics, rules=rules)
+    names = [str(number) for number in range(len(predictions))] if cases is None else [str(case) for case in cases]
+    of_groups = names if groups is None else [str(group) for group in groups]
+    lengths = {"predictions": len(predictions), "references": len(references)}
+    lengths |= {"cases": len(names), "groups": len(of_groups)}
+    if not predictions or len(set(lengths.values())) > 1:
+        raise ValueError(f"expected lists of the same length, at least 1, got {lengths}")
+    scorer = Scorer(len(names), labels, scoring, torch.device("cpu"))
+    for name, group, predicted, reference, lengths_mm in zip(
+        names, of_groups, predictions, references, _spacings(spacing, len(names)), strict=True
+    ):
+        prediction, mask = _mask(predicted, "prediction", name), _mask(reference, "reference", name)
+        if prediction.shape != mask.shape:
+            raise DataError(
+                f"case {name}: expected masks of one shape, got a prediction {list(prediction.shape)} and a reference "
+                f"{list(mask.shape)}"
+            )
+        check_mask(prediction, labels, name, "prediction")
+        check_mask(mask, labels, name, "reference")
+        dims = mask.ndim - labels.has_mask_channels
+        lengths_mm = (1.0,) * dims if lengths_mm is None else lengths_mm
+        if len(lengths_mm) != dims:
+            raise ValueError(f"case {name}: expected spacing with {dims} lengths, got {list(lengths_mm)}")
+        scorer.add(name, group, torch.from_numpy(prediction)[None], torch.from_numpy(mask)[None], lengths_mm)
+    scored = scorer.result()
+    return EvaluationResult(scores_json(scored, labels, scoring, split="arrays", origin=None), scored.cases)
+
+
+def _spacings(
+    spacing: Sequence[float] | Sequence[Sequence[float]] | None, number: int
+) -> Sequence[Sequence[float] | None]:
+    """The spacing of each case."""
+    if spacing is None:
+        return [None] * number
+    values = list(spacing)
+    if all(isinstance(value, (int, float)) for value in values):
+        return [tuple(float(value) for value in values)] * number  # pyright: ignore[reportArgumentType]
+    if len(values) != number:
+        raise ValueError(f"expected one spacing for all {number} cases or one per case, got {len(values)}")
+    return [tuple(float(length) for length in value) for value in values]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _mask(mask: ArrayLike | Tensor, kind: str, case: str) -> np.ndarray:
+    """A mask as an integer array that torch takes; floating values must be whole numbers."""
+    array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    whole = array.astype(np.int64)
+    if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(whole, array):
+        raise DataError(
+            f"case {case}: expected a {kind} of class numbers, got {array.dtype} values that are not whole numbers; "
+            "turn probabilities into classes first, with argmax or a threshold"
+        )
+    return array if array.dtype == np.uint8 else whole
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A comparison of losses.
+
+    result: the contents of comparison.json: losses with their means, pairs with their verdicts, caveats.
+    table: the scores that it rests on, one row per run, case and class, as in cases.csv.
+    folder: holds both, the report (comparison.html and comparison.md), and the runs.
+    """
+
+    result: dict[str, Any]
+    table: pd.DataFrame
+    folder: Path
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """One row per pair: what loss a is to loss b, the difference of their means and its interval."""
+        return pd.DataFrame(self.result["pairs"])
+
+
+def compare_losses(
+    config: str | Path,
+    losses: Sequence[str] | Mapping[str, Any],
+    *,
+    seeds: int | Sequence[int] = 3,
+    folds: int | None = None,
+    baseline: str | None = None,
+    metric: str = "dice",
+    margin: float = 0.005,
+    out: str | Path = "comparison",
+    overrides: Sequence[str] = (),
+    parallel: int | None = None,
+    verbose: bool = True,
+) -> ComparisonResult:
+    """Train each loss with several seeds under equal conditions and test which differences are real.
+
+    Args:
+        config: the experiment, a YAML file or the name of a shipped configuration; runs differ from it in the loss,
+            the seed and the fold alone.
+        losses: names of losses or recipes, or a mapping from labels to anything that `loss` may be.
+        seeds: the number of runs per loss, or the seeds. Conclusions about losses need at least 3.
+        folds: number of cross-validation folds; default: the split of the configuration.
+        baseline: compare every loss with this one only; default: all pairs.
+        metric, margin: the score to compare, and the difference below which losses count as equivalent.
+        out: the folder of the comparison. Runs that are finished there are not trained again.
+        overrides: further changes as on the command line, for example of the section `comparison`.
+        parallel: runs at the same time; default: the number of GPUs, or a quarter of the cores.
+
+    Raises UnitsFailed, with the reasons, once all others are finished, if trainings failed.
+    """
+    chosen = {
+        "losses": losses if isinstance(losses, Mapping) else list(losses),
+        "seeds": seeds if isinstance(seeds, int) else list(seeds),
+        "folds": folds,
+        "baseline": baseline,
+        "metric": metric,
+        "margin": margin,
+    }
+    section = [f"comparison.{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
+    folder = Path(out)
+    options = CompareOptions(folder, parallel=parallel)
+    run_comparison(Path(config), [*section, *overrides], options, Console(quiet=not verbose))
+    result = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    return ComparisonResult(result, pd.read_csv(folder / "cases.csv"), folder)
