@@ -239,7 +239,7 @@ def evaluate(
     of_groups = names if groups is None else [str(group) for group in groups]
     lengths = {"predictions": len(predictions), "references": len(references)}
     lengths |= {"cases": len(names), "groups": len(of_groups)}
-    if not predictions or len(set(lengths.values())) > 1:
+    if len(predictions) == 0 or len(set(lengths.values())) > 1:
         raise ValueError(f"expected lists of the same length, at least 1, got {lengths}")
     scorer = Scorer(len(names), labels, scoring, torch.device("cpu"))
     for name, group, predicted, reference, lengths_mm in zip(

@@ -223,7 +223,7 @@ def test_overrides(load, tmp_path, monkeypatch):
         ("train.stepz=3", "override 'train.stepz=3': train.stepz: unknown key; did you mean 'steps'?"),
         ("train.steps", "override 'train.steps': expected key=value, for example train.steps=100"),
         ("loss.2.weight=1", "override 'loss.2.weight=1': expected a list item from 0 to 0, got '2'"),
-        ("model.widths=[4", "override 'model.widths=[4': the value is no YAML"),
+        ("model.widths=[4", "override 'model.widths=[4': the value is not valid YAML"),
         ("seed.x=1", "override 'seed.x=1': seed is 3, which has no keys"),
         ("seed=-1", "override 'seed=-1': seed: expected a value greater than or equal to 0, got -1"),
     ],
