@@ -44,9 +44,7 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
     scoring = scoring_of(config, build_labels(config))
     if scores is None or not scores_match(scores, scoring, content["step"], config.evaluation.threshold):
         return None
-    console.print(
-        f"{run.folder} holds the finished run; it is not trained again", markup=False, highlight=False
-    )
+    console.print(f"{run.folder} holds the finished run; it is not trained again", markup=False, highlight=False)
     return scores
 
 

@@ -128,8 +128,8 @@ extra: 1
         "experiment.yaml:11: train.clip_norm: expected a value greater than 0, got 0",
         "experiment.yaml:13: sampling.patch.0: expected a value greater than or equal to 1, got 0",
         "experiment.yaml:14: extra: unknown key; expected one of format, name, seed, device, plugins, labels, "
-        "preprocess, sampling, loader, parameters, train, checkpoints, evaluation, logging, run, comparison, data, split, model, "
-        "optimizer, schedule, augment, loss",
+        "preprocess, sampling, loader, parameters, train, checkpoints, evaluation, logging, run, comparison, data, "
+        "split, model, optimizer, schedule, augment, loss",
     ]
 
 

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from segkit.losses import LOSSES, build_loss
 
+from support.loss_loops import loop
 from support.loss_oracle import (
     IGNORE_INDEX,
     MODES,
@@ -30,6 +31,23 @@ def reference_value_and_gradient(options, logits, mask, labels, pixel_weight=Non
 
 def test_every_loss_has_a_reference():
     assert REFERENCES.keys() == LOSSES.keys()
+
+
+@pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
+def test_the_references_equal_loops_over_pixels(options, mode, space):
+    labels = labels_of(mode)
+    logits, mask = batch(mode, space)
+    assert_close(reference(options, logits, mask, labels).item(), loop(options, logits, mask, labels), **TOLERANCE)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in UNWEIGHTED])
+def test_weighted_references_equal_loops_over_pixels(name, mode):
+    labels = labels_of(mode)
+    logits, mask = batch(mode, (3, 4))
+    weight = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = loop({"name": name}, logits, mask, labels, weight)
+    assert_close(reference({"name": name}, logits, mask, labels, weight).item(), expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
