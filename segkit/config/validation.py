@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 import os
 import re
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 
 from segkit.config.yaml_tree import ConfigError, KeyPath
-from segkit.utils.durations import Units
+from segkit.utils.signatures import describe, first_errors, signature_model, union_members
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
@@ -34,20 +30,6 @@ class Table:
     def model(self, name: str) -> type[BaseModel]:
         """The signature of an entry as a pydantic model: annotations check values, defaults are filled in."""
         return signature_model(self.entries[name], self.injected)
-
-
-@cache
-def signature_model(entry: Callable[..., Any], injected: frozenset[str]) -> type[BaseModel]:
-    function = entry.__init__ if isinstance(entry, type) else entry
-    hints = typing.get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(entry).parameters.items():
-        if name not in injected:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[name] = (hints[name], default)
-    # defaults are validated too, so that a default 0 of a float becomes 0.0, as when the resolved file is read again
-    config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
-    return create_model(entry.__name__, __config__=config, **fields)
 
 
 class Checker:
@@ -132,7 +114,7 @@ class Checker:
             built = model.model_validate_json(json.dumps(value, default=str))
             return built if len(self.errors) == before else None
         except ValidationError as error:
-            for field, details in _by_field(error).items():
+            for field, details in first_errors(error).items():
                 self._field_error(path, field, details, value, model, known)
         return None
 
@@ -164,7 +146,7 @@ class Checker:
     def _path(self, path: KeyPath, key: Any, value: Any, model: type[BaseModel]) -> Any:
         """Strings in fields that hold a path, or paths by name, as absolute paths with ${NAME} expanded."""
         field = model.model_fields.get(key)
-        members = () if field is None else _members(field.annotation)
+        members = () if field is None else union_members(field.annotation)
         if isinstance(value, dict) and dict[str, Path] in members:
             return {
                 name: self._absolute(path, key, one) if isinstance(one, str) else one for name, one in value.items()
@@ -186,51 +168,6 @@ def _related(origin: KeyPath, path: KeyPath) -> bool:
     return path[: len(origin)] == origin
 
 
-def _by_field(error: ValidationError) -> dict[str, Any]:
-    """The first problem of each field; a union reports one for each of its members."""
-    found: dict[str, Any] = {}
-    for details in error.errors():
-        found.setdefault(str(details["loc"][0]), details)
-    return found
-
-
 def _suggestion(name: object, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.65)
     return f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    is_union = get_origin(annotation) in (typing.Union, types.UnionType)
-    return get_args(annotation) if is_union else (annotation,)
-
-
-WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    Path: "a path",
-    type(None): "null",
-}
-
-
-def describe(annotation: Any) -> str:
-    """A type in words for authors of YAML files."""
-    if annotation in WORDS:
-        return WORDS[annotation]
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(member) for member in arguments)
-    if origin is Literal:
-        return " or ".join(repr(value) for value in arguments)
-    if origin is typing.Annotated:
-        return describe(arguments[0])
-    if annotation is Units:
-        return "a length as {steps: N}, {epochs: N} or {fraction: F}"
-    if typing.is_typeddict(annotation) or hasattr(annotation, "__required_keys__"):
-        return f"a mapping with {', '.join(annotation.__annotations__)}"
-    if origin in (list, Sequence, tuple):
-        return f"a list, each item {describe(arguments[0])}" if arguments else "a list"
-    if origin in (dict, Mapping):
-        return f"a mapping from {describe(arguments[0])} to {describe(arguments[1])}"
-    return str(annotation)
