@@ -175,8 +175,8 @@ def _memory(config: Config, store: CaseStore, cases: Sequence[Case], number: int
 def _cached(config: Config, source: Source, folder: Path | None) -> Source:
     """The source, wrapped in a disk cache if the configuration asks for one: with `cache: disk`, or with `cache:
     memory` and a `cache_dir`."""
-    wanted = {"disk": True, "memory": config.loader.cache_dir is not None, "none": False}
-    if not wanted[config.loader.cache]:
+    is_cached = {"disk": True, "memory": config.loader.cache_dir is not None, "none": False}
+    if not is_cached[config.loader.cache]:
         return source
     if folder is None:
         raise ConfigError("loader.cache: disk needs loader.cache_dir in this command")
@@ -238,7 +238,7 @@ def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, fill
 
 
 def _swap(config: Config, labels: Labels) -> Swap | None:
-    """The mask values that a mirror swaps. For regions, those values that the two regions do not share."""
+    """The mask values that a flip swaps. For regions, these are the values that the two regions do not share."""
     names = config.augment.swap_on_flip
     unknown = [name for pair in names for name in pair if name not in labels.names]
     if unknown:
@@ -265,8 +265,8 @@ def choose_device(name: str, processes: Processes = SINGLE_PROCESS) -> torch.dev
     """The device to use. `auto` is the accelerator that torch finds, otherwise the CPU; each of several processes
     gets its own CUDA device."""
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        name = found.type if found is not None else "cpu"
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = accelerator.type if accelerator is not None else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda, but torch finds no CUDA device; use device=auto or device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():

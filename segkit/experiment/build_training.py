@@ -57,7 +57,7 @@ class Built:
     """Everything that training needs.
 
     config: the resolved configuration, with named class weights as numbers (details in `weighted`) and with the options
-    that `like` stands for. notes: messages for the user before the training starts.
+    that `like` implies. notes: messages for the user before the training starts.
     """
 
     experiment: Experiment
@@ -148,14 +148,14 @@ def _check_device(config: Config, device: torch.device) -> None:
 
 
 def _check_sides(config: Config, data: Data) -> None:
-    """Raise ValueError if `swap_on_flip` is used with a 2D format whose mirror is not left-right."""
+    """Raise ValueError if `swap_on_flip` is used with a 2D format in which the last axis is not left-right."""
     if not config.augment.swap_on_flip or data.preprocess.dims != 2:
         return
     for file in data.cases("train")[0].images:
         if (image_format := format_of(file)) is not None and image_format.has_geometry:
             raise ValueError(
-                f"augment.swap_on_flip: {file} is a picture whose first axis runs from left to right, and a mirror of "
-                "pictures turns the last one; save the pictures as PNG, TIFF or NPY, or leave swap_on_flip out"
+                f"augment.swap_on_flip: the first axis of {file} runs from left to right, but 2D images are flipped "
+                "along the last axis; save the images as PNG, TIFF or NPY, or remove swap_on_flip"
             )
 
 
@@ -164,7 +164,7 @@ def _check_validation(config: Config, data: Data) -> None:
     following = ["train.patience"] if config.train.patience is not None else []
     following += ["schedule: plateau"] if config.schedule.name == "plateau" else []
     if following and not data.split.validation:
-        raise ValueError(f"{' and '.join(following)} need validation scores, but the split has no validation cases")
+        raise ValueError(f"the split has no validation cases, whose scores {' and '.join(following)} would follow")
 
 
 def _validation(config: Config, data: Data) -> EvaluationSet | None:
@@ -291,7 +291,7 @@ def _settings(config: Config, epoch: int) -> Settings:
 
 
 def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
-    """What a checkpoint stores besides weights: all that evaluation needs, and where the model comes from.
+    """The contents of a checkpoint besides the weights: everything that evaluation needs, and the origin of the model.
 
     resolved: the configuration with class weights as numbers.
     """
@@ -307,16 +307,16 @@ def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
     }
 
 
-def init_digest(config: Config, began_from: str | None = None) -> str | None:
-    """The digest of the initial weights. `began_from` is the recorded digest, used if the file no longer exists; a
-    run that has started does not need it."""
+def init_digest(config: Config, recorded: str | None = None) -> str | None:
+    """The digest of the initial weights. `recorded` is the digest in the checkpoint; it is used if the file no longer
+    exists, which does not matter once a run has started."""
     init = config.train.init
-    return weights_digest(init) if init is not None and init.is_file() else began_from
+    return weights_digest(init) if init is not None and init.is_file() else recorded
 
 
 def profile_steps(config: Config, settings: Settings) -> int | None:
     """The number of steps to profile according to `train.profile`."""
-    wanted = config.train.profile
-    if wanted is None:
+    duration = config.train.profile
+    if duration is None:
         return None
-    return to_steps(wanted, steps=settings.limits.steps, steps_per_epoch=settings.steps_per_epoch, minimum=1)
+    return to_steps(duration, steps=settings.limits.steps, steps_per_epoch=settings.steps_per_epoch, minimum=1)

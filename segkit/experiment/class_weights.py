@@ -23,8 +23,7 @@ from segkit.utils.files import replace_text
 
 @dataclass(frozen=True)
 class Weighted:
-    """Class weights that a term got from the data. share: the fraction of pixels of each class, from which they
-    follow."""
+    """The class weights of a term, computed from the data. share: the fraction of pixels of each class."""
 
     term: str
     method: str
@@ -45,15 +44,15 @@ def with_class_weights(
         return config, []
     components = any(isinstance(method, Mapping) and method.get("counts") == "components" for method in methods)
     class_counts = _class_counts(config, labels, cases, store, folder, components)
-    terms, found = [], []
+    terms, computed = [], []
     for term in config.loss:
         chosen = term.get("class_weights")
         if chosen is not None and is_from_class_counts(chosen):
             numbers = class_weights(chosen, class_counts, labels.names).tolist()
             term = {**term, "class_weights": numbers}
-            found.append(Weighted(term["name"], _method(chosen), labels.names, _shares(class_counts), numbers))
+            computed.append(Weighted(term["name"], _method(chosen), labels.names, _shares(class_counts), numbers))
         terms.append(term)
-    return replace(config, loss=tuple(terms)), found
+    return replace(config, loss=tuple(terms)), computed
 
 
 def _method(chosen: Any) -> str:

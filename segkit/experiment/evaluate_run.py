@@ -31,25 +31,25 @@ def evaluated_cases(trained: TrainedModel, split: str | None, data: Path | None)
     """The cases to evaluate, and a name for them."""
     if data is not None:
         return trained.other_data(data).evaluation_set("test"), f"all of {data}"
-    own = trained.data()
-    part = split or evaluated_part(trained.config, own.split)
-    available = [name for name in PARTS if getattr(own.split, name)]
+    run_data = trained.data()
+    part = split or evaluated_part(trained.config, run_data.split)
+    available = [name for name in PARTS if getattr(run_data.split, name)]
     if part not in available:
         raise RunError(f"expected --split to be one of {', '.join(available)}, got {part}")
-    return own.evaluation_set(part), part
+    return run_data.evaluation_set(part), part
 
 
 def evaluated_part(config: Config, split: Any) -> str:
     """The part to evaluate: `evaluation.split`, otherwise test, validation or train, the first that has cases."""
     part = config.evaluation.split or next(part for part in ("test", "validation", "train") if getattr(split, part))
     if not getattr(split, part):
-        raise RunError(f"evaluation.split: {part}, but the split has no {part} cases; choose a part that has")
+        raise RunError(f"evaluation.split: {part}, but the split has no {part} cases; choose another part")
     return part
 
 
-def checkpoint_file(given: Path) -> Path:
+def checkpoint_file(path: Path) -> Path:
     """A checkpoint file; for a run folder, its last.pt."""
-    return given if given.suffix == ".pt" else Run(given).last
+    return path if path.suffix == ".pt" else Run(path).last
 
 
 def write_evaluation(
@@ -88,11 +88,11 @@ def write_evaluation(
     return result
 
 
-def progress(what: str, console: Console) -> Any:
+def progress(description: str, console: Console) -> Any:
     """A function that shows a progress bar for an iterable if the output is a terminal."""
 
     def tracked(numbers: Any) -> Any:
-        return track(numbers, what, console=console, disable=not console.is_terminal)
+        return track(numbers, description, console=console, disable=not console.is_terminal)
 
     return tracked
 
@@ -120,9 +120,9 @@ def chosen_cases(
     from segkit.report.overlays import choose_cases
 
     numbers = {case.name: number for number, case in enumerate(cases.cases)}
-    chosen = {numbers[name]: f"{what}: {name}, Dice {dice:.3f}" for what, name, dice in choose_cases(table, labels)}
-    mine = {number: np.load(file) for number in chosen if (file := masks / f"{number}.npy").exists()}
-    predicted = {number: mask for part in processes.all_gather(mine) for number, mask in part.items()}
+    chosen = {numbers[name]: f"{rank}: {name}, Dice {dice:.3f}" for rank, name, dice in choose_cases(table, labels)}
+    local = {number: np.load(file) for number in chosen if (file := masks / f"{number}.npy").exists()}
+    predicted = {number: mask for part in processes.all_gather(local) for number, mask in part.items()}
     return [(caption, number, predicted[number]) for number, caption in chosen.items()]
 
 

@@ -1,8 +1,8 @@
 """Losses, networks and data sources from the user's own packages.
 
 A plugin is a Python module with any of the dictionaries `LOSSES`, `MODELS` and `SOURCES`, from names to classes or
-functions as in segkit's own tables. A configuration names it under `plugins`, or an installed package announces it by
-an entry point of the group `segkit.plugins`.
+functions as in segkit's own tables. A configuration names it under `plugins`, or an installed package declares it as an
+entry point of the group `segkit.plugins`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def warn_of_changes(recorded: Mapping[str, str]) -> None:
 
 
 def describe_plugins(names: Iterable[str] = ()) -> list[Plugin]:
-    """What installed plugins and those named here provide."""
+    """The installed and the named plugins with the entries that they provide."""
     modules = dict.fromkeys([*(point.value for point in installed_plugins()), *names])
     return [_describe(name) for name in modules]
 
@@ -101,7 +101,7 @@ def _describe(name: str) -> Plugin:
         _load(name)
     except ConfigError as error:
         return Plugin(name, {}, str(error))
-    return Plugin(name, {table: list(found) for table, found in _entries(_import(name)).items()})
+    return Plugin(name, {table: list(entries) for table, entries in _entries(_import(name)).items()})
 
 
 def _load(name: str) -> None:
@@ -126,17 +126,19 @@ def _register(table: str, entry: str, value: Any, plugin: str) -> None:
     for parameter in inspect.signature(value).parameters.values():
         if parameter.name not in INJECTED[table] and parameter.annotation is parameter.empty:
             raise ConfigError(
-                f"{plugin}.{table}[{entry!r}]: the option {parameter.name} has no type annotation, by which its value "
-                "is checked"
+                f"{plugin}.{table}[{entry!r}]: the option {parameter.name} has no type annotation, which is needed to "
+                "check its value"
             )
     _providers[table, entry] = plugin
     TABLES[table][entry] = value
 
 
 def _entries(module: ModuleType) -> dict[str, dict[str, Any]]:
-    """The tables that a module defines itself; a table of segkit's that it merely imports is none of its own."""
-    own = {table: getattr(module, table, None) for table in TABLES}
-    return {table: value for table, value in own.items() if isinstance(value, dict) and value is not TABLES[table]}
+    """The tables that a module defines itself, without tables that it imports from segkit."""
+    attributes = {table: getattr(module, table, None) for table in TABLES}
+    return {
+        table: value for table, value in attributes.items() if isinstance(value, dict) and value is not TABLES[table]
+    }
 
 
 def _import(name: str) -> ModuleType:
@@ -145,9 +147,9 @@ def _import(name: str) -> ModuleType:
         raise ConfigError(f"expected names of modules such as my_package.losses, got {name!r}")
     if name in sys.modules:
         return sys.modules[name]
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # last, so that installed packages come first; worker processes inherit it
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that installed packages come first; worker processes inherit it
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)

@@ -13,7 +13,7 @@ POOLING = ("dice", "jaccard", "tversky", "focal_tversky", "generalized_dice", "l
 
 
 def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:
-    """Warn about left and right classes that a mirror moves to the other side without renaming them.
+    """Warn about left and right classes that a flip moves to the other side without renaming them.
 
     augment: the section `augment`. dims: the number of spatial axes.
     """
@@ -21,8 +21,9 @@ def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:
     sided = [name for name in names if SIDE.search(name.lower()) and name not in swapped]
     lateral = 0 if dims == 3 else 1
     mirrored = any(
-        one.name == "horizontal_flip" or (one.name == "flip" and lateral in [axis % dims for axis in one.args["axes"]])
-        for one in augment.transforms
+        transform.name == "horizontal_flip"
+        or (transform.name == "flip" and lateral in [axis % dims for axis in transform.args["axes"]])
+        for transform in augment.transforms
     )
     if not sided or not mirrored:
         return []
@@ -45,7 +46,7 @@ def loss_warnings(terms: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def loss_notes(terms: Sequence[Mapping[str, Any]], *, pooled: bool = False) -> list[str]:
-    """Say which score a loss corresponds to, if it is not the reported one.
+    """A note on the score that a loss corresponds to, if it is not the reported one.
 
     pooled: whether the scoring rules add up counts over cases.
     """
@@ -62,6 +63,6 @@ def loss_notes(terms: Sequence[Mapping[str, Any]], *, pooled: bool = False) -> l
 
 
 def _per(term: Mapping[str, Any]) -> str:
-    """What a term averages over; a library named by `like` may decide it."""
+    """Whether a term averages over the batch or over images; `like` may determine it."""
     options = preset(term["like"], term["name"]).options if term.get("like") else {}
     return term.get("per") or options.get("per", "batch")

@@ -1,4 +1,4 @@
-"""What a run folder contains, and whether an experiment can be continued there."""
+"""Resuming a run: whether it is finished, and whether an experiment can be continued in its folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FIXED = ("labels", "model", "optimizer.name", "parameters")  # a checkpoint cann
 
 
 def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[str] = ()) -> dict[str, Any] | None:
-    """The scores of a finished run; None if there is something left to do.
+    """The scores of a finished run; None if it is not finished.
 
-    A checkpoint from before the first step is removed: a run that failed at once leaves it, and it must not keep the
-    corrected configuration from starting.
+    A checkpoint from before the first step is removed. It remains if a run fails at once, and would prevent a run with
+    the corrected configuration.
     """
     content = run.load_last(keep=True)
     if content is None:
@@ -54,11 +54,11 @@ def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], 
     Raises RunError for any other difference, and for keys that cannot be allowed because the checkpoint would not fit.
     """
     keys = leaves(config.to_dict())
-    wrong = [key for key in allow if not any(_within(one, key) for one in keys)]
-    if wrong:
-        raise RunError(f"--allow {wrong[0]}: the configuration has no such key")
+    unknown = [allowed for allowed in allow if not any(_within(key, allowed) for key in keys)]
+    if unknown:
+        raise RunError(f"--allow {unknown[0]}: the configuration has no such key")
     differences = [*restore_config(content["config"]).differences(config), *_other_files(config, content)]
-    allowed = [one for one in differences if any(_within(one[0], key) for key in allow)]
+    allowed = [difference for difference in differences if any(_within(difference[0], key) for key in allow)]
     differing = [
         f"{key}: {old!r} in the run, {new!r} now" for key, old, new in differences if (key, old, new) not in allowed
     ]
@@ -68,7 +68,7 @@ def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], 
             f"{run.folder} holds a run of another experiment; differences:{shown}\n"
             "continue it as it was started, choose another folder with run.dir=, or allow a change with --allow KEY"
         )
-    fixed = [key for key, *_ in allowed if any(_within(key, one) for one in FIXED)]
+    fixed = [key for key, *_ in allowed if any(_within(key, section) for section in FIXED)]
     if fixed:
         raise RunError(
             f"--allow {fixed[0]}: the checkpoint's weights and optimiser state do not fit this change; start a new run "
@@ -83,13 +83,13 @@ def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, 
     source = build_source(config, build_labels(config))
     split = split_cases(config, source)
     init = init_digest(config, content["init"])
-    found = [
+    values = [
         ("data", content["data"], data_digest(source.cases)),
         ("split", Split.from_json(content["split"]).content_hash, split.content_hash),
         ("train.init", content["init"], init),
         ("plugins", content.get("plugins", {}), plugin_hashes(config.plugins)),
     ]
-    return [one for one in found if one[1] != one[2]]
+    return [(key, old, new) for key, old, new in values if old != new]
 
 
 def _within(key: str, allowed: str) -> bool:

@@ -19,14 +19,14 @@ from segkit.training.trainer import Experiment
 
 
 def print_profile(profiler: Profiler, console: Console) -> None:
-    """Print where the time of a training step goes."""
+    """Print the time of each phase of a training step."""
     from segkit.report.console import print_parts
 
     print_parts(profiler.means(), console)
 
 
 def print_overfit(run: Run, batches: int, console: Console) -> None:
-    """Print how far the loss fell on the overfitted batches; the scores are of other cases."""
+    """Print how far the loss fell on the overfitted batches; the scores are those of other cases."""
     losses = [line["loss"] for line in run.records() if line["kind"] == "step" and line["loss"] is not None]
     if losses:
         console.print(

@@ -48,7 +48,7 @@ def run_experiment(
     A finished run is not trained again; its scores are returned. Raises RunError if the folder holds another
     experiment, if it holds an unfinished run and `resume` is false, or if another process is training there.
     """
-    load_plugins(config.plugins)  # this process may have got the configuration from another one
+    load_plugins(config.plugins)  # this process may have received the configuration from another one
     with run.locked():
         scores = processes.run_on_first(lambda: finished_scores(config, run, console, allow))
         return scores or _train_and_evaluate(config, run, resume, console, processes)

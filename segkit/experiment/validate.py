@@ -20,7 +20,7 @@ def check_labels(config: Config) -> None:
 
 
 def check_loss(config: Config) -> None:
-    """Build the loss with equal class counts. Labels with errors are reported by their own check."""
+    """Build the loss with equal class counts. Errors in the labels are reported by `check_labels`."""
     try:
         labels = Labels(**config.labels.model_dump())
     except ValueError:
@@ -30,7 +30,7 @@ def check_loss(config: Config) -> None:
 
 
 def check_model(config: Config) -> None:
-    """Build the network on the meta device, for the number of axes of the patch, or for any."""
+    """Build the network on the meta device for the number of axes of the patch; without a patch, 2D or 3D must work."""
     patch = config.sampling.patch
     failures = []
     for dims in (2, 3) if patch is None else (len(patch),):
@@ -46,7 +46,7 @@ def check_model(config: Config) -> None:
 def check_sides(config: Config) -> None:
     """The window must have as many axes as the patch, and so must the spacing if it is a list."""
     patch, window, spacing = config.sampling.patch, config.evaluation.window, config.preprocess.spacing
-    sides = {len(given) for given in (patch, window, spacing) if isinstance(given, list)}
+    sides = {len(lengths) for lengths in (patch, window, spacing) if isinstance(lengths, list)}
     if len(sides) > 1:
         raise ValueError(
             "expected sampling.patch, evaluation.window and preprocess.spacing with one number per image axis, "
