@@ -1,4 +1,4 @@
-"""segkit from Python: train, load, evaluate and compare, as the commands of the same names do."""
+"""The Python interface: train, load, evaluate and compare, like the commands of the same names."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Model:
                 reads from files of the training data: integers of pictures are scaled to 0..1 by the range of their
                 type, as those of image files are; volumes (3D) and floating values are taken as they are.
             spacing: the pixel size in mm of each axis of an array; needed where the model resamples to a fixed
-                spacing. A file states its own.
+                spacing. Image files contain their spacing.
 
         Raises DataError for an image with other channels or axes than those in training, or with NaN.
         """
@@ -127,7 +127,7 @@ class Model:
         """Evaluate the checkpoint as `segkit evaluate` does. Returns the contents of scores.json.
 
         Args:
-            split: `train`, `validation` or `test`; default: the part that the training evaluated.
+            split: `train`, `validation` or `test`; default: the part that was evaluated after training.
             data: another folder with the layout of the training data, all of which is evaluated.
             out: the folder for the tables; default: the run folder. Needed with `data`, `overrides`, and a model that
                 was loaded from a file.
@@ -148,7 +148,7 @@ class Model:
             from segkit.data.readers import read_image
 
             if spacing is not None:
-                raise ValueError(f"{image}: spacing is for arrays; a file states its own")
+                raise ValueError(f"{image}: spacing is for arrays only; image files contain their spacing")
             return RawCase(read_image(Path(image))[0], None, read_image(Path(image))[1])
         return self._raw_from_array(image, spacing)
 
@@ -216,7 +216,7 @@ def evaluate(
     cases: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
 ) -> EvaluationResult:
-    """Score predicted masks against reference masks, whatever made them.
+    """Score predicted masks from any source against reference masks.
 
     Args:
         predictions: one mask per case, class numbers [*S], or 0 and 1 [K, *S] for overlapping classes; arrays or
@@ -224,14 +224,14 @@ def evaluate(
         references: the reference masks in the same order and shapes. Pixels with `labels.ignore_index` do not count.
         labels: a `Labels`, or the class names in the order of their numbers.
         metrics: names, such as `["dice", "iou", "hd95", "nsd"]`; Dice and IoU are always included.
-        rules: what empty classes count and how scores are averaged: `segkit`, `nnunet`, `monai`, `torchmetrics`,
+        rules: how empty classes are scored and how scores are averaged: `segkit`, `nnunet`, `monai`, `torchmetrics`,
             `mmseg` or `smp`.
         spacing: the pixel size in mm of each axis, for all cases or per case, for distances; default: 1.
         cases, groups: a name per case, and the group (such as the patient) that it belongs to; default: numbers, and
             every case its own group.
 
     Raises ValueError for unknown metrics or rules and lists of different lengths, and DataError, which names the case,
-    for shapes that differ and values that are no class.
+    for shapes that differ and values that are not a class.
     """
     labels = labels if isinstance(labels, Labels) else Labels(list(labels))
     scoring = build_scoring(labels, metrics=metrics, rules=rules)
@@ -277,17 +277,17 @@ def _spacings(
 
 
 def _mask(mask: ArrayLike | Tensor, kind: str, case: str) -> np.ndarray:
-    """A mask as an integer array that torch takes; floating values must be whole numbers."""
+    """A mask as an integer array that torch supports; floating values must be whole numbers."""
     array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
     if array.dtype == bool:
         return array.astype(np.uint8)
-    whole = array.astype(np.int64)
-    if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(whole, array):
+    integers = array.astype(np.int64)
+    if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(integers, array):
         raise DataError(
             f"case {case}: expected a {kind} of class numbers, got {array.dtype} values that are not whole numbers; "
             "turn probabilities into classes first, with argmax or a threshold"
         )
-    return array if array.dtype == np.uint8 else whole
+    return array if array.dtype == np.uint8 else integers
 
 
 @dataclass(frozen=True)
@@ -295,8 +295,8 @@ class ComparisonResult:
     """A comparison of losses.
 
     result: the contents of comparison.json: losses with their means, pairs with their verdicts, caveats.
-    table: the scores that it rests on, one row per run, case and class, as in cases.csv.
-    folder: holds both, the report (comparison.html and comparison.md), and the runs.
+    table: the scores that it is based on, with one row per run, case and class, as in cases.csv.
+    folder: holds both, the report (report.html and report.md), and the runs.
     """
 
     result: dict[str, Any]
@@ -305,7 +305,7 @@ class ComparisonResult:
 
     @property
     def verdicts(self) -> pd.DataFrame:
-        """One row per pair: what loss a is to loss b, the difference of their means and its interval."""
+        """One row per pair: the verdict on a compared with b, the difference of their means and its interval."""
         return pd.DataFrame(self.result["pairs"])
 
 
@@ -326,8 +326,8 @@ def compare_losses(
     """Train each loss with several seeds under equal conditions and test which differences are real.
 
     Args:
-        config: the experiment, a YAML file or the name of a shipped configuration; runs differ from it in the loss,
-            the seed and the fold alone.
+        config: the experiment, a YAML file or the name of a shipped configuration; runs differ from it only in loss,
+            seed and fold.
         losses: names of losses or recipes, or a mapping from labels to anything that `loss` may be.
         seeds: the number of runs per loss, or the seeds. Conclusions about losses need at least 3.
         folds: number of cross-validation folds; default: the split of the configuration.
@@ -335,9 +335,10 @@ def compare_losses(
         metric, margin: the score to compare, and the difference below which losses count as equivalent.
         out: the folder of the comparison. Runs that are finished there are not trained again.
         overrides: further changes as on the command line, for example of the section `comparison`.
-        parallel: runs at the same time; default: the number of GPUs, or a quarter of the cores.
+        parallel: the number of runs that are trained at the same time; default: the number of GPUs, or a quarter of the
+            cores.
 
-    Raises UnitsFailed, with the reasons, once all others are finished, if trainings failed.
+    Raises UnitsFailed if some runs failed, after all others have finished; the message gives the reasons.
     """
     chosen = {
         "losses": losses if isinstance(losses, Mapping) else list(losses),

@@ -1,4 +1,4 @@
-"""Checks for losses of one's own: `check_loss` runs the properties that every loss of segkit has."""
+"""Checks for custom losses: `check_loss` tests the properties that every loss of segkit has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_loss(loss: str | type[nn.Module], *, modes: Sequence[Mode] = MODES, **options: Any) -> list[str]:
-    """Check that a loss keeps the contract of segkit's losses. Returns the modes that it was checked in.
+    """Check that a loss satisfies the contract of segkit's losses. Returns the modes that it was checked in.
 
     loss: a class, or the name of an entry of `LOSSES`. options: its options, as in a configuration.
     modes: the label modes to try; a mode for which the class raises ValueError is left out.
@@ -40,7 +40,7 @@ def check_loss(loss: str | type[nn.Module], *, modes: Sequence[Mode] = MODES, **
     value of float32; a good prediction has a lower loss than a bad one; nothing is read back from the device (shown on
     torch's meta device).
 
-    Raises AssertionError that lists every property that does not hold, and ValueError if the loss supports no mode.
+    Raises AssertionError with a list of the properties that do not hold, and ValueError if the loss supports no mode.
     """
     failures: list[str] = []
     checked: list[str] = []
@@ -59,7 +59,7 @@ def check_loss(loss: str | type[nn.Module], *, modes: Sequence[Mode] = MODES, **
         raise ValueError(f"the loss supports none of the modes {', '.join(modes)}: {'; '.join(reasons)}")
     if failures:
         name = loss if isinstance(loss, str) else loss.__name__
-        raise AssertionError(f"{name} does not keep the contract of a loss:\n  " + "\n  ".join(failures))
+        raise AssertionError(f"{name} does not satisfy the contract of a loss:\n  " + "\n  ".join(failures))
     return checked
 
 
@@ -73,12 +73,12 @@ def _build(loss: str | type[nn.Module], labels: Labels, options: Mapping[str, An
 
 
 def _failures(loss: Loss, labels: Labels, dims: int) -> list[str]:
-    """What is wrong with a loss, in words."""
+    """The failed checks of a loss, as text."""
     failures = []
     for check in (_value, _gradient, _ignored, _all_ignored, _absent, _half, _order, _no_read_back):
         try:
             failure = check(loss, labels, dims)
-        except Exception as error:  # a loss of somebody else's may raise anything
+        except Exception as error:  # a third-party loss may raise any exception
             reason = next(iter(str(error).splitlines()), "")
             failure = f"{(check.__doc__ or '').rstrip('.')}: raises {type(error).__name__}: {reason}"
         if failure is not None:
@@ -125,7 +125,7 @@ def _value(loss: Loss, labels: Labels, dims: int) -> str | None:
 def _gradient(loss: Loss, labels: Labels, dims: int) -> str | None:
     """The gradient."""
     logits, mask = _batch(labels, dims)
-    function = cast("Any", lambda given: loss(given, mask))
+    function = cast("Any", lambda variable: loss(variable, mask))
     try:
         gradcheck(function, (logits.requires_grad_(),), check_undefined_grad=False, fast_mode=True)
     except GradcheckError as error:

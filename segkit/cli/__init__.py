@@ -1,4 +1,4 @@
-"""The `segkit` command. Heavy imports stay inside the functions, so that --help answers at once."""
+"""The `segkit` command. Heavy imports stay inside the functions to keep --help fast."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(value: bool) -> None:
+    if value:
         typer.echo(f"segkit {VERSION}")
         raise typer.Exit
 

@@ -62,12 +62,18 @@ def compare(
     parallel: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Runs at a time [number of GPUs, or a quarter of the CPU cores].", rich_help_panel=TRAINING
+            min=1,
+            help="Number of runs to train at a time [number of GPUs, or a quarter of the CPU cores].",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     no_wait: Annotated[
         bool,
-        typer.Option("--no-wait", help="Exit if only runs of other processes remain.", rich_help_panel=TRAINING),
+        typer.Option(
+            "--no-wait",
+            help="Exit instead of waiting for runs that other processes are training.",
+            rich_help_panel=TRAINING,
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and estimate the training time.", rich_help_panel=TRAINING)

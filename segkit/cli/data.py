@@ -21,7 +21,7 @@ MemoryOption = Annotated[float, typer.Option(min=0.1, help="GB that a training s
 
 
 def _data_folder(arguments: list[str] | None) -> Path:
-    """The data folder given instead of --config."""
+    """The data folder that was passed instead of --config."""
     if arguments is None or len(arguments) != 1 or not Path(arguments[0]).is_dir():
         raise typer.BadParameter("give --config, or one data folder")
     return Path(arguments[0])
@@ -31,7 +31,9 @@ def _data_folder(arguments: list[str] | None) -> Path:
 def data_check(
     overrides: FolderOrOverrides = None,
     config: OptionalConfig = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Reading processes [default: one per CPU core].")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of reading processes [default: one per CPU core].")
+    ] = None,
     written: Annotated[Path | None, typer.Option("--json", help="JSON file for the results.")] = None,
 ) -> None:
     """Read every case once and report unreadable files, wrong labels, split leakage and missing classes."""

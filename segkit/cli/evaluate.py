@@ -116,9 +116,9 @@ def evaluate(
 
 
 def _refuse(options: Mapping[str, Any], reason: str) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise typer.BadParameter(f"{', '.join(given)} {reason}")
+    conflicting = [name for name, value in options.items() if value is not None]
+    if conflicting:
+        raise typer.BadParameter(f"{', '.join(conflicting)} {reason}")
 
 
 def _evaluate_checkpoints(

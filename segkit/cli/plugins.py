@@ -9,7 +9,7 @@ import typer
 
 def plugins(
     modules: Annotated[
-        list[str] | None, typer.Argument(help="Modules to inspect beside the installed plugins.")
+        list[str] | None, typer.Argument(help="Modules to inspect in addition to the installed plugins.")
     ] = None,
 ) -> None:
     """List plugins and the losses, networks and data sources that they provide."""

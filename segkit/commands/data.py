@@ -70,7 +70,7 @@ def check(
         path: The configuration.
         overrides: Changes to it, `key=value`.
         workers: Processes that read; one per CPU core by default.
-        written: The JSON file, if one is wanted.
+        written: The JSON file to write; None for no file.
         console: Where to print.
 
     Returns the content of the JSON file. Raises DataCheckFailed, after reporting, if there are errors.
@@ -312,7 +312,7 @@ def _kfold_split(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def _group_hint(cases: Sequence[Case]) -> list[str]:
-    """A comment on groups, where every case is a group of its own."""
+    """A comment about groups, if every case is its own group."""
     if len({case.group for case in cases}) < len(cases):
         return []
     return ["if several cases belong to one patient or site, set `group`, a regular expression for the case names"]

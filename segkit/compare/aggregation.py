@@ -1,7 +1,7 @@
 """Aggregations: how the scores of cases and classes become the score of a run.
 
 Each aggregation is a function of the scores and of case weights [B, N], and returns the score of each run, [B, R]. A
-bootstrap resample is a row of weights, and so is the table without one group of cases.
+bootstrap resample is one row of weights, and so is a jackknife sample, which leaves out one group of cases.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def median(scores: Scores, weights: np.ndarray) -> np.ndarray:
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Medians of [R, N], [B, R], in which each case is repeated as often as its weight in [B, N] says."""
+    """Medians of [R, N], [B, R], in which each case is repeated according to its weight, [B, N]."""
     columns = []
     for row in values:
         order = np.argsort(row)[: (~np.isnan(row)).sum()]
@@ -183,7 +183,7 @@ def effective_groups(scores: Scores, runs: np.ndarray, cases: np.ndarray) -> tup
 
 
 def class_scores(scores: Scores) -> np.ndarray:
-    """The score of each run for each class alone, [R, C]; NaN if no case counts for the class."""
+    """The score of each run for each class alone, [R, C]; NaN if no case is counted for the class."""
     columns = []
     for number in range(len(scores.classes)):
         kept = slice(number, number + 1)

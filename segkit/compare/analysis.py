@@ -92,12 +92,12 @@ class Analysis:
 
 @dataclass(frozen=True)
 class ReportContext:
-    """What the report needs besides the table.
+    """The contents of the report that are not in the table.
 
     Args:
         foreground: The classes to average over; None takes all except `background`.
         failed: For each loss, the names of the failed units and the reason.
-        rules: The rules by which the table was scored; None if only the table itself can tell.
+        rules: The rules by which the table was scored; None to read them from the table.
         plan: The contents of plan.json.
         notes: Warnings from before the analysis.
         rates: The learning rates that a sweep chose.
@@ -127,7 +127,7 @@ def compare_table(
 
     Raises:
         TableError: The file does not exist, its contents are invalid, or values are missing and neither the table nor
-            `analysis.missing` says what that means.
+            `analysis.missing` specifies how to score them.
     """
     if not path.is_file():
         raise TableError(f"expected a table at {path}, but the file does not exist")
@@ -190,8 +190,8 @@ def write_comparison(
         table: The long table.
         out: The output folder.
         analysis: How losses are compared.
-        context: What the report needs besides the table.
-        material: Returns what the pages show besides the analysis, given the scores.
+        context: The contents of the report that are not in the table.
+        material: A function from the scores to the other contents of the pages.
         console: Receives the result.
 
     Returns:

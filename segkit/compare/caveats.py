@@ -1,4 +1,4 @@
-"""Caveats: what limits how far the verdicts of a table can be trusted."""
+"""Caveats: properties of a table that limit how far its verdicts can be trusted."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _few_effective_groups(model: TwoWay) -> str:
 
 
 def _groups_in_several_folds(scores: Scores) -> str:
-    """The groups with cases in folds that have no case in common, as a list in words."""
+    """The groups with cases in folds that have no case in common, as text."""
     folds = [set(cases.tolist()) for _runs, cases in scores.blocks]
     shared: set[int] = set()
     for first, second in itertools.combinations(folds, 2):
@@ -142,7 +142,7 @@ def _classes_without_reference(scores: Scores) -> str:
 
 
 def _classes_absent_in_folds(scores: Scores) -> str:
-    """The classes without a case in some fold, as a list in words."""
+    """The classes without a case in some fold, as text."""
     if len(scores.blocks) < 2:
         return ""
     descriptions = []

@@ -62,14 +62,14 @@ def rankings(scores: Scores, pairs: Sequence[tuple[str, str]], resamples: int, s
 
 def loss_means(scores: Scores, aggregation: str, draws: Draws) -> np.ndarray:
     """The mean over the drawn runs of each loss, [B, L]."""
-    of_runs = AGGREGATIONS[aggregation].score(scores, draws.cases)
+    scores_of_runs = AGGREGATIONS[aggregation].score(scores, draws.cases)
     loss_of_run = scores.runs["loss"].to_numpy()
     columns = []
     for loss in scores.losses:
-        own = loss_of_run == loss
-        weights = draws.runs[:, own] * ~np.isnan(of_runs[:, own])
+        selected = loss_of_run == loss
+        weights = draws.runs[:, selected] * ~np.isnan(scores_of_runs[:, selected])
         with np.errstate(invalid="ignore"):
-            columns.append((weights * np.nan_to_num(of_runs[:, own])).sum(1) / weights.sum(1))
+            columns.append((weights * np.nan_to_num(scores_of_runs[:, selected])).sum(1) / weights.sum(1))
     return np.stack(columns, 1)
 
 
@@ -82,8 +82,8 @@ def _draw(scores: Scores, resamples: int, generator: np.random.Generator) -> Dra
         unique_groups, group = np.unique(scores.group[fold_cases], return_inverse=True)
         cases[:, fold_cases] = _multinomial(generator, len(unique_groups), resamples)[:, group]
         for loss in scores.losses:
-            own = fold_runs[loss_of_run[fold_runs] == loss]
-            runs[:, own] = _multinomial(generator, len(own), resamples) * folds[:, [number]]
+            loss_runs = fold_runs[loss_of_run[fold_runs] == loss]
+            runs[:, loss_runs] = _multinomial(generator, len(loss_runs), resamples) * folds[:, [number]]
     return Draws(runs, cases)
 
 

@@ -28,11 +28,11 @@ OVERLAY_LOSSES = 6
 
 
 def gather(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> Material:
-    """Collect what the report shows besides the analysis, from the units whose losses have scores.
+    """Collect the contents of the report beyond the analysis, from the units whose losses have scores.
 
     Args:
         logs: The log records of each unit.
-        scores: The scores that the report is about.
+        scores: The scores shown in the report.
     """
     logs = {unit: records for unit, records in logs.items() if unit.loss in scores.losses}
     measured = calibrations(list(logs))

@@ -188,7 +188,7 @@ def _runs_in_order(rows: Rows) -> pd.MultiIndex:
 
 
 def _counts(rows: Rows, order: pd.MultiIndex, grid: pd.MultiIndex, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The pixel counts [R, N, C, 3]; None if the table lacks one of their columns."""
+    """The pixel counts [R, N, C, 3]; None if one of their columns is missing."""
     if not set(COUNTS) <= set(rows.columns):
         return None
     columns = [

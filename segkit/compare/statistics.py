@@ -70,8 +70,8 @@ def analyse(
         failed: Names of failed runs by loss. The remaining runs are not a fair sample of such a loss, so its pairs are
             `undecided`.
         missing: How a NaN counts if other runs have a value: `perfect` as described above, or `worst` (0, for overlaps
-            only) for tables in which NaN means that there is no result. Without pixel counts the table cannot tell
-            these two apart, and the warnings name the number of filled values.
+            only) for tables in which NaN means that there is no result. Without pixel counts, these two cannot be
+            distinguished, and the warnings state the number of filled values.
         test_train_ratio: With folds, the number of test cases of a fold divided by its number of training cases. None
             assumes that all cases outside the fold are used for training.
         aggregation: How the scores of cases and classes become the score of a run: `class_case` (mean over cases per
@@ -81,9 +81,9 @@ def analyse(
 
     Returns:
         The contents of `comparison.json`: settings (`metric`, `aggregation`, `baseline`, `family`, `margin`), what the
-        numbers rest on (`classes`, `cases`, `groups`), the `losses` with mean, interval and runs, the `pairs` with
+        numbers are based on (`classes`, `cases`, `groups`), the `losses` with mean, interval and runs, the `pairs` with
         difference, intervals, p-values and verdict, variance `components`, `ranks`, the `method` in words and
-        `warnings`. A value that cannot be computed is None, and a `reason` beside it says why.
+        `warnings`. A value that cannot be computed is None, and a `reason` next to it gives the cause.
 
     Raises:
         ValueError: Columns, classes or cases of a run are missing, rows are repeated, values are out of range, or an

@@ -74,11 +74,11 @@ def make_units(comparison: Comparison, rates: Mapping[str, float] | None = None)
 
     Args:
         comparison: The inputs.
-        rates: The learning rates that a sweep chose; losses without one are left out. None keeps those of the
+        rates: The learning rates that a sweep chose; losses without a rate are left out. None keeps those of the
             configuration.
 
     Raises:
-        ConfigError: The configuration is invalid for one of the losses. Nothing has been trained then.
+        ConfigError: The configuration is invalid for one of the losses. It is raised before any training.
     """
     design, units = comparison.design, []
     for seed in design.seeds:
@@ -206,8 +206,8 @@ def finished(unit: Unit) -> bool:
     content = unit_scores(unit)
     scoring = scoring_of(unit.config, build_labels(unit.config))
     run = Run(unit.folder)
-    whole = scores_match(content, scoring, content["step"], unit.config.evaluation.threshold)
-    return whole and content["checkpoint"] == str(run.last.relative_to(run.folder))
+    is_current = scores_match(content, scoring, content["step"], unit.config.evaluation.threshold)
+    return is_current and content["checkpoint"] == str(run.last.relative_to(run.folder))
 
 
 def failure(unit: Unit) -> str | None:

@@ -24,7 +24,7 @@ UNEQUAL = 0.2  # p-value of Bartlett's test below which the spread of runs is tr
 
 
 class Inference(NamedTuple):
-    """The test that is used, and what its results apply to."""
+    """The test that is used, and the population that its results apply to."""
 
     test: str
     applies_to: str
@@ -138,8 +138,8 @@ class TwoWay:
             of a loss is the mean of its own and the pooled variance, with the degrees of freedom of the losses' own
             variances. `tools/simulate_comparisons.py` measures the error rates of both.
         residual: For each loss, the variance that neither run nor group explains; pooled for a loss with one run.
-        over: What intervals extend to, a key of `INFERENCES`: to new runs if at least two losses have several runs, to
-            new cases if the effective number of groups is at least `MIN_GROUPS`.
+        over: The key of `INFERENCES` that describes what intervals extend to: new runs if at least two losses have
+            several runs, new cases if the effective number of groups is at least `MIN_GROUPS`.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class TwoWay:
         self.groups = next(iter(samples.values())).shape[1]
         self.effective_groups, self.limiting_class = min(effective_groups, self.groups), limiting_class
         self.single = {loss for loss, values in samples.items() if len(values) == 1}
-        # if only one loss has several runs, its spread tells nothing about the other losses
+        # if only one loss has several runs, its spread says nothing about the other losses
         self.scope = "checkpoints" if len(samples) - len(self.single) < min(2, len(samples)) else "losses"
 
         run_df = {loss: len(values) - 1 for loss, values in samples.items()}

@@ -164,8 +164,8 @@ def _check_named(checker: Checker, path: tuple, value: Any, table: str) -> Named
     chosen = checker.choose(path, value, table)
     if chosen is None:
         return None
-    name, given = chosen
-    args = checker.arguments(path, given, table, name)
+    name, options = chosen
+    args = checker.arguments(path, options, table, name)
     return None if args is None else Named(name, args)
 
 
@@ -175,24 +175,24 @@ def _check_augment(checker: Checker, value: Any) -> Augment | None:
     if not isinstance(value, dict):
         return checker.error(path, f"expected a mapping with engine and transforms, got {value!r}")
     checker.known_keys(path, value, ["engine", "preset", "transforms", "swap_on_flip"])
-    engine, preset, given = value.get("engine", "none"), value.get("preset"), value.get("transforms") or []
+    engine, preset, entries = value.get("engine", "none"), value.get("preset"), value.get("transforms") or []
     engines = [key.removeprefix("augment.") for key in checker.tables if key.startswith("augment.")]
     listed = f"{', '.join(map(repr, engines[:-1]))} or {engines[-1]!r}"
     if engine != "none" and engine not in engines:
         return checker.error((*path, "engine"), f"expected 'none', {listed}, got {engine!r}")
-    if not isinstance(given, list):
-        return checker.error((*path, "transforms"), f"expected a list of transforms, got {given!r}")
-    if engine == "none" and (given or preset not in (None, "none")):
+    if not isinstance(entries, list):
+        return checker.error((*path, "transforms"), f"expected a list of transforms, got {entries!r}")
+    if engine == "none" and (entries or preset not in (None, "none")):
         return checker.error((*path, "engine"), f"transforms need an engine: {listed}")
     transforms = [
         *_preset(checker, (*path, "preset"), preset, engine),
         *(
             _check_named(checker, (*path, "transforms", place), entry, f"augment.{engine}")
-            for place, entry in enumerate(given)
+            for place, entry in enumerate(entries)
         ),
     ]
     swaps = _check_swaps(checker, (*path, "swap_on_flip"), value.get("swap_on_flip") or [])
-    return Augment(engine, tuple(one for one in transforms if one is not None), swaps)
+    return Augment(engine, tuple(transform for transform in transforms if transform is not None), swaps)
 
 
 def _preset(checker: Checker, path: tuple, preset: Any, engine: str) -> list[Named | None]:
@@ -244,16 +244,16 @@ def _check_term(checker: Checker, path: tuple, entry: Any) -> dict[str, Any] | N
     chosen = checker.choose(path, entry, "loss")
     if chosen is None:
         return None
-    name, given = chosen
-    weight = _check_weight(checker, (*path, "weight"), given.pop("weight", 1.0))
-    like = given.pop("like", None)
+    name, options = chosen
+    weight = _check_weight(checker, (*path, "weight"), options.pop("weight", 1.0))
+    like = options.pop("like", None)
     if like is not None and (not isinstance(like, str) or like not in checker.tables["like"].entries):
         checker.unknown_name((*path, "like"), like, checker.tables["like"].entries)
-    args = checker.arguments(path, given, "loss", name, also=("name", "weight", "like"))
+    args = checker.arguments(path, options, "loss", name, also=("name", "weight", "like"))
     if args is None:
         return None
-    if like is not None:  # options that are not given then follow the defaults of the library, not those of segkit
-        args = {"like": like, **{key: value for key, value in args.items() if key in given}}
+    if like is not None:  # options that are not set then follow the defaults of the library, not those of segkit
+        args = {"like": like, **{key: value for key, value in args.items() if key in options}}
     return {"name": name, "weight": weight, **args}
 
 

@@ -27,15 +27,15 @@ def commented_yaml(sections: Mapping[str, Any], reasons: Mapping[str, Sequence[s
 
 
 def _section(name: str, section: Any, reasons: Mapping[str, Sequence[str]]) -> Any:
-    """Keys in lines, what they hold in brackets."""
+    """One key per line, with nested values in flow style, `[...]` and `{...}`."""
     if not isinstance(section, Mapping):
         return _flow(section)
-    found = CommentedMap({key: _flow(value) for key, value in section.items()})
+    commented = CommentedMap({key: _flow(value) for key, value in section.items()})
     for key in section:
         lines = reasons.get(f"{name}.{key}")
         if lines:
-            found.yaml_set_comment_before_after_key(key, before=_wrapped(lines), indent=2)
-    return found
+            commented.yaml_set_comment_before_after_key(key, before=_wrapped(lines), indent=2)
+    return commented
 
 
 def _wrapped(lines: Sequence[str]) -> str:
@@ -44,10 +44,10 @@ def _wrapped(lines: Sequence[str]) -> str:
 
 def _flow(value: Any) -> Any:
     if isinstance(value, Mapping):
-        made: Any = CommentedMap({key: _flow(one) for key, one in value.items()})
+        flow: Any = CommentedMap({key: _flow(item) for key, item in value.items()})
     elif isinstance(value, (list, tuple)):
-        made = CommentedSeq([_flow(one) for one in value])
+        flow = CommentedSeq([_flow(item) for item in value])
     else:
         return value
-    made.fa.set_flow_style()
-    return made
+    flow.fa.set_flow_style()
+    return flow

@@ -98,7 +98,7 @@ class LoggingSection(Section):
     mlflow: Path | None = None
 
 
-# settings that need no new training to change, and so are not part of the digest
+# settings that can change without a new training, so they are not part of the digest
 REPORTED = (
     *("metrics", "rules", "exclude_classes", "tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio"),
     *("calibration", "overlays", "read_first"),
@@ -222,9 +222,9 @@ class Config:
 
     def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
         """The differences that change the digest, as (key, value here, value there); None where a key is missing."""
-        mine, theirs = leaves(self.experiment()), leaves(other.experiment())
-        keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
-        return [(key, mine.get(key), theirs.get(key)) for key in keys]
+        before, after = leaves(self.experiment()), leaves(other.experiment())
+        keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        return [(key, before.get(key), after.get(key)) for key in keys]
 
     def experiment(self) -> dict[str, Any]:
         """The part of the configuration that identifies the experiment, as plain data."""
@@ -257,10 +257,10 @@ def _plain(value: Any, *, keep_paths: bool) -> Any:
     elif isinstance(value, (Config, Augment)):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
-        kept = {key: one for key, one in value.items() if keep_paths or not isinstance(one, Path)}
-        return {key: _plain(one, keep_paths=keep_paths) for key, one in kept.items()}
+        kept = {key: item for key, item in value.items() if keep_paths or not isinstance(item, Path)}
+        return {key: _plain(item, keep_paths=keep_paths) for key, item in kept.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one, keep_paths=keep_paths) for one in value if keep_paths or not isinstance(one, Path)]
+        return [_plain(item, keep_paths=keep_paths) for item in value if keep_paths or not isinstance(item, Path)]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -283,4 +283,4 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(value, (dict, list)) or not value:
         return {path: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {key: leaf for step, one in items for key, leaf in leaves(one, f"{path}.{step}".lstrip(".")).items()}
+    return {key: leaf for step, item in items for key, leaf in leaves(item, f"{path}.{step}".lstrip(".")).items()}

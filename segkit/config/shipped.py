@@ -11,8 +11,8 @@ CHECKOUT = Path(__file__).parents[2] / "configs"
 
 def shipped_configs() -> dict[str, Path]:
     """The file of each shipped configuration, by its name."""
-    found = sorted(CHECKOUT.glob("*.yaml")) or _installed()
-    return {file.stem: file for file in found}
+    files = sorted(CHECKOUT.glob("*.yaml")) or _installed()
+    return {file.stem: file for file in files}
 
 
 def config_file(name: Path) -> Path:

@@ -22,7 +22,7 @@ BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
 @dataclass(frozen=True)
 class Table:
-    """Entries that a section can name. `injected` are the parameters that the program fills in, not the file."""
+    """Entries that a section can name. `injected`: parameters that the program sets, not the file."""
 
     entries: Mapping[str, Any]
     injected: frozenset[str] = frozenset()
@@ -56,10 +56,12 @@ class Checker:
         self.errors.append((0 if override else line, f"{place}: {dotted + ': ' if dotted else ''}{message}"))
 
     def _override(self, path: KeyPath) -> str | None:
-        """The last override that set the value at `path`, or created it along with a key that the file lacks."""
-        made = bool(path) and path not in self.lines
-        found = [text for key, text in self.origins.items() if _related(key, path) or (made and _related(path, key))]
-        return found[-1] if found else None
+        """The last override that set the value at `path` or, for a key that is not in the file, created it."""
+        is_new = bool(path) and path not in self.lines
+        overrides = [
+            text for key, text in self.origins.items() if _related(key, path) or (is_new and _related(path, key))
+        ]
+        return overrides[-1] if overrides else None
 
     def finish(self) -> None:
         if self.errors:
@@ -76,13 +78,13 @@ class Checker:
                 self.error((*path, key), f"unknown key; {_suggestion(key, known)}")
 
     def length(self, value: Any, path: KeyPath) -> None:
-        """A training has one length, in steps or epochs; without either, its limits are its length."""
+        """Check that the length is given once, in steps or epochs. It may be omitted if there is a limit."""
         if not isinstance(value, dict):
             return
-        given = [key for key in ("steps", "epochs") if value.get(key) is not None]
+        lengths = [key for key in ("steps", "epochs") if value.get(key) is not None]
         limits = [key for key in ("max_steps", "max_epochs") if value.get(key) is not None]
-        if len(given) == 2 or not (given or limits):
-            self.error(path, f"expected either 'steps' or 'epochs', got {'both' if given else 'neither'}")
+        if len(lengths) == 2 or not (lengths or limits):
+            self.error(path, f"expected either 'steps' or 'epochs', got {'both' if lengths else 'neither'}")
 
     def choose(self, path: KeyPath, value: Any, table: str) -> tuple[str, dict[str, Any]] | None:
         """The name of an entry and its other keys; a plain string is a name without arguments."""
@@ -94,13 +96,13 @@ class Checker:
         name, known = value["name"], self.tables[table].entries
         if not isinstance(name, str) or name not in known:
             return self.unknown_name((*path, "name"), name, known)
-        return name, {key: one for key, one in value.items() if key != "name"}
+        return name, {key: item for key, item in value.items() if key != "name"}
 
     def arguments(
-        self, path: KeyPath, given: dict[str, Any], table: str, name: str, also: Sequence[str] = ("name",)
+        self, path: KeyPath, options: dict[str, Any], table: str, name: str, also: Sequence[str] = ("name",)
     ) -> dict[str, Any] | None:
         """The arguments of an entry, checked against its signature, with defaults."""
-        checked = self.section(path, given, self.tables[table].model(name), known=also)
+        checked = self.section(path, options, self.tables[table].model(name), known=also)
         return None if checked is None else {key: getattr(checked, key) for key in type(checked).model_fields}
 
     def section(self, path: KeyPath, value: Any, model: type[BaseModel], known: Sequence[str] = ()) -> Any:
@@ -108,9 +110,9 @@ class Checker:
         if not isinstance(value, dict):
             return self.error(path, f"expected a mapping, got {value!r}")
         before = len(self.errors)
-        value = {key: self._path(path, key, one, model) for key, one in value.items()}
+        value = {key: self._path(path, key, item, model) for key, item in value.items()}
         try:
-            # as JSON, in which a list may become a tuple and a string a path, as the annotation asks
+            # as JSON, in which a list may become a tuple and a string a path, as the annotation requires
             built = model.model_validate_json(json.dumps(value, default=str))
             return built if len(self.errors) == before else None
         except ValidationError as error:
@@ -136,8 +138,8 @@ class Checker:
         place = (*path, field, *[step for step in details["loc"][1:] if isinstance(step, int)])
         place = place if place in self.lines else (*path, field)
         if kind in BOUNDS:
-            wanted = details["msg"].removeprefix("Input should be ")
-            return self.error(place, f"expected a value {wanted}, got {details['input']!r}")
+            bound = details["msg"].removeprefix("Input should be ")
+            return self.error(place, f"expected a value {bound}, got {details['input']!r}")
         if field == "format":
             return self.error(place, f"format {value[field]!r} cannot be read by this version; upgrade segkit-trainer")
         expected = describe(model.model_fields[field].annotation)
@@ -149,7 +151,7 @@ class Checker:
         members = () if field is None else union_members(field.annotation)
         if isinstance(value, dict) and dict[str, Path] in members:
             return {
-                name: self._absolute(path, key, one) if isinstance(one, str) else one for name, one in value.items()
+                name: self._absolute(path, key, item) if isinstance(item, str) else item for name, item in value.items()
             }
         return self._absolute(path, key, value) if isinstance(value, str) and Path in members else value
 
@@ -158,7 +160,7 @@ class Checker:
             if name not in os.environ:
                 self.error((*path, key), f"the environment variable {name} is not set")
                 return value
-        expanded = Path(VARIABLE.sub(lambda found: os.environ[found[1]], value))
+        expanded = Path(VARIABLE.sub(lambda match: os.environ[match[1]], value))
         overridden = any(_related(origin, (*path, key)) for origin in self.origins)
         return Path(os.path.normpath((Path.cwd() if overridden else self.folder) / expanded))
 

@@ -89,7 +89,7 @@ class TrainingSet(Dataset):
 
         if self.augment.before_normalisation:
             low, high = prepared.limits
-            if (low, high) == (0.0, 1.0):  # the usual case for 2D images, in which two passes are saved
+            if (low, high) == (0.0, 1.0):  # the usual case for 2D images; saves two passes
                 image, mask = self.augment(image, mask, seed)
                 return normalise(image), mask
             image, mask = self.augment((image - low) / (high - low), mask, seed)

@@ -24,7 +24,7 @@ class MemoryLimitError(MemoryError):
 
 
 class Reader(Protocol):
-    """A source or a cache of one."""
+    """A source, or a cache of a source."""
 
     def read(self, case: Case) -> RawCase: ...
 
@@ -36,7 +36,7 @@ def estimate(
 
     cases: a few of them are read to measure their size.
     number: how many cases are kept in memory.
-    spacing: the spacing to which cases are resampled, None if they are not or if it is not known.
+    spacing: the spacing to which cases are resampled, None if they are not resampled or the spacing is unknown.
     copies: number of processes on this machine that each keep all cases.
 
     Raises MemoryLimitError if the cases do not fit.

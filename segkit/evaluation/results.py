@@ -27,7 +27,7 @@ class Origin:
     step, steps: training steps done, and steps planned.
     finished: the duration or limit that ended the training at this step; None if the training was to continue.
     selected_on: the part of the split on which the checkpoint was selected; None if it was not selected by a score.
-    split_hash: hash of the split that it was trained with.
+    split_hash: hash of the split used in training.
     """
 
     checkpoint: str

@@ -35,7 +35,7 @@ class Scorer:
 
         cases: the largest number of cases that will be added.
         shared: whether several processes score parts of the cases and `result` merges them. Confusion matrix and
-            calibration are then kept per case, so that a case that two processes have is counted once.
+            calibration are then kept per case, so that a case that is evaluated by two processes is counted once.
         """
         self.labels, self.scoring = labels, scoring
         self.columns = [*COUNTS, *PIXELS, *(BOUNDARY if "boundary_iou" in scoring.metrics else [])]

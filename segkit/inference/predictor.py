@@ -50,7 +50,7 @@ def whole_image(image: Tensor, network: Network, multiple: Multiple) -> Tensor:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one image, on the grid that was asked for and on the device of the predictor.
+    """The prediction for one image, on the requested grid and on the device of the predictor.
 
     logits: float32 [1, K, *S].
     mask: the decoded mask, [1, *S], or [1, K, *S] for overlapping classes.

@@ -118,9 +118,9 @@ def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
 
 
 def expanded(term: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
-    """A term with the options that `like` stands for; `like` itself stays, because it may also imply a factor.
+    """A term with the options that `like` implies; `like` itself stays, because it may also imply a factor.
 
-    Raises ValueError for an unknown library, and where the library lacks the loss or implements it incorrectly.
+    Raises ValueError for an unknown library, and if the library does not have the loss or implements it incorrectly.
     """
     library = term.get("like")
     if library is None:
@@ -197,7 +197,7 @@ def _build_term(
 
 
 def _check_options(context: str, entry: Any, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option that the signature lacks, or a value that its annotation does not allow."""
+    """Raise ValueError for an option that is not in the signature, or a value that its annotation does not allow."""
     model = signature_model(entry, frozenset(INJECTED), allow_inf_nan=True)  # the losses check ranges themselves
     try:
         model.model_validate({option: _as_plain(value) for option, value in options.items()})

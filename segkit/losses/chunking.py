@@ -70,7 +70,7 @@ class Chunk:
 
 
 class ScratchBuffers:
-    """Named memory for the intermediate results of a chunk, reused for the next chunk.
+    """Named buffers for the intermediate results of a chunk, reused for the next chunk.
 
     On a CPU, allocating fresh memory costs more than the arithmetic. While compiling, a call returns None, which as
     `out=` of an operation means a newly allocated tensor.
@@ -294,7 +294,7 @@ def some_valid(mask: MaskChunk) -> Tensor | None:
 def weight_map(target: Target, dtype: torch.dtype) -> Tensor | None:
     """The weight of each pixel, [B, 1 or K, *S], 0 at ignored pixels; None if all valid pixels have weight 1.
 
-    Weights at ignored pixels are selected out, not multiplied by 0, so that NaN there has no effect.
+    Weights at ignored pixels are replaced by 0, not multiplied by 0, so that NaN there has no effect.
     """
     valid = target.valid_channels
     if target.pixel_weight is None:

@@ -106,7 +106,7 @@ def _weights(name: str, options: Mapping[str, Any], class_counts: Any, names: Se
 
 
 def _counts_of(class_counts: Any, name: str) -> Any:
-    """The array of pixels or components; class counts that are no mapping are pixels."""
+    """The array of pixels or components; class counts that are not a mapping are pixel counts."""
     if isinstance(class_counts, Mapping) and name in class_counts:
         return class_counts[name]
     if isinstance(class_counts, Mapping) or name != "pixels":

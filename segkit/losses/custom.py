@@ -1,4 +1,4 @@
-"""Helpers for losses of one's own, which handle ignored pixels without reading anything back from the device."""
+"""Helpers for custom losses, which handle ignored pixels without reading anything back from the device."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class DeepSupervision(nn.Module):
                 totals[name] = totals.get(name, 0) + weight * value
         idle = [head for head, weight in zip(heads, weights, strict=True) if weight == 0]
         if idle:
-            # selected out, not multiplied by 0, since NaN times 0 is NaN
+            # replaced by 0, not multiplied by 0, since NaN times 0 is NaN
             zeros = torch.stack([torch.where(torch.zeros_like(head, dtype=torch.bool), head, 0).sum() for head in idle])
             first = next(iter(totals))
             totals[first] = totals[first] + zeros.sum()

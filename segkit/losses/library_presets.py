@@ -36,7 +36,7 @@ class Preset:
 
     counterpart: the name of the loss in the library. options: the options of segkit's loss.
     rescale: a function of the complete options and the labels that returns factor and offset, or a refusal.
-    not_for: the modes in which the library lacks the loss or implements it incorrectly, with the reason.
+    not_for: the modes in which the library does not have the loss or implements it incorrectly, with the reason.
     note: remaining differences and equivalent options.
     unweighted: the modes in which the library's loss does not support class weights.
     """
@@ -362,7 +362,7 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
 def preset(library: str, loss: str) -> Preset:
     """The entry of the table.
 
-    Raises ValueError for an unknown library, and for a loss that the library lacks or implements incorrectly.
+    Raises ValueError for an unknown library, and for a loss that the library does not have or implements incorrectly.
     """
     if not isinstance(library, str) or library not in PRESETS:
         raise ValueError(f"expected like as one of {', '.join(LIBRARIES)}, got {library!r}")

@@ -137,7 +137,8 @@ class WeightedSum(nn.Module):
         """The value of each term by name, scalars without term weights. Arguments: see `forward`."""
         mask = as_tensor(mask, logits.device)
         self._check_shapes(logits, mask, pixel_weight)
-        # The shared pass counts the pixels of each class and so detects values that are no class; other terms do not.
+        # The shared pass counts the pixels of each class and so detects values that are not a class; other terms do
+        # not.
         counted = pixel_weight is None and valid is None and any(hasattr(term, "sums") for term in self._terms)
         target = self.labels.target(mask, logits.ndim - 2, pixel_weight, valid, check=not counted)
         counts = {} if normaliser is None else normaliser.counts

@@ -127,8 +127,8 @@ def median_intervals(values: Tensor, groups: Groups, bootstrap: Bootstrap = DEFA
     A column has no interval but a reason if there are fewer than `min_groups` groups with a counted case, if a resample
     contains no counted case, or if all resamples have the same median.
 
-    The percentile interval is used because it has the nominal coverage for medians from 10 cases on, which the basic
-    interval has not; BCa requires a smooth statistic. Source: Efron, 1979.
+    The percentile interval is used because, unlike the basic interval, it has the nominal coverage for medians from 10
+    cases on; BCa requires a smooth statistic. Source: Efron, 1979.
     """
     group, weights = _draw(values, groups, bootstrap)
     medians = weights.new_empty(len(weights), values.shape[1])

@@ -86,7 +86,7 @@ def pixel_counts(prediction: Tensor, mask: Tensor, labels: Labels) -> PixelCount
 
 
 def _without_channel(prediction: Tensor, mask: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
-    """In binary mode, remove the channel axis if only one of the two has it; if both have it, it does no harm."""
+    """In binary mode, remove the channel axis if only prediction or mask has it."""
     if labels.mode == "binary" and prediction.ndim == mask.ndim + 1 and prediction.shape[1] == 1:
         return prediction[:, 0], mask
     if labels.mode == "binary" and mask.ndim == prediction.ndim + 1 and mask.shape[1] == 1:

@@ -65,8 +65,8 @@ class Rules:
     background: metrics whose mean includes the background class.
     exclude_classes: classes that are left out of tables and means. Unlike ignored pixels, their pixels still count for
         the other classes.
-    absent: what a class that no case counts contributes to the mean over classes: a number (NaN makes the mean NaN), or
-        None if it is left out.
+    absent: the contribution of a class without counted cases to the mean over classes: a number (NaN makes the mean
+        NaN), or None if it is left out.
     hd95, assd, nsd: definitions of the surface metrics, see `segkit.metrics.surface`.
     tolerance_mm: tolerance of NSD.
     boundary_ratio: width of the band of boundary IoU, as a fraction of the image diagonal.

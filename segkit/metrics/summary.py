@@ -46,8 +46,8 @@ def summarise(
 
     For each metric, `mean` is the mean over classes and cases by the aggregation of the rules, and `mean_counts` states
     what it is based on: the number of classes, of pairs of a case and a class, and of missed and spurious classes. A
-    class that no case counts has the mean None with a reason; it is not part of the mean over classes and is listed in
-    `mean_left_out`. If there is no interval, it is None with a reason.
+    class without counted cases has the mean None with a reason; it is not part of the mean over classes and is listed
+    in `mean_left_out`. If there is no interval, it is None with a reason.
     """
     table: Table = cases
     classes = _reported_classes(labels, rules)
@@ -316,7 +316,7 @@ def _mean_reason(mean: float, left_out: Sequence[str], averaged: Sequence[str]) 
         return INFINITE
     if not math.isnan(mean):
         return None
-    return NO_COUNTED_CASE if len(left_out) == len(averaged) else f"no case counts {', '.join(left_out)}"
+    return NO_COUNTED_CASE if len(left_out) == len(averaged) else f"no case is counted for {', '.join(left_out)}"
 
 
 def _mean_interval(table: Table, metric: _ClassMetric, rules: Rules) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
         notes.append(f"a class is predicted where its probability exceeds {scores['threshold']:g}")
     for metric, names in scores["mean_left_out"].items():
         notes.append(
-            f"excluded from the mean of {heading(metric)}, because no case counts for them: {', '.join(names)}"
+            f"excluded from the mean of {heading(metric)}, because no case is counted for them: {', '.join(names)}"
         )
     reasons = scores["mean_reason"] | {
         metric: score["mean_reason"] for metric, score in scores.get("of_cases", {}).items() if "mean_reason" in score

@@ -36,7 +36,7 @@ def write_datasets_pages(result: Mapping[str, Any], folders: Mapping[str, str], 
 
 
 def basis_of(basis: Mapping[str, Any]) -> str:
-    """The cases, groups and runs on which the numbers of a data set rest."""
+    """The cases, groups and runs on which the numbers of a data set are based."""
     fewest, most = min(basis["runs"].values()), max(basis["runs"].values())
     runs = str(most) if fewest == most else f"{fewest} to {most}"
     return f"{basis['cases']} cases in {basis['groups']} groups, {runs} runs per loss"

@@ -226,7 +226,7 @@ def test_missing_scores_are_printed_with_their_reasons():
     assert "selected on validation" in text
     assert "no interval: 0 groups" not in text
     assert "no interval: 9 groups of cases, fewer than 10" in text
-    assert "excluded from the mean of Dice, because no case counts for them: b" in text
+    assert "excluded from the mean of Dice, because no case is counted for them: b" in text
     assert "nan" not in text.lower()
 
 

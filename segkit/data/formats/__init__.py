@@ -34,13 +34,14 @@ class Format:
         read_image: Returns the image, [C, *S] or [*S], and its spacing.
         read_mask: Returns the mask as stored and its spacing.
         read_geometry: Reads where the voxels lie in space; None for formats that do not store it.
-        number_type: Reads the stored number type from the header alone; None where the header does not tell.
+        number_type: Reads the stored number type from the header alone; None if the header does not contain it.
         is_raster: Whether integers are scaled to 0..1 and masks may be stored as RGB colours.
         is_lossy: Whether compression changes the stored values.
         is_sliced: Whether a mask may cover only some of the slices of its image.
         mask_ending: Returns the file name ending of masks predicted for an image of this format.
         has_mask_channels: Whether a single mask file of this format holds overlapping classes as channels.
-        write_volume: Writes a mask with its geometry, for formats that masks with a geometry are written in.
+        write_volume: Writes a mask with its geometry; None if masks are not written in this format, or without a
+            geometry.
     """
 
     endings: tuple[str, ...]

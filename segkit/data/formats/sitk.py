@@ -113,7 +113,7 @@ def write(array: np.ndarray, geometry: Geometry, path: Path) -> None:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder holds DICOM files, judged by its first file that is not hidden."""
+    """Whether the first file of a folder that is not hidden is a DICOM file."""
     files = (file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith("."))
     first = next(files, None)
     return first is not None and is_dicom(first)
@@ -197,7 +197,7 @@ def _geometry(image: Any) -> Geometry:
 
 
 def _quietly(read: Callable[[], Any]) -> Any:
-    """Call an ITK function, with its errors raised as an OSError of one line and without their cause.
+    """Call an ITK function and raise its errors as an OSError with a message of one line, without their cause.
 
     The text of an ITK error may quote the header, which is why the readers of DICOM do not show it.
     """

@@ -35,7 +35,7 @@ IMAGE_WORDS = ("image", "img", "scan", "volume")
 MAX_CANDIDATES = 4  # affixes, or folders at the same level, that are tried where no name contains a word for masks
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
-Files = Mapping[Path, Sequence[Path]]  # the images of each folder that has any
+Files = Mapping[Path, Sequence[Path]]  # folder -> its images; folders without images are omitted
 
 
 @dataclass(frozen=True)

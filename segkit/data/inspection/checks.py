@@ -255,7 +255,7 @@ def _same_in_others(count: int) -> str:
 
 
 def _inconsistent(
-    summaries: Sequence[CaseSummary], what: str, count: Callable[[CaseSummary], int], fix: str
+    summaries: Sequence[CaseSummary], quantity: str, count: Callable[[CaseSummary], int], fix: str
 ) -> list[Finding]:
     """Images whose number of channels or axes differs from the most common one."""
     by_number: dict[int, list[CaseSummary]] = defaultdict(list)
@@ -266,7 +266,9 @@ def _inconsistent(
     usual = max(by_number, key=lambda number: len(by_number[number]))
     text = ", ".join(f"{len(same)} with {number}" for number, same in sorted(by_number.items()))
     deviating = [case for number, same in by_number.items() if number != usual for case in same]
-    return [Finding("error", f"expected images with the same number of {what}, got {text}; {fix}", _names(deviating))]
+    return [
+        Finding("error", f"expected images with the same number of {quantity}, got {text}; {fix}", _names(deviating))
+    ]
 
 
 def _shared_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Finding]:
