@@ -1,5 +1,9 @@
 """Samples and batches: pure functions of seed, epoch and position, padded with the padding value."""
 
+import json
+import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,13 +12,15 @@ import torch
 
 from segkit import Labels
 from segkit.data import Case, RawCase, SyntheticSource
-from segkit.data.augment import ALBUMENTATIONS, MONAI, NoAugment, build_augment
+from segkit.data.augment import ALBUMENTATIONS, MONAI, TRANSFORMS, NoAugment, build_augment
 from segkit.data.case_store import CachedSource, CaseStore
 from segkit.data.datasets import EvaluationSet, TrainingSet
 from segkit.data.disk_cache import CacheError, DiskCache
 from segkit.data.loaders import collate, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.sampling import Key
+
+from support.command_line import TINY, tool
 
 LABELS = Labels(["background", "a"], ignore_index=255)
 
@@ -253,3 +259,34 @@ def test_concurrent_repairs_of_damaged_entries(tmp_path):
     with ThreadPoolExecutor(6) as pool:
         entries = list(pool.map(lambda number: cache.entry({"case": number % 8}, lambda: content), range(48)))
     assert all((entry.arrays["image"][...] == 3).all() for entry in entries)
+
+
+SPAWN = "import multiprocessing; multiprocessing.set_start_method('spawn'); from segkit.cli import main; "
+
+
+def test_workers_started_by_spawn_make_the_same_batches(tmp_path):
+    """macOS and Windows start workers by spawn: the data set and its augmentation are pickled."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    arguments = ["--config", "tiny.yaml", "train.steps=2", "train.log_every.steps=1", "evaluation.overlays=false"]
+    tool("train", *arguments, "run.dir=alone", folder=tmp_path)
+    code = f"{SPAWN} main({['train', *arguments, 'run.dir=spawned', 'loader.workers=1']!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("alone", "spawned")]
+    steps = [[record for record in map(json.loads, log) if record["kind"] == "step"] for log in logs]
+    alone, spawned = ([record["loss"] for record in records] for records in steps)
+    assert len(alone) == 2
+    assert alone == pytest.approx(spawned, rel=1e-6)  # another number of threads may sum in another order
+
+
+@pytest.mark.parametrize("engine", ["albumentations", "torchvision", "monai"])
+def test_a_pickled_augmentation_draws_the_same(engine):
+    names = {"albumentations": "horizontal_flip", "torchvision": "horizontal_flip", "monai": "flip"}
+    options = {"axes": [0, 1], "padding_value": 255} if engine == "monai" else {}
+    augment = build_augment(engine, [TRANSFORMS[engine][names[engine]](**options)], LABELS.padding_value)
+    image = np.random.default_rng(0).random((1, 8, 8), dtype=np.float32)
+    mask = (image[0] > 0.5).astype(np.uint8)
+    copied = pickle.loads(pickle.dumps(augment))
+    for seed in range(4):
+        for expected, found in zip(augment(image, mask, seed), copied(image, mask, seed), strict=True):
+            np.testing.assert_array_equal(found, expected)
