@@ -36,7 +36,8 @@ from segkit.utils.errors import DataError
 class TrainResult:
     """A finished training.
 
-    scores: the contents of scores.json. folder: the run folder.
+    scores: the contents of scores.json.
+    folder: the run folder.
     """
 
     scores: dict[str, Any]
@@ -128,7 +129,7 @@ class Model:
 
         Args:
             split: `train`, `validation` or `test`; default: the part that was evaluated after training.
-            data: another folder with the layout of the training data, all of which is evaluated.
+            data: another folder with the layout of the training data; all of its cases are evaluated.
             out: the folder for the tables; default: the run folder. Needed with `data`, `overrides`, and a model that
                 was loaded from a file.
             overrides: settings of the evaluation, such as `["evaluation.metrics=[dice, hd95]"]`.
@@ -158,12 +159,12 @@ class Model:
         array = array[None] if array.ndim == preprocess.dims else array
         if array.ndim != preprocess.dims + 1 or array.shape[0] != preprocess.channels:
             axes = "H, W" if preprocess.dims == 2 else "D, H, W"
-            way_out = (
+            hint = (
                 "; move the channels to the front with np.moveaxis(image, -1, 0)"
                 if array.ndim == preprocess.dims + 1 and array.shape[-1] == preprocess.channels
                 else ""
             )
-            raise DataError(f"expected an image [{preprocess.channels}, {axes}], got {list(array.shape)}{way_out}")
+            raise DataError(f"expected an image [{preprocess.channels}, {axes}], got {list(array.shape)}{hint}")
         if preprocess.dims == 2 and np.issubdtype(array.dtype, np.integer):
             from segkit.data.formats.raster import scaled
 
@@ -198,7 +199,8 @@ def load(run: str | Path, *, device: str | None = None, overrides: Sequence[str]
 class EvaluationResult:
     """Scores of predictions.
 
-    scores: as in scores.json: rules, per-class and mean scores. cases: one row per case and class, as in cases.csv.
+    scores: rules, per-class and mean scores, as in scores.json.
+    cases: one row per case and class, as in cases.csv.
     """
 
     scores: dict[str, Any]
@@ -236,14 +238,14 @@ def evaluate(
     labels = labels if isinstance(labels, Labels) else Labels(list(labels))
     scoring = build_scoring(labels, metrics=metrics, rules=rules)
     names = [str(number) for number in range(len(predictions))] if cases is None else [str(case) for case in cases]
-    of_groups = names if groups is None else [str(group) for group in groups]
+    group_names = names if groups is None else [str(group) for group in groups]
     lengths = {"predictions": len(predictions), "references": len(references)}
-    lengths |= {"cases": len(names), "groups": len(of_groups)}
+    lengths |= {"cases": len(names), "groups": len(group_names)}
     if len(predictions) == 0 or len(set(lengths.values())) > 1:
         raise ValueError(f"expected lists of the same length, at least 1, got {lengths}")
     scorer = Scorer(len(names), labels, scoring, torch.device("cpu"))
     for name, group, predicted, reference, lengths_mm in zip(
-        names, of_groups, predictions, references, _spacings(spacing, len(names)), strict=True
+        names, group_names, predictions, references, _spacings(spacing, len(names)), strict=True
     ):
         prediction, mask = _mask(predicted, "prediction", name), _mask(reference, "reference", name)
         if prediction.shape != mask.shape:
