@@ -1,5 +1,5 @@
-"""Speed, memory and accuracy of the losses beside torch, MONAI, smp, kornia and nnU-Net: python tools/benchmark.py
-losses.
+"""Speed, memory and accuracy of the losses compared with torch, MONAI, smp, kornia and nnU-Net: python
+tools/benchmark.py losses.
 
 Each library gets logits and labels in the form it expects: segkit uint8 class numbers, the others int64 ones, from
 which they make one-hot masks themselves if they need them. A call computes the loss and its gradient with respect to
@@ -22,7 +22,7 @@ import kornia.losses
 import segmentation_models_pytorch.losses as smp
 import torch
 import torch.nn.functional as F
-from benchmark_tables import Sheet, as_markdown, as_rich, asked, circumstances
+from benchmark_tables import Sheet, as_markdown, as_rich, circumstances, target_text
 from monai.losses.dice import DiceCELoss, DiceLoss, GeneralizedDiceLoss
 from monai.losses.focal_loss import FocalLoss
 from monai.losses.tversky import TverskyLoss
@@ -34,7 +34,7 @@ from segkit.losses import build_loss
 
 ABOUT = """\
 A call computes a loss and its gradient with respect to the logits. All losses of all libraries take turns in every
-round. The column `asked` is the target of this project: the largest ratio to the fastest of the others, the largest
+round. The column `target` holds the goals of this project: the largest ratio to the fastest of the others, the largest
 memory, the largest error. The losses of a row are of the same kind, but not always of the same value: each library has
 its own defaults.\
 """
@@ -148,7 +148,7 @@ def speed_sheet(shape: str, rounds: int) -> Sheet:
     """Milliseconds per call, the minimum over the rounds, for every row."""
     sheet = Sheet(
         f"time of loss and gradient, {shape}: minimum of {rounds} rounds, ms",
-        ["loss", *LIBRARIES, "ratio", "medians", "asked"],
+        ["loss", *LIBRARIES, "ratio", "medians", "target"],
         note="ratio: segkit over the fastest of the others; medians: the same of the medians of the rounds.\n"
         f"(n): n rounds only, since a call takes more than {SLOW:g} s.",
     )
@@ -163,7 +163,7 @@ def speed_sheet(shape: str, rounds: int) -> Sheet:
         medians = {library: statistics.median(times) for library, times in taken.items()}
         cells = {library: milliseconds(times, rounds) for library, times in taken.items()}
         ratios = [f"{over_best(numbers):.2f}" for numbers in (minima, medians)]
-        sheet.rows.append([name, *(cells.get(library, "-") for library in LIBRARIES), *ratios, asked(row.time)])
+        sheet.rows.append([name, *(cells.get(library, "-") for library in LIBRARIES), *ratios, target_text(row.time)])
     return sheet
 
 
@@ -199,7 +199,7 @@ def ours(spec: str | dict[str, Any], channels: int) -> Loss:
 
 
 def gradient(loss: Loss, logits: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """What a training step needs from a loss: the gradient of the logits, which is passed on and not kept."""
+    """Compute what a training step needs from a loss: the gradient of the logits, which is not kept."""
     return torch.autograd.grad(loss(logits, mask), logits)
 
 
@@ -232,8 +232,8 @@ def memory_sheet(shape: str) -> Sheet:
     """The peak memory of each call, in multiples of the size of the logits."""
     sheet = Sheet(
         f"peak memory of loss and gradient, {shape}: in sizes of the logits, the gradient (1) included",
-        ["loss", *LIBRARIES, "asked"],
-        note="The first row checks the meter. What torch's sort takes as scratch is not counted, for no library.",
+        ["loss", *LIBRARIES, "target"],
+        note="The first row checks the meter. The scratch memory of torch's sort is not counted for any library.",
     )
     logits, mask = random_batch(shape)
     size = logits.numel() * logits.element_size()
@@ -241,7 +241,7 @@ def memory_sheet(shape: str) -> Sheet:
     measured |= {name: (calls_of(row, logits, mask), row.memory) for name, row in ROWS.items()}
     for name, (calls, limit) in measured.items():
         peaks = {library: f"{peak_bytes(call) / size:.2f}" for library, call in calls.items()}
-        sheet.rows.append([name, *(peaks.get(library, "-") for library in LIBRARIES), asked(limit)])
+        sheet.rows.append([name, *(peaks.get(library, "-") for library in LIBRARIES), target_text(limit)])
     return sheet
 
 
@@ -253,7 +253,7 @@ def peak_bytes(call: Call) -> int:
     inside an operation; the peak is the maximum of the running sum. Memory that an operation gets elsewhere, such as
     the scratch memory of sorting, and releases of earlier tensors are not counted.
     """
-    call()  # so that what is made once, and kept, does not count
+    call()  # so that memory that is allocated once and kept does not count
     with (
         silent_stderr(),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
@@ -283,7 +283,7 @@ def silent_stderr() -> Iterator[None]:
 
 
 def many_classes_sheet(shape: str, rounds: int) -> Sheet:
-    """Dice with cross-entropy for a volume of many classes: peak memory and time beside MONAI and nnU-Net."""
+    """Dice with cross-entropy for a volume of many classes: peak memory and time compared with MONAI and nnU-Net."""
     logits, mask = random_batch(shape)
     size = logits.numel() * logits.element_size()
     row = Row("dice_ce", {"MONAI": with_channel(DiceCELoss(**MONAI_OPTIONS)), **nnunet_loss()})
@@ -323,7 +323,7 @@ def large_sheet(height: int, width: int) -> Sheet:
     """Lovász-Softmax of two classes over many pixels, where differences of a float32 curve lose digits."""
     sheet = Sheet(
         f"Lovász-Softmax at {height * width / 1e6:.1f} million pixels, two classes of half each, against float64",
-        ["loss", "value error", "gradient error", "asked"],
+        ["loss", "value error", "gradient error", "target"],
         note="gradient error: L2 norm of the difference over the norm of the gradient.",
     )
     logits, mask = random_batch(f"1x2x{height}x{width}")
@@ -336,7 +336,7 @@ def large_sheet(height: int, width: int) -> Sheet:
     }
     for name, (loss, labels, limit) in contestants.items():
         errors = [f"{error:.1e}" for error in errors_of(loss, logits, labels, exact)]
-        sheet.rows.append([name, *errors, asked(limit)])
+        sheet.rows.append([name, *errors, target_text(limit)])
     return sheet
 
 
@@ -344,9 +344,9 @@ def shares_sheet(height: int, width: int) -> Sheet:
     """Lovász-Softmax by histograms for rare classes: before training, and when nearly every pixel is right."""
     sheet = Sheet(
         f"Lovász-Softmax, mode histogram, at {height * width / 1e6:.1f} million pixels, against float64",
-        ["share of class 1", "logits", "value", "value error", "asked", "gradient error", "that of mode exact"],
-        note="logits: normal, then with 6 more for the class of each pixel. Gradient error as above; what\n"
-        "mode exact has of it is the order of pixels whose errors are alike in float32.",
+        ["share of class 1", "logits", "value", "value error", "target", "gradient error", "that of mode exact"],
+        note="logits: normal, then with 6 more for the class of each pixel. Gradient error as above; that of\n"
+        "mode exact is due to the order of pixels with equal errors in float32.",
     )
     generator = torch.Generator().manual_seed(0)
     for share in SHARES:
@@ -357,7 +357,7 @@ def shares_sheet(height: int, width: int) -> Sheet:
             exact = exact_lovasz(logits, mask)
             value, slope = errors_of(ours("lovasz_softmax", 2), logits, mask, exact)
             _value, sorting = errors_of(ours({"name": "lovasz_softmax", "mode": "exact"}, 2), logits, mask, exact)
-            numbers = [f"{exact[0]:.6f}", f"{value:.1e}", asked(1e-5), f"{slope:.1e}", f"{sorting:.1e}"]
+            numbers = [f"{exact[0]:.6f}", f"{value:.1e}", target_text(1e-5), f"{slope:.1e}", f"{sorting:.1e}"]
             sheet.rows.append([f"{100 * share:g} %", name, *numbers])
     return sheet
 

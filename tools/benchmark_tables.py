@@ -42,7 +42,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def asked(largest: float | None) -> str:
+def target_text(largest: float | None) -> str:
     return "-" if largest is None else f"≤ {largest:g}"
 
 

@@ -65,6 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def show_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
     """Print segkit's own warnings without a line of code: they are about the user's data and settings."""
-    ours = Path(filename).is_relative_to(PACKAGE)
-    shown = f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno).rstrip()
-    typer.echo(shown, err=True)
+    is_own = Path(filename).is_relative_to(PACKAGE)
+    text = f"warning: {message}" if is_own else warnings.formatwarning(message, category, filename, lineno).rstrip()
+    typer.echo(text, err=True)

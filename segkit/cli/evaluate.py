@@ -76,7 +76,7 @@ def evaluate(
     if bool(checkpoint) == bool(predictions):
         raise typer.BadParameter("give --checkpoint, or --predictions with --references, --classes and --out")
     if checkpoint:
-        foreign = {
+        unsupported = {
             "--references": references,
             "--classes": classes,
             "--mode": mode,
@@ -85,7 +85,7 @@ def evaluate(
             "--group": group,
             "--values": values,
         }
-        _refuse(foreign, "can only be used with --predictions; a checkpoint contains its own labels and data")
+        _refuse(unsupported, "can only be used with --predictions; a checkpoint contains its own labels and data")
         settings = {
             "metrics": metrics and f"[{metrics}]",
             "rules": rules,
@@ -94,8 +94,8 @@ def evaluate(
         }
         _evaluate_checkpoints(checkpoint, overrides or [], settings, split=split, data=data, out=out, device=device)
         return
-    foreign = {"--split": split, "--data": data, "--device": device, "key=value": overrides or None}
-    _refuse(foreign, "cannot be used with --predictions: no network is run")
+    unsupported = {"--split": split, "--data": data, "--device": device, "key=value": overrides or None}
+    _refuse(unsupported, "cannot be used with --predictions: no network is run")
     if references is None or (classes is None and regions is None) or out is None:
         raise typer.BadParameter("--predictions also needs --references, --classes (or --regions) and --out")
     if regions is not None and (classes is not None or mode not in (None, "multilabel")):

@@ -173,7 +173,7 @@ def _train_and_report(
 
 
 def _warn_before_training(units: Sequence[Unit], design: Design, base: Config, console: Console) -> list[str]:
-    """Print and return warnings about losses that are the same function and about rules of scoring."""
+    """Print and return warnings about losses that are the same function and about scoring rules."""
     losses = {label: config_of(units, label).loss for label in design.losses}
     notes = same_functions(losses, build_labels(base))
     if base.evaluation.rules != SEGKIT.name:

@@ -186,9 +186,9 @@ def class_scores(scores: Scores) -> np.ndarray:
     """The score of each run for each class alone, [R, C]; NaN if no case is counted for the class."""
     columns = []
     for number in range(len(scores.classes)):
-        kept = slice(number, number + 1)
-        counts = None if scores.counts is None else scores.counts[:, :, kept]
-        values, present = scores.values[..., kept], scores.present[..., kept]
+        class_slice = slice(number, number + 1)
+        counts = None if scores.counts is None else scores.counts[:, :, class_slice]
+        values, present = scores.values[..., class_slice], scores.present[..., class_slice]
         columns.append(run_scores(replace(scores, values=values, present=present, counts=counts)))
     return np.stack(columns, 1)
 

@@ -18,10 +18,10 @@ LISTED_GROUPS = 5
 
 def caveats(scores: Scores, model: TwoWay | Folds) -> list[str]:
     """One sentence for each property of the data that weakens the verdicts."""
-    of_model = _two_way_caveats(model) if isinstance(model, TwoWay) else _fold_caveats(scores, model)
+    model_caveats = _two_way_caveats(model) if isinstance(model, TwoWay) else _fold_caveats(scores, model)
     return [
         *_run_caveats(model),
-        *of_model,
+        *model_caveats,
         *_case_caveats(scores, model),
         *_spread_caveats(model),
         *_value_caveats(scores, model),

@@ -234,7 +234,7 @@ def write_plan(
         out: The folder of the comparison.
         design: The design.
         base: The configuration of the comparison.
-        rules: The rules of scoring.
+        rules: The scoring rules.
         data: The digest of the data.
         finished: The number of finished units of any design.
 

@@ -105,15 +105,15 @@ class Scores:
 
     def without(self, losses: Sequence[str]) -> Scores:
         """A copy without the runs of some losses; cases and classes stay the same."""
-        kept = ~self.runs["loss"].isin(list(losses)).to_numpy()
-        new_index = np.cumsum(kept) - 1
+        selected = ~self.runs["loss"].isin(list(losses)).to_numpy()
+        new_index = np.cumsum(selected) - 1
         return replace(
             self,
-            runs=self.runs[kept].reset_index(drop=True),
-            values=self.values[kept],
-            present=self.present[kept],
-            counts=None if self.counts is None else self.counts[kept],
-            blocks=[(new_index[runs[kept[runs]]], cases) for runs, cases in self.blocks],
+            runs=self.runs[selected].reset_index(drop=True),
+            values=self.values[selected],
+            present=self.present[selected],
+            counts=None if self.counts is None else self.counts[selected],
+            blocks=[(new_index[runs[selected[runs]]], cases) for runs, cases in self.blocks],
         )
 
     def losses_with_missing_folds(self) -> list[str]:
@@ -243,9 +243,9 @@ def _checked_rows(table: Rows, metric: str, classes: Sequence[str] | None) -> Ro
 
 
 def _check_values(rows: Rows, keys: list[str], metric: str) -> None:
-    with_blanks = [column for column in keys if rows[column].isna().any()]
-    if with_blanks:
-        raise ValueError(f"expected a value in every row of the columns {with_blanks}, found blanks")
+    incomplete = [column for column in keys if rows[column].isna().any()]
+    if incomplete:
+        raise ValueError(f"expected a value in every row of the columns {incomplete}, found blanks")
     maximum, values = METRICS[metric].maximum, rows[metric].dropna()
     if not values.between(0, maximum).all() or np.isinf(values).any():
         hint = "; divide percentages by 100" if maximum == 1 else ""

@@ -222,7 +222,7 @@ def _failed(unit: Unit) -> dict[str, Any]:
 
 
 def finished_folders(out: Path) -> int:
-    """Number of evaluated runs in the folder of a comparison, whatever their design."""
+    """Number of evaluated runs in the folder of a comparison, of any design."""
     return len({file.parents[2] for file in (out / "units").glob("*/evaluation/*/scores.json")})
 
 

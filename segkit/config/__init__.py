@@ -85,8 +85,8 @@ def read(
     """
     tree, lines = parse_file(path)
     folder = Path(path).absolute().parent
-    places: dict[str, Any] = {"source": str(path), "lines": lines, "folder": folder}
-    return check(tree, overrides, tables, **places, checks=checks, load_plugins=load_plugins)
+    location: dict[str, Any] = {"source": str(path), "lines": lines, "folder": folder}
+    return check(tree, overrides, tables, **location, checks=checks, load_plugins=load_plugins)
 
 
 def check(
@@ -141,11 +141,11 @@ def _load_plugins(checker: Checker, names: Any, load_plugins: Callable[[Sequence
     """Load plugins one by one, so that every failure is reported. The section itself is checked later."""
     if load_plugins is None:
         return
-    for place, name in enumerate(names if isinstance(names, list) else []):
+    for index, name in enumerate(names if isinstance(names, list) else []):
         try:
             load_plugins([name])
         except ConfigError as error:
-            checker.error(("plugins", place), str(error))
+            checker.error(("plugins", index), str(error))
     if not names:
         load_plugins([])  # installed plugins
 
@@ -187,8 +187,8 @@ def _check_augment(checker: Checker, value: Any) -> Augment | None:
     transforms = [
         *_preset(checker, (*path, "preset"), preset, engine),
         *(
-            _check_named(checker, (*path, "transforms", place), entry, f"augment.{engine}")
-            for place, entry in enumerate(entries)
+            _check_named(checker, (*path, "transforms", index), entry, f"augment.{engine}")
+            for index, entry in enumerate(entries)
         ),
     ]
     swaps = _check_swaps(checker, (*path, "swap_on_flip"), value.get("swap_on_flip") or [])
@@ -234,8 +234,8 @@ def _check_loss(checker: Checker, value: Any) -> tuple[dict[str, Any], ...] | No
     if not entries:
         return checker.error(("loss",), "expected a name, a mapping or a list of them, got an empty list")
     terms = [
-        _check_term(checker, ("loss", place) if isinstance(value, list) else ("loss",), entry)
-        for place, entry in enumerate(entries)
+        _check_term(checker, ("loss", index) if isinstance(value, list) else ("loss",), entry)
+        for index, entry in enumerate(entries)
     ]
     return tuple(term for term in terms if term is not None)
 

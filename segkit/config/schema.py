@@ -214,7 +214,7 @@ class Config:
         return {"format": FORMAT, **_plain(self, keep_paths=True)}
 
     def digest(self) -> str:
-        """12 hexadecimal digits that identify the experiment wherever it runs.
+        """12 hexadecimal digits that identify the experiment on any machine.
 
         Name, paths, device, run folder, workers, caches, logging and the section `comparison` do not change it.
         """

@@ -51,9 +51,9 @@ class Checker:
         override = self._override(path)
         prefixes = [path[:length] for length in range(len(path), 0, -1)]
         line = next((self.lines[prefix] for prefix in prefixes if prefix in self.lines), 0)
-        place = override or (f"{self.source}:{line}" if line else self.source)
+        location = override or (f"{self.source}:{line}" if line else self.source)
         dotted = ".".join(map(str, path))
-        self.errors.append((0 if override else line, f"{place}: {dotted + ': ' if dotted else ''}{message}"))
+        self.errors.append((0 if override else line, f"{location}: {dotted + ': ' if dotted else ''}{message}"))
 
     def _override(self, path: KeyPath) -> str | None:
         """The last override that set the value at `path` or, for a key that is not in the file, created it."""
@@ -135,15 +135,17 @@ class Checker:
         if kind == "extra_forbidden":
             names = [*model.model_fields, *known]
             return self.error((*path, field), f"unknown key; {_suggestion(field, names)}")
-        place = (*path, field, *[step for step in details["loc"][1:] if isinstance(step, int)])
-        place = place if place in self.lines else (*path, field)
+        location = (*path, field, *[step for step in details["loc"][1:] if isinstance(step, int)])
+        location = location if location in self.lines else (*path, field)
         if kind in BOUNDS:
             bound = details["msg"].removeprefix("Input should be ")
-            return self.error(place, f"expected a value {bound}, got {details['input']!r}")
+            return self.error(location, f"expected a value {bound}, got {details['input']!r}")
         if field == "format":
-            return self.error(place, f"format {value[field]!r} cannot be read by this version; upgrade segkit-trainer")
+            return self.error(
+                location, f"format {value[field]!r} cannot be read by this version; upgrade segkit-trainer"
+            )
         expected = describe(model.model_fields[field].annotation)
-        return self.error(place, f"expected {expected}, got {value[field]!r}")
+        return self.error(location, f"expected {expected}, got {value[field]!r}")
 
     def _path(self, path: KeyPath, key: Any, value: Any, model: type[BaseModel]) -> Any:
         """Strings in fields that hold a path, or paths by name, as absolute paths with ${NAME} expanded."""
@@ -171,5 +173,5 @@ def _related(origin: KeyPath, path: KeyPath) -> bool:
 
 
 def _suggestion(name: object, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.65)
-    return f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+    matches = difflib.get_close_matches(str(name), known, n=1, cutoff=0.65)
+    return f"did you mean '{matches[0]}'?" if matches else f"expected one of {', '.join(known)}"

@@ -47,9 +47,9 @@ def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
             lines[(*path, key)] = node.lc.key(key)[0] + 1
         return {_scalar(key): _plain(value, (*path, key), lines) for key, value in node.items()}
     if isinstance(node, CommentedSeq):
-        for place in range(len(node)):
-            lines[(*path, place)] = node.lc.item(place)[0] + 1
-        return [_plain(value, (*path, place), lines) for place, value in enumerate(node)]
+        for index in range(len(node)):
+            lines[(*path, index)] = node.lc.item(index)[0] + 1
+        return [_plain(value, (*path, index), lines) for index, value in enumerate(node)]
     return _scalar(node)
 
 
@@ -57,9 +57,9 @@ def _scalar(value: Any) -> Any:
     """Scalars of the round-trip parser as plain types; dates stay strings."""
     if isinstance(value, ScalarBoolean):  # an int, not a bool
         return bool(value)
-    for plain in (bool, int, float, str):
-        if isinstance(value, plain):
-            return plain(value)
+    for plain_type in (bool, int, float, str):
+        if isinstance(value, plain_type):
+            return plain_type(value)
     return value if value is None else str(value)
 
 

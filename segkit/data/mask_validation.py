@@ -35,8 +35,8 @@ def check_mask(mask: np.ndarray, labels: Labels, case: str, path: Path | str, ad
     that fixes it. advice: returns cause and fix; `likely_cause` by default.
     """
     values, counts = value_counts(mask)
-    legal = [*labels.values, *([] if labels.ignore_index is None else [labels.ignore_index])]
-    unexpected = ~np.isin(values, legal)
+    allowed = [*labels.values, *([] if labels.ignore_index is None else [labels.ignore_index])]
+    unexpected = ~np.isin(values, allowed)
     if not unexpected.any():
         return
     offending = [int(value) for value in values[unexpected]]

@@ -221,7 +221,7 @@ def check_geometry(image: Path, mask: Path, where: str, *, exactly: bool = False
 
 
 def _check_not_reoriented(kind: str, geometry: Geometry, other: Path, where: str) -> None:
-    """Check a pair of files of which only one stores a geometry, see `check_geometry`.
+    """Check a pair of files if only one of them stores a geometry, see `check_geometry`.
 
     kind: the file with the geometry, `image` or `mask`. other: the file without one.
     """

@@ -49,11 +49,11 @@ class Split:
 
 def source_split(cases: Sequence[Case]) -> Split:
     """The split that the source defines. Raises DataError if a case belongs to no part."""
-    without = [case.name for case in cases if case.split not in PARTS]
-    if without:
+    unassigned = [case.name for case in cases if case.split not in PARTS]
+    if unassigned:
         raise DataError(
-            f"expected the source to assign every case to one of {', '.join(PARTS)}, but {len(without)} cases have no "
-            f"part:{listed_lines(without)}\n"
+            f"expected the source to assign every case to one of {', '.join(PARTS)}, but {len(unassigned)} cases have "
+            f"no part:{listed_lines(unassigned)}\n"
             "use the split kfold or lists, or a source that defines the parts (`{split}` in the folders of pairs)"
         )
     by_part = {part: tuple(case.name for case in cases if case.split == part) for part in PARTS}

@@ -226,15 +226,15 @@ def padding_multiple(config: Config, labels: Labels) -> Callable[[int], Multiple
 def build_augment_from(config: Config, labels: Labels) -> Augment:
     """The augmentation of the training. Raises ConfigError for unknown classes in `swap_on_flip`."""
     engine = config.augment.engine
-    filling = {"padding_value": labels.padding_value, "swap": _swap(config, labels)}
-    transforms = [_build_transform(TRANSFORMS[engine], named, filling) for named in config.augment.transforms]
+    injected = {"padding_value": labels.padding_value, "swap": _swap(config, labels)}
+    transforms = [_build_transform(TRANSFORMS[engine], named, injected) for named in config.augment.transforms]
     return build_augment(engine, transforms, labels.padding_value)
 
 
-def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, filling: Mapping[str, Any]) -> Any:
+def _build_transform(table: Mapping[str, Callable[..., Any]], named: Named, injected: Mapping[str, Any]) -> Any:
     build = table[named.name]
     parameters = inspect.signature(build).parameters
-    return build(**named.args, **{name: value for name, value in filling.items() if name in parameters})
+    return build(**named.args, **{name: value for name, value in injected.items() if name in parameters})
 
 
 def _swap(config: Config, labels: Labels) -> Swap | None:

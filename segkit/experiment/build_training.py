@@ -161,10 +161,10 @@ def _check_sides(config: Config, data: Data) -> None:
 
 def _check_validation(config: Config, data: Data) -> None:
     """Raise ValueError for settings that follow the validation score if there is no validation part."""
-    following = ["train.patience"] if config.train.patience is not None else []
-    following += ["schedule: plateau"] if config.schedule.name == "plateau" else []
-    if following and not data.split.validation:
-        raise ValueError(f"the split has no validation cases, whose scores {' and '.join(following)} would follow")
+    dependent = ["train.patience"] if config.train.patience is not None else []
+    dependent += ["schedule: plateau"] if config.schedule.name == "plateau" else []
+    if dependent and not data.split.validation:
+        raise ValueError(f"the split has no validation cases, whose scores {' and '.join(dependent)} would follow")
 
 
 def _validation(config: Config, data: Data) -> EvaluationSet | None:
@@ -240,22 +240,20 @@ def _training(
 
     if overfit is None:
         return settings, batches
-    return settings, lambda start: _again_and_again(batches(0), overfit, config.train.accumulate, start, settings)
+    return settings, lambda start: _repeated(batches(0), overfit, config.train.accumulate, start, settings)
 
 
-def _again_and_again(
-    batches: Iterable[Batch], steps: int, accumulate: int, start: int, settings: Settings
-) -> Iterator[Batch]:
+def _repeated(batches: Iterable[Batch], steps: int, accumulate: int, start: int, settings: Settings) -> Iterator[Batch]:
     """The batches of the first `steps` steps, repeated, from step `start` to the last one."""
     first = list(batches)
     for step in range(start, settings.limits.steps):
-        place = step % steps * accumulate
-        yield from first[place : place + accumulate]
+        offset = step % steps * accumulate
+        yield from first[offset : offset + accumulate]
 
 
 def _settings(config: Config, epoch: int) -> Settings:
     """The training settings with all durations in steps. epoch: the number of steps per epoch."""
-    train, kept = config.train, config.checkpoints
+    train, checkpoints = config.train, config.checkpoints
     limits = [
         steps
         for steps in (train.max_steps, None if train.max_epochs is None else train.max_epochs * epoch)
@@ -283,9 +281,9 @@ def _settings(config: Config, epoch: int) -> Settings:
         validate_every=in_steps(train.validate_every),
         log_every=in_steps(train.log_every),
         gradients_every=in_steps(train.gradients_every),
-        best=kept.best,
-        keep_every=None if kept.every is None else in_steps(kept.every),
-        keep=kept.keep,
+        best=checkpoints.best,
+        keep_every=None if checkpoints.every is None else in_steps(checkpoints.every),
+        keep=checkpoints.keep,
         nonfinite=train.nonfinite,
     )
 

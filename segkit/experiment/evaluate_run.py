@@ -70,15 +70,15 @@ def write_evaluation(
     """
     scoring = scoring_of(config, labels)
     shown = progress(f"evaluating {split}", console)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as temporary:
         # the cases to draw are known only at the end; keeping masks in files is cheaper than predicting again
         def keep(number: int, mask: Tensor) -> None:
-            np.save(Path(place) / f"{number}.npy", mask.cpu().numpy())
+            np.save(Path(temporary) / f"{number}.npy", mask.cpu().numpy())
 
-        kept = keep if config.evaluation.overlays else None
-        scored = score_cases(predictor, cases, labels, scoring, shown, group=processes.group, keep=kept)
+        keep_masks = keep if config.evaluation.overlays else None
+        scored = score_cases(predictor, cases, labels, scoring, shown, group=processes.group, keep=keep_masks)
         result = scores_json(scored, labels, scoring, split=split, origin=origin)
-        chosen = chosen_cases(cases, labels, scored.cases, Path(place), processes) if kept is not None else []
+        chosen = chosen_cases(cases, labels, scored.cases, Path(temporary), processes) if keep_masks is not None else []
     if not processes.is_first:
         return result
     if config.evaluation.overlays:

@@ -312,13 +312,13 @@ def training_bytes(model: Mapping[str, Any], channels: int, classes: int, batch:
         batch: Patches per batch.
         patch: Sides of the patch.
     """
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
     tensors: list[Tensor] = []  # kept alive, so that no two storages have the same address
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in kept:  # pyright: ignore[reportPrivateUsage]
-            kept[storage._cdata] = storage.nbytes()  # pyright: ignore[reportPrivateUsage]
+        if storage._cdata not in saved:  # pyright: ignore[reportPrivateUsage]
+            saved[storage._cdata] = storage.nbytes()  # pyright: ignore[reportPrivateUsage]
             tensors.append(tensor)
         return tensor
 
@@ -327,7 +327,7 @@ def training_bytes(model: Mapping[str, Any], channels: int, classes: int, batch:
         logits = network(torch.zeros(batch, channels, *patch))
     weights = sum(parameter.nbytes for parameter in network.parameters())
     # for the loss: probabilities and the gradient of the logits
-    return sum(kept.values()) + 3 * weights + 3 * logits.nbytes
+    return sum(saved.values()) + 3 * weights + 3 * logits.nbytes
 
 
 def _sampling(
@@ -357,7 +357,7 @@ def _loss(fingerprint: Fingerprint, labels: Labels, sections: dict[str, Any], re
     sections["loss"] = "dice_ce"
     reasons["loss"] = [
         f"class shares in % of the pixels: {_shortened(text)}",
-        "Dice weights all classes equally whatever their share, and cross-entropy is smooth: a robust default",
+        "Dice weights all classes equally regardless of their share, and cross-entropy is smooth: a robust default",
     ]
     if (
         labels.mode == "multiclass"

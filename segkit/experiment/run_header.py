@@ -58,12 +58,12 @@ def header(config: Config, experiment: Experiment, data: Data) -> list[str]:
     parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
     terms = " + ".join(f"{shown_weight(term['weight'])} {term['name']}" for term in config.loss)
     settings, channels = experiment.settings, data.preprocess.channels
-    together = experiment.processes.world_size
+    processes = experiment.processes.world_size
     return [
         f"[bold]{escape(config.name)}[/bold]  {parts} cases, {channels} image channels, {experiment.device}",
         f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
         f"{settings.limits.steps} steps of {shown_batch(config)}, {settings.steps_per_epoch} per epoch"
-        + (f", in {together} processes" if together > 1 else ""),
+        + (f", in {processes} processes" if processes > 1 else ""),
         *on_micro_batches(experiment),
     ]
 

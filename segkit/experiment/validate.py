@@ -25,8 +25,10 @@ def check_loss(config: Config) -> None:
         labels = Labels(**config.labels.model_dump())
     except ValueError:
         return
-    alike = np.ones((1, len(labels.names)))
-    build_loss([dict(term) for term in config.loss], labels, class_counts={"pixels": alike, "components": alike})
+    equal_counts = np.ones((1, len(labels.names)))
+    build_loss(
+        [dict(term) for term in config.loss], labels, class_counts={"pixels": equal_counts, "components": equal_counts}
+    )
 
 
 def check_model(config: Config) -> None:

@@ -162,13 +162,13 @@ class Batch:
     def chunk_slices(self, shrink: int = 1) -> Iterator[Slice]:
         """The slices of the batch's chunks; smaller ones where some operations cannot use the scratch buffers."""
         index = self.target.index
-        simple = self.logits.is_contiguous() and self.logits.dtype == self.work_type
-        lean = simple and self.activation == "softmax" and index is not None and index.dtype == torch.uint8
-        return chunk_slices(self.logits, shrink if lean else 4 * shrink)
+        is_plain = self.logits.is_contiguous() and self.logits.dtype == self.work_type
+        low_memory = is_plain and self.activation == "softmax" and index is not None and index.dtype == torch.uint8
+        return chunk_slices(self.logits, shrink if low_memory else 4 * shrink)
 
     @property
     def target_tensors(self) -> tuple[Tensor | None, ...]:
-        """The tensors that autograd has to save beside the logits, and to watch for in-place changes."""
+        """The tensors that autograd has to save in addition to the logits, and to watch for in-place changes."""
         return self.target.index, self.target.onehot, self.target.valid, self.target.pixel_weight
 
     def without_tensors(self) -> BatchForm:
@@ -234,7 +234,7 @@ def _cut(tensor: Tensor | None, chunk_slice: Slice, spatial: int) -> Tensor | No
 
 
 def select(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Values [b, K, n], set to 0 where `valid` [b, 1 or K, n] is false, whatever they were, NaN included.
+    """Values [b, K, n], set to 0 where `valid` [b, 1 or K, n] is false, even if they are NaN.
 
     On a CPU this masks the bits in place, with the result of `torch.where` in a tenth of its time.
     """

@@ -226,8 +226,8 @@ def _slope_of_classes(p: Tensor, mask: MaskChunk, request: PixelSums, slope: Ten
     class_slopes = class_slopes * (request.function.slope(p, None) if constant is None else constant)
     if request.smoothing:
         assert constant is not None
-        even = (constant * request.smoothing / p.shape[1] * slope).expand_as(p).contiguous()
-        class_slopes = class_slopes + select(even, mask.valid)
+        uniform = (constant * request.smoothing / p.shape[1] * slope).expand_as(p).contiguous()
+        class_slopes = class_slopes + select(uniform, mask.valid)
     if request.class_weights is not None:
         class_slopes = class_slopes * request.class_weights.to(p.dtype).view(1, -1, 1)
     return class_slopes if mask.weight is None else class_slopes * mask.weight

@@ -29,10 +29,9 @@ def jaccard_increments(foreground: Tensor, valid: Tensor, dtype: torch.dtype) ->
 
     foreground, valid: bool [G, N] in the order of decreasing errors, ignored pixels last.
 
-    Let G be the number of foreground pixels, of which F_i are among the first i pixels, together with B_i background
-    pixels. With these i pixels wrong, the loss is 1 - I / U with I = G - F_i and U = G + B_i. The difference of two
-    successive losses has a closed form in integers; subtracting the losses in float32 costs several digits of the
-    gradient.
+    Let G be the number of foreground pixels. The first i pixels contain F_i foreground and B_i background pixels. With
+    these i pixels wrong, the loss is 1 - I / U with I = G - F_i and U = G + B_i. The difference of two successive
+    losses has a closed form in integers; subtracting the losses in float32 costs several digits of the gradient.
     """
     size = foreground.sum(1, keepdim=True)
     hits = foreground.cumsum(1)

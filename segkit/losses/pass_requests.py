@@ -88,10 +88,10 @@ class RequestedSums:
     @property
     def shrink(self) -> int:
         """The factor by which chunks are smaller, to keep intermediate results within the size of the logits."""
-        plain = all(request.class_weights is None and not request.smoothing for request in self.pixel)
-        lean = plain and self.powers in ((), (1,)) and len(self.pixel) + len(self.powers) < 2
+        is_unweighted = all(request.class_weights is None and not request.smoothing for request in self.pixel)
+        has_one_sum = is_unweighted and self.powers in ((), (1,)) and len(self.pixel) + len(self.powers) < 2
         constant = all(request.function.constant_slope is not None for request in self.pixel)
-        return 1 if lean or (plain and constant and self.powers == (1,) and len(self.pixel) == 1) else 2
+        return 1 if has_one_sum or (is_unweighted and constant and self.powers == (1,) and len(self.pixel) == 1) else 2
 
     def channels(self, name: tuple[Any, ...], channels: int) -> int:
         """The length of a sum per image: 1 for a pixel function, which is summed over the classes, otherwise K."""

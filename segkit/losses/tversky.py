@@ -34,9 +34,9 @@ def focal_power(losses: Tensor, gamma: float) -> Tensor:
 
 
 def _check_not_negative(**numbers: float) -> None:
-    wrong = {name: number for name, number in numbers.items() if not (math.isfinite(number) and number >= 0)}
-    if wrong:
-        raise ValueError(f"expected {', '.join(numbers)} of 0 or more, got {wrong}")
+    invalid = {name: number for name, number in numbers.items() if not (math.isfinite(number) and number >= 0)}
+    if invalid:
+        raise ValueError(f"expected {', '.join(numbers)} of 0 or more, got {invalid}")
 
 
 class Tversky(RegionLoss):

@@ -78,9 +78,9 @@ class After:
 
 
 def _check_weights(**weights: float) -> None:
-    wrong = [f"{name} {weight}" for name, weight in weights.items() if not 0 <= weight < math.inf]
-    if wrong:
-        raise ValueError(f"expected finite weights of 0 or more, got {', '.join(wrong)}")
+    invalid = [f"{name} {weight}" for name, weight in weights.items() if not 0 <= weight < math.inf]
+    if invalid:
+        raise ValueError(f"expected finite weights of 0 or more, got {', '.join(invalid)}")
 
 
 WEIGHT_SCHEDULES: dict[str, Callable[..., WeightSchedule]] = {

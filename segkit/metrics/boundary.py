@@ -27,7 +27,7 @@ def boundary_counts(prediction: Tensor, mask: Tensor, labels: Labels, width: Wid
     width: ("ratio", r) for d = max(1, round(r * diagonal)), where the diagonal of the image or volume is in pixels; or
         ("pixels", d) with an integer d of at least 1. Voxels are treated as cubes.
 
-    The border of the image is a boundary. Ignored pixels are in none of the three counts, whatever is predicted there,
+    The border of the image is a boundary. Ignored pixels are in none of the three counts, regardless of the prediction,
     and do not form a boundary, since it is unknown where the class ends. A class that is absent from both prediction
     and mask has the counts 0, 0, 0.
 

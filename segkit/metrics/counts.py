@@ -53,7 +53,7 @@ def count(prediction: Tensor | np.ndarray, mask: Tensor | np.ndarray, labels: La
     multilabel: the prediction is [B, K, *S] with 0 and 1. The mask is the same, or [B, *S] with mask values if the
         labels have regions.
 
-    Ignored pixels are in none of the three counts, whatever is predicted there. A class that is absent from both
+    Ignored pixels are in none of the three counts, regardless of the prediction. A class that is absent from both
     prediction and mask has the counts 0, 0, 0. The function does not synchronise with the device.
 
     Raises ValueError if the shapes differ or the prediction is not decoded. A valid pixel whose value in prediction or

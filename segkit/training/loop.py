@@ -134,20 +134,20 @@ def _after_step(
     record = meter.record(scalars, cases, trainer.position, due=validates)
     if record is not None:
         _log(trainer, run, {**record, **_logged_gradients(trainer)}, progress, task)
-    keeps = settings.keep_every is not None and step % settings.keep_every == 0
-    if validates or keeps:
+    numbered = settings.keep_every is not None and step % settings.keep_every == 0
+    if validates or numbered:
         with meter.paused():
-            _validate_and_save(trainer, run, progress.console, validates=validates, keeps=keeps)
+            _validate_and_save(trainer, run, progress.console, validates=validates, numbered=numbered)
 
 
-def _validate_and_save(trainer: Trainer, run: Run, console: Console, *, validates: bool, keeps: bool) -> None:
+def _validate_and_save(trainer: Trainer, run: Run, console: Console, *, validates: bool, numbered: bool) -> None:
     if validates:
         _validate(trainer, run, console)
     state = trainer.state()
-    if keeps:  # before last.pt, so that a run that is killed in between resumes at an earlier step and writes both
+    if numbered:  # before last.pt, so that a run that is killed in between resumes at an earlier step and writes both
         _save(run, run.numbered(trainer.step_number), state)
     _save(run, run.last, state)
-    if keeps:
+    if numbered:
         run.prune(trainer.settings.keep)
 
 

@@ -95,7 +95,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules that have parameters, all of which are frozen."""
+    """The modules with parameters that are all frozen."""
 
     def is_frozen(module: nn.Module) -> bool:
         parameters = list(module.parameters())
@@ -167,9 +167,9 @@ def build_optimizer(
 
 def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load the moments from the state of an optimiser. The hyperparameters of `optimizer` stay as they are."""
-    kept = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    current = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, hyperparameters in zip(optimizer.param_groups, kept, strict=True):
+    for group, hyperparameters in zip(optimizer.param_groups, current, strict=True):
         group.update(hyperparameters)
 
 

@@ -135,8 +135,11 @@ def _channels_first(array: np.ndarray, axes: str, where: str) -> np.ndarray:
         axes: One letter per axis in tifffile's notation.
         where: Prefix of the error for more than one axis of channels or of depth.
     """
-    kept = [axis for axis, side in enumerate(array.shape) if side > 1 or axes[axis] in "YX"]
-    array, axes = array.squeeze(tuple(set(range(array.ndim)) - set(kept))), "".join(axes[axis] for axis in kept)
+    remaining = [axis for axis, side in enumerate(array.shape) if side > 1 or axes[axis] in "YX"]
+    array, axes = (
+        array.squeeze(tuple(set(range(array.ndim)) - set(remaining))),
+        "".join(axes[axis] for axis in remaining),
+    )
     channels = [axis for axis, name in enumerate(axes) if name in CHANNELS]
     depth = [axis for axis, name in enumerate(axes) if name not in CHANNELS and name not in "YX"]
     if len(channels) > 1 or len(depth) > 1:

@@ -174,8 +174,8 @@ def _two_endings(_root: Path, files: Files) -> list[CaseFiles]:
                 for image, mask in itertools.permutations(paths):
                     pairs[extension(image), extension(mask)].append((image, mask))
     candidates = [
-        [CaseFiles(case_name(image), (image,), {"": mask}) for image, mask in both]
-        for both in sorted(pairs.values(), key=len, reverse=True)
+        [CaseFiles(case_name(image), (image,), {"": mask}) for image, mask in matched]
+        for matched in sorted(pairs.values(), key=len, reverse=True)
     ]
     return next((cases for cases in candidates if _sample_fits(cases, _are_image_and_mask)), [])
 

@@ -364,7 +364,7 @@ def _mixed_number_types(summaries: Sequence[CaseSummary], are_raster: bool) -> l
 
 
 def _geometry_errors(summaries: Sequence[CaseSummary]) -> list[Finding]:
-    """Cases whose mask lies elsewhere than the image."""
+    """Cases whose mask and image lie at different positions in space."""
     misplaced = [case for case in summaries if case.geometry_error is not None]
     if not misplaced:
         return []

@@ -26,7 +26,7 @@ from segkit.data.inspection.base import (
 )
 
 MIN_SHARE = 0.8  # of the images that have to have a mask
-MAX_TEMPLATES = 40  # folder templates with the most images, all pairs of which are compared
+MAX_TEMPLATES = 40  # folder templates with the most images; all pairs of them are compared
 MAX_AFFIXES = 4  # most common affixes that are tried
 MAX_NAMED = 4  # alternative masks named in the reasons
 
@@ -224,13 +224,13 @@ def _common_prefix(names: Sequence[str]) -> str:
     return "".join(letters[0] for letters in columns)
 
 
-def _has_affixes(name: str, both: Affixes) -> bool:
-    prefix, suffix = both
+def _has_affixes(name: str, affixes: Affixes) -> bool:
+    prefix, suffix = affixes
     return name.startswith(prefix) and name.endswith(suffix) and len(name) > len(prefix) + len(suffix)
 
 
-def _without_affixes(name: str, both: Affixes) -> str:
-    prefix, suffix = both
+def _without_affixes(name: str, affixes: Affixes) -> str:
+    prefix, suffix = affixes
     return name[len(prefix) : len(name) - len(suffix)]
 
 

@@ -110,7 +110,7 @@ def _part_of(root: Path, path: Path) -> str | None:
 
 
 def _image_folder(root: Path, file: Path, part: str | None, images: Sequence[Mapping[str, Any]]) -> Path | None:
-    """The folder with the images of an annotation file: the file's own, or else a folder of its part, or any other."""
+    """The image folder of an annotation file: its own folder, otherwise a folder of its part, otherwise any other."""
     names = [str(image.get("file_name")) for image in images[:SAMPLED]]
     candidates = [file.parent, *sorted(folders(root), key=lambda folder: _part_of(root, folder) != part)]
     return next((folder for folder in candidates if names and all((folder / name).is_file() for name in names)), None)

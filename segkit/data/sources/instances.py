@@ -47,7 +47,7 @@ class InstancesSource(FileSource):
                 f"expected masks of {', '.join(labels.names)}, got {', '.join(unknown or masks) or 'none'}"
             )
         group_of = group_reader(group)
-        cases, without = [], []
+        cases, without_image = [], []
         for folder in sorted(path for path in existing_folder(Path(root)).iterdir() if path.is_dir()):
             images = tuple(path for path in sorted(folder.glob(image)) if is_image(path))
             files = tuple(
@@ -56,11 +56,11 @@ class InstancesSource(FileSource):
                 for path in sorted(folder.glob(pattern))
                 if is_image(path)
             )
-            without += [] if images else [str(folder)]
+            without_image += [] if images else [str(folder)]
             cases.append(Case(folder.name, group_of(folder.name), images=images, masks=files))
-        if without:
+        if without_image:
             raise DataError(
-                f"expected an image {image!r} in every folder of {root}, found none in {listed(without, limit=5)}"
+                f"expected an image {image!r} in every folder of {root}, found none in {listed(without_image, limit=5)}"
             )
         self.cases = sorted_cases(cases, Path(root))
 
