@@ -13,3 +13,11 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("SEGKIT_DATA is not set: no real data")
     return Path(folder)
+
+
+@pytest.fixture
+def quick_workers(monkeypatch):
+    """Comparisons fork their worker processes from a server, which takes no time for imports; the default is spawn."""
+    import support.processes  # noqa: F401  tells the server what to import
+
+    monkeypatch.setattr("segkit.compare.executors.START_METHOD", "forkserver")

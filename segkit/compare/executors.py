@@ -14,9 +14,9 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait as wait_for_any
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from rich.console import Console
@@ -27,6 +27,7 @@ from segkit.training.stopping import Interrupted
 
 POLL_SECONDS = 2.0
 CORES_PER_UNIT = 4
+START_METHOD: Literal["spawn", "forkserver"] = "spawn"  # of worker processes; CUDA does not survive a fork
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TrainUnit = Callable[[Unit, Leases, float, Console], bool]  # see `segkit.compare.units.train_unit`
 
@@ -103,7 +104,7 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int, arguments: tuple[Any, ...]):
-        self.arguments, self.context = arguments, multiprocessing.get_context("spawn")
+        self.arguments, self.context = arguments, multiprocessing.get_context(START_METHOD)
         self.running = {index: self._start(index) for index in range(workers)}
 
     def join(self, console: Console) -> list[int]:
@@ -130,7 +131,7 @@ class WorkerPool:
             raise
         return exit_codes
 
-    def _start(self, index: int) -> SpawnProcess:
+    def _start(self, index: int) -> BaseProcess:
         process = self.context.Process(target=_worker, args=(index, *self.arguments))
         process.start()
         return process

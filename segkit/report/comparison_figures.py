@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from segkit.report.console import score_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH = 7.5
 # the colours of Okabe and Ito, ordered so that neighbours are easy to tell apart
@@ -266,8 +267,7 @@ def reliability_figure(reliability: pd.DataFrame, losses: Sequence[str], min_pix
         losses: The losses, which determine the colours.
         min_pixels: Bins with fewer pixels are omitted.
     """
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _blank(4.6, 4.2)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     for loss, rows, colour in _by_loss(reliability[reliability["pixels"] >= min_pixels], losses):
@@ -314,9 +314,18 @@ def _by_loss(table: Any, losses: Sequence[str]) -> Iterator[tuple[str, Any, Any]
         yield loss, table[table["loss"] == loss], LOSS_COLOURS[number % len(LOSS_COLOURS)]
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _blank(width: float, height: float) -> Figure:
+    """An empty figure. Matplotlib is imported here, because processes that only train import this module too."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = _blank(WIDTH, height)
     return figure, figure.subplots()
 
 
@@ -324,8 +333,7 @@ def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
     """A grid of panels with two columns; `height` is that of one panel."""
     columns = min(2, number)
     rows = -(-number // columns)
-    figure = Figure(figsize=(WIDTH * columns / 2, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _blank(WIDTH * columns / 2, height * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[number:]:
         axis.remove()

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from segkit.report import comparison_figures as draw
 from segkit.report.console import by_mean, noise_sentence, score_name, verdict_explanation
 from segkit.report.html import Picture, png_of, write_both
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAIRED_LOSSES = 4  # losses whose case scores are plotted against those of the reference loss
 MIN_PIXELS = 100  # of a calibration bin that is drawn

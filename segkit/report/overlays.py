@@ -6,18 +6,18 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Patch
 
 from segkit.labels import Labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.patches import Patch
 
 # classes: three colours of Okabe and Ito, then the muted colours of Tol; errors: other colours of Okabe and Ito
 PALETTE = (
@@ -79,12 +79,18 @@ def overlay_figure(rows: Sequence[Row], labels: Labels, path: Path, title: str |
 
 def overlay_picture(rows: Sequence[Row], labels: Labels) -> np.ndarray:
     """The figure of `overlay_figure` as an RGB array of bytes, [H, W, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(_figure(rows, labels, None))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _figure(rows: Sequence[Row], labels: Labels, title: str | None) -> Figure:
+    # imported here, because processes that only train import this module too
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     if not rows:
         raise ValueError("expected at least one case to draw, got none")
     views = [_view(row, labels) for row in rows]
@@ -230,11 +236,15 @@ def error_map(view: View) -> np.ndarray:
 
 
 def _tint(shown: np.ndarray, plane: np.ndarray, colour: str, opacity: float) -> None:
+    from matplotlib.colors import to_rgb
+
     shown[plane] = (1 - opacity) * shown[plane] + opacity * np.array(to_rgb(colour))
 
 
 def _striped(shown: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Cover ignored pixels with diagonal grey stripes."""
+    from matplotlib.colors import to_rgb
+
     rows, columns = np.indices(valid.shape)
     width = max(2, min(valid.shape) // 32)
     stripes = np.array([to_rgb(colour) for colour in IGNORED])[(rows + columns) // width % 2]
@@ -254,11 +264,15 @@ def _foreground_names(labels: Labels) -> list[str]:
 
 def class_patches(labels: Labels) -> list[Patch]:
     """The legend entries of the foreground classes."""
+    from matplotlib.patches import Patch
+
     entries = zip(_foreground_names(labels), class_colours(labels), strict=True)
     return [Patch(facecolor=colour, label=name) for name, colour in entries]
 
 
 def _error_patches(labels: Labels, ignored: bool) -> list[Patch]:
+    from matplotlib.patches import Patch
+
     entries = [("errors: correct", CORRECT), ("spurious", SPURIOUS), ("missed", MISSED)]
     entries += [("wrong class", CONFUSED)] if len(labels.foreground) > 1 else []
     patches = [Patch(facecolor=colour, label=name) for name, colour in entries]

@@ -2,14 +2,11 @@
 
 import io
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -60,9 +57,9 @@ from segkit.report.comparison_figures import classes_figure, cliques
 from segkit.report.comparison_page import best_first, sentences
 
 from support.command_line import TINY, tool, write_pairs
+from support.processes import FORKS, start_tool
 from support.simulated_tables import long_table, simulated
 
-ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
 
 
@@ -752,6 +749,7 @@ def test_the_report_names_the_rules_of_scoring(folder):
     assert any("evaluation.rules: nnunet applies to" in text for text in result["warnings"])
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_several_units_at_once(folder):
     compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", "--parallel", "2", "evaluation.overlays=false")
     assert len(pd.read_csv(folder / "out" / "cases.csv")[["loss", "seed"]].drop_duplicates()) == 4
@@ -794,6 +792,7 @@ def raises(_unit, _leases, _since, _console):
     raise KeyError("a programming error")
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_killed_workers_are_replaced(tmp_path):
     """Every worker is killed once."""
     units = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(2)]
@@ -801,6 +800,7 @@ def test_killed_workers_are_replaced(tmp_path):
     assert all((unit.folder / "done").exists() for unit in units)
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_an_error_of_a_worker_is_raised(tmp_path):
     units = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(2)]
     with pytest.raises(RuntimeError, match=r"exit codes \[1, 1\]; see .*logs"):
@@ -812,9 +812,8 @@ def test_no_wait(folder):
     arguments = ("--losses", "dice", "--seeds", "2", "evaluation.overlays=false")
     listed = compare(folder, *arguments, "--dry-run")
     first = next(Path(line.split()[-1]) for line in listed.splitlines() if "seed 0" in line)
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    other = context.Process(target=hold, args=(first, ready))
+    ready = FORKS.Event()
+    other = FORKS.Process(target=hold, args=(first, ready))
     other.start()
     assert ready.wait(60)
     assert "still training 1 of 2 units" in compare(folder, *arguments, "--no-wait")
@@ -891,20 +890,17 @@ def test_sweep_needs_validation_cases_with_a_value(folder):
 
 def test_two_processes_share_the_units_and_one_is_killed(folder):
     """One of two processes on a folder is killed; every unit finishes and is trained once."""
-    command = [sys.executable, str(ROOT / "tools" / "compare.py"), "--config", "tiny.yaml", "--out", "out"]
-    command += ["--losses", "dice,cross_entropy", "--seeds", "2", "train.steps=60", "evaluation.overlays=false"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shells = [
-        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for _ in range(2)
-    ]
+    arguments = ["--config", "tiny.yaml", "--out", "out", "--losses", "dice,cross_entropy", "--seeds", "2"]
+    arguments += ["train.steps=60", "evaluation.overlays=false"]
+    shells = [start_tool("compare", *arguments, folder=folder, output=folder / f"shell{n}") for n in range(2)]
     deadline = time.monotonic() + 60
     while len(list((folder / "out" / "units").glob("*/log.jsonl"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    shells[0].send_signal(signal.SIGKILL)
-    shells[0].wait()
-    output = shells[1].communicate(timeout=240)[0].decode()
-    assert shells[1].returncode == 0, output
+    shells[0].kill()
+    for shell in shells:
+        shell.join(240)
+    assert shells[0].exitcode == -signal.SIGKILL
+    assert shells[1].exitcode == 0, (folder / "shell1.err").read_text()
     units = list((folder / "out" / "units").glob("*/evaluation/test/scores.json"))
     assert len(units) == 4
     for unit in units:
@@ -920,9 +916,8 @@ def hold(folder, ready):
 
 
 def test_a_lease_is_exclusive_and_ends_with_its_process(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    other = context.Process(target=hold, args=(tmp_path / "unit", ready))
+    ready = FORKS.Event()
+    other = FORKS.Process(target=hold, args=(tmp_path / "unit", ready))
     other.start()
     assert ready.wait(60)
     leases = Leases()

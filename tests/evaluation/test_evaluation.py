@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -27,6 +26,7 @@ from segkit.metrics.surface import image_diagonal, surface_scores
 from segkit.report.console import print_scores
 from segkit.utils.errors import DataError, RunError
 
+from support.processes import run_ranks
 from support.synchronisation import NoWaiting
 
 LABELS = Labels(["background", "a", "b"], ignore_index=255)
@@ -296,7 +296,7 @@ def work_in_a_process(rank, world, cases, folder):
 @pytest.mark.parametrize("cases", [5, 1], ids=["unequal shares, one case twice", "a process without cases"])
 def test_two_processes_give_the_same_result_as_one(cases, tmp_path):
     whole = scorer_of(*masks(4, count=cases)).result()
-    mp.spawn(work_in_a_process, (2, cases, str(tmp_path)), nprocs=2)  # pyright: ignore
+    run_ranks(work_in_a_process, (2, cases, str(tmp_path)), 2)
     for rank in range(2):
         table, matrix, calibration = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         pd.testing.assert_frame_equal(pd.DataFrame(table), whole.cases)

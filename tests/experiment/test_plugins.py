@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -85,6 +86,8 @@ def test_losses_are_compared_in_processes_of_their_own(project):
     tool("compare", "--config", "tiny.yaml", "--losses", "my_brier,dice", "--seeds", "2", "--parallel", "2",
          "--out", "out", *arguments)  # fmt: skip
     assert (project / "out/comparison.json").exists()
+    assert len(pd.read_csv(project / "out/cases.csv")[["loss", "seed"]].drop_duplicates()) == 4
+    assert {file.name for file in (project / "out/logs").iterdir()} == {"0.txt", "1.txt"}
 
 
 @pytest.mark.usefixtures("project")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -13,7 +9,8 @@ from torch.testing import assert_close
 from segkit.losses import LOSSES, build_loss
 
 from support.loss_oracle import IGNORE_INDEX, MODES, MODES_OF, VARIANTS, labels_of, value_and_gradient
-from support.loss_processes import SHARE
+from support.loss_processes import SHARE, compute_share
+from support.processes import run_ranks
 
 # losses that are documented as that of each process alone; histograms are summed over the processes
 LOCAL = ("topk_cross_entropy",)
@@ -51,9 +48,7 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     tasks = {key: (list(labels_of(mode).names), mode, options, *images(mode)) for key, (options, mode) in TASKS.items()}
     torch.save(tasks, folder / "task.pt")
-    script = Path(__file__).parents[1] / "support" / "loss_processes.py"
-    both = [subprocess.Popen([sys.executable, str(script), str(rank), str(folder)]) for rank in SHARE]
-    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    run_ranks(compute_share, (folder,), len(SHARE))
     return [torch.load(folder / f"{rank}.pt") for rank in SHARE]
 
 

@@ -1,11 +1,7 @@
-"""The work of one of two processes that share a batch; test_all_reduce.py starts it.
-
-python loss_processes.py RANK FOLDER: reads FOLDER/task.pt, writes FOLDER/RANK.pt.
-"""
+"""The work of one of two processes that share a batch."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +13,8 @@ from segkit.losses import build_loss
 SHARE = {0: slice(0, 1), 1: slice(1, 4)}  # the images of each process
 
 
-def main(rank: int, folder: Path) -> None:
+def compute_share(rank: int, folder: Path) -> None:
+    """Compute the tasks of `folder/task.pt` for the images of this process, and write `folder/RANK.pt`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     results = {}
@@ -32,7 +29,3 @@ def main(rank: int, folder: Path) -> None:
         results[key] = (value.detach(), own.grad, counts)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from segkit.evaluation.results import foreground_means
 from segkit.evaluation.scorer import score_cases
@@ -30,8 +29,9 @@ from segkit.training.stopping import Interrupted, Limits, StopMonitor
 from segkit.training.trainer import Trainer
 from segkit.utils.distributed import Processes
 
-from support.command_line import TINY
+from support.command_line import TINY, tool
 from support.experiments import LABELS, QUIET, assert_same, make_experiment
+from support.processes import run_ranks, run_tool_ranks
 
 TOOL = Path(__file__).parents[2] / "tools" / "train.py"
 LOSS = [{"name": "dice"}, {"name": "cross_entropy"}, {"name": "lovasz_softmax", "weight": 0.5}]
@@ -103,7 +103,7 @@ def train_in_a_process(rank, folder):
 def test_two_processes_equal_one(tmp_path):
     alone = Run(tmp_path / "alone")
     fit(experiment_of(Processes(), torch.float64), alone, console=QUIET)
-    mp.spawn(train_in_a_process, (str(tmp_path),), nprocs=2)  # pyright: ignore
+    run_ranks(train_in_a_process, (str(tmp_path),), 2)
     one, two = (checkpoint.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("alone", "run"))
     for name, value in one["model"].items():
         torch.testing.assert_close(two["model"][name], value, rtol=0, atol=1e-8)
@@ -166,7 +166,7 @@ def evaluate_in_a_process(rank, folder):
 
 def test_scores_of_two_processes_are_those_of_the_checkpoint(tmp_path):
     """The ranks have different running statistics in their batch norms. A signal to one rank stops both."""
-    mp.spawn(evaluate_in_a_process, (str(tmp_path),), nprocs=2)  # pyright: ignore
+    run_ranks(evaluate_in_a_process, (str(tmp_path),), 2)
     run = Run(tmp_path / "run")
     experiment = with_batch_norm(Processes())
     experiment.model.load_state_dict(checkpoint.load(run.last)["model"])
@@ -211,7 +211,7 @@ def resume_in_a_process(rank, folder):
 
 def test_three_processes_resume_to_the_bit(tmp_path):
     """A sum of three numbers depends on their order, which DDP changes after the first step."""
-    mp.spawn(resume_in_a_process, (str(tmp_path),), nprocs=3)  # pyright: ignore
+    run_ranks(resume_in_a_process, (str(tmp_path),), 3)
     whole, parts = (checkpoint.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 9
     assert_same(whole["training"]["model"], parts["training"]["model"])
@@ -226,10 +226,7 @@ def test_torchrun_writes_one_run_and_resumes_it(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("run folder: ") == 1
     assert "in 2 processes" in done.stdout
-    alone = subprocess.run(
-        [sys.executable, str(TOOL), *arguments, "run.dir=one"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "processes" not in alone.stdout
+    assert "processes" not in tool("train", *arguments, "run.dir=one", folder=tmp_path)
     tables = [pd.read_csv(tmp_path / name / "evaluation" / "test" / "cases.csv") for name in ("one", "two")]
     assert tables[0]["case"].tolist() == tables[1]["case"].tolist()
     assert tables[0]["reference"].tolist() == tables[1]["reference"].tolist()
@@ -237,12 +234,13 @@ def test_torchrun_writes_one_run_and_resumes_it(tmp_path):
     steps = [len((tmp_path / name / "log.jsonl").read_text().splitlines()) for name in ("one", "two")]
     assert steps[0] == steps[1]
     for refused in ("train.steps=7", "loader.batch=3"):
-        printed = torchrun(*arguments, "run.dir=two", refused, folder=tmp_path)
+        printed = run_tool_ranks("train", *arguments, "run.dir=two", refused, folder=tmp_path)
         errors = [line for line in printed.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, printed.stderr
-        assert "Traceback" not in printed.stderr.split("Root Cause")[0].split("torch/distributed")[0]
-    again = torchrun(*arguments, "run.dir=two", folder=tmp_path)
-    assert again.returncode == 0, again.stderr[-3000:]
+        assert printed.exit_codes == [2, 2]
+        assert "Traceback" not in printed.stderr
+    again = run_tool_ranks("train", *arguments, "run.dir=two", folder=tmp_path)
+    assert again.exit_codes == [0, 0], again.stderr[-3000:]
     assert "holds the finished run" in " ".join(again.stdout.split())
 
 
