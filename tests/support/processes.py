@@ -32,7 +32,7 @@ FORKS.set_forkserver_preload(
 
 def run_ranks(target, arguments, number):
     """Call `target(rank, *arguments)` in several processes at once. An error in one of them is raised here."""
-    torch.multiprocessing.start_processes(target, arguments, nprocs=number, start_method="forkserver")
+    torch.multiprocessing.start_processes(target, arguments, nprocs=number, start_method="forkserver")  # pyright: ignore
 
 
 def start_tool(name, *arguments, folder, output, environment=None):
