@@ -32,7 +32,7 @@ DEFINITE = {"better": "is better than", "worse": "is worse than", "equivalent": 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report with its title and a caption, which says what the numbers show and rest on."""
+    """A table of the report with its title and a caption, which states what the numbers show and are based on."""
 
     title: str
     caption: str
@@ -41,7 +41,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Material:
-    """What a report shows besides the analysis; each item may be missing.
+    """The contents of a report besides the analysis; each is optional.
 
     Args:
         curves: Validation scores, with the columns loss, seed, fold, step, cases (their number) and the metrics.
@@ -73,7 +73,7 @@ def write_pages(
         scores: The table of scores as arrays.
         class_scores: The score of each run for each class, [R, C].
         disagreement: The cases on which losses disagree most, with case, spread, means, highest and lowest.
-        material: What the report shows besides the analysis.
+        material: The contents of the report besides the analysis.
         out: The output folder.
     """
     result = best_first(result)
@@ -170,7 +170,7 @@ def _losses_with_runs(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def basis(result: Mapping[str, Any], scores: Any) -> str:
-    """The cases, groups, classes and runs on which every number rests."""
+    """The cases, groups, classes and runs on which all numbers are based."""
     runs = ", ".join(f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"])
     classes = f"{len(scores.classes)} class{'es' * (len(scores.classes) != 1)}"
     return f"{result['cases']} cases in {result['groups']} groups, {classes}; runs: {runs}"
@@ -183,7 +183,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, material: Material) -> list[Picture]:
     """All figures that the available results allow."""
-    rests_on = f"Based on {basis(result, scores)}."
+    based_on = f"Based on {basis(result, scores)}."
     has_shares = result["ranks"]["resamples"] and all(rule.get("shares") for rule in result["ranks"]["rules"].values())
     result = {**result, "losses": _losses_with_runs(result)}
     metric, several = result["metric"], len(result["losses"]) > 1
@@ -192,26 +192,26 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
     candidates: list[tuple[Any, str, str, str, Callable[[], Figure]]] = [
         (several, "forest", "Differences between losses",
          "Thin lines: intervals adjusted for the number of pairs, from which the verdict is read. Thick lines: 95 % "
-         f"intervals. {rests_on}",
+         f"intervals. {based_on}",
          lambda: draw.forest_figure(result)),
-        (True, "runs", "Scores of the runs", rests_on, lambda: draw.runs_figure(result)),
+        (True, "runs", "Scores of the runs", based_on, lambda: draw.runs_figure(result)),
         (several and has_shares, "critical-difference", "Mean ranks",
-         f"{mean_rank_caption(result)} {rests_on}",
+         f"{mean_rank_caption(result)} {based_on}",
          lambda: draw.critical_difference_figure(result)),
         (several and has_shares, "ranks", "Stability of the ranks",
          "Share of the bootstrap resamples (of runs and groups of cases) in which each loss has each rank, for every "
-         f"aggregation. {rests_on}",
+         f"aggregation. {based_on}",
          lambda: draw.ranks_figure(result)),
-        (several, "rules", "Ranks by aggregation", f"{aggregation_caption(result)} {rests_on}",
+        (several, "rules", "Ranks by aggregation", f"{aggregation_caption(result)} {based_on}",
          lambda: draw.aggregations_figure(result)),
         (True, "classes", "Scores by class",
-         f"{score_name(result)} of each class alone, mean over the runs. {rests_on}",
+         f"{score_name(result)} of each class alone, mean over the runs. {based_on}",
          lambda: draw.classes_figure(classes, loss_of_run, losses, scores.classes, scores.sign, counted)),
         (True, "components", "Sources of variation",
          f"Variation of {score_name(result)} that is due to each source. A group of cases counts by its contribution "
-         f"to the score. {rests_on}",
+         f"to the score. {based_on}",
          lambda: draw.components_figure(result)),
-        (several, "paired", "Scores of the cases", f"{paired_caption(result)} {rests_on}",
+        (several, "paired", "Scores of the cases", f"{paired_caption(result)} {based_on}",
          lambda: draw.paired_figure(paired(result, scores), metric)),
         (material.curves is not None, "curves", "Validation during training",
          "Lines: mean over the runs. Areas: range from the lowest to the highest run. "
@@ -220,10 +220,10 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
         (material.reliability is not None, "reliability", "Calibration",
          "How often the predicted class is correct, against its predicted probability, over the pixels of all runs of "
          f"a loss. 15 bins; bins with fewer than {MIN_PIXELS} pixels are omitted. Below the diagonal, predictions are "
-         f"overconfident. {pixels_caption(material.reliability)}{rests_on}",
+         f"overconfident. {pixels_caption(material.reliability)}{based_on}",
          lambda: draw.reliability_figure(_not_none(material.reliability), losses, MIN_PIXELS)),
         (material.units is not None, "cost", "Training cost",
-         f"One dot per run. Memory is the peak during training. {rests_on}",
+         f"One dot per run. Memory is the peak during training. {based_on}",
          lambda: draw.cost_figure(_not_none(material.units), losses, metric)),
     ]  # fmt: skip
     drawn = [
@@ -234,13 +234,13 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
     if material.overlays is not None:
         png, choice = material.overlays
         drawn.append(
-            Picture("overlays", "Predictions on the cases with the largest disagreement", f"{choice} {rests_on}", png)
+            Picture("overlays", "Predictions on the cases with the largest disagreement", f"{choice} {based_on}", png)
         )
     return drawn
 
 
 def mean_rank_caption(result: Mapping[str, Any]) -> str:
-    """What is joined or filled in the figure of mean ranks."""
+    """The caption of the figure of mean ranks."""
     if all(pair["p"] is None for pair in result["pairs"]):
         return "Mean ranks over the bootstrap resamples. No pair was tested, so no losses are joined."
     if result["family"] == "all_pairs":
@@ -258,12 +258,12 @@ def reference_loss(result: Mapping[str, Any]) -> str:
 
 
 def paired_caption(result: Mapping[str, Any]) -> str:
-    """What the figure of case scores shows."""
+    """The caption of the figure of case scores."""
     reference, others = reference_loss(result), len(_losses_with_runs(result)) - 1
     kind = "the baseline" if reference == result["baseline"] else "the loss with the best mean"
     limited = f" Vertical axis: the best {PAIRED_LOSSES} of the other losses." if others > PAIRED_LOSSES else ""
     return (
-        f"One dot per case: its mean {result['metric']} over classes and runs, whatever the aggregation. "
+        f"One dot per case: its mean {result['metric']} over classes and runs, regardless of the aggregation. "
         f"Horizontal axis: {reference}, {kind}.{limited}"
     )
 
@@ -306,14 +306,14 @@ def pixels_caption(reliability: pd.DataFrame | None) -> str:
 
 def tables(result: Mapping[str, Any], scores: Any, material: Material) -> list[Table]:
     """The tables of training cost, calibration and learning rates, as far as available."""
-    available, rests_on = [], f"Based on {basis(result, scores)}."
+    available, based_on = [], f"Based on {basis(result, scores)}."
     if material.units is not None:
         grouped: Any = material.units.groupby("loss", sort=False)
         means = grouped[["steps", "seconds", "memory_mb"]].mean().assign(runs=grouped.size()).reset_index()
-        caption = f"Mean over the runs, for training without evaluation. Memory is the peak during training. {rests_on}"
+        caption = f"Mean over the runs, for training without evaluation. Memory is the peak during training. {based_on}"
         available.append(Table("Training cost", caption, _in_order(means, result)))
     if material.calibration is not None:
-        caption = f"Mean over the runs, each over all pixels of its cases; smaller is better. {rests_on}"
+        caption = f"Mean over the runs, each over all pixels of its cases; smaller is better. {based_on}"
         available.append(Table("Calibration", caption, _in_order(material.calibration, result)))
     tried, chosen = result.get("tried_rates"), result.get("learning_rates", {})
     if tried:
