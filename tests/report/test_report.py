@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -150,10 +151,8 @@ def long_names():
 )
 def test_overlays_are_drawn_without_clipped_text(tmp_path, monkeypatch, cases, labels):
     figures = []
-    save = overlays.Figure.savefig
-    monkeypatch.setattr(
-        overlays.Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw))
-    )
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
     rows = [(f"worst: {'$patient-' * 12}{number}, Dice 0.500", *case) for number, case in enumerate(cases)]
     overlay_figure(rows, labels, tmp_path / "new" / "overlays.png", "the split and the run")
     (figure,) = figures
