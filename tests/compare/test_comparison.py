@@ -620,7 +620,8 @@ def compare(folder, *arguments, code=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", "steps: 2"))
+    """A folder with a configuration of two steps; without overlays of units, which take longer than their training."""
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", "steps: 2") + "evaluation: {overlays: false}\n")
     return tmp_path
 
 
