@@ -85,6 +85,25 @@ def test_the_plain_install_trains_and_compares_pictures(tmp_path):
     assert (tmp_path / "out/comparison.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["compare", "-c", "quickstart", "--losses", "dice,focal", "--engine", "ray"], "ray"),
+        (["train", "-c", "quickstart", "logging.tensorboard=true", "train.max_steps=1", "run.dir=a"], "tensorboard"),
+        (["train", "-c", "quickstart", "logging.mlflow=mlruns", "train.max_steps=1", "run.dir=b"], "mlflow"),
+    ],
+)
+def test_a_missing_extra_is_one_sentence_with_the_pip_line(tmp_path, monkeypatch, capsys, arguments, extra):
+    from segkit import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, extra, None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert f"pip install 'segkit-trainer[{extra}]'" in capsys.readouterr().err
+
+
 def test_public_names_are_there():
     import segkit
 

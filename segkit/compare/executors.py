@@ -24,6 +24,7 @@ from rich.console import Console
 from segkit.compare.design import Unit
 from segkit.compare.leases import Leases
 from segkit.training.stopping import Interrupted
+from segkit.utils.optional import require
 
 POLL_SECONDS = 2.0
 CORES_PER_UNIT = 4
@@ -180,16 +181,13 @@ class RayExecutor:
         wait: Whether to wait for units that other processes are training.
 
     Raises:
-        ValueError: The package ray is not installed.
+        MissingExtra: The package ray is not installed.
     """
 
     def __init__(self, parallel: int | None = None, *, wait: bool = True):
         self.wait = wait
-        try:
-            import ray
-        except ImportError as error:
-            raise ValueError("--engine ray needs the package ray: pip install 'segkit-trainer[ray]'") from error
-        self.ray: Any = ray
+        self.ray: Any = require("ray", "ray", "--engine ray")
+        ray = self.ray
         if not ray.is_initialized():
             variables = {name: os.environ[name] for name in ("SEGKIT_DATA",) if name in os.environ}
             ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": variables})

@@ -12,6 +12,7 @@ from torch import Tensor
 from segkit.data.datasets import EvaluationSet
 from segkit.labels import Labels
 from segkit.training.run_folder import Ended
+from segkit.utils.optional import require
 
 SHOWN = 3  # number of validation cases in a picture
 
@@ -39,13 +40,9 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, first_step: int):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "logging.tensorboard requires the package tensorboard, which is not installed; run: pip install "
-                "'segkit-trainer[tensorboard]'"
-            ) from error
+        require("tensorboard", "tensorboard", "logging.tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -70,13 +67,7 @@ class MLflow:
     """
 
     def __init__(self, file: Path, folder: Path, name: str, parameters: Mapping[str, Any]):
-        try:
-            import mlflow  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ValueError(
-                "logging.mlflow requires the package mlflow, which is not installed; run: pip install "
-                "'segkit-trainer[mlflow]'"
-            ) from error
+        mlflow: Any = require("mlflow", "mlflow", "logging.mlflow")
         self.mlflow: Any = mlflow
         file.parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(f"sqlite:///{file.resolve()}")
