@@ -16,6 +16,7 @@ ray = pytest.importorskip("ray", reason="ray is not installed")
 from segkit.commands.compare import CompareOptions, compare  # noqa: E402
 
 LOSSES = ("dice", "cross_entropy")
+STEPS = 80
 
 
 def test_all_units_finish_although_a_worker_is_killed(tmp_path, monkeypatch):
@@ -27,7 +28,7 @@ def test_all_units_finish_although_a_worker_is_killed(tmp_path, monkeypatch):
     try:
         ray.init(address=cluster.address, logging_level="error")
         assert len(ray.nodes()) == 2
-        (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", "steps: 150"))
+        (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", f"steps: {STEPS}"))
         overrides = ["comparison.losses=[dice, cross_entropy]", "comparison.seeds=2", "evaluation.overlays=false"]
         killed = kill_a_worker(tmp_path / "out")
         compare(tmp_path / "tiny.yaml", overrides, CompareOptions(tmp_path / "out", "ray", 2), Console(quiet=True))
@@ -41,7 +42,7 @@ def test_all_units_finish_although_a_worker_is_killed(tmp_path, monkeypatch):
     for unit in (tmp_path / "out" / "units").glob("*/log.jsonl"):
         steps = [json.loads(line)["step"] for line in unit.read_text().splitlines() if '"kind": "step"' in line]
         assert steps == sorted(set(steps))
-        assert steps[-1] == 150
+        assert steps[-1] == STEPS
 
 
 def kill_a_worker(out):

@@ -82,7 +82,7 @@ def test_a_run_with_plugins_is_trained_evaluated_and_used(project):
 
 def test_losses_are_compared_in_processes_of_their_own(project):
     """Processes are started with `spawn`, so they import the plugin themselves."""
-    arguments = ["model={name: tiny_conv}", "train.steps=2"]
+    arguments = ["model={name: tiny_conv}", "train.steps=2", "evaluation.overlays=false"]
     tool("compare", "--config", "tiny.yaml", "--losses", "my_brier,dice", "--seeds", "2", "--parallel", "2",
          "--out", "out", *arguments)  # fmt: skip
     assert (project / "out/comparison.json").exists()
