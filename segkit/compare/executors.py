@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -28,7 +28,7 @@ from segkit.utils.optional import require
 
 POLL_SECONDS = 2.0
 CORES_PER_UNIT = 4
-START_METHOD: Literal["spawn", "forkserver"] = "spawn"  # of worker processes; CUDA does not survive a fork
+START_METHOD = "spawn"  # of worker processes; CUDA does not survive a fork
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TrainUnit = Callable[[Unit, Leases, float, Console], bool]  # see `segkit.compare.units.train_unit`
 
@@ -105,7 +105,8 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int, arguments: tuple[Any, ...]):
-        self.arguments, self.context = arguments, multiprocessing.get_context(START_METHOD)
+        self.arguments = arguments
+        self.context: Any = multiprocessing.get_context(START_METHOD)
         self.running = {index: self._start(index) for index in range(workers)}
 
     def join(self, console: Console) -> list[int]:
