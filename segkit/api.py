@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class TrainResult:
     folder: the run folder.
     """
 
-    scores: dict[str, Any]
+    scores: dict[str, Any] = field(repr=False)
     folder: Path
 
     @cached_property
@@ -70,6 +70,7 @@ def train(
     A finished run is not trained again; its scores are returned. Raises ConfigError for a configuration with errors,
     DataError for bad data and RunError for a folder that holds another run.
     """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     console = Console(quiet=not verbose)
     scores, folder = run_training(config, overrides, resume=resume, allow=allow, console=console)
     return TrainResult(scores, folder)
@@ -99,9 +100,10 @@ class Model:
         """Segment one image: the class numbers [*S] on its own grid, or 0 and 1 [K, *S] for overlapping classes.
 
         Args:
-            image: a file in any format that segkit reads, or an array [*S] or [C, *S] with the values that segkit
-                reads from files of the training data: integers of pictures are scaled to 0..1 by the range of their
-                type, as those of image files are; volumes (3D) and floating values are taken as they are.
+            image: a file in any format that segkit reads, or an array [*S] or [C, *S] with the values of such a file.
+                For a model trained on image files such as PNG, uint8 and uint16 arrays are scaled to 0..1 as the files
+                were, and floating-point arrays must lie between 0 and 1. For a model trained on NPY files or volumes,
+                values are taken as they are.
             spacing: the pixel size in mm of each axis of an array; needed where the model resamples to a fixed
                 spacing. Image files contain their spacing.
 
@@ -150,7 +152,8 @@ class Model:
 
             if spacing is not None:
                 raise ValueError(f"{image}: spacing is for arrays only; image files contain their spacing")
-            return RawCase(read_image(Path(image))[0], None, read_image(Path(image))[1])
+            array, own_spacing = read_image(Path(image))
+            return RawCase(array, None, own_spacing)
         return self._raw_from_array(image, spacing)
 
     def _raw_from_array(self, image: ArrayLike | Tensor, spacing: Sequence[float] | None) -> RawCase:
@@ -165,10 +168,7 @@ class Model:
                 else ""
             )
             raise DataError(f"expected an image [{preprocess.channels}, {axes}], got {list(array.shape)}{hint}")
-        if preprocess.dims == 2 and np.issubdtype(array.dtype, np.integer):
-            from segkit.data.formats.raster import scaled
-
-            array = scaled(array)
+        array = self._as_read(array)
         array = np.ascontiguousarray(array, dtype=np.float32)
         check_finite(array, "image")
         if spacing is None and preprocess.spacing is not None:
@@ -177,9 +177,26 @@ class Model:
                 "image in mm for each axis"
             )
         spacing = (1.0,) * preprocess.dims if spacing is None else tuple(float(length) for length in spacing)
-        if len(spacing) != preprocess.dims or min(spacing) <= 0:
+        if len(spacing) != preprocess.dims or not all(0 < length < float("inf") for length in spacing):
             raise ValueError(f"expected spacing= with {preprocess.dims} positive lengths, got {list(spacing)}")
         return RawCase(array, None, spacing)
+
+    def _as_read(self, array: np.ndarray) -> np.ndarray:
+        """Integers as segkit reads them from files like those of the training: scaled to 0..1 for raster files."""
+        if not np.issubdtype(array.dtype, np.integer) or self._trained.integers_scaled is False:
+            return array
+        if self._trained.integers_scaled is None and self._trained.preprocess.intensity in ("dataset", "none"):
+            raise DataError(
+                f"this checkpoint does not record how the integers of the training images were read, so {array.dtype} "
+                "values are ambiguous: give floating-point values, between 0 and 1 for image files such as PNG"
+            )
+        if array.dtype not in (np.uint8, np.uint16):
+            raise DataError(
+                f"expected uint8 or uint16, as in image files, or floating-point values from 0 to 1, got {array.dtype}"
+            )
+        from segkit.data.formats.raster import scaled
+
+        return scaled(array)
 
 
 def load(run: str | Path, *, device: str | None = None, overrides: Sequence[str] = ()) -> Model:
@@ -203,8 +220,8 @@ class EvaluationResult:
     cases: one row per case and class, as in cases.csv.
     """
 
-    scores: dict[str, Any]
-    cases: pd.DataFrame
+    scores: dict[str, Any] = field(repr=False)
+    cases: pd.DataFrame = field(repr=False)
 
 
 def evaluate(
@@ -235,14 +252,19 @@ def evaluate(
     Raises ValueError for unknown metrics or rules and lists of different lengths, and DataError, which names the case,
     for shapes that differ and values that are not a class.
     """
-    labels = labels if isinstance(labels, Labels) else Labels(list(labels))
-    scoring = build_scoring(labels, metrics=metrics, rules=rules)
+    labels = labels if isinstance(labels, Labels) else Labels(labels)
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    scoring = build_scoring(labels, metrics=metrics or ["dice", "iou"], rules=rules)
+    if isinstance(predictions, (str, Path)) or isinstance(references, (str, Path)):
+        raise TypeError("expected lists of masks; `segkit evaluate --predictions` scores folders of mask files")
     names = [str(number) for number in range(len(predictions))] if cases is None else [str(case) for case in cases]
     group_names = names if groups is None else [str(group) for group in groups]
     lengths = {"predictions": len(predictions), "references": len(references)}
     lengths |= {"cases": len(names), "groups": len(group_names)}
     if len(predictions) == 0 or len(set(lengths.values())) > 1:
         raise ValueError(f"expected lists of the same length, at least 1, got {lengths}")
+    if len(set(names)) < len(names):
+        raise ValueError("expected a different name for each case")
     scorer = Scorer(len(names), labels, scoring, torch.device("cpu"))
     for name, group, predicted, reference, lengths_mm in zip(
         names, group_names, predictions, references, _spacings(spacing, len(names)), strict=True
@@ -253,9 +275,14 @@ def evaluate(
                 f"case {name}: expected masks of one shape, got a prediction {list(prediction.shape)} and a reference "
                 f"{list(mask.shape)}"
             )
+        dims = mask.ndim - labels.has_mask_channels
+        if dims not in (2, 3):
+            raise DataError(
+                f"case {name}: expected a mask with 2 or 3 spatial axes, got {list(mask.shape)}; predictions and "
+                "references are lists with one mask per case, also for a single case: [mask]"
+            )
         check_mask(prediction, labels, name, "prediction")
         check_mask(mask, labels, name, "reference")
-        dims = mask.ndim - labels.has_mask_channels
         lengths_mm = (1.0,) * dims if lengths_mm is None else lengths_mm
         if len(lengths_mm) != dims:
             raise ValueError(f"case {name}: expected spacing with {dims} lengths, got {list(lengths_mm)}")
@@ -264,32 +291,40 @@ def evaluate(
     return EvaluationResult(scores_json(scored, labels, scoring, split="arrays", origin=None), scored.cases)
 
 
-def _spacings(
-    spacing: Sequence[float] | Sequence[Sequence[float]] | None, number: int
-) -> Sequence[Sequence[float] | None]:
+def _spacings(spacing: Any, number: int) -> Sequence[Sequence[float] | None]:
     """The spacing of each case."""
     if spacing is None:
         return [None] * number
-    values = list(spacing)
-    if all(isinstance(value, (int, float)) for value in values):
-        return [tuple(float(value) for value in values)] * number  # pyright: ignore[reportArgumentType]
+    try:
+        values = [np.asarray(value, dtype=float) for value in spacing]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected spacing as one number per axis, for all cases or per case, got {spacing!r}"
+        ) from error
+    if all(value.ndim == 0 for value in values):
+        values = [np.stack(values)] * number
     if len(values) != number:
         raise ValueError(f"expected one spacing for all {number} cases or one per case, got {len(values)}")
-    return [tuple(float(length) for length in value) for value in values]  # pyright: ignore[reportGeneralTypeIssues]
+    for value in values:
+        if value.ndim != 1 or not np.isfinite(value).all() or (value <= 0).any():
+            raise ValueError(f"expected spacing as positive lengths, got {value.tolist()}")
+    return [tuple(value.tolist()) for value in values]
 
 
 def _mask(mask: ArrayLike | Tensor, kind: str, case: str) -> np.ndarray:
     """A mask as an integer array that torch supports; floating values must be whole numbers."""
     array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
-    if array.dtype == bool:
-        return array.astype(np.uint8)
-    integers = array.astype(np.int64)
-    if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(integers, array):
+    if array.dtype.kind not in "buif":
+        raise DataError(f"case {case}: expected a {kind} of class numbers, got {type(mask).__name__} of {array.dtype}")
+    if array.dtype == np.uint8 or array.dtype == bool:
+        return np.array(array, dtype=np.uint8)  # contiguous and writable, as torch needs it
+    whole = np.array(array, dtype=np.int64)
+    if not np.array_equal(whole, array):
         raise DataError(
             f"case {case}: expected a {kind} of class numbers, got {array.dtype} values that are not whole numbers; "
             "turn probabilities into classes first, with argmax or a threshold"
         )
-    return array if array.dtype == np.uint8 else integers
+    return whole
 
 
 @dataclass(frozen=True)
@@ -301,14 +336,15 @@ class ComparisonResult:
     folder: holds both, the report (report.html and report.md), and the runs.
     """
 
-    result: dict[str, Any]
-    table: pd.DataFrame
+    result: dict[str, Any] = field(repr=False)
+    table: pd.DataFrame = field(repr=False)
     folder: Path
 
     @property
     def verdicts(self) -> pd.DataFrame:
         """One row per pair: the verdict on a compared with b, the difference of their means and its interval."""
-        return pd.DataFrame(self.result["pairs"])
+        columns = ["a", "b", "difference", "ci95", "p", "p_adjusted", "verdict"]
+        return pd.DataFrame(self.result["pairs"], columns=None if self.result["pairs"] else columns)
 
 
 def compare_losses(
@@ -342,6 +378,10 @@ def compare_losses(
 
     Raises UnitsFailed if some runs failed, after all others have finished; the message gives the reasons.
     """
+    if isinstance(config, Mapping):
+        raise TypeError("compare_losses needs a YAML file, which the processes that train read; got a mapping")
+    losses = [losses] if isinstance(losses, str) else losses
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     chosen = {
         "losses": losses if isinstance(losses, Mapping) else list(losses),
         "seeds": seeds if isinstance(seeds, int) else list(seeds),

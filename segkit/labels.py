@@ -30,8 +30,10 @@ def as_tensor(mask: Tensor | np.ndarray, device: torch.device | None = None) -> 
     """A mask as a tensor: a numpy array is moved to the device, in a type that torch computes with."""
     if isinstance(mask, Tensor):
         return mask
-    wide = mask.dtype.kind == "u" and mask.dtype != np.uint8
-    return torch.as_tensor(mask.astype(np.int64) if wide else mask, device=device)
+    array = np.asarray(mask)
+    wide = array.dtype.kind == "u" and array.dtype != np.uint8
+    # a copy is contiguous, writable and of native byte order
+    return torch.from_numpy(np.array(array, dtype=np.int64 if wide else array.dtype.newbyteorder("="))).to(device)
 
 
 def unequal(mask: Tensor, value: int) -> Tensor:
@@ -108,6 +110,8 @@ class Labels:
     regions: Mapping[str, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, (str, Mapping)) or not all(isinstance(name, str) for name in self.names):
+            raise ValueError(f"expected a list of class names in the order of their numbers, got {self.names!r}")
         object.__setattr__(self, "names", tuple(self.names))
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"expected unique class names, got {list(self.names)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -40,8 +41,14 @@ def check_loss(loss: str | type[nn.Module], *, modes: Sequence[Mode] = MODES, **
     value of float32; a good prediction has a lower loss than a bad one; nothing is read back from the device (shown on
     torch's meta device).
 
+    The histogram form of the Lovász losses approximates the sorted form, whose gradient it has: check it with
+    `mode="exact"`.
+
     Raises AssertionError with a list of the properties that do not hold, and ValueError if the loss supports no mode.
     """
+    if not isinstance(loss, (str, type)):
+        raise TypeError(f"expected a class or the name of a loss, got {loss!r}; options follow as keyword arguments")
+    modes = [modes] if isinstance(modes, str) else modes  # pyright: ignore[reportAssignmentType]
     failures: list[str] = []
     checked: list[str] = []
     reasons: list[str] = []
@@ -69,7 +76,8 @@ def _build(loss: str | type[nn.Module], labels: Labels, options: Mapping[str, An
     name = next((name for name, entry in LOSSES.items() if entry is loss), None)
     if name is not None:
         return build_loss({"name": name, **options}, labels)
-    return WeightedSum(labels, {loss.__name__: loss(labels=labels, **options)}, [Constant(value=1.0)], [Scale()])
+    known = {"labels": labels} if "labels" in inspect.signature(loss).parameters else {}
+    return WeightedSum(labels, {loss.__name__: loss(**known, **options)}, [Constant(value=1.0)], [Scale()])
 
 
 def _failures(loss: Loss, labels: Labels, dims: int) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from ruamel.yaml import YAML
 from scipy import ndimage
 
@@ -45,7 +46,7 @@ def test_a_mapping_is_the_same_experiment_as_its_file(trained, tmp_path):
 def test_a_shipped_configuration_has_a_name():
     with pytest.raises(ConfigError, match=r"model\.depth"):
         segkit.train("quickstart", ["model.depth=3"], verbose=False)
-    with pytest.raises(ConfigError, match="quickstar: expected a configuration file"):
+    with pytest.raises(ConfigError, match="quickstar: cannot read the configuration"):
         segkit.train("quickstar")
 
 
@@ -67,26 +68,39 @@ def test_a_model_predicts_what_the_command_writes(trained, tmp_path):
     assert "multiclass, background, a, b" in repr(model)
 
 
-def test_integers_are_scaled_as_those_of_pictures(tmp_path):
-    """`intensity: none` sees the scale."""
-    from PIL import Image
-
+@pytest.mark.parametrize("ending", ["png", "npy"])
+@pytest.mark.parametrize("intensity", ["none", "zscore"])
+def test_an_array_is_predicted_as_the_file_that_holds_it(tmp_path, ending, intensity):
+    """Integers of image files are scaled to 0..1, those of NPY files are not; `none` sees the difference."""
     write_pairs(tmp_path)
+    for file in [*tmp_path.glob("*/*.bmp")]:
+        pixels = np.asarray(Image.open(file))
+        np.save(file.with_suffix(".npy"), pixels) if ending == "npy" else Image.fromarray(pixels).save(
+            file.with_suffix(".png")
+        )
+        file.unlink()
     config = {
         "labels": {"names": ["background", "a"]},
         "data": {"name": "pairs", "images": str(tmp_path / "images"), "masks": str(tmp_path / "masks")},
         "split": {"name": "kfold", "folds": 3},
-        "preprocess": {"intensity": "none"},
+        "preprocess": {"intensity": intensity},
         "model": {"name": "unet", "widths": [4, 8]},
         "loss": "dice",
         "optimizer": "adamw",
         "loader": {"batch": 2},
         "train": {"steps": 2},
+        "evaluation": {"overlays": False},
     }
     model = segkit.train(config, [f"run.dir={tmp_path / 'run'}"], verbose=False).model
-    array = np.asarray(Image.open(tmp_path / "images/0.bmp"))
-    np.testing.assert_array_equal(model.probabilities(array), model.probabilities(tmp_path / "images/0.bmp"))
-    np.testing.assert_array_equal(model.probabilities(array), model.probabilities(array.astype(np.float32) / 255))
+    file = tmp_path / "images" / f"0.{ending}"
+    array = np.load(file) if ending == "npy" else np.asarray(Image.open(file))
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(model.probabilities(array), model.probabilities(file))
+    as_read = array.astype(np.float32) / (255 if ending == "png" else 1)
+    np.testing.assert_array_equal(model.probabilities(array), model.probabilities(as_read))
+    if ending == "png":
+        with pytest.raises(DataError, match=r"uint8 or uint16.*int64"):
+            model.predict(array.astype(np.int64))
 
 
 def test_images_that_do_not_fit_are_refused(trained):
@@ -149,6 +163,14 @@ def test_arrays_tensors_and_names_are_the_same():
         assert again.scores == expected.scores
 
 
+@pytest.mark.parametrize("form", [lambda m: m[::-1, ::-1], lambda m: m.astype(">i4"), lambda m: m.tolist()])
+def test_masks_of_any_layout_are_accepted(form):
+    """Flipped views, big-endian and read-only arrays, and nested lists."""
+    mask = masks(1)[0]
+    expected = segkit.evaluate([mask], [mask], LABELS).scores["mean"]
+    assert segkit.evaluate([form(mask)], [form(mask)], LABELS).scores["mean"] == expected
+
+
 def test_distances_follow_the_spacing():
     """A plane that is moved by two pixels of 3 mm is 6 mm away."""
     reference = np.zeros((1, 12, 12), np.uint8)
@@ -157,7 +179,7 @@ def test_distances_follow_the_spacing():
     labels = ["background", "a"]
     near = segkit.evaluate(prediction, reference, labels, metrics=["hd95"])
     far = segkit.evaluate(prediction, reference, labels, metrics=["hd95"], spacing=(3.0, 1.0))
-    each = segkit.evaluate(prediction, reference, labels, metrics=["hd95"], spacing=[(3.0, 1.0)])
+    each = segkit.evaluate(prediction, reference, labels, metrics="hd95", spacing=[np.float32([3.0, 1.0])])
     assert near.scores["classes"]["a"]["hd95"]["mean"] == 2
     assert far.scores["classes"]["a"]["hd95"]["mean"] == each.scores["classes"]["a"]["hd95"]["mean"] == 6
 
@@ -184,6 +206,12 @@ def test_overlapping_classes():
         ({"cases": ["one"]}, ValueError, "same length"),
         ({"spacing": [(1, 1), (1, 1)]}, ValueError, "one spacing"),
         ({"spacing": (1, 1, 1)}, ValueError, "2 lengths"),
+        ({"spacing": 2.0}, ValueError, "one number per axis"),
+        ({"spacing": (float("nan"), 1)}, ValueError, "positive"),
+        ({"cases": ["a", "a", "b", "c"]}, ValueError, "different name"),
+        ({"labels": "abc"}, ValueError, "list of class names"),
+        ({"predictions": masks(0)[0], "references": masks(1)[0]}, DataError, r"\[mask\]"),
+        ({"predictions": ["a.png"] * 4}, DataError, "case 0"),
     ],
 )
 def test_what_cannot_be_scored_is_named(change, error, message):
@@ -215,8 +243,9 @@ def test_numpy_masks_are_accepted_by_losses_and_counts():
     logits = torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(0), requires_grad=True)
     mask = np.random.default_rng(0).integers(0, 3, (2, 8, 9))
     loss = build_loss("dice_ce", LABELS)
-    for dtype in (np.uint8, np.uint16, np.int64):
+    for dtype in (np.uint8, np.uint16, np.int64, ">i4"):
         assert loss(logits, mask.astype(dtype)) == loss(logits, torch.from_numpy(mask))
+    assert loss(logits, mask[:, ::-1]) == loss(logits, torch.from_numpy(mask[:, ::-1].copy()))
     prediction = logits.argmax(1).numpy()
     assert torch.equal(
         count(prediction, mask, LABELS), count(torch.from_numpy(prediction), torch.from_numpy(mask), LABELS)
@@ -230,9 +259,6 @@ def test_readme_blocks_run(trained, tmp_path, monkeypatch):
     blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
     assert blocks
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mine").symlink_to(folder / "run")
-    np.save(tmp_path / "image.npy", np.zeros((32, 32), np.float32))
     for block in blocks:
         shortened = block.replace('"quickstart"', f'"{folder / "tiny.yaml"}"')
         exec(compile(shortened, "README.md", "exec"), {})

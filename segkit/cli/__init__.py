@@ -24,6 +24,7 @@ PACKAGE = Path(__file__).parents[1]
 
 app = typer.Typer(
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

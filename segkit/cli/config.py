@@ -8,7 +8,7 @@ import typer
 
 from segkit.cli.options import ConfigOption, Overrides
 
-config_app = typer.Typer(help="Show, check and list configurations.", no_args_is_help=True)
+config_app = typer.Typer(help="Show, check and list configurations.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @config_app.command("show")

@@ -9,7 +9,7 @@ import typer
 
 from segkit.cli.options import ConfigOption, Overrides
 
-data_app = typer.Typer(help="Inspect and check data before training.", no_args_is_help=True)
+data_app = typer.Typer(help="Inspect and check data before training.", no_args_is_help=True, rich_markup_mode=None)
 OptionalConfig = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file, or the name of a shipped configuration.")
 ]

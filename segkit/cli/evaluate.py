@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segkit.cli.options import DeviceOption, Overrides, split_list
+from segkit.cli.options import DeviceOption, split_list
 
 CHECKPOINTS, PREDICTIONS = "With --checkpoint", "With --predictions"
 
@@ -18,7 +18,9 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Run folder (its last.pt is used), or a .pt file, which needs --out. Repeat to compare."),
     ] = None,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides, such as evaluation.metrics=[hd95] or data.root=/elsewhere.")
+    ] = None,
     predictions: Annotated[Path | None, typer.Option(help="Folder of masks predicted by any tool.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Comma-separated names, such as dice,hd95,nsd.")] = None,
     rules: Annotated[

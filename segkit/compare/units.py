@@ -22,6 +22,7 @@ from segkit.data.cases import Source, data_digest
 from segkit.evaluation.results import scores_match
 from segkit.experiment.build import MODES, build_labels, build_source, load_config, scoring_of, split_cases
 from segkit.experiment.evaluate_run import evaluated_part
+from segkit.experiment.plugins import plugin_hashes
 from segkit.experiment.runner import run_experiment
 from segkit.metrics.case_table import add_scores
 from segkit.metrics.rules import SEGKIT, Rules
@@ -59,12 +60,18 @@ class Comparison:
     @classmethod
     def of(cls, path: Path, overrides: Sequence[str], design: Design, base: Config, out: Path) -> Comparison:
         source = build_source(base, build_labels(base))
-        return cls(path, overrides, design, base, out.absolute(), source, data_digest(source.cases))
+        return cls(path, overrides, design, base, out.absolute(), source, _digest(base, source))
 
     @property
     def cache(self) -> Path:
         """The folder in which all units cache prepared cases."""
         return self.out / "cache"
+
+
+def _digest(base: Config, source: Source) -> str:
+    """A digest of the data and of the files of plugins; units made from others are other units."""
+    digest = data_digest(source.cases)
+    return digest if not base.plugins else f"{digest} {json.dumps(plugin_hashes(base.plugins), sort_keys=True)}"
 
 
 def make_units(comparison: Comparison, rates: Mapping[str, float] | None = None) -> list[Unit]:

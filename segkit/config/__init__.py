@@ -107,6 +107,7 @@ def check(
     _rename_options(tree)
     checker = Checker(source, tables, dict(lines or {}), origins, folder or Path.cwd(), errors)
     _load_plugins(checker, tree.get("plugins"), load_plugins)
+    checker.finish()  # without its plugins, names of a configuration would be reported as unknown
     checker.length(tree.get("train"), ("train",))
     known = [*FIXED, *NAMED, "augment", "loss"]
     general = {key: value for key, value in tree.items() if key not in known}

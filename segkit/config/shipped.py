@@ -17,7 +17,7 @@ def shipped_configs() -> dict[str, Path]:
 
 def config_file(name: Path) -> Path:
     """A file as it is, or the shipped configuration with this name where there is no such file."""
-    if name.exists() or name.suffix or len(name.parts) > 1:
+    if name.is_file() or name.suffix or len(name.parts) > 1:
         return name
     return shipped_configs().get(str(name), name)
 

@@ -27,7 +27,9 @@ def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: expected a configuration file, but {reason}") from error
+        raise ConfigError(
+            f"{path}: cannot read the configuration: {reason}; `segkit config list` names the shipped ones"
+        ) from error
     try:
         tree = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from segkit.utils.errors import DataError
+from segkit.utils.errors import DataError, MissingExtra
+from segkit.utils.optional import require
 
 DECATHLON = (
     *("Task01_BrainTumour", "Task02_Heart", "Task03_Liver", "Task04_Hippocampus", "Task05_Prostate"),
@@ -22,6 +23,8 @@ VOC_YEARS = ("2007", "2008", "2009", "2010", "2011", "2012")
 
 def _decathlon(task: str, folder: Path) -> Path:
     """Medical Segmentation Decathlon (Antonelli et al. 2022)."""
+    require("requests", "medical", "downloading a Decathlon task")
+    require("nibabel", "medical", "downloading a Decathlon task")
     from monai.apps.datasets import DecathlonDataset
 
     DecathlonDataset(folder, task, "training", download=True, cache_num=0)
@@ -67,6 +70,8 @@ def download(name: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder) as unfinished:
         try:
             unpacked = DOWNLOADS[name](Path(unfinished))
+        except MissingExtra:
+            raise
         except Exception as error:  # network, archive and parser errors of any type
             raise DataError(
                 f"{name} could not be downloaded: {error}; try again, or unpack its archive manually to {target}"

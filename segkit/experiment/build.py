@@ -218,7 +218,7 @@ def padding_multiple(config: Config, labels: Labels) -> Callable[[int], Multiple
 
     def multiple(dims: int) -> Multiple:
         with torch.device("meta"):
-            return build_model(config, 1, labels, dims).multiple  # pyright: ignore[reportReturnType]
+            return getattr(build_model(config, 1, labels, dims), "multiple", 1)  # pyright: ignore[reportReturnType]
 
     return multiple
 

@@ -15,7 +15,7 @@ from segkit.config import Config, ConfigError
 from segkit.data.augment import Augment, NoAugment
 from segkit.data.cases import data_digest
 from segkit.data.datasets import EvaluationSet, TrainingSet
-from segkit.data.formats import format_of
+from segkit.data.formats import format_of, is_raster
 from segkit.data.loaders import training_loader
 from segkit.data.memory_check import in_gb
 from segkit.data.sampling import steps_per_epoch
@@ -301,8 +301,15 @@ def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
         "data": data_digest(data.source.cases),
         "init": init_digest(config),
         "plugins": plugin_hashes(config.plugins),
+        "integers_scaled": _integers_scaled(data),
         "environment": versions(),
     }
+
+
+def _integers_scaled(data: Data) -> bool:
+    """Whether the integers of the training images were scaled to 0..1, as those of raster files are."""
+    files = data.cases("train")[0].images
+    return bool(files) and is_raster(files[0])
 
 
 def init_digest(config: Config, recorded: str | None = None) -> str | None:

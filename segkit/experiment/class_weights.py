@@ -69,6 +69,7 @@ def _class_counts(
 ) -> dict[str, np.ndarray]:
     """The class counts of the cases. Counting components takes much longer than pixels, so they have their own file."""
     kind = "components" if components else "pixels"
+    # the name of earlier versions, whose files are still valid
     file = None if folder is None else folder / f"census-{kind}-{_digest(config, cases)}.json"
     if file is not None and file.is_file():
         return {name: np.array(rows, dtype=np.int64) for name, rows in json.loads(file.read_text()).items()}

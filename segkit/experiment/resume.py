@@ -87,9 +87,14 @@ def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, 
         ("data", content["data"], data_digest(source.cases)),
         ("split", Split.from_json(content["split"]).content_hash, split.content_hash),
         ("train.init", content["init"], init),
-        ("plugins", content.get("plugins", {}), plugin_hashes(config.plugins)),
+        ("plugins", _short(content.get("plugins", {})), _short(plugin_hashes(config.plugins))),
     ]
     return [(key, old, new) for key, old, new in values if old != new]
+
+
+def _short(hashes: Mapping[str, str]) -> dict[str, str]:
+    """The first digits of hashes, enough to tell files apart."""
+    return {name: digest[:12] for name, digest in hashes.items()}
 
 
 def _within(key: str, allowed: str) -> bool:

@@ -43,6 +43,7 @@ class TrainedModel:
     predictor: Predictor
     split: Split
     origin: Origin
+    integers_scaled: bool | None = None  # whether integers of training images were scaled to 0..1; None if unknown
 
     def predict(self, raw: RawCase) -> np.ndarray:
         """The mask of one image on its own grid, [*S], or [K, *S] for overlapping classes."""
@@ -108,4 +109,4 @@ def load_trained(path: Path, device: str | None = None, overrides: Sequence[str]
     finished = content.get("finished", "steps" if content["step"] == content["steps"] else None)
     split = Split.from_json(content["split"])
     origin = Origin(str(path), content["step"], content["steps"], finished, content["selected_on"], split.content_hash)
-    return TrainedModel(config, labels, preprocess, predictor, split, origin)
+    return TrainedModel(config, labels, preprocess, predictor, split, origin, content.get("integers_scaled"))

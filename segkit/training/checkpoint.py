@@ -45,7 +45,10 @@ def load(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}): the file is damaged, or holds more than "
+            "tensors and plain data, which segkit does not load"
+        ) from error
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{path} is not a segkit checkpoint: it has no format number")
     if content["format"] > FORMAT:

@@ -40,3 +40,17 @@ def test_exit_codes(error, code):
 def test_the_version():
     printed = CliRunner().invoke(cli.app, ["--version"])
     assert (printed.exit_code, printed.output) == (0, f"segkit {VERSION}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("evaluate", "[default: the run folder]"),
+        ("compare", "[all pairs]"),
+        ("predict", "[default: as in the checkpoint]"),
+    ],
+)
+def test_defaults_in_brackets_are_printed(command, text):
+    """Rich would read them as markup."""
+    printed = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert text in " ".join(printed.split())

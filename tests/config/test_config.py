@@ -188,7 +188,7 @@ def test_what_is_no_configuration(load, text, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"none.yaml: expected a configuration file, but No such file"):
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot read the configuration: No such file"):
         read(tmp_path / "none.yaml", [], TABLES)
 
 

@@ -339,7 +339,7 @@ def test_an_error_is_a_value_error_that_exits_with_2():
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"no\.yaml: expected a configuration file, but No such file or directory"):
+    with pytest.raises(ConfigError, match=r"no\.yaml: cannot read the configuration: No such file or directory"):
         read(tmp_path / "no.yaml", [], TABLES)
 
 
@@ -363,7 +363,7 @@ def test_text_that_is_no_configuration(tmp_path, text, expected):
 def test_a_file_that_is_no_text(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_bytes(b"name: \xff\n")
-    with pytest.raises(ConfigError, match=r"x\.yaml: expected a configuration file, but .* can't decode"):
+    with pytest.raises(ConfigError, match=r"x\.yaml: cannot read the configuration: .* can't decode"):
         read(path, [], TABLES)
 
 

@@ -90,6 +90,22 @@ def test_losses_are_compared_in_processes_of_their_own(project):
     assert {file.name for file in (project / "out/logs").iterdir()} == {"0.txt", "1.txt"}
 
 
+def test_a_changed_plugin_makes_other_units(project):
+    """So that no comparison mixes runs of two versions of a loss."""
+    from segkit.compare.design import make_design
+    from segkit.compare.units import Comparison, make_units
+
+    def folders():
+        base = load_config("tiny.yaml", ["comparison.losses=[my_brier, dice]", "comparison.seeds=2"])
+        comparison = Comparison.of(Path("tiny.yaml"), [], make_design(base), base, Path("out"))
+        return {unit.folder.name for unit in make_units(comparison)}
+
+    changed = folders()
+    (project / "my_losses.py").write_text((project / "my_losses.py").read_text() + "\n# again\n")
+    forget()
+    assert not changed & folders()
+
+
 @pytest.mark.usefixtures("project")
 def test_workers_of_the_loader_know_the_source():
     tool("train", "--config", "tiny.yaml", "run.dir=run", *SWITCH, "loader.workers=1", "train.steps=2")
@@ -107,6 +123,7 @@ def test_a_missing_plugin_is_named(project):
         printed = " ".join(tool(*command, code=2).split())
         assert "checkpoint" in printed
         assert "no module my_losses" in printed
+        assert "unknown name" not in printed
         assert "install the package" in printed
 
 
