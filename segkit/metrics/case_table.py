@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,9 +38,13 @@ METRICS = (*FROM_COUNTS, *SURFACE_METRICS, *PER_CASE_METRICS)
 
 def check_metrics(metrics: Sequence[str]) -> None:
     """Raise ValueError if a metric is unknown or named twice, or if there are none."""
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown or not metrics or len(set(metrics)) != len(metrics):
-        raise ValueError(f"expected metrics to be different ones of {', '.join(METRICS)}, got {', '.join(metrics)}")
+    for metric in metrics:
+        if metric not in METRICS:
+            close = difflib.get_close_matches(metric, METRICS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"expected metrics among {', '.join(METRICS)}, got {metric}{hint}")
+    if not metrics or len(set(metrics)) != len(metrics):
+        raise ValueError(f"expected at least one metric, each named once, got {', '.join(metrics) or 'none'}")
 
 
 def cases_table(

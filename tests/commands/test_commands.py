@@ -170,7 +170,7 @@ def test_other_data_need_a_place_for_their_scores(trained):
         (("--data", "somewhere"), "with --out"),
         (("--data", "somewhere", "--split", "test", "--out", "other"), "not both"),
         (("--checkpoint", "run"), "expected different checkpoints, got one twice"),
-        (("--metrics", "dice,hd59", "--out", "x"), "expected metrics to be different ones of dice, iou"),
+        (("--metrics", "dice,hd59", "--out", "x"), "did you mean hd95?"),
         (("--rules", "nnunett", "--out", "x"), "expected rules to be one of segkit, nnunet"),
         (("--metrics", "hd95"), "comparisons read them: choose another folder with --out"),
         (("--ignore", "255", "--group", "x"), "--ignore, --group can only be used"),

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -217,3 +218,33 @@ def test_from_another_folder_the_python_path_is_enough(project, tmp_path_factory
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("project")
+def test_the_plugins_in_the_how_to_train_together(tmp_path):
+    """The loss, the network and the source of docs/how_to/extend.md, as they stand there."""
+    text = (Path(__file__).parents[2] / "docs" / "how_to" / "extend.md").read_text()
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    assert len(blocks) == 3
+    for name, block in zip(("how_loss", "how_network", "how_source"), blocks, strict=True):
+        (tmp_path / f"{name}.py").write_text(block)
+    (tmp_path / "cases").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        image = rng.random((16, 16))
+        np.savez(tmp_path / "cases" / f"{number}.npz", image=image, mask=image > 0.5)
+    (tmp_path / "own.yaml").write_text(
+        "plugins: [how_loss, how_network, how_source]\n"
+        "labels: {names: [background, a]}\n"
+        "data: {name: npz_folder, folder: cases}\n"
+        "split: {name: kfold, folds: 3}\n"
+        "model: {name: two_convolutions, width: 4}\n"
+        "loss: [{name: brier}, {name: dice, weight: 0.5}]\n"
+        "optimizer: adamw\nloader: {batch: 2}\ntrain: {steps: 2}\nevaluation: {overlays: false}\n"
+    )
+    try:
+        assert "run folder" in tool("train", "--config", "own.yaml", "run.dir=run")
+    finally:
+        forget()
+        for name in ("how_loss", "how_network", "how_source"):
+            sys.modules.pop(name, None)

@@ -309,7 +309,7 @@ def test_classes_left_out_are_listed_for_each_metric():
 def test_errors_for_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match=r"segkit, nnunet, monai.*got 'nnunett'"):
         rules_by_name("nnunett")
-    with pytest.raises(ValueError, match=r"different ones of dice, iou.*got dize"):
+    with pytest.raises(ValueError, match=r"metrics among dice, iou.*got dize; did you mean dice"):
         add_scores(pd.DataFrame({"tp": []}), ["dize"], Rules())
     with pytest.raises(ValueError, match=r"hd95 .*no hd95, diagonal_mm"):
         add_scores(pd.DataFrame({"tp": [1], "predicted": [1], "reference": [1]}), ["hd95"], Rules())
