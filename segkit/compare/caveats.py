@@ -10,6 +10,7 @@ import numpy as np
 
 from segkit.compare.score_table import Scores
 from segkit.compare.variance_models import MIN_GROUPS, UNEQUAL, Folds, TwoWay
+from segkit.utils.text import listed
 
 FEW_RUNS, FEW_CASES, FEW_FOLDS = 3, 50, 5
 FEW_FOR_SPREADS = 8  # runs per loss below which unequal spread often goes undetected
@@ -125,8 +126,7 @@ def _groups_in_several_folds(scores: Scores) -> str:
         if not first & second:
             shared |= set(scores.group[list(first)].tolist()) & set(scores.group[list(second)].tolist())
     names = [str(scores.groups[number]) for number in sorted(shared)]
-    more = f" and {len(names) - LISTED_GROUPS} more" if len(names) > LISTED_GROUPS else ""
-    return ", ".join(names[:LISTED_GROUPS]) + more
+    return listed(names, limit=LISTED_GROUPS)
 
 
 def _classes_without_reference(scores: Scores) -> str:

@@ -18,6 +18,7 @@ from segkit.evaluation.scorer import Scorer
 from segkit.evaluation.scoring import Scoring
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError
+from segkit.utils.text import listed
 
 
 def score_folder(
@@ -76,7 +77,7 @@ def paired_files(predictions: Path, references: Path) -> dict[str, tuple[Path, P
         (sorted(predicted.keys() - reference.keys()), references, predictions),
     ):
         if missing:
-            shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+            shown = listed(missing)
             raise DataError(
                 f"{len(missing)} cases of {other} have no file in {folder}: {shown}; every case needs a "
                 "prediction and a reference of the same name, since leaving cases out would change the means"

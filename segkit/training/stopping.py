@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segkit.utils.distributed import Processes
+from segkit.utils.text import listed
 
 
 class Interrupted(Exception):
@@ -29,7 +30,7 @@ class Diverged(Exception):
     exit_code = 1
 
     def __init__(self, step: int, consecutive: int, cases: list[str], saved: Path):
-        shown = ", ".join(cases[:6]) + (f" and {len(cases) - 6} more" if len(cases) > 6 else "")
+        shown = listed(cases)
         super().__init__(
             f"training stopped: the loss or its gradient was not finite for {consecutive} consecutive steps, up to "
             f"step {step} (cases {shown}). These steps were skipped and did not change the weights in {saved}. Lower "

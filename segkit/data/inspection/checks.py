@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,10 +25,12 @@ from segkit.data.readers import check_geometry, number_type
 from segkit.data.splits import PARTS, Split
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
+from segkit.utils.text import listed
 
 IN_FLIGHT = 4  # cases submitted ahead per process
 MAX_SPACING_RATIO = 2.0  # to the median spacing
 MAX_NAMED = 5  # cases named in a finding before the rest is only counted
+_named = partial(listed, limit=MAX_NAMED)
 Level = Literal["error", "warning"]
 
 
@@ -281,7 +284,7 @@ def _shared_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Fi
     if not shared:
         return []
     text = (
-        f"{len(shared)} groups are in more than one part of the split ({_some(shared)}), so scores may be too high; "
+        f"{len(shared)} groups are in more than one part of the split ({_named(shared)}), so scores may be too high; "
         "use `split: {name: kfold}`, which keeps groups together"
     )
     return [Finding("warning", text, tuple(case.name for case in cases if case.group in shared))]
@@ -299,13 +302,13 @@ def _duplicates(summaries: Sequence[CaseSummary], part_of: Mapping[str, str]) ->
         names, parts = _names(same), {part_of[case.name] for case in same if case.name in part_of}
         if len(parts) > 1:
             text = (
-                f"the same image is in {' and '.join(part for part in PARTS if part in parts)}: {_some(names)}; scores "
-                "would be too high: put these cases into the same group, or keep one of them"
+                f"the same image is in {' and '.join(part for part in PARTS if part in parts)}: {_named(names)}; "
+                "scores would be too high: put these cases into the same group, or keep one of them"
             )
             findings.append(Finding("error", text, names))
         else:
             same_masks = len({case.mask_digest for case in same}) == 1
-            text = f"the same image {'and mask' if same_masks else 'with different masks'}: {_some(names)}; keep one"
+            text = f"the same image {'and mask' if same_masks else 'with different masks'}: {_named(names)}; keep one"
             findings.append(Finding("warning", text, names))
     return findings
 
@@ -333,7 +336,7 @@ def _missing_classes(summaries: Sequence[CaseSummary], part_of: Mapping[str, str
 def _constant(summaries: Sequence[CaseSummary]) -> list[Finding]:
     """Images with a single value."""
     constant = _names([case for case in summaries if case.lowest == case.highest])
-    text = f"{len(constant)} images have the same value everywhere: {_some(constant)}"
+    text = f"{len(constant)} images have the same value everywhere: {_named(constant)}"
     return [Finding("warning", text, constant)] if constant else []
 
 
@@ -349,13 +352,13 @@ def _mixed_number_types(summaries: Sequence[CaseSummary], are_raster: bool) -> l
         deviating = _names([case for number_type, same in by_type.items() if number_type != usual for case in same])
         text = (
             f"images are stored with different number types, {counts}, and each type is scaled to 0..1 by its own "
-            f"range; save all images with the same type ({_some(deviating)})"
+            f"range; save all images with the same type ({_named(deviating)})"
         )
         findings.append(Finding("warning", text, deviating))
     fractional = _names([case for case in summaries if "float" in case.number_types[1]])
     if fractional:
         text = (
-            f"{len(fractional)} masks store floating-point numbers: {_some(fractional)}; all values are whole, but "
+            f"{len(fractional)} masks store floating-point numbers: {_named(fractional)}; all values are whole, but "
             "resampling with interpolation would have created wrong classes along the borders: resample masks by "
             "nearest neighbour and save integers"
         )
@@ -390,7 +393,7 @@ def _unusual_spacings(summaries: Sequence[CaseSummary]) -> list[Finding]:
     shown = ", ".join(f"{side:.3g}" for side in median)
     text = (
         f"the spacing of {len(deviating)} cases differs by a factor of more than {MAX_SPACING_RATIO:g} from the median "
-        f"of {shown} mm: {_some(deviating)}; write `spacing: median` under `preprocess`"
+        f"of {shown} mm: {_named(deviating)}; write `spacing: median` under `preprocess`"
     )
     return [Finding("warning", text, deviating)]
 
@@ -398,7 +401,7 @@ def _unusual_spacings(summaries: Sequence[CaseSummary]) -> list[Finding]:
 def _unlabelled(summaries: Sequence[CaseSummary]) -> list[Finding]:
     """Cases in which every pixel is ignored."""
     unlabelled = _names([case for case in summaries if case.labelled == 0])
-    text = f"every pixel is ignored in {len(unlabelled)} cases: {_some(unlabelled)}"
+    text = f"every pixel is ignored in {len(unlabelled)} cases: {_named(unlabelled)}"
     return [Finding("warning", text, unlabelled)] if unlabelled else []
 
 
@@ -432,9 +435,3 @@ def try_split(make: Callable[[], Split]) -> tuple[Split | None, list[Finding]]:
 
 def _names(summaries: Sequence[CaseSummary]) -> tuple[str, ...]:
     return tuple(case.name for case in summaries)
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
