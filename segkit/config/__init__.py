@@ -106,8 +106,8 @@ def check(
     tree, origins, errors = with_overrides(tree, overrides)
     _rename_options(tree)
     checker = Checker(source, tables, dict(lines or {}), origins, folder or Path.cwd(), errors)
-    _load_plugins(checker, tree.get("plugins"), load_plugins)
-    checker.finish()  # without its plugins, names of a configuration would be reported as unknown
+    if not _load_plugins(checker, tree.get("plugins"), load_plugins):
+        checker.finish()  # the names that a missing plugin provides would be reported as unknown
     checker.length(tree.get("train"), ("train",))
     known = [*FIXED, *NAMED, "augment", "loss"]
     general = {key: value for key, value in tree.items() if key not in known}
@@ -138,17 +138,23 @@ def _rename_options(tree: dict[str, Any]) -> None:
             tree[section] = renamed(tree[section], {former: option})
 
 
-def _load_plugins(checker: Checker, names: Any, load_plugins: Callable[[Sequence[str]], None] | None) -> None:
-    """Load plugins one by one, so that every failure is reported. The section itself is checked later."""
+def _load_plugins(checker: Checker, names: Any, load_plugins: Callable[[Sequence[str]], None] | None) -> bool:
+    """Load plugins one by one, so that every failure is reported. Returns whether all could be loaded.
+
+    The section itself is checked later.
+    """
     if load_plugins is None:
-        return
-    for index, name in enumerate(names if isinstance(names, list) else []):
+        return True
+    loaded = True
+    for place, name in enumerate(names if isinstance(names, list) else []):
         try:
             load_plugins([name])
         except ConfigError as error:
-            checker.error(("plugins", index), str(error))
+            checker.error(("plugins", place), str(error))
+            loaded = False
     if not names:
         load_plugins([])  # installed plugins
+    return loaded
 
 
 def _check_part(checker: Checker, key: str, value: Any) -> Any:
