@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,4 +44,4 @@ class Leases:
 
 def _stop(_lost: object) -> None:
     """Finish the current step and stop, because another process considered this one dead and took the unit."""
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)  # os.kill would end the process at once on Windows
