@@ -26,8 +26,7 @@ def train(
     """Train an experiment, evaluate its last.pt and print the scores. Under torchrun, run as one of its processes.
 
     allow: configuration keys in which a resumed run may differ from its start. overfit: train on this number of fixed
-    batches only. Returns the contents of scores.json
-    and the run folder.
+    batches only. Returns the contents of scores.json and the run folder.
     """
     from segkit.report.console import print_scores
 

@@ -23,12 +23,13 @@ from typing import Any
 from segkit.config import Config, ConfigError
 from segkit.data import SOURCES
 from segkit.losses import LOSSES
+from segkit.losses.build import INJECTED as LOSS_INJECTED
 from segkit.models import MODELS
 
 GROUP = "segkit.plugins"
 TABLES: dict[str, dict[str, Any]] = {"LOSSES": LOSSES, "MODELS": MODELS, "SOURCES": SOURCES}
 INJECTED = {  # arguments that the program fills in; all others are options of the configuration
-    "LOSSES": frozenset({"labels", "class_counts", "reduce"}),
+    "LOSSES": frozenset(LOSS_INJECTED),
     "MODELS": frozenset({"in_channels", "out_channels", "dims"}),
     "SOURCES": frozenset({"labels"}),
 }

@@ -25,14 +25,9 @@ def masked_mean(values: Tensor, target: Target) -> Tensor:
     """
     has_channels = values.ndim == len(target.extent) + 1
     valid = torch.ones((), dtype=torch.bool, device=values.device) if target.valid is None else target.valid
-    weight = valid.to(values.dtype)
+    weight = _aligned(valid.to(values.dtype), target.valid_per_class, has_channels)
     if target.pixel_weight is not None:
-        pixel_weight = target.pixel_weight.to(values.dtype)
-        weight = _aligned(weight, target.valid_per_class, has_channels) * _aligned(
-            pixel_weight, target.weight_per_class, has_channels
-        )
-    else:
-        weight = _aligned(weight, target.valid_per_class, has_channels)
+        weight = weight * _aligned(target.pixel_weight.to(values.dtype), target.weight_per_class, has_channels)
     weight = weight.expand_as(values)
     total = weight.sum()
     return (values * weight).sum() / torch.where(total > 0, total, 1)
