@@ -119,6 +119,8 @@ def test_the_masked_mean_is_that_of_the_valid_pixels(dims):
     torch.testing.assert_close(masked_mean(values, Target(index, valid=valid)), values[valid].mean())
     weighted = masked_mean(values, Target(index, valid=valid, pixel_weight=weight))
     torch.testing.assert_close(weighted, (values * weight)[valid].sum() / weight[valid].sum())
+    unknown = torch.where(valid, weight, torch.nan)
+    torch.testing.assert_close(masked_mean(values, Target(index, valid=valid, pixel_weight=unknown)), weighted)
     per_class = torch.stack([values, values + 1], 1)
     torch.testing.assert_close(masked_mean(per_class, Target(index, valid=valid)), values[valid].mean() + 0.5)
     assert masked_mean(values, Target(index, valid=torch.zeros_like(valid))) == 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from segkit.cli.options import DeviceOption, split_list
+
+if TYPE_CHECKING:
+    from segkit.labels import Labels, Mode
 
 CHECKPOINTS, PREDICTIONS = "With --checkpoint", "With --predictions"
 
@@ -75,6 +78,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score checkpoints, or a folder of predicted masks: cases.csv, scores.json, figures and a table."""
+    from rich.console import Console
+
+    from segkit.commands import evaluate as commands
+
     if bool(checkpoint) == bool(predictions):
         raise typer.BadParameter("give --checkpoint, or --predictions with --references, --classes and --out")
     if checkpoint:
@@ -94,7 +101,10 @@ def evaluate(
             "exclude_classes": exclude and f"[{exclude}]",
             "tolerance_mm": tolerance,
         }
-        _evaluate_checkpoints(checkpoint, overrides or [], settings, split=split, data=data, out=out, device=device)
+        chosen = [f"evaluation.{name}={value}" for name, value in settings.items() if value is not None]
+        commands.evaluate(
+            checkpoint, [*(overrides or []), *chosen], split=split, data=data, out=out, device=device, console=Console()
+        )
         return
     unsupported = {"--split": split, "--data": data, "--device": device, "key=value": overrides or None}
     _refuse(unsupported, "cannot be used with --predictions: no network is run")
@@ -103,11 +113,12 @@ def evaluate(
     if regions is not None and (classes is not None or mode not in (None, "multilabel")):
         raise typer.BadParameter("--regions already defines overlapping classes: leave out --classes and --mode")
     assert predictions is not None
-    _evaluate_predictions(
+    commands.evaluate_predictions(
         predictions,
         references,
+        _labels(classes, mode, regions, ignore),
         out,
-        _labels_options(classes, mode, regions, ignore),
+        console=Console(),
         exclude=split_list(exclude) if exclude else [],
         values=parse_values(values),
         metrics=split_list(metrics or "dice,iou"),
@@ -123,39 +134,17 @@ def _refuse(options: Mapping[str, Any], reason: str) -> None:
         raise typer.BadParameter(f"{', '.join(conflicting)} {reason}")
 
 
-def _evaluate_checkpoints(
-    checkpoints: list[Path], overrides: list[str], settings: Mapping[str, Any], **options: Any
-) -> None:
-    from rich.console import Console
-
-    from segkit.commands.evaluate import evaluate as run
-
-    chosen = [f"evaluation.{name}={value}" for name, value in settings.items() if value is not None]
-    run(checkpoints, [*overrides, *chosen], console=Console(), **options)
-
-
-def _evaluate_predictions(
-    predictions: Path, references: Path, out: Path, labels: Mapping[str, Any], **options: Any
-) -> None:
-    from rich.console import Console
-
-    from segkit.commands.evaluate import evaluate_predictions as run
+def _labels(classes: str | None, mode: str | None, regions: str | None, ignore: int | None) -> Labels:
     from segkit.labels import Labels
     from segkit.utils.errors import RunError
 
+    unions = parse_regions(regions) if regions is not None else None
+    names = split_list(classes or "") if unions is None else list(unions)
+    default = "multiclass" if unions is None else "multilabel"
     try:
-        built = Labels(**labels)
+        return Labels(names, mode=cast("Mode", mode or default), ignore_index=ignore, regions=unions)
     except ValueError as error:
         raise RunError(str(error)) from error
-    run(predictions, references, built, out, console=Console(), **options)
-
-
-def _labels_options(classes: str | None, mode: str | None, regions: str | None, ignore: int | None) -> dict[str, Any]:
-    """The arguments of Labels."""
-    if regions is None:
-        return {"names": split_list(classes or ""), "mode": mode or "multiclass", "ignore_index": ignore}
-    unions = parse_regions(regions)
-    return {"names": list(unions), "mode": "multilabel", "ignore_index": ignore, "regions": unions}
 
 
 def parse_regions(text: str) -> dict[str, list[int]]:

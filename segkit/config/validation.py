@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from segkit.config.yaml_tree import ConfigError, KeyPath
 from segkit.utils.signatures import describe, first_errors, signature_model, union_members
+from segkit.utils.text import nearest_name
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
@@ -173,5 +173,5 @@ def _related(origin: KeyPath, path: KeyPath) -> bool:
 
 
 def _suggestion(name: object, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(str(name), known, n=1, cutoff=0.65)
-    return f"did you mean '{matches[0]}'?" if matches else f"expected one of {', '.join(known)}"
+    nearest = nearest_name(name, known)
+    return f"did you mean '{nearest}'?" if nearest else f"expected one of {', '.join(known)}"

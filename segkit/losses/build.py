@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import itertools
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,6 +30,7 @@ from segkit.utils.signatures import (
     signature_model,
     union_members,
 )
+from segkit.utils.text import did_you_mean
 
 LOSSES: dict[str, type[nn.Module]] = {
     "cross_entropy": CrossEntropy,
@@ -105,7 +105,7 @@ def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
         if not isinstance(name, str) or name not in WEIGHT_SCHEDULES:
             raise ValueError(
                 f"loss {loss}: expected weight as a number, or a mapping with a name among "
-                f"{', '.join(WEIGHT_SCHEDULES)}, got {name!r}{_nearest(name, WEIGHT_SCHEDULES)}"
+                f"{', '.join(WEIGHT_SCHEDULES)}, got {name!r}{did_you_mean(name, WEIGHT_SCHEDULES)}"
             )
         _check_options(f"loss {loss}, weight {name}", WEIGHT_SCHEDULES[name], options)
         try:
@@ -161,7 +161,9 @@ def _term_mappings(spec: TermSpec | Sequence[TermSpec]) -> list[Mapping[str, Any
     if isinstance(spec, str):
         if spec not in LOSSES and spec not in RECIPES:
             known = [*LOSSES, *RECIPES]
-            raise ValueError(f"expected a loss or recipe among {', '.join(known)}, got {spec!r}{_nearest(spec, known)}")
+            raise ValueError(
+                f"expected a loss or recipe among {', '.join(known)}, got {spec!r}{did_you_mean(spec, known)}"
+            )
         return list(RECIPES.get(spec, [{"name": spec}]))
     terms = [spec] if isinstance(spec, Mapping) else spec
     if not isinstance(terms, Sequence) or not terms or not all(isinstance(term, (str, Mapping)) for term in terms):
@@ -174,7 +176,7 @@ def _loss_class(name: Any) -> type[nn.Module]:
         return LOSSES[name]
     if isinstance(name, str) and name in RECIPES:
         raise ValueError(f"{name} is a recipe: use its name alone, or list its terms {RECIPES[name]}")
-    raise ValueError(f"expected a loss name among {', '.join(LOSSES)}, got {name!r}{_nearest(name, LOSSES)}")
+    raise ValueError(f"expected a loss name among {', '.join(LOSSES)}, got {name!r}{did_you_mean(name, LOSSES)}")
 
 
 def _build_term(
@@ -211,12 +213,12 @@ def _raise_option_error(context: str, option: str, kind: str, value: Any, fields
         raise ValueError(f"{context}: missing required option {option!r}")
     if kind == "extra_forbidden":
         raise ValueError(
-            f"{context}: expected options among {', '.join(fields)}, got {option!r}{_nearest(option, fields)}"
+            f"{context}: expected options among {', '.join(fields)}, got {option!r}{did_you_mean(option, fields)}"
         )
     annotation = fields[option].annotation
     if isinstance(value, Mapping) and any(is_mapping_type(member) for member in union_members(annotation)):
         return  # `class_weights` checks its own mapping and names the key that is wrong
-    suggestion = _nearest(value, literal_values(annotation))
+    suggestion = did_you_mean(value, literal_values(annotation))
     raise ValueError(f"{context}: expected {option} as {describe(annotation)}, got {value!r}{suggestion}")
 
 
@@ -231,9 +233,3 @@ def _free_name(name: str, taken: Container[str]) -> str:
     """`name`, or the first of name_2, name_3, ... that is free."""
     numbered = (f"{name}_{number}" for number in itertools.count(2))
     return name if name not in taken else next(candidate for candidate in numbered if candidate not in taken)
-
-
-def _nearest(word: Any, known: Iterable[Any]) -> str:
-    """A suggestion to append to an error message; empty if nothing is close."""
-    close = difflib.get_close_matches(str(word), [str(name) for name in known], 1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""

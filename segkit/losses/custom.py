@@ -27,9 +27,9 @@ def masked_mean(values: Tensor, target: Target) -> Tensor:
     valid = torch.ones((), dtype=torch.bool, device=values.device) if target.valid is None else target.valid
     weight = _aligned(valid.to(values.dtype), target.valid_per_class, has_channels)
     if target.pixel_weight is not None:
-        weight = weight * _aligned(target.pixel_weight.to(values.dtype), target.weight_per_class, has_channels)
-    weight = weight.expand_as(values)
-    total = weight.sum()
+        pixel_weight = _aligned(target.pixel_weight.to(values.dtype), target.weight_per_class, has_channels)
+        weight = torch.where(weight > 0, pixel_weight, 0)
+    total = weight.expand_as(values).sum()
     return (values * weight).sum() / torch.where(total > 0, total, 1)
 
 

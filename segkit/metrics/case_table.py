@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from segkit.labels import Labels
 from segkit.metrics.overlap import dice, generalized_dice, iou, precision, recall, specificity, volume_difference
 from segkit.metrics.rules import PER_CASE_METRICS, SEGKIT, EmptyClassRule, EmptyClassScore, Rules
 from segkit.metrics.surface import SURFACE_METRICS
+from segkit.utils.text import did_you_mean
 
 KEYS = ["case", "group", "class"]
 COUNTS = ["tp", "predicted", "reference"]
@@ -40,9 +40,8 @@ def check_metrics(metrics: Sequence[str]) -> None:
     """Raise ValueError if a metric is unknown or named twice, or if there are none."""
     for metric in metrics:
         if metric not in METRICS:
-            close = difflib.get_close_matches(metric, METRICS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"expected metrics among {', '.join(METRICS)}, got {metric}{hint}")
+            expected = f"expected metrics among {', '.join(METRICS)}"
+            raise ValueError(f"{expected}, got {metric}{did_you_mean(metric, METRICS)}")
     if not metrics or len(set(metrics)) != len(metrics):
         raise ValueError(f"expected at least one metric, each named once, got {', '.join(metrics) or 'none'}")
 

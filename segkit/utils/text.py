@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def listed(names: Sequence[object], *, limit: int = 6, separator: str = ", ") -> str:
@@ -15,3 +16,14 @@ def listed_lines(names: Sequence[object], *, limit: int = 10) -> str:
     """The same with one indented line per name. The text begins with a line break."""
     more = [f"and {len(names) - limit} more"] if len(names) > limit else []
     return "".join(f"\n  {line}" for line in [*names[:limit], *more])
+
+
+def nearest_name(name: object, known: Iterable[object], *, similarity: float = 0.65) -> str | None:
+    """The known name that `name` probably means; None if none has at least this similarity (0 to 1)."""
+    return next(iter(difflib.get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=similarity)), None)
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """A suggestion to append to a message that lists the known names; empty if none is close."""
+    nearest = nearest_name(name, known, similarity=0.5)
+    return f"; did you mean {nearest}?" if nearest else ""
