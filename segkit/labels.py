@@ -20,6 +20,9 @@ assert_async = torch._assert_async  # pyright: ignore[reportPrivateImportUsage] 
 
 Mode = Literal["multiclass", "binary", "multilabel"]
 
+BACKGROUND = "background"
+# what the first class of a data set is called, without capitals and underscores, if its pixels belong to no object
+BACKGROUND_NAMES = ("background", "bg", "bkg", "backgr", "unlabeled", "unlabelled", "none", "void")
 PADDING_UINT8 = 255
 PADDING_WIDE = 65535
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -95,8 +98,10 @@ class Labels:
     mode: `multiclass` for mutually exclusive classes, `binary` for two of them with one channel, `multilabel` for
         classes that may overlap.
     ignore_index: mask value of pixels that are excluded from losses and scores; None if there is no such value.
-    background: name of the background class. If it is one of `names`, all other classes are foreground; otherwise all
-        classes are.
+    background: name of the background class, which is left out of means over classes. If it is one of `names`, all
+        other classes are foreground; otherwise all classes are. By default it is `background`, or the first class if
+        its name is another usual word for it, such as `Background`, `bg`, `_background_` or `unlabeled`; an empty text
+        means that there is none.
     regions: only for `multilabel`: defines each class as a union of values of an integer mask, such as
         `{"whole": [1, 2], "core": [2]}`. Masks stay integer masks and are expanded on the device.
 
@@ -106,13 +111,16 @@ class Labels:
     names: Sequence[str]
     mode: Mode = "multiclass"
     ignore_index: int | None = None
-    background: str = "background"
+    background: str = BACKGROUND
     regions: Mapping[str, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.names, (str, Mapping)) or not all(isinstance(name, str) for name in self.names):
             raise ValueError(f"expected a list of class names in the order of their numbers, got {self.names!r}")
         object.__setattr__(self, "names", tuple(self.names))
+        if self.background == BACKGROUND and BACKGROUND not in self.names:
+            first = next((name for name in self.names[:1] if name.strip(" _-").lower() in BACKGROUND_NAMES), BACKGROUND)
+            object.__setattr__(self, "background", first)
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"expected unique class names, got {list(self.names)}")
         if self.mode not in ("multiclass", "binary", "multilabel"):

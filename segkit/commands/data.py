@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ from segkit.data.inspection.checks import (
     try_split,
 )
 from segkit.data.sampling import Key
-from segkit.data.splits import PARTS
+from segkit.data.splits import PARTS, Split
+from segkit.experiment.augmentation_effect import augmentation_warnings, augmented_pixels, describe_effect
 from segkit.experiment.build import (
     build_augment_from,
     build_data,
     build_labels,
     build_source,
+    fitted_data,
     load_config,
     padding_multiple,
     split_cases,
@@ -50,6 +52,7 @@ from segkit.utils.errors import DataError
 from segkit.utils.files import replace_text
 
 FOLDS = 5
+AUGMENTED_CASES, AUGMENTED_SAMPLES = 8, 4  # of which `check` looks at the intensities after augmentation
 MAX_NAMED = 3  # unused files named on the console
 NAMES_HINT = [
     "class names in the order of the class numbers: rename them as you like;",
@@ -89,6 +92,8 @@ def check(
     findings += split_findings
     findings += find_problems(summaries, source.cases, split, labels)
     findings += _mirror_findings(config, summaries)
+    effect, effect_findings = _augmentation_effect(config, labels, source, split, summaries)
+    findings += effect_findings
     result = {
         "cases": len(source.cases),
         "groups": len({case.group for case in source.cases}),
@@ -96,6 +101,7 @@ def check(
         "split": None if split is None else split.content_hash,
         "parts": {} if split is None else {part: len(getattr(split, part)) for part in PARTS},
         "classes": class_table(summaries, labels),
+        "augmentation": effect,
         "findings": [asdict(finding) for finding in findings],
     }
     if written is not None:
@@ -135,6 +141,24 @@ def _mirror_findings(config: Config, summaries: Sequence[CaseSummary]) -> list[F
     """Warnings about augmentation that swaps left and right classes."""
     dims = next((len(summary.shape) - 1 for summary in summaries if summary.shape), 2)
     return [Finding("warning", text) for text in mirror_warnings(config.labels.names, config.augment, dims)]
+
+
+def _augmentation_effect(
+    config: Config, labels: Labels, source: Source, split: Split | None, summaries: Sequence[CaseSummary]
+) -> tuple[str, list[Finding]]:
+    """What augmentation does to the intensities of some training cases, as text and as warnings."""
+    readable = {case.name for case in summaries if not case.errors and case.labelled}
+    training = [] if split is None else [name for name in split.train if name in readable]
+    if not training or not config.augment.transforms:
+        return "", []
+    some = Split(train=tuple(spread(training, AUGMENTED_CASES)), validation=(), test=())
+    without_cache = replace(config, loader=config.loader.model_copy(update={"cache": "none"}))
+    try:
+        data = fitted_data(without_cache, labels, source, some, multiple=padding_multiple(config, labels))
+        pixels = augmented_pixels(without_cache, data, len(some.train), AUGMENTED_SAMPLES)
+    except ValueError as error:  # cases that do not fit together have findings of their own
+        return "", [Finding("error", f"augmenting a training case fails: {error}")]
+    return describe_effect(pixels), [Finding("warning", text) for text in augmentation_warnings(pixels)]
 
 
 def inspect(root: Path, written: Path, *, memory: float, console: Console) -> None:
@@ -229,8 +253,7 @@ def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, 
     config = load_config(path, [*overrides, "loader.cache=none"])
     labels = build_labels(config)
     data = build_data(config, labels, multiple=padding_multiple(config, labels))
-    augment = build_augment_from(config, labels)
-    training = training_set(config, data, augment)
+    training = training_set(config, data, build_augment_from(config, labels))
     rows = []
     for number in spread(range(len(training)), cases):
         raw = data.source.read(training.cases[number])
@@ -239,7 +262,12 @@ def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, 
         patches = [(sample["image"].numpy(), sample["mask"].numpy()) for sample in augmented]
         rows.append((training.cases[number].name, [(raw.image, raw.mask), *patches]))
     transforms = ", ".join(transform.name for transform in config.augment.transforms) or "no augmentation"
-    contact_sheet(rows, labels, written, f"{config.name}: as stored, and {samples} samples of each: {transforms}")
+    pixels = augmented_pixels(config, data, cases, samples)
+    title = f"{config.name}: as stored, and {samples} samples of each: {transforms}"
+    contact_sheet(rows, labels, written, title, histograms=[(case.before, case.after) for case in pixels])
+    console.print(describe_effect(pixels), markup=False, highlight=False, soft_wrap=True)
+    for text in augmentation_warnings(pixels):
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"written to {written}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -24,7 +24,7 @@ class PreparedCase:
 
     image: float32 [C, *S]. mask: uint8 or int32, [*S] or [K, *S]. Both may be read lazily from disk.
     shift, scale: float32 [C].
-    limits: the intensities that are 0 and 1 for augmentation that runs before normalisation.
+    low, width: float32 [C], the range of the case after normalisation, see `Preprocess.case_range`.
     spacing: length D.
     foreground: pixels that patches may be centred on.
     """
@@ -33,7 +33,8 @@ class PreparedCase:
     mask: Pixels
     shift: np.ndarray
     scale: np.ndarray
-    limits: tuple[float, float]
+    low: np.ndarray
+    width: np.ndarray
     spacing: tuple[float, ...]
     foreground: Locations
 
@@ -128,13 +129,15 @@ def _from_disk(
 def _measured(raw: RawCase, preprocess: Preprocess, labels: Labels, locate: Balance | None) -> dict[str, np.ndarray]:
     assert raw.mask is not None
     shift, scale = preprocess.intensity_map(raw.image)
+    low, width = preprocess.case_range(raw.image, shift, scale)
     dims = raw.image.ndim - 1
     no_locations = Locations(np.zeros((0, dims), np.int64), np.zeros(1, np.int64))
     foreground = no_locations if locate is None else find_locations(raw.mask, labels, dims, locate)
     return {
         "shift": shift,
         "scale": scale,
-        "limits": unit_limits(raw.image),
+        "low": low,
+        "width": width,
         "places": foreground.places,
         "starts": foreground.starts,
     }
@@ -144,9 +147,9 @@ def _prepared(
     image: Pixels, mask: Pixels | None, spacing: tuple[float, ...], numbers: Mapping[str, np.ndarray]
 ) -> PreparedCase:
     assert mask is not None
-    low, high = numbers["limits"].tolist()
     foreground = Locations(numbers["places"], numbers["starts"])
-    return PreparedCase(image, mask, numbers["shift"], numbers["scale"], (low, high), spacing, foreground)
+    intensities = {name: numbers[name] for name in ("shift", "scale", "low", "width")}
+    return PreparedCase(image, mask, **intensities, spacing=spacing, foreground=foreground)
 
 
 def cache_content(raw: RawCase) -> Content:
@@ -160,15 +163,3 @@ def raw_case_from(entry: Entry) -> RawCase:
     mask = entry.arrays.get("mask")
     spacing = tuple(entry.numbers["spacing"].tolist())
     return RawCase(entry.arrays["image"][...], None if mask is None else mask[...], spacing)
-
-
-def unit_limits(image: np.ndarray) -> np.ndarray:
-    """The intensities to map to 0 and 1 before augmentation: float64 [2].
-
-    They are 0 and 1 for an image in that range, otherwise the 0.5th and 99.5th percentiles. Percentiles keep a few very
-    bright pixels from making all others dark.
-    """
-    if image.min() >= 0 and image.max() <= 1:
-        return np.array([0.0, 1.0])
-    low, high = np.percentile(image, (0.5, 99.5))
-    return np.array([low, high if high > low else low + 1.0])

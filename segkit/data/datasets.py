@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from segkit.data.augment import Augment, NoAugment
 from segkit.data.case_store import CaseStore, PreparedCase
 from segkit.data.cases import Case, RawCase, Source
-from segkit.data.preprocess import Preprocess
+from segkit.data.preprocess import Preprocess, linear
 from segkit.data.sampling import Balance, Key, cut, place_window, sample_seeds
 from segkit.labels import Labels
 
@@ -84,17 +84,14 @@ class TrainingSet(Dataset):
     def _transform(
         self, prepared: PreparedCase, image: np.ndarray, mask: np.ndarray, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        def normalise(image: np.ndarray) -> np.ndarray:
-            return self.preprocess.normalise(image, prepared.shift, prepared.scale)
-
-        if self.augment.before_normalisation:
-            low, high = prepared.limits
-            if (low, high) == (0.0, 1.0):  # the usual case for 2D images; saves two passes
-                image, mask = self.augment(image, mask, seed)
-                return normalise(image), mask
-            image, mask = self.augment((image - low) / (high - low), mask, seed)
-            return normalise(image * (high - low) + low), mask
-        return self.augment(normalise(image), mask, seed)
+        """Augment in the units that the engine expects, and normalise."""
+        shift, scale = prepared.shift, prepared.scale
+        units = self.preprocess.augmentation_units(self.augment.units, prepared.low, prepared.width)
+        if units is None:
+            return self.augment(self.preprocess.normalise(image, shift, scale), mask, seed)
+        origin, unit = units
+        image, mask = self.augment(linear(image, shift + origin * scale, unit * scale), mask, seed)
+        return linear(image, -origin / unit, 1 / unit), mask
 
     def _centre(self, prepared: PreparedCase, placing: np.random.Generator) -> np.ndarray | None:
         on_foreground = placing.random() < self.foreground

@@ -14,7 +14,12 @@ from segkit.utils.errors import DataError
 from segkit.utils.padding import Multiple
 
 Intensity = Literal["zscore", "dataset", "percentile", "none"]
+# What augmentation sees. `range`: the range of the case is 0 to 1. `deviations`: a mean of 0 and a standard
+# deviation of 1, or a range of the case of -2 to 2 where the normalisation is another one. `any`: it does not matter.
+Units = Literal["range", "deviations", "any"]
 PERCENTILES = (0.5, 99.5)
+# pixels per case and channel from which percentiles are estimated: of all cases together, and of a single case
+SAMPLED, SAMPLED_OF_CASE = 1000, 20_000
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,11 @@ class Preprocess:
     dims: number of spatial axes D.
     intensity: `zscore` normalises each channel of each case to mean 0 and standard deviation 1. `dataset` does so with
         the mean and standard deviation of all training cases. `percentile` maps the 0.5th and 99.5th percentiles of
-        each channel and case to 0 and 1 and clips. `none` leaves intensities unchanged.
+        each channel and case to 0 and 1; values beyond them stay distinct, below 0 and above 1. `none` leaves
+        intensities unchanged.
     shift, scale: length C, mean and standard deviation fitted by `dataset`; empty otherwise.
+    low, high: length C, the usual range of normalised images: the 0.5th and 99.5th percentiles of all training cases
+        together. It limits the strength of augmentation, see `case_range`.
     spacing: length D, the spacing to which images are resampled, in mm for volumes; None does not resample.
     multiple: the sides of a batch are padded to multiples of this number, or of one number per axis.
     """
@@ -36,8 +44,11 @@ class Preprocess:
     intensity: Intensity
     shift: tuple[float, ...]
     scale: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
     spacing: tuple[float, ...] | None
     multiple: Multiple
+    clips: bool = False  # `percentile` of version 0.1 clipped to 0..1, which its checkpoints need
 
     @classmethod
     def fit(
@@ -62,7 +73,8 @@ class Preprocess:
             statistics.add(case, raw, measure=intensity == "dataset")
         channels, dims = statistics.shape()
         shift, scale = statistics.moments() if intensity == "dataset" else ((), ())
-        return cls(channels, dims, intensity, shift, scale, statistics.target(spacing), multiple)
+        low, high = statistics.usual_range(intensity)
+        return cls(channels, dims, intensity, shift, scale, low, high, statistics.target(spacing), multiple)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as numbers, strings and lists."""
@@ -70,7 +82,10 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preprocess:
-        """Restore the preprocessing from the result of `to_dict`."""
+        """Restore the preprocessing from the result of `to_dict`, or of an earlier version without a range."""
+        if "low" not in plain:
+            unit = {"low": (0.0,) * plain["channels"], "high": (1.0,) * plain["channels"]}
+            plain = {**plain, **unit, "clips": plain["intensity"] == "percentile"}
         options: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
         }
@@ -105,24 +120,40 @@ class Preprocess:
                 f"expected an image with {self.channels} channels and {self.dims} spatial axes, as in training, "
                 f"got {image.shape[0]} and {image.ndim - 1}"
             )
-        flat = image.reshape(self.channels, -1)
-        if self.intensity == "none":
-            shift, scale = np.zeros(self.channels), np.ones(self.channels)
-        elif self.intensity == "dataset":
-            shift, scale = np.array(self.shift), np.array(self.scale)
-        elif self.intensity == "zscore":
-            shift, scale = flat.mean(1, dtype=np.float64), flat.std(1, dtype=np.float64)
-        else:
-            shift, high = np.percentile(flat, PERCENTILES, axis=1)
-            scale = high - shift
-        return shift.astype(np.float32), _no_zeros(scale).astype(np.float32)
+        if self.intensity == "dataset":
+            return np.asarray(self.shift, np.float32), np.asarray(self.scale, np.float32)
+        shift, scale = _shift_and_scale(image.reshape(self.channels, -1), self.intensity)
+        return shift.astype(np.float32), scale.astype(np.float32)
 
     def normalise(self, image: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """Return (image - shift) / scale, float32 [C, *S], clipped to 0..1 for `percentile`."""
-        per_channel = (-1, *(1,) * (image.ndim - 1))
-        normalised = image - shift.reshape(per_channel)
-        normalised /= scale.reshape(per_channel)
-        return np.clip(normalised, 0, 1, out=normalised) if self.intensity == "percentile" else normalised
+        """Return (image - shift) / scale, float32 [C, *S]."""
+        normalised = linear(image, shift, scale)
+        return np.clip(normalised, 0, 1, out=normalised) if self.clips else normalised
+
+    def case_range(self, image: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The lower end and the width of the range of a case [C, *S] after normalisation, float32 [C].
+
+        The range lies between its 0.5th and 99.5th percentiles, but is no wider than the usual range of the training
+        cases, so that neither an unusual image nor a few very bright pixels make augmentation strong.
+        """
+        pixels = linear(_sampled(image.reshape(self.channels, -1), SAMPLED_OF_CASE), shift, scale)
+        low, high = np.percentile(pixels, PERCENTILES, axis=1)
+        usual = np.subtract(self.high, self.low)
+        width = np.where(high > low, np.minimum(high - low, usual), usual)
+        return low.astype(np.float32), width.astype(np.float32)
+
+    def augmentation_units(
+        self, units: Units, low: np.ndarray, width: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The normalised intensities, float32 [C], that augmentation sees as 0 and as a difference of 1.
+
+        low, width: the range of the case. Returns None if augmentation sees normalised images as they are.
+        """
+        if units == "range":
+            return low, width
+        if units == "deviations" and self.intensity in ("percentile", "none"):
+            return low + width / 2, width / 4
+        return None
 
 
 @dataclass
@@ -134,6 +165,7 @@ class TrainingStatistics:
     pixels: int = 0
     mean: np.ndarray = field(default_factory=lambda: np.zeros(1))
     squares: np.ndarray = field(default_factory=lambda: np.zeros(1))  # sum of squared deviations from the mean
+    sampled: list[np.ndarray] = field(default_factory=list)  # evenly spaced pixels [C, N] of each case
 
     def add(self, case: Case, raw: RawCase, *, measure: bool) -> None:
         """Add a case. measure: whether to update mean and standard deviation.
@@ -151,8 +183,10 @@ class TrainingStatistics:
                 f"case {case.name} has {channels} and {dims}; convert one of them"
             )
         self.spacings.append(raw.spacing)
+        flat = raw.image.reshape(channels, -1)
+        self.sampled.append(_sampled(flat, SAMPLED))
         if measure:
-            self._measure(raw.image.reshape(len(raw.image), -1))
+            self._measure(flat)
 
     def _measure(self, flat: np.ndarray) -> None:
         """Merge the mean and squared deviations of an image into those of all previous ones (Chan et al. 1979)."""
@@ -176,6 +210,17 @@ class TrainingStatistics:
         deviation = _no_zeros(np.sqrt(self.squares / self.pixels))
         return tuple(self.mean.tolist()), tuple(deviation.tolist())
 
+    def usual_range(self, intensity: Intensity) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The lower and upper end of the usual range of each normalised channel; 1 apart for a constant channel."""
+        if intensity == "dataset":
+            mean, deviation = self.moments()
+            maps = [(np.array(mean), np.array(deviation))] * len(self.sampled)
+        else:
+            maps = [_shift_and_scale(pixels, intensity) for pixels in self.sampled]
+        normalised = [linear(pixels, *numbers) for pixels, numbers in zip(self.sampled, maps, strict=True)]
+        low, high = np.percentile(np.concatenate(normalised, axis=1), PERCENTILES, axis=1)
+        return tuple(low.tolist()), tuple(np.where(high > low, high, low + 1).tolist())
+
     def target(self, spacing: Sequence[float] | str | None) -> tuple[float, ...] | None:
         """The target spacing as numbers; None if images are not resampled. Raises ValueError for an invalid option."""
         if spacing is None:
@@ -188,6 +233,31 @@ class TrainingStatistics:
         if len(spacing) != dims or not all(length > 0 for length in spacing):
             raise ValueError(f"expected spacing to be {dims} positive lengths, got {list(spacing)}")
         return tuple(float(length) for length in spacing)
+
+
+def _sampled(flat: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` evenly spaced pixels of [C, N]."""
+    return flat[:, np.linspace(0, flat.shape[1] - 1, min(limit, flat.shape[1])).round().astype(np.int64)]
+
+
+def _shift_and_scale(flat: np.ndarray, intensity: Intensity) -> tuple[np.ndarray, np.ndarray]:
+    """The normalisation of a case by its own pixels [C, N]: shift and scale, float64 [C]."""
+    if intensity == "none":
+        return np.zeros(len(flat)), np.ones(len(flat))
+    if intensity == "zscore":
+        shift, scale = flat.mean(1, dtype=np.float64), flat.std(1, dtype=np.float64)
+    else:
+        shift, high = np.percentile(flat, PERCENTILES, axis=1)
+        scale = high - shift
+    return shift, _no_zeros(scale)
+
+
+def linear(image: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return (image - shift) / scale of each channel, [C, *S]."""
+    per_channel = (-1, *(1,) * (image.ndim - 1))
+    result = image - shift.reshape(per_channel)
+    result /= scale.reshape(per_channel)
+    return result
 
 
 def _no_zeros(scale: np.ndarray) -> np.ndarray:

@@ -14,11 +14,11 @@ import numpy as np
 
 from segkit.data.cases import Case, MaskFile, RawCase, check_finite, mask_dtype
 from segkit.data.formats import EXTENSIONS, FORMATS, Format, case_name, format_name, format_of, is_image, is_raster
-from segkit.data.formats.geometry import Geometry, check_same_geometry, ras_affine, ras_orientation
+from segkit.data.formats.geometry import Geometry, check_same_geometry, covers_less, ras_orientation, slices_in
 from segkit.data.mask_encoding import AS_STORED, MaskEncoding
 from segkit.data.mask_validation import Advice, check_mask, likely_cause
 from segkit.labels import Labels
-from segkit.utils.errors import DataError, DataErrors, MissingExtra
+from segkit.utils.errors import DataError, DataErrors, MissingExtra, reason
 
 
 def image_files(source: Path) -> list[Path]:
@@ -179,12 +179,12 @@ def read_files(case: Case, labels: Labels, encoding: MaskEncoding = AS_STORED) -
     size = mask.shape[1:] if labels.has_mask_channels else mask.shape
     mask_format = format_of(mask_file)
     if size != image.shape[1:] and mask_format is not None and mask_format.is_sliced:
-        mask = _fill_slices(mask, image_file, mask_file, _where(case.name, mask_file))
+        mask = _fit_slices(mask, image.shape[1:], image_file, mask_file, _where(case.name, mask_file))
         size = mask.shape[-len(spacing) :]
     if size != image.shape[1:]:
         raise DataError(
             f"{_where(case.name, image_file)}: expected a mask of the image's size {list(image.shape[1:])}, "
-            f"got {list(size)} in {mask_file}; save both on the same grid"
+            f"got {list(size)} in {mask_file}; save both on the same grid{_turned(image_file, mask_file)}"
         )
     check_geometry(image_file, mask_file, _where(case.name, image_file))
     return RawCase(image, mask, spacing)
@@ -205,6 +205,19 @@ def number_type(path: Path) -> str:
         return "" if file_format.number_type is None else file_format.number_type(path)
 
 
+def orientation(path: Path) -> int:
+    """The EXIF orientation by which viewers turn a picture, 1 if it is shown as it is stored."""
+    with _reading(path, f"file {path}") as file_format:
+        return 1 if file_format.orientation is None else file_format.orientation(path)
+
+
+def _turned(image: Path, mask: Path) -> str:
+    """What to say about an image and a mask of different sizes if one of them is turned by its EXIF orientation."""
+    turned = [(path, number) for path, number in ((path, orientation(path)) for path in (image, mask)) if number != 1]
+    texts = [f"{path} is turned by its EXIF orientation {number}" for path, number in turned]
+    return f" ({' and '.join(texts)}: the mask must show the picture as viewers show it)" if texts else ""
+
+
 def check_geometry(image: Path, mask: Path, where: str, *, exactly: bool = False) -> None:
     """Check that image and mask have the same geometry, see `check_same_geometry`.
 
@@ -212,7 +225,11 @@ def check_geometry(image: Path, mask: Path, where: str, *, exactly: bool = False
     other file must not be a raster image. Raises DataError otherwise.
     """
     image_geometry, mask_geometry = geometry_of(image, where), geometry_of(mask, where)
+    mask_format = format_of(mask)
     if image_geometry is not None and mask_geometry is not None:
+        if mask_format is not None and mask_format.is_sliced and covers_less(mask_geometry, image_geometry, where):
+            slices_in(image_geometry, mask_geometry, image, where)
+            return
         check_same_geometry(image_geometry, mask_geometry, str(mask), where, exactly=exactly)
     elif image_geometry is not None:
         _check_not_reoriented("image", image_geometry, mask, where)
@@ -240,23 +257,22 @@ def geometry_of(path: Path, where: str) -> Geometry | None:
         return None if file_format.read_geometry is None else file_format.read_geometry(path, where)
 
 
-def _fill_slices(mask: np.ndarray, image_file: Path, mask_file: Path, where: str) -> np.ndarray:
-    """Extend a mask that covers only some slices of its image to all of them, with 0 in the others.
+def _fit_slices(mask: np.ndarray, size: tuple[int, ...], image_file: Path, mask_file: Path, where: str) -> np.ndarray:
+    """Fit a mask of single slices to its image: without its axis of slices for a plane, or with 0 in the slices of a
+    volume that it does not cover.
 
     Raises DataError if its slices are not slices of the image.
     """
+    if len(size) == 2:
+        axes = [axis for axis in range(mask.ndim - 3, mask.ndim) if mask.shape[axis] == 1]
+        planes = [plane for plane in (mask.squeeze(axis) for axis in axes) if plane.shape[-2:] == size]
+        return planes[0] if planes else mask
     image_geometry, mask_geometry = geometry_of(image_file, where), geometry_of(mask_file, where)
     if image_geometry is None or mask_geometry is None:
         return mask
-    to_voxels = np.linalg.inv(ras_affine(image_geometry, where)) @ ras_affine(mask_geometry, where)
-    start = np.rint(to_voxels[:3, 3]).astype(int)
-    size = np.array(image_geometry.shape)[np.argsort(ras_orientation(image_geometry.affine, where)[:, 0])]
-    stop = start + np.array(mask.shape[-3:])
-    aligned = np.allclose(to_voxels[:3, :3], np.eye(3), atol=0.01) and np.allclose(to_voxels[:3, 3], start, atol=0.1)
-    if not aligned or (start < 0).any() or (stop > size).any():
-        raise DataError(f"{where}: expected its slices to be slices of {image_file}; resample it to the image's grid")
-    full_mask = np.zeros((*mask.shape[:-3], *size), mask.dtype)
-    full_mask[(..., *(slice(first, last) for first, last in zip(start, stop, strict=True)))] = mask
+    slices = slices_in(image_geometry, mask_geometry, image_file, where)
+    full_mask = np.zeros((*mask.shape[: mask.ndim - 3], *size), mask.dtype)
+    full_mask[(..., *slices)] = mask
     return full_mask
 
 
@@ -289,5 +305,5 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
     except Exception as error:  # libraries raise exceptions of any type for damaged files
         raise DataError(
             f"{where}: the file cannot be read as {name}; it may be truncated or of another format; "
-            f"copy or export it again ({type(error).__name__}: {error})"
+            f"copy or export it again ({reason(error)})"
         ) from error

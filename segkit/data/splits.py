@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from segkit.data.cases import Case
+from segkit.data.documents import read_document
 from segkit.utils.errors import DataError
 from segkit.utils.text import listed_lines
 
@@ -197,12 +198,7 @@ def lists_split(
 
 
 def _read_lists(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"the split file {file} cannot be read: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
-        raise DataError(f"{file}: expected lists of case names under {', '.join(PARTS)}")
+    content = read_document(Path(file), dict[str, list[str | int]])
     unknown = [key for key in content if key not in PARTS]
     if unknown:
         raise DataError(f"{file}: expected the keys {', '.join(PARTS)}, got {', '.join(unknown)}")

@@ -60,6 +60,9 @@ TABLES: dict[str, Table] = {
 }
 
 
+# what is read from a file has changed: EXIF orientations (2)
+READING = 2
+
 ConfigSource = str | Path | Mapping[str, Any]
 
 
@@ -149,7 +152,13 @@ def build_data(
     network. cache: the folder of the disk cache.
     """
     source = _cached(config, build_source(config, labels), cache)
-    split = split_cases(config, source)
+    return fitted_data(config, labels, source, split_cases(config, source), multiple=multiple)
+
+
+def fitted_data(
+    config: Config, labels: Labels, source: Source, split: Split, *, multiple: Callable[[int], Multiple]
+) -> Data:
+    """The data of a split, with the preprocessing fitted on its training part. See `build_data`."""
     store = CaseStore(source, config.loader.cache)
     by_name = {case.name: case for case in source.cases}
     memory = _memory(config, store, [by_name[name] for name in split.train], len(split.train + split.validation))
@@ -181,7 +190,9 @@ def _cached(config: Config, source: Source, folder: Path | None) -> Source:
     if folder is None:
         raise ConfigError("loader.cache: disk needs loader.cache_dir in this command")
     content = config.experiment()
-    return CachedSource(source, DiskCache(folder, {key: content[key] for key in ("data", "labels")}))
+    return CachedSource(
+        source, DiskCache(folder, {key: content[key] for key in ("data", "labels")} | {"reading": READING})
+    )
 
 
 def build_model(config: Config, in_channels: int, labels: Labels, dims: int) -> nn.Module:

@@ -22,7 +22,7 @@ def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:
     lateral = 0 if dims == 3 else 1
     mirrored = any(
         transform.name == "horizontal_flip"
-        or (transform.name == "flip" and lateral in [axis % dims for axis in transform.args["axes"]])
+        or (transform.name == "flip" and _flips(transform.args["axes"], lateral, dims))
         for transform in augment.transforms
     )
     if not sided or not mirrored:
@@ -31,6 +31,11 @@ def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:
         f"the flip turns left into right, but the classes {', '.join(sided)} keep their names: list the pairs to swap "
         "under `augment`, `swap_on_flip: [[left ..., right ...]]`, or remove the flip"
     ]
+
+
+def _flips(axes: Any, axis: int, dims: int) -> bool:
+    """Whether the option `axes` of a flip contains an axis."""
+    return axes == "all" or axis in [one % dims for one in axes]
 
 
 def loss_warnings(terms: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,10 +12,14 @@ from segkit.config import Config
 from segkit.experiment.build import Data, scoring_of
 from segkit.experiment.build_training import Built
 from segkit.experiment.preflight import loss_notes, loss_warnings, mirror_warnings
+from segkit.labels import Labels
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Run
 from segkit.training.trainer import Experiment
+from segkit.utils.text import listed
+
+SHOWN_CLASSES = 8
 
 
 def print_profile(profiler: Profiler, console: Console) -> None:
@@ -61,11 +65,21 @@ def header(config: Config, experiment: Experiment, data: Data) -> list[str]:
     processes = experiment.processes.world_size
     return [
         f"[bold]{escape(config.name)}[/bold]  {parts} cases, {channels} image channels, {experiment.device}",
+        escape(counted_classes(data.labels)),
         f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
         f"{settings.limits.steps} steps of {shown_batch(config)}, {settings.steps_per_epoch} per epoch"
         + (f", in {processes} processes" if processes > 1 else ""),
         *on_micro_batches(experiment),
     ]
+
+
+def counted_classes(labels: Labels) -> str:
+    """Which classes count as foreground, so that means are over them."""
+    if labels.mode == "binary":
+        return f"scored class: {labels.names[1]}; {labels.names[0]} is everything else"
+    counted = listed([labels.names[channel] for channel in labels.foreground], limit=SHOWN_CLASSES)
+    without = f"without {labels.background}" if labels.background_channel is not None else "all classes"
+    return f"means over {len(labels.foreground)} classes, {without}: {counted}"
 
 
 def shown_batch(config: Config) -> str:

@@ -31,37 +31,47 @@ from segkit.losses.chunking import (
     softmax,
     weighted_sum,
 )
-from segkit.losses.pass_requests import TP, PixelSums, RequestedSums
+from segkit.losses.pass_requests import PixelSums, RequestedSums
 
 Slopes = Mapping[tuple[Any, ...], Tensor]
 
 
 def region_sums(p: Tensor, mask: MaskChunk, requested: RequestedSums, buffers: ScratchBuffers) -> list[Tensor]:
-    """The sums `tp`, and `predicted` for each power, [b, K] each; none if no region sums are requested."""
-    if not requested.powers:
-        return []
-    # With a product p * g, a loss would be least at p = 1 for any share g. sum(min(p, g)) equals the
-    # (sum p + sum g - sum |p - g|) / 2 of Wang et al. 2023 without its cancellation; for hard targets all are the same.
-    combine = torch.minimum if mask.soft else torch.mul
-    tp = weighted_sum(combine(p, mask.share, out=buffers("product", p.shape, p, p.dtype)), mask.weight)
-    return [tp, *(weighted_sum(p if power == 1 else p.square(), mask.weight) for power in requested.powers)]
+    """The sums `tp` and `predicted` for each power, [b, K] each; none if no region sums are requested.
+
+    The overlap is the (sum p^q + sum g^q - sum |p - g|^q) / 2 of Wang et al. 2023 for the power q, without its
+    cancellation: sum min(p, g) for 1 and sum p g for 2. Only with the same power as the sizes is a loss least, and 0,
+    where the probabilities equal the shares. For hard targets both are sum p g.
+    """
+    tps = []
+    for power in requested.powers:
+        combine = torch.minimum if mask.soft and power == 1 else torch.mul
+        tps.append(weighted_sum(combine(p, mask.share, out=buffers("product", p.shape, p, p.dtype)), mask.weight))
+    return [*tps, *(weighted_sum(p if power == 1 else p.square(), mask.weight) for power in requested.powers)]
 
 
 def _probability_slope(
     p: Tensor, mask: MaskChunk, requested: RequestedSums, slopes: Slopes, buffers: ScratchBuffers
 ) -> Tensor:
     """dL/dp through the region sums, [b, K, n]; arbitrary finite values at ignored pixels."""
-    slope = buffers("product", p.shape, p, p.dtype)
-    tp_slope = _slope_of_sum(slopes, TP, p)
-    if mask.soft:  # at p = share, the mean of the slopes on both sides
-        below = (p < mask.share).to(p.dtype).add_((p == mask.share).to(p.dtype), alpha=0.5)
-        slope = torch.mul(below, tp_slope, out=slope)
-    else:
-        slope = torch.mul(mask.share, tp_slope, out=slope)
+    memory = buffers("product", p.shape, p, p.dtype)
+    slope: Tensor | None = None
     for power in requested.powers:
+        tp_slope = _slope_of_sum(slopes, ("tp", power), p)
+        overlap = _overlap_slope(p, mask, power)
+        slope = torch.mul(overlap, tp_slope, out=memory) if slope is None else slope.addcmul_(overlap, tp_slope)
         predicted_slope = _slope_of_sum(slopes, ("predicted", power), p)
         slope.add_(predicted_slope if power == 1 else 2 * predicted_slope * p)
+    assert slope is not None
     return slope if mask.weight is None else slope.mul_(mask.weight)
+
+
+def _overlap_slope(p: Tensor, mask: MaskChunk, power: int) -> Tensor:
+    """The derivative of each pixel's overlap with respect to its probability, [b, K, n]."""
+    if not mask.soft or power == 2:
+        return mask.share
+    # at p = share, the mean of the slopes on both sides
+    return (p < mask.share).to(p.dtype).add_((p == mask.share).to(p.dtype), alpha=0.5)
 
 
 def _slope_of_sum(slopes: Slopes, name: tuple[Any, ...], like: Tensor) -> Tensor:

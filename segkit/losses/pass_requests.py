@@ -10,8 +10,6 @@ from torch import Tensor
 
 from segkit.losses.chunking import Activation, Batch
 
-TP = ("tp",)  # the name of the sum of the overlaps
-
 
 class PixelFunction(Protocol):
     """An elementwise function of the log-probability of a pixel's true class; it is 0 where that probability is 1."""
@@ -40,7 +38,8 @@ class PixelFunction(Protocol):
 class RegionSums:
     """The request of a region term: overlap and size of each class.
 
-    power: 2 sums the squared probabilities instead of the probabilities.
+    power: 2 sums the squared probabilities instead of the probabilities. The overlap is that of the same power, see
+        `segkit.losses.kernels.region_sums`.
     """
 
     activation: Activation
@@ -82,7 +81,7 @@ class RequestedSums:
     @property
     def names(self) -> list[tuple[Any, ...]]:
         """The names of the sums, in the order in which a kernel's `sums` returns them."""
-        region = [TP, *(("predicted", power) for power in self.powers)] if self.powers else []
+        region = [(name, power) for name in ("tp", "predicted") for power in self.powers]
         return [*region, *(("pixel", number) for number in range(len(self.pixel)))]
 
     @property

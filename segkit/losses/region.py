@@ -165,7 +165,8 @@ class Dice(RegionLoss):
     """1 - (2 tp + eps_n) / (predicted + reference + eps_d), averaged over classes (Milletari et al. 2016).
 
     per, empty, background, class_weights: see `ClassMean`.
-    power: 2 squares the probabilities, and the shares of soft targets, in `predicted` and `reference`.
+    power: 2 squares the probabilities, and the shares of soft targets, in `predicted` and `reference`; tp is then the
+        overlap of that power, so that the loss of soft targets is least where probabilities equal shares.
     eps: one number, or [numerator, denominator].
 
     Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie

@@ -33,7 +33,7 @@ from segkit.losses.chunking import (
     weighted_sum,
 )
 from segkit.losses.kernels import KERNELS
-from segkit.losses.pass_requests import TP, PixelSums, RegionSums, RequestedSums
+from segkit.losses.pass_requests import PixelSums, RegionSums, RequestedSums
 
 __all__ = ["Activation", "MaskSums", "PixelSums", "PixelTotals", "RegionSums", "Statistics", "mask_sums", "run_pass"]
 
@@ -44,7 +44,8 @@ Sums = RegionSums | PixelSums
 class Statistics:
     """The sums from which region terms are computed, each floating [B, K], or [1, K] when pooled with `per: batch`.
 
-    tp: the probability on the pixels of the class; for soft targets the sum of min(probability, share).
+    tp: the probability on the pixels of the class; for soft targets the sum of min(probability, share), with `power` 2
+        of probability * share.
     predicted: the sum of the probabilities, or of their squares with `power` 2.
     reference: the number of pixels of the class, for soft targets the sum of share^power; 0 for an absent class.
     pixels: the number of valid pixels; 0 where everything is ignored.
@@ -157,7 +158,7 @@ def run_pass(batch: Batch, requests: Sequence[Sums]) -> list[Statistics | PixelT
 
 def _statistics(request: RegionSums, named: dict[Any, Tensor], mask: MaskSums) -> Statistics:
     reference = mask.reference if request.power == 1 else mask.squared
-    return Statistics(named[TP], named["predicted", request.power], reference, mask.pixels)
+    return Statistics(named["tp", request.power], named["predicted", request.power], reference, mask.pixels)
 
 
 class _SharedPass(torch.autograd.Function):

@@ -23,6 +23,8 @@ def print_check(result: Mapping[str, Any], console: Console) -> None:
     console.print(
         f"{result['cases']} cases in {result['groups']} groups, {result['read']} readable{split}", highlight=False
     )
+    if result["augmentation"]:
+        console.print(result["augmentation"], highlight=False, soft_wrap=True)
     for finding in result["findings"]:
         style = STYLES[finding["level"]]
         console.print(f"[{style}]{finding['level']}[/] {escape(finding['text'])}", highlight=False, soft_wrap=True)

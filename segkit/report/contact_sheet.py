@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,14 +14,26 @@ from segkit.labels import Labels
 from segkit.report.overlays import class_patches, draw_classes, view_of
 
 PANEL_INCHES = 2.2
+BINS = 64
 
 Sample = tuple[np.ndarray, np.ndarray]  # image, mask
 
 
-def contact_sheet(rows: Sequence[tuple[str, Sequence[Sample]]], labels: Labels, path: Path, title: str) -> None:
+Pixels = Sequence[np.ndarray]  # one array [C, N] per sample
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[Sample]]],
+    labels: Labels,
+    path: Path,
+    title: str,
+    *,
+    histograms: Sequence[tuple[Pixels, Pixels]],
+) -> None:
     """Draw one row per case and save the sheet as an image.
 
-    Volumes are shown by the slice with the most foreground. Ignored pixels are drawn with grey stripes.
+    Volumes are shown by the slice with the most foreground. Ignored pixels are drawn with grey stripes. The last panel
+    of a row shows what augmentation does to the intensities.
 
     Args:
         rows: For each case its name and samples: the image as stored, then augmented ones. Images are [C, *S], masks
@@ -28,17 +41,19 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Sample]]], labels: Labels, 
         labels: The labels of the masks.
         path: The file to write.
         title: The title of the sheet.
+        histograms: For each case its normalised pixels without and with augmentation.
     """
     views = [[view_of(name, image, mask, labels) for image, mask in samples] for name, samples in rows]
     heights = [max(view.image.shape[0] / view.image.shape[1] for view in row) * PANEL_INCHES + 0.35 for row in views]
-    columns = max(map(len, views))
+    columns = max(map(len, views)) + 1
     figure = Figure(figsize=(PANEL_INCHES * columns, sum(heights) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for row_axes, row_views, (name, samples) in zip(axes, views, rows, strict=True):
-        for axis in row_axes:
+    for row_axes, row_views, (name, samples), pixels in zip(axes, views, rows, histograms, strict=True):
+        for axis in row_axes[:-1]:
             axis.set_axis_off()
+        _draw_histograms(row_axes[-1], *pixels)
         for number, (axis, view, (image, _mask)) in enumerate(zip(row_axes, row_views, samples, strict=False)):
             draw_classes(axis, view, labels)
             size = " x ".join(map(str, image.shape[1:]))
@@ -49,3 +64,14 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Sample]]], labels: Labels, 
         text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def _draw_histograms(axis: Any, before: Pixels, after: Pixels) -> None:
+    """Draw the distribution of normalised intensities without and with augmentation."""
+    values = [np.concatenate([part.ravel() for part in parts]) for parts in (before, after)]
+    edges = np.histogram_bin_edges(np.concatenate(values), bins=BINS)
+    for pixels, colour, label in zip(values, ("0.6", "tab:red"), ("as stored", "augmented"), strict=True):
+        axis.hist(pixels, bins=edges, density=True, histtype="step", color=colour, label=label)
+    axis.set_title("normalised intensities", fontsize=7)
+    axis.tick_params(labelsize=6, labelleft=False, left=False)
+    axis.legend(fontsize=6, frameon=False)

@@ -554,7 +554,9 @@ def test_a_preview_shows_the_input_of_the_network(tmp_path, monkeypatch):
     """The cases as stored, and the samples of the first epochs."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     drawn = []
-    monkeypatch.setattr(data, "contact_sheet", lambda rows, *rest: drawn.append(rows) or contact_sheet(rows, *rest))
+    monkeypatch.setattr(
+        data, "contact_sheet", lambda rows, *rest, **more: drawn.append(rows) or contact_sheet(rows, *rest, **more)
+    )
     options = ("--cases", "3", "--samples", "2", "--out", "sheet.png")
     tool("data", "preview", "--config", "tiny.yaml", *options, folder=tmp_path)
     with Image.open(tmp_path / "sheet.png") as picture:

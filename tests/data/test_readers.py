@@ -166,8 +166,8 @@ def test_damaged_files_are_named(file):
 
 
 def test_unknown_ending(tmp_path):
-    (tmp_path / "x.webp").write_bytes(b"GIF89a")
-    refused(tmp_path / "x.webp", "ending .nii.gz, .nii, .png")
+    (tmp_path / "x.exr").write_bytes(b"GIF89a")
+    refused(tmp_path / "x.exr", "ending .nii.gz, .nii, .png")
 
 
 @pytest.mark.parametrize("array", [np.array(["a", "b"]), np.ones((2, 3), complex), np.array([[{}]])])

@@ -283,7 +283,8 @@ def test_msd_classes(tmp_path):
         (None, "`root` is the folder"),
         ("{", "cannot be read as JSON"),
         ("{}", '"training" to be a list'),
-        ('{"training": [{"image": "x"}]}', '"training" to be a list'),
+        ('{"training": [{"image": "x"}]}', "training, 0, label: is missing"),
+        ('{"training": [{"image": "x", "label": 3}]}', "training, 0, label: expected a valid string, got 3"),
         ('{"training": []}', "found none"),
     ],
 )

@@ -171,8 +171,9 @@ def test_invalid_lists(options, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        ('["c1"]', "expected lists of case names"),
+        ("{", "cannot be read as JSON"),
+        ('["c1"]', "expected a valid dictionary"),
+        ('{"train": ["c1", {}]}', "train, 1: expected a valid"),
         ('{"val": ["c1"]}', "train, validation, test, got val"),
     ],
 )
@@ -180,7 +181,7 @@ def test_invalid_split_files(tmp_path, content, message):
     (tmp_path / "split.json").write_text(content)
     with pytest.raises(DataError, match=message):
         lists_split(TEN, file=tmp_path / "split.json")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="does not exist"):
         lists_split(TEN, file=tmp_path / "missing.json")
 
 

@@ -76,6 +76,33 @@ def test_dice_and_jaccard_equal_monai(options, library_options):
 
 
 @pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize(("name", "eps"), [("dice", 1e-5), ("jaccard", 0.5e-5)])
+def test_soft_targets_equal_monai_with_soft_labels(name, eps, power, mode):
+    losses = pytest.importorskip("monai.losses")
+    logits, _mask = batch(mode, (5, 6, 7), ignored=0.0, dtype=torch.float32)
+    soft = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1))
+    soft = soft / soft.sum(1, keepdim=True) if mode == "multiclass" else soft
+    activation = {"softmax": True} if mode == "multiclass" else {"sigmoid": True}
+    oracle = losses.DiceLoss(**activation, jaccard=name == "jaccard", squared_pred=power == 2, soft_label=True)
+    options = {"name": name, "per": "image", "empty": "keep", "eps": eps, "power": power}
+    agree(options, lambda z: oracle(z, soft), logits, soft, labels_of(mode))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("name", ["dice", "jaccard"])
+def test_a_prediction_equal_to_its_soft_target_has_the_least_loss(name, power):
+    loss = build_loss({"name": name, "power": power, "eps": 0.0}, labels_of("multilabel"))
+    shares = torch.full((1, 3, 4, 4), 0.3, dtype=torch.float64)
+    probabilities = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    values = torch.stack([loss(torch.logit(p).expand_as(shares), shares) for p in probabilities])
+    assert values.argmin() == 29  # p = 0.3
+    torch.testing.assert_close(values[29], torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
+    assert ((values >= -1e-12) & (values <= 1)).all()
+
+
+@pytest.mark.usefixtures("quiet")
 def test_multilabel_dice_equals_monai():
     losses = pytest.importorskip("monai.losses")
     logits, mask = batch("multilabel", (5, 6, 7), ignored=0.0, dtype=torch.float32)

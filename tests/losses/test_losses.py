@@ -147,8 +147,9 @@ def test_soft_targets(mode):
         cross_entropy = F.binary_cross_entropy_with_logits(logits, soft)
     assert_close(terms["cross_entropy"], cross_entropy)
     tp = torch.minimum(probabilities, soft).sum((0, 2, 3))
+    product = (probabilities * soft).sum((0, 2, 3))
     squares = (probabilities.square() + soft.square()).sum((0, 2, 3))
-    assert_close(terms["dice"], (1 - 2 * tp / squares).mean())
+    assert_close(terms["dice"], (1 - 2 * product / squares).mean())
     union = torch.maximum(probabilities, soft).sum((0, 2, 3))
     assert_close(terms["jaccard"], (1 - (tp + 1e-5) / (union + 1e-5)).mean())
     assert (

@@ -108,7 +108,9 @@ def loop_sums(z, g, valid, labels, weight, images, power=1):
         for b in images:
             for i in range(z.shape[2]):
                 if valid[b, k, i]:
-                    tp += weight[b, i] * min(p[b, k, i], g[b, k, i])
+                    difference = abs(p[b, k, i] - g[b, k, i])
+                    overlap = p[b, k, i] ** power + g[b, k, i] ** power - difference**power
+                    tp += weight[b, i] * overlap / 2
                     predicted += weight[b, i] * p[b, k, i] ** power
                     reference += weight[b, i] * g[b, k, i] ** power
         rows.append((tp, predicted, reference))

@@ -160,7 +160,8 @@ class Sums:
 
 
 def class_sums(pixels: Pixels, per: str, power: int = 1) -> list[list[Sums]]:
-    """tp = sum w min(p, g), predicted = sum w p^power and reference = sum w g^power of each class in each group."""
+    """predicted = sum w p^q, reference = sum w g^q and tp = sum w (p^q + g^q - |p - g|^q) / 2 of each class in each
+    group, where q is the power."""
     groups = [slice(None)] if per == "batch" else [slice(b, b + 1) for b in range(len(pixels.logits))]
     result = []
     for images in groups:
@@ -168,7 +169,8 @@ def class_sums(pixels: Pixels, per: str, power: int = 1) -> list[list[Sums]]:
         for k in range(pixels.labels.channels):
             valid = pixels.valid[images, k]
             p, g, w = pixels.p[images, k][valid], pixels.g[images, k][valid], pixels.w[images][valid]
-            row.append(Sums((w * torch.minimum(p, g)).sum(), (w * p**power).sum(), (w * g**power).sum()))
+            overlap = (p**power + g**power - (p - g).abs() ** power) / 2
+            row.append(Sums((w * overlap).sum(), (w * p**power).sum(), (w * g**power).sum()))
         result.append(row)
     return result
 

@@ -2,8 +2,11 @@
 
 All engines transform image and mask together and resample masks by nearest neighbours. Mask pixels from outside the
 image are set to the padding value, which counts in neither loss nor score. All random numbers are a function of the
-seed that is passed in. Albumentations and torchvision expect intensities in [0, 1] and therefore run before
-normalisation; MONAI runs after it.
+seed that is passed in.
+
+Intensities are changed in units of the training images' own range after normalisation (`Preprocess.low` and `high`),
+whatever the number type of their files. Albumentations and torchvision see this range as 0 to 1, MONAI sees normalised
+images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Albumentations for 2D images, with intensities in [0, 1], before normalisation."""
+"""Albumentations for 2D images, whose usual intensities are 0 to 1."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from segkit.data.augment.base import (
     UpToHalf,
     check_order,
 )
+from segkit.data.preprocess import Units
 
 
 def _albumentations() -> Any:
@@ -26,6 +27,31 @@ def _albumentations() -> Any:
     import albumentations
 
     return albumentations
+
+
+# The library clips the result of these transforms to [0, 1]. An image that fills only a part of this range would then
+# become constant, and pixels beyond it would lose their differences.
+
+
+def _unclipped(transform: type, change: Callable[..., np.ndarray], **options: Any) -> Any:
+    """A transform with the random numbers of the library, which `change(image, **numbers)` applies without clipping."""
+
+    class Unclipped(transform):
+        def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+            return change(img, **params)
+
+    return Unclipped(**options)
+
+
+def _within_range(transform: type, **options: Any) -> Any:
+    """A transform that is defined on [0, 1] only: the part of a pixel beyond this range is kept and added again."""
+
+    class WithinRange(transform):
+        def apply(self, img: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+            inside = np.clip(img, 0, 1)
+            return super().apply(inside, *args, **params) + (img - inside)
+
+    return WithinRange(**options)
 
 
 def horizontal_flip(*, swap: Swap | None = None, p: Probability = 0.5) -> Any:
@@ -80,27 +106,34 @@ def elastic(*, padding_value: int, alpha: NonNegative = 50.0, sigma: NonNegative
 
 
 def brightness_contrast(*, brightness: NonNegative = 0.2, contrast: NonNegative = 0.2, p: Probability = 0.5) -> Any:
-    """Shift brightness by up to +- `brightness` of the value range and scale contrast by 1 +- `contrast`."""
+    """Shift brightness by up to +- `brightness` of the usual range and scale contrast by 1 +- `contrast`."""
     limits = {"brightness_limit": (-brightness, brightness), "contrast_limit": (-contrast, contrast)}
-    return _albumentations().RandomBrightnessContrast(**limits, p=p)
+
+    def change(image: np.ndarray, *, alpha: float, beta: float, **_others: Any) -> np.ndarray:
+        return image * np.float32(alpha) + np.float32(beta)
+
+    return _unclipped(_albumentations().RandomBrightnessContrast, change, **limits, p=p)
 
 
 def gamma(*, low: Positive = 0.8, high: Positive = 1.25, p: Probability = 0.3) -> Any:
-    """Raise intensities in [0, 1] to a random power between `low` and `high`."""
+    """Raise intensities, 0 to 1 in the usual range, to a random power between `low` and `high`."""
     check_order(low, high)
-    return _albumentations().RandomGamma(gamma_limit=(100 * low, 100 * high), p=p)
+    return _within_range(_albumentations().RandomGamma, gamma_limit=(100 * low, 100 * high), p=p)
 
 
 def hue_saturation(*, hue: UpToHalf = 0.05, saturation: BelowOne = 0.2, p: Probability = 0.3) -> Any:
     """Shift the hue of RGB images by up to a fraction `hue` of its range and scale saturation by 1 +- `saturation`."""
-    return _albumentations().ColorJitter(
-        brightness=(1, 1), contrast=(1, 1), saturation=(1 - saturation, 1 + saturation), hue=(-hue, hue), p=p
-    )
+    limits = {"saturation": (1 - saturation, 1 + saturation), "hue": (-hue, hue)}
+    return _within_range(_albumentations().ColorJitter, brightness=(1, 1), contrast=(1, 1), **limits, p=p)
 
 
 def gaussian_noise(*, sd: NonNegative = 0.05, p: Probability = 0.3) -> Any:
-    """Add Gaussian noise with a standard deviation of up to `sd` of the value range."""
-    return _albumentations().GaussNoise(std_range=(0.0, sd), p=p)
+    """Add Gaussian noise with a standard deviation of up to `sd` of the usual range."""
+
+    def change(image: np.ndarray, *, noise_map: np.ndarray, **_others: Any) -> np.ndarray:
+        return image + noise_map.astype(np.float32)
+
+    return _unclipped(_albumentations().GaussNoise, change, std_range=(0.0, sd), p=p)
 
 
 def gaussian_blur(*, sigma: NonNegative = 1.5, p: Probability = 0.2) -> Any:
@@ -123,13 +156,13 @@ ALBUMENTATIONS: dict[str, Callable[..., Any]] = {
 
 
 class AlbumentationsAugment:
-    """Albumentations for 2D images in [0, 1]: image float32 [C, H, W], mask [H, W] or [K, H, W].
+    """Albumentations for 2D images: image float32 [C, H, W], mask [H, W] or [K, H, W].
 
-    Transforms of brightness and colour clip intensities to [0, 1]. Raises AugmentError for volumes, and if a transform
+    Raises AugmentError for volumes, and if a transform
     does not support the number of channels.
     """
 
-    before_normalisation = True
+    units: Units = "range"
 
     def __init__(self, transforms: Sequence[Any]):
         self.compose = _albumentations().Compose(list(transforms))

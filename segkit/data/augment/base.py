@@ -8,6 +8,8 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 from pydantic import Field
 
+from segkit.data.preprocess import Units
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -26,10 +28,11 @@ class AugmentError(ValueError):
 class Augment(Protocol):
     """Transforms an image [C, *S] and its mask, [*S] or [K, *S], with random numbers that depend only on `seed`.
 
-    before_normalisation: whether images are expected in [0, 1], apart from outliers, instead of normalised.
+    units: the intensities that it expects, see `segkit.data.preprocess.Units`. Whatever they are, images may exceed the
+    usual range, and no transform moves such pixels back into it.
     """
 
-    before_normalisation: bool
+    units: Units
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -37,7 +40,7 @@ class Augment(Protocol):
 class NoAugment:
     """Returns image and mask unchanged."""
 
-    before_normalisation = True
+    units: Units = "any"
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
         return image, mask

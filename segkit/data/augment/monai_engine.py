@@ -18,6 +18,9 @@ from segkit.data.augment.base import (
     Zoom,
     check_order,
 )
+from segkit.data.preprocess import PERCENTILES, Units
+
+SAMPLED = 20_000  # pixels from which percentiles are estimated
 
 
 class _RandomTransform:
@@ -35,13 +38,14 @@ class _Flip(_RandomTransform):
     Left to right is the first axis of a volume and the last axis of a 2D image.
     """
 
-    def __init__(self, axes: Sequence[int], p: float, padding_value: int, swap: Swap | None):
+    def __init__(self, axes: Sequence[int] | Literal["all"], p: float, padding_value: int, swap: Swap | None):
         self.axes, self.p, self.padding_value, self.swap = axes, p, padding_value, swap
 
     def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
         image, mask = sample["image"], sample["mask"]
         dims = image.ndim - 1
-        for axis in self.axes:
+        axes: Sequence[int] = range(dims) if isinstance(self.axes, str) else self.axes
+        for axis in axes:
             if not -dims <= axis < dims:
                 raise IndexError(f"expected an axis from {-dims} to {dims - 1}, got {axis}")
             if self.random.random_sample() >= self.p:
@@ -52,7 +56,9 @@ class _Flip(_RandomTransform):
         return {**sample, "image": image, "mask": mask}
 
 
-def flip(*, padding_value: int, swap: Swap | None = None, axes: list[int], p: Probability = 0.5) -> Any:
+def flip(
+    *, padding_value: int, swap: Swap | None = None, axes: list[int] | Literal["all"], p: Probability = 0.5
+) -> Any:
     """Flip each of the spatial `axes` (0 is the first) with probability `p`, and swap the classes of `swap_on_flip`
     whenever left and right are flipped."""
     return _Flip(axes, p, padding_value, swap)
@@ -161,14 +167,32 @@ class _LowResolution(_RandomTransform):
 
 
 def gamma(*, low: Positive = 0.7, high: Positive = 1.5, invert: bool = False, p: Probability = 0.3) -> Any:
-    """Raise the image, scaled to its own range, to a random power between `low` and `high`.
+    """Raise the image, whose 0.5th and 99.5th percentiles are scaled to 0 and 1, to a random power between `low` and
+    `high`. Values beyond these percentiles keep their distance to them.
 
     With `invert` this applies to the negative image. Mean and standard deviation are preserved.
     """
     check_order(low, high)
-    from monai.transforms.intensity.dictionary import RandAdjustContrastd
+    return _Gamma(low, high, invert, p)
 
-    return RandAdjustContrastd(["image"], prob=p, gamma=(low, high), retain_stats=True, invert_image=invert)
+
+class _Gamma(_RandomTransform):
+    """MONAI's AdjustContrast between percentiles: between the extremes, one bright pixel would make it too strong."""
+
+    def __init__(self, low: float, high: float, invert: bool, p: float):
+        self.low, self.high, self.invert, self.p = low, high, invert, p
+
+    def __call__(self, sample: dict[Any, Any]) -> dict[Any, Any]:
+        from monai.transforms.intensity.array import AdjustContrast
+
+        if self.random.random_sample() >= self.p:
+            return sample
+        image = sample["image"]
+        some = image.reshape(-1)[:: max(1, image.numel() // SAMPLED)].numpy()
+        inside = image.clamp(*(float(end) for end in np.percentile(some, PERCENTILES)))
+        gamma = self.random.uniform(self.low, self.high)
+        changed = AdjustContrast(gamma, invert_image=self.invert, retain_stats=True)(inside)
+        return {**sample, "image": changed + (image - inside)}
 
 
 MONAI: dict[str, Callable[..., Any]] = {
@@ -190,7 +214,7 @@ class MonaiAugment:
     Raises AugmentError if a transform does not support the shape of the image.
     """
 
-    before_normalisation = False
+    units: Units = "deviations"
 
     def __init__(self, transforms: Sequence[Any], padding_value: int):
         from monai.data.meta_obj import set_track_meta

@@ -38,7 +38,7 @@ VOLUMES: dict[str, list[Entry]] = {
         "gaussian_noise",
         "gaussian_smooth",
     ],
-    # the transforms and probabilities of nnU-Net for volumes with nearly isotropic spacing
+    # the transforms and probabilities of nnU-Net for nearly isotropic spacing, in 2D and 3D
     # (nnUNetTrainer.get_training_transforms, version 2), except that nnU-Net scales from 0.7 to 1.4 and blurs and
     # downsamples each channel separately
     "nnunet": [
@@ -51,7 +51,7 @@ VOLUMES: dict[str, list[Entry]] = {
         {"name": "low_resolution", "zoom": 0.5, "p": 0.125},
         {"name": "gamma", "low": 0.7, "high": 1.5, "invert": True, "p": 0.1},
         {"name": "gamma", "low": 0.7, "high": 1.5, "p": 0.3},
-        {"name": "flip", "axes": [0, 1, 2]},
+        {"name": "flip", "axes": "all"},
     ],
 }
 BY_ENGINE = {"albumentations": IMAGES_2D, "torchvision": IMAGES_2D, "monai": VOLUMES}

@@ -1,4 +1,4 @@
-"""torchvision's transforms v2 for 2D images, with intensities in [0, 1], before normalisation."""
+"""torchvision's transforms v2 for 2D images, whose usual intensities are 0 to 1."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from segkit.data.augment.base import AugmentError, BelowOne, Degrees, NonNegative, Probability, Swap, UpToHalf
+from segkit.data.preprocess import Units
 
 
 def _v2() -> Any:
@@ -15,6 +16,20 @@ def _v2() -> Any:
     from torchvision.transforms import v2
 
     return v2
+
+
+def _within_range(transform: type, p: float, **options: Any) -> Any:
+    """A transform that is defined on [0, 1] only: the part of a pixel beyond this range is kept and added again."""
+    from torchvision.tv_tensors import Image
+
+    class WithinRange(transform):
+        def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+            if not isinstance(inpt, Image):
+                return super().transform(inpt, params)
+            inside = Image(inpt.clamp(0, 1))
+            return Image(super().transform(inside, params) + (inpt - inside))
+
+    return _v2().RandomApply([WithinRange(**options)], p=p)
 
 
 def horizontal_flip(*, swap: Swap | None = None, p: Probability = 0.5) -> Any:
@@ -74,20 +89,36 @@ def elastic(*, padding_value: int, alpha: NonNegative = 50.0, sigma: NonNegative
 
 def brightness_contrast(*, brightness: NonNegative = 0.2, contrast: NonNegative = 0.2, p: Probability = 0.5) -> Any:
     """Scale brightness by 1 +- `brightness` and contrast by 1 +- `contrast`. Requires 1 or 3 channels."""
-    library = _v2()
-    return library.RandomApply([library.ColorJitter(brightness=brightness, contrast=contrast)], p=p)
+    from torchvision.transforms.v2.functional import rgb_to_grayscale
+    from torchvision.tv_tensors import Image
+
+    class Unclipped(_v2().ColorJitter):
+        """The library clips the result to [0, 1], so an image that fills only a part of it could become constant."""
+
+        def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+            if not isinstance(inpt, Image):
+                return inpt
+            image = inpt
+            for step in params["fn_idx"]:
+                brightness, contrast = params["brightness_factor"], params["contrast_factor"]
+                if step == 0 and brightness is not None:
+                    image = image * brightness
+                elif step == 1 and contrast is not None:
+                    grey = rgb_to_grayscale(image) if len(image) == 3 else image
+                    image = image * contrast + grey.mean() * (1 - contrast)
+            return Image(image)
+
+    return _v2().RandomApply([Unclipped(brightness=brightness, contrast=contrast)], p=p)
 
 
 def hue_saturation(*, hue: UpToHalf = 0.05, saturation: BelowOne = 0.2, p: Probability = 0.3) -> Any:
     """Shift the hue of RGB images by up to a fraction `hue` of its range and scale saturation by 1 +- `saturation`."""
-    library = _v2()
-    return library.RandomApply([library.ColorJitter(hue=hue, saturation=saturation)], p=p)
+    return _within_range(_v2().ColorJitter, p, hue=hue, saturation=saturation)
 
 
 def gaussian_noise(*, sd: NonNegative = 0.05, p: Probability = 0.3) -> Any:
-    """Add Gaussian noise with a standard deviation of `sd` of the value range."""
-    library = _v2()
-    return library.RandomApply([library.GaussianNoise(sigma=sd)], p=p)
+    """Add Gaussian noise with a standard deviation of `sd` of the usual range."""
+    return _v2().RandomApply([_v2().GaussianNoise(sigma=sd, clip=False)], p=p)
 
 
 def gaussian_blur(*, sigma: NonNegative = 1.5, p: Probability = 0.2) -> Any:
@@ -109,12 +140,12 @@ TORCHVISION: dict[str, Callable[..., Any]] = {
 
 
 class TorchvisionAugment:
-    """Transforms v2 for 2D images in [0, 1]: image float32 [C, H, W], mask [H, W] or [K, H, W].
+    """Transforms v2 for 2D images: image float32 [C, H, W], mask [H, W] or [K, H, W].
 
     Raises AugmentError for volumes, and if a transform does not support the number of channels.
     """
 
-    before_normalisation = True
+    units: Units = "range"
 
     def __init__(self, transforms: Sequence[Any]):
         self.transforms = list(transforms)

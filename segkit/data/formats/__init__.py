@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Format:
         read_mask: Returns the mask as stored and its spacing.
         read_geometry: Reads where the voxels lie in space; None for formats that do not store it.
         number_type: Reads the stored number type from the header alone; None if the header does not contain it.
+        orientation: Reads by which EXIF orientation viewers turn the picture; None for formats without one.
         is_raster: Whether integers are scaled to 0..1 and masks may be stored as RGB colours.
         is_lossy: Whether compression changes the stored values.
         is_sliced: Whether a mask may cover only some of the slices of its image.
@@ -49,6 +51,7 @@ class Format:
     read_mask: ReadArray
     read_geometry: Callable[[Path, str], Geometry] | None = None
     number_type: Callable[[Path], str] | None = None
+    orientation: Callable[[Path], int] | None = None
     is_raster: bool = False
     is_lossy: bool = False
     is_sliced: bool = False
@@ -73,15 +76,21 @@ FORMATS: dict[str, Format] = {
         has_mask_channels=True,
         write_volume=nifti.write,
     ),
-    "PNG": Format((".png",), raster.read_image, raster.read_mask, None, raster.number_type, is_raster=True),
+    "PNG": Format(
+        (".png",), raster.read_image, raster.read_mask, None, raster.number_type, raster.orientation, is_raster=True
+    ),
     "JPEG": Format(
         (".jpg", ".jpeg"),
         raster.read_image,
         raster.read_mask,
         None,
         raster.number_type,
+        raster.orientation,
         is_raster=True,
         is_lossy=True,
+    ),
+    "WebP": Format(
+        (".webp",), raster.read_image, raster.read_mask, None, raster.number_type, raster.orientation, is_raster=True
     ),
     "GIF": Format((".gif",), raster.read_first_frame, raster.read_mask, None, raster.number_type, is_raster=True),
     "BMP": Format((".bmp",), raster.read_image, raster.read_mask, None, raster.number_type, is_raster=True),
@@ -91,6 +100,7 @@ FORMATS: dict[str, Format] = {
         tiff.read_mask,
         None,
         tiff.number_type,
+        tiff.orientation,
         is_raster=True,
         mask_ending=tiff.mask_ending,
     ),
@@ -166,7 +176,8 @@ def is_lossy(path: Path) -> bool:
 
 def case_name(path: Path) -> str:
     """The name of a file without its known ending: `a.b.nii.gz` -> `a.b`. Folder names are returned unchanged."""
-    return path.name if path.is_dir() else path.name.removesuffix(path.name[len(path.name) - len(extension(path)) :])
+    name = unicodedata.normalize("NFC", path.name)  # archives packed on macOS decompose accents
+    return name if path.is_dir() else name.removesuffix(name[len(name) - len(extension(path)) :])
 
 
 def is_image(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ SEGMENTATION = "SEG"
 def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read an image [*S] or [C, *S] in RAS orientation and its spacing in mm; a single frame has two spatial axes.
 
-    Raises DataError for a DICOM segmentation.
+    Raises DataError for a DICOM segmentation, and for the tiles of a whole slide.
     """
+    _refuse_tiles(path, where)
     if _modality(path, where) == SEGMENTATION:
         raise DataError(f"{where}: expected an image, got a DICOM segmentation, which is a mask")
     return sitk.read_squeezed(path, where)
@@ -51,11 +53,28 @@ def read_segments(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]
 
 
 def _modality(path: Path, where: str) -> str:
+    return str(_header(path, where, ["Modality"]).get("Modality"))
+
+
+def _header(path: Path, where: str, tags: Sequence[str]) -> Any:
+    """Some fields of the header."""
     pydicom = require("pydicom", "medical", "reading DICOM files")
     try:
-        return str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality"]).get("Modality"))
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
     except Exception as error:  # its message is not shown: it may quote patient data from the header
         raise DataError(f"{where}: cannot be read as DICOM ({type(error).__name__})") from None
+
+
+def _refuse_tiles(path: Path, where: str) -> None:
+    """Raise DataError if the frames of a file are the tiles of a large picture: they are no slices of a volume."""
+    header = _header(path, where, ["NumberOfFrames", "TotalPixelMatrixRows", "TotalPixelMatrixColumns"])
+    size = header.get("TotalPixelMatrixColumns"), header.get("TotalPixelMatrixRows")
+    frames = int(header.get("NumberOfFrames") or 1)
+    if None not in size and frames > 1:
+        raise DataError(
+            f"{where}: expected a picture or a volume, got {frames} tiles of a whole slide of {size[0]} x {size[1]} "
+            "pixels; export the slide or regions of it as TIFF, for example with wsidicom or OpenSlide"
+        )
 
 
 def _read_segmentation(path: Path, where: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -61,9 +62,13 @@ def ras_affine(geometry: Geometry, where: str) -> np.ndarray:
 def ras_orientation(affine: np.ndarray, where: str) -> np.ndarray:
     """The orientation in nibabel's form, [3, 2]: the RAS axis of each stored axis, and 1 or -1 for its direction.
 
-    Raises DataError for an affine that is not invertible.
+    Directions are rounded to 4 decimals, so that two headers of an oblique volume that differ by rounding errors give
+    the same orientation. Raises DataError for an affine that is not invertible.
     """
-    orientation = _orientations().io_orientation(affine)
+    lengths = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    rounded = np.eye(4)
+    rounded[:3, :3] = np.round(affine[:3, :3] / np.where(lengths > 0, lengths, 1), 4)
+    orientation = _orientations().io_orientation(rounded)
     if not np.isfinite(orientation).all():
         raise DataError(f"{where}: the affine is not invertible, so the orientation is unknown: {affine.tolist()}")
     return orientation
@@ -105,7 +110,8 @@ def check_same_geometry(image: Geometry, mask: Geometry, name: str, where: str, 
     if np.array_equal(image_orientation, mask_orientation) and not exactly:
         return
     sides = np.array(_shape_3d(image.shape))
-    corners = np.array([[0, 0, 0, 1], [*(sides[np.argsort(image_orientation[:, 0])] - 1), 1]])
+    ends = np.diag(sides[np.argsort(image_orientation[:, 0])] - 1)  # the last voxel of each axis
+    corners = np.column_stack([np.vstack([np.zeros(3), ends]), np.ones(4)])
     image_corners, mask_corners = (corners @ ras_affine(volume, where).T for volume in (image, mask))
     distance_mm = np.abs(image_corners - mask_corners).max()
     if distance_mm > max(_spacing(image.affine, image_orientation)) * (0.5 if exactly else 1):
@@ -114,3 +120,30 @@ def check_same_geometry(image: Geometry, mask: Geometry, name: str, where: str, 
             f"{distance_mm:.1f} mm away{'' if exactly else ' and in another orientation'}; save the mask with the "
             "affine of the image"
         )
+
+
+def ras_shape(geometry: Geometry, where: str) -> tuple[int, ...]:
+    """The sizes of the three axes after reorientation to RAS."""
+    order = np.argsort(ras_orientation(geometry.affine, where)[:, 0])
+    return tuple(int(side) for side in np.array(_shape_3d(geometry.shape))[order])
+
+
+def covers_less(part: Geometry, whole: Geometry, where: str) -> bool:
+    """Whether a volume has fewer voxels than another along an axis, and more along none."""
+    sides, limits = ras_shape(part, where), ras_shape(whole, where)
+    return sides != limits and all(side <= limit for side, limit in zip(sides, limits, strict=True))
+
+
+def slices_in(whole: Geometry, part: Geometry, name: Path, where: str) -> tuple[slice, ...]:
+    """The region, after reorientation to RAS, that a volume covers in another one on the same grid.
+
+    name: the other volume, named in the message. Raises DataError if the voxels of the part are not voxels of it.
+    """
+    to_voxels = np.linalg.inv(ras_affine(whole, where)) @ ras_affine(part, where)
+    start = np.rint(to_voxels[:3, 3]).astype(int)
+    stop = start + np.array(ras_shape(part, where))
+    size = np.array(ras_shape(whole, where))
+    aligned = np.allclose(to_voxels[:3, :3], np.eye(3), atol=0.01) and np.allclose(to_voxels[:3, 3], start, atol=0.1)
+    if not aligned or (start < 0).any() or (stop > size).any():
+        raise DataError(f"{where}: expected its slices to be slices of {name}; resample it to the image's grid")
+    return tuple(slice(int(first), int(last)) for first, last in zip(start, stop, strict=True))

@@ -1,11 +1,11 @@
-"""PNG, JPEG, GIF and BMP: images by OpenCV, which keeps 16 bits per channel, and masks by Pillow, which keeps palette
-indices."""
+"""PNG, JPEG, WebP, GIF and BMP: images by OpenCV, which keeps 16 bits per channel, and masks by Pillow, which keeps
+palette indices. Both are turned as viewers show them, by the EXIF orientation in the file."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -21,20 +21,50 @@ PNG_SIZE = slice(16, 24)  # bytes of a PNG file: width and height
 PNG_DEPTH = 24  # byte of a PNG file: bits per channel
 PNG_COLOUR_TYPE, PNG_COLOURS, PNG_GREY_WITH_ALPHA = 25, (2, 6), 4  # byte of a PNG file, and values that it takes
 TAIL = 4096  # bytes searched for the end, since some programs append a few to a complete file
+ORIENTATION = 0x0112  # EXIF tag
+ORIENTATION_MARKS = (b"Exif", b"eXIf", b"Raw profile type", b"tiff:Orientation")  # one of them is in a file with a tag
+# for each value of the tag, how the stored pixels [..., H, W] become the picture that viewers show
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda array: array[..., ::-1],
+    3: lambda array: array[..., ::-1, ::-1],
+    4: lambda array: array[..., ::-1, :],
+    5: lambda array: array.swapaxes(-1, -2),
+    6: lambda array: array.swapaxes(-1, -2)[..., ::-1],
+    7: lambda array: array.swapaxes(-1, -2)[..., ::-1, ::-1],
+    8: lambda array: array.swapaxes(-1, -2)[..., ::-1, :],
+}
 MAX_PIXELS = 1 << 28  # per file; 16384 x 16384
 
 
 def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read an image [C, H, W], integers scaled to 0..1 by the range of their type, and a spacing of 1 pixel.
 
-    Greyscale images have one channel, colour images red, green and blue; transparency is dropped.
+    Greyscale images have one channel, colour images red, green and blue; transparency is dropped. The picture is the
+    one that viewers show, see `upright`.
     """
     content = _content(path, where)
     array = _decoded(content, where)
     if content.startswith(b"\x89PNG") and content[PNG_COLOUR_TYPE] == PNG_GREY_WITH_ALPHA:
         array = array[..., 0]  # OpenCV repeats the grey channel three times
     image = array[None] if array.ndim == 2 else np.moveaxis(array[..., :3][..., ::-1], -1, 0)
-    return scaled(image), (1.0, 1.0)
+    return scaled(upright(image, _orientation(content))), (1.0, 1.0)
+
+
+def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored pixels [..., H, W] into the picture that viewers show, by the EXIF tag Orientation (1 to 8)."""
+    return UPRIGHT[orientation](array) if orientation in UPRIGHT else array
+
+
+def orientation(path: Path) -> int:
+    """The EXIF tag Orientation of a picture, 1 if it is shown as it is stored."""
+    return _orientation(path.read_bytes())
+
+
+def _orientation(content: bytes) -> int:
+    if not any(mark in content for mark in ORIENTATION_MARKS):  # Pillow decodes a PNG file before it answers
+        return 1
+    with _pillow(content) as picture:
+        return int(picture.getexif().get(ORIENTATION, 1))
 
 
 def read_first_frame(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -70,21 +100,26 @@ def _decoded(content: bytes, where: str) -> np.ndarray:
 def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read a mask as stored and a spacing of 1 pixel.
 
-    Returns [H, W]: palette indices, 0 and 1 for 1-bit images, or grey values. Colour images are [3, H, W].
+    Returns [H, W]: palette indices, 0 and 1 for 1-bit images, or grey values. Colour images are [3, H, W]. Like images,
+    masks are turned as viewers show them.
     """
     content = _content(path, where)
+    return upright(_stored_mask(content, where), _orientation(content)), (1.0, 1.0)
+
+
+def _stored_mask(content: bytes, where: str) -> np.ndarray:
     if content.startswith(b"\x89PNG") and content[PNG_DEPTH] == 16 and content[PNG_COLOUR_TYPE] in PNG_COLOURS:
         colours = _decoded(content, where)  # Pillow would silently reduce them to 8 bits
-        return np.moveaxis(colours[..., :3][..., ::-1], -1, 0), (1.0, 1.0)
+        return np.moveaxis(colours[..., :3][..., ::-1], -1, 0)
     with _pillow(content) as picture:
         array = np.array(picture)
     if array.ndim == 2:
-        return array, (1.0, 1.0)
+        return array
     if array.shape[-1] not in (2, 3, 4):
         raise DataError(f"{where}: expected a greyscale, palette or colour image, got {array.shape[-1]} channels")
     if array.shape[-1] == 2:  # grey and alpha
-        return array[..., 0], (1.0, 1.0)
-    return np.moveaxis(array[..., :3], -1, 0), (1.0, 1.0)
+        return array[..., 0]
+    return np.moveaxis(array[..., :3], -1, 0)
 
 
 def number_type(path: Path) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from segkit.data.formats.header_checks import check_pixel_bytes
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
+MAX_SHEAR = 0.02  # shift of a slice against the one before, as a share of their distance
 HEADER = 65536  # bytes that are searched for the end of a header
 # headers that are files of their own, and the line that names the file of pixels
 DETACHED = {".mhd": r"^ElementDataFile\s*=\s*(.+)$", ".nhdr": r"^data ?file:\s*(.+)$"}
@@ -68,8 +71,32 @@ def _check_header(path: Path, where: str) -> None:
 def read_squeezed(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read a DICOM file like `read`, without its third axis if that has length 1, as in files of a single frame."""
     sitk = _sitk()
-    image = _quietly(lambda: sitk.ReadImage(str(path)))
-    return _to_ras(image[:, :, 0] if image.GetDimension() == 3 and image.GetSize()[2] == 1 else image, where)
+    with _little_endian(path) as file:
+        image = _quietly(lambda: sitk.ReadImage(str(file)))
+    if image.GetDimension() != 3 or image.GetSize()[2] != 1:
+        return _to_ras(image, where)
+    array = sitk.GetArrayFromImage(image)[0]  # y, x, channels
+    geometry = _geometry(image)
+    # with the directions in space, since SimpleITK would project those of a tilted slice on the first two axes
+    return _plane_to_ras(array.swapaxes(0, 1), Geometry(geometry.affine, geometry.shape[:2]), where)
+
+
+@contextmanager
+def _little_endian(path: Path) -> Iterator[Path]:
+    """The path of a DICOM file, or of a copy in little-endian byte order: GDCM misreads 32-bit big-endian pixels."""
+    pydicom = require("pydicom", "medical", "reading DICOM files")
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    if header.file_meta.get("TransferSyntaxUID") != pydicom.uid.ExplicitVRBigEndian:
+        yield path
+        return
+    source = pydicom.dcmread(path)
+    pixels = source.pixel_array
+    source.PixelData = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    source.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.dcm"
+        source.save_as(copy, implicit_vr=False, little_endian=True)
+        yield copy
 
 
 def read_geometry(path: Path, where: str) -> Geometry:
@@ -148,7 +175,7 @@ def _series_reader(folder: Path, where: str) -> Any:
 
 
 def _check_slices(names: tuple[str, ...], where: str) -> None:
-    """Raise DataError if the distances between slices differ: a slice is missing, or present twice."""
+    """Raise DataError if the distances between slices differ, or if slices are shifted against each other."""
     pydicom = require("pydicom", "medical", "reading DICOM files")
     tags = ["ImagePositionPatient", "ImageOrientationPatient"]
     headers = [pydicom.dcmread(name, stop_before_pixels=True, specific_tags=tags) for name in names]
@@ -156,13 +183,23 @@ def _check_slices(names: tuple[str, ...], where: str) -> None:
         return
     orientation = np.array(headers[0].ImageOrientationPatient, dtype=float)
     normal = np.cross(orientation[:3], orientation[3:])
-    gaps = np.diff([np.dot(normal, np.array(header.ImagePositionPatient, dtype=float)) for header in headers])
-    usual = float(np.median(gaps))
+    steps = np.diff([np.array(header.ImagePositionPatient, dtype=float) for header in headers], axis=0)
+    gaps = steps @ normal
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     odd = np.abs(gaps - usual) > 0.05 * abs(usual) + 1e-3
     if odd.any():
         raise DataError(
             f"{where}: expected slices at equal distances of {usual:.3g} mm, got {gaps[odd][0]:.3g} mm after slice "
             f"{int(np.flatnonzero(odd)[0]) + 1} of {len(names)}; a file is missing or present twice"
+        )
+    shifts = np.linalg.norm(steps - gaps[:, None] * normal, axis=1)
+    if shifts.max() > MAX_SHEAR * abs(usual):
+        first = int(shifts.argmax())
+        angle = np.degrees(np.arctan2(shifts[first], abs(gaps[first])))
+        raise DataError(
+            f"{where}: expected slices one above the other, but slice {first + 2} of {len(names)} is shifted by "
+            f"{shifts[first]:.3g} mm against the one before ({angle:.0f} degrees, as with a tilted gantry); resample "
+            "the series to a rectangular grid, for example with dcm2niix"
         )
 
 
@@ -174,10 +211,15 @@ def _to_ras(image: Any, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     array = _sitk().GetArrayFromImage(image)
     axes = image.GetDimension()
     array = array.transpose(*reversed(range(axes)), *range(axes, array.ndim))  # z, y, x, channels -> x, y, z, channels
-    if axes == 2 and array.ndim == 3:
-        channels = [to_ras(array[..., channel], _geometry(image), where) for channel in range(array.shape[2])]
-        return np.stack([channel for channel, _spacing in channels]), channels[0][1]
-    return to_ras(array, _geometry(image), where)
+    return _plane_to_ras(array, _geometry(image), where) if axes == 2 else to_ras(array, _geometry(image), where)
+
+
+def _plane_to_ras(array: np.ndarray, geometry: Geometry, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Reorient a plane [X, Y] or [X, Y, C] as `to_ras` does."""
+    if array.ndim == 2:
+        return to_ras(array, geometry, where)
+    channels = [to_ras(array[..., channel], geometry, where) for channel in range(array.shape[2])]
+    return np.stack([channel for channel, _spacing in channels]), channels[0][1]
 
 
 def _check_axes(axes: int, where: str) -> None:

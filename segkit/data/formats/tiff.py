@@ -10,12 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.formats.raster import check_size, scaled
+from segkit.data.formats.raster import ORIENTATION, check_size, scaled, upright
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
 ENDINGS = (".tif", ".tiff")
 WHITE_IS_ZERO, RGB, PALETTE = 0, 2, 3  # values of the tag PhotometricInterpretation
+# colour models whose bands are no red, green and blue; JPEG decoders convert YCbCr themselves
+OTHER_MODELS = {
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIE L*a*b*",
+    9: "ICC L*a*b*",
+    10: "ITU L*a*b*",
+    32844: "LogL",
+    32845: "LogLuv",
+}
+YCBCR, JPEG = 6, (6, 7)
 UNCOMPRESSED = 1  # value of the tag Compression
 ALPHA = (1, 2)  # values of the tag ExtraSamples
 CHANNELS = "SC"  # axes of channels in tifffile's notation; all others but Y and X are depth
@@ -54,6 +65,16 @@ def number_type(path: Path) -> str:
         return "uint1" if page.dtype == bool else str(page.dtype)
 
 
+def orientation(path: Path) -> int:
+    """The tag Orientation, 1 if the picture is shown as it is stored."""
+    with _open(path) as file:
+        return _orientation(file.pages[0])
+
+
+def _orientation(page: Any) -> int:
+    return int(page.tags.valueof(ORIENTATION, 1))
+
+
 def page_count(path: Path) -> int:
     """The number of full-resolution pages, without thumbnails and the levels of a pyramid."""
     with _open(path) as file:
@@ -89,8 +110,14 @@ def _read(path: Path, where: str) -> tuple[np.ndarray, Any]:
             require("imagecodecs", "tiff", "reading compressed TIFF files")
         if page.dtype is None or page.dtype.kind not in "biuf":
             raise DataError(f"{where}: expected integers or floating-point numbers, got {page.dtype}")
+        if page.photometric in OTHER_MODELS and not (page.photometric == YCBCR and page.compression in JPEG):
+            raise DataError(
+                f"{where}: expected grey values, a palette or red, green and blue, got {OTHER_MODELS[page.photometric]}"
+                "; convert it, for example with `magick IN.tif -colorspace sRGB OUT.tif`"
+            )
         array = _channels_first(series.asarray(), series.axes, where)
-    return array[: len(array) - _alpha_channels(page, len(array))], page
+    array = array[: len(array) - _alpha_channels(page, len(array))]
+    return upright(array, _orientation(page)), page
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import numpy as np
 from segkit.data.cases import Case, Source
 from segkit.data.class_counts import count_class_components, count_classes
 from segkit.data.formats import is_raster
-from segkit.data.readers import check_geometry, number_type
+from segkit.data.readers import check_geometry, number_type, orientation
 from segkit.data.splits import PARTS, Split
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
@@ -47,6 +47,7 @@ class CaseSummary:
         lowest: Lowest value of the image.
         highest: Highest value of the image.
         number_types: Stored number types of image and mask.
+        orientations: EXIF orientations of image and mask.
         image_digest: Hash of the image's pixels.
         mask_digest: Hash of the mask's pixels.
         pixels: Number of pixels of each class.
@@ -62,6 +63,7 @@ class CaseSummary:
     lowest: float = 0.0
     highest: float = 0.0
     number_types: tuple[str, str] = ("", "")
+    orientations: tuple[int, int] = (1, 1)
     image_digest: str = ""
     mask_digest: str = ""
     pixels: tuple[int, ...] = ()
@@ -101,6 +103,7 @@ def examine(source: Source, case: Case, labels: Labels) -> CaseSummary:
         lowest=low,
         highest=high,
         number_types=_number_types(case),
+        orientations=_orientations(case),
         image_digest=_digest(raw.image),
         mask_digest=_digest(raw.mask),
         pixels=tuple(count_classes(raw.mask, labels).tolist()),
@@ -125,6 +128,12 @@ def _number_types(case: Case) -> tuple[str, str]:
     if not case.images or not case.masks:
         return "", ""
     return number_type(case.images[0]), number_type(case.masks[0].path)
+
+
+def _orientations(case: Case) -> tuple[int, int]:
+    """The EXIF orientations of image and mask; masks that are drawn from annotations have none."""
+    image = orientation(case.images[0]) if case.images else 1
+    return image, orientation(case.masks[0].path) if case.masks else 1
 
 
 def _digest(array: np.ndarray) -> str:
@@ -230,6 +239,7 @@ def find_problems(
         *_missing_classes(read, part_of, labels),
         *_constant(read),
         *_mixed_number_types(read, are_raster=all(is_raster(path) for case in cases for path in case.images)),
+        *_turned(read),
         *_geometry_errors(read),
         *_unusual_spacings(read),
         *_unlabelled(read),
@@ -364,6 +374,19 @@ def _mixed_number_types(summaries: Sequence[CaseSummary], are_raster: bool) -> l
         )
         findings.append(Finding("warning", text, fractional))
     return findings
+
+
+def _turned(summaries: Sequence[CaseSummary]) -> list[Finding]:
+    """Pictures that viewers turn by their EXIF orientation, while their masks carry another one."""
+    turned = _names([case for case in summaries if case.orientations[0] != case.orientations[1]])
+    if not turned:
+        return []
+    text = (
+        f"{len(turned)} images are turned by an EXIF orientation that their masks do not have: {_named(turned)}; "
+        "both are read as viewers show them. Compare them with `segkit data preview`: masks that were drawn on the "
+        "stored pixels lie turned and have to be turned, too"
+    )
+    return [Finding("warning", text, turned)]
 
 
 def _geometry_errors(summaries: Sequence[CaseSummary]) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,9 +97,22 @@ def listed_file(text: str, root: Path, listing: Path) -> Path:
     path = Path(os.path.normpath(root / text))
     if not path.is_relative_to(os.path.normpath(root)):
         raise DataError(f"{listing} lists {text}, which lies outside the folder {root}")
+    path = in_any_form(path)
     if not path.exists():
-        raise DataError(f"{listing} lists {text}, but there is no such file in {root}")
+        windows = "; it is a path of Windows: write / for \\" if "\\" in text else ""
+        raise DataError(f"{listing} lists {text}, but there is no such file in {root}{windows}")
     return path
+
+
+def in_any_form(path: Path) -> Path:
+    """The path, or a file whose name is the same text in another Unicode form, as in archives packed on macOS."""
+    forms = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
+    return path if path.exists() else next((other for other in forms if other.exists()), path)
+
+
+def files_like(folder: Path, pattern: str) -> list[Path]:
+    """The files that match a glob pattern, sorted, without hidden ones such as the `._name` of macOS."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def existing_folder(folder: Path) -> Path:

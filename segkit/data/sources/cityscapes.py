@@ -7,7 +7,7 @@ from typing import Literal
 
 from segkit.data.cases import Case, MaskFile
 from segkit.data.mask_encoding import MaskEncoding
-from segkit.data.sources.base import FileSource, existing_folder, refuse_unpaired, sorted_cases
+from segkit.data.sources.base import FileSource, existing_folder, files_like, refuse_unpaired, sorted_cases
 from segkit.labels import Labels
 
 # values in `_labelIds` of the 19 evaluated classes, in the order of their training numbers (Cordts et al. 2016, and the
@@ -45,13 +45,8 @@ class CityscapesSource(FileSource):
         super().__init__(labels, MaskEncoding(numbers))
         cases, unpaired_files = [], []
         for part, name in sets.items():
-            images, mask_files = (
-                {(path.parent.name, path.name.removesuffix(ending)): path for path in folder.glob(f"*/*{ending}")}
-                for folder, ending in (
-                    (existing_folder(Path(root) / "leftImg8bit" / name), "_leftImg8bit.png"),
-                    (existing_folder(Path(root) / "gtFine" / name), f"_gtFine_{masks}.png"),
-                )
-            )
+            images = _by_city_and_frame(Path(root) / "leftImg8bit" / name, "_leftImg8bit.png")
+            mask_files = _by_city_and_frame(Path(root) / "gtFine" / name, f"_gtFine_{masks}.png")
             unpaired_files += [
                 f"image without mask: {images[key]}" for key in sorted(images.keys() - mask_files.keys())
             ]
@@ -64,3 +59,8 @@ class CityscapesSource(FileSource):
             ]
         refuse_unpaired(unpaired_files)
         self.cases = sorted_cases(cases, Path(root) / "leftImg8bit")
+
+
+def _by_city_and_frame(folder: Path, ending: str) -> dict[tuple[str, str], Path]:
+    files = files_like(existing_folder(folder), f"*/*{ending}")
+    return {(path.parent.name, path.name.removesuffix(ending)): path for path in files}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,51 @@ from typing import Any, Literal
 import numpy as np
 
 from segkit.data.cases import Case, RawCase, mask_dtype
+from segkit.data.documents import Entry, Identifier, read_document
 from segkit.data.readers import background_value, read_image
 from segkit.data.sources.base import group_reader, listed_file, sorted_cases, with_unique_names
 from segkit.labels import Labels
-from segkit.utils.errors import DataError
+from segkit.utils.errors import DataError, reason
 from segkit.utils.optional import require
 from segkit.utils.text import listed
+
+MIN_COORDINATES = 6  # of a polygon: three corners
+IGNORE_HINT = "write `ignore_index: 255` under `labels`"
+Boxes = Literal["refuse", "ignore", "draw"]
+
+
+class CocoImage(Entry):
+    id: Identifier
+    file_name: str
+    width: int | None = None
+    height: int | None = None
+
+
+class CocoObject(Entry):
+    image_id: Identifier
+    category_id: Identifier
+    id: Identifier | None = None
+    segmentation: list[Any] | dict[str, Any] | None = None
+    bbox: list[float] | None = None
+    iscrowd: bool | None = None
+
+    @property
+    def outline(self) -> list[list[float]] | dict[str, Any] | None:
+        """Polygons of at least three corners, or a run-length encoding; None without an outline."""
+        if isinstance(self.segmentation, list):
+            return [polygon for polygon in self.segmentation if len(polygon) >= MIN_COORDINATES] or None
+        return self.segmentation or None
+
+
+class CocoCategory(Entry):
+    id: Identifier
+    name: str
+
+
+class CocoFile(Entry):
+    images: list[CocoImage]
+    annotations: list[CocoObject]
+    categories: list[CocoCategory]
 
 
 class CocoSource:
@@ -28,15 +68,19 @@ class CocoSource:
     categories: maps category names to class names. A category that is not listed stands for the class of the same name.
     others: what to do with objects of categories without a class: `refuse` raises an error, `background` does not draw
         them, `ignore` marks their pixels as ignored.
+    boxes: what to do with objects that have a bounding box but no outline: `refuse` raises an error, `ignore` marks the
+        pixels of the box as ignored, `draw` draws the box.
     unannotated: whether images without objects are `background` only, or whether to `skip` them.
     group: a regular expression with one pair of brackets that extracts the group from the case name. The case name is
         the file name without its ending.
 
-    If classes are exclusive, large objects are drawn first so that small ones remain visible. Crowd regions are ignored
-    except where an object covers them; they require an `ignore_index`.
+    Coordinates belong to the picture as viewers show it, turned by its EXIF orientation. If classes are exclusive,
+    objects of many pixels are drawn first so that small ones remain visible, whatever `area` says. Crowd regions are
+    ignored except where an object covers them. Whatever is ignored requires an `ignore_index`.
 
-    Raises DataError for annotations that cannot be read, images that are missing or outside `images`, categories
-    without a class, and crowd regions without `ignore_index`.
+    Raises DataError for annotations that cannot be read, images that are missing, listed twice or outside `images`,
+    objects of images or categories that are not listed, categories without a class, and crowd regions without
+    `ignore_index`.
     """
 
     def __init__(
@@ -47,6 +91,7 @@ class CocoSource:
         annotations: Path | dict[str, Path],
         categories: dict[str, str] | None = None,
         others: Literal["refuse", "background", "ignore"] = "refuse",
+        boxes: Boxes = "refuse",
         unannotated: Literal["background", "skip"] = "background",
         group: str | None = None,
     ):
@@ -57,46 +102,40 @@ class CocoSource:
         self.labels = labels
         group_of = group_reader(group)
         self.objects: dict[Path, list[dict[str, Any]]] = {}  # by image file
-        self.sizes: dict[Path, tuple[int, int]] = {}
+        self.sizes: dict[Path, tuple[int | None, int | None]] = {}
         cases = []
         files = annotations if isinstance(annotations, Mapping) else {None: annotations}
         folders = _folders(images, files)
         for part, file in files.items():
-            content = _read(Path(file))
+            content = read_document(Path(file), CocoFile)
+            _check_identifiers(content, Path(file))
             numbers = _numbers(content, labels, categories or {}, others, Path(file))
-            if content["annotations"] and not any(entry.get("segmentation") for entry in content["annotations"]):
-                raise DataError(
-                    f"{file}: the objects have bounding boxes but no outlines; masks require `segmentation` entries"
-                )
-            by_image = defaultdict(list)
-            for entry in content["annotations"]:
-                if entry["category_id"] in numbers or entry.get("iscrowd"):
-                    by_image[entry["image_id"]].append({**entry, "number": numbers.get(entry["category_id"])})
-            for image in content["images"]:
-                objects = by_image[image["id"]]
+            _check_outlines(content, numbers, boxes, Path(file))
+            objects_of = _objects_by_image(content, numbers)
+            for image in content.images:
+                objects = objects_of[image.id]
                 if not objects and unannotated == "skip":
                     continue
-                path = listed_file(image["file_name"], folders[part], Path(file))
-                name = str(Path(image["file_name"]).with_suffix(""))
-                _check_crowds(objects, labels, name, Path(file))
-                self.objects[path], self.sizes[path] = objects, (image["height"], image["width"])
+                path = listed_file(image.file_name, folders[part], Path(file))
+                name = str(Path(image.file_name).with_suffix(""))
+                _check_ignored(objects, labels, name, Path(file))
+                self.objects[path], self.sizes[path] = objects, (image.height, image.width)
                 cases.append(Case(name, group_of(name), part, (path,), stamp=_stamp(objects)))
         self.cases = sorted_cases(with_unique_names(cases), next(iter(folders.values())))
 
     def read(self, case: Case) -> RawCase:
         """Read the image of one case and draw its objects. Raises DataError."""
         pixels, spacing = read_image(case.images, case.name)
-        size = self.sizes[case.images[0]]
-        if pixels.shape[1:] != size:
+        size = (int(pixels.shape[1]), int(pixels.shape[2]))
+        stated = self.sizes[case.images[0]]
+        if pixels.ndim != 3 or any(side not in (None, actual) for side, actual in zip(stated, size, strict=True)):
             raise DataError(
-                f"case {case.name}, file {case.images[0]}: expected the size {list(size)} stated in the "
-                f"annotations, got {list(pixels.shape[1:])}; the file may be another version, or rotated by its EXIF "
-                "orientation"
+                f"case {case.name}, file {case.images[0]}: expected the size {list(stated)} stated in the annotations, "
+                f"got {list(pixels.shape[1:])}; the file may be another version, or the annotations may not follow "
+                "its EXIF orientation, by which viewers turn it"
             )
-        objects = sorted(
-            self.objects[case.images[0]], key=lambda entry: (not entry.get("iscrowd"), -float(entry.get("area", 0)))
-        )
-        drawn = [(entry, _object_mask(entry, size, case)) for entry in objects]
+        drawn = [(entry, _object_mask(entry, size, case)) for entry in self.objects[case.images[0]]]
+        drawn.sort(key=lambda item: (not item[0]["iscrowd"], -int(item[1].sum())))
         return RawCase(pixels, self._mask(drawn, size), spacing)
 
     def _mask(self, drawn: Sequence[tuple[dict[str, Any], np.ndarray]], size: tuple[int, int]) -> np.ndarray:
@@ -104,15 +143,14 @@ class CocoSource:
         if labels.has_mask_channels:
             mask = np.zeros((len(labels.names), *size), mask_dtype(labels))
             for entry, plane in drawn:
-                if entry.get("iscrowd") or entry["number"] is None:
+                if entry["number"] is None:
                     mask[:, plane] = labels.ignore_index
                 else:
                     mask[entry["number"], plane] = 1
             return mask
         mask = np.full(size, background_value(labels, "the annotations"), mask_dtype(labels))
         for entry, plane in drawn:
-            is_ignored = entry.get("iscrowd") or entry["number"] is None
-            mask[plane] = labels.ignore_index if is_ignored else entry["number"]
+            mask[plane] = labels.ignore_index if entry["number"] is None else entry["number"]
         return mask
 
 
@@ -128,22 +166,46 @@ def _folders(images: Path | Mapping[str, Path], files: Mapping[Any, Path]) -> di
     return {part: Path(folder) for part, folder in images.items()}
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"the annotations {file} cannot be read: {error}") from error
-    needed = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in needed):
-        raise DataError(f"{file}: expected lists under {', '.join(needed)}, as in COCO")
-    return content
+def _check_identifiers(content: CocoFile, file: Path) -> None:
+    """Raise DataError for images and categories listed twice, and for objects of any that are not listed."""
+    named = {"images": "file_name", "categories": "name"}
+    for key, name in named.items():
+        names_of: dict[Any, set[str]] = defaultdict(set)
+        counts = Counter(entry.id for entry in getattr(content, key))
+        for entry in getattr(content, key):
+            names_of[entry.id].add(getattr(entry, name))
+        twice = [number for number, count in counts.items() if count > 1]
+        if key == "categories":  # the same category listed again is no contradiction
+            twice = [number for number in twice if len(names_of[number]) > 1]
+        if twice:
+            shown = listed([f"id {number} ({', '.join(sorted(names_of[number]))})" for number in twice], limit=3)
+            raise DataError(
+                f"{file}: {len(twice)} ids are listed more than once under {key}: {shown}; if files were merged, give "
+                f"the {key} of one of them other ids"
+            )
+    for key, field in (("categories", "category_id"), ("images", "image_id")):
+        known = {entry.id for entry in getattr(content, key)}
+        unknown = [entry for entry in content.annotations if getattr(entry, field) not in known]
+        if unknown:
+            shown = listed([f"object {entry.id} of {field} {getattr(entry, field)}" for entry in unknown], limit=3)
+            raise DataError(
+                f"{file}: {len(unknown)} objects belong to {key} that are not listed: {shown}; add them under {key}, "
+                "or remove these objects"
+            )
+    repeated = [number for number, count in Counter(entry.id for entry in content.annotations).items() if count > 1]
+    if repeated := [number for number in repeated if number is not None]:
+        warnings.warn(
+            f"{file}: {len(repeated)} object ids occur more than once, such as {repeated[0]}; all objects are drawn. "
+            "If files were merged, the image ids may be mixed up, too",
+            stacklevel=3,
+        )
 
 
 def _numbers(
-    content: Mapping[str, Any], labels: Labels, categories: Mapping[str, str], others: str, file: Path
-) -> dict[int, int | None]:
+    content: CocoFile, labels: Labels, categories: Mapping[str, str], others: str, file: Path
+) -> dict[Any, int | None]:
     """Map each category to its class number, or to None if its pixels are ignored. Omits categories not to draw."""
-    category_names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+    category_names = {entry.id: entry.name for entry in content.categories}
     unknown_categories = [name for name in categories if name not in category_names.values()]
     unknown_classes = [name for name in categories.values() if name not in labels.names]
     if unknown_categories or unknown_classes:
@@ -151,8 +213,8 @@ def _numbers(
             f"{file}: expected categories from {', '.join(category_names.values())} to {', '.join(labels.names)}, got "
             f"{', '.join(unknown_categories or unknown_classes)}"
         )
-    numbers: dict[int, int | None] = {}
-    used = {entry["category_id"] for entry in content["annotations"]}
+    numbers: dict[Any, int | None] = {}
+    used = {entry.category_id for entry in content.annotations}
     without_class = []
     for number, name in category_names.items():
         class_name = categories.get(name, name)
@@ -169,39 +231,68 @@ def _numbers(
         )
     if without_class and others == "ignore":
         if labels.ignore_index is None:
-            raise DataError(f"{file}: `others: ignore` requires `ignore_index: 255` under `labels`")
+            raise DataError(f"{file}: `others: ignore` requires an ignored value; {IGNORE_HINT}")
         numbers |= {number: None for number, name in category_names.items() if name in without_class}
     return numbers
 
 
-def _check_crowds(objects: Sequence[Mapping[str, Any]], labels: Labels, name: str, file: Path) -> None:
-    if labels.ignore_index is None and any(entry.get("iscrowd") for entry in objects):
-        raise DataError(
-            f"case {name}, {file}: crowd regions have to be ignored; write `ignore_index: 255` under `labels`"
+def _check_outlines(content: CocoFile, numbers: Mapping[Any, int | None], boxes: Boxes, file: Path) -> None:
+    """Raise DataError for objects to draw that have no outline, unless their boxes are used."""
+    drawn = [entry for entry in content.annotations if entry.iscrowd or entry.category_id in numbers]
+    without = [entry for entry in drawn if entry.outline is None]
+    lost = [entry for entry in without if boxes == "refuse" or entry.bbox is None or len(entry.bbox) != 4]
+    if not lost:
+        return
+    shown = listed([str(entry.id) for entry in lost], limit=5)
+    if len(lost) == len(drawn):
+        what = f"the objects have bounding boxes but no outlines ({len(lost)} objects)"
+    else:
+        what = f"{len(lost)} of {len(drawn)} objects have a bounding box but no outline: {shown}"
+    raise DataError(
+        f"{file}: {what}; masks require `segmentation` entries. Write `boxes: ignore` under `data` to ignore the "
+        "pixels of such boxes, or `boxes: draw` if they are rectangles that fill their objects"
+    )
+
+
+def _objects_by_image(content: CocoFile, numbers: Mapping[Any, int | None]) -> dict[Any, list[dict[str, Any]]]:
+    """The objects to draw of each image: what to draw, and their class number, None if their pixels are ignored."""
+    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for entry in content.annotations:
+        if not entry.iscrowd and entry.category_id not in numbers:
+            continue
+        by_image[entry.image_id].append(
+            {"id": entry.id, "outline": entry.outline, "box": entry.bbox, "iscrowd": bool(entry.iscrowd)}
+            | {"number": None if entry.iscrowd else numbers[entry.category_id]}
         )
+    return by_image
+
+
+def _check_ignored(objects: Sequence[Mapping[str, Any]], labels: Labels, name: str, file: Path) -> None:
+    if labels.ignore_index is None and any(entry["number"] is None for entry in objects):
+        raise DataError(f"case {name}, {file}: crowd regions and boxes have to be ignored; {IGNORE_HINT}")
 
 
 def _object_mask(entry: Mapping[str, Any], size: tuple[int, int], case: Case) -> np.ndarray:
     """The pixels of an object, bool [H, W]. Raises DataError if its outline cannot be drawn or has another size."""
     coco = require("pycocotools.mask", "coco", "drawing COCO annotations")
-    outline = entry.get("segmentation")
+    outline = entry["outline"]
     try:
-        if isinstance(outline, list):
-            polygons = [polygon for polygon in outline if len(polygon) >= 6]
-            runs = coco.merge(coco.frPyObjects(polygons, *size)) if polygons else None
-        elif isinstance(outline, Mapping) and isinstance(outline["counts"], list):
-            runs = coco.frPyObjects(outline, *size)
+        if outline is None:
+            left, top, width, height = entry["box"]
+            corners = [left, top, left + width, top, left + width, top + height, left, top + height]
+            runs = coco.merge(coco.frPyObjects([corners], *size))
+        elif isinstance(outline, list):
+            runs = coco.merge(coco.frPyObjects(outline, *size))
         else:
-            runs = outline
-        plane = np.zeros(size, bool) if runs is None else coco.decode(runs).astype(bool)
+            runs = coco.frPyObjects(outline, *size) if isinstance(outline["counts"], list) else outline
+        plane = coco.decode(runs).astype(bool)
     except Exception as error:  # the library raises exceptions of any type for invalid outlines
         raise DataError(
-            f"case {case.name}: the outline of object {entry.get('id')} cannot be drawn "
-            f"({type(error).__name__}: {error})"
+            f"case {case.name}: the outline of object {entry['id']} cannot be drawn ({reason(error)})"
         ) from error
     if plane.shape != size:
         raise DataError(
-            f"case {case.name}: expected the mask of object {entry.get('id')} to have the size {list(size)}, "
+            f"case {case.name}: expected the mask of object {entry['id']} to have the size {list(size)}, "
             f"got {list(plane.shape)}"
         )
     return plane

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from segkit.data.cases import Case, MaskFile
+from segkit.data.documents import read_document
 from segkit.data.formats import case_name
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import FileSource, group_reader, listed_file, sorted_cases
@@ -20,6 +20,7 @@ from segkit.utils.errors import DataError
 PART_NAMES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 PART_NAMES |= {part: part for part in PARTS}
 SEPARATOR = ";"  # between the files of a cell
+Cell = str | int | float | list[str] | dict[str, str | list[str]] | None
 KEYS = ("case", "image", "mask", "group", "split")
 
 
@@ -92,11 +93,9 @@ class ManifestSource(FileSource):
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Read the rows of a table, without empty cells. Raises DataError if the file cannot be read."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig")) if file.suffix.lower() == ".json" else _csv_rows(file)
+        rows = read_document(file, list[dict[str, Cell]]) if file.suffix.lower() == ".json" else _csv_rows(file)
     except (OSError, ValueError) as error:
         raise DataError(f"the table {file} cannot be read: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{file}: expected a list of objects with the keys {', '.join(KEYS)}")
     return [{str(key): value for key, value in row.items() if value not in ("", None, [])} for row in rows]
 
 

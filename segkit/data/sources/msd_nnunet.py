@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from segkit.data.cases import Case, MaskFile
+from segkit.data.documents import Entry, read_document
 from segkit.data.formats import case_name, is_image
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import (
     FileSource,
     existing_folder,
+    files_like,
     group_reader,
+    in_any_form,
     listed_file,
     refuse_unpaired,
     sorted_cases,
@@ -54,10 +56,10 @@ class DecathlonSource(FileSource):
         root = Path(root)
         file = root / "dataset.json"
         listing = read_listing(file)
-        _check_classes(listing.get("labels"), labels, value_map or {}, file)
+        _check_classes(listing.labels or {}, labels, value_map or {}, file)
         group_of = group_reader(group)
-        if "training" in listing and isinstance(listing["training"], list):
-            cases = [_listed_case(entry, root, group_of) for entry in listing["training"]]
+        if listing.training is not None:
+            cases = [_listed_case(entry, root, group_of) for entry in listing.training]
         else:
             cases = _nnunet_cases(listing, root, group_of)
         if unpaired == "refuse":
@@ -65,33 +67,48 @@ class DecathlonSource(FileSource):
         self.cases = sorted_cases(cases, root)
 
 
-def read_listing(file: Path) -> dict[str, Any]:
+class _Pair(Entry):
+    image: str
+    label: str
+
+
+class _Files(Entry):
+    images: list[str]
+    label: str
+
+
+class Listing(Entry):
+    """A dataset.json, with the fields of the Decathlon and of both versions of nnU-Net."""
+
+    labels: dict[str, int | str | list[int]] | None = None
+    training: list[_Pair] | None = None
+    dataset: dict[str, _Files] | None = None
+    channel_names: dict[str, str] | None = None
+    modality: dict[str, str] | None = None
+    file_ending: str | None = None
+
+    @property
+    def channels(self) -> int:
+        """The number of image files of a case."""
+        return len(self.channel_names or self.modality or {})
+
+
+def read_listing(file: Path) -> Listing:
     """Read a dataset.json. Raises DataError if it cannot be read or does not describe cases in a known form."""
     if not file.is_file():
         raise DataError(f"expected {file}, but it does not exist; `root` is the folder that contains dataset.json")
-    try:
-        listing = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}") from error
-    if isinstance(listing, dict):
-        training = listing.get("training")
-        if isinstance(training, list) and all(_is_entry(entry, "image", "label") for entry in training):
-            return listing
-        if "file_ending" in listing and isinstance(listing.get("channel_names") or listing.get("modality"), dict):
-            return listing
-    raise DataError(
-        f'{file}: expected "training" to be a list of {{"image": ..., "label": ...}}, or '
-        'nnU-Net\'s "channel_names" and "file_ending"'
-    )
+    listing = read_document(file, Listing)
+    if listing.training is None and not (listing.file_ending and listing.channels):
+        raise DataError(
+            f'{file}: expected "training" to be a list of {{"image": ..., "label": ...}}, or '
+            'nnU-Net\'s "channel_names" and "file_ending"'
+        )
+    return listing
 
 
-def _is_entry(entry: Any, *keys: str) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)
-
-
-def _check_classes(classes: Any, labels: Labels, value_map: Mapping[int, int], file: Path) -> None:
+def _check_classes(classes: Mapping[str, Any], labels: Labels, value_map: Mapping[int, int], file: Path) -> None:
     """Raise DataError if dataset.json names classes and they differ from those of the labels."""
-    if not isinstance(classes, dict) or not classes:
+    if not classes:
         return
     # {"0": "background"} in the Decathlon, {"background": 0} or {"whole": [1, 2]} in nnU-Net
     value_of = {str(value): int(key) for key, value in classes.items()} if _all_digits(classes) else dict(classes)
@@ -130,36 +147,47 @@ def _check_regions(classes: Mapping[str, tuple[int, ...]], labels: Labels, file:
         )
 
 
-def _listed_case(entry: Mapping[str, str], root: Path, group_of: Callable[[str], str]) -> Case:
-    image, mask = (listed_file(entry[key], root, root / "dataset.json") for key in ("image", "label"))
+def _listed_case(entry: _Pair, root: Path, group_of: Callable[[str], str]) -> Case:
+    image, mask = (listed_file(text, root, root / "dataset.json") for text in (entry.image, entry.label))
     name = case_name(image)
     return Case(name, group_of(name), images=(image,), masks=(MaskFile(mask),))
 
 
-def _nnunet_cases(listing: Mapping[str, Any], root: Path, group_of: Callable[[str], str]) -> list[Case]:
-    ending, channels = str(listing["file_ending"]), len(listing.get("channel_names") or listing["modality"])
+def _nnunet_cases(listing: Listing, root: Path, group_of: Callable[[str], str]) -> list[Case]:
+    ending, channels = str(listing.file_ending), listing.channels
     file = root / "dataset.json"
-    if isinstance(listing.get("dataset"), dict):
+    if listing.dataset is not None:
         return [
             Case(
                 name,
                 group_of(name),
-                images=tuple(listed_file(image, root, file) for image in entry["images"]),
-                masks=(MaskFile(listed_file(entry["label"], root, file)),),
+                images=tuple(listed_file(image, root, file) for image in entry.images),
+                masks=(MaskFile(listed_file(entry.label, root, file)),),
             )
-            for name, entry in listing["dataset"].items()
+            for name, entry in listing.dataset.items()
         ]
-    masks = {path.name.removesuffix(ending): path for path in existing_folder(root / MASKS).glob(f"*{ending}")}
+    masks = {path.name.removesuffix(ending): path for path in files_like(existing_folder(root / MASKS), f"*{ending}")}
     images = existing_folder(root / IMAGES)
+    channels = 1 if _is_rgb(listing) and not _has_channel_files(images, ending, 1) else channels
     cases, missing = [], []
     for name, mask in sorted(masks.items()):
-        files = tuple(images / f"{name}_{channel:04d}{ending}" for channel in range(channels))
+        files = tuple(in_any_form(images / f"{name}_{channel:04d}{ending}") for channel in range(channels))
         missing += [f"{path.name}, a channel of {name}" for path in files if not path.is_file()]
         cases.append(Case(name, group_of(name), images=files, masks=(MaskFile(mask),)))
     if missing:
         shown = listed(missing, limit=5, separator="; ")
         raise DataError(f"files are missing in {images}: {shown}; {file} has {channels} channels")
     return cases
+
+
+def _is_rgb(listing: Listing) -> bool:
+    """Whether the three channels are colours, which nnU-Net reads from one picture `_0000`."""
+    names = [name.lower() for name in (listing.channel_names or listing.modality or {}).values()]
+    return names in (["r", "g", "b"], ["red", "green", "blue"])
+
+
+def _has_channel_files(images: Path, ending: str, channel: int) -> bool:
+    return bool(files_like(images, f"*_{channel:04d}{ending}"))
 
 
 def _unlisted(root: Path, cases: list[Case]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ def _matches(folder: Path, pattern: str) -> list[tuple[str, str, Path]]:
     glob = re.sub(r"\*+", "*", f"{glob.removesuffix('.*')}*") if glob.endswith(".*") else glob
     matches = []
     for path in sorted(path for path in folder.glob(glob) if is_image(path)):
-        match = (folder_expression if path.is_dir() else file_expression).fullmatch(path.relative_to(folder).as_posix())
+        expression = folder_expression if path.is_dir() else file_expression
+        match = expression.fullmatch(unicodedata.normalize("NFC", path.relative_to(folder).as_posix()))
         if match:
             matches.append((match["case"], match.groupdict().get("annotator") or "", path))
     return matches

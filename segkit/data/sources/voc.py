@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
 from segkit.data.cases import Case, MaskFile
+from segkit.data.formats import case_name, is_image
 from segkit.data.mask_encoding import MaskEncoding
-from segkit.data.sources.base import FileSource, existing_folder, group_reader, refuse_unpaired, sorted_cases
+from segkit.data.sources.base import (
+    FileSource,
+    existing_folder,
+    files_like,
+    group_reader,
+    refuse_unpaired,
+    sorted_cases,
+)
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 
 
 class VOCSource(FileSource):
-    """Images in JPEGImages, palette masks, and lists of case names in ImageSets/Segmentation.
+    """Pictures of any format in JPEGImages, palette masks, and lists of case names in ImageSets/Segmentation.
 
     root: the folder that contains them, such as `VOC2012`.
     masks: the name of the mask folder.
@@ -38,8 +47,13 @@ class VOCSource(FileSource):
         super().__init__(labels, MaskEncoding(value_map))
         root, group_of = Path(root), group_reader(group)
         images, folder = existing_folder(root / "JPEGImages"), existing_folder(root / masks)
-        names = _read_sets(root, sets) if sets is not None else [(None, file.stem) for file in folder.glob("*.png")]
-        pairs = [(part, name, images / f"{name}.jpg", folder / f"{name}.png") for part, name in names]
+        mask_of = {case_name(file): file for file in files_like(folder, "*.png")}
+        image_of = {case_name(file): file for file in files_like(images, "*") if is_image(file)}
+        names = [(None, name) for name in mask_of] if sets is None else _read_sets(root, sets)
+        pairs = [
+            (part, name, image_of.get(name, images / f"{name}.jpg"), mask_of.get(name, folder / f"{name}.png"))
+            for part, name in names
+        ]
         refuse_unpaired(
             [f"missing: {file}" for *_, image, mask in pairs for file in (image, mask) if not file.is_file()]
         )
@@ -60,5 +74,5 @@ def _read_sets(root: Path, sets: Mapping[str, str]) -> list[tuple[str | None, st
         for case in file.read_text().split():
             if Path(case).name != case:
                 raise DataError(f"{file} lists {case}, which is a path; list file names without folder and ending")
-            cases.append((part, case))
+            cases.append((part, unicodedata.normalize("NFC", case)))
     return cases
