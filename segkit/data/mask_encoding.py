@@ -12,6 +12,7 @@ from segkit.utils.errors import DataError
 from segkit.utils.text import listed
 
 IGNORE = "ignore"  # the key for the ignore value among class names
+ROUNDING = 1e-3  # largest distance from a class number
 MAX_COLOURS = 64  # a mask with more colours than this cannot be a colour-coded class mask
 
 
@@ -224,13 +225,18 @@ def _decode_one_hot(stored: np.ndarray, labels: Labels, where: str) -> np.ndarra
 
 
 def whole_numbers(stored: np.ndarray, where: str) -> np.ndarray:
-    """The mask as int64. Raises DataError if it contains fractions, NaN or infinity."""
+    """The mask as int64. Raises DataError if it contains fractions, NaN or infinity.
+
+    Values within 0.001 of a whole number are that number: headers with a slope make 2.9999999993 of 3.
+    """
     if stored.dtype.kind in "biu":
         return stored.astype(np.int64)
-    fractions = stored[~(np.isfinite(stored) & (stored == np.rint(stored)))]
+    with np.errstate(invalid="ignore"):  # inf - inf
+        is_whole = np.isfinite(stored) & (np.abs(stored - np.rint(stored)) <= ROUNDING)
+    fractions = stored[~is_whole]
     if fractions.size:
         raise DataError(
             f"{where}: expected whole class numbers, got {fractions.size} pixels with other values, such as "
             f"{float(fractions[0]):g}; threshold probabilities first, and resample masks with nearest neighbours"
         )
-    return stored.astype(np.int64)
+    return np.rint(stored).astype(np.int64)

@@ -22,7 +22,13 @@ PNG_DEPTH = 24  # byte of a PNG file: bits per channel
 PNG_COLOUR_TYPE, PNG_COLOURS, PNG_GREY_WITH_ALPHA = 25, (2, 6), 4  # byte of a PNG file, and values that it takes
 TAIL = 4096  # bytes searched for the end, since some programs append a few to a complete file
 ORIENTATION = 0x0112  # EXIF tag
-ORIENTATION_MARKS = (b"Exif", b"eXIf", b"Raw profile type", b"tiff:Orientation")  # one of them is in a file with a tag
+ORIENTATION_MARKS = (
+    b"Exif",
+    b"eXIf",
+    b"EXIF",
+    b"Raw profile type",
+    b"tiff:Orientation",
+)  # one of them is in a file with a tag
 # for each value of the tag, how the stored pixels [..., H, W] become the picture that viewers show
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda array: array[..., ::-1],

@@ -6,8 +6,10 @@ import math
 import os
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from segkit.data.formats.header_checks import check_pixel_bytes
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
+MAX_SEARCHED, MAX_COMPARED = 32, 8  # files looked at to recognise a series: any files, and DICOM files
 MAX_SHEAR = 0.02  # shift of a slice against the one before, as a share of their distance
 HEADER = 65536  # bytes that are searched for the end of a header
 # headers that are files of their own, and the line that names the file of pixels
@@ -95,7 +98,7 @@ def _little_endian(path: Path) -> Iterator[Path]:
     source.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.dcm"
-        source.save_as(copy, implicit_vr=False, little_endian=True)
+        pydicom.dcmwrite(copy, source, implicit_vr=False, little_endian=True, force_encoding=True)
         yield copy
 
 
@@ -140,10 +143,25 @@ def write(array: np.ndarray, geometry: Geometry, path: Path) -> None:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether the first file of a folder that is not hidden is a DICOM file."""
+    """Whether DICOM files in a folder are slices: among the first ones, two of one series have different positions.
+
+    A single DICOM file counts as a series of one slice. Other files, such as a preview, do not matter.
+    """
     files = (file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith("."))
-    first = next(files, None)
-    return first is not None and is_dicom(first)
+    found = list(islice((file for file in islice(files, MAX_SEARCHED) if is_dicom(file)), MAX_COMPARED))
+    if len(found) < 2:
+        return bool(found)
+    pydicom = require("pydicom", "medical", "reading DICOM files")
+    tags = ["SeriesInstanceUID", "ImagePositionPatient"]
+    positions: dict[str, set[str]] = defaultdict(set)
+    for file in found:
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+        except Exception:  # a damaged file is named when it is read
+            continue
+        if header.get("ImagePositionPatient"):
+            positions[str(header.get("SeriesInstanceUID"))].add(str(header.ImagePositionPatient))
+    return any(len(places) > 1 for places in positions.values())
 
 
 def is_dicom(path: Path) -> bool:
@@ -193,8 +211,9 @@ def _check_slices(names: tuple[str, ...], where: str) -> None:
             f"{int(np.flatnonzero(odd)[0]) + 1} of {len(names)}; a file is missing or present twice"
         )
     shifts = np.linalg.norm(steps - gaps[:, None] * normal, axis=1)
-    if shifts.max() > MAX_SHEAR * abs(usual):
-        first = int(shifts.argmax())
+    sheared = np.flatnonzero(shifts > MAX_SHEAR * abs(usual))
+    if len(sheared):
+        first = int(sheared[0])
         angle = np.degrees(np.arctan2(shifts[first], abs(gaps[first])))
         raise DataError(
             f"{where}: expected slices one above the other, but slice {first + 2} of {len(names)} is shifted by "

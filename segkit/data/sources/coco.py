@@ -111,7 +111,7 @@ class CocoSource:
             _check_identifiers(content, Path(file))
             numbers = _numbers(content, labels, categories or {}, others, Path(file))
             _check_outlines(content, numbers, boxes, Path(file))
-            objects_of = _objects_by_image(content, numbers)
+            objects_of = _objects_by_image(content, numbers, boxes)
             for image in content.images:
                 objects = objects_of[image.id]
                 if not objects and unannotated == "skip":
@@ -254,15 +254,18 @@ def _check_outlines(content: CocoFile, numbers: Mapping[Any, int | None], boxes:
     )
 
 
-def _objects_by_image(content: CocoFile, numbers: Mapping[Any, int | None]) -> dict[Any, list[dict[str, Any]]]:
+def _objects_by_image(
+    content: CocoFile, numbers: Mapping[Any, int | None], boxes: Boxes
+) -> dict[Any, list[dict[str, Any]]]:
     """The objects to draw of each image: what to draw, and their class number, None if their pixels are ignored."""
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in content.annotations:
         if not entry.iscrowd and entry.category_id not in numbers:
             continue
+        is_ignored = entry.iscrowd or (entry.outline is None and boxes == "ignore")
         by_image[entry.image_id].append(
             {"id": entry.id, "outline": entry.outline, "box": entry.bbox, "iscrowd": bool(entry.iscrowd)}
-            | {"number": None if entry.iscrowd else numbers[entry.category_id]}
+            | {"number": None if is_ignored else numbers[entry.category_id]}
         )
     return by_image
 
