@@ -72,10 +72,17 @@ def _check_header(path: Path, where: str) -> None:
 
 
 def read_squeezed(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Read a DICOM file like `read`, without its third axis if that has length 1, as in files of a single frame."""
+    """Read a DICOM file like `read`, without its third axis if that has length 1, as in files of a single frame.
+
+    Pixels of dose files are multiplied by their DoseGridScaling, which differs between files and which GDCM leaves out.
+    """
+    pydicom = require("pydicom", "medical", "reading DICOM files")
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["DoseGridScaling"])
     sitk = _sitk()
-    with _little_endian(path) as file:
+    with _little_endian(path, header) as file:
         image = _quietly(lambda: sitk.ReadImage(str(file)))
+    if "DoseGridScaling" in header and "integer" in image.GetPixelIDTypeAsString():
+        image = sitk.Cast(image, sitk.sitkFloat64) * float(header.DoseGridScaling)
     if image.GetDimension() != 3 or image.GetSize()[2] != 1:
         return _to_ras(image, where)
     array = sitk.GetArrayFromImage(image)[0]  # y, x, channels
@@ -85,10 +92,9 @@ def read_squeezed(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]
 
 
 @contextmanager
-def _little_endian(path: Path) -> Iterator[Path]:
+def _little_endian(path: Path, header: Any) -> Iterator[Path]:
     """The path of a DICOM file, or of a copy in little-endian byte order: GDCM misreads 32-bit big-endian pixels."""
     pydicom = require("pydicom", "medical", "reading DICOM files")
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
     if header.file_meta.get("TransferSyntaxUID") != pydicom.uid.ExplicitVRBigEndian:
         yield path
         return
