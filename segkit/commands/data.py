@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from segkit.data.sampling import Key
 from segkit.data.splits import PARTS, Split
 from segkit.experiment.augmentation_effect import augmentation_warnings, augmented_pixels, describe_effect
 from segkit.experiment.build import (
+    ConfigSource,
     build_augment_from,
     build_data,
     build_labels,
@@ -65,21 +66,29 @@ class DataCheckFailed(DataError):
 
 
 def check(
-    path: Path, overrides: Sequence[str], *, workers: int | None, written: Path | None, console: Console
+    described: ConfigSource,
+    overrides: Sequence[str],
+    *,
+    workers: int | None,
+    written: Path | None,
+    console: Console,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Read every case of a configuration once, print the problems and write them to a JSON file.
 
     Args:
-        path: The configuration.
+        described: The configuration, which need not say how to train.
         overrides: Changes to it, `key=value`.
         workers: Processes that read; one per CPU core by default.
         written: The JSON file to write; None for no file.
         console: Where to print.
+        name: What the data are called in the error; by default `described`.
 
     Returns the content of the JSON file. Raises DataCheckFailed, after reporting, if there are errors.
     """
-    config = load_config(path, overrides)
+    config = load_config(described, overrides, data_only=True)
     labels = build_labels(config)
+    name = name or str(described)
     source, findings = _source_and_unpaired(config, labels)
     summaries = []
     with progress_bar(console) as progress:
@@ -110,7 +119,7 @@ def check(
     print_check(result, console)
     errors = sum(finding.level == "error" for finding in findings)
     if errors:
-        raise DataCheckFailed(f"{errors} {'error' if errors == 1 else 'errors'} in the data of {path}")
+        raise DataCheckFailed(f"{errors} {'error' if errors == 1 else 'errors'} in the data of {name}")
     return result
 
 
@@ -129,12 +138,12 @@ def _source_and_unpaired(config: Config, labels: Labels) -> tuple[Source, list[F
 def check_folder(root: Path, *, workers: int | None, written: Path | None, console: Console) -> dict[str, Any]:
     """Check a folder with the layout and the classes that `inspect` detects. See `check` for the arguments."""
     with tempfile.TemporaryDirectory() as temporary:
-        config = Path(temporary) / "segkit.yaml"
-        inspect(root, config, memory=4.0, console=console)
-        try:
-            return check(config, [], workers=workers, written=written, console=console)
-        except DataCheckFailed as error:
-            raise DataCheckFailed(str(error).replace(str(config), str(root))) from error
+        layout = detect_layout(Path(os.path.abspath(root)))
+        table = _write_table(layout, Path(temporary) / "segkit.yaml") if layout.rows else None
+        described = _describe(layout, table)
+        _print_layout(root, layout, described, console)
+        config = {"name": root.name or "data", **described.sections}
+        return check(config, [], workers=workers, written=written, console=console, name=str(root))
 
 
 def _mirror_findings(config: Config, summaries: Sequence[CaseSummary]) -> list[Finding]:
@@ -177,17 +186,36 @@ def inspect(root: Path, written: Path, *, memory: float, console: Console) -> No
     layout = detect_layout(root)
     table = _write_table(layout, written) if layout.rows else None
     try:
-        _inspect_layout(root, layout, table, written, memory, console)
+        described = _describe(layout, table)
+        _print_layout(root, layout, described, console)
+        known = {**described.sections, "data": _relative_paths(described.sections["data"], written.parent)}
+        reasons = {**described.reasons, "data": [*described.reasons["data"], *_unused(root, described.source.cases)]}
+        _write(written, known, reasons, described.source, described.labels, memory, console)
     except BaseException:
         if table is not None:
             table.unlink()
         raise
 
 
-def _inspect_layout(
-    root: Path, layout: Layout, table: Path | None, written: Path, memory: float, console: Console
-) -> None:
-    """Print what is known about a folder, and write the configuration. table: the table of cases, if one is used."""
+@dataclass(frozen=True)
+class _Described:
+    """What is known about a folder.
+
+    Attributes:
+        sections: The sections `labels`, `data` and `split` of a configuration, with absolute paths.
+        labels: The labels.
+        source: The data source.
+        reasons: Comment lines for the sections.
+    """
+
+    sections: dict[str, Any]
+    labels: Labels
+    source: Source
+    reasons: dict[str, list[str]]
+
+
+def _describe(layout: Layout, table: Path | None) -> _Described:
+    """The cases and classes of a layout. table: the table of cases, if one is used."""
     classes = None if layout.labels is not None else infer_classes(layout.masks)
     label_section = (layout.labels or {}) if classes is None else classes.labels
     labels = Labels(**label_section)
@@ -197,23 +225,33 @@ def _inspect_layout(
         **({} if classes is None else classes.options),
     }
     source = SOURCES[layout.source](labels=labels, **options)
-    data_reasons = [*layout.reasons, *([] if classes is None else classes.reasons)]
-    if unused := unused_files(root, source.cases):
-        examples = ", ".join(str(path.relative_to(root)) for path in unused[:MAX_NAMED])
-        data_reasons.append(f"{len(unused)} other images below {root.name} belong to no case, such as {examples}")
-    console.print(f"{root}: layout {layout.source}, {len(source.cases)} cases", markup=False, highlight=False)
-    for reason in data_reasons:
-        console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
-    known = {
+    sections = {
         "labels": label_section,
-        "data": {"name": layout.source, **_relative_paths(options, written.parent)},
+        "data": {"name": layout.source, **_plain_paths(options)},
         "split": {"name": "source"} if layout.has_split else _kfold_split(source.cases),
     }
     reasons = {
         "labels": NAMES_HINT if classes is not None else [],
-        "data": [*data_reasons, *_group_hint(source.cases)],
+        "data": [*layout.reasons, *([] if classes is None else classes.reasons), *_group_hint(source.cases)],
     }
-    _write(written, known, reasons, source, labels, memory, console)
+    return _Described(sections, labels, source, reasons)
+
+
+def _print_layout(root: Path, layout: Layout, described: _Described, console: Console) -> None:
+    """Print the layout of a folder and the reasons, with the files that belong to no case."""
+    cases = described.source.cases
+    console.print(f"{root}: layout {layout.source}, {len(cases)} cases", markup=False, highlight=False)
+    for reason in [*described.reasons["data"], *_unused(root, cases)]:
+        console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _unused(root: Path, cases: Sequence[Case]) -> list[str]:
+    """A line about images and masks that belong to no case."""
+    unused = unused_files(root, cases)
+    if not unused:
+        return []
+    examples = ", ".join(str(path.relative_to(root)) for path in unused[:MAX_NAMED])
+    return [f"{len(unused)} other images below {root.name} belong to no case, such as {examples}"]
 
 
 def plan(path: Path, overrides: Sequence[str], written: Path, *, memory: float, console: Console) -> None:
@@ -227,7 +265,7 @@ def plan(path: Path, overrides: Sequence[str], written: Path, *, memory: float, 
         console: Where to print.
     """
     _check_new(written)
-    config = load_config(path, overrides)
+    config = load_config(path, overrides, data_only=True)
     labels = build_labels(config)
     source = build_source(config, labels)
     content = config.to_dict()
@@ -250,7 +288,7 @@ def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, 
         samples: Number of samples per case.
         console: Where to print.
     """
-    config = load_config(path, [*overrides, "loader.cache=none"])
+    config = load_config(path, [*overrides, "loader.cache=none"], data_only=True)
     labels = build_labels(config)
     data = build_data(config, labels, multiple=padding_multiple(config, labels))
     training = training_set(config, data, build_augment_from(config, labels))
@@ -344,6 +382,14 @@ def _group_hint(cases: Sequence[Case]) -> list[str]:
     if len({case.group for case in cases}) < len(cases):
         return []
     return ["if several cases belong to one patient or site, set `group`, a regular expression for the case names"]
+
+
+def _plain_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with paths as text."""
+    return {
+        key: _plain_paths(value) if isinstance(value, dict) else str(value) if isinstance(value, Path) else value
+        for key, value in options.items()
+    }
 
 
 def _relative_paths(options: dict[str, Any], folder: Path) -> dict[str, Any]:

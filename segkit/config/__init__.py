@@ -35,7 +35,7 @@ from segkit.config.schema import (
 from segkit.config.validation import Checker, Table
 from segkit.config.yaml_tree import ConfigError, parse_file, with_overrides
 
-__all__ = ["Config", "ConfigError", "Named", "Table", "check", "dump", "plain_named", "read", "schema"]
+__all__ = ["DATA_DEFAULTS", "Config", "ConfigError", "Named", "Table", "check", "dump", "plain_named", "read", "schema"]
 
 FIXED = {
     "labels": LabelsSection,
@@ -66,6 +66,14 @@ DEFAULTS: dict[str, Any] = {
     "comparison": {},
 }
 REQUIRED = ("labels", "data", "model", "loss", "optimizer", "train")
+# for commands that look at the data alone, whose configuration need not say how to train
+DATA_DEFAULTS = {
+    **DEFAULTS,
+    "model": {"name": "unet"},
+    "loss": "dice_ce",
+    "optimizer": {"name": "adamw"},
+    "train": {"steps": 1},
+}
 
 
 def read(
@@ -74,6 +82,7 @@ def read(
     tables: Mapping[str, Table],
     checks: Mapping[str, Callable[[Config], object]] | None = None,
     load_plugins: Callable[[Sequence[str]], None] | None = None,
+    defaults: Mapping[str, Any] = DEFAULTS,
 ) -> Config:
     """Read and check a YAML file. Raises ConfigError with all errors at once.
 
@@ -82,11 +91,12 @@ def read(
         current directory.
     checks: by section, a function that raises ValueError for an error that no signature can express.
     load_plugins: adds the entries of the modules under `plugins` to the tables, before anything is checked.
+    defaults: the sections that the file may omit.
     """
     tree, lines = parse_file(path)
     folder = Path(path).absolute().parent
     location: dict[str, Any] = {"source": str(path), "lines": lines, "folder": folder}
-    return check(tree, overrides, tables, **location, checks=checks, load_plugins=load_plugins)
+    return check(tree, overrides, tables, **location, checks=checks, load_plugins=load_plugins, defaults=defaults)
 
 
 def check(
@@ -99,10 +109,11 @@ def check(
     folder: Path | None = None,
     checks: Mapping[str, Callable[[Config], object]] | None = None,
     load_plugins: Callable[[Sequence[str]], None] | None = None,
+    defaults: Mapping[str, Any] = DEFAULTS,
 ) -> Config:
     """Check a configuration given as plain data, such as the one in a checkpoint; errors name `source`."""
     # defaults first, so that an override can change a key of a section that the file omits or leaves empty
-    tree = {**DEFAULTS, **{key: value for key, value in tree.items() if value is not None or key not in DEFAULTS}}
+    tree = {**defaults, **{key: value for key, value in tree.items() if value is not None or key not in defaults}}
     tree, origins, errors = with_overrides(tree, overrides)
     _rename_options(tree)
     checker = Checker(source, tables, dict(lines or {}), origins, folder or Path.cwd(), errors)
@@ -116,7 +127,7 @@ def check(
     parts: dict[str, Any] = {"general": checker.section((), general, GeneralSection, known=known)}
     for key in known:
         if key in tree:
-            parts[key] = _check_part(checker, key, DEFAULTS.get(key) if tree[key] is None else tree[key])
+            parts[key] = _check_part(checker, key, defaults.get(key) if tree[key] is None else tree[key])
         elif key in REQUIRED:
             checker.error((), f"missing required key '{key}'")
     checker.finish()

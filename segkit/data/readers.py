@@ -102,13 +102,13 @@ def read_mask(
 def read_masks(
     masks: Sequence[MaskFile], labels: Labels, encoding: MaskEncoding = AS_STORED, case: str | None = None
 ) -> np.ndarray:
-    """Read a mask from one or several files, see `MaskFile`. Several files of one class form its union.
+    """Read a mask from one or several files, see `MaskFile`. Several files, of one class or of all, form their union.
 
     Raises the errors of `read_mask`, and DataError if files differ in size or if files of several classes contain the
     same pixel although the classes are exclusive.
     """
-    if len(masks) == 1 and masks[0].class_name is None:
-        return read_mask(masks[0].path, labels, encoding, case)
+    if all(file.class_name is None for file in masks):
+        return _united([read_mask(file.path, labels, encoding, case) for file in masks], masks, labels, case)
     planes = _planes(masks, labels, encoding, case)
     if labels.has_mask_channels:
         mask = np.stack([planes[name] for name in labels.names])
@@ -125,6 +125,27 @@ def read_masks(
     for name, plane in planes.items():
         mask[plane] = labels.names.index(name)
     return mask
+
+
+def _united(parts: Sequence[np.ndarray], masks: Sequence[MaskFile], labels: Labels, case: str | None) -> np.ndarray:
+    """The union of masks of class numbers [*S], or of 0 and 1 [K, *S]."""
+    united = parts[0]
+    background = 0 if labels.has_mask_channels or len(parts) == 1 else background_value(labels, str(masks[0].path))
+    for part, file in zip(parts[1:], masks[1:], strict=True):
+        where = _where(case, file.path)
+        if part.shape != united.shape:
+            raise DataError(
+                f"{where}: expected the size {list(united.shape)} of {masks[0].path}, got {list(part.shape)}; save all "
+                "masks of a case on the same grid"
+            )
+        conflicts = int(((part != background) & (united != background) & (part != united)).sum())
+        if conflicts:
+            raise DataError(
+                f"{where}: expected one class per pixel, but {conflicts} pixels have another class in a mask before "
+                f"it, such as {masks[0].path}; correct the masks, or write `numbered_masks: skip` under `data`"
+            )
+        united = np.where(united == background, part, united)
+    return united
 
 
 def background_value(labels: Labels, where: str) -> int:

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from segkit.config import Config, ConfigError, Named, Table, check
+from segkit.config import DATA_DEFAULTS, DEFAULTS, Config, ConfigError, Named, Table, check
 from segkit.config import read as read_config
 from segkit.config.shipped import config_file
 from segkit.data import SOURCES
@@ -66,16 +66,18 @@ READING = 2
 ConfigSource = str | Path | Mapping[str, Any]
 
 
-def load_config(source: ConfigSource, overrides: Sequence[str] = ()) -> Config:
+def load_config(source: ConfigSource, overrides: Sequence[str] = (), *, data_only: bool = False) -> Config:
     """Read a configuration: a YAML file, the name of a shipped configuration, or plain data.
 
-    Plain data without a name is called `experiment`; its paths are relative to the current directory. Raises
-    ConfigError with all errors at once.
+    Plain data without a name is called `experiment`; its paths are relative to the current directory. data_only:
+    whether the sections on network, loss and training may be missing. Raises ConfigError with all errors at once.
     """
+    options: dict[str, Any] = {"checks": CHECKS, "load_plugins": load_plugins}
+    options["defaults"] = DATA_DEFAULTS if data_only else DEFAULTS
     if isinstance(source, Mapping):
-        config = check(dict(source), overrides, TABLES, source="experiment", checks=CHECKS, load_plugins=load_plugins)
+        config = check(dict(source), overrides, TABLES, source="experiment", **options)
     else:
-        config = read_config(config_file(Path(source)), overrides, TABLES, CHECKS, load_plugins)
+        config = read_config(config_file(Path(source)), overrides, TABLES, **options)
     return replace(config, plugins=used_plugins(config))
 
 

@@ -67,6 +67,15 @@ def looks_like_mask(path: Path) -> bool:
     return len(np.unique(stored)) <= MAX_VALUES
 
 
+def count_values(path: Path) -> int:
+    """The number of distinct values or colours of a mask; 0 if it cannot be read."""
+    try:
+        stored, is_colour = stored_mask(path)
+    except DataError:
+        return 0
+    return len(np.unique(packed_colours(stored) if is_colour else stored))
+
+
 def find_part(text: str) -> tuple[str, int, int] | None:
     """The part of a split that a path names, and the start and end of its word in the text.
 

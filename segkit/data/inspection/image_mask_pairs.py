@@ -16,6 +16,7 @@ from segkit.data.inspection.base import (
     SAMPLED,
     Layout,
     affixes,
+    count_values,
     find_part,
     folders,
     has_mask_word,
@@ -24,6 +25,8 @@ from segkit.data.inspection.base import (
     is_manual,
     looks_like_mask,
 )
+from segkit.data.inspection.mask_classes import SURVEYED
+from segkit.data.sources.pairs import find_numbered
 
 MIN_SHARE = 0.8  # of the images that have to have a mask
 MAX_TEMPLATES = 40  # folder templates with the most images; all pairs of them are compared
@@ -45,6 +48,7 @@ class _Pairing:
         patterns: The options `image_pattern` and `mask_pattern`.
         files: Pairs of image and mask.
         share: Share of the images that have a mask.
+        numbered: Masks that are named like the mask of a case and a number.
     """
 
     images: str
@@ -53,6 +57,7 @@ class _Pairing:
     patterns: dict[str, str]
     files: list[tuple[Path, Path]]
     share: float
+    numbered: list[Path]
 
 
 def pairs(root: Path) -> Layout | None:
@@ -74,7 +79,17 @@ def pairs(root: Path) -> Layout | None:
             f"there are other masks of the same images, choose the ones you need: {', '.join(alternatives[:MAX_NAMED])}"
         )
     masks = [mask for _image, mask in best.files]
-    return Layout("pairs", options, reasons, "train" in best.splits, masks=masks, file_count=2 * len(masks))
+    if best.numbered:
+        # other values than two would have to be united class by class, which only the user can judge
+        is_binary = all(count_values(path) <= 2 for path in spread([*masks, *best.numbered], SURVEYED))
+        options["numbered_masks"] = "unite" if is_binary else "refuse"
+        reasons.append(
+            f"{len(best.numbered)} masks are named like another mask and a number, such as {best.numbered[0].name}: "
+            + ("they are added to it" if is_binary else "choose whether to unite or to skip them")
+        )
+    return Layout(
+        "pairs", options, reasons, "train" in best.splits, masks=masks, file_count=2 * len(masks) + len(best.numbered)
+    )
 
 
 def _best_pairing(root: Path) -> tuple[_Pairing | None, list[_Pairing]]:
@@ -163,7 +178,7 @@ def _pairings(
     for image_affixes, mask_affixes in _candidate_affixes(
         image_names, mask_names, same_folder=image_template == mask_template
     ):
-        files, image_count = [], 0
+        files, numbered, image_count = [], [], 0
         for part in parts:
             masks = {
                 _without_affixes(name, mask_affixes): path
@@ -175,13 +190,19 @@ def _pairings(
                 for name, path in images_by_name[part].items()
                 if _has_affixes(name, image_affixes) and path not in masks.values()
             }
+            further = {path for found in find_numbered(masks, masks_by_name[part].values()).values() for path in found}
+            if mask_folders[part] == image_folders[part]:
+                images = {case: path for case, path in images.items() if path not in further}
+            else:
+                further = {path for path in further if case_name(path) not in images_by_name[part]}
+            numbered += sorted(further)
             files += [(path, masks[case]) for case, path in images.items() if case in masks]
             image_count += len(images)
         if files and len(files) >= MIN_SHARE * image_count:
             by_option = {"image_pattern": image_affixes, "mask_pattern": mask_affixes}
             patterns = {option: "{case}".join(both) + ".*" for option, both in by_option.items() if both != ("", "")}
             splits = {part: _split_name(image_template, root, image_folders[part]) for part in parts if part}
-            yield _Pairing(image_template, mask_template, splits, patterns, files, len(files) / image_count)
+            yield _Pairing(image_template, mask_template, splits, patterns, files, len(files) / image_count, numbered)
 
 
 def _candidate_affixes(

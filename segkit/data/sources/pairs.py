@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from segkit.data.cases import Case, MaskFile
-from segkit.data.formats import EXTENSIONS, is_image
+from segkit.data.formats import EXTENSIONS, case_name, is_image
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import (
     FileSource,
@@ -27,6 +27,7 @@ from segkit.utils.errors import DataError
 
 ANY_EXTENSION = "(?:" + "|".join(re.escape(known) for known in EXTENSIONS) + ")"
 SPLIT = "{split}"
+NUMBERED = re.compile(r"(?P<name>.+?)[_\-. ]+\(?\d+\)?")  # such as `a_mask_1` and `a_mask (2)`
 
 
 class PairsSource(FileSource):
@@ -42,6 +43,8 @@ class PairsSource(FileSource):
     splits: the text that replaces `{split}` for each of `train`, `validation` and `test`. It assigns each case to a
         part.
     unpaired: `refuse` raises an error for images without mask and masks without image; `skip` skips them.
+    numbered_masks: what to do with masks that are named like the mask of a case and a number, such as `a_mask_1.png`
+        beside `a_mask.png`: `refuse` raises an error, `unite` adds their pixels to the mask, `skip` skips them.
 
     Files of unknown formats and hidden files are skipped. Raises DataError for folders that are missing or empty,
     images without mask and masks without image, several masks for one case, and case names that occur twice or do not
@@ -65,6 +68,7 @@ class PairsSource(FileSource):
         nearest_color: bool = False,
         splits: dict[str, str] | None = None,
         unpaired: Literal["refuse", "skip"] = "refuse",
+        numbered_masks: Literal["refuse", "unite", "skip"] = "refuse",
     ):
         super().__init__(labels, MaskEncoding(value_map, colors, threshold, one_hot, nearest_color))
         layout = Layout(image_pattern, mask_pattern, annotator)
@@ -72,9 +76,12 @@ class PairsSource(FileSource):
         cases: list[Case] = []
         unpaired_files: list[str] = []
         for part, image_folder, mask_folder in _folders(Path(images), Path(masks), splits):
-            image_of, mask_of = layout.find(image_folder, mask_folder)
+            image_of, mask_of, numbered = layout.find(image_folder, mask_folder)
+            if numbered and numbered_masks == "refuse":
+                _refuse_numbered(mask_of, numbered)
+            further = numbered if numbered_masks == "unite" else {}
             cases += [
-                Case(name, group_of(name), part, (image_of[name],), (MaskFile(mask_of[name]),))
+                Case(name, group_of(name), part, (image_of[name],), _mask_files(mask_of[name], further.get(name, [])))
                 for name in image_of
                 if name in mask_of
             ]
@@ -83,6 +90,32 @@ class PairsSource(FileSource):
         if unpaired == "refuse":
             refuse_unpaired(unpaired_files)
         self.cases = sorted_cases(with_unique_names(cases), Path(images))
+
+
+def _mask_files(mask: Path, further: Sequence[Path]) -> tuple[MaskFile, ...]:
+    return tuple(MaskFile(path) for path in (mask, *further))
+
+
+def _refuse_numbered(mask_of: Mapping[str, Path], numbered: Mapping[str, Sequence[Path]]) -> NoReturn:
+    case, files = next(iter(numbered.items()))
+    raise DataError(
+        f"{sum(map(len, numbered.values()))} masks look like further masks of an image, such as {files[0]} beside "
+        f"{mask_of[case].name}: write `numbered_masks: unite` under `data` to add their pixels, or "
+        "`numbered_masks: skip` to leave them out"
+    )
+
+
+def find_numbered(mask_of: Mapping[str, Path], files: Iterable[Path]) -> dict[str, list[Path]]:
+    """For each case the files that are named like its mask and a number, and are not the mask of another case."""
+    case_of = {(path.parent, case_name(path)): case for case, path in mask_of.items()}
+    known = set(mask_of.values())
+    numbered: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        match = NUMBERED.fullmatch(case_name(path))
+        case = case_of.get((path.parent, match["name"])) if match and path not in known else None
+        if case is not None:
+            numbered[case].append(path)
+    return numbered
 
 
 def _folders(images: Path, masks: Path, splits: dict[str, str] | None) -> list[tuple[str | None, Path, Path]]:
@@ -122,8 +155,11 @@ class Layout:
         if self.annotator is not None and "{annotator}" not in self.mask_pattern:
             raise ValueError(f"annotator requires {{annotator}} in mask_pattern, got {self.mask_pattern!r}")
 
-    def find(self, images: Path, masks: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-        """The image files and the mask files by case name. Raises DataError if there are none."""
+    def find(self, images: Path, masks: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, list[Path]]]:
+        """The image files, the mask files and further numbered mask files by case name.
+
+        Raises DataError if there are no images or masks.
+        """
         matches = _matches(masks, self.mask_pattern)
         mask_of = self._choose(matches, masks)
         same_folder = images.resolve() == masks.resolve()
@@ -137,7 +173,15 @@ class Layout:
         )
         if not image_of:
             raise DataError(f"expected images named {self.image_pattern!r} in {images}, found none")
-        return image_of, mask_of
+        numbered = find_numbered(mask_of, sorted(path for path in masks.iterdir() if is_image(path)))
+        numbered = {
+            case: others
+            for case, files in numbered.items()
+            # with images of their own, these are cases
+            if (others := [path for path in files if same_folder or case_name(path) not in image_of])
+        }
+        known = {path for files in numbered.values() for path in files}
+        return {case: path for case, path in image_of.items() if path not in known}, mask_of, numbered
 
     def _choose(self, matches: Sequence[tuple[str, str, Path]], folder: Path) -> dict[str, Path]:
         """The masks of the selected annotator, or all masks if there is only one per case."""
