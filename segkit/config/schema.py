@@ -22,6 +22,14 @@ Sides = list[Count]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
+# options that earlier versions did not have: with these values they do not change the digest
+ADDED = {
+    ("data", "numbered_masks"): "refuse",
+    ("data", "boxes"): "refuse",
+    ("sampling", "foreground_cases"): 0.0,
+}
+
+
 class Section(BaseModel):
     """A section of the configuration with fixed keys."""
 
@@ -44,6 +52,7 @@ class PreprocessSection(Section):
 class SamplingSection(Section):
     patch: Sides | None = None
     foreground: Annotated[float, Field(ge=0, le=1)] = 0.0
+    foreground_cases: Annotated[float, Field(ge=0, le=1)] = 0.0
     balance: Literal["pixels", "classes"] = "pixels"
     margin: Annotated[float, Field(ge=1)] = 1.5
 
@@ -242,6 +251,9 @@ class Config:
             del content[key]
         if not self.plugins:
             del content["plugins"]
+        for (section, key), default in ADDED.items():
+            if content[section].get(key) == default:
+                content[section].pop(key, None)
         for (section, option), former in FORMER_NAMES.items():
             if section in content:
                 content[section] = renamed(content[section], {option: former})

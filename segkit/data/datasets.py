@@ -24,7 +24,8 @@ class TrainingSet(Dataset):
     processes does not change it.
 
     patch: side lengths [D] of the patch, in pixels.
-    foreground: the fraction of patches that are centred on a foreground pixel, 0 to 1.
+    foreground: the share of patches that are centred on a foreground pixel, 0 to 1, among those of cases that have one.
+    locate: whether foreground is searched for even if no patch is centred on it, for `with_foreground`.
     margin: factor by which the augmented region is larger than the patch. The patch is cut from its centre.
     balance: `pixels` draws the foreground pixel from all foreground pixels; `classes` first draws a class and then one
         of its pixels.
@@ -45,6 +46,7 @@ class TrainingSet(Dataset):
         margin: float,
         seed: int,
         balance: Balance = "pixels",
+        locate: bool = False,
     ):
         if patch is not None and len(patch) != preprocess.dims:
             raise ValueError(f"expected sampling.patch with {preprocess.dims} sides, one per axis, got {list(patch)}")
@@ -53,6 +55,7 @@ class TrainingSet(Dataset):
         self.patch = tuple(patch) if patch is not None else None
         self.foreground = foreground
         self.balance: Balance = balance
+        self.locate = locate or foreground > 0
         self.margin = 1.0 if isinstance(augment, NoAugment) else margin
         self.seed = seed
         self.prepared: dict[int, PreparedCase] = {}
@@ -64,6 +67,10 @@ class TrainingSet(Dataset):
         """Read all cases now, so that worker processes share them."""
         for number in range(len(self.cases)):
             self._prepared(number)
+
+    def with_foreground(self) -> list[int]:
+        """The numbers of the cases that have foreground. Reads all cases that have not been read yet."""
+        return [number for number in range(len(self.cases)) if len(self._prepared(number).foreground.places)]
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         case, prepared = self.cases[key.case], self._prepared(key.case)
@@ -101,9 +108,7 @@ class TrainingSet(Dataset):
         if number in self.prepared:
             return self.prepared[number]
         case = self.cases[number]
-        prepared = self.store.prepared(
-            case, self.preprocess, self.labels, locate=self.balance if self.foreground > 0 else None
-        )
+        prepared = self.store.prepared(case, self.preprocess, self.labels, locate=self.balance if self.locate else None)
         if self.store.keep != "none":
             self.prepared[number] = prepared
         return prepared

@@ -71,12 +71,17 @@ def training_loader(
     pin: bool,
     accumulate: int = 1,
     share: slice = slice(None),
+    frequent: Sequence[int] = (),
+    frequent_share: float = 0.0,
 ) -> DataLoader:
     """Return the loader of the micro-batches of steps `start` to `steps`.
 
-    The batches do not depend on the number of workers. See `BatchSampler` for `batch`, `accumulate` and `share`.
+    The batches do not depend on the number of workers. See `BatchSampler` for `batch`, `accumulate`, `share`,
+    `frequent` and `frequent_share`.
     """
-    sampler = BatchSampler(len(dataset), batch, steps, seed, start, accumulate=accumulate, share=share)
+    options: dict[str, Any] = {"accumulate": accumulate, "share": share}
+    options |= {"frequent": frequent, "frequent_share": frequent_share}
+    sampler = BatchSampler(len(dataset), batch, steps, seed, start, **options)
     return DataLoader(
         dataset,
         batch_sampler=sampler,  # pyright: ignore[reportArgumentType]  (keys instead of integers)

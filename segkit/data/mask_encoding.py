@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from segkit.data.mask_validation import under_data
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 from segkit.utils.text import listed
@@ -33,6 +34,7 @@ class MaskEncoding:
     threshold: float | None = None
     one_hot: bool = False
     nearest_color: bool = False
+    accepted: Collection[str] | None = None  # the options of the source, for advice in messages; None for any
 
     def check(self, labels: Labels, *, class_files: bool = False) -> None:
         """Raise ValueError for options that exclude each other or do not fit the labels.
@@ -64,7 +66,8 @@ class MaskEncoding:
                 shape = list(stored.shape)
                 raise DataError(f"{where}: `colors` requires an 8-bit RGB image, got {stored.dtype} {shape}")
             return _decode_colors(stored, self.colors, labels, where, nearest=self.nearest_color)
-        stored = _to_grey(stored, labels, where) if colours and not labels.has_mask_channels else stored
+        if colours and not labels.has_mask_channels:
+            stored = _to_grey(stored, labels, where, self.accepted)
         if self.threshold is not None:
             if not _has_two_classes(labels):
                 raise DataError(f"{where}: threshold yields two classes, but labels has {len(labels.names)}")
@@ -158,7 +161,7 @@ def packed_colours(stored: np.ndarray) -> np.ndarray:
     return (red << 16) + (green << 8) + blue
 
 
-def _to_grey(stored: np.ndarray, labels: Labels, where: str) -> np.ndarray:
+def _to_grey(stored: np.ndarray, labels: Labels, where: str, accepted: Collection[str] | None) -> np.ndarray:
     """Reduce an RGB image with three equal channels to one channel. Raises DataError if the channels differ."""
     if (stored == stored[:1]).all():
         return stored[0]
@@ -167,7 +170,7 @@ def _to_grey(stored: np.ndarray, labels: Labels, where: str) -> np.ndarray:
     if colour_count > MAX_COLOURS:
         advice = "so many look like edges smoothed by resizing or JPEG, or like a photograph; export the masks again"
     else:
-        advice = f"assign a class to each colour under `data`, such as `{_colors_option(packed, labels)}`"
+        advice = under_data(_colors_option(packed, labels), "save the masks as class numbers", accepted)
     raise DataError(
         f"{where}: expected class numbers, got a mask in {colour_count} colours, {describe_colours(packed)}; {advice}"
     )

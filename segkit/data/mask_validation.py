@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,44 +53,75 @@ def _legal_text(labels: Labels) -> str:
     return text if labels.ignore_index is None else f"{text}, or {labels.ignore_index} for ignored pixels"
 
 
-def likely_cause(values: Sequence[int], offending: Sequence[int], labels: Labels, path: Path) -> str:
+def under_data(line: str, otherwise: str, accepted: Collection[str] | None) -> str:
+    """The advice to write a line under `data`, or to do something else if the source has no such option.
+
+    accepted: the options of the source; None for any.
+    """
+    return f"write `{line}` under `data`" if accepted is None or line.partition(":")[0] in accepted else otherwise
+
+
+def likely_cause(
+    values: Sequence[int],
+    offending: Sequence[int],
+    labels: Labels,
+    path: Path,
+    accepted: Collection[str] | None = None,
+) -> str:
     """Describe the likely cause of unexpected mask values and how to fix it.
 
-    values: all values of the mask. offending: those that are neither a class nor `ignore_index`.
+    values: all values of the mask. offending: those that are neither a class nor `ignore_index`. accepted: the options
+    of the source; None for any.
     """
     last = max(labels.values)
+    threshold = under_data("threshold: 128", "save the masks again with 1 for values of 128 and more", accepted)
     if path.suffix.lower() in JPEG:
-        threshold = "write `threshold: 128` under `data`, or " if last == 1 else ""
-        return f"JPEG compression changes mask values; {threshold}export the masks again as PNG"
+        return f"JPEG compression changes mask values; {f'{threshold}, or ' * (last == 1)}export the masks again as PNG"
     if last == 1 and len(offending) > 1 and all(min(value, 255 - value) <= NEAR for value in values):
-        return "values near 0 and 255 look like a binary mask that was once a JPEG: write `threshold: 128` under `data`"
+        return f"values near 0 and 255 look like a binary mask that was once a JPEG: {threshold}"
+    if last == 1 and len(offending) > 1 and min(values) == 0 and 128 <= max(values) <= 255:
+        return f"grey values between black and white look like a binary mask with smoothed edges: {threshold}"
+    if _are_object_numbers(values):
+        return (
+            f"{len(values)} consecutive numbers look like one number per object; semantic segmentation needs class "
+            "numbers: save 1 for all objects of a class"
+        )
     if len(offending) >= MANY:
         return (
             f"{len(offending)} different values look like edges smoothed by resizing, or probabilities; "
             "resize masks with nearest neighbours, and threshold probabilities"
         )
     if set(values) <= {0, 255} and last == 1:
-        return "it looks like a binary mask of 0 and 255: write `value_map: {255: 1}` under `data`"
+        advice = under_data("value_map: {255: 1}", "save the masks again with 1 for 255", accepted)
+        return f"it looks like a binary mask of 0 and 255: {advice}"
     if list(offending) == [255]:
         return "255 usually marks pixels without a label: write `ignore_index: 255` under `labels`"
     if list(offending) == [last + 1]:
-        return _one_above(values, last)
-    example = ", ".join(f"{value}: 0" for value in offending[:SHOWN])
+        return _one_above(values, last, accepted)
+    # never background: a bright value that becomes background leaves masks without foreground
+    example = ", ".join(f"{value}: {last}" for value in offending[:SHOWN])
+    replace = under_data(f"value_map: {{{example}}}", "replace them in the masks", accepted)
     return (
-        "if they are classes, add their names under `labels`; if they stand for other classes, write for example "
-        f"`value_map: {{{example}}}` under `data`; if one of them marks pixels without a label, write "
-        f"`ignore_index: {offending[-1]}` under `labels`"
+        f"if they are classes, add their names under `labels`; if they stand for other classes, {replace}; if one of "
+        f"them marks pixels without a label, write `ignore_index: {offending[-1]}` under `labels`"
     )
 
 
-def _one_above(values: Sequence[int], last: int) -> str:
+def _are_object_numbers(values: Sequence[int]) -> bool:
+    """Whether a mask holds all whole numbers up to a large one, as labelled objects do."""
+    return len(values) >= MANY and 255 not in values and max(values) - min(values) == len(values) - 1
+
+
+def _one_above(values: Sequence[int], last: int, accepted: Collection[str] | None) -> str:
     shift = ", ".join(f"{value}: {value - 1}" for value in range(1, last + 2))
-    shifted = f"the class numbers seem to start at 1: write `value_map: {{{shift}}}` under `data`"
+    advice = under_data(f"value_map: {{{shift}}}", "subtract 1 in the masks", accepted)
+    shifted = f"the class numbers seem to start at 1: {advice}"
     if 0 not in values:
         return shifted
+    both = under_data(f"value_map: {{0: 255, {shift}}}", "save 255 for 0 and subtract 1 from the others", accepted)
     return (
         f"{last + 1} is one above the last class: if it marks pixels without a label, write "
         f"`ignore_index: {last + 1}` under `labels`; if it is a class, add its name under `labels`; "
-        "if 0 marks pixels without a label, so that class numbers start at 1, "
-        f"write `value_map: {{0: 255, {shift}}}` under `data` and `ignore_index: 255` under `labels`"
+        f"if 0 marks pixels without a label, so that class numbers start at 1, {both} and `ignore_index: 255` under "
+        "`labels`"
     )

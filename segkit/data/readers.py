@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def read_mask(
     labels: Labels,
     encoding: MaskEncoding = AS_STORED,
     case: str | None = None,
-    advice: Advice = likely_cause,
+    advice: Advice | None = None,
 ) -> np.ndarray:
     """Read a mask as class numbers [*S], or as [K, *S] of 0 and 1 for overlapping classes: uint8 or int32.
 
@@ -95,6 +96,7 @@ def read_mask(
     path = Path(path)
     stored, colours = stored_mask(path, case)
     mask = encoding.decode(stored, labels, _where(case, path), colours=colours)
+    advice = advice or partial(likely_cause, accepted=encoding.accepted)
     check_mask(mask, labels, case if case is not None else case_name(path), path, advice)
     return np.ascontiguousarray(mask, dtype=mask_dtype(labels))
 
@@ -142,7 +144,7 @@ def _united(parts: Sequence[np.ndarray], masks: Sequence[MaskFile], labels: Labe
         if conflicts:
             raise DataError(
                 f"{where}: expected one class per pixel, but {conflicts} pixels have another class in a mask before "
-                f"it, such as {masks[0].path}; correct the masks, or write `numbered_masks: skip` under `data`"
+                f"it, such as {masks[0].path}; correct the masks, or leave one of them out"
             )
         united = np.where(united == background, part, united)
     return united

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,8 @@ class BatchSampler:
     steps: number of steps of the whole run.
     accumulate: micro-batches per step.
     share: the slice of each micro-batch that this process loads.
+    frequent, frequent_share: numbers of the cases that are drawn more often, such as those with foreground, and the
+        share of the samples that are drawn from them alone.
 
     Each epoch visits the cases in a new random order and drops the last incomplete step. If there are fewer cases than
     a step needs, several random orders are concatenated. The order depends on (seed, epoch) only, so a resumed run
@@ -46,9 +48,12 @@ class BatchSampler:
         *,
         accumulate: int = 1,
         share: slice = slice(None),
+        frequent: Sequence[int] = (),
+        frequent_share: float = 0.0,
     ):
         self.cases, self.batch, self.steps, self.seed, self.start = cases, batch, steps, seed, start
         self.accumulate, self.share = accumulate, share
+        self.frequent, self.frequent_share = np.array(frequent, dtype=np.int64), frequent_share
         self.steps_per_epoch = steps_per_epoch(cases, batch, accumulate)
 
     def __len__(self) -> int:
@@ -65,7 +70,14 @@ class BatchSampler:
     def _order(self, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self.seed, epoch])
         rounds = -(-self.batch * self.accumulate // self.cases)
-        return np.concatenate([random.permutation(self.cases) for _ in range(rounds)])
+        order = np.concatenate([random.permutation(self.cases) for _ in range(rounds)])
+        if not self.frequent_share or not len(self.frequent):
+            return order
+        replaced = random.random(len(order)) < self.frequent_share
+        repeats = -(-int(replaced.sum()) // len(self.frequent))
+        drawn = [random.permutation(self.frequent) for _ in range(repeats)]
+        order[replaced] = np.concatenate([*drawn, np.zeros(0, np.int64)])[: replaced.sum()]
+        return order
 
 
 def steps_per_epoch(cases: int, batch: int, accumulate: int = 1) -> int:

@@ -136,7 +136,7 @@ def _suggestion(present: Sequence[int], offending: Sequence[int], labels: Labels
     option = "--classes" if labels.regions is None else "one of the unions of --regions"
     return (
         f"if {offending[0]} is a class, add it to {option}; if it should be read as another class, add for example "
-        f"--values {offending[0]}:0{last}"
+        f"--values {offending[0]}:{max(labels.values)}{last}"
     )
 
 

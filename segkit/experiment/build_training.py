@@ -47,6 +47,7 @@ from segkit.training.trainer import Batch, Experiment, Settings
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.durations import to_steps
 from segkit.utils.environment import versions
+from segkit.utils.errors import DataError
 from segkit.utils.seeding import configure_backends
 
 SLOW = 1.5  # bf16 is reported if it is this many times slower than float32
@@ -208,6 +209,7 @@ def training_set(config: Config, data: Data, augment: Augment) -> TrainingSet:
         augment,
         patch=config.sampling.patch,
         foreground=config.sampling.foreground,
+        locate=config.sampling.foreground_cases > 0,
         balance=config.sampling.balance,
         margin=config.sampling.margin,
         seed=config.seed,
@@ -222,6 +224,9 @@ def _training(
     training = training_set(config, data, NoAugment() if overfit else build_augment_from(config, data.labels))
     if config.loader.cache != "none":
         training.prepare()
+    frequent = training.with_foreground() if config.sampling.foreground_cases else []
+    if config.sampling.foreground_cases and not frequent:
+        raise DataError("sampling.foreground_cases: no training case has foreground; leave this option out")
     settings = _settings(config, steps_per_epoch(len(training), config.loader.batch, config.train.accumulate))
 
     def batches(start: int) -> Any:
@@ -236,6 +241,8 @@ def _training(
             pin=device.type == "cuda",
             accumulate=config.train.accumulate,
             share=processes.batch_slice(config.loader.batch),
+            frequent=frequent,
+            frequent_share=config.sampling.foreground_cases,
         )
 
     if overfit is None:

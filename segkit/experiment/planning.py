@@ -35,6 +35,8 @@ BATCHES = {2: (16, 8, 4, 2), 3: (4, 2)}
 # convolutions and norms; the largest ratio measured on a CPU (docs/log.md)
 PEAK = {2: 1.4, 3: 2.5}
 MAX_BATCH_SHARE = 0.05  # largest batch as a share of the cases
+ALIKE = 0.3  # share of the variance between images up to which they are normalised together
+FEW = 0.5  # share of cases with foreground below which such cases are drawn more often
 RARE = 0.05  # share of foreground pixels below which patches are sampled around the foreground
 IMBALANCED = 10  # ratio of the largest to the smallest class share from which class weights are suggested
 EPOCHS = 250  # approximate number of times that each training pixel is seen
@@ -57,6 +59,8 @@ class Fingerprint:
         spacing: Median spacing, likewise.
         coarsest: Largest spacing, likewise.
         percentiles: PERCENTILES of the intensity, averaged over cases.
+        between: Share of the variance of the intensity that lies between the means of cases, 0 to 1.
+        with_foreground: Share of the cases that have foreground.
         shares: Share of each class in the labelled pixels.
         class_counts: Number of pixels of each class, for each case.
     """
@@ -73,6 +77,8 @@ class Fingerprint:
     spacing: tuple[float, ...]
     coarsest: tuple[float, ...]
     percentiles: tuple[float, ...]
+    between: float
+    with_foreground: float
     shares: tuple[float, ...]
     class_counts: tuple[tuple[int, ...], ...] = ()
 
@@ -84,7 +90,7 @@ class Fingerprint:
 
 def extract_fingerprint(source: Source, labels: Labels) -> Fingerprint:
     """Read up to MAX_READ evenly spaced cases. Raises DataError if none of them can be read."""
-    sides, spacings, intensities = [], [], []
+    sides, spacings, intensities, means, variances = [], [], [], [], []
     class_counts, channels = [], 0
     errors: list[DataError] = []
     for case in spread(source.cases, MAX_READ):
@@ -96,11 +102,14 @@ def extract_fingerprint(source: Source, labels: Labels) -> Fingerprint:
         sides.append(raw.image.shape[1:])
         spacings.append(raw.spacing)
         intensities.append(np.percentile(raw.image, PERCENTILES))
+        flat = raw.image.reshape(len(raw.image), -1)
+        means.append(flat.mean(1, dtype=np.float64))
+        variances.append(flat.var(1, dtype=np.float64))
         assert raw.mask is not None
         class_counts.append(count_classes(raw.mask, labels))
         channels = len(raw.image)
     if not sides:
-        raise errors[0]
+        raise DataError(f"{errors[0]} (none of the {len(errors)} cases that were tried can be read)")
     counts = np.sum(class_counts, axis=0)
     labelled = sum(map(math.prod, sides)) if labels.has_mask_channels else counts.sum()
 
@@ -117,9 +126,25 @@ def extract_fingerprint(source: Source, labels: Labels) -> Fingerprint:
         spacing=_rounded(np.median(spacings, axis=0)),
         coarsest=_rounded(np.max(spacings, axis=0)),
         percentiles=_rounded(np.mean(intensities, axis=0)),
+        between=_share_between(means, variances),
+        with_foreground=float(np.mean([counts[_foreground(labels)].sum() > 0 for counts in class_counts])),
         shares=tuple((counts / max(labelled, 1)).tolist()),
         class_counts=tuple(tuple(case.tolist()) for case in class_counts),
     )
+
+
+def _foreground(labels: Labels) -> list[int]:
+    """The numbers of the foreground classes."""
+    background = 0 if labels.mode == "binary" else labels.background_channel
+    return [number for number in range(len(labels.names)) if number != background]
+
+
+def _share_between(means: Sequence[np.ndarray], variances: Sequence[np.ndarray]) -> float:
+    """The share of the variance of the intensities that lies between the cases, averaged over the channels."""
+    channels = min(map(len, means))
+    between = np.var([mean[:channels] for mean in means], axis=0)
+    within = np.mean([variance[:channels] for variance in variances], axis=0)
+    return float(np.mean(between / np.maximum(between + within, 1e-12)))
 
 
 def _integers(values: np.ndarray) -> tuple[int, ...]:
@@ -165,12 +190,14 @@ def _preprocess(fingerprint: Fingerprint, sections: dict[str, Any], reasons: dic
     """Propose intensity normalisation and spacing, and return the median sides of the images."""
     low, middle, high = fingerprint.percentiles
     percentiles = f"intensity percentiles 0.5, 50 and 99.5: {low:g}, {middle:g}, {high:g}, averaged over cases"
-    if fingerprint.dims == 2 and fingerprint.channels == 3:
-        intensity, reason = "dataset", "colour images: normalised by mean and standard deviation of the training set"
+    alike = f"{100 * fingerprint.between:.0f} % of the variance lies between the images"
+    if fingerprint.dims == 2 and fingerprint.channels == 3 and fingerprint.between <= ALIKE:
+        intensity = "dataset"
+        reason = f"colour images of similar brightness ({alike}): mean and standard deviation of the training set"
     elif low < -500:
         intensity, reason = "percentile", "values as in computed tomography: percentiles 0.5 and 99.5 become 0 and 1"
     else:
-        intensity, reason = "zscore", "each image is normalised to mean 0 and standard deviation 1"
+        intensity, reason = "zscore", f"each image is normalised to mean 0 and standard deviation 1; {alike}"
     preprocess: dict[str, Any] = {"intensity": intensity}
     reasons["preprocess.intensity"] = [percentiles, reason]
     ratio = max(coarse / fine for coarse, fine in zip(fingerprint.coarsest, fingerprint.finest, strict=True))
@@ -338,16 +365,23 @@ def _sampling(
     covers_images = all(
         side >= size for side, size in zip(sections["sampling"]["patch"], fingerprint.largest, strict=True)
     )
+    present = fingerprint.with_foreground
+    if present < FEW and foreground > 0:
+        sections["sampling"]["foreground_cases"] = FEW
+        reasons["sampling.foreground_cases"] = [
+            f"{100 * present:.2g} % of the cases have foreground: half of the samples are drawn from these alone"
+        ]
     if foreground < RARE and not covers_images:
         sections["sampling"]["foreground"] = 0.33
+        drawn = present if present >= FEW else FEW + (1 - FEW) * present
         reasons["sampling.foreground"] = [
-            f"{100 * foreground:.2g} % of the pixels are foreground: a third of the patches is centred on foreground"
+            f"{100 * foreground:.2g} % of the pixels are foreground: a third of the patches of cases that have "
+            f"foreground is centred on it, {100 * 0.33 * drawn:.0f} % of all patches"
         ]
 
 
 def _foreground_share(fingerprint: Fingerprint, labels: Labels) -> float:
-    background = 0 if labels.mode == "binary" else labels.background_channel
-    return sum(share for number, share in enumerate(fingerprint.shares) if number != background)
+    return sum(fingerprint.shares[number] for number in _foreground(labels))
 
 
 def _loss(fingerprint: Fingerprint, labels: Labels, sections: dict[str, Any], reasons: dict[str, list[str]]) -> None:

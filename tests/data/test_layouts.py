@@ -1,9 +1,13 @@
 """One battery for all data layouts: the same small cases, written in each layout, are found and read."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from segkit import Labels
 from segkit.data import SOURCES, DataError
 from segkit.data.cases import data_digest
 
@@ -106,3 +110,54 @@ def test_an_unreadable_listing_is_named(listing):
     listing.listing.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
     with pytest.raises(DataError, match=listing.listing.name):
         build_source(listing)
+
+
+FAULTS = {
+    "0 and 255": lambda mask: (mask > 0) * np.uint8(255),
+    "smoothed edges": lambda mask: np.clip(mask * 90 + np.arange(mask.size).reshape(mask.shape) % 9, 0, 250),
+    "one above": lambda mask: np.where(mask == 0, 3, mask),
+    "other values": lambda mask: mask * 7 + 100,
+    "colours": lambda mask: np.stack([mask * 60 % 251, mask, 255 - mask], -1),
+    "many colours": lambda mask: np.random.default_rng(0).integers(0, 256, (*mask.shape[:2], 3)),
+}
+
+
+def error_of_first(layout):
+    """The message with which reading the first case fails; empty if it succeeds."""
+    try:
+        read_first(layout)
+    except (DataError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_advice_names_options_of_the_source_only(layout, fault):
+    """Every `option: value` under `data` in a message is one that the source takes."""
+    accepted = set(inspect.signature(SOURCES[layout.name]).parameters)
+    if layout.mask is None or (layout.mask.name.endswith(".nii.gz") and "colours" in fault):
+        pytest.skip("masks of this layout cannot have this fault")
+    for labels in (layout.labels, Labels(["background", "a"], ignore_index=255)):
+        save(layout.mask, FAULTS[fault](classes("a_1")).astype(np.uint8))
+        layout.labels = labels
+        assert set(re.findall(r"`(\w+): [^`]*` under `data`", error_of_first(layout))) <= accepted
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+def test_advice_on_missing_masks_fits_the_source(layout):
+    if layout.mask is None or layout.name == "instances":
+        pytest.skip("images of this layout need no mask files")
+    layout.mask.unlink()
+    advice = "`unpaired: skip`" in error_of_first(layout)
+    assert not advice or "unpaired" in inspect.signature(SOURCES[layout.name]).parameters
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+def test_files_of_macos_are_no_cases(layout):
+    """Archives packed on macOS hold a file `._name` beside each file."""
+    names = [case.name for case in build_source(layout).cases]
+    for path in (layout.image, layout.mask):
+        if path is not None:
+            (path.parent / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
+    assert [case.name for case in build_source(layout).cases] == names

@@ -288,10 +288,13 @@ CAUSES = [
     ([0, 0, 1, 2, 3, 3], THREE, r"got 3 \(2 pixels\); 3 is one above the last class.*`ignore_index: 3`"),
     ([0, 1, 2, 3], THREE, r"if 0 marks pixels without a label.*`value_map: \{0: 255, 1: 0, 2: 1, 3: 2\}`"),
     ([1, 2, 3], THREE, r"write `value_map: \{1: 0, 2: 1, 3: 2\}`"),
-    (list(range(0, 256, 5)), BINARY, r"51 different values .*resizing.* probabilities"),
+    (list(range(0, 256, 5)), BINARY, r"smoothed edges: write `threshold: 128` under `data`"),
+    ([0, 60, 255], BINARY, r"smoothed edges: write `threshold: 128` under `data`"),
+    (list(range(0, 256, 5)), THREE, r"51 different values .*resizing.* probabilities"),
+    (list(range(90)), BINARY, r"90 consecutive numbers look like one number per object"),
     (list(range(0, 256, 5)), BINARY, r"5 \(1 pixels\), .*30 \(1 pixels\) and 45 more;"),
     ([0, -1024, 7], IGNORING, r"0 to 2, or 255 .*got -1024 \(1 pixels\), 7 \(1 pixels\)"),
-    ([0, 7], THREE, r"`value_map: \{7: 0\}` under `data`; if one .*`ignore_index: 7`"),
+    ([0, 7], THREE, r"`value_map: \{7: 2\}` under `data`; if one .*`ignore_index: 7`"),
     ([0, 2], REGIONS, r"expected the mask values 0, 1 and 3, got 2 \(1 pixels\)"),
 ]
 

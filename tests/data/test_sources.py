@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import typing
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -478,3 +479,95 @@ def test_hippocampus_unpaired_files(tmp_path):
         DecathlonSource(labels=THREE, root=tmp_path)
     with pytest.raises(DataError, match=r"image without mask: .*118(.|\n)*mask without image: .*010"):
         PairsSource(labels=THREE, images=tmp_path / "imagesTr", masks=tmp_path / "labelsTr")
+
+
+# several masks of one image
+
+
+def numbered(tmp_path, further=((slice(8, 10), 1),), **options):
+    """Two images with masks; the first has further masks `a_mask_1.png`, `a_mask_2.png`, ... beside `a_mask.png`."""
+    for name in "ab":
+        for ending, rows in (("", slice(0, 0)), ("_mask", slice(0, 2))):
+            array = np.zeros((10, 10), np.uint8)
+            array[rows] = 1
+            Image.fromarray(array).save(tmp_path / f"{name}{ending}.png")
+    for number, (rows, value) in enumerate(further, 1):
+        array = np.zeros((10, 10), np.uint8)
+        array[rows] = value
+        Image.fromarray(array).save(tmp_path / f"a_mask_{number}.png")
+    return PairsSource(
+        labels=options.pop("labels", BINARY), images=tmp_path, masks=tmp_path, mask_pattern="{case}_mask.*", **options
+    )
+
+
+def test_further_masks_are_refused_united_or_skipped(tmp_path):
+    with pytest.raises(DataError, match=r"1 masks look like further masks .*a_mask_1\.png beside a_mask\.png.*unite"):
+        numbered(tmp_path)
+    united, skipped = (numbered(tmp_path, numbered_masks=choice) for choice in ("unite", "skip"))
+    assert names(united) == names(skipped) == ["a", "b"]
+    rows = np.arange(10)[:, None] * np.ones((1, 10))
+    np.testing.assert_array_equal(united.read(united.cases[0]).mask, (rows < 2) | (rows >= 8))
+    np.testing.assert_array_equal(skipped.read(skipped.cases[0]).mask, rows < 2)
+    np.testing.assert_array_equal(united.read(united.cases[1]).mask, rows < 2)
+
+
+def test_masks_of_several_classes_are_united_unless_they_contradict(tmp_path):
+    labels = Labels(["background", "a", "b"])
+    further = [(slice(8, 10), 2), (slice(1, 3), 1)]
+    source = numbered(tmp_path, further, labels=labels, numbered_masks="unite")
+    mask = source.read(source.cases[0]).mask
+    assert mask[:, 0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 2, 2]
+    source = numbered(tmp_path, [(slice(1, 3), 2)], labels=labels, numbered_masks="unite")
+    with pytest.raises(DataError, match=r"a_mask_1\.png: expected one class per pixel, but 10 pixels"):
+        source.read(source.cases[0])
+
+
+def test_numbered_cases_are_no_further_masks(tmp_path):
+    options = folder(tmp_path, ["a.png", "a_1.png"], ["a_mask.png", "a_1_mask.png"])
+    assert names(PairsSource(**options, mask_pattern="{case}_mask.*")) == ["a", "a_1"]
+    assert names(PairsSource(**folder(tmp_path / "x", ["a.png", "a_1.png"], ["a.png", "a_1.png"]))) == ["a", "a_1"]
+
+
+# names
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_pair_in_both_unicode_forms(tmp_path, forms):
+    """macOS stores accents as separate characters, other systems do not."""
+    image, mask = (unicodedata.normalize(form, "Hüfte") for form in forms)
+    source = PairsSource(**folder(tmp_path, [f"{image}.png"], [f"{mask}.png"]))
+    assert names(source) == [unicodedata.normalize("NFC", "Hüfte")]
+    (tmp_path / "table.csv").write_text(f"image,mask\nimages/{mask}.png,masks/{image}.png\n")
+    listed = SOURCES["manifest"](labels=BINARY, file=tmp_path / "table.csv")
+    assert listed.read(listed.cases[0]).mask.shape == (4, 4)
+
+
+def test_windows_paths_in_a_table_are_named(tmp_path):
+    folder(tmp_path, ["a.png"], ["a.png"])
+    (tmp_path / "table.csv").write_text("image,mask\nimages\\a.png,masks\\a.png\n")
+    with pytest.raises(DataError, match=r"path of Windows: write / for"):
+        SOURCES["manifest"](labels=BINARY, file=tmp_path / "table.csv")
+
+
+def test_the_same_numbers_in_each_part_are_different_groups(tmp_path):
+    for part in ("train", "val"):
+        folder(tmp_path / part, ["0.png", "1.png"], ["0.png", "1.png"])
+    options = {"images": tmp_path / "{split}/images", "masks": tmp_path / "{split}/masks"}
+    source = PairsSource(labels=BINARY, **options, splits={"train": "train", "validation": "val"})
+    assert len({case.group for case in source.cases}) == len(source.cases) == 4
+    named = PairsSource(labels=BINARY, **options, splits={"train": "train", "validation": "val"}, group="(.*)")
+    assert {case.group for case in named.cases} == {"0", "1"}  # somebody said so
+
+
+def test_rgb_pictures_of_nnunet(tmp_path):
+    """nnU-Net reads three channels R, G and B from one picture `_0000`."""
+    for name in ("a", "b"):
+        for place, array in (("imagesTr", np.zeros((4, 4, 3))), ("labelsTr", np.eye(4))):
+            (tmp_path / place).mkdir(exist_ok=True)
+            number = "_0000" if place == "imagesTr" else ""
+            Image.fromarray(array.astype(np.uint8)).save(tmp_path / place / f"{name}{number}.png")
+    listing = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "vessel": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps({**listing, "numTraining": 2, "file_ending": ".png"}))
+    source = SOURCES["nnunet"](labels=Labels(["background", "vessel"]), root=tmp_path)
+    raw = source.read(source.cases[0])
+    assert (names(source), raw.image.shape, int(raw.mask.sum())) == (["a", "b"], (3, 4, 4), 4)

@@ -254,13 +254,20 @@ def _unreadable(summaries: Sequence[CaseSummary]) -> list[Finding]:
     """
     by_message: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)
     for case in summaries:
-        messages = [re.sub(r"\d+", "#", error.partition(": ")[2]) for error in case.errors]
+        messages = [_without_numbers(error) for error in case.errors]
         for position, (error, message) in enumerate(zip(case.errors, messages, strict=True)):
             by_message[message, messages[:position].count(message)].append((case.name, error))
     return [
         Finding("error", f"{similar[0][1]}{_same_in_others(len(similar))}", tuple(name for name, _error in similar))
         for similar in by_message.values()
     ]
+
+
+def _without_numbers(error: str) -> str:
+    """A message without the name of its case, and with one # for each number or list of numbers."""
+    text = re.sub(r"\d+(\.\d+)?", "#", error.partition(": ")[2])
+    text = re.sub(r"# \(# pixels\)((, | and )(# \(# pixels\)|# more))*", "#", text)
+    return re.sub(r"#(: #)?(, #(: #)?)+", "#", text)
 
 
 def _same_in_others(count: int) -> str:
@@ -294,8 +301,9 @@ def _shared_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Fi
     if not shared:
         return []
     text = (
-        f"{len(shared)} groups are in more than one part of the split ({_named(shared)}), so scores may be too high; "
-        "use `split: {name: kfold}`, which keeps groups together"
+        f"{len(shared)} groups are in more than one part of the split ({_named(shared)}), so scores may be too high: "
+        "`split: {name: kfold}` keeps groups together; if these cases have nothing to do with each other, correct "
+        "`group` under `data` and keep the split"
     )
     return [Finding("warning", text, tuple(case.name for case in cases if case.group in shared))]
 

@@ -35,7 +35,7 @@ class ADESource(FileSource):
             cases += [
                 Case(case, case, part, (images[case],), (MaskFile(masks[case]),)) for case in images if case in masks
             ]
-        refuse_unpaired(unpaired_files)
+        refuse_unpaired(unpaired_files, can_skip=False)
         self.cases = sorted_cases(with_unique_names(cases), Path(root))
 
 

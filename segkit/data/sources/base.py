@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import unicodedata
@@ -30,7 +31,8 @@ class FileSource:
 
     def __init__(self, labels: Labels, encoding: MaskEncoding, *, class_files: bool = False):
         encoding.check(labels, class_files=class_files)
-        self.labels, self.encoding = labels, encoding
+        self.labels = labels
+        self.encoding = replace(encoding, accepted=frozenset(inspect.signature(type(self)).parameters))
 
     def read(self, case: Case) -> RawCase:
         """Read the pixels of one case and check the values of its mask. Raises DataError."""
@@ -62,20 +64,28 @@ def group_reader(pattern: str | None) -> Callable[[str], str]:
     return group_of
 
 
-def refuse_unpaired(unpaired_files: Sequence[str]) -> None:
-    """Raise DataError if there are images without mask or masks without image."""
+def refuse_unpaired(unpaired_files: Sequence[str], *, can_skip: bool = True) -> None:
+    """Raise DataError if there are images without mask or masks without image.
+
+    can_skip: whether the source has the option `unpaired`.
+    """
     if unpaired_files:
+        skip = ", or skip these files with `unpaired: skip` under `data`" if can_skip else ", or move these files away"
         raise DataError(
-            f"{len(unpaired_files)} files have no counterpart:{listed_lines(unpaired_files)}\n"
-            "correct the names or the patterns, or skip these files with `unpaired: skip` under `data`"
+            f"{len(unpaired_files)} files have no counterpart:{listed_lines(unpaired_files)}\ncorrect the names{skip}"
         )
 
 
-def with_unique_names(cases: Sequence[Case]) -> list[Case]:
-    """Prefix all case names with their part, as in `train/0001`, if a name occurs in two parts."""
+def with_unique_names(cases: Sequence[Case], group: str | None = None) -> list[Case]:
+    """Prefix all case names with their part, as in `train/0001`, if a name occurs in two parts.
+
+    group: the user's expression for groups. Without one every case is a group of its own, whatever its name.
+    """
     images_of: dict[str, tuple[Path, ...]] = {}
-    ambiguous = any(images_of.setdefault(case.name, case.images) != case.images for case in cases)
-    return [replace(case, name=f"{case.split}/{case.name}") for case in cases] if ambiguous else list(cases)
+    if not any(images_of.setdefault(case.name, case.images) != case.images for case in cases):
+        return list(cases)
+    named = [replace(case, name=f"{case.split}/{case.name}") for case in cases]
+    return named if group is not None else [replace(case, group=case.name) for case in named]
 
 
 def sorted_cases(cases: Iterable[Case], folder: Path) -> tuple[Case, ...]:

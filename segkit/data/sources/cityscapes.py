@@ -57,7 +57,7 @@ class CityscapesSource(FileSource):
                 Case(key[1], key[0], part, (images[key],), (MaskFile(mask_files[key]),))
                 for key in images.keys() & mask_files.keys()
             ]
-        refuse_unpaired(unpaired_files)
+        refuse_unpaired(unpaired_files, can_skip=False)
         self.cases = sorted_cases(cases, Path(root) / "leftImg8bit")
 
 

@@ -121,7 +121,7 @@ class CocoSource:
                 _check_ignored(objects, labels, name, Path(file))
                 self.objects[path], self.sizes[path] = objects, (image.height, image.width)
                 cases.append(Case(name, group_of(name), part, (path,), stamp=_stamp(objects)))
-        self.cases = sorted_cases(with_unique_names(cases), next(iter(folders.values())))
+        self.cases = sorted_cases(with_unique_names(cases, group), next(iter(folders.values())))
 
     def read(self, case: Case) -> RawCase:
         """Read the image of one case and draw its objects. Raises DataError."""

@@ -89,7 +89,7 @@ class PairsSource(FileSource):
             unpaired_files += [f"mask without image: {mask_of[name]}" for name in mask_of if name not in image_of]
         if unpaired == "refuse":
             refuse_unpaired(unpaired_files)
-        self.cases = sorted_cases(with_unique_names(cases), Path(images))
+        self.cases = sorted_cases(with_unique_names(cases, group), Path(images))
 
 
 def _mask_files(mask: Path, further: Sequence[Path]) -> tuple[MaskFile, ...]:

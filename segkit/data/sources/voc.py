@@ -54,9 +54,8 @@ class VOCSource(FileSource):
             (part, name, image_of.get(name, images / f"{name}.jpg"), mask_of.get(name, folder / f"{name}.png"))
             for part, name in names
         ]
-        refuse_unpaired(
-            [f"missing: {file}" for *_, image, mask in pairs for file in (image, mask) if not file.is_file()]
-        )
+        missing = [f"missing: {file}" for *_, image, mask in pairs for file in (image, mask) if not file.is_file()]
+        refuse_unpaired(missing, can_skip=False)
         self.cases = sorted_cases(
             [Case(name, group_of(name), part, (image,), (MaskFile(mask),)) for part, name, image, mask in pairs], root
         )
