@@ -100,6 +100,23 @@ def test_padding_value_is_not_a_class():
     assert many.mask_dtype == torch.int32
 
 
+@pytest.mark.parametrize("name", ["background", "Background", "BG", "bg", "_background_", "unlabeled", "Unlabelled"])
+def test_the_first_class_with_a_usual_name_is_the_background(name):
+    labels = Labels([name, "a", "b"])
+    assert labels.background_channel == 0
+    assert labels.foreground == (1, 2)
+
+
+def test_which_classes_are_not_taken_for_background():
+    assert Labels(["a", "Background", "b"]).background_channel is None  # not the first class
+    assert Labels(["a", "background"]).background_channel == 1  # the usual name itself, wherever it is
+    assert Labels(["bg", "background"]).background_channel == 1
+    assert Labels(["Background", "a"], background="").background_channel is None
+    assert Labels(["Background", "a"], background="a").background_channel == 1
+    assert Labels(["backdrop", "a"]).background_channel is None
+    assert Labels(["Background", "a"], mode="multilabel").background_channel is None
+
+
 def test_foreground_excludes_only_the_background():
     assert THREE.foreground == (1, 2)
     assert THREE.background_channel == 0

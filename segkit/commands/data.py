@@ -54,6 +54,10 @@ from segkit.utils.files import replace_text
 
 FOLDS = 5
 AUGMENTED_CASES, AUGMENTED_SAMPLES = 8, 4  # of which `check` looks at the intensities after augmentation
+NO_VALIDATION = (
+    "there is no validation part: training runs without validation and without a best checkpoint; "
+    "`split: {name: kfold}` makes one"
+)
 MAX_NAMED = 3  # unused files named on the console
 NAMES_HINT = [
     "class names in the order of the class numbers: rename them as you like;",
@@ -234,6 +238,8 @@ def _describe(layout: Layout, table: Path | None) -> _Described:
         "labels": NAMES_HINT if classes is not None else [],
         "data": [*layout.reasons, *([] if classes is None else classes.reasons), *_group_hint(source.cases)],
     }
+    if layout.has_split and not any(case.split == "validation" for case in source.cases):
+        reasons["data"].append(NO_VALIDATION)
     return _Described(sections, labels, source, reasons)
 
 

@@ -17,7 +17,7 @@ from segkit.data.cases import Case, MaskFile, RawCase, check_finite, mask_dtype
 from segkit.data.formats import EXTENSIONS, FORMATS, Format, case_name, format_name, format_of, is_image, is_raster
 from segkit.data.formats.geometry import Geometry, check_same_geometry, covers_less, ras_orientation, slices_in
 from segkit.data.mask_encoding import AS_STORED, MaskEncoding
-from segkit.data.mask_validation import Advice, check_mask, likely_cause
+from segkit.data.mask_validation import Advice, check_mask, likely_cause, under_data
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, DataErrors, MissingExtra, reason
 
@@ -205,9 +205,10 @@ def read_files(case: Case, labels: Labels, encoding: MaskEncoding = AS_STORED) -
         mask = _fit_slices(mask, image.shape[1:], image_file, mask_file, _where(case.name, mask_file))
         size = mask.shape[-len(spacing) :]
     if size != image.shape[1:]:
+        advice = _other_axes(size, image.shape[1:], encoding) or "save both on the same grid"
         raise DataError(
             f"{_where(case.name, image_file)}: expected a mask of the image's size {list(image.shape[1:])}, "
-            f"got {list(size)} in {mask_file}; save both on the same grid{_turned(image_file, mask_file)}"
+            f"got {list(size)} in {mask_file}; {advice}{_turned(image_file, mask_file)}"
         )
     check_geometry(image_file, mask_file, _where(case.name, image_file))
     return RawCase(image, mask, spacing)
@@ -226,6 +227,16 @@ def number_type(path: Path) -> str:
     """The stored number type, such as uint8, read from the header; an empty string if the header does not state it."""
     with _reading(path, f"file {path}") as file_format:
         return "" if file_format.number_type is None else file_format.number_type(path)
+
+
+def _other_axes(mask: tuple[int, ...], image: tuple[int, ...], encoding: MaskEncoding) -> str:
+    """What to do about a mask that has one axis more than its image, which holds classes; empty for other masks."""
+    if mask[1:] == image:
+        advice = under_data("one_hot: true", "save numpy.argmax(mask, 0)", encoding.accepted)
+        return f"if its first axis holds one channel per class, {advice}"
+    if mask[:-1] == image:
+        return "if its last axis holds one channel per class, save numpy.argmax(mask, -1)"
+    return ""
 
 
 def orientation(path: Path) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segkit.data.cases import Source, spread
 from segkit.data.class_counts import count_classes
+from segkit.experiment.preflight import SIDE
 from segkit.labels import Labels
 from segkit.losses.class_weights import class_weights
 from segkit.models.unet import UNet
@@ -182,7 +183,7 @@ def propose(fingerprint: Fingerprint, labels: Labels, memory: float) -> Proposal
     _network(fingerprint, labels, sides, memory, sections, reasons)
     _sampling(fingerprint, labels, sections, reasons)
     _loss(fingerprint, labels, sections, reasons)
-    _training(fingerprint, sides, sections, reasons)
+    _training(fingerprint, labels, sides, sections, reasons)
     return Proposal(sections, reasons)
 
 
@@ -414,7 +415,11 @@ def _shortened(text: str) -> str:
 
 
 def _training(
-    fingerprint: Fingerprint, sides: tuple[float, ...], sections: dict[str, Any], reasons: dict[str, list[str]]
+    fingerprint: Fingerprint,
+    labels: Labels,
+    sides: tuple[float, ...],
+    sections: dict[str, Any],
+    reasons: dict[str, list[str]],
 ) -> None:
     """Propose optimizer, schedule, number of steps and augmentation. sides: median sides of the images."""
     patch, batch = sections["sampling"]["patch"], sections["loader"]["batch"]
@@ -435,9 +440,21 @@ def _training(
         f"batches of {batch}; at least 300 and at most 20000 steps"
     ]
     if fingerprint.dims == 2:
-        flips = ["horizontal_flip", {"name": "affine", "rotate": 15, "scale": 0.2, "shift": 0.0, "p": 0.7}]
-        sections["augment"] = {"engine": "albumentations", "transforms": [*flips, "brightness_contrast"]}
-        reasons["augment"] = ["horizontal_flip swaps left and right: remove it if classes differ by side"]
+        affine = {"name": "affine", "rotate": 15, "scale": 0.2, "shift": 0.0, "p": 0.7}
+        pairs, single = sided_pairs(labels.names)
+        flips = [] if single else ["horizontal_flip"]
+        sections["augment"] = {
+            "engine": "albumentations",
+            "transforms": [*flips, affine, "brightness_contrast"],
+            **({"swap_on_flip": pairs} if pairs and flips else {}),
+        }
+        if single:
+            reason = f"no horizontal_flip, since it would turn {single[0]} into its other side, which has no class"
+        elif pairs:
+            reason = "horizontal_flip turns left into right, so `swap_on_flip` exchanges the classes"
+        else:
+            reason = "horizontal_flip turns left into right: remove it if classes differ by side"
+        reasons["augment"] = [reason]
     else:
         affine = {"name": "affine", "rotate": 15, "scale": 0.15, "shift": 0.0, "p": 0.5}
         reasons["augment"] = ["no flips, since organs differ by side"]
@@ -449,6 +466,23 @@ def _training(
                 f"voxels are {anisotropy:.2g} times as thick as wide: rotation only within the slices"
             )
         sections["augment"] = {"engine": "monai", "transforms": [affine]}
+
+
+def sided_pairs(names: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """The pairs of left and right classes, and the sided classes without a counterpart."""
+    lower = {name.lower(): name for name in names}
+    pairs, single = [], []
+    for name in names:
+        match = SIDE.search(name.lower())
+        if match is None:
+            continue
+        other = {"left": "right", "right": "left"}[match[1]]
+        counterpart = lower.get(f"{name[: match.start()]}{other}{name[match.end() :]}".lower())
+        if counterpart is None:
+            single.append(name)
+        elif match[1] == "left":
+            pairs.append([name, counterpart])
+    return pairs, single
 
 
 def _times(sides: Sequence[int]) -> str:

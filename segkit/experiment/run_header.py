@@ -69,6 +69,7 @@ def header(config: Config, experiment: Experiment, data: Data) -> list[str]:
         f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
         f"{settings.limits.steps} steps of {shown_batch(config)}, {settings.steps_per_epoch} per epoch"
         + (f", in {processes} processes" if processes > 1 else ""),
+        *([] if data.split.validation else ["no validation part: no validation and no best checkpoint"]),
         *on_micro_batches(experiment),
     ]
 

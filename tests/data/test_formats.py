@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import scipy.io
 import SimpleITK as sitk
 import tifffile
 from PIL import Image
@@ -547,6 +548,105 @@ def test_formats_are_recognised_by_their_endings(tmp_path):
 
 
 # optional packages
+
+# formats that libraries at hand read
+
+
+@pytest.mark.parametrize("ending", ["ppm", "pgm", "pbm", "jp2", "webp"])
+def test_pictures_of_further_formats(tmp_path, ending):
+    grey = np.random.default_rng(0).integers(0, 256, (12, 10)).astype(np.uint8)
+    stored = {"pgm": grey, "pbm": (grey > 127) * np.uint8(255)}.get(ending, np.stack([grey, 255 - grey, grey // 2], -1))
+    if ending == "jp2":
+        Image.fromarray(stored).save(tmp_path / "x.jp2", irreversible=False)
+    else:
+        assert cv2.imwrite(str(tmp_path / f"x.{ending}"), stored[..., ::-1] if stored.ndim == 3 else stored)
+    with Image.open(tmp_path / f"x.{ending}") as picture:
+        expected = np.atleast_3d(np.asarray(picture.convert("L" if stored.ndim == 2 else "RGB"))) / 255
+    image, spacing = read_image(tmp_path / f"x.{ending}")
+    np.testing.assert_allclose(image, np.moveaxis(expected, -1, 0), atol=1e-6)
+    assert spacing == (1.0, 1.0)
+
+
+def test_a_grey_map_as_a_mask(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 2, (12, 10)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "x.pgm"), mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.pgm", TWO), mask)
+
+
+@pytest.mark.parametrize("ending", ["mgz", "mgh", "hdr"])
+def test_mgh_and_analyze_match_nibabel(tmp_path, ending):
+    array = np.random.default_rng(0).integers(0, 200, (4, 5, 6)).astype(np.int16)
+    affine = np.array([[0, 2.0, 0, 1], [-1.5, 0, 0, 2], [0, 0, 3.0, 4], [0, 0, 0, 1]])
+    if ending == "hdr":
+        nib.save(nib.Spm2AnalyzeImage(array, np.diag([-2.0, 1.5, 3.0, 1.0])), tmp_path / "x.img")
+    else:
+        nib.save(nib.MGHImage(array.astype(np.float32), affine), tmp_path / f"x.{ending}")
+    expected = nib.as_closest_canonical(nib.load(tmp_path / f"x.{ending}"))
+    image, spacing = read_image(tmp_path / f"x.{ending}")
+    np.testing.assert_array_equal(image[0], expected.get_fdata())
+    assert spacing == pytest.approx(expected.header.get_zooms())
+    np.testing.assert_array_equal(read_mask(tmp_path / f"x.{ending}", Labels([str(n) for n in range(200)])), image[0])
+
+
+def test_pixels_beside_an_analyze_header_belong_to_the_case(tmp_path):
+    nib.save(nib.Spm2AnalyzeImage(np.ones((4, 5, 6), np.int16), np.eye(4)), tmp_path / "x.img")
+    case = Case("x", "x", images=(tmp_path / "x.hdr",))
+    before = data_digest([case])
+    nib.save(nib.Spm2AnalyzeImage(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "x.img")
+    assert data_digest([case]) != before
+
+
+def test_mat_files(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 2, (6, 7)).astype(np.uint8)
+    scipy.io.savemat(tmp_path / "x.mat", {"anything": mask, "note": "text"})
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.mat", TWO), mask)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.mat")[0][0], mask)
+    scipy.io.savemat(tmp_path / "y.mat", {"a": mask, "b": mask})
+    with pytest.raises(DataError, match=r"a single array of numbers, got a, b; save the array to use"):
+        read_mask(tmp_path / "y.mat", TWO)
+
+
+def test_text_files_named_seg_are_no_dicom(tmp_path):
+    """The Berkeley segmentation data set has text files with this ending."""
+    (tmp_path / "x.seg").write_text("format ascii cr")
+    assert format_name(tmp_path / "x.seg") is None
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 3), (9, 20, 30, 2)])
+def test_arrays_with_the_channels_last_are_refused(tmp_path, shape):
+    np.save(tmp_path / "x.npy", np.zeros(shape, np.float32))
+    with pytest.raises(DataError, match=r"last axis looks like channels; save numpy\.moveaxis\(array, -1, 0\)"):
+        read_image(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"), [((2, 20, 30), "write `one_hot: true`"), ((20, 30, 2), r"numpy\.argmax\(mask, -1\)")]
+)
+def test_one_hot_masks_are_recognised(tmp_path, shape, advice):
+    np.save(tmp_path / "image.npy", np.zeros((20, 30), np.float32))
+    np.save(tmp_path / "mask.npy", np.zeros(shape, np.uint8))
+    case = Case("x", "x", images=(tmp_path / "image.npy",), masks=(MaskFile(tmp_path / "mask.npy"),))
+    with pytest.raises(DataError, match=f"one channel per class, .*{advice}"):
+        read_files(case, TWO)
+
+
+@pytest.mark.parametrize(("photometric", "model"), [(5, "CMYK"), (6, "YCbCr"), (8, r"CIE L\*a\*b\*")])
+def test_colour_models_other_than_rgb_are_refused(tmp_path, photometric, model):
+    channels = 4 if photometric == 5 else 3
+    array = np.random.default_rng(0).integers(0, 256, (16, 16, channels)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric=photometric)
+    with pytest.raises(DataError, match=rf"got {model}; convert it"):
+        read_image(tmp_path / "x.tif")
+
+
+def test_ycbcr_inside_jpeg_is_converted_by_its_decoder(tmp_path):
+    array = np.zeros((32, 32, 3), np.uint8)
+    array[..., 0] = 200
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric="rgb", compression="jpeg")
+    with tifffile.TiffFile(tmp_path / "x.tif") as file:
+        assert file.pages[0].photometric == 6
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif")[0][:, 5, 5] * 255, [200, 0, 0], atol=4)
+
 
 OPTIONAL = ("SimpleITK", "pydicom", "highdicom", "nibabel", "tifffile", "imagecodecs", "pycocotools")
 HIDE = f"import sys\nfor name in {OPTIONAL}: sys.modules[name] = None\n"

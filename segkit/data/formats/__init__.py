@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.formats import arrays, dicom, nifti, raster, sitk, tiff
+from segkit.data.formats import arrays, dicom, matlab, nifti, raster, sitk, tiff
 from segkit.data.formats.geometry import Geometry
 
 ReadArray = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, prefix of errors -> array, spacing
@@ -76,6 +76,26 @@ FORMATS: dict[str, Format] = {
         has_mask_channels=True,
         write_volume=nifti.write,
     ),
+    "MGH": Format(
+        (".mgz", ".mgh"),
+        nifti.read,
+        nifti.read,
+        nifti.read_geometry,
+        nifti.number_type,
+        mask_ending=lambda _image: ".nii.gz",
+        has_mask_channels=True,
+        write_volume=nifti.write,
+    ),
+    "Analyze": Format(
+        (".hdr",),
+        nifti.read,
+        nifti.read,
+        nifti.read_geometry,
+        nifti.number_type,
+        mask_ending=lambda _image: ".nii.gz",
+        has_mask_channels=True,
+        write_volume=nifti.write,
+    ),
     "PNG": Format(
         (".png",), raster.read_image, raster.read_mask, None, raster.number_type, raster.orientation, is_raster=True
     ),
@@ -94,6 +114,9 @@ FORMATS: dict[str, Format] = {
     ),
     "GIF": Format((".gif",), raster.read_first_frame, raster.read_mask, None, raster.number_type, is_raster=True),
     "BMP": Format((".bmp",), raster.read_image, raster.read_mask, None, raster.number_type, is_raster=True),
+    "PNM": Format((".ppm", ".pgm", ".pbm"), raster.read_image, raster.read_mask, is_raster=True),
+    "JPEG 2000": Format((".jp2",), raster.read_image, raster.read_mask, is_raster=True),
+    "MAT": Format((".mat",), matlab.read_image, matlab.read_mask, mask_ending=lambda _image: ".npy"),
     "TIFF": Format(
         tiff.ENDINGS,
         tiff.read_image,
@@ -148,6 +171,8 @@ def format_name(path: Path) -> str | None:
     if path.is_dir():
         return SERIES if sitk.is_series(path) else None
     ending = extension(path)
+    if ending == ".seg" and not (path.is_file() and sitk.is_dicom(path)):
+        return None  # the text files of the Berkeley segmentation data set
     return next((name for name, file_format in FORMATS.items() if ending in file_format.endings), None)
 
 

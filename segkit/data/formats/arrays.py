@@ -8,12 +8,13 @@ import numpy as np
 
 from segkit.utils.errors import DataError
 
+MAX_CHANNELS = 4  # an axis that is this short after longer ones holds channels
 IMAGE_NAMES, MASK_NAMES = ("image", "img", "data"), ("mask", "label", "seg", "segmentation")
 
 
 def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read an image [H, W] or [C, *S], and a spacing of 1."""
-    array = _load(path, IMAGE_NAMES, where)
+    array = check_channels_first(_load(path, IMAGE_NAMES, where), where)
     return array, (1.0,) * max(2, array.ndim - 1)
 
 
@@ -21,6 +22,16 @@ def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read a mask [*S], or [K, *S] with one channel per class, and a spacing of 1."""
     array = _load(path, MASK_NAMES, where)
     return array, (1.0,) * array.ndim
+
+
+def check_channels_first(array: np.ndarray, where: str) -> np.ndarray:
+    """The array. Raises DataError if its last axis looks like channels, [H, W, C]."""
+    if array.ndim in (3, 4) and array.shape[-1] <= MAX_CHANNELS < min(array.shape[:-1]):
+        raise DataError(
+            f"{where}: expected an image [C, H, W] or [C, D, H, W], got shape {list(array.shape)}, whose last axis "
+            "looks like channels; save numpy.moveaxis(array, -1, 0)"
+        )
+    return array
 
 
 def number_type(path: Path) -> str:

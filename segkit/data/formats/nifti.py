@@ -1,4 +1,4 @@
-"""NIfTI volumes, read and written by nibabel."""
+"""NIfTI, MGH and Analyze volumes, read by nibabel, which also writes NIfTI."""
 
 from __future__ import annotations
 
@@ -25,9 +25,15 @@ def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """
     volume = _open(path)
     declared = math.prod(volume.shape) * volume.get_data_dtype().itemsize
-    check_pixel_bytes(declared, [path], where, compressed=path.suffix.lower() == ".gz")
+    files = [path, *pixel_files(path)]
+    check_pixel_bytes(declared, files, where, compressed=path.suffix.lower() in (".gz", ".mgz"))
     array = _checked_axes(np.asanyarray(volume.dataobj), where)
     return to_ras(array, Geometry(_affine_in_mm(volume), array.shape[:3]), where)
+
+
+def pixel_files(path: Path) -> list[Path]:
+    """The file of pixels beside an Analyze header; empty for other formats."""
+    return [path.with_suffix(".img")] if path.suffix.lower() == ".hdr" else []
 
 
 def read_geometry(path: Path, _where: str) -> Geometry:
@@ -39,7 +45,7 @@ def read_geometry(path: Path, _where: str) -> Geometry:
 def number_type(path: Path) -> str:
     """The number type after the intensity scaling of the header, from the header alone."""
     volume = _open(path)
-    slope, intercept = volume.dataobj.slope, volume.dataobj.inter
+    slope, intercept = getattr(volume.dataobj, "slope", 1), getattr(volume.dataobj, "inter", 0)
     return volume.get_data_dtype().name if (slope, intercept) == (1, 0) else "float64"
 
 
@@ -51,7 +57,8 @@ def write(array: np.ndarray, geometry: Geometry, path: Path) -> None:
 
 def _affine_in_mm(volume: Any) -> np.ndarray:
     """The affine in mm, converted from the unit in the header."""
-    factor = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0)
+    has_units = hasattr(volume.header, "get_xyzt_units")  # MGH and Analyze are in mm
+    factor = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0) if has_units else 1.0
     return volume.affine if factor == 1.0 else np.diag([factor] * 3 + [1.0]) @ volume.affine
 
 

@@ -97,7 +97,7 @@ def _decoded(content: bytes, where: str) -> np.ndarray:
     try:
         array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise DataError(f"{where}: cannot be read as an image ({error.err})") from error
+        raise DataError(f"{where}: cannot be read as an image ({error.err.strip()})") from error
     if array is None:
         raise DataError(f"{where}: cannot be read as an image; it may be truncated or of another format")
     return array
@@ -121,6 +121,11 @@ def _stored_mask(content: bytes, where: str) -> np.ndarray:
         array = np.array(picture)
     if array.ndim == 2:
         return array
+    if array.shape[-1] == 4 and not array[..., :3].any() and array[..., 3].min() < array[..., 3].max():
+        raise DataError(
+            f"{where}: its colours are black everywhere, and only the transparency differs; save the transparency as a "
+            "greyscale mask, for example with `magick IN.png -alpha extract OUT.png`"
+        )
     if array.shape[-1] not in (2, 3, 4):
         raise DataError(f"{where}: expected a greyscale, palette or colour image, got {array.shape[-1]} channels")
     if array.shape[-1] == 2:  # grey and alpha

@@ -10,8 +10,9 @@ from pathlib import Path
 from segkit.data.cases import Case
 from segkit.data.formats import extension
 from segkit.data.inspection import case_table, image_mask_pairs, known_layouts
-from segkit.data.inspection.base import Layout, folders, images_in, subfolders
+from segkit.data.inspection.base import Layout, folders, images_in, read_json, subfolders
 from segkit.data.inspection.mask_classes import MaskClasses, infer_classes
+from segkit.data.sources.manifest import read_rows
 from segkit.utils.errors import DataError
 
 __all__ = ["Layout", "MaskClasses", "detect_layout", "infer_classes", "unused_files"]
@@ -37,7 +38,31 @@ KNOWN_IN_SUBFOLDERS: tuple[Detector, ...] = (
 )
 # both are tried; the one that accounts for more files is used
 BY_FILE_NAMES: tuple[Detector, ...] = (image_mask_pairs.pairs, case_table.table)
-UNSUPPORTED = (".webp", ".heic", ".svg", ".pdf", ".mat", ".h5", ".hdf5", ".czi", ".svs")
+TOOLS = {  # formats that are not read, and what converts them
+    ".heic": "`magick IN.heic OUT.png`",
+    ".exr": "`magick IN.exr OUT.tif`",
+    ".svg": "`magick IN.svg OUT.png`",
+    ".pdf": "`pdftoppm -png IN.pdf OUT`",
+    ".h5": "h5py and numpy.save",
+    ".hdf5": "h5py and numpy.save",
+    ".zarr": "zarr and numpy.save",
+    ".czi": "Bio-Formats (bfconvert IN.czi OUT.tif)",
+    ".lif": "Bio-Formats (bfconvert IN.lif OUT.tif)",
+    ".nd2": "Bio-Formats (bfconvert IN.nd2 OUT.tif)",
+    ".svs": "OpenSlide or libvips (vips dzsave)",
+    ".ndpi": "OpenSlide or libvips (vips dzsave)",
+    ".geojson": "rasterio.features.rasterize",
+    ".shp": "`gdal_rasterize`",
+    ".zip": "unpacking",
+    ".tar": "unpacking",
+    ".tgz": "unpacking",
+    ".7z": "unpacking",
+    ".rar": "unpacking",
+    ".minc": "`mnc2nii`",
+    ".mnc": "`mnc2nii`",
+    ".tfrecord": "TensorFlow and numpy.save",
+}
+LABELME_KEYS = {"shapes", "imagePath"}  # of the JSON files that labelme writes
 
 
 def detect_layout(root: Path) -> Layout:
@@ -60,13 +85,54 @@ def _no_layout_message(root: Path) -> str:
     image_counts = Counter(extension(path) for folder in folders(root) for path in images_in(folder))
     images = ", ".join(f"{count} {ending or 'DICOM series'}" for ending, count in image_counts.most_common())
     counts = Counter(path.suffix.lower() for folder in folders(root) for path in folder.iterdir() if path.is_file())
-    unsupported = ", ".join(f"{counts[ending]} {ending}" for ending in UNSUPPORTED if counts[ending])
-    convert = f" {unsupported} cannot be read; convert them to PNG or NIfTI." if unsupported else ""
+    counts.update(folder.suffix.lower() for folder in folders(root) if folder.suffix)
+    unsupported = [
+        f"{counts[ending]} {ending}, converted by {tool}" for ending, tool in TOOLS.items() if counts[ending]
+    ]
+    notes = [f"There are files that segkit does not read: {'; '.join(unsupported)}."] if unsupported else []
+    notes += _annotation_notes(root)
+    reason = image_mask_pairs.why_no_pairs(root)
+    problem = reason or "no masks match images by name"
     return (
-        f"{root} has none of the known layouts: it holds {images or 'no image of a known format'}, but no masks that "
-        f"match images by name.{convert} List the files of each case in a table with the columns image and mask, "
-        "and write `data: {name: manifest, file: cases.csv}`"
+        f"{root} has none of the known layouts: it holds {images or 'no image of a known format'}, and {problem}. "
+        f"{''.join(f'{note} ' for note in notes)}List the files of each case in a table with the columns image and "
+        "mask, and write `data: {name: manifest, file: cases.csv}`"
     )
+
+
+def _annotation_notes(root: Path) -> list[str]:
+    """Sentences about tables and annotations that are nearly of a form that is read."""
+    notes = []
+    labelme = [file for file in root.rglob("*.json") if _is_labelme(file)]
+    if labelme:
+        notes.append(
+            f"{len(labelme)} files such as {labelme[0].name} are annotations of labelme: convert them with its "
+            "labelme2voc.py or labelme2coco.py."
+        )
+    for file in sorted(root.glob("*.csv")):
+        columns = _columns_of_files(file)
+        if columns:
+            notes.append(
+                f"The table {file.name} names files in the columns {', '.join(columns)}: rename the one with the "
+                "images to image and the one with the masks to mask."
+            )
+    return notes
+
+
+def _is_labelme(file: Path) -> bool:
+    content = read_json(file)
+    return isinstance(content, dict) and content.keys() >= LABELME_KEYS
+
+
+def _columns_of_files(file: Path) -> list[str]:
+    """The columns of a table whose first cells are names of existing files."""
+    try:
+        rows = read_rows(file)
+    except DataError:
+        return []
+    cells = rows[0].items() if rows else []
+    folder = file.parent
+    return [name for name, cell in cells if isinstance(cell, str) and any(folder.rglob(Path(cell).name))]
 
 
 def _archive_folders(root: Path) -> list[Path]:

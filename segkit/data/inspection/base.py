@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from segkit.data import documents
 from segkit.data.formats import is_image, is_lossy
 from segkit.data.mask_encoding import packed_colours
 from segkit.data.readers import stored_mask
@@ -19,6 +19,7 @@ from segkit.utils.errors import DataError
 MAX_DEPTH, MAX_FOLDERS = 4, 5000  # of the folders that are searched
 SAMPLED = 3  # masks that are read to see whether files are masks
 MAX_VALUES, MAX_COLOURS = 64, 64  # distinct values and colours that a mask may have
+MIN_NEAR = 0.9  # share of pixels near 0 and 255 from which other values are smoothed edges
 MASK_WORDS = ("mask", "msk", "label", "annot", "seg", "gt", "manual", "truth", "target", "lesion")
 DERIVED_WORDS = ("edge", "contour", "boundar", "pred", "vis", "overlay", "color", "instance", "object")
 PARTS = {
@@ -59,12 +60,37 @@ def looks_like_mask(path: Path) -> bool:
         stored, is_colour = stored_mask(path)
     except DataError:
         return True  # `segkit data check` reports the error
+    grey = stored.max(0) if is_colour else stored
     if is_lossy(path):
-        grey = stored.max(0) if is_colour else stored
-        return bool(np.mean((grey < 32) | (grey > 223)) > 0.95 and grey.std() > 0)
-    if is_colour:
+        return _is_black_and_white(grey)
+    if is_colour and not (stored == stored[:1]).all():
         return len(np.unique(packed_colours(stored))) <= MAX_COLOURS
-    return len(np.unique(stored)) <= MAX_VALUES
+    return len(np.unique(grey)) <= MAX_VALUES or _is_black_and_white(grey)
+
+
+def _is_black_and_white(grey: np.ndarray) -> bool:
+    """Whether nearly all pixels are near 0 or 255, as in masks with smoothed edges."""
+    near = (grey < 32) | (grey > 223)
+    return bool(grey.min() >= 0 and grey.max() > 223 and near.mean() > MIN_NEAR and grey.std() > 0)
+
+
+def describe_values(path: Path) -> str | None:
+    """Why a file is no mask of class numbers; None if that is unknown."""
+    try:
+        stored, is_colour = stored_mask(path)
+    except DataError as error:
+        return str(error)
+    values = np.unique(stored)
+    if is_colour and not (stored == stored[:1]).all():
+        return f"{path} has {len(np.unique(packed_colours(stored)))} colours, like a photograph"
+    if stored.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1:
+        return f"{path} holds fractions between 0 and 1, like probabilities: threshold them, for example at 0.5"
+    if len(values) > MAX_VALUES and values.max() - values.min() == len(values) - 1:
+        return (
+            f"{path} holds the {len(values)} numbers {values.min():g} to {values.max():g}, like one number per object "
+            "(CellPose, StarDist): save 1 for all objects of a class"
+        )
+    return f"{path} holds {len(values)} different values, {values.min():g} to {values.max():g}"
 
 
 def count_values(path: Path) -> int:
@@ -117,8 +143,8 @@ def is_derived(words: str) -> bool:
 def read_json(file: Path) -> Any:
     """The content of a JSON file, or None if it cannot be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return documents.read_json(file)
+    except DataError:
         return None
 
 

@@ -276,9 +276,11 @@ def _match_names(folder_pairs: Sequence[tuple[Path, Path]], files: Files) -> lis
     cases = []
     for image_folder, mask_folder in folder_pairs:
         images = _files_of_cases(files[image_folder])
-        for normalise in (_bare_name, str):  # full names where several files have the same bare name
+        for normalise in (_bare_name, str, _bare_number):
             masks = {normalise(case_name(path)): path for path in files[mask_folder]}
-            if len(masks) == len(files[mask_folder]) and len({normalise(name) for name in images}) == len(images):
+            names = {normalise(name) for name in images}
+            # full names where several files have the same bare name; bare numbers where `7` is the mask of `007`
+            if len(masks) == len(files[mask_folder]) and len(names) == len(images) and names & masks.keys():
                 break
         cases += [
             CaseFiles(name, images[name], {"": masks[normalise(name)]}) for name in images if normalise(name) in masks
@@ -307,6 +309,30 @@ def _bare_name(name: str) -> str:
     words = [word for word in re.split(r"[_\-. ]", name) if word]
     remaining = [word for word in words if not (has_mask_word(word) or word.lower() in IMAGE_WORDS or find_part(word))]
     return "_".join(remaining or words)
+
+
+def _bare_number(name: str) -> str:
+    """A bare name without leading zeros in its numbers: `7` for `007`."""
+    return re.sub(r"\d+", lambda match: str(int(match[0])), _bare_name(name))
+
+
+def _derivatives(root: Path, files: Files) -> list[CaseFiles]:
+    """BIDS: `sub-01/anat/sub-01_T1w.nii.gz`, and its mask below `derivatives` with more words in its name, such as
+    `derivatives/labels/sub-01/anat/sub-01_T1w_seg-manual.nii.gz`."""
+    masks: dict[str, list[Path]] = defaultdict(list)
+    below = root / "derivatives"
+    images = {case_name(path): path for folder in files if not folder.is_relative_to(below) for path in files[folder]}
+    for folder in files:
+        for path in files[folder] if folder.is_relative_to(below) else []:
+            name = case_name(path)
+            owner = max((image for image in images if name.startswith(f"{image}_")), key=len, default=None)
+            if owner is not None and has_mask_word(name.removeprefix(owner)):
+                masks[name.removeprefix(owner)].append(path)
+    if not masks:
+        return []
+    suffix = max(masks, key=lambda word: (len(masks[word]), is_manual(word)))
+    names = {case_name(path).removesuffix(suffix): path for path in masks[suffix]}
+    return [CaseFiles(name, (images[name],), {"": mask}) for name, mask in sorted(names.items())]
 
 
 def _folder_per_case(root: Path, files: Files) -> list[CaseFiles]:
@@ -386,5 +412,6 @@ ARRANGEMENTS: dict[Callable[[Path, Files], list[CaseFiles]], str] = {
     _word_in_both: "masks next to their images, with another word in the name",
     _two_endings: "masks next to their images, with another file name ending",
     _parallel_folders: "masks in folders parallel to those of the images",
+    _derivatives: "BIDS, with masks below derivatives",
     _folder_per_case: "one folder per case, with a mask and one file per channel",
 }

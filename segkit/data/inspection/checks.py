@@ -333,21 +333,29 @@ def _duplicates(summaries: Sequence[CaseSummary], part_of: Mapping[str, str]) ->
 
 def _missing_classes(summaries: Sequence[CaseSummary], part_of: Mapping[str, str], labels: Labels) -> list[Finding]:
     """Classes that are absent from all cases, or from all cases of a part of the split."""
-    findings = []
+    absent: list[str] = []
+    missing_in: dict[str, list[str]] = defaultdict(list)  # parts of the split: classes with their numbers of cases
     for number, name in enumerate(labels.names):
         cases_with_class = [case for case in summaries if case.pixels[number]]
         if summaries and not cases_with_class:
-            text = f"no mask contains the class {name}; remove it from `labels`, or check the values of the masks"
-            findings.append(Finding("warning", text))
+            absent.append(name)
             continue
         parts_with_class = {part_of.get(case.name) for case in cases_with_class}
         missing = [part for part in PARTS if part in part_of.values() and part not in parts_with_class]
         if missing:
-            text = (
-                f"the class {name} is missing from {' and '.join(missing)}: {len(cases_with_class)} of "
-                f"{len(summaries)} cases contain it; use another split, for example with `stratify: true`"
-            )
-            findings.append(Finding("warning", text))
+            missing_in[" and ".join(missing)].append(f"{name} (in {len(cases_with_class)} cases)")
+    findings = []
+    if absent:
+        classes = f"the class {absent[0]}" if len(absent) == 1 else f"{len(absent)} classes: {_named(absent)}"
+        text = f"no mask contains {classes}; remove from `labels` what does not exist, or check the values of the masks"
+        findings.append(Finding("warning", text))
+    for parts, names in missing_in.items():
+        classes = f"the class {names[0]} is" if len(names) == 1 else f"{len(names)} classes, {_named(names)}, are"
+        text = (
+            f"{classes} missing from {parts}; {len(summaries)} cases were read; use another split, for example with "
+            "`stratify: true`"
+        )
+        findings.append(Finding("warning", text))
     return findings
 
 

@@ -17,6 +17,7 @@ from segkit.data.inspection.base import (
     Layout,
     affixes,
     count_values,
+    describe_values,
     find_part,
     folders,
     has_mask_word,
@@ -73,7 +74,8 @@ def pairs(root: Path) -> Layout | None:
         reasons.append(f"file names match by the patterns {', '.join(best.patterns.values())}")
     if best.share < 1:
         options["unpaired"] = "skip"
-        reasons.append(f"{100 * (1 - best.share):.0f} % of the images have no mask and are left out")
+        missing = round(len(best.files) / best.share) - len(best.files)
+        reasons.append(f"{missing} images have no mask and are left out")
     if alternatives := _alternative_masks(best, plausible):
         reasons.append(
             f"there are other masks of the same images, choose the ones you need: {', '.join(alternatives[:MAX_NAMED])}"
@@ -92,12 +94,39 @@ def pairs(root: Path) -> Layout | None:
     )
 
 
+def why_no_pairs(root: Path) -> str | None:
+    """What is wrong with the masks of the images whose names match best; None if no names match."""
+    pairings = _ranked_pairings(root)
+    best = next((pairing for pairing in pairings if _name_score(pairing) > 0), next(iter(pairings), None))
+    if best is None:
+        return None
+    bad = next((mask for _image, mask in best.files if not looks_like_mask(mask)), None)
+    reason = None if bad is None else describe_values(bad)
+    return (
+        f"{len(best.files)} names match in {best.images or '.'} and {best.masks or '.'}, but {reason}"
+        if reason
+        else None
+    )
+
+
 def _best_pairing(root: Path) -> tuple[_Pairing | None, list[_Pairing]]:
     """The best pairing, and all pairings whose masks look like masks, in order of preference.
 
     Pairings whose images do not look like masks come first. Where all images look like masks, the folder names have to
     tell them apart.
     """
+    pairings = _ranked_pairings(root)
+    plausible = [
+        pairing for pairing in pairings if all(looks_like_mask(mask) for _image, mask in spread(pairing.files, SAMPLED))
+    ]
+    for pairing in plausible:
+        if not all(looks_like_mask(image) for image, _mask in spread(pairing.files, SAMPLED)):
+            return pairing, plausible
+    return next((pairing for pairing in plausible if _name_score(pairing) >= 1), None), plausible
+
+
+def _ranked_pairings(root: Path) -> list[_Pairing]:
+    """All ways to pair the files below a folder by name, those first whose names say best which are the masks."""
     templates = _folder_templates(root)
     pairings = [
         pairing
@@ -106,14 +135,7 @@ def _best_pairing(root: Path) -> tuple[_Pairing | None, list[_Pairing]]:
             root, image_template, templates[image_template], mask_template, templates[mask_template]
         )
     ]
-    pairings.sort(key=lambda pairing: (-_name_score(pairing), -len(pairing.files), pairing.masks))
-    plausible = [
-        pairing for pairing in pairings if all(looks_like_mask(mask) for _image, mask in spread(pairing.files, SAMPLED))
-    ]
-    for pairing in plausible:
-        if not all(looks_like_mask(image) for image, _mask in spread(pairing.files, SAMPLED)):
-            return pairing, plausible
-    return next((pairing for pairing in plausible if _name_score(pairing) >= 1), None), plausible
+    return sorted(pairings, key=lambda pairing: (-_name_score(pairing), -len(pairing.files), pairing.masks))
 
 
 def _alternative_masks(best: _Pairing, plausible: Sequence[_Pairing]) -> list[str]:

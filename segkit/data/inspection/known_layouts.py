@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ VOC_NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+
+
+VOC_MASKS = ("SegmentationClass", "SegmentationClassPNG")  # the second as older versions of labelme write it
+VOC_SETS = {"train": "train", "validation": "val", "test": "test"}  # part of the split: list of case names
+VOC_IMAGE = re.compile(r"\d{4}_\d{6}")  # such as 2007_000032
 
 
 def dataset_json(root: Path) -> Layout | None:
@@ -117,16 +123,35 @@ def _image_folder(root: Path, file: Path, part: str | None, images: Sequence[Map
 
 
 def voc(root: Path) -> Layout | None:
-    """PASCAL VOC: the folders JPEGImages and SegmentationClass."""
-    if not (root / "JPEGImages").is_dir() or not (root / "SegmentationClass").is_dir():
+    """PASCAL VOC: the folders JPEGImages and SegmentationClass, also as labelme and CVAT write them."""
+    folder = next((name for name in VOC_MASKS if images_in(root / name)), None)
+    if not (root / "JPEGImages").is_dir() or folder is None:
         return None
+    masks = images_in(root / folder)
     lists = root / "ImageSets" / "Segmentation"
-    sets = {
-        part: name for part, name in (("train", "train"), ("validation", "val")) if (lists / f"{name}.txt").is_file()
-    }
+    sets = {part: name for part, name in VOC_SETS.items() if (lists / f"{name}.txt").is_file()}
+    has_split = "train" in sets and len(sets) > 1
     options: dict[str, Any] = {"root": root, **({"sets": sets} if sets else {})}
-    reasons = ["the folders JPEGImages and SegmentationClass are those of PASCAL VOC"]
-    return Layout("voc", options, reasons, bool(sets), {"names": list(VOC_NAMES), "ignore_index": 255})
+    if folder != VOC_MASKS[0]:
+        options["masks"] = folder
+    reasons = [f"the folders JPEGImages and {folder} are those of PASCAL VOC"]
+    names = _listed_names(root)
+    if names is not None:
+        reasons.append("the class names are those of class_names.txt")
+        return Layout("voc", options, reasons, has_split, {"names": names, "ignore_index": 255})
+    if sum(VOC_IMAGE.fullmatch(path.stem) is not None for path in masks) > len(masks) / 2:
+        return Layout("voc", options, reasons, has_split, {"names": list(VOC_NAMES), "ignore_index": 255})
+    reasons.append("the files are not named like those of PASCAL VOC, so the classes are taken from the masks")
+    return Layout("voc", options, reasons, has_split, masks=masks)
+
+
+def _listed_names(root: Path) -> list[str] | None:
+    """The class names in the class_names.txt of labelme, without the one for ignored pixels."""
+    file = root / "class_names.txt"
+    if not file.is_file():
+        return None
+    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [name for name in names if name != "__ignore__"]
 
 
 def cityscapes(root: Path) -> Layout | None:

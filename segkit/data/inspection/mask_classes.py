@@ -18,6 +18,7 @@ from segkit.utils.errors import DataError
 
 SURVEYED = 2000  # masks whose values are read
 SMOOTHED = 16  # with more distinct values, those between 0 and 255 are smoothed edges and not classes
+SEARCHED = 20  # masks that are searched for connected objects
 NEAR = 16  # distance to 0 and 255 of values changed by smoothing or JPEG
 
 
@@ -40,11 +41,13 @@ def infer_classes(masks: Sequence[Path]) -> MaskClasses:
     """Infer the classes from the values of up to SURVEYED masks. Raises DataError if none of them can be read."""
     values: Counter[int] = Counter()
     colours: Counter[int] = Counter()
-    read = 0
+    read, per_object = 0, 0
+    errors: list[DataError] = []
     for path in spread(masks, SURVEYED):
         try:
             stored, is_colour = stored_mask(path)
-        except DataError:
+        except DataError as error:
+            errors.append(error)
             continue
         read += 1
         if is_colour and not (stored == stored[:1]).all():
@@ -53,9 +56,16 @@ def infer_classes(masks: Sequence[Path]) -> MaskClasses:
             plane = stored[0] if is_colour else stored
             distinct, counts = np.unique(np.rint(plane), return_counts=True)
             values.update(dict(zip(distinct.astype(np.int64).tolist(), counts.tolist(), strict=True)))
+            per_object += read <= SEARCHED and _has_one_number_per_object(plane, distinct)
     if not read:
-        raise DataError(f"none of the {len(masks)} masks can be read{f', such as {masks[0]}' if masks else ''}")
+        raise DataError(f"none of the {len(masks)} masks can be read{f': {errors[0]}' if errors else ''}")
     reasons = [f"values were read from {read} of {len(masks)} masks"]
+    if per_object == min(read, SEARCHED) and len(values) > 3 and not colours:
+        return MaskClasses(
+            {"names": ["background", "foreground"]},
+            {"threshold": 1},
+            [*reasons, "every value is one connected object, numbered from 1: all objects are foreground"],
+        )
     if is_lossy(masks[0]):
         return MaskClasses(
             {"names": ["background", "foreground"]},
@@ -63,6 +73,18 @@ def infer_classes(masks: Sequence[Path]) -> MaskClasses:
             [*reasons, "JPEG compression changes values: pixels of 128 and more are foreground"],
         )
     return _classes_of_colours(colours, reasons) if colours else _classes_of_values(values, reasons)
+
+
+def _has_one_number_per_object(mask: np.ndarray, values: np.ndarray) -> bool:
+    """Whether the values are 0 to N, and all but 0 mark one connected object each."""
+    from scipy import ndimage
+
+    numbers = values[values > 0]
+    if mask.ndim != 2 or values[0] != 0 or len(numbers) < 2 or numbers[-1] != len(numbers):
+        return False
+    neighbours = np.ones((3, 3))
+    components: list[Any] = [ndimage.label(mask == number, neighbours) for number in numbers]
+    return all(count == 1 for _objects, count in components)
 
 
 def _classes_of_colours(colours: Counter[int], reasons: list[str]) -> MaskClasses:

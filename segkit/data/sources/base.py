@@ -95,6 +95,10 @@ def sorted_cases(cases: Iterable[Case], folder: Path) -> tuple[Case, ...]:
         other = by_name.setdefault(case.name, case)
         if other is not case:
             files = [", ".join(map(str, duplicate.images)) for duplicate in (other, case)]
+            if files[0] == files[1]:
+                raise DataError(
+                    f"case {case.name} is listed twice, with the image {files[0]}; remove one of the entries"
+                )
             raise DataError(f"case {case.name} occurs twice: {files[0]} and {files[1]}; rename one of them")
     if not by_name:
         raise DataError(f"expected images with masks in {folder}, found none")

@@ -63,7 +63,7 @@ class VOCSource(FileSource):
 
 def _read_sets(root: Path, sets: Mapping[str, str]) -> list[tuple[str | None, str]]:
     """The part and name of every case in the lists."""
-    cases: list[tuple[str | None, str]] = []
+    part_of: dict[str, str] = {}
     for part, name in sets.items():
         file = root / "ImageSets" / "Segmentation" / f"{name}.txt"
         if not file.is_file():
@@ -73,5 +73,8 @@ def _read_sets(root: Path, sets: Mapping[str, str]) -> list[tuple[str | None, st
         for case in file.read_text().split():
             if Path(case).name != case:
                 raise DataError(f"{file} lists {case}, which is a path; list file names without folder and ending")
-            cases.append((part, unicodedata.normalize("NFC", case)))
-    return cases
+            case = unicodedata.normalize("NFC", case)
+            other = part_of.setdefault(case, part)
+            if other != part:
+                raise DataError(f"{case} is in the lists {sets[other]}.txt and {name}.txt; remove it from one of them")
+    return [(part, case) for case, part in part_of.items()]
