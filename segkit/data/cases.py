@@ -37,6 +37,7 @@ class Case:
     split: `train`, `validation` or `test` if the source defines the part; otherwise None.
     images: the image files, either one with all channels or one per channel. Empty if the case is not read from files.
     masks: the mask files. Empty if there is no mask or the case is not read from mask files.
+    annotated: the classes that were looked for; all others are ignored in this case. None if all were.
     stamp: identifies content that is not in these files, such as annotations. It changes whenever that content changes.
     """
 
@@ -46,6 +47,7 @@ class Case:
     images: tuple[Path, ...] = ()
     masks: tuple[MaskFile, ...] = ()
     stamp: str = ""
+    annotated: tuple[str, ...] | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -77,7 +77,8 @@ def likely_cause(
     threshold = under_data("threshold: 128", "save the masks again with 1 for values of 128 and more", accepted)
     if path.suffix.lower() in JPEG:
         return f"JPEG compression changes mask values; {f'{threshold}, or ' * (last == 1)}export the masks again as PNG"
-    if last == 1 and len(offending) > 1 and all(min(value, 255 - value) <= NEAR for value in values):
+    near = [min(value, 255 - value) <= NEAR for value in values]
+    if last == 1 and len(offending) > 1 and all(near) and max(values) >= 128:
         return f"values near 0 and 255 look like a binary mask that was once a JPEG: {threshold}"
     if last == 1 and len(offending) > 1 and min(values) == 0 and 128 <= max(values) <= 255:
         return f"grey values between black and white look like a binary mask with smoothed edges: {threshold}"

@@ -211,7 +211,17 @@ def read_files(case: Case, labels: Labels, encoding: MaskEncoding = AS_STORED) -
             f"got {list(size)} in {mask_file}; {advice}{_turned(image_file, mask_file)}"
         )
     check_geometry(image_file, mask_file, _where(case.name, image_file))
-    return RawCase(image, mask, spacing)
+    return RawCase(image, only_annotated(mask, case, labels), spacing)
+
+
+def only_annotated(mask: np.ndarray, case: Case, labels: Labels) -> np.ndarray:
+    """A mask [K, *S] of overlapping classes in which the planes of classes that were not annotated are ignored."""
+    if case.annotated is None:
+        return mask
+    ignored = [number for number, name in enumerate(labels.names) if name not in case.annotated]
+    mask = mask.copy()
+    mask[ignored] = labels.padding_value
+    return mask
 
 
 def _check_masks_too(case: Case, labels: Labels, encoding: MaskEncoding, error: DataError) -> None:
@@ -330,7 +340,8 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
         raise DataError(f"{where}: the file is empty (0 bytes); copy or export it again")
     name = format_name(path)
     if name is None:
-        expected = "a folder of DICOM files" if path.is_dir() else f"a file with the ending {', '.join(EXTENSIONS)}"
+        series = "a folder with the slices of one DICOM series, at different positions"
+        expected = series if path.is_dir() else f"a file with the ending {', '.join(EXTENSIONS)}"
         raise DataError(f"{where}: expected {expected}")
     try:
         yield FORMATS[name]

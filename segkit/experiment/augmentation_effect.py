@@ -16,6 +16,7 @@ from segkit.experiment.build import Data, build_augment_from
 from segkit.experiment.build_training import training_set
 
 MAX_SATURATED = 0.25  # share of pixels that augmentation may set to the darkest or brightest value
+FLAT = 1e-6  # standard deviation below which images are constant
 MAX_MOVED = 1.5  # standard deviations by which augmentation may move the mean of an image, on average
 
 
@@ -58,7 +59,8 @@ def augmentation_warnings(pixels: Sequence[AugmentedPixels]) -> list[str]:
     if not all(np.isfinite(after).all() for _before, after in pairs):
         return ["augmentation makes pixels NaN or infinite; remove transforms of intensities one by one to find it"]
     deviation = np.mean([before.std() for before, _after in pairs])
-    moved = np.mean([abs(after.mean() - before.mean()) for before, after in pairs]) / max(deviation, 1e-12)
+    changes = [abs(after.mean() - before.mean()) for before, after in pairs]
+    moved = np.mean(changes) / deviation if deviation > FLAT else 0.0
     saturated = np.mean([_saturated(after) - _saturated(before) for before, after in pairs])
     warnings = []
     if moved > MAX_MOVED:

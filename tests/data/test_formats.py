@@ -648,6 +648,42 @@ def test_ycbcr_inside_jpeg_is_converted_by_its_decoder(tmp_path):
     np.testing.assert_allclose(read_image(tmp_path / "x.tif")[0][:, 5, 5] * 255, [200, 0, 0], atol=4)
 
 
+def test_an_animated_png_is_its_first_frame(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (10, 200, 90)]
+    frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
+    assert (read_image(tmp_path / "x.png")[0] * 255).round().min() == 10
+    assert (read_image(tmp_path / "x.png")[0] * 255).round().max() == 10
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_tiff_of_few_bits_is_scaled_by_its_own_range(tmp_path, bits, white_is_zero):
+    values = np.arange(64).reshape(8, 8) % 2**bits
+    per_byte = 8 // bits
+    packed = np.zeros((8, 8 // per_byte), np.uint8)
+    for position in range(per_byte):
+        packed |= (values[:, position::per_byte] << (8 - bits * (position + 1))).astype(np.uint8)
+    entries = [
+        (256, 4, 8), (257, 4, 8), (258, 3, bits), (259, 3, 1), (262, 3, 0 if white_is_zero else 1),
+        (273, 4, 8 + 2 + 12 * 9 + 4), (277, 3, 1), (278, 4, 8), (279, 4, packed.size),
+    ]  # fmt: skip
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    for tag, kind, value in entries:
+        content += struct.pack("<HHII", tag, kind, 1, value)
+    (tmp_path / "x.tif").write_bytes(content + struct.pack("<I", 0) + packed.tobytes())
+    expected = values / (2**bits - 1)
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif")[0][0], 1 - expected if white_is_zero else expected)
+
+
+def test_one_bit_palette_tiff(tmp_path):
+    picture = Image.fromarray(np.eye(8, dtype=np.uint8), mode="P")
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.save(tmp_path / "x.tif", bits=1)
+    image = read_image(tmp_path / "x.tif")[0] * 255
+    np.testing.assert_allclose(image[:, 0, 0], [200, 100, 50], atol=1e-4)
+    np.testing.assert_allclose(image[:, 0, 1], [10, 20, 30], atol=1e-4)
+
+
 OPTIONAL = ("SimpleITK", "pydicom", "highdicom", "nibabel", "tifffile", "imagecodecs", "pycocotools")
 HIDE = f"import sys\nfor name in {OPTIONAL}: sys.modules[name] = None\n"
 TRAIN = """\

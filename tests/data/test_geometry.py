@@ -227,3 +227,80 @@ def test_masks_saved_with_a_slope_are_whole_numbers(tmp_path):
     nibabel.save(nibabel.Nifti1Image(values + 0.01, np.eye(4)), tmp_path / "y.nii")
     with pytest.raises(DataError, match="whole class numbers"):
         read_mask(tmp_path / "y.nii", labels)
+
+
+def _enhanced(path, positions, orientations=None):
+    """Write a multi-frame file with a position and an orientation of each frame."""
+    groups = []
+    for number, position in enumerate(positions):
+        plane, orientation, frame = Dataset(), Dataset(), Dataset()
+        plane.ImagePositionPatient = [0, 0, position]
+        orientation.ImageOrientationPatient = AXIAL if orientations is None else orientations[number]
+        frame.PlanePositionSequence, frame.PlaneOrientationSequence = [plane], [orientation]
+        groups.append(frame)
+    pixels = np.arange(len(positions) * 48, dtype=np.int16).reshape(len(positions), 6, 8)
+    return _slice(path, pixels=pixels, NumberOfFrames=len(positions), PerFrameFunctionalGroupsSequence=groups)
+
+
+def test_frames_that_are_no_slices_of_one_volume_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"one frame per slice, got 6 frames at 3 positions, such as several time"):
+        read_image(_enhanced(tmp_path / "times.dcm", [0, 1, 2, 0, 1, 2]))
+    with pytest.raises(DataError, match=r"expected parallel slices, got 2 orientations"):
+        read_image(_enhanced(tmp_path / "scout.dcm", [0, 1, 2], [AXIAL, AXIAL, [1, 0, 0, 0, 0, -1]]))
+    with pytest.raises(DataError, match=r"equal distances of 1 mm, got 2 mm after slice 2 of 4"):
+        read_image(_enhanced(tmp_path / "gap.dcm", [0, 1, 3, 4]))
+
+
+def test_a_folder_with_one_file_of_several_frames_is_that_volume(tmp_path):
+    (tmp_path / "series").mkdir()
+    file = _slice(
+        tmp_path / "series/x.dcm", pixels=np.arange(3 * 48, dtype=np.int16).reshape(3, 6, 8), NumberOfFrames=3
+    )
+    image, spacing = read_image(tmp_path / "series")
+    np.testing.assert_array_equal(image, read_image(file)[0])
+    assert (image.shape, spacing) == ((1, 8, 6, 3), read_image(file)[1])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colours_in_run_length_encoding_are_those_of_pydicom(tmp_path, bits):
+    kind = np.dtype(f"u{bits // 8}")
+    colours = np.random.default_rng(0).integers(0, 2**bits, (6, 8, 3)).astype(kind)
+    fields = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    path = _slice(tmp_path / "plain.dcm", pixels=np.zeros((6, 8), kind), **fields)
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = colours.tobytes()
+    dataset.compress(pydicom.uid.RLELossless)
+    dataset.save_as(tmp_path / "rle.dcm")
+    expected = pydicom.dcmread(tmp_path / "rle.dcm").pixel_array
+    np.testing.assert_array_equal(expected, colours)
+    np.testing.assert_array_equal(read_image(tmp_path / "rle.dcm")[0], colours.transpose(2, 1, 0)[:, ::-1, ::-1])
+
+
+def test_intensities_of_a_lookup_table_are_those_of_pydicom(tmp_path):
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [48, 0, 16], "US"
+    table.add_new("LUTData", "US", [(value * 37) % 1000 for value in range(48)])
+    pixels = np.arange(48, dtype=np.uint16).reshape(6, 8)
+    path = _slice(tmp_path / "x.dcm", pixels=pixels, ModalityLUTSequence=[table])
+    expected = pydicom.pixels.apply_modality_lut(pixels, pydicom.dcmread(path))
+    assert not np.array_equal(expected, pixels)
+    np.testing.assert_array_equal(read_image(path)[0][0], expected.T[::-1, ::-1])
+
+
+def test_dicom_files_without_pixels_are_named(tmp_path):
+    dataset = pydicom.dcmread(_slice(tmp_path / "x.dcm", Modality="RTPLAN"))
+    for name in ("Rows", "Columns", "PixelData"):
+        delattr(dataset, name)
+    dataset.save_as(tmp_path / "plan.dcm")
+    with pytest.raises(DataError, match="modality RTPLAN holds no image"):
+        read_image(tmp_path / "plan.dcm")
+
+
+def test_fractional_segmentations_are_named(tmp_path):
+    folder = _series(tmp_path / "series", [(0, 0, 2.0 * height) for height in range(2)])
+    mask_file = _segmentation(tmp_path / "x.dcm", sorted(folder.iterdir()), [0, 1], np.ones((2, 6, 8), bool))
+    dataset = pydicom.dcmread(mask_file)
+    dataset.SegmentationType = "FRACTIONAL"
+    dataset.save_as(mask_file)
+    with pytest.raises(DataError, match="its segments are fractional"):
+        read_mask(mask_file, LABELS)

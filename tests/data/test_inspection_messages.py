@@ -338,3 +338,15 @@ def test_a_picture_mask_of_transparency_alone_is_named(tmp_path):
     Image.fromarray(alpha).save(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"only the transparency differs.*-alpha extract"):
         read_mask(tmp_path / "x.png", Labels(["background", "a"]))
+
+
+def test_test_images_are_not_paired_with_training_masks(tmp_path):
+    """As in a widely copied U-Net repository: 0.png, 1.png, ... in each of train/image, train/label and test."""
+    for number in range(12):
+        save(tmp_path / f"train/image/{number}.png", colours(f"a{number}"))
+        save(tmp_path / f"train/label/{number}.png", classes(f"a{number}"))
+        save(tmp_path / f"test/{number}.png", colours(f"b{number}"))
+    config, _printed = inspected(tmp_path)
+    source = build_source(config, build_labels(config))
+    assert {case.images[0].parent.name for case in source.cases} == {"image"}
+    assert len(source.cases) == 12

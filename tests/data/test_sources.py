@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segkit import Labels
@@ -168,7 +169,7 @@ def test_splits_by_folder(tmp_path):
         PairsSource(**options)
     with pytest.raises(ValueError, match="splits with keys among train, validation, test, got val"):
         PairsSource(**options, splits={"val": "val"})
-    with pytest.raises(DataError, match=r"case a occurs twice: .*train"):
+    with pytest.raises(DataError, match=r"case a is listed twice, .*train"):
         PairsSource(**options, splits={"train": "train", "test": "train"})
 
 
@@ -571,3 +572,56 @@ def test_rgb_pictures_of_nnunet(tmp_path):
     source = SOURCES["nnunet"](labels=Labels(["background", "vessel"]), root=tmp_path)
     raw = source.read(source.cases[0])
     assert (names(source), raw.image.shape, int(raw.mask.sum())) == (["a", "b"], (3, 4, 4), 4)
+
+
+# classes that are not annotated everywhere
+
+
+def partly_annotated(tmp_path, rows, labels=OVERLAPPING):
+    """A manifest with a mask of each class: `whole` covers rows 0 to 4, `core` rows 2 to 3."""
+    for name, part in (("image", slice(0, 0)), ("whole", slice(0, 5)), ("core", slice(2, 4))):
+        array = np.zeros((8, 8), np.uint8)
+        array[part] = 1
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    (tmp_path / "cases.csv").write_text("\n".join(["case,image,mask:whole,mask:core,annotated", *rows]))
+    return SOURCES["manifest"](labels=labels, file=tmp_path / "cases.csv")
+
+
+def test_an_empty_cell_is_an_absent_class_and_annotated_says_otherwise(tmp_path):
+    rows = ["a,image.png,whole.png,,", "b,image.png,whole.png,,whole", "c,image.png,whole.png,core.png,whole;core"]
+    source = partly_annotated(tmp_path, rows)
+    absent, ignored, both = (source.read(case).mask for case in source.cases)
+    assert absent[1].max() == 0
+    assert (ignored[1] == OVERLAPPING.padding_value).all()
+    assert (ignored[0] == absent[0]).all()
+    assert both[1].sum() == 2 * 8
+    stamps = [case.stamp for case in source.cases]
+    assert len(set(stamps)) == 3  # a cached case is read again when the column changes
+
+
+def test_classes_that_are_not_annotated_reach_neither_loss_nor_score(tmp_path):
+    from segkit.losses import build_loss
+    from segkit.metrics import count
+
+    source = partly_annotated(tmp_path, ["b,image.png,whole.png,,whole"])
+    mask = torch.from_numpy(source.read(source.cases[0]).mask)[None]
+    logits = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for name in ("cross_entropy", "dice", "focal", "lovasz_softmax"):
+        (gradient,) = torch.autograd.grad(build_loss(name, OVERLAPPING)(logits, mask), logits)
+        assert gradient[:, 0].any()
+        assert not gradient[:, 1].any()
+    counts = count((logits > 0).to(torch.uint8), mask, OVERLAPPING)
+    assert counts[0, 0].sum() > 0
+    assert counts[0, 1].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        (OVERLAPPING, "whole;edge", r"entry 1: expected annotated classes among whole, core, got edge"),
+        (Labels(["background", "whole", "core"]), "whole", r"needs overlapping classes: .*mode: multilabel"),
+    ],
+)
+def test_annotated_classes_that_do_not_fit_are_named(tmp_path, labels, names, message):
+    with pytest.raises(DataError, match=message):
+        partly_annotated(tmp_path, [f"a,image.png,whole.png,core.png,{names}"], labels)

@@ -159,7 +159,7 @@ FORMATS: dict[str, Format] = {
     ),
     "DICOM": Format((".dcm", ".seg"), dicom.read_image, dicom.read_mask, dicom.read_geometry, is_sliced=True),
     "DICOM series": Format(
-        (), sitk.read_series, sitk.read_series, sitk.read_series_geometry, mask_ending=lambda _folder: ".nii.gz"
+        (), dicom.read_series, dicom.read_series_mask, dicom.read_series_geometry, mask_ending=lambda _folder: ".nii.gz"
     ),
 }
 SERIES = "DICOM series"

@@ -19,12 +19,32 @@ SEGMENTATION = "SEG"
 def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read an image [*S] or [C, *S] in RAS orientation and its spacing in mm; a single frame has two spatial axes.
 
-    Raises DataError for a DICOM segmentation, and for the tiles of a whole slide.
+    Raises DataError for a DICOM segmentation, for the tiles of a whole slide, for frames that are not the slices of one
+    volume, and for files without pixels.
     """
-    _refuse_tiles(path, where)
     if _modality(path, where) == SEGMENTATION:
         raise DataError(f"{where}: expected an image, got a DICOM segmentation, which is a mask")
+    _check_pixels(path, where)
+    _check_frames(path, where)
     return sitk.read_squeezed(path, where)
+
+
+def read_series(folder: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Read the volume of a folder with the files of one series, or with a single file of several frames."""
+    files = sitk.dicom_files(folder)
+    return read_image(files[0], where) if len(files) == 1 else sitk.read_series(folder, where)
+
+
+def read_series_mask(folder: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Read a mask from a folder like `read_series`."""
+    files = sitk.dicom_files(folder)
+    return read_mask(files[0], where) if len(files) == 1 else sitk.read_series(folder, where)
+
+
+def read_series_geometry(folder: Path, where: str) -> Geometry:
+    """The geometry of a folder, see `read_series`."""
+    files = sitk.dicom_files(folder)
+    return read_geometry(files[0], where) if len(files) == 1 else sitk.read_series_geometry(folder, where)
 
 
 def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -65,16 +85,58 @@ def _header(path: Path, where: str, tags: Sequence[str]) -> Any:
         raise DataError(f"{where}: cannot be read as DICOM ({type(error).__name__})") from None
 
 
-def _refuse_tiles(path: Path, where: str) -> None:
-    """Raise DataError if the frames of a file are the tiles of a large picture: they are no slices of a volume."""
-    header = _header(path, where, ["NumberOfFrames", "TotalPixelMatrixRows", "TotalPixelMatrixColumns"])
+def _check_pixels(path: Path, where: str) -> None:
+    """Raise DataError if a file holds no image, or one of floating-point numbers."""
+    header = _header(path, where, ["Rows", "Modality", "BitsAllocated", "PixelRepresentation"])
+    if not header.get("Rows"):
+        modality = header.get("Modality") or "unknown"
+        raise DataError(f"{where}: this DICOM file of the modality {modality} holds no image")
+    if "PixelRepresentation" not in header and header.get("BitsAllocated") in (32, 64):  # required for integers only
+        raise DataError(
+            f"{where}: this DICOM file holds floating-point pixels, as parametric maps do; convert it, for example "
+            "with paramap2itkimage of dcmqi"
+        )
+
+
+def _check_frames(path: Path, where: str) -> None:
+    """Raise DataError if the frames of a file are no slices of one volume: the tiles of a large picture, or several
+    time points or orientations."""
+    tags = ["NumberOfFrames", "TotalPixelMatrixRows", "TotalPixelMatrixColumns"]
+    tags += ["PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
+    header = _header(path, where, tags)
     size = header.get("TotalPixelMatrixColumns"), header.get("TotalPixelMatrixRows")
     frames = int(header.get("NumberOfFrames") or 1)
-    if None not in size and frames > 1:
+    if frames == 1:
+        return
+    if None not in size:
         raise DataError(
             f"{where}: expected a picture or a volume, got {frames} tiles of a whole slide of {size[0]} x {size[1]} "
             "pixels; export the slide or regions of it as TIFF, for example with wsidicom or OpenSlide"
         )
+    groups = header.get("PerFrameFunctionalGroupsSequence") or []
+    shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
+    places = [_of_frame(group, shared, "PlanePositionSequence", "ImagePositionPatient") for group in groups]
+    directions = [_of_frame(group, shared, "PlaneOrientationSequence", "ImageOrientationPatient") for group in groups]
+    if not groups or None in places or None in directions:
+        return
+    positions = [np.array(place, dtype=float) for place in places]
+    distinct = len({tuple(position.round(3)) for position in positions})
+    if distinct < frames:
+        raise DataError(
+            f"{where}: expected one frame per slice, got {frames} frames at {distinct} positions, such as several time "
+            "points or contrasts; save each of them as a file of its own, for example with dcm2niix"
+        )
+    normal = np.cross(np.array(directions[0], dtype=float)[:3], np.array(directions[0], dtype=float)[3:])
+    order = np.argsort([position @ normal for position in positions])
+    sitk.check_positions([positions[frame] for frame in order], [directions[frame] for frame in order], where)
+
+
+def _of_frame(group: Any, shared: Any, sequence: str, field: str) -> Any:
+    """A field of a frame, which is stored for the frame or for all frames together; None if it is missing."""
+    for source in (group, shared):
+        if source is not None and source.get(sequence):
+            return source.get(sequence)[0].get(field)
+    return None
 
 
 def _read_segmentation(path: Path, where: str) -> Any:
@@ -83,8 +145,23 @@ def _read_segmentation(path: Path, where: str) -> Any:
         return highdicom.seg.segread(path).get_volume(combine_segments=True)
     except Exception as error:
         # its message is not shown: it may quote patient data from the header
-        reason = "its segments overlap" if "overlap" in str(error).lower() else type(error).__name__
-        raise DataError(f"{where}: cannot be read as a DICOM segmentation ({reason})") from None
+        overlap = "overlap" in str(error).lower()
+        reason = "its segments overlap" if overlap else _why_no_segmentation(path, where)
+        raise DataError(f"{where}: cannot be read as a DICOM segmentation: {reason}") from None
+
+
+def _why_no_segmentation(path: Path, where: str) -> str:
+    """Why highdicom does not read a segmentation, from its header."""
+    header = _header(path, where, ["SegmentationType", "SharedFunctionalGroupsSequence"])
+    if header.get("SegmentationType") == "FRACTIONAL":
+        return "its segments are fractional; export it as a binary segmentation"
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed:
+        return "it is compressed; decompress it, for example with `gdcmconv --raw IN OUT`"
+    shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
+    if not shared.get("PlaneOrientationSequence"):
+        return "its frames have no position in space"
+    return "highdicom does not read it; export it again, for example as NIfTI"
 
 
 def _geometry(volume: Any) -> Geometry:

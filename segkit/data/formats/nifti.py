@@ -66,7 +66,10 @@ def _open(path: Path) -> Any:
     """The volume with its pixels not yet read."""
     nibabel = _nibabel("reading NIfTI files")
     try:
-        return nibabel.load(path)
+        volume = nibabel.load(path)
+        if not hasattr(volume, "affine"):  # CIFTI holds values of points on surfaces
+            raise OSError(f"it is a {type(volume).__name__} and holds no volume")
+        return volume
     except nibabel.filebasedimages.ImageFileError as error:
         raise OSError(str(error)) from error
 

@@ -20,6 +20,7 @@ LAST_BYTES = {b"\x89PNG": (b"IEND", "PNG"), b"\xff\xd8\xff": (b"\xff\xd9", "JPEG
 PNG_SIZE = slice(16, 24)  # bytes of a PNG file: width and height
 PNG_DEPTH = 24  # byte of a PNG file: bits per channel
 PNG_COLOUR_TYPE, PNG_COLOURS, PNG_GREY_WITH_ALPHA = 25, (2, 6), 4  # byte of a PNG file, and values that it takes
+ANIMATION = (b"acTL", b"fcTL", b"fdAT")  # chunks of an animated PNG file
 TAIL = 4096  # bytes searched for the end, since some programs append a few to a complete file
 ORIENTATION = 0x0112  # EXIF tag
 ORIENTATION_MARKS = (
@@ -94,6 +95,7 @@ def _decoded(content: bytes, where: str) -> np.ndarray:
     """Decode an image to [H, W], or to [H, W, C] in OpenCV's channel order BGR."""
     import cv2
 
+    content = _without_animation(content) if content.startswith(b"\x89PNG") else content
     try:
         array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -101,6 +103,19 @@ def _decoded(content: bytes, where: str) -> np.ndarray:
     if array is None:
         raise DataError(f"{where}: cannot be read as an image; it may be truncated or of another format")
     return array
+
+
+def _without_animation(content: bytes) -> bytes:
+    """A PNG file without the chunks of further frames, of which OpenCV would return one."""
+    if b"acTL" not in content:
+        return content
+    kept, start = [content[:8]], 8
+    while start + 8 <= len(content):
+        length, chunk = struct.unpack_from(">I4s", content, start)
+        if chunk not in ANIMATION:
+            kept.append(content[start : start + length + 12])
+        start += length + 12
+    return b"".join(kept)
 
 
 def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:

@@ -7,8 +7,8 @@ import os
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
 MAX_SEARCHED, MAX_COMPARED = 32, 8  # files looked at to recognise a series: any files, and DICOM files
+OVERLAYS = range(0x6000, 0x6100)  # groups of a DICOM header
 MAX_SHEAR = 0.02  # shift of a slice against the one before, as a share of their distance
 HEADER = 65536  # bytes that are searched for the end of a header
 # headers that are files of their own, and the line that names the file of pixels
@@ -77,12 +78,17 @@ def read_squeezed(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]
     Pixels of dose files are multiplied by their DoseGridScaling, which differs between files and which GDCM leaves out.
     """
     pydicom = require("pydicom", "medical", "reading DICOM files")
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["DoseGridScaling"])
+    tags = ["DoseGridScaling", "ModalityLUTSequence", "BitsAllocated", "SamplesPerPixel"]
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
     sitk = _sitk()
-    with _little_endian(path, header) as file:
-        image = _quietly(lambda: sitk.ReadImage(str(file)))
+    image = _dicom_image(path, header, where)
     if "DoseGridScaling" in header and "integer" in image.GetPixelIDTypeAsString():
         image = sitk.Cast(image, sitk.sitkFloat64) * float(header.DoseGridScaling)
+    if header.get("ModalityLUTSequence"):
+        values = pydicom.pixels.apply_modality_lut(sitk.GetArrayFromImage(image), header)
+        replaced = sitk.GetImageFromArray(values)
+        replaced.CopyInformation(image)
+        image = replaced
     if image.GetDimension() != 3 or image.GetSize()[2] != 1:
         return _to_ras(image, where)
     array = sitk.GetArrayFromImage(image)[0]  # y, x, channels
@@ -91,16 +97,41 @@ def read_squeezed(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]
     return _plane_to_ras(array.swapaxes(0, 1), Geometry(geometry.affine, geometry.shape[:2]), where)
 
 
+def _dicom_image(path: Path, header: Any, where: str) -> Any:
+    """The image of a DICOM file, decoded by GDCM, or by pydicom where GDCM cannot decode it or returns wrong pixels:
+    those with 32 bits in big-endian order, and colours of more than 8 bits in run-length encoding."""
+    pydicom, sitk = require("pydicom", "medical", "reading DICOM files"), _sitk()
+    syntax, bits = header.file_meta.get("TransferSyntaxUID"), int(header.get("BitsAllocated", 8))
+    is_wide_colour = int(header.get("SamplesPerPixel", 1)) > 1 and bits > 8
+    is_misread = (syntax == pydicom.uid.ExplicitVRBigEndian and bits == 32) or (
+        syntax == pydicom.uid.RLELossless and is_wide_colour
+    )
+    if not is_misread:
+        with suppress(OSError):
+            return _quietly(lambda: sitk.ReadImage(str(path)))
+    try:
+        with _decoded_copy(path) as copy:
+            return _quietly(lambda: sitk.ReadImage(str(copy)))
+    except Exception:  # of any type; its message is not shown: it may quote patient data from the header
+        raise DataError(
+            f"{where}: neither GDCM nor pydicom can decode it; it may be truncated: copy it again, or save it without "
+            "compression, for example with `gdcmconv --raw IN OUT`"
+        ) from None
+
+
 @contextmanager
-def _little_endian(path: Path, header: Any) -> Iterator[Path]:
-    """The path of a DICOM file, or of a copy in little-endian byte order: GDCM misreads 32-bit big-endian pixels."""
+def _decoded_copy(path: Path) -> Iterator[Path]:
+    """A copy of a DICOM file with uncompressed little-endian pixels, as pydicom decodes them, and without overlays."""
     pydicom = require("pydicom", "medical", "reading DICOM files")
-    if header.file_meta.get("TransferSyntaxUID") != pydicom.uid.ExplicitVRBigEndian:
-        yield path
-        return
     source = pydicom.dcmread(path)
     pixels = source.pixel_array
     source.PixelData = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    source["PixelData"].VR = "OW"
+    source["PixelData"].is_undefined_length = False
+    if int(source.get("SamplesPerPixel", 1)) > 1:
+        source.PlanarConfiguration = 0
+    for element in [element for element in source if element.tag.group in OVERLAYS]:
+        del source[element.tag]
     source.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.dcm"
@@ -170,8 +201,15 @@ def is_series(folder: Path) -> bool:
     return any(len(places) > 1 for places in positions.values())
 
 
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files in a folder that are not hidden, sorted."""
+    return [file for file in sorted(folder.iterdir()) if not file.name.startswith(".") and is_dicom(file)]
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a file begins like a DICOM file."""
+    if not path.is_file():
+        return False
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -205,16 +243,30 @@ def _check_slices(names: tuple[str, ...], where: str) -> None:
     headers = [pydicom.dcmread(name, stop_before_pixels=True, specific_tags=tags) for name in names]
     if len(names) < 2 or not all(hasattr(header, tag) for header in headers for tag in tags):
         return
-    orientation = np.array(headers[0].ImageOrientationPatient, dtype=float)
-    normal = np.cross(orientation[:3], orientation[3:])
-    steps = np.diff([np.array(header.ImagePositionPatient, dtype=float) for header in headers], axis=0)
+    positions = [np.array(header.ImagePositionPatient, dtype=float) for header in headers]
+    check_positions(positions, [header.ImageOrientationPatient for header in headers], where)
+
+
+def check_positions(positions: Sequence[np.ndarray], orientations: Sequence[Any], where: str) -> None:
+    """Raise DataError unless slices are parallel, at equal distances and one above the other.
+
+    positions, orientations: ImagePositionPatient and ImageOrientationPatient of each slice, in their order.
+    """
+    directions = np.array([np.array(orientation, dtype=float) for orientation in orientations])
+    if not np.allclose(directions, directions[0], atol=1e-3):
+        raise DataError(
+            f"{where}: expected parallel slices, got {len(np.unique(directions.round(3), axis=0))} orientations; put "
+            "the slices of each orientation into a folder of their own"
+        )
+    normal = np.cross(directions[0][:3], directions[0][3:])
+    steps = np.diff(positions, axis=0)
     gaps = steps @ normal
     usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     odd = np.abs(gaps - usual) > 0.05 * abs(usual) + 1e-3
     if odd.any():
         raise DataError(
             f"{where}: expected slices at equal distances of {usual:.3g} mm, got {gaps[odd][0]:.3g} mm after slice "
-            f"{int(np.flatnonzero(odd)[0]) + 1} of {len(names)}; a file is missing or present twice"
+            f"{int(np.flatnonzero(odd)[0]) + 1} of {len(positions)}; a file is missing or present twice"
         )
     shifts = np.linalg.norm(steps - gaps[:, None] * normal, axis=1)
     sheared = np.flatnonzero(shifts > MAX_SHEAR * abs(usual))
@@ -222,7 +274,7 @@ def _check_slices(names: tuple[str, ...], where: str) -> None:
         first = int(sheared[0])
         angle = np.degrees(np.arctan2(shifts[first], abs(gaps[first])))
         raise DataError(
-            f"{where}: expected slices one above the other, but slice {first + 2} of {len(names)} is shifted by "
+            f"{where}: expected slices one above the other, but slice {first + 2} of {len(positions)} is shifted by "
             f"{shifts[first]:.3g} mm against the one before ({angle:.0f} degrees, as with a tilted gantry); resample "
             "the series to a rectangular grid, for example with dcm2niix"
         )

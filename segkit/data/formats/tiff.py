@@ -27,6 +27,7 @@ OTHER_MODELS = {
     32845: "LogLuv",
 }
 YCBCR, JPEG = 6, (6, 7)
+PARTS_OF_A_BYTE = (2, 4)  # bits per pixel that tifffile unpacks to bytes
 UNCOMPRESSED = 1  # value of the tag Compression
 ALPHA = (1, 2)  # values of the tag ExtraSamples
 CHANNELS = "SC"  # axes of channels in tifffile's notation; all others but Y and X are depth
@@ -38,11 +39,16 @@ def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     Integers are scaled to 0..1 by the range of their type, palette images become RGB, transparency is dropped.
     """
     array, page = _read(path, where)
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else 8
+    largest = 2**bits - 1 if bits in PARTS_OF_A_BYTE else np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
     if page.photometric == WHITE_IS_ZERO and array.dtype.kind in "bu":
-        array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
-    # programs write an 8-bit colour as 256 or 257 times its value
-    image = (page.colormap >> 8).astype(np.uint8)[:, array[0]] if page.photometric == PALETTE else array
-    return scaled(image), (1.0,) * (image.ndim - 1)
+        array = ~array if array.dtype == bool else (largest - array).astype(array.dtype)
+    if page.photometric == PALETTE:
+        # programs write an 8-bit colour as 256 or 257 times its value
+        image = scaled((page.colormap >> 8).astype(np.uint8)[:, array[0].astype(np.int64)])
+    else:
+        image = array.astype(np.float32) / largest if bits in PARTS_OF_A_BYTE else scaled(array)
+    return image, (1.0,) * (image.ndim - 1)
 
 
 def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:

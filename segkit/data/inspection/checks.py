@@ -343,7 +343,7 @@ def _missing_classes(summaries: Sequence[CaseSummary], part_of: Mapping[str, str
         parts_with_class = {part_of.get(case.name) for case in cases_with_class}
         missing = [part for part in PARTS if part in part_of.values() and part not in parts_with_class]
         if missing:
-            missing_in[" and ".join(missing)].append(f"{name} (in {len(cases_with_class)} cases)")
+            missing_in[" and ".join(missing)].append(name)
     findings = []
     if absent:
         classes = f"the class {absent[0]}" if len(absent) == 1 else f"{len(absent)} classes: {_named(absent)}"
@@ -352,7 +352,7 @@ def _missing_classes(summaries: Sequence[CaseSummary], part_of: Mapping[str, str
     for parts, names in missing_in.items():
         classes = f"the class {names[0]} is" if len(names) == 1 else f"{len(names)} classes, {_named(names)}, are"
         text = (
-            f"{classes} missing from {parts}; {len(summaries)} cases were read; use another split, for example with "
+            f"{classes} missing from {parts}, though other cases contain them; use another split, for example with "
             "`stratify: true`"
         )
         findings.append(Finding("warning", text))

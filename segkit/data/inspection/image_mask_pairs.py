@@ -191,7 +191,7 @@ def _pairings(
     if ("{split}" in image_template) != ("{split}" in mask_template):
         return
     parts = [part for part in image_folders if part in mask_folders]
-    if not parts:
+    if not parts or _are_of_different_parts(image_template, mask_template):
         return
     images_by_name = {part: {case_name(path): path for path in images_in(image_folders[part])} for part in parts}
     masks_by_name = {part: {case_name(path): path for path in images_in(mask_folders[part])} for part in parts}
@@ -225,6 +225,12 @@ def _pairings(
             patterns = {option: "{case}".join(both) + ".*" for option, both in by_option.items() if both != ("", "")}
             splits = {part: _split_name(image_template, root, image_folders[part]) for part in parts if part}
             yield _Pairing(image_template, mask_template, splits, patterns, files, len(files) / image_count, numbered)
+
+
+def _are_of_different_parts(images: str, masks: str) -> bool:
+    """Whether two folders belong to different parts of a split: images of `test` have no masks in `train`."""
+    named = [find_part(template) for template in (images, masks)]
+    return None not in named and named[0][0] != named[1][0]  # pyright: ignore[reportOptionalSubscript]
 
 
 def _candidate_affixes(

@@ -21,7 +21,7 @@ PART_NAMES = {"training": "train", "val": "validation", "valid": "validation", "
 PART_NAMES |= {part: part for part in PARTS}
 SEPARATOR = ";"  # between the files of a cell
 Cell = str | int | float | list[str] | dict[str, str | list[str]] | None
-KEYS = ("case", "image", "mask", "group", "split")
+KEYS = ("case", "image", "mask", "group", "split", "annotated")
 
 
 class ManifestSource(FileSource):
@@ -32,7 +32,8 @@ class ManifestSource(FileSource):
     - `case`: the case name; by default the name of the (first) image file.
     - `group`: the group; by default extracted from the case name by the option `group`.
     - `split`: `train`, `validation` or `test`.
-    - `mask:NAME` in place of `mask`: the mask files of the class NAME.
+    - `mask:NAME` in place of `mask`: the mask files of the class NAME. An empty cell means that the class is absent.
+    - `annotated`: for overlapping classes, the classes that were looked for in this case; all others are ignored.
 
     Several image files of a case are its channels, and several files of `mask:NAME` are the objects of one class. In
     CSV they are separated by `;`. In JSON they are a list, and `mask` may map class names to files.
@@ -71,7 +72,9 @@ class ManifestSource(FileSource):
             group_name = str(row["group"]) if row.get("group") else group_of(name)
             if row.get("split") not in (None, *PARTS):
                 raise DataError(f"{where}: expected split to be one of {', '.join(PARTS)}, got {row['split']}")
-            cases.append(Case(name, group_name, row.get("split"), images, self._masks(row)))
+            annotated = _annotated(row, labels, where)
+            stamp = "" if annotated is None else f"annotated: {', '.join(annotated)}"
+            cases.append(Case(name, group_name, row.get("split"), images, self._masks(row), stamp, annotated))
         self.cases = sorted_cases(cases, self.file)
 
     def _path(self, text: str) -> Path:
@@ -120,6 +123,24 @@ def _check_keys(row: Mapping[str, Any], labels: Labels, where: str) -> None:
     unknown_classes = [name for name in classes if name not in labels.names]
     if unknown_classes:
         raise DataError(f"{where}: expected masks of {', '.join(labels.names)}, got {', '.join(unknown_classes)}")
+
+
+def _annotated(row: Mapping[str, Any], labels: Labels, where: str) -> tuple[str, ...] | None:
+    """The annotated classes of a case; None if the row does not list them. Raises DataError."""
+    if "annotated" not in row:
+        return None
+    names = tuple(_files(row["annotated"]))
+    if not labels.has_mask_channels:
+        raise DataError(
+            f"{where}: `annotated` needs overlapping classes: a pixel of exclusive classes has to belong to one of "
+            "them; write `mode: multilabel` under `labels`, without `regions`"
+        )
+    unknown = [name for name in names if name not in labels.names]
+    if unknown:
+        raise DataError(
+            f"{where}: expected annotated classes among {', '.join(labels.names)}, got {', '.join(unknown)}"
+        )
+    return names
 
 
 def _files(cell: Any) -> list[str]:
