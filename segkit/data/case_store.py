@@ -22,7 +22,8 @@ Pixels = np.ndarray | StoredArray
 class PreparedCase:
     """A case on the grid of the network, not yet normalised; `(image - shift) / scale` normalises it.
 
-    image: float32 [C, *S]. mask: uint8 or int32, [*S] or [K, *S]. Both may be read lazily from disk.
+    image: float32 [C, *S]. mask: uint8 or int32, [*S] or [K, *S]. weight: float32 [*S], or None for 1 everywhere. They
+        may be read lazily from disk.
     shift, scale: float32 [C].
     low, width: float32 [C], the range of the case after normalisation, see `Preprocess.case_range`.
     spacing: length D.
@@ -37,10 +38,12 @@ class PreparedCase:
     width: np.ndarray
     spacing: tuple[float, ...]
     foreground: Locations
+    weight: Pixels | None = None
 
     def in_memory(self) -> PreparedCase:
-        """The same case with image and mask loaded into memory."""
-        return replace(self, image=self.image[...], mask=self.mask[...])
+        """The same case with all pixels loaded into memory."""
+        weight = None if self.weight is None else self.weight[...]
+        return replace(self, image=self.image[...], mask=self.mask[...], weight=weight)
 
 
 class CachedSource:
@@ -104,7 +107,9 @@ class CaseStore:
             prepared = prepared.in_memory() if self.keep == "memory" else prepared
         else:
             raw = preprocess.resample(self.read(case))
-            prepared = _prepared(raw.image, raw.mask, raw.spacing, _measured(raw, preprocess, labels, locate))
+            prepared = _prepared(
+                raw.image, raw.mask, raw.weight, raw.spacing, _measured(raw, preprocess, labels, locate)
+            )
         self.raw.pop(case.name, None)  # from now on only the prepared case is kept
         return prepared
 
@@ -123,7 +128,7 @@ def _from_disk(
         measured, lambda: ({}, _measured(raw_case_from(pixels), preprocess, labels, locate))
     ).numbers
     spacing = tuple(pixels.numbers["spacing"].tolist())
-    return _prepared(pixels.arrays["image"], pixels.arrays.get("mask"), spacing, numbers)
+    return _prepared(pixels.arrays["image"], pixels.arrays.get("mask"), pixels.arrays.get("weight"), spacing, numbers)
 
 
 def _measured(raw: RawCase, preprocess: Preprocess, labels: Labels, locate: Balance | None) -> dict[str, np.ndarray]:
@@ -144,22 +149,28 @@ def _measured(raw: RawCase, preprocess: Preprocess, labels: Labels, locate: Bala
 
 
 def _prepared(
-    image: Pixels, mask: Pixels | None, spacing: tuple[float, ...], numbers: Mapping[str, np.ndarray]
+    image: Pixels,
+    mask: Pixels | None,
+    weight: Pixels | None,
+    spacing: tuple[float, ...],
+    numbers: Mapping[str, np.ndarray],
 ) -> PreparedCase:
     assert mask is not None
     foreground = Locations(numbers["places"], numbers["starts"])
     intensities = {name: numbers[name] for name in ("shift", "scale", "low", "width")}
-    return PreparedCase(image, mask, **intensities, spacing=spacing, foreground=foreground)
+    return PreparedCase(image, mask, **intensities, spacing=spacing, foreground=foreground, weight=weight)
 
 
 def cache_content(raw: RawCase) -> Content:
     """The arrays and numbers to cache for a case; the inverse of `raw_case_from`."""
-    arrays = {"image": raw.image} if raw.mask is None else {"image": raw.image, "mask": raw.mask}
-    return arrays, {"spacing": np.array(raw.spacing, dtype=np.float64)}
+    arrays = {"image": raw.image, "mask": raw.mask, "weight": raw.weight}
+    return {name: array for name, array in arrays.items() if array is not None}, {
+        "spacing": np.array(raw.spacing, dtype=np.float64)
+    }
 
 
 def raw_case_from(entry: Entry) -> RawCase:
     """Read a case from its cache entry."""
-    mask = entry.arrays.get("mask")
+    arrays = {name: array[...] for name, array in entry.arrays.items()}
     spacing = tuple(entry.numbers["spacing"].tolist())
-    return RawCase(entry.arrays["image"][...], None if mask is None else mask[...], spacing)
+    return RawCase(arrays["image"], arrays.get("mask"), spacing, arrays.get("weight"))

@@ -38,6 +38,7 @@ class Case:
     images: the image files, either one with all channels or one per channel. Empty if the case is not read from files.
     masks: the mask files. Empty if there is no mask or the case is not read from mask files.
     annotated: the classes that were looked for; all others are ignored in this case. None if all were.
+    weight: the file with the weight of each pixel in the loss; None for a weight of 1 everywhere.
     stamp: identifies content that is not in these files, such as annotations. It changes whenever that content changes.
     """
 
@@ -48,11 +49,12 @@ class Case:
     masks: tuple[MaskFile, ...] = ()
     stamp: str = ""
     annotated: tuple[str, ...] | None = None
+    weight: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The image files, followed by the mask files."""
-        return (*self.images, *(mask.path for mask in self.masks))
+        """The image files, followed by the mask files and the file of weights."""
+        return (*self.images, *(mask.path for mask in self.masks), *([] if self.weight is None else [self.weight]))
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,13 @@ class RawCase:
 
     image: float32 [C, *S]. mask: uint8 or int32 [*S], [K, *S] where classes overlap, or None.
     spacing: length D, the distance between pixel centres, in mm for volumes and in pixels for 2D raster images.
+    weight: float32 [*S], 0 or more, the weight of each pixel in the loss; None for 1 everywhere.
     """
 
     image: np.ndarray
     mask: np.ndarray | None
     spacing: tuple[float, ...]
+    weight: np.ndarray | None = None
 
 
 class Source(Protocol):

@@ -58,6 +58,7 @@ class TrainingSet(Dataset):
         self.locate = locate or foreground > 0
         self.margin = 1.0 if isinstance(augment, NoAugment) else margin
         self.seed = seed
+        self.has_weights = any(case.weight is not None for case in cases)
         self.prepared: dict[int, PreparedCase] = {}
 
     def __len__(self) -> int:
@@ -75,30 +76,38 @@ class TrainingSet(Dataset):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         case, prepared = self.cases[key.case], self._prepared(key.case)
         placing, augmenting = sample_seeds(self.seed, key)
-        image, mask = self._augmented_patch(prepared, placing, augmenting)
-        return as_sample(image, mask, case, prepared.spacing)
+        image, mask, weight = self._augmented_patch(prepared, placing, augmenting)
+        return as_sample(image, mask, case, prepared.spacing, weight)
 
     def _augmented_patch(
         self, prepared: PreparedCase, placing: np.random.Generator, augmenting: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         size = prepared.image.shape[1:]
         patch = self.patch or size
         window = place_window(size, patch, self.margin, self._centre(prepared, placing), placing)
         where = (..., *window.slices)
-        image, mask = self._transform(prepared, prepared.image[where], prepared.mask[where], augmenting)
-        return cut(image, window.offset, patch, 0.0), cut(mask, window.offset, patch, self.labels.padding_value)
+        weight = None if prepared.weight is None else prepared.weight[where]
+        if weight is None and self.has_weights:
+            weight = np.ones([part.stop - part.start for part in window.slices], np.float32)
+        image, mask, weight = self._transform(prepared, prepared.image[where], prepared.mask[where], weight, augmenting)
+        return (
+            cut(image, window.offset, patch, 0.0),
+            cut(mask, window.offset, patch, self.labels.padding_value),
+            None if weight is None else cut(weight, window.offset, patch, 0.0),
+        )
 
     def _transform(
-        self, prepared: PreparedCase, image: np.ndarray, mask: np.ndarray, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, prepared: PreparedCase, image: np.ndarray, mask: np.ndarray, weight: np.ndarray | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Augment in the units that the engine expects, and normalise."""
         shift, scale = prepared.shift, prepared.scale
         units = self.preprocess.augmentation_units(self.augment.units, prepared.low, prepared.width)
         if units is None:
-            return self.augment(self.preprocess.normalise(image, shift, scale), mask, seed)
+            return self.augment.apply(self.preprocess.normalise(image, shift, scale), mask, weight, seed)
         origin, unit = units
-        image, mask = self.augment(linear(image, shift + origin * scale, unit * scale), mask, seed)
-        return linear(image, -origin / unit, 1 / unit), mask
+        image = linear(image, shift + origin * scale, unit * scale)
+        image, mask, weight = self.augment.apply(image, mask, weight, seed)
+        return linear(image, -origin / unit, 1 / unit), mask, weight
 
     def _centre(self, prepared: PreparedCase, placing: np.random.Generator) -> np.ndarray | None:
         on_foreground = placing.random() < self.foreground
@@ -149,9 +158,14 @@ def network_image(raw: RawCase, preprocess: Preprocess) -> np.ndarray:
     return preprocess.normalise(image, *preprocess.intensity_map(image))
 
 
-def as_sample(image: np.ndarray, mask: np.ndarray, case: Case, spacing: Sequence[float]) -> dict[str, Any]:
-    """A sample: image float32 [C, *S], integer mask [*S] or [K, *S], names of case and group, and spacing [D]."""
+def as_sample(
+    image: np.ndarray, mask: np.ndarray, case: Case, spacing: Sequence[float], weight: np.ndarray | None = None
+) -> dict[str, Any]:
+    """A sample: image float32 [C, *S], integer mask [*S] or [K, *S], names of case and group, spacing [D], and, if
+    there are any, the weights of pixels, float32 [*S]."""
+    weights = {} if weight is None else {"weight": torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32))}
     return {
+        **weights,
         "image": torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
         "mask": torch.from_numpy(np.ascontiguousarray(mask)),
         "case": case.name,

@@ -21,8 +21,8 @@ from segkit.utils.padding import Multiple, padded
 def collate(samples: Sequence[dict[str, Any]], padding_value: int, multiple: Multiple) -> dict[str, Any]:
     """Stack samples into a batch.
 
-    Each axis is padded at its end to the largest sample and then to a multiple of `multiple`. Images are padded with 0,
-    masks with the padding value.
+    Each axis is padded at its end to the largest sample and then to a multiple of `multiple`. Images and weights are
+    padded with 0, masks with the padding value.
     """
     dims = samples[0]["image"].ndim - 1
     largest = [max(sample["image"].shape[1 + axis] for sample in samples) for axis in range(dims)]
@@ -33,7 +33,8 @@ def collate(samples: Sequence[dict[str, Any]], padding_value: int, multiple: Mul
         return torch.from_numpy(np.stack([cut(sample[name].numpy(), start, size, fill) for sample in samples]))
 
     names = {key: [sample[key] for sample in samples] for key in ("case", "group", "spacing")}
-    return {"image": stacked("image", 0.0), "mask": stacked("mask", padding_value), **names}
+    weights = {"weight": stacked("weight", 0.0)} if "weight" in samples[0] else {}
+    return {"image": stacked("image", 0.0), "mask": stacked("mask", padding_value), **weights, **names}
 
 
 def _start_worker(_number: int, exiting: Any) -> None:

@@ -92,7 +92,7 @@ class Preprocess:
         return cls(**options)
 
     def resample(self, raw: RawCase) -> RawCase:
-        """Resample a case to the target spacing, the image linearly and the mask by nearest neighbours.
+        """Resample a case to the target spacing, image and weights linearly and the mask by nearest neighbours.
 
         Raises DataError if the number of axes differs from that of the target spacing.
         """
@@ -108,7 +108,8 @@ class Preprocess:
         if new_size == old_size:
             return raw
         mask = None if raw.mask is None else resize_nearest(raw.mask, new_size)
-        return RawCase(resize_linear(raw.image, new_size), mask, self.spacing)
+        weight = None if raw.weight is None else resize_linear(raw.weight[None], new_size)[0]
+        return RawCase(resize_linear(raw.image, new_size), mask, self.spacing, weight)
 
     def intensity_map(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `shift` and `scale`, float32 [C], for which (image - shift) / scale normalises an image [C, *S].

@@ -211,7 +211,23 @@ def read_files(case: Case, labels: Labels, encoding: MaskEncoding = AS_STORED) -
             f"got {list(size)} in {mask_file}; {advice}{_turned(image_file, mask_file)}"
         )
     check_geometry(image_file, mask_file, _where(case.name, image_file))
-    return RawCase(image, only_annotated(mask, case, labels), spacing)
+    return RawCase(image, only_annotated(mask, case, labels), spacing, _read_weight(case, image.shape[1:]))
+
+
+def _read_weight(case: Case, size: tuple[int, ...]) -> np.ndarray | None:
+    """The weight of each pixel, float32 [*S]; None if the case has none. Raises DataError."""
+    if case.weight is None:
+        return None
+    where = _where(case.name, case.weight)
+    weight, _spacing = read_image(case.weight, case.name)
+    if weight.shape != (1, *size):
+        raise DataError(
+            f"{where}: expected one weight per pixel of the image, {list(size)}, got {list(weight.shape)}; save the "
+            "weights as a greyscale picture, a volume or an array on the grid of the image"
+        )
+    if weight.min() < 0:
+        raise DataError(f"{where}: expected weights of 0 or more, got {weight.min():g}")
+    return weight[0]
 
 
 def only_annotated(mask: np.ndarray, case: Case, labels: Labels) -> np.ndarray:

@@ -216,6 +216,20 @@ def training_set(config: Config, data: Data, augment: Augment) -> TrainingSet:
     )
 
 
+def _check_pixel_weights(config: Config, data: Data) -> None:
+    """Raise ConfigError if a term of the loss is not defined for weights of pixels."""
+    labels = data.labels
+    sides = (2,) * data.preprocess.dims
+    loss = build_loss(
+        [{**term, "class_weights": None} if "class_weights" in term else term for term in config.loss], labels
+    )
+    mask = torch.zeros(1, *((len(labels.names),) if labels.has_mask_channels else ()), *sides, dtype=labels.mask_dtype)
+    try:
+        loss.terms(torch.zeros(1, labels.channels, *sides), mask, torch.ones(1, *sides))
+    except ValueError as error:
+        raise ConfigError(f"loss: the data have weights of pixels, but {error}") from error
+
+
 def _training(
     config: Config, data: Data, device: torch.device, processes: Processes
 ) -> tuple[Settings, Callable[[int], Any]]:
@@ -224,6 +238,8 @@ def _training(
     training = training_set(config, data, NoAugment() if overfit else build_augment_from(config, data.labels))
     if config.loader.cache != "none":
         training.prepare()
+    if training.has_weights:
+        _check_pixel_weights(config, data)
     frequent = training.with_foreground() if config.sampling.foreground_cases else []
     if config.sampling.foreground_cases and not frequent:
         raise DataError("sampling.foreground_cases: no training case has foreground; leave this option out")

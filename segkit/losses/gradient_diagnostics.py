@@ -11,7 +11,9 @@ from torch import Tensor, nn
 DEAD = 1e-10  # a term whose gradient of all logits has a smaller norm contributes no gradient
 
 
-def term_gradients(loss: nn.Module, logits: Tensor | Sequence[Tensor], mask: Tensor) -> dict[str, dict[str, Tensor]]:
+def term_gradients(
+    loss: nn.Module, logits: Tensor | Sequence[Tensor], mask: Tensor, pixel_weight: Tensor | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Norms, shares and cosines of the terms' gradients with respect to the logits, as scalars on the device.
 
     The network is not involved. Returns three mappings:
@@ -22,7 +24,8 @@ def term_gradients(loss: nn.Module, logits: Tensor | Sequence[Tensor], mask: Ten
     heads = [logits] if isinstance(logits, Tensor) else list(logits)
     # unscaled gradients would underflow in half precision
     leaves = [head.detach().to(torch.promote_types(head.dtype, torch.float32)).requires_grad_() for head in heads]
-    terms: dict[str, Tensor] = loss.terms(leaves[0] if isinstance(logits, Tensor) else leaves, mask)  # pyright: ignore
+    inputs = leaves[0] if isinstance(logits, Tensor) else leaves
+    terms: dict[str, Tensor] = loss.terms(inputs, mask, pixel_weight)  # pyright: ignore[reportCallIssue]
     rows = []
     for value in terms.values():
         head_gradients = torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)

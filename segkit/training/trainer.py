@@ -110,6 +110,15 @@ class Experiment:
     plain: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _OnDevice:
+    """The tensors of a micro-batch on the device. weight: the weight of each pixel in the loss, or None."""
+
+    image: Tensor
+    mask: Tensor
+    weight: Tensor | None
+
+
 class Trainer:
     """The state of a training, and one step of it."""
 
@@ -155,16 +164,16 @@ class Trainer:
         step was skipped because loss or gradient was not finite.
         """
         self._apply_schedules()
-        pairs = [self._to_device(batch) for batch in batches]
+        moved = [self._to_device(batch) for batch in batches]
         if self.needs_ddp_warm_up:
-            self._warm_up_ddp(pairs[0][0])
-        normaliser = self._normaliser([mask for _image, mask in pairs]) if len(pairs) > 1 else None
+            self._warm_up_ddp(moved[0].image)
+        normaliser = self._normaliser(moved) if len(moved) > 1 else None
         self.buffers.save()
         self.optimizer.zero_grad(set_to_none=True)
         results = []
-        for number, (image, mask) in enumerate(pairs, 1):
-            with self._no_sync(number < len(pairs)):
-                results.append(self._backward(image, mask, normaliser, is_first=number == 1))
+        for number, batch in enumerate(moved, 1):
+            with self._no_sync(number < len(moved)):
+                results.append(self._backward(batch, normaliser, is_first=number == 1))
         sums = _summed(results)
         with self.timed("optimiser"):
             norm, nonfinite = self._update(sums["loss"])
@@ -186,19 +195,20 @@ class Trainer:
             (0 * torch.stack([output.sum() for output in outputs]).sum()).backward()
         self.buffers.restore(torch.ones((), dtype=torch.bool, device=self.experiment.device))
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _to_device(self, batch: Batch) -> _OnDevice:
         device = self.experiment.device
         image = to_device(batch["image"], device, channels_last=self.settings.channels_last)
-        return image, to_device(batch["mask"], device)
+        weight = to_device(batch["weight"], device) if "weight" in batch else None
+        return _OnDevice(image, to_device(batch["mask"], device), weight)
 
-    def _backward(self, image: Tensor, mask: Tensor, normaliser: Any, *, is_first: bool) -> dict[str, Tensor]:
+    def _backward(self, batch: _OnDevice, normaliser: Any, *, is_first: bool) -> dict[str, Tensor]:
         """Forward and backward pass of a micro-batch. Returns its contribution to the loss and to each term."""
         with self.timed("forward"), self._autocast():
-            logits = self.network(image)
+            logits = self.network(batch.image)
         if is_first and (self.step_number == 0 or (self.step_number + 1) % self.settings.gradients_every == 0):
-            self.gradients = term_gradients(self.loss, logits, mask)
+            self.gradients = term_gradients(self.loss, logits, batch.mask, batch.weight)
         with self.timed("loss"):
-            terms = self.loss.terms(logits, mask, normaliser=normaliser)
+            terms = self.loss.terms(logits, batch.mask, batch.weight, normaliser=normaliser)
             total = self.loss.combine(terms)
         with self.timed("backward"):
             self.scaler.scale(total).backward()
@@ -272,15 +282,17 @@ class Trainer:
             return self.network.no_sync()
         return nullcontext()
 
-    def _normaliser(self, masks: Sequence[Tensor]) -> Any:
+    def _normaliser(self, batches: Sequence[_OnDevice]) -> Any:
         """The normaliser with which the losses of the micro-batches add up to the loss of one large batch."""
+        masks = [batch.mask for batch in batches]
+        weights = [batch.weight for batch in batches if batch.weight is not None] or None
         dims = masks[0].ndim - 1 - self.experiment.labels.has_mask_channels
         if isinstance(self.loss, WeightedSum):
-            return self.loss.normaliser(masks, spatial=dims)
+            return self.loss.normaliser(masks, weights, spatial=dims)
         head_strides: Sequence[Sequence[int]] = self.model.head_strides  # pyright: ignore[reportAssignmentType]
         size = masks[0].shape[-dims:]
         sizes = [[side // stride for side, stride in zip(size, strides, strict=True)] for strides in head_strides]
-        return self.loss.normaliser(masks, sizes=sizes)
+        return self.loss.normaliser(masks, weights, sizes=sizes)
 
     def _apply_schedules(self) -> None:
         """Set the term weights and the learning rates of the current step."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from segkit.data.augment.base import (
+    Augment,
+    Augmented,
     AugmentError,
     BelowOne,
     Degrees,
@@ -62,7 +64,8 @@ def horizontal_flip(*, swap: Swap | None = None, p: Probability = 0.5) -> Any:
 
     class SwappingFlip(library.HorizontalFlip):
         def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
-            return swap(super().apply_to_mask(mask, *args, **params), channel_axis=-1)
+            flipped = super().apply_to_mask(mask, *args, **params)
+            return flipped if mask.dtype.kind == "f" else swap(flipped, channel_axis=-1)  # weights are no classes
 
     return SwappingFlip(p=p)
 
@@ -155,7 +158,7 @@ ALBUMENTATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class AlbumentationsAugment:
+class AlbumentationsAugment(Augment):
     """Albumentations for 2D images: image float32 [C, H, W], mask [H, W] or [K, H, W].
 
     Raises AugmentError for volumes, and if a transform
@@ -165,26 +168,27 @@ class AlbumentationsAugment:
     units: Units = "range"
 
     def __init__(self, transforms: Sequence[Any]):
-        self.compose = _albumentations().Compose(list(transforms))
+        self.compose = _albumentations().Compose(list(transforms), additional_targets={"weight": "mask"})
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def apply(self, image: np.ndarray, mask: np.ndarray, weight: np.ndarray | None, seed: int) -> Augmented:
         if image.ndim != 3:
             raise AugmentError(
                 f"albumentations supports 2D images [C, H, W], got {list(image.shape)}; use engine: monai"
             )
         self.compose.set_random_seed(seed)
+        weights = {} if weight is None else {"weight": np.ascontiguousarray(weight)}
         try:
             transformed = self.compose(
                 image=_channels_last(image),
                 mask=np.ascontiguousarray(mask if mask.ndim == 2 else mask.transpose(1, 2, 0)),
+                **weights,
             )
         except TypeError as error:  # raised for channels other than 1 or 3
             raise AugmentError(f"a transform does not support an image {list(image.shape)}: {error}") from error
         out_mask = transformed["mask"]
         out_mask = out_mask if out_mask.ndim == 2 else out_mask.transpose(2, 0, 1)
-        return _channels_first(transformed["image"].astype(np.float32, copy=False)), out_mask.astype(
-            mask.dtype, copy=False
-        )
+        image = _channels_first(transformed["image"].astype(np.float32, copy=False))
+        return image, out_mask.astype(mask.dtype, copy=False), transformed.get("weight")
 
 
 # OpenCV moves the channel axis five times faster than numpy does

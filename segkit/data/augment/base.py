@@ -19,6 +19,9 @@ UpToHalf = Annotated[float, Field(ge=0, le=0.5)]
 Zoom = Annotated[float, Field(gt=0, le=1)]
 
 
+Augmented = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # image, mask, weight
+
+
 class AugmentError(ValueError):
     """A transform does not support the images."""
 
@@ -34,16 +37,22 @@ class Augment(Protocol):
 
     units: Units
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def apply(self, image: np.ndarray, mask: np.ndarray, weight: np.ndarray | None, seed: int) -> Augmented:
+        """Transform image, mask and, if there are any, weights of pixels, float32 [*S], which move with the mask."""
+        ...
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Transform image and mask."""
+        return self.apply(image, mask, None, seed)[:2]
 
 
-class NoAugment:
-    """Returns image and mask unchanged."""
+class NoAugment(Augment):
+    """Returns everything unchanged."""
 
     units: Units = "any"
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
-        return image, mask
+    def apply(self, image: np.ndarray, mask: np.ndarray, weight: np.ndarray | None, seed: int) -> Augmented:  # noqa: ARG002
+        return image, mask, weight
 
 
 @dataclass(frozen=True)

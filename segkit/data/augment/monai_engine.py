@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from segkit.data.augment.base import (
+    Augment,
+    Augmented,
     AugmentError,
     BelowOne,
     Degrees,
@@ -51,6 +53,8 @@ class _Flip(_RandomTransform):
             if self.random.random_sample() >= self.p:
                 continue
             image, mask = image.flip(1 + axis % dims), mask.flip(1 + axis % dims)
+            if "weight" in sample:
+                sample = {**sample, "weight": sample["weight"].flip(1 + axis % dims)}
             if self.swap is not None and axis % dims == (0 if dims == 3 else 1):
                 mask = self.swap(mask, shift=-self.padding_value)
         return {**sample, "image": image, "mask": mask}
@@ -96,14 +100,14 @@ class _LazyAffine(_RandomTransform):
             raise ValueError(f"affine: axis {self.axis} is for volumes only, but the images have {dims} axes")
         angles = [self.rotate if self.axis in (None, axis) else 0.0 for axis in range(dims if dims == 3 else 1)]
         transform = RandAffined(
-            ["image", "mask"],
+            ["image", "mask", *(["weight"] if "weight" in sample else [])],
             prob=self.p,
             rotate_range=[(-angle, angle) for angle in angles],
             scale_range=[(-self.scale, self.scale)] * dims,
             translate_range=[(-self.shift * side, self.shift * side) for side in size],
             shear_range=[(-self.shear, self.shear)] * (6 if dims == 3 else 2),
-            mode=["bilinear", "nearest"],
-            padding_mode=["border", "zeros"],
+            mode=["bilinear", "nearest", "nearest"][: 3 if "weight" in sample else 2],
+            padding_mode=["border", "zeros", "zeros"][: 3 if "weight" in sample else 2],
         )
         transform.set_random_state(state=self.random)
         return transform(sample)
@@ -208,7 +212,7 @@ MONAI: dict[str, Callable[..., Any]] = {
 }
 
 
-class MonaiAugment:
+class MonaiAugment(Augment):
     """MONAI's random transforms for 2D images and volumes: image float32 [C, *S], mask [*S] or [K, *S].
 
     Raises AugmentError if a transform does not support the shape of the image.
@@ -223,7 +227,7 @@ class MonaiAugment:
         self.transforms = list(transforms)
         self.padding_value = padding_value
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def apply(self, image: np.ndarray, mask: np.ndarray, weight: np.ndarray | None, seed: int) -> Augmented:
         import torch
 
         dims = image.ndim - 1
@@ -233,6 +237,8 @@ class MonaiAugment:
             "image": torch.from_numpy(np.ascontiguousarray(image)),
             "mask": torch.from_numpy(shifted if mask.ndim > dims else shifted[None]),
         }
+        if weight is not None:
+            sample["weight"] = torch.from_numpy(np.ascontiguousarray(weight))[None]
         random = np.random.RandomState(seed % 2**32)
         for transform in self.transforms:
             transform.set_random_state(state=random)
@@ -241,4 +247,9 @@ class MonaiAugment:
             except (RuntimeError, IndexError) as error:
                 raise AugmentError(f"a transform does not support an image {list(image.shape)}: {error}") from error
         out_mask = (np.asarray(sample["mask"]) + self.padding_value).round().astype(mask.dtype)
-        return np.asarray(sample["image"], dtype=np.float32), out_mask if mask.ndim > dims else out_mask[0]
+        out_weight = None if weight is None else np.asarray(sample["weight"], dtype=np.float32)[0]
+        return (
+            np.asarray(sample["image"], dtype=np.float32),
+            out_mask if mask.ndim > dims else out_mask[0],
+            out_weight,
+        )

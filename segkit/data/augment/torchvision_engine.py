@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.augment.base import AugmentError, BelowOne, Degrees, NonNegative, Probability, Swap, UpToHalf
+from segkit.data.augment.base import (
+    Augment,
+    Augmented,
+    AugmentError,
+    BelowOne,
+    Degrees,
+    NonNegative,
+    Probability,
+    Swap,
+    UpToHalf,
+)
 from segkit.data.preprocess import Units
 
 
@@ -43,7 +53,8 @@ def horizontal_flip(*, swap: Swap | None = None, p: Probability = 0.5) -> Any:
             from torchvision.tv_tensors import Mask
 
             flipped = super().transform(inpt, params)
-            return Mask(swap(flipped)) if isinstance(inpt, Mask) else flipped
+            has_classes = isinstance(inpt, Mask) and not inpt.is_floating_point()  # weights have none
+            return Mask(swap(flipped)) if has_classes else flipped
 
     return SwappingFlip(p=p)
 
@@ -139,7 +150,7 @@ TORCHVISION: dict[str, Callable[..., Any]] = {
 }
 
 
-class TorchvisionAugment:
+class TorchvisionAugment(Augment):
     """Transforms v2 for 2D images: image float32 [C, H, W], mask [H, W] or [K, H, W].
 
     Raises AugmentError for volumes, and if a transform does not support the number of channels.
@@ -150,21 +161,23 @@ class TorchvisionAugment:
     def __init__(self, transforms: Sequence[Any]):
         self.transforms = list(transforms)
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def apply(self, image: np.ndarray, mask: np.ndarray, weight: np.ndarray | None, seed: int) -> Augmented:
         import torch
         from torchvision import tv_tensors
 
         if image.ndim != 3:
             raise AugmentError(f"torchvision supports 2D images [C, H, W], got {list(image.shape)}; use engine: monai")
         tv_image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)))
-        tv_mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask if mask.ndim == 3 else mask[None])))
+        masks = [mask if mask.ndim == 3 else mask[None], *([] if weight is None else [weight[None]])]
+        tv_masks = [tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(array))) for array in masks]
         # the library draws from torch's global generator, whose state must not change for training
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for transform in self.transforms:
                 try:
-                    tv_image, tv_mask = transform(tv_image, tv_mask)
+                    tv_image, *tv_masks = transform(tv_image, *tv_masks)
                 except (TypeError, RuntimeError, ValueError) as error:
                     raise AugmentError(f"a transform does not support an image {list(image.shape)}: {error}") from error
-        out_mask = tv_mask.numpy().astype(mask.dtype)
-        return tv_image.numpy().astype(np.float32), out_mask if mask.ndim == 3 else out_mask[0]
+        out_mask = tv_masks[0].numpy().astype(mask.dtype)
+        out_weight = None if weight is None else tv_masks[1].numpy()[0]
+        return tv_image.numpy().astype(np.float32), out_mask if mask.ndim == 3 else out_mask[0], out_weight

@@ -21,7 +21,7 @@ PART_NAMES = {"training": "train", "val": "validation", "valid": "validation", "
 PART_NAMES |= {part: part for part in PARTS}
 SEPARATOR = ";"  # between the files of a cell
 Cell = str | int | float | list[str] | dict[str, str | list[str]] | None
-KEYS = ("case", "image", "mask", "group", "split", "annotated")
+KEYS = ("case", "image", "mask", "group", "split", "annotated", "weight")
 
 
 class ManifestSource(FileSource):
@@ -33,6 +33,7 @@ class ManifestSource(FileSource):
     - `group`: the group; by default extracted from the case name by the option `group`.
     - `split`: `train`, `validation` or `test`.
     - `mask:NAME` in place of `mask`: the mask files of the class NAME. An empty cell means that the class is absent.
+    - `weight`: a file with the weight of each pixel in the loss, on the grid of the image; empty for 1 everywhere.
     - `annotated`: for overlapping classes, the classes that were looked for in this case; all others are ignored.
 
     Several image files of a case are its channels, and several files of `mask:NAME` are the objects of one class. In
@@ -74,7 +75,8 @@ class ManifestSource(FileSource):
                 raise DataError(f"{where}: expected split to be one of {', '.join(PARTS)}, got {row['split']}")
             annotated = _annotated(row, labels, where)
             stamp = "" if annotated is None else f"annotated: {', '.join(annotated)}"
-            cases.append(Case(name, group_name, row.get("split"), images, self._masks(row), stamp, annotated))
+            weight = self._path(str(row["weight"])) if "weight" in row else None
+            cases.append(Case(name, group_name, row.get("split"), images, self._masks(row), stamp, annotated, weight))
         self.cases = sorted_cases(cases, self.file)
 
     def _path(self, text: str) -> Path:
