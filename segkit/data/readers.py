@@ -255,6 +255,29 @@ def number_type(path: Path) -> str:
         return "" if file_format.number_type is None else file_format.number_type(path)
 
 
+def header_notes(case: Case) -> list[str]:
+    """What the headers of a volume and its mask say differently about the directions of the axes.
+
+    Volumes are reoriented by their headers, so the voxels fit together only if the headers are right.
+    """
+    notes = []
+    for path in case.files:
+        where = _where(case.name, path)
+        with _reading(path, where) as file_format:
+            conflict = None if file_format.header_conflict is None else file_format.header_conflict(path, where)
+        notes += [] if conflict is None else [f"{where}: {conflict}"]
+    if case.images and case.masks:
+        image, mask = case.images[0], case.masks[0].path
+        geometries = [geometry_of(path, _where(case.name, path)) for path in (image, mask)]
+        orientations = [ras_orientation(one.affine, case.name) for one in geometries if one is not None]
+        if len(orientations) == 2 and not np.array_equal(orientations[0], orientations[1]):
+            notes.append(
+                f"{_where(case.name, mask)}: it is stored in another orientation than {image}; both were reoriented by "
+                "their headers. Compare them with `segkit data preview`"
+            )
+    return notes
+
+
 def _other_axes(mask: tuple[int, ...], image: tuple[int, ...], encoding: MaskEncoding) -> str:
     """What to do about a mask that has one axis more than its image, which holds classes; empty for other masks."""
     if mask[1:] == image:

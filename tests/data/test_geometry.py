@@ -11,7 +11,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEnd
 from segkit import Labels
 from segkit.data import Case, DataError, MaskFile
 from segkit.data.formats import format_name
-from segkit.data.inspection.checks import examine
+from segkit.data.inspection.checks import examine, find_problems
 from segkit.data.readers import check_geometry, read_files, read_image, read_mask
 
 LABELS = Labels(["background", "a"])
@@ -304,3 +304,35 @@ def test_fractional_segmentations_are_named(tmp_path):
     dataset.save_as(mask_file)
     with pytest.raises(DataError, match="its segments are fractional"):
         read_mask(mask_file, LABELS)
+
+
+class _One:
+    """A source of one case."""
+
+    def __init__(self, image, mask):
+        self.cases = (Case("x", "x", images=(image,), masks=(MaskFile(mask),)),)
+
+    def read(self, case):
+        return read_files(case, LABELS)
+
+    def findings(self):
+        summary = examine(self, self.cases[0], LABELS)
+        return [finding.text for finding in find_problems([summary], self.cases, None, LABELS)]
+
+
+def test_headers_that_contradict_each_other_are_told(tmp_path):
+    array = np.random.default_rng(0).integers(0, 2, (5, 5, 5)).astype(np.uint8)
+    plain = nibabel.Nifti1Image(array, np.eye(4))
+    nibabel.save(plain, tmp_path / "image.nii")
+    nibabel.save(plain, tmp_path / "same.nii")
+    assert _One(tmp_path / "image.nii", tmp_path / "same.nii").findings() == []
+    plain.set_sform(np.eye(4), 1)
+    plain.set_qform(np.diag([-1.0, 1, 1, 1]), 1)
+    nibabel.save(plain, tmp_path / "conflict.nii")
+    (text,) = _One(tmp_path / "image.nii", tmp_path / "conflict.nii").findings()
+    assert "conflict.nii: its sform and qform give the axes different directions" in text
+    flipped = np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = 4  # the same place, with the first axis in the other direction
+    nibabel.save(nibabel.Nifti1Image(array, flipped), tmp_path / "flipped.nii")
+    (text,) = _One(tmp_path / "image.nii", tmp_path / "flipped.nii").findings()
+    assert "flipped.nii: it is stored in another orientation than" in text

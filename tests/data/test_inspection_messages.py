@@ -350,3 +350,27 @@ def test_test_images_are_not_paired_with_training_masks(tmp_path):
     source = build_source(config, build_labels(config))
     assert {case.images[0].parent.name for case in source.cases} == {"image"}
     assert len(source.cases) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.json",
+            {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": [{"id": 1}]},
+            r"a\.json: categories, 0 \(id 1\), name: is missing",
+        ),
+        ("a.json", {"images": [3], "annotations": [], "categories": []}, r"a\.json: images, 0: expected"),
+        (
+            "dataset.json",
+            {"file_ending": ".png", "channel_names": {"0": "x"}, "labels": {"background": "zero"}},
+            r"dataset\.json: labels: expected a number, or a list of numbers, for the class background, got 'zero'",
+        ),
+        ("dataset.json", {"training": [{"image": 3}]}, r"dataset\.json: training, 0, image: expected a valid string"),
+    ],
+)
+def test_fields_of_listings_are_named_by_an_inspection(tmp_path, name, content, message):
+    save(tmp_path / "a.png", colours("a"))
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        detect_layout(tmp_path)

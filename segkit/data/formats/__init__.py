@@ -36,6 +36,7 @@ class Format:
         read_mask: Returns the mask as stored and its spacing.
         read_geometry: Reads where the voxels lie in space; None for formats that do not store it.
         number_type: Reads the stored number type from the header alone; None if the header does not contain it.
+        header_conflict: Reads how a header contradicts itself about the directions of the axes; None where it cannot.
         orientation: Reads by which EXIF orientation viewers turn the picture; None for formats without one.
         is_raster: Whether integers are scaled to 0..1 and masks may be stored as RGB colours.
         is_lossy: Whether compression changes the stored values.
@@ -52,6 +53,7 @@ class Format:
     read_geometry: Callable[[Path, str], Geometry] | None = None
     number_type: Callable[[Path], str] | None = None
     orientation: Callable[[Path], int] | None = None
+    header_conflict: Callable[[Path, str], str | None] | None = None
     is_raster: bool = False
     is_lossy: bool = False
     is_sliced: bool = False
@@ -72,6 +74,7 @@ FORMATS: dict[str, Format] = {
         nifti.read,
         nifti.read_geometry,
         nifti.number_type,
+        header_conflict=nifti.header_conflict,
         mask_ending=extension,
         has_mask_channels=True,
         write_volume=nifti.write,

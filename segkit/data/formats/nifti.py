@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.formats.geometry import Geometry, to_ras
+from segkit.data.formats.geometry import Geometry, ras_orientation, to_ras
 from segkit.data.formats.header_checks import check_pixel_bytes
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
@@ -40,6 +40,20 @@ def read_geometry(path: Path, _where: str) -> Geometry:
     """The geometry, from the header alone."""
     volume = _open(path)
     return Geometry(_affine_in_mm(volume), tuple(volume.shape[:3]))
+
+
+def header_conflict(path: Path, where: str) -> str | None:
+    """How the two orientations in a header, sform and qform, contradict each other; None if they do not.
+
+    The sform is used, as nibabel does; other programs use the qform.
+    """
+    volume = _open(path)
+    if not hasattr(volume.header, "get_sform"):
+        return None
+    (sform, is_set), (qform, is_set_too) = volume.get_sform(coded=True), volume.get_qform(coded=True)
+    if not is_set or not is_set_too or np.array_equal(ras_orientation(sform, where), ras_orientation(qform, where)):
+        return None
+    return "its sform and qform give the axes different directions; segkit uses the sform, other programs the qform"
 
 
 def number_type(path: Path) -> str:

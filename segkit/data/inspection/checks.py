@@ -21,7 +21,7 @@ import numpy as np
 from segkit.data.cases import Case, Source
 from segkit.data.class_counts import count_class_components, count_classes
 from segkit.data.formats import is_raster
-from segkit.data.readers import check_geometry, number_type, orientation
+from segkit.data.readers import check_geometry, header_notes, number_type, orientation
 from segkit.data.splits import PARTS, Split
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
@@ -42,6 +42,7 @@ class CaseSummary:
         name: Name of the case.
         errors: Why the case cannot be read; all other attributes are unset then.
         geometry_error: How the geometries of image and mask differ, or None.
+        header_notes: What the headers of image and mask say differently about the directions of the axes.
         shape: Shape of the image, [C, *S].
         spacing: Spacing of the image, one number per spatial axis.
         lowest: Lowest value of the image.
@@ -58,6 +59,7 @@ class CaseSummary:
     name: str
     errors: tuple[str, ...] = ()
     geometry_error: str | None = None
+    header_notes: tuple[str, ...] = ()
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     lowest: float = 0.0
@@ -98,6 +100,7 @@ def examine(source: Source, case: Case, labels: Labels) -> CaseSummary:
     return CaseSummary(
         case.name,
         geometry_error=_geometry_error(case),
+        header_notes=tuple(header_notes(case)),
         shape=raw.image.shape,
         spacing=tuple(raw.spacing),
         lowest=low,
@@ -241,6 +244,7 @@ def find_problems(
         *_mixed_number_types(read, are_raster=all(is_raster(path) for case in cases for path in case.images)),
         *_turned(read),
         *_geometry_errors(read),
+        *_header_notes(read),
         *_unusual_spacings(read),
         *_unlabelled(read),
     ]
@@ -412,6 +416,18 @@ def _geometry_errors(summaries: Sequence[CaseSummary]) -> list[Finding]:
         return []
     text = f"{misplaced[0].geometry_error}{_same_in_others(len(misplaced))}"
     return [Finding("warning", text, _names(misplaced))]
+
+
+def _header_notes(summaries: Sequence[CaseSummary]) -> list[Finding]:
+    """Headers that disagree about the directions of the axes, with one finding for each kind of disagreement."""
+    by_text: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for case in summaries:
+        for note in case.header_notes:
+            by_text[re.sub(r"than \S+;", "", note.partition(": ")[2])].append((case.name, note))
+    return [
+        Finding("warning", f"{same[0][1]}{_same_in_others(len(same))}", tuple(name for name, _note in same))
+        for same in by_text.values()
+    ]
 
 
 def _unusual_spacings(summaries: Sequence[CaseSummary]) -> list[Finding]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from segkit.data.documents import checked
 from segkit.data.inspection.base import PARTS, SAMPLED, Layout, find_part, folders, images_in, read_json, subfolders
 from segkit.data.inspection.mask_classes import SURVEYED
 from segkit.data.readers import stored_mask
 from segkit.data.sources.cityscapes import CITYSCAPES_CLASSES
+from segkit.data.sources.coco import CocoFile, CocoImage
 from segkit.data.sources.manifest import read_rows
+from segkit.data.sources.msd_nnunet import read_listing
 from segkit.utils.errors import DataError
 
 CITYSCAPES_NAMES = (
@@ -34,6 +37,8 @@ def dataset_json(root: Path) -> Layout | None:
     content = read_json(root / "dataset.json")
     if not isinstance(content, dict):
         return None
+    if "file_ending" in content or isinstance(content.get("training"), list):
+        read_listing(root / "dataset.json")  # raises DataError for fields that are not as they should be
     if "file_ending" in content:
         source, project = "nnunet", "nnU-Net"
     elif isinstance(content.get("training"), list):
@@ -65,11 +70,12 @@ def _labels_of_dataset_json(entry: Any) -> dict[str, Any] | None:
 
 def coco(root: Path) -> Layout | None:
     """A folder with COCO annotation files, one for all images or one per part of the split."""
-    contents = {file: content for file in _json_files(root) if _is_coco(content := read_json(file))}
+    found = {file: content for file in _json_files(root) if _is_coco(content := read_json(file))}
+    contents = {file: checked(content, CocoFile, file) for file, content in found.items()}
     files_of_part: dict[str | None, tuple[Path, Path]] = {}  # annotation file, folder of images
     for file in sorted(contents, key=lambda file: not file.name.startswith("instances")):
         part = _part_of(root, file)
-        images = _image_folder(root, file, part, contents[file]["images"])
+        images = _image_folder(root, file, part, contents[file].images)
         if images is not None:
             files_of_part.setdefault(part, (file, images))
     if not files_of_part:
@@ -100,12 +106,12 @@ def _is_coco(content: Any) -> bool:
     )
 
 
-def _labels_of_categories(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _labels_of_categories(contents: Sequence[CocoFile]) -> dict[str, Any]:
     """The section `labels` with the categories that have objects, in the order of the annotation files."""
     names: dict[str, None] = {}
     for content in contents:
-        used = {annotation.get("category_id") for annotation in content["annotations"]}
-        names |= dict.fromkeys(str(category["name"]) for category in content["categories"] if category["id"] in used)
+        used = {annotation.category_id for annotation in content.annotations}
+        names |= dict.fromkeys(category.name for category in content.categories if category.id in used)
     return {"names": ["background", *(name for name in names if name != "background")], "ignore_index": 255}
 
 
@@ -115,9 +121,9 @@ def _part_of(root: Path, path: Path) -> str | None:
     return match[0] if match else None
 
 
-def _image_folder(root: Path, file: Path, part: str | None, images: Sequence[Mapping[str, Any]]) -> Path | None:
+def _image_folder(root: Path, file: Path, part: str | None, images: Sequence[CocoImage]) -> Path | None:
     """The image folder of an annotation file: its own folder, otherwise a folder of its part, otherwise any other."""
-    names = [str(image.get("file_name")) for image in images[:SAMPLED]]
+    names = [image.file_name for image in images[:SAMPLED]]
     candidates = [file.parent, *sorted(folders(root), key=lambda folder: _part_of(root, folder) != part)]
     return next((folder for folder in candidates if names and all((folder / name).is_file() for name in names)), None)
 

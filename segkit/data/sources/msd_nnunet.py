@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from segkit.data.cases import Case, MaskFile
 from segkit.data.documents import Entry, read_document
 from segkit.data.formats import case_name, is_image
@@ -86,6 +88,16 @@ class Listing(Entry):
     channel_names: dict[str, str] | None = None
     modality: dict[str, str] | None = None
     file_ending: str | None = None
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Numbers to names, as in the Decathlon, or names to numbers or to lists of numbers, as in nnU-Net."""
+        for name, value in (labels or {}).items():
+            is_number = isinstance(value, (int, list)) or str(value).isdigit()
+            if not name.isdigit() and not is_number:
+                raise ValueError(f"a number, or a list of numbers, for the class {name}, got {value!r}")
+        return labels
 
     @property
     def channels(self) -> int:
