@@ -7,6 +7,7 @@ and losses and metrics receive a `Target` that states which pixels are valid.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,12 +22,20 @@ assert_async = torch._assert_async  # pyright: ignore[reportPrivateImportUsage] 
 Mode = Literal["multiclass", "binary", "multilabel"]
 
 BACKGROUND = "background"
-# what the first class of a data set is called, without capitals and underscores, if its pixels belong to no object
-BACKGROUND_NAMES = ("background", "bg", "bkg", "backgr", "unlabeled", "unlabelled", "none", "void")
+# what the first class of a data set is called, in small letters alone, if its pixels belong to no object
+BACKGROUND_NAMES = (
+    *("background", "bg", "bkg", "backgr", "none", "void", "nothing", "empty"),
+    *("unlabeled", "unlabelled", "nolabel", "unannotated", "notannotated"),
+)
 PADDING_UINT8 = 255
 PADDING_WIDE = 65535
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def means_background(name: str) -> bool:
+    """Whether a class name means that a pixel belongs to no object: `Background`, `0_background`, `bg`, `no label`."""
+    return re.sub(r"^\d+|[\W_]", "", name.lower()) in BACKGROUND_NAMES
 
 
 def as_tensor(mask: Tensor | np.ndarray, device: torch.device | None = None) -> Tensor:
@@ -119,8 +128,13 @@ class Labels:
             raise ValueError(f"expected a list of class names in the order of their numbers, got {self.names!r}")
         object.__setattr__(self, "names", tuple(self.names))
         if self.background == BACKGROUND and BACKGROUND not in self.names:
-            first = next((name for name in self.names[:1] if name.strip(" _-").lower() in BACKGROUND_NAMES), BACKGROUND)
+            first = next((name for name in self.names[:1] if means_background(name)), BACKGROUND)
             object.__setattr__(self, "background", first)
+        elif self.background and self.background not in (BACKGROUND, *self.names):
+            raise ValueError(
+                f"expected background to be one of {', '.join(self.names)}, or an empty text for none, got "
+                f"{self.background!r}"
+            )
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"expected unique class names, got {list(self.names)}")
         if self.mode not in ("multiclass", "binary", "multilabel"):

@@ -100,7 +100,10 @@ def test_padding_value_is_not_a_class():
     assert many.mask_dtype == torch.int32
 
 
-@pytest.mark.parametrize("name", ["background", "Background", "BG", "bg", "_background_", "unlabeled", "Unlabelled"])
+@pytest.mark.parametrize(
+    "name",
+    ["background", "Background", "BG", "bg", "_background_", "0_background", "back ground", "unlabeled", "no_label"],
+)
 def test_the_first_class_with_a_usual_name_is_the_background(name):
     labels = Labels([name, "a", "b"])
     assert labels.background_channel == 0
@@ -114,6 +117,8 @@ def test_which_classes_are_not_taken_for_background():
     assert Labels(["Background", "a"], background="").background_channel is None
     assert Labels(["Background", "a"], background="a").background_channel == 1
     assert Labels(["backdrop", "a"]).background_channel is None
+    with pytest.raises(ValueError, match="expected background to be one of Background, a, or an empty text"):
+        Labels(["Background", "a"], background="typo")
     assert Labels(["Background", "a"], mode="multilabel").background_channel is None
 
 

@@ -99,13 +99,29 @@ def likely_cause(
         return "255 usually marks pixels without a label: write `ignore_index: 255` under `labels`"
     if list(offending) == [last + 1]:
         return _one_above(values, last, accepted)
-    # never background: a bright value that becomes background leaves masks without foreground
-    example = ", ".join(f"{value}: {last}" for value in offending[:SHOWN])
-    replace = under_data(f"value_map: {{{example}}}", "replace them in the masks", accepted)
+    ignored = next((value for value in offending if value < 0 or value == 255), offending[-1])
+    mapping = ordered_mapping(values, offending, labels)
+    if mapping is not None:
+        example = ", ".join(f"{value}: {number}" for value, number in mapping.items())
+        replace = under_data(f"value_map: {{{example}}}", "replace them in the masks", accepted)
+        return f"if they are the classes in the order of their names, {replace}"
     return (
-        f"if they are classes, add their names under `labels`; if they stand for other classes, {replace}; if one of "
-        f"them marks pixels without a label, write `ignore_index: {offending[-1]}` under `labels`"
+        "if they are classes, add their names under `labels`; if they stand for other classes, "
+        f"{under_data('value_map', 'replace them in the masks', accepted)}; if one of them marks pixels without a "
+        f"label, write `ignore_index: {ignored}` under `labels`"
     )
+
+
+def ordered_mapping(values: Sequence[int], offending: Sequence[int], labels: Labels) -> dict[int, int] | None:
+    """The values of a mask in ascending order as the class numbers, if there are as many as classes; otherwise None.
+
+    A value that is no class never becomes another one without such a reason, least of all background.
+    """
+    stored = [value for value in values if value != labels.ignore_index]
+    if labels.regions is not None or len(stored) != len(labels.values) or min(stored) < 0:
+        return None
+    mapping = dict(zip(stored, labels.values, strict=True))
+    return {value: number for value, number in mapping.items() if value != number} if offending else None
 
 
 def _are_object_numbers(values: Sequence[int]) -> bool:

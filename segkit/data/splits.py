@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -212,6 +213,8 @@ def _checked(split: Split, cases: Sequence[Case]) -> Split:
     parts.
     """
     group_of = {case.name: case.group for case in cases}
+    parts = {part: [unicodedata.normalize("NFC", str(name)) for name in getattr(split, part)] for part in PARTS}
+    split = Split.from_json(parts)
     names = [*split.train, *split.validation, *split.test]
     unknown = [str(name) for name in names if name not in group_of]
     if unknown:

@@ -12,6 +12,7 @@ import torch
 from segkit.data.formats import case_name
 from segkit.data.formats.geometry import ras_spacing
 from segkit.data.mask_encoding import MaskEncoding
+from segkit.data.mask_validation import ordered_mapping
 from segkit.data.readers import check_geometry, geometry_of, image_files, read_mask
 from segkit.evaluation.results import CaseScores
 from segkit.evaluation.scorer import Scorer
@@ -133,10 +134,14 @@ def _suggestion(present: Sequence[int], offending: Sequence[int], labels: Labels
     """How to fix values that are not a class, with options of the command."""
     if set(present) <= {0, 255} and max(labels.values) == 1:
         return "it looks like a binary mask of 0 and 255: add --values 255:1"
+    mapping = ordered_mapping(present, offending, labels)
+    if mapping is not None:
+        pairs = ",".join(f"{value}:{number}" for value, number in mapping.items())
+        return f"if they are the classes in the order of --classes, add --values {pairs}{last}"
     option = "--classes" if labels.regions is None else "one of the unions of --regions"
     return (
-        f"if {offending[0]} is a class, add it to {option}; if it should be read as another class, add for example "
-        f"--values {offending[0]}:{max(labels.values)}{last}"
+        f"if {offending[0]} is a class, add it to {option}; if it stands for another class, add --values with that "
+        f"class, such as --values {offending[0]}:{max(labels.values)}{last}"
     )
 
 

@@ -73,7 +73,9 @@ def test_objects_with_a_box_and_no_outline(tmp_path, outline):
     np.testing.assert_array_equal(ignored == 2, _drawn(other["segmentation"]))
     with pytest.raises(DataError, match="ignore_index"):
         _source(tmp_path, _content(rectangle, other), Labels(["background", "a", "b"]), boxes="ignore")
-    with pytest.raises(DataError, match="objects have bounding boxes but no outlines"):
+    with pytest.raises(DataError, match=r"bounding boxes but no outlines \(1 objects\)"):
+        _source(tmp_path, _content(rectangle))
+    with pytest.raises(DataError, match="1 objects have neither an outline nor a bounding box: 7"):
         _source(tmp_path, _content({**rectangle, "bbox": None}), boxes="draw")
 
 
@@ -126,7 +128,14 @@ CATEGORIES = [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]
         ([], r"the file: expected"),
         (b"{", r"a\.json cannot be read as JSON: .*line 1"),
         (b"\xff\x00\x80", r"a\.json cannot be read: it is no text"),
-        (_content(_object(4, 1, [[1, 2, 3, 4, 5, "x"]])), r"the outline of object 4 cannot be drawn"),
+        (
+            _content(_object(4, 1, [[1, 2, 3, 4, 5, "x"]])),
+            r"\(id 4\), segmentation, 0, 5: expected a valid number.*'x'",
+        ),
+        (
+            _content(_object(4, 1, {"size": [3, 3], "counts": [600]})),
+            r"object 4 cannot be drawn",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:__array__")
@@ -146,3 +155,61 @@ def test_objects_with_the_same_id_are_drawn_with_a_warning(tmp_path):
 def test_the_same_category_may_be_listed_again(tmp_path):
     repeated = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 1, "name": "a"}]
     assert (_mask(tmp_path, _content(_object(1, 1, _box(0, 0, 5, 5)), categories=repeated)) == 1).sum() == 25
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+@pytest.mark.parametrize("compressed", [False, True])
+def test_run_lengths_have_to_add_up(tmp_path, compressed):
+    """pycocotools leaves the pixels after the last run uninitialised."""
+    plane = np.asfortranarray(_drawn(_box(2, 3, 9, 11)).astype(np.uint8))
+    encoded = coco_mask.encode(plane)
+    runs = np.diff([0, *np.flatnonzero(np.diff(plane.ravel("F").astype(int))) + 1, plane.size]).tolist()
+    outline = {"size": list(SIZE), "counts": encoded["counts"].decode() if compressed else runs}
+    np.testing.assert_array_equal(_mask(tmp_path, _content(_object(1, 1, outline))) == 1, plane)
+    cut = outline["counts"][:-3] if compressed else [10, 20]
+    with pytest.raises(DataError, match=r"object 1 cannot be drawn \(its run lengths add up to \d+ pixels, not to 600"):
+        _mask(tmp_path, _content(_object(1, 1, {**outline, "counts": cut})))
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+def test_objects_that_cover_nothing_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="case x: object 4 covers no pixel"):
+        assert not _mask(tmp_path, _content(_object(4, 1, _box(100, 100, 110, 110)))).any()
+    for bad, message in (
+        (_object(4, 1, [[0, 0, float("nan"), 5, 5, 5]]), r"annotations, 0 \(id 4\), segmentation"),
+        (_object(4, 1, [], bbox=[0, 0, -1, -1]), "1 objects have neither an outline nor a bounding box: 4"),
+    ):
+        with pytest.raises(DataError, match=message):
+            _source(tmp_path, _content(bad), boxes="draw")
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+def test_a_polygon_as_a_flat_list(tmp_path):
+    flat, nested = _box(2, 3, 9, 11)[0], _box(2, 3, 9, 11)
+    np.testing.assert_array_equal(
+        _mask(tmp_path, _content(_object(1, 1, flat))), _mask(tmp_path, _content(_object(1, 1, nested)))
+    )
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+def test_ignored_boxes_lie_below_outlines(tmp_path):
+    outlined, box = _object(1, 1, _box(0, 0, 12, 12)), _object(2, 2, [], bbox=[4, 4, 12, 12])
+    inside, around = _drawn(outlined["segmentation"]), _drawn(_box(4, 4, 16, 16))
+    mask = _mask(tmp_path, _content(outlined, box), boxes="ignore")
+    np.testing.assert_array_equal(mask == 1, inside)
+    np.testing.assert_array_equal(mask == 255, around & ~inside)
+    overlapping = Labels(["a", "b"], mode="multilabel", ignore_index=255)
+    first, second = _mask(tmp_path, _content(outlined, box), overlapping, boxes="ignore")
+    np.testing.assert_array_equal(first, inside)
+    np.testing.assert_array_equal(second, around * 255)
+
+
+def test_a_category_for_the_background_is_the_background(tmp_path):
+    from segkit.data.inspection import detect_layout
+
+    categories = [{"id": 1, "name": "Background"}, {"id": 2, "name": "cell"}]
+    content = _content(_object(1, 1, _box(0, 0, 5, 5)), _object(2, 2, _box(6, 6, 9, 9)), categories=categories)
+    _source(tmp_path, content, Labels(["background", "cell"]), categories={"Background": "background"})
+    layout = detect_layout(tmp_path)
+    assert layout.labels["names"] == ["background", "cell"]
+    assert layout.options["categories"] == {"Background": "background"}

@@ -567,10 +567,31 @@ def test_pictures_of_further_formats(tmp_path, ending):
     assert spacing == (1.0, 1.0)
 
 
-def test_a_grey_map_as_a_mask(tmp_path):
-    mask = np.random.default_rng(0).integers(0, 2, (12, 10)).astype(np.uint8)
-    cv2.imwrite(str(tmp_path / "x.pgm"), mask)
-    np.testing.assert_array_equal(read_mask(tmp_path / "x.pgm", TWO), mask)
+@pytest.mark.parametrize("largest", [1, 2, 100, 255])
+def test_grey_maps_as_masks_are_not_scaled_by_their_largest_value(tmp_path, largest):
+    mask = np.random.default_rng(0).integers(0, min(largest, 2) + 1, (12, 10)).astype(np.uint8)
+    (tmp_path / "x.pgm").write_bytes(f"P5 10 12 {largest}\n".encode() + mask.tobytes())
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.pgm", THREE), mask)
+
+
+def test_bitmaps_as_masks_are_1_where_they_are_black(tmp_path):
+    (tmp_path / "x.pbm").write_text("P1 3 2\n1 0 0\n0 1 1\n")
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.pbm", TWO), [[1, 0, 0], [0, 1, 1]])
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+@pytest.mark.parametrize("kind", ["rgba.png", "la.png", "rgba.tif"])
+def test_masks_of_transparency_alone_are_refused(tmp_path, kind, colour):
+    name, ending = kind.split(".")
+    array = np.full((8, 8, 2 if name == "la" else 4), colour, np.uint8)
+    array[..., -1] = np.arange(8) * 30
+    path = tmp_path / f"x.{ending}"
+    if ending == "tif":
+        tifffile.imwrite(path, array, photometric="rgb", extrasamples=["unassalpha"])
+    else:
+        Image.fromarray(array, mode="LA" if name == "la" else "RGBA").save(path)
+    with pytest.raises(DataError, match="only the transparency differs"):
+        read_mask(path, TWO)
 
 
 @pytest.mark.parametrize("ending", ["mgz", "mgh", "hdr"])

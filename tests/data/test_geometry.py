@@ -336,3 +336,20 @@ def test_headers_that_contradict_each_other_are_told(tmp_path):
     nibabel.save(nibabel.Nifti1Image(array, flipped), tmp_path / "flipped.nii")
     (text,) = _One(tmp_path / "image.nii", tmp_path / "flipped.nii").findings()
     assert "flipped.nii: it is stored in another orientation than" in text
+
+
+@pytest.mark.parametrize("heights", [[0, 0, 0, 1, 1, 1], [0, 1, 0, 1, 0, 1]])
+def test_slices_of_several_time_points_are_named(tmp_path, heights):
+    folder = _series(tmp_path / "series", [(0, 0, height) for height in heights])
+    assert format_name(folder) == "DICOM series"
+    with pytest.raises(DataError, match=r"got 6 slices at 2 positions, such as several time points"):
+        read_image(folder)
+
+
+def test_a_series_after_many_other_files(tmp_path):
+    folder = _series(tmp_path / "series", [(0, 0, height) for height in range(3)])
+    for number in range(100):
+        (folder / f"00_{number:03}.jpg").write_bytes(b"")
+    for number in range(9):  # scouts at one position
+        _slice(folder / f"00_scout_{number}.dcm", position=(0, 0, 0), SeriesInstanceUID=generate_uid())
+    assert format_name(folder) == "DICOM series"

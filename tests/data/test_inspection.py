@@ -428,7 +428,7 @@ def test_coco_with_several_parts(tmp_path, train, val):
     for annotation in content["annotations"]:
         annotation["segmentation"] = []
     (tmp_path / "two" / train).write_text(json.dumps(content))
-    with pytest.raises(DataError, match="boxes"):
+    with pytest.raises(DataError, match="neither an outline nor a bounding box"):
         masks_of(tmp_path / "two")
 
 

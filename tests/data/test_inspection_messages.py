@@ -106,8 +106,8 @@ def test_why_masks_of_the_same_name_are_no_masks(tmp_path, mask, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.heic", "", r"1 \.heic, converted by `magick"),
-        ("data.zip", "", r"1 \.zip, converted by unpacking"),
+        ("a.heic", "", r"1 \.heic \(convert with `magick"),
+        ("data.zip", "", r"1 \.zip \(unpack them\)"),
         (
             "a.json",
             '{"shapes": [], "imagePath": "a.png"}',
@@ -360,6 +360,11 @@ def test_test_images_are_not_paired_with_training_masks(tmp_path):
             {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": [{"id": 1}]},
             r"a\.json: categories, 0 \(id 1\), name: is missing",
         ),
+        (
+            "a.json",
+            {"images": [{"id": 1, "file_name": "x\\a.png"}], "annotations": [], "categories": []},
+            r"a\.json has the form of COCO, but none of its images, such as x\\a\.png, .*path of Windows",
+        ),
         ("a.json", {"images": [3], "annotations": [], "categories": []}, r"a\.json: images, 0: expected"),
         (
             "dataset.json",
@@ -374,3 +379,71 @@ def test_fields_of_listings_are_named_by_an_inspection(tmp_path, name, content, 
     (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(DataError, match=message):
         detect_layout(tmp_path)
+
+
+def test_anatomy_is_not_taken_for_object_numbers(tmp_path):
+    """One connected region of each class in every mask, as in hearts: the classes are the same in all masks."""
+
+    def heart(name):
+        mask = np.zeros((40, 40), np.uint8)
+        for number in range(1, 4):
+            mask[8 * number : 8 * number + 5, 5 + ord(name[0]) % 3 : 20] = number
+        return mask
+
+    write_pairs(tmp_path, heart, lambda _name: np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8))
+    config, _printed = inspected(tmp_path)
+    assert config.labels.names == ["background", "class_1", "class_2", "class_3"]
+
+
+def test_numbered_masks_in_several_folders(tmp_path):
+    for folder in ("benign", "malignant"):
+        for number in range(6):
+            save(tmp_path / folder / f"{folder} ({number}).png", colours(f"{folder}{number}"))
+            save(tmp_path / folder / f"{folder} ({number})_mask.png", np.zeros((12, 10), np.uint8))
+    lesion = np.zeros((12, 10), np.uint8)
+    lesion[3:6, 2:5] = 255
+    save(tmp_path / "benign/benign (2)_mask.png", lesion)
+    save(tmp_path / "benign/benign (2)_mask_1.png", lesion[::-1])
+    config, printed = inspected(tmp_path)
+    assert "benign (2)_mask_1.png: they are added to it" in printed
+    source = build_source(config, build_labels(config))
+    (case,) = [case for case in source.cases if len(case.masks) == 2]
+    np.testing.assert_array_equal(source.read(case).mask, (lesion + lesion[::-1]) > 0)
+
+
+def test_bids_masks_without_the_suffix_of_their_image(tmp_path):
+    for number in range(1, 5):
+        subject = f"sub-{number:02}"
+        image = np.random.default_rng(number).random((6, 7, 8)).astype(np.float32)
+        for path, array in (
+            (tmp_path / subject / "anat" / f"{subject}_T1w.nii.gz", image),
+            (
+                tmp_path / "derivatives/manual" / subject / "anat" / f"{subject}_label-lesion_mask.nii.gz",
+                (image > 0.5).astype(np.uint8),
+            ),
+        ):
+            path.parent.mkdir(parents=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+    config, _printed = inspected(tmp_path)
+    source = build_source(config, build_labels(config))
+    assert len(source.cases) == 4
+    raw = source.read(source.cases[0])
+    np.testing.assert_array_equal(raw.mask, raw.image[0] > 0.5)
+
+
+def test_odd_cells_of_a_table_do_not_stop_an_inspection(tmp_path):
+    save(tmp_path / "a.png", colours("a"))
+    (tmp_path / "t.csv").write_text("a,b\n.,**x\n")
+    with pytest.raises(DataError, match="none of the known layouts"):
+        detect_layout(tmp_path)
+
+
+@pytest.mark.parametrize("transform", ["{name: affine, axis: 2, p: 1}", "{name: flip, axes: [2], p: 1}"])
+def test_transforms_of_volumes_on_pictures_are_named(tmp_path, transform):
+    write_pairs(tmp_path, classes)
+    (tmp_path / "x.yaml").write_text(
+        "labels: {names: [background, a, b]}\ndata: {name: pairs, images: images, masks: masks}\nsplit: {name: kfold}\n"
+        f"augment: {{engine: monai, transforms: [{transform}]}}\n"
+    )
+    printed = tool("data", "preview", "--config", "x.yaml", "--out", "x.png", folder=tmp_path, code=2)
+    assert "a transform does not support an image" in printed

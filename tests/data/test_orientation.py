@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from segkit import Labels
 from segkit.data import SOURCES, Case, DataError, MaskFile
 from segkit.data.inspection.checks import examine, find_problems
-from segkit.data.readers import read_files, read_image, read_mask
+from segkit.data.readers import orientation, read_files, read_image, read_mask
 
 from support.command_line import tool
 
@@ -28,20 +28,20 @@ def _stored(height=24, width=40):
     return quarters
 
 
-def _save(path, array, orientation):
+def _save(path, array, tag):
     picture = Image.fromarray(array)
     exif = picture.getexif()
-    exif[0x0112] = orientation
+    exif[0x0112] = tag
     options = {".jpg": {"quality": 100, "subsampling": 0}, ".webp": {"lossless": True}}.get(path.suffix, {})
     picture.save(path, exif=exif, **options)
     return path
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_an_image_is_turned_as_opencv_and_pillow_turn_it(tmp_path, ending, orientation):
+@pytest.mark.parametrize("tag", ORIENTATIONS)
+def test_an_image_is_turned_as_opencv_and_pillow_turn_it(tmp_path, ending, tag):
     colours = np.array([[10, 20, 200], [240, 30, 10], [20, 220, 20], [230, 230, 240]], np.uint8)[_stored()]
-    path = _save(tmp_path / f"x.{ending}", colours, orientation)
+    path = _save(tmp_path / f"x.{ending}", colours, tag)
     image, _spacing = read_image(path)
     with Image.open(path) as picture:
         upright = np.moveaxis(np.asarray(ImageOps.exif_transpose(picture)), -1, 0) / 255
@@ -51,11 +51,11 @@ def test_an_image_is_turned_as_opencv_and_pillow_turn_it(tmp_path, ending, orien
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_a_mask_is_turned_by_its_own_tag(tmp_path, ending, orientation):
-    path = _save(tmp_path / f"x.{ending}", _stored(), orientation)
+@pytest.mark.parametrize("tag", ORIENTATIONS)
+def test_a_mask_is_turned_by_its_own_tag(tmp_path, ending, tag):
+    path = _save(tmp_path / f"x.{ending}", _stored(), tag)
     # Pillow turns greyscale TIFF files wrongly, so its reading of a PNG file is the reference for both
-    with Image.open(_save(tmp_path / "y.png", _stored(), orientation)) as picture:
+    with Image.open(_save(tmp_path / "y.png", _stored(), tag)) as picture:
         np.testing.assert_array_equal(read_mask(path, LABELS), np.asarray(ImageOps.exif_transpose(picture)))
 
 
@@ -65,10 +65,10 @@ def test_every_page_of_a_tiff_is_turned(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "x.tif", LABELS), np.rot90(pages, -1, axes=(1, 2)))
 
 
-def _square(tmp_path, orientation=6):
+def _square(tmp_path, tag=6):
     """A photograph with an orientation, and the mask that was drawn on what a viewer shows."""
     stored = _stored(32, 32)
-    image = _save(tmp_path / "photograph.jpg", np.repeat(stored[..., None] * np.uint8(80), 3, -1), orientation)
+    image = _save(tmp_path / "photograph.jpg", np.repeat(stored[..., None] * np.uint8(80), 3, -1), tag)
     with Image.open(image) as picture:
         shown = np.asarray(ImageOps.exif_transpose(picture))[..., 0]
     Image.fromarray((shown / 80).round().astype(np.uint8)).save(tmp_path / "mask.png")
@@ -135,3 +135,10 @@ def test_a_prediction_has_the_size_of_the_shown_picture(tmp_path):
     with Image.open(tmp_path / "out/0.png") as mask:
         assert mask.size == (24, 40)
         assert mask.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("value", [0, 9])
+def test_values_that_are_no_orientation_turn_nothing(tmp_path, value):
+    path = _save(tmp_path / "x.png", _stored(), value)
+    np.testing.assert_array_equal(read_mask(path, LABELS), _stored())
+    assert orientation(path) == 1

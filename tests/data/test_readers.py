@@ -167,7 +167,7 @@ def test_damaged_files_are_named(file):
 
 def test_unknown_ending(tmp_path):
     (tmp_path / "x.exr").write_bytes(b"GIF89a")
-    refused(tmp_path / "x.exr", "ending .nii.gz, .nii, .png")
+    refused(tmp_path / "x.exr", "ending .nii.gz, .nii, .mgz")
 
 
 @pytest.mark.parametrize("array", [np.array(["a", "b"]), np.ones((2, 3), complex), np.array([[{}]])])
@@ -294,7 +294,10 @@ CAUSES = [
     (list(range(90)), BINARY, r"90 consecutive numbers look like one number per object"),
     (list(range(0, 256, 5)), BINARY, r"5 \(1 pixels\), .*30 \(1 pixels\) and 45 more;"),
     ([0, -1024, 7], IGNORING, r"0 to 2, or 255 .*got -1024 \(1 pixels\), 7 \(1 pixels\)"),
-    ([0, 7], THREE, r"`value_map: \{7: 2\}` under `data`; if one .*`ignore_index: 7`"),
+    ([0, 7], THREE, r"if they stand for other classes, write `value_map` under `data`; .*`ignore_index: 7`"),
+    ([0, 128, 255], THREE, r"the classes in the order of their names, write `value_map: \{128: 1, 255: 2\}`"),
+    ([0, 1, 2, 3, 255], THREE, r"if one of them marks pixels without a label, write `ignore_index: 255`"),
+    ([-1, 0, 1], BINARY, r"write `ignore_index: -1` under `labels`"),
     ([0, 2], REGIONS, r"expected the mask values 0, 1 and 3, got 2 \(1 pixels\)"),
 ]
 

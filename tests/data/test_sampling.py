@@ -150,3 +150,17 @@ def test_foreground_of_regions_is_their_union():
     mask[1, 2:4], mask[4, 5] = 1, 2
     locations = find_locations(mask, labels, 2, "pixels")
     assert sorted(map(tuple, locations.places.tolist())) == [(1, 2), (1, 3), (4, 5)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_frequent_cases_are_drawn_more_often(share):
+    """A tenth of the cases has foreground; `share` of the samples come from these alone."""
+    frequent = [3, 17]
+    sampler = BatchSampler(20, 4, 500, 0, frequent=frequent, frequent_share=share)
+    drawn = np.array([key.case for batch in sampler for key in batch])
+    assert np.isin(drawn, frequent).mean() == pytest.approx(share + (1 - share) / 10, abs=0.03)
+    if share:
+        assert abs((drawn == 3).mean() - (drawn == 17).mean()) < 0.03
+    again = BatchSampler(20, 4, 500, 0, 100, frequent=frequent, frequent_share=share)
+    assert list(again) == list(sampler)[100:]  # a resumed run continues with the same samples
+    assert len({key.case for batch in list(sampler)[:5] for key in batch}) > (2 if share == 1 else 8) - 1

@@ -18,7 +18,7 @@ from PIL import Image
 from segkit import Labels
 from segkit.data import SOURCES, DataError, DecathlonSource, PairsSource, SyntheticSource
 from segkit.data.class_counts import class_counts
-from segkit.data.splits import kfold_split, source_split
+from segkit.data.splits import kfold_split, lists_split, source_split
 
 needs_data = pytest.mark.skipif("SEGKIT_DATA" not in os.environ, reason="SEGKIT_DATA does not name the real data")
 DATA = Path(os.environ.get("SEGKIT_DATA", ""))
@@ -523,6 +523,18 @@ def test_masks_of_several_classes_are_united_unless_they_contradict(tmp_path):
         source.read(source.cases[0])
 
 
+def test_further_masks_in_a_folder_of_their_own(tmp_path):
+    """`images/a.png` with `masks/a.png` and `masks/a_1.png`, or with `masks/a_1.png` and `masks/a_2.png` alone."""
+    options = folder(tmp_path / "x", ["a.png", "b.png"], ["a.png", "a_1.png", "b.png"])
+    with pytest.raises(DataError, match="1 masks look like further masks"):
+        PairsSource(**options)
+    source = PairsSource(**options, numbered_masks="unite")
+    assert [len(case.masks) for case in source.cases] == [2, 1]
+    options = folder(tmp_path / "y", ["a.png", "b.png"], ["a_1.png", "a_2.png", "b_1.png"])
+    source = PairsSource(**options, mask_pattern="{case}_1.*", numbered_masks="unite")
+    assert [len(case.masks) for case in source.cases] == [2, 1]
+
+
 def test_numbered_cases_are_no_further_masks(tmp_path):
     options = folder(tmp_path, ["a.png", "a_1.png"], ["a_mask.png", "a_1_mask.png"])
     assert names(PairsSource(**options, mask_pattern="{case}_mask.*")) == ["a", "a_1"]
@@ -543,6 +555,18 @@ def test_names_pair_in_both_unicode_forms(tmp_path, forms):
     assert listed.read(listed.cases[0]).mask.shape == (4, 4)
 
 
+def test_names_in_folders_patterns_groups_and_splits_have_both_forms(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "Hüfte") for form in ("NFC", "NFD"))
+    folder(tmp_path, [f"{decomposed}/{decomposed}_1.png"], [f"{decomposed}_1.png"])
+    (tmp_path / "t.csv").write_text(f"image,mask\nimages/{composed}/{composed}_1.png,masks/{composed}_1.png\n")
+    source = SOURCES["manifest"](labels=BINARY, file=tmp_path / "t.csv", group=f"({decomposed})_")
+    assert (names(source), source.cases[0].group) == ([f"{composed}_1"], composed)
+    assert lists_split(source.cases, train=[f"{decomposed}_1"]).train == (f"{composed}_1",)
+    options = folder(tmp_path / "x", [f"{composed}_1.png"], [f"{decomposed}_1.png"])
+    paired = PairsSource(**options, image_pattern=f"{decomposed}_{{case}}.*", mask_pattern=f"{composed}_{{case}}.*")
+    assert names(paired) == ["1"]
+
+
 def test_windows_paths_in_a_table_are_named(tmp_path):
     folder(tmp_path, ["a.png"], ["a.png"])
     (tmp_path / "table.csv").write_text("image,mask\nimages\\a.png,masks\\a.png\n")
@@ -560,14 +584,18 @@ def test_the_same_numbers_in_each_part_are_different_groups(tmp_path):
     assert {case.group for case in named.cases} == {"0", "1"}  # somebody said so
 
 
-def test_rgb_pictures_of_nnunet(tmp_path):
-    """nnU-Net reads three channels R, G and B from one picture `_0000`."""
+@pytest.mark.parametrize("channels", ["R G B", "rgb_to_0_1 rgb_to_0_1 rgb_to_0_1", "red green blue"])
+def test_rgb_pictures_of_nnunet(tmp_path, channels):
+    """nnU-Net reads three channels from one colour picture `_0000`, whatever it calls them."""
     for name in ("a", "b"):
         for place, array in (("imagesTr", np.zeros((4, 4, 3))), ("labelsTr", np.eye(4))):
             (tmp_path / place).mkdir(exist_ok=True)
             number = "_0000" if place == "imagesTr" else ""
             Image.fromarray(array.astype(np.uint8)).save(tmp_path / place / f"{name}{number}.png")
-    listing = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "vessel": 1}}
+    listing = {
+        "channel_names": dict(zip("012", channels.split(), strict=True)),
+        "labels": {"background": 0, "vessel": 1},
+    }
     (tmp_path / "dataset.json").write_text(json.dumps({**listing, "numTraining": 2, "file_ending": ".png"}))
     source = SOURCES["nnunet"](labels=Labels(["background", "vessel"]), root=tmp_path)
     raw = source.read(source.cases[0])
@@ -615,10 +643,30 @@ def test_classes_that_are_not_annotated_reach_neither_loss_nor_score(tmp_path):
     assert counts[0, 1].sum() == 0
 
 
+def test_a_case_without_any_class(tmp_path):
+    rows = ["a,image.png,,,", "b,image.png,,,whole", "c,image.png,whole.png,,"]
+    source = partly_annotated(tmp_path, rows)
+    none, partly, _whole = (source.read(case).mask for case in source.cases)
+    assert not none.any()
+    assert not partly[0].any()
+    assert (partly[1] == OVERLAPPING.padding_value).all()
+    exclusive = SOURCES["manifest"](labels=Labels(["background", "whole", "core"]), file=_without_last(tmp_path))
+    assert not exclusive.read(exclusive.cases[0]).mask.any()
+
+
+def _without_last(tmp_path):
+    """The table without the column `annotated`."""
+    file = tmp_path / "other.csv"
+    rows = (tmp_path / "cases.csv").read_text().splitlines()
+    file.write_text("\n".join(row.rpartition(",")[0] for row in rows))
+    return file
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        (OVERLAPPING, "whole;edge", r"entry 1: expected annotated classes among whole, core, got edge"),
+        (OVERLAPPING, "whole", r"`annotated` leaves out core, which has a mask"),
+        (OVERLAPPING, "whole;core;edge", r"entry 1: expected annotated classes among whole, core, got edge"),
         (Labels(["background", "whole", "core"]), "whole", r"needs overlapping classes: .*mode: multilabel"),
     ],
 )

@@ -49,7 +49,7 @@ class _Flip(_RandomTransform):
         axes: Sequence[int] = range(dims) if isinstance(self.axes, str) else self.axes
         for axis in axes:
             if not -dims <= axis < dims:
-                raise IndexError(f"expected an axis from {-dims} to {dims - 1}, got {axis}")
+                raise IndexError(f"flip: expected an axis from {-dims} to {dims - 1}, got {axis}; use `axes: all`")
             if self.random.random_sample() >= self.p:
                 continue
             image, mask = image.flip(1 + axis % dims), mask.flip(1 + axis % dims)
@@ -142,10 +142,10 @@ def shift_intensity(*, offset: NonNegative = 0.1, p: Probability = 0.3) -> Any:
 
 
 def contrast(*, factor: BelowOne = 0.25, p: Probability = 0.3) -> Any:
-    """Scale deviations from the mean by 1 +- `factor` and clip to the range of the image."""
+    """Scale deviations from the mean by 1 +- `factor`."""
     from monai.transforms.intensity.dictionary import RandScaleIntensityFixedMeand
 
-    return RandScaleIntensityFixedMeand(["image"], prob=p, factors=factor, preserve_range=True)
+    return RandScaleIntensityFixedMeand(["image"], prob=p, factors=factor, preserve_range=False)
 
 
 def low_resolution(*, zoom: Zoom = 0.5, p: Probability = 0.25) -> Any:
@@ -244,7 +244,7 @@ class MonaiAugment(Augment):
             transform.set_random_state(state=random)
             try:
                 sample = transform(sample)
-            except (RuntimeError, IndexError) as error:
+            except (RuntimeError, IndexError, ValueError) as error:
                 raise AugmentError(f"a transform does not support an image {list(image.shape)}: {error}") from error
         out_mask = (np.asarray(sample["mask"]) + self.padding_value).round().astype(mask.dtype)
         out_weight = None if weight is None else np.asarray(sample["weight"], dtype=np.float32)[0]

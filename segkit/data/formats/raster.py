@@ -71,7 +71,8 @@ def _orientation(content: bytes) -> int:
     if not any(mark in content for mark in ORIENTATION_MARKS):  # Pillow decodes a PNG file before it answers
         return 1
     with _pillow(content) as picture:
-        return int(picture.getexif().get(ORIENTATION, 1))
+        found = picture.getexif().get(ORIENTATION, 1)
+    return found if found in UPRIGHT else 1  # viewers ignore other values
 
 
 def read_first_frame(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -132,20 +133,32 @@ def _stored_mask(content: bytes, where: str) -> np.ndarray:
     if content.startswith(b"\x89PNG") and content[PNG_DEPTH] == 16 and content[PNG_COLOUR_TYPE] in PNG_COLOURS:
         colours = _decoded(content, where)  # Pillow would silently reduce them to 8 bits
         return np.moveaxis(colours[..., :3][..., ::-1], -1, 0)
+    if content[:1] == b"P":  # PNM, which Pillow would scale to 0..255
+        array = _decoded(content, where)
+        if content[1:2] in b"14":  # black, which is 0 in the decoded picture, is stored as 1
+            return (array == 0).astype(np.uint8)
+        return array if array.ndim == 2 else np.moveaxis(array[..., ::-1], -1, 0)
     with _pillow(content) as picture:
         array = np.array(picture)
     if array.ndim == 2:
         return array
-    if array.shape[-1] == 4 and not array[..., :3].any() and array[..., 3].min() < array[..., 3].max():
-        raise DataError(
-            f"{where}: its colours are black everywhere, and only the transparency differs; save the transparency as a "
-            "greyscale mask, for example with `magick IN.png -alpha extract OUT.png`"
-        )
+    if array.shape[-1] in (2, 4):
+        refuse_transparency_alone(np.moveaxis(array[..., :-1], -1, 0), array[..., -1], where)
     if array.shape[-1] not in (2, 3, 4):
         raise DataError(f"{where}: expected a greyscale, palette or colour image, got {array.shape[-1]} channels")
     if array.shape[-1] == 2:  # grey and alpha
         return array[..., 0]
     return np.moveaxis(array[..., :3], -1, 0)
+
+
+def refuse_transparency_alone(colours: np.ndarray, alpha: np.ndarray, where: str) -> None:
+    """Raise DataError if a mask has the same colour everywhere, [C, *S], and only its transparency [*S] differs."""
+    flat = colours.reshape(len(colours), -1)
+    if alpha.min() < alpha.max() and (flat == flat[:, :1]).all():
+        raise DataError(
+            f"{where}: its colour is the same everywhere, and only the transparency differs; save the transparency as "
+            "a greyscale mask, for example with `magick IN.png -alpha extract OUT.png`"
+        )
 
 
 def number_type(path: Path) -> str:

@@ -9,7 +9,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,23 @@ from segkit.data.formats.header_checks import check_pixel_bytes
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
-MAX_SEARCHED, MAX_COMPARED = 32, 8  # files looked at to recognise a series: any files, and DICOM files
+MAX_SEARCHED, MAX_COMPARED = 64, 16  # files looked at to recognise a series: any files, and DICOM files
+OTHER_ENDINGS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".gif",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".txt",
+    ".csv",
+    ".json",
+    ".xml",
+    ".db",
+    ".npy",
+)
 OVERLAYS = range(0x6000, 0x6100)  # groups of a DICOM header
 MAX_SHEAR = 0.02  # shift of a slice against the one before, as a share of their distance
 HEADER = 65536  # bytes that are searched for the end of a header
@@ -180,14 +195,18 @@ def write(array: np.ndarray, geometry: Geometry, path: Path) -> None:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether DICOM files in a folder are slices: among the first ones, two of one series have different positions.
+    """Whether DICOM files in a folder are slices: of some of them, two of one series have different positions.
 
     A single DICOM file counts as a series of one slice. Other files, such as a preview, do not matter.
     """
-    files = (file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith("."))
-    found = list(islice((file for file in islice(files, MAX_SEARCHED) if is_dicom(file)), MAX_COMPARED))
+    candidates = [file for file in sorted(folder.iterdir()) if not _is_other_format(file)]
+    # a few first ones decide whether to look at all, since folders may hold thousands of other files
+    if not any(is_dicom(file) for file in candidates[:MAX_SEARCHED]):
+        return False
+    found = [file for file in candidates if is_dicom(file)]
     if len(found) < 2:
         return bool(found)
+    found = [found[position] for position in np.linspace(0, len(found) - 1, min(MAX_COMPARED, len(found))).astype(int)]
     pydicom = require("pydicom", "medical", "reading DICOM files")
     tags = ["SeriesInstanceUID", "ImagePositionPatient"]
     positions: dict[str, set[str]] = defaultdict(set)
@@ -199,6 +218,11 @@ def is_series(folder: Path) -> bool:
         if header.get("ImagePositionPatient"):
             positions[str(header.get("SeriesInstanceUID"))].add(str(header.ImagePositionPatient))
     return any(len(places) > 1 for places in positions.values())
+
+
+def _is_other_format(file: Path) -> bool:
+    """Whether a file is hidden, or a picture or text by the ending of its name."""
+    return file.name.startswith(".") or file.suffix.lower() in OTHER_ENDINGS
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -257,6 +281,12 @@ def check_positions(positions: Sequence[np.ndarray], orientations: Sequence[Any]
         raise DataError(
             f"{where}: expected parallel slices, got {len(np.unique(directions.round(3), axis=0))} orientations; put "
             "the slices of each orientation into a folder of their own"
+        )
+    distinct = len({tuple(position.round(3)) for position in positions})
+    if len(positions) % distinct == 0 and len(positions) > distinct:
+        raise DataError(
+            f"{where}: expected one slice per position, got {len(positions)} slices at {distinct} positions, such as "
+            "several time points or contrasts; put each of them into a folder of its own, for example with dcm2niix"
         )
     normal = np.cross(directions[0][:3], directions[0][3:])
     steps = np.diff(positions, axis=0)

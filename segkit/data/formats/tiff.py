@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.formats.raster import ORIENTATION, check_size, scaled, upright
+from segkit.data.formats.raster import ORIENTATION, check_size, refuse_transparency_alone, scaled, upright
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
@@ -57,7 +57,7 @@ def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     Palette images give palette indices, 1-bit images 0 and 1, whether 0 means white or black. Colours are
     [3, H, W].
     """
-    array, _page = _read(path, where)
+    array, _page = _read(path, where, is_mask=True)
     spacing = (1.0,) * (array.ndim - 1)
     if len(array) not in (1, 3):
         raise DataError(f"{where}: expected a greyscale, palette or colour image, got {len(array)} channels")
@@ -78,7 +78,8 @@ def orientation(path: Path) -> int:
 
 
 def _orientation(page: Any) -> int:
-    return int(page.tags.valueof(ORIENTATION, 1))
+    found = page.tags.valueof(ORIENTATION, 1)
+    return int(found) if found in range(1, 9) else 1  # viewers ignore other values
 
 
 def page_count(path: Path) -> int:
@@ -101,7 +102,7 @@ def _pages(file: Any) -> list[Any]:
     return [page for page in map(file.pages.get, range(len(file.pages))) if not page.is_reduced] or [file.pages.get(0)]
 
 
-def _read(path: Path, where: str) -> tuple[np.ndarray, Any]:
+def _read(path: Path, where: str, *, is_mask: bool = False) -> tuple[np.ndarray, Any]:
     """The pixels [C, *S] without transparency, and the first page, whose tags describe them."""
     with _refuse_lost_pages(where), _open(path) as file:
         pages = _pages(file)
@@ -122,7 +123,10 @@ def _read(path: Path, where: str) -> tuple[np.ndarray, Any]:
                 "; convert it, for example with `magick IN.tif -colorspace sRGB OUT.tif`"
             )
         array = _channels_first(series.asarray(), series.axes, where)
-    array = array[: len(array) - _alpha_channels(page, len(array))]
+    colours = len(array) - _alpha_channels(page, len(array))
+    if is_mask and 0 < colours < len(array):
+        refuse_transparency_alone(array[:colours], array[colours], where)
+    array = array[:colours]
     return upright(array, _orientation(page)), page
 
 

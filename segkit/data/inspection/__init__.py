@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from segkit.data.cases import Case
 from segkit.data.formats import extension
@@ -39,28 +39,28 @@ KNOWN_IN_SUBFOLDERS: tuple[Detector, ...] = (
 # both are tried; the one that accounts for more files is used
 BY_FILE_NAMES: tuple[Detector, ...] = (image_mask_pairs.pairs, case_table.table)
 TOOLS = {  # formats that are not read, and what converts them
-    ".heic": "`magick IN.heic OUT.png`",
-    ".exr": "`magick IN.exr OUT.tif`",
-    ".svg": "`magick IN.svg OUT.png`",
-    ".pdf": "`pdftoppm -png IN.pdf OUT`",
-    ".h5": "h5py and numpy.save",
-    ".hdf5": "h5py and numpy.save",
-    ".zarr": "zarr and numpy.save",
-    ".czi": "Bio-Formats (bfconvert IN.czi OUT.tif)",
-    ".lif": "Bio-Formats (bfconvert IN.lif OUT.tif)",
-    ".nd2": "Bio-Formats (bfconvert IN.nd2 OUT.tif)",
-    ".svs": "OpenSlide or libvips (vips dzsave)",
-    ".ndpi": "OpenSlide or libvips (vips dzsave)",
-    ".geojson": "rasterio.features.rasterize",
-    ".shp": "`gdal_rasterize`",
-    ".zip": "unpacking",
-    ".tar": "unpacking",
-    ".tgz": "unpacking",
-    ".7z": "unpacking",
-    ".rar": "unpacking",
-    ".minc": "`mnc2nii`",
-    ".mnc": "`mnc2nii`",
-    ".tfrecord": "TensorFlow and numpy.save",
+    ".heic": "convert with `magick IN.heic OUT.png`",
+    ".exr": "convert with `magick IN.exr OUT.tif`",
+    ".svg": "convert with `magick IN.svg OUT.png`",
+    ".pdf": "convert with `pdftoppm -png IN.pdf OUT`",
+    ".h5": "convert with h5py and numpy.save",
+    ".hdf5": "convert with h5py and numpy.save",
+    ".zarr": "convert with zarr and numpy.save",
+    ".czi": "convert with Bio-Formats (bfconvert IN.czi OUT.tif)",
+    ".lif": "convert with Bio-Formats (bfconvert IN.lif OUT.tif)",
+    ".nd2": "convert with Bio-Formats (bfconvert IN.nd2 OUT.tif)",
+    ".svs": "convert with OpenSlide or libvips (vips dzsave)",
+    ".ndpi": "convert with OpenSlide or libvips (vips dzsave)",
+    ".geojson": "convert with rasterio.features.rasterize",
+    ".shp": "convert with `gdal_rasterize`",
+    ".zip": "unpack them",
+    ".tar": "unpack them",
+    ".tgz": "unpack them",
+    ".7z": "unpack them",
+    ".rar": "unpack them",
+    ".minc": "convert with `mnc2nii`",
+    ".mnc": "convert with `mnc2nii`",
+    ".tfrecord": "convert with TensorFlow and numpy.save",
 }
 LABELME_KEYS = {"shapes", "imagePath"}  # of the JSON files that labelme writes
 
@@ -86,9 +86,7 @@ def _no_layout_message(root: Path) -> str:
     images = ", ".join(f"{count} {ending or 'DICOM series'}" for ending, count in image_counts.most_common())
     counts = Counter(path.suffix.lower() for folder in folders(root) for path in folder.iterdir() if path.is_file())
     counts.update(folder.suffix.lower() for folder in folders(root) if folder.suffix)
-    unsupported = [
-        f"{counts[ending]} {ending}, converted by {tool}" for ending, tool in TOOLS.items() if counts[ending]
-    ]
+    unsupported = [f"{counts[ending]} {ending} ({tool})" for ending, tool in TOOLS.items() if counts[ending]]
     notes = [f"There are files that segkit does not read: {'; '.join(unsupported)}."] if unsupported else []
     notes += _annotation_notes(root)
     reason = image_mask_pairs.why_no_pairs(root)
@@ -114,7 +112,7 @@ def _annotation_notes(root: Path) -> list[str]:
         if columns:
             notes.append(
                 f"The table {file.name} names files in the columns {', '.join(columns)}: rename the one with the "
-                "images to image and the one with the masks to mask."
+                "images to image and the one with the masks to mask, and keep of the others only case, group and split."
             )
     return notes
 
@@ -131,8 +129,8 @@ def _columns_of_files(file: Path) -> list[str]:
     except DataError:
         return []
     cells = rows[0].items() if rows else []
-    folder = file.parent
-    return [name for name, cell in cells if isinstance(cell, str) and any(folder.rglob(Path(cell).name))]
+    names = {path.name for folder in folders(file.parent) for path in folder.iterdir()}
+    return [column for column, cell in cells if isinstance(cell, str) and PureWindowsPath(cell).name in names - {""}]
 
 
 def _archive_folders(root: Path) -> list[Path]:

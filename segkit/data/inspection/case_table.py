@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from segkit.data.inspection.base import (
     is_manual,
     looks_like_mask,
 )
+from segkit.data.inspection.mask_classes import SURVEYED
 from segkit.data.readers import read_image, stored_mask
 from segkit.data.sources.manifest import SEPARATOR
+from segkit.data.sources.pairs import find_numbered
 from segkit.utils.errors import DataError
 
 COMMON = 0.8  # share of the case folders that have to contain a type of file
@@ -60,6 +62,8 @@ def table(root: Path) -> Layout | None:
     if not best:
         return None
     rows, notes = _rows(root, best)
+    if not any(len(case.masks) > 1 for case in best):
+        notes += _add_numbered(root, best, rows, files)
     reasons = [f"{len(best)} cases: {best_description}, such as {_file_names(root, best[0])}", *notes]
     classes = list(best[0].masks)
     if len(classes) > 1:
@@ -77,6 +81,28 @@ def table(root: Path) -> Layout | None:
         file_count=sum(len(case.images) + len(case.masks) for case in best),
         rows=rows,
     )
+
+
+def _add_numbered(root: Path, cases: Sequence[CaseFiles], rows: Sequence[dict[str, str]], files: Files) -> list[str]:
+    """Add further masks, such as `a_mask_1.png` beside `a_mask.png`, to the rows, and return a note about them."""
+    own = {str(number): case.masks[""] for number, case in enumerate(cases) if "" in case.masks}
+    used = {image for case in cases for image in case.images}
+    folders_of_masks = {path.parent for path in own.values()}
+    candidates = [path for folder in folders_of_masks for path in files.get(folder, ()) if path not in used]
+    numbered = find_numbered(own, candidates)
+    found = [path for paths in numbered.values() for path in paths]
+    if not found:
+        return []
+    if not all(_is_binary(path) for path in spread([*own.values(), *found], SURVEYED)):
+        return [
+            f"{len(found)} masks are named like another mask and a number, such as {found[0].name}: add them to it?"
+        ]
+    for number, paths in numbered.items():
+        row = rows[int(number)]
+        row["mask"] = SEPARATOR.join([row["mask"], *(path.relative_to(root).as_posix() for path in sorted(paths))])
+    return [
+        f"{len(found)} masks are named like another mask and a number, such as {found[0].name}: they are added to it"
+    ]
 
 
 def _file_names(root: Path, case: CaseFiles) -> str:
@@ -319,20 +345,28 @@ def _bare_number(name: str) -> str:
 def _derivatives(root: Path, files: Files) -> list[CaseFiles]:
     """BIDS: `sub-01/anat/sub-01_T1w.nii.gz`, and its mask below `derivatives` with more words in its name, such as
     `derivatives/labels/sub-01/anat/sub-01_T1w_seg-manual.nii.gz`."""
-    masks: dict[str, list[Path]] = defaultdict(list)
+    masks: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     below = root / "derivatives"
     images = {case_name(path): path for folder in files if not folder.is_relative_to(below) for path in files[folder]}
     for folder in files:
         for path in files[folder] if folder.is_relative_to(below) else []:
             name = case_name(path)
-            owner = max((image for image in images if name.startswith(f"{image}_")), key=len, default=None)
-            if owner is not None and has_mask_word(name.removeprefix(owner)):
-                masks[name.removeprefix(owner)].append(path)
+            owner = _bids_image(name, images)
+            words = "_".join(word for word in name.split("_") if owner is None or word not in owner.split("_"))
+            if owner is not None and has_mask_word(words):
+                masks[words].append((owner, path))
     if not masks:
         return []
-    suffix = max(masks, key=lambda word: (len(masks[word]), is_manual(word)))
-    names = {case_name(path).removesuffix(suffix): path for path in masks[suffix]}
-    return [CaseFiles(name, (images[name],), {"": mask}) for name, mask in sorted(names.items())]
+    words = max(masks, key=lambda words: (len(masks[words]), is_manual(words)))
+    return [CaseFiles(owner, (images[owner],), {"": mask}) for owner, mask in sorted(masks[words])]
+
+
+def _bids_image(mask: str, images: Collection[str]) -> str | None:
+    """The image whose entities, such as `sub-01_ses-2`, a mask shares, with its suffix `T1w` or as the only one."""
+    entities = set(mask.split("_"))
+    with_suffix = [image for image in images if set(image.split("_")) <= entities]
+    candidates = with_suffix or [image for image in images if "_" in image and set(image.split("_")[:-1]) <= entities]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def _folder_per_case(root: Path, files: Files) -> list[CaseFiles]:

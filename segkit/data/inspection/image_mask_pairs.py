@@ -212,11 +212,13 @@ def _pairings(
                 for name, path in images_by_name[part].items()
                 if _has_affixes(name, image_affixes) and path not in masks.values()
             }
-            further = {path for found in find_numbered(masks, masks_by_name[part].values()).values() for path in found}
-            if mask_folders[part] == image_folders[part]:
-                images = {case: path for case, path in images.items() if path not in further}
-            else:
-                further = {path for path in further if case_name(path) not in images_by_name[part]}
+            own = {case: masks[case] for case in images if case in masks}
+            same_folder = mask_folders[part] == image_folders[part]
+            candidates = [
+                path for name, path in masks_by_name[part].items() if same_folder or name not in images_by_name[part]
+            ]
+            further = {path for found in find_numbered(own, candidates).values() for path in found}
+            images = {case: path for case, path in images.items() if path not in further}
             numbered += sorted(further)
             files += [(path, masks[case]) for case, path in images.items() if case in masks]
             image_count += len(images)

@@ -15,6 +15,7 @@ from segkit.data.sources.cityscapes import CITYSCAPES_CLASSES
 from segkit.data.sources.coco import CocoFile, CocoImage
 from segkit.data.sources.manifest import read_rows
 from segkit.data.sources.msd_nnunet import read_listing
+from segkit.labels import BACKGROUND, means_background
 from segkit.utils.errors import DataError
 
 CITYSCAPES_NAMES = (
@@ -78,13 +79,21 @@ def coco(root: Path) -> Layout | None:
         images = _image_folder(root, file, part, contents[file].images)
         if images is not None:
             files_of_part.setdefault(part, (file, images))
+    if contents and not files_of_part:
+        file, content = next(iter(contents.items()))
+        names = [image.file_name for image in content.images]
+        hint = "; it is a path of Windows: write / for \\" if names and "\\" in names[0] else ""
+        raise DataError(
+            f"{file} has the form of COCO, but none of its images, such as {names[0] if names else 'none'}, is below "
+            f"{root}{hint}"
+        )
     if not files_of_part:
         return None
     has_split = "train" in files_of_part and len(files_of_part) > 1
     parts = [part for part in files_of_part if part is not None] if has_split else list(files_of_part)[:1]
     annotations = {part: files_of_part[part][0] for part in parts}
     images = {part: files_of_part[part][1] for part in parts}
-    options = {
+    options: dict[str, Any] = {
         "images": images if len(set(images.values())) > 1 else images[parts[0]],
         "annotations": annotations if has_split else annotations[parts[0]],
     }
@@ -92,7 +101,10 @@ def coco(root: Path) -> Layout | None:
         f"{file.relative_to(root)} has the lists images, annotations and categories of COCO"
         for file in annotations.values()
     ]
-    labels = _labels_of_categories([contents[file] for file in annotations.values()])
+    names = _used_categories([contents[file] for file in annotations.values()])
+    if others := {name: BACKGROUND for name in names if name != BACKGROUND and means_background(name)}:
+        options["categories"] = others
+    labels = {"names": [BACKGROUND, *(name for name in names if not means_background(name))], "ignore_index": 255}
     return Layout("coco", options, reasons, has_split, labels=labels)
 
 
@@ -106,13 +118,13 @@ def _is_coco(content: Any) -> bool:
     )
 
 
-def _labels_of_categories(contents: Sequence[CocoFile]) -> dict[str, Any]:
-    """The section `labels` with the categories that have objects, in the order of the annotation files."""
+def _used_categories(contents: Sequence[CocoFile]) -> list[str]:
+    """The categories that have objects, in the order of the annotation files."""
     names: dict[str, None] = {}
     for content in contents:
         used = {annotation.category_id for annotation in content.annotations}
         names |= dict.fromkeys(category.name for category in content.categories if category.id in used)
-    return {"names": ["background", *(name for name in names if name != "background")], "ignore_index": 255}
+    return list(names)
 
 
 def _part_of(root: Path, path: Path) -> str | None:

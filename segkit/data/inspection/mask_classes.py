@@ -18,6 +18,7 @@ from segkit.utils.errors import DataError
 
 SURVEYED = 2000  # masks whose values are read
 SMOOTHED = 16  # with more distinct values, those between 0 and 255 are smoothed edges and not classes
+MANY_OBJECTS = 5  # number of objects in a mask from which they are no classes
 SEARCHED = 20  # masks that are searched for connected objects
 NEAR = 16  # distance to 0 and 255 of values changed by smoothing or JPEG
 
@@ -42,6 +43,7 @@ def infer_classes(masks: Sequence[Path]) -> MaskClasses:
     values: Counter[int] = Counter()
     colours: Counter[int] = Counter()
     read, per_object = 0, 0
+    object_counts: set[int] = set()
     errors: list[DataError] = []
     for path in spread(masks, SURVEYED):
         try:
@@ -56,11 +58,15 @@ def infer_classes(masks: Sequence[Path]) -> MaskClasses:
             plane = stored[0] if is_colour else stored
             distinct, counts = np.unique(np.rint(plane), return_counts=True)
             values.update(dict(zip(distinct.astype(np.int64).tolist(), counts.tolist(), strict=True)))
-            per_object += read <= SEARCHED and _has_one_number_per_object(plane, distinct)
+            if read <= SEARCHED and _has_one_number_per_object(plane, distinct):
+                per_object += 1
+                object_counts.add(len(distinct) - 1)
     if not read:
         raise DataError(f"none of the {len(masks)} masks can be read{f': {errors[0]}' if errors else ''}")
     reasons = [f"values were read from {read} of {len(masks)} masks"]
-    if per_object == min(read, SEARCHED) and len(values) > 3 and not colours:
+    # classes would be the same few in all masks
+    varies = len(object_counts) > 1 and max(object_counts, default=0) >= MANY_OBJECTS
+    if per_object == min(read, SEARCHED) and varies and not colours:
         return MaskClasses(
             {"names": ["background", "foreground"]},
             {"threshold": 1},

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from segkit.data.cases import Case, RawCase
+import numpy as np
+
+from segkit.data.cases import Case, RawCase, mask_dtype
 from segkit.data.mask_encoding import MaskEncoding
-from segkit.data.readers import read_files
+from segkit.data.readers import background_value, only_annotated, read_files
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 from segkit.utils.text import listed_lines
@@ -49,7 +51,7 @@ def group_reader(pattern: str | None) -> Callable[[str], str]:
     if pattern is None:
         return lambda name: name
     try:
-        expression = re.compile(pattern)
+        expression = re.compile(unicodedata.normalize("NFC", pattern))
     except re.error as error:
         raise ValueError(f"expected group to be a regular expression, got {pattern!r}: {error}") from error
     if expression.groups != 1:
@@ -62,6 +64,16 @@ def group_reader(pattern: str | None) -> Callable[[str], str]:
         return match.group(1)
 
     return group_of
+
+
+def with_empty_mask(raw: RawCase, case: Case, labels: Labels) -> RawCase:
+    """A case without mask files as one in which all classes are absent; other cases unchanged."""
+    if raw.mask is not None:
+        return raw
+    size = raw.image.shape[1:]
+    shape = (len(labels.names), *size) if labels.has_mask_channels else size
+    empty = 0 if labels.has_mask_channels else background_value(labels, f"case {case.name}")
+    return replace(raw, mask=only_annotated(np.full(shape, empty, mask_dtype(labels)), case, labels))
 
 
 def refuse_unpaired(unpaired_files: Sequence[str], *, can_skip: bool = True) -> None:
@@ -119,9 +131,12 @@ def listed_file(text: str, root: Path, listing: Path) -> Path:
 
 
 def in_any_form(path: Path) -> Path:
-    """The path, or a file whose name is the same text in another Unicode form, as in archives packed on macOS."""
-    forms = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
-    return path if path.exists() else next((other for other in forms if other.exists()), path)
+    """The path, or one whose names are the same text in another Unicode form, as in archives packed on macOS."""
+    if path.exists() or path == path.parent:
+        return path
+    parent = in_any_form(path.parent)
+    forms = [parent / unicodedata.normalize(form, path.name) for form in ("NFC", "NFD")]
+    return next((other for other in forms if other.exists()), path)
 
 
 def files_like(folder: Path, pattern: str) -> list[Path]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, FiniteFloat
 
 from segkit.data.cases import Case, RawCase, mask_dtype
 from segkit.data.documents import Entry, Identifier, read_document
@@ -26,6 +28,14 @@ IGNORE_HINT = "write `ignore_index: 255` under `labels`"
 Boxes = Literal["refuse", "ignore", "draw"]
 
 
+def _polygons(value: Any) -> Any:
+    """A list of polygons also for a single one, which some programs write as a flat list."""
+    return [value] if isinstance(value, list) and value and isinstance(value[0], (int, float)) else value
+
+
+Outline = Annotated[list[list[FiniteFloat]] | dict[str, Any], BeforeValidator(_polygons)]
+
+
 class CocoImage(Entry):
     id: Identifier
     file_name: str
@@ -37,9 +47,15 @@ class CocoObject(Entry):
     image_id: Identifier
     category_id: Identifier
     id: Identifier | None = None
-    segmentation: list[Any] | dict[str, Any] | None = None
-    bbox: list[float] | None = None
+    segmentation: Outline | None = None
+    bbox: list[FiniteFloat] | None = None
     iscrowd: bool | None = None
+
+    @property
+    def box(self) -> list[float] | None:
+        """Left, top, width and height; None for a box without area."""
+        is_box = self.bbox is not None and len(self.bbox) == 4 and min(self.bbox[2:]) > 0
+        return self.bbox if is_box else None
 
     @property
     def outline(self) -> list[list[float]] | dict[str, Any] | None:
@@ -135,7 +151,7 @@ class CocoSource:
                 "its EXIF orientation, by which viewers turn it"
             )
         drawn = [(entry, _object_mask(entry, size, case)) for entry in self.objects[case.images[0]]]
-        drawn.sort(key=lambda item: (not item[0]["iscrowd"], -int(item[1].sum())))
+        drawn.sort(key=lambda item: (not item[0]["below"], -int(item[1].sum())))
         return RawCase(pixels, self._mask(drawn, size), spacing)
 
     def _mask(self, drawn: Sequence[tuple[dict[str, Any], np.ndarray]], size: tuple[int, int]) -> np.ndarray:
@@ -143,14 +159,12 @@ class CocoSource:
         if labels.has_mask_channels:
             mask = np.zeros((len(labels.names), *size), mask_dtype(labels))
             for entry, plane in drawn:
-                if entry["number"] is None:
-                    mask[:, plane] = labels.ignore_index
-                else:
-                    mask[entry["number"], plane] = 1
+                planes = slice(None) if entry["number"] is None else entry["number"]
+                mask[planes, plane] = labels.ignore_index if entry["ignored"] else 1
             return mask
         mask = np.full(size, background_value(labels, "the annotations"), mask_dtype(labels))
         for entry, plane in drawn:
-            mask[plane] = labels.ignore_index if entry["number"] is None else entry["number"]
+            mask[plane] = labels.ignore_index if entry["ignored"] else entry["number"]
         return mask
 
 
@@ -240,7 +254,14 @@ def _check_outlines(content: CocoFile, numbers: Mapping[Any, int | None], boxes:
     """Raise DataError for objects to draw that have no outline, unless their boxes are used."""
     drawn = [entry for entry in content.annotations if entry.iscrowd or entry.category_id in numbers]
     without = [entry for entry in drawn if entry.outline is None]
-    lost = [entry for entry in without if boxes == "refuse" or entry.bbox is None or len(entry.bbox) != 4]
+    without_either = [entry for entry in without if entry.box is None]
+    if without_either:
+        shown = listed([str(entry.id) for entry in without_either], limit=5)
+        raise DataError(
+            f"{file}: {len(without_either)} objects have neither an outline nor a bounding box: {shown}; correct or "
+            "remove them"
+        )
+    lost = without if boxes == "refuse" else []
     if not lost:
         return
     shown = listed([str(entry.id) for entry in lost], limit=5)
@@ -262,16 +283,18 @@ def _objects_by_image(
     for entry in content.annotations:
         if not entry.iscrowd and entry.category_id not in numbers:
             continue
-        is_ignored = entry.iscrowd or (entry.outline is None and boxes == "ignore")
+        number = None if entry.iscrowd else numbers[entry.category_id]
+        is_box = entry.outline is None and boxes == "ignore"
         by_image[entry.image_id].append(
-            {"id": entry.id, "outline": entry.outline, "box": entry.bbox, "iscrowd": bool(entry.iscrowd)}
-            | {"number": None if is_ignored else numbers[entry.category_id]}
+            {"id": entry.id, "outline": entry.outline, "box": entry.box, "number": number}
+            # what is ignored as a whole lies below everything that was outlined
+            | {"ignored": number is None or is_box, "below": bool(entry.iscrowd) or is_box}
         )
     return by_image
 
 
 def _check_ignored(objects: Sequence[Mapping[str, Any]], labels: Labels, name: str, file: Path) -> None:
-    if labels.ignore_index is None and any(entry["number"] is None for entry in objects):
+    if labels.ignore_index is None and any(entry["ignored"] for entry in objects):
         raise DataError(f"case {name}, {file}: crowd regions and boxes have to be ignored; {IGNORE_HINT}")
 
 
@@ -287,7 +310,11 @@ def _object_mask(entry: Mapping[str, Any], size: tuple[int, int], case: Case) ->
         elif isinstance(outline, list):
             runs = coco.merge(coco.frPyObjects(outline, *size))
         else:
-            runs = coco.frPyObjects(outline, *size) if isinstance(outline["counts"], list) else outline
+            counts = outline["counts"]
+            total = sum(counts if isinstance(counts, list) else _decompressed(counts))
+            if total != math.prod(size):
+                raise ValueError(f"its run lengths add up to {total} pixels, not to {math.prod(size)}")
+            runs = coco.frPyObjects(outline, *size) if isinstance(counts, list) else outline
         plane = coco.decode(runs).astype(bool)
     except Exception as error:  # the library raises exceptions of any type for invalid outlines
         raise DataError(
@@ -298,7 +325,30 @@ def _object_mask(entry: Mapping[str, Any], size: tuple[int, int], case: Case) ->
             f"case {case.name}: expected the mask of object {entry['id']} to have the size {list(size)}, "
             f"got {list(plane.shape)}"
         )
+    if not plane.any():
+        warnings.warn(
+            f"case {case.name}: object {entry['id']} covers no pixel; it is too small, or lies outside the picture",
+            stacklevel=2,
+        )
     return plane
+
+
+def _decompressed(counts: str | bytes) -> list[int]:
+    """The run lengths of a compressed encoding: groups of 5 bits, each number the difference to the last but one."""
+    characters = counts.encode() if isinstance(counts, str) else counts
+    runs: list[int] = []
+    value = shift = 0
+    for character in characters:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs
 
 
 def _stamp(objects: Sequence[Mapping[str, Any]]) -> str:

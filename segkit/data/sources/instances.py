@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from segkit.data.cases import Case, MaskFile, RawCase, mask_dtype
+from segkit.data.cases import Case, MaskFile, RawCase
 from segkit.data.formats import is_image
 from segkit.data.mask_encoding import MaskEncoding
-from segkit.data.readers import background_value
-from segkit.data.sources.base import FileSource, existing_folder, group_reader, sorted_cases
+from segkit.data.sources.base import FileSource, existing_folder, group_reader, sorted_cases, with_empty_mask
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 from segkit.utils.text import listed
@@ -66,10 +62,4 @@ class InstancesSource(FileSource):
 
     def read(self, case: Case) -> RawCase:
         """Read the pixels of one case, with the union of its objects as the mask. Raises DataError."""
-        raw = super().read(case)
-        if raw.mask is not None:
-            return raw
-        size, labels = raw.image.shape[1:], self.labels
-        shape = (len(labels.names), *size) if labels.has_mask_channels else size
-        empty = 0 if labels.has_mask_channels else background_value(labels, f"case {case.name}")
-        return replace(raw, mask=np.full(shape, empty, mask_dtype(labels)))
+        return with_empty_mask(super().read(case), case, self.labels)

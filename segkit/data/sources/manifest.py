@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from segkit.data.cases import Case, MaskFile
+from segkit.data.cases import Case, MaskFile, RawCase
 from segkit.data.documents import read_document
 from segkit.data.formats import case_name
 from segkit.data.mask_encoding import MaskEncoding
-from segkit.data.sources.base import FileSource, group_reader, listed_file, sorted_cases
+from segkit.data.sources.base import FileSource, group_reader, listed_file, sorted_cases, with_empty_mask
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
@@ -65,9 +65,11 @@ class ManifestSource(FileSource):
         self.root = self.file.parent if root is None else Path(root)
         group_of = group_reader(group)
         cases = []
-        for number, row in enumerate(read_rows(self.file), 1):
+        rows = read_rows(self.file)
+        has_class_columns = any(key.startswith("mask:") or isinstance(row[key], dict) for row in rows for key in row)
+        for number, row in enumerate(rows, 1):
             where = f"{self.file}, entry {number}"
-            _check_keys(row, labels, where)
+            _check_keys(row, labels, where, may_be_empty=has_class_columns)
             images = tuple(self._path(text) for text in _files(row["image"]))
             name = str(row.get("case") or case_name(images[0]))
             group_name = str(row["group"]) if row.get("group") else group_of(name)
@@ -92,7 +94,11 @@ class ManifestSource(FileSource):
             return tuple(
                 MaskFile(self._path(text), name) for name, files in files_of_class.items() for text in _files(files)
             )
-        return tuple(MaskFile(self._path(text)) for text in _files(row["mask"]))
+        return tuple(MaskFile(self._path(text)) for text in _files(row["mask"])) if row.get("mask") else ()
+
+    def read(self, case: Case) -> RawCase:
+        """Read the pixels of one case; without any mask file, all classes are absent. Raises DataError."""
+        return with_empty_mask(super().read(case), case, self.labels)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -113,14 +119,17 @@ def _csv_rows(file: Path) -> list[Any]:
     return table.to_dict("records")
 
 
-def _check_keys(row: Mapping[str, Any], labels: Labels, where: str) -> None:
-    """Raise DataError for unknown columns, a row without image or mask, and unknown classes."""
+def _check_keys(row: Mapping[str, Any], labels: Labels, where: str, *, may_be_empty: bool) -> None:
+    """Raise DataError for unknown columns, a row without image or mask, and unknown classes.
+
+    may_be_empty: whether the table has a column per class, so that a row without masks has none of the classes.
+    """
     classes = [key.removeprefix("mask:") for key in row if key.startswith("mask:")]
     classes += list(row["mask"]) if isinstance(row.get("mask"), Mapping) else []
     unknown = [key for key in row if key not in KEYS and not key.startswith("mask:")]
     if unknown:
         raise DataError(f"{where}: expected {', '.join(KEYS)} or mask:NAME, got {', '.join(unknown)}")
-    if "image" not in row or not ("mask" in row or classes):
+    if "image" not in row or not ("mask" in row or classes or may_be_empty):
         raise DataError(f"{where}: expected an image and a mask, got {', '.join(row) or 'nothing'}")
     unknown_classes = [name for name in classes if name not in labels.names]
     if unknown_classes:
@@ -136,6 +145,11 @@ def _annotated(row: Mapping[str, Any], labels: Labels, where: str) -> tuple[str,
         raise DataError(
             f"{where}: `annotated` needs overlapping classes: a pixel of exclusive classes has to belong to one of "
             "them; write `mode: multilabel` under `labels`, without `regions`"
+        )
+    drawn = [key.removeprefix("mask:") for key in row if key.startswith("mask:")]
+    if contradicting := [name for name in drawn if name not in names]:
+        raise DataError(
+            f"{where}: `annotated` leaves out {', '.join(contradicting)}, which has a mask; add or remove it"
         )
     unknown = [name for name in names if name not in labels.names]
     if unknown:

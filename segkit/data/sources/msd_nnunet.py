@@ -10,7 +10,7 @@ from pydantic import field_validator
 
 from segkit.data.cases import Case, MaskFile
 from segkit.data.documents import Entry, read_document
-from segkit.data.formats import case_name, is_image
+from segkit.data.formats import case_name, is_image, is_raster
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import (
     FileSource,
@@ -26,6 +26,7 @@ from segkit.labels import Labels
 from segkit.utils.errors import DataError
 from segkit.utils.text import listed
 
+RGB = 3
 IMAGES, MASKS = "imagesTr", "labelsTr"
 
 
@@ -180,7 +181,9 @@ def _nnunet_cases(listing: Listing, root: Path, group_of: Callable[[str], str]) 
         ]
     masks = {path.name.removesuffix(ending): path for path in files_like(existing_folder(root / MASKS), f"*{ending}")}
     images = existing_folder(root / IMAGES)
-    channels = 1 if _is_rgb(listing) and not _has_channel_files(images, ending, 1) else channels
+    # nnU-Net reads colour pictures with three channels from one file
+    is_colour = channels == RGB and is_raster(Path(f"x{ending}")) and not files_like(images, f"*_0001{ending}")
+    channels = 1 if is_colour else channels
     cases, missing = [], []
     for name, mask in sorted(masks.items()):
         files = tuple(in_any_form(images / f"{name}_{channel:04d}{ending}") for channel in range(channels))
@@ -190,16 +193,6 @@ def _nnunet_cases(listing: Listing, root: Path, group_of: Callable[[str], str]) 
         shown = listed(missing, limit=5, separator="; ")
         raise DataError(f"files are missing in {images}: {shown}; {file} has {channels} channels")
     return cases
-
-
-def _is_rgb(listing: Listing) -> bool:
-    """Whether the three channels are colours, which nnU-Net reads from one picture `_0000`."""
-    names = [name.lower() for name in (listing.channel_names or listing.modality or {}).values()]
-    return names in (["r", "g", "b"], ["red", "green", "blue"])
-
-
-def _has_channel_files(images: Path, ending: str, channel: int) -> bool:
-    return bool(files_like(images, f"*_{channel:04d}{ending}"))
 
 
 def _unlisted(root: Path, cases: list[Case]) -> list[str]:

@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -71,7 +72,8 @@ class PairsSource(FileSource):
         numbered_masks: Literal["refuse", "unite", "skip"] = "refuse",
     ):
         super().__init__(labels, MaskEncoding(value_map, colors, threshold, one_hot, nearest_color))
-        layout = Layout(image_pattern, mask_pattern, annotator)
+        nfc = partial(unicodedata.normalize, "NFC")
+        layout = Layout(nfc(image_pattern), nfc(mask_pattern), annotator)
         group_of = group_reader(group)
         cases: list[Case] = []
         unpaired_files: list[str] = []
@@ -106,8 +108,16 @@ def _refuse_numbered(mask_of: Mapping[str, Path], numbered: Mapping[str, Sequenc
 
 
 def find_numbered(mask_of: Mapping[str, Path], files: Iterable[Path]) -> dict[str, list[Path]]:
-    """For each case the files that are named like its mask and a number, and are not the mask of another case."""
+    """For each case the files that are named like its mask and a number, and are not the mask of another case.
+
+    mask_of: the masks of the cases that have an image. A mask that is numbered itself, `a_1` of the case `a`, is the
+    first of its numbers.
+    """
     case_of = {(path.parent, case_name(path)): case for case, path in mask_of.items()}
+    for case, path in mask_of.items():
+        first = NUMBERED.fullmatch(case_name(path))
+        if first and case_name(path) != case:
+            case_of.setdefault((path.parent, first["name"]), case)
     known = set(mask_of.values())
     numbered: dict[str, list[Path]] = defaultdict(list)
     for path in files:
@@ -173,15 +183,15 @@ class Layout:
         )
         if not image_of:
             raise DataError(f"expected images named {self.image_pattern!r} in {images}, found none")
-        numbered = find_numbered(mask_of, sorted(path for path in masks.iterdir() if is_image(path)))
-        numbered = {
-            case: others
-            for case, files in numbered.items()
-            # with images of their own, these are cases
-            if (others := [path for path in files if same_folder or case_name(path) not in image_of])
-        }
+        # masks with images of their own are cases; in one folder, images and masks are not told apart yet
+        own = {case: path for case, path in mask_of.items() if case in image_of}
+        files = [path for path in sorted(masks.iterdir()) if is_image(path)]
+        candidates = [path for path in files if same_folder or case_name(path) not in image_of]
+        # the numbers of annotators, as in `a_rater_1`, do not count masks
+        numbered = {} if "{annotator}" in self.mask_pattern else find_numbered(own, candidates)
         known = {path for files in numbered.values() for path in files}
-        return {case: path for case, path in image_of.items() if path not in known}, mask_of, numbered
+        image_of = {case: path for case, path in image_of.items() if path not in known}
+        return image_of, {case: path for case, path in mask_of.items() if path not in known}, numbered
 
     def _choose(self, matches: Sequence[tuple[str, str, Path]], folder: Path) -> dict[str, Path]:
         """The masks of the selected annotator, or all masks if there is only one per case."""
@@ -210,7 +220,9 @@ def _matches(folder: Path, pattern: str) -> list[tuple[str, str, Path]]:
     glob = re.sub(r"\{\w+\}", "*", pattern.replace("[", "[[]"))
     glob = re.sub(r"\*+", "*", f"{glob.removesuffix('.*')}*") if glob.endswith(".*") else glob
     matches = []
-    for path in sorted(path for path in folder.glob(glob) if is_image(path)):
+    # both Unicode forms: a pattern that a folder does not contain matches nothing
+    globs = {unicodedata.normalize(form, glob) for form in ("NFC", "NFD")}
+    for path in sorted({path for form in globs for path in folder.glob(form) if is_image(path)}):
         expression = folder_expression if path.is_dir() else file_expression
         match = expression.fullmatch(unicodedata.normalize("NFC", path.relative_to(folder).as_posix()))
         if match:
