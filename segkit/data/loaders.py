@@ -80,9 +80,17 @@ def training_loader(
     The batches do not depend on the number of workers. See `BatchSampler` for `batch`, `accumulate`, `share`,
     `frequent` and `frequent_share`.
     """
-    options: dict[str, Any] = {"accumulate": accumulate, "share": share}
-    options |= {"frequent": frequent, "frequent_share": frequent_share}
-    sampler = BatchSampler(len(dataset), batch, steps, seed, start, **options)
+    sampler = BatchSampler(
+        len(dataset),
+        batch,
+        steps,
+        seed,
+        start,
+        accumulate=accumulate,
+        share=share,
+        frequent=frequent,
+        frequent_share=frequent_share,
+    )
     return DataLoader(
         dataset,
         batch_sampler=sampler,  # pyright: ignore[reportArgumentType]  (keys instead of integers)

@@ -72,12 +72,19 @@ def load_config(source: ConfigSource, overrides: Sequence[str] = (), *, data_onl
     Plain data without a name is called `experiment`; its paths are relative to the current directory. data_only:
     whether the sections on network, loss and training may be missing. Raises ConfigError with all errors at once.
     """
-    options: dict[str, Any] = {"checks": CHECKS, "load_plugins": load_plugins}
-    options["defaults"] = DATA_DEFAULTS if data_only else DEFAULTS
+    defaults = DATA_DEFAULTS if data_only else DEFAULTS
     if isinstance(source, Mapping):
-        config = check(dict(source), overrides, TABLES, source="experiment", **options)
+        config = check(
+            dict(source),
+            overrides,
+            TABLES,
+            source="experiment",
+            checks=CHECKS,
+            load_plugins=load_plugins,
+            defaults=defaults,
+        )
     else:
-        config = read_config(config_file(Path(source)), overrides, TABLES, **options)
+        config = read_config(config_file(Path(source)), overrides, TABLES, CHECKS, load_plugins, defaults)
     return replace(config, plugins=used_plugins(config))
 
 

@@ -161,8 +161,7 @@ ALBUMENTATIONS: dict[str, Callable[..., Any]] = {
 class AlbumentationsAugment(Augment):
     """Albumentations for 2D images: image float32 [C, H, W], mask [H, W] or [K, H, W].
 
-    Raises AugmentError for volumes, and if a transform
-    does not support the number of channels.
+    Raises AugmentError for volumes, and if a transform does not support the number of channels.
     """
 
     units: Units = "range"

@@ -67,6 +67,20 @@ class Format:
         return self.read_geometry is not None
 
 
+def _as_nifti(*endings: str) -> Format:
+    """A format that nibabel reads, and whose masks are written as NIfTI."""
+    return Format(
+        endings,
+        nifti.read,
+        nifti.read,
+        nifti.read_geometry,
+        nifti.number_type,
+        mask_ending=lambda _image: ".nii.gz",
+        has_mask_channels=True,
+        write_volume=nifti.write,
+    )
+
+
 FORMATS: dict[str, Format] = {
     "NIfTI": Format(
         (".nii.gz", ".nii"),
@@ -79,26 +93,8 @@ FORMATS: dict[str, Format] = {
         has_mask_channels=True,
         write_volume=nifti.write,
     ),
-    "MGH": Format(
-        (".mgz", ".mgh"),
-        nifti.read,
-        nifti.read,
-        nifti.read_geometry,
-        nifti.number_type,
-        mask_ending=lambda _image: ".nii.gz",
-        has_mask_channels=True,
-        write_volume=nifti.write,
-    ),
-    "Analyze": Format(
-        (".hdr",),
-        nifti.read,
-        nifti.read,
-        nifti.read_geometry,
-        nifti.number_type,
-        mask_ending=lambda _image: ".nii.gz",
-        has_mask_channels=True,
-        write_volume=nifti.write,
-    ),
+    "MGH": _as_nifti(".mgz", ".mgh"),
+    "Analyze": _as_nifti(".hdr"),
     "PNG": Format(
         (".png",), raster.read_image, raster.read_mask, None, raster.number_type, raster.orientation, is_raster=True
     ),

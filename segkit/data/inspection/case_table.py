@@ -85,24 +85,23 @@ def table(root: Path) -> Layout | None:
 
 def _add_numbered(root: Path, cases: Sequence[CaseFiles], rows: Sequence[dict[str, str]], files: Files) -> list[str]:
     """Add further masks, such as `a_mask_1.png` beside `a_mask.png`, to the rows, and return a note about them."""
-    own = {str(number): case.masks[""] for number, case in enumerate(cases) if "" in case.masks}
-    used = {image for case in cases for image in case.images}
-    folders_of_masks = {path.parent for path in own.values()}
-    candidates = [path for folder in folders_of_masks for path in files.get(folder, ()) if path not in used]
-    numbered = find_numbered(own, candidates)
-    found = [path for paths in numbered.values() for path in paths]
+    row_of = {case.masks[""]: row for case, row in zip(cases, rows, strict=True) if "" in case.masks}
+    images = {image for case in cases for image in case.images}
+    further: list[tuple[Path, list[Path]]] = []  # the mask of a case, and its further masks
+    for folder in sorted({mask.parent for mask in row_of}):
+        own = {case.name: case.masks[""] for case in cases if "" in case.masks and case.masks[""].parent == folder}
+        numbered = find_numbered(own, [path for path in files.get(folder, ()) if path not in images])
+        further += [(own[name], sorted(paths)) for name, paths in numbered.items()]
+    found = [path for _mask, paths in further for path in paths]
     if not found:
         return []
-    if not all(_is_binary(path) for path in spread([*own.values(), *found], SURVEYED)):
-        return [
-            f"{len(found)} masks are named like another mask and a number, such as {found[0].name}: add them to it?"
-        ]
-    for number, paths in numbered.items():
-        row = rows[int(number)]
-        row["mask"] = SEPARATOR.join([row["mask"], *(path.relative_to(root).as_posix() for path in sorted(paths))])
-    return [
-        f"{len(found)} masks are named like another mask and a number, such as {found[0].name}: they are added to it"
-    ]
+    note = f"{len(found)} masks are named like another mask and a number, such as {found[0].name}"
+    if not all(_is_binary(path) for path in spread([*row_of, *found], SURVEYED)):
+        return [f"{note}: add them to the column mask, separated by {SEPARATOR}, if they belong together"]
+    for mask, paths in further:
+        names = [path.relative_to(root).as_posix() for path in paths]
+        row_of[mask]["mask"] = SEPARATOR.join([row_of[mask]["mask"], *names])
+    return [f"{note}: they are added to it"]
 
 
 def _file_names(root: Path, case: CaseFiles) -> str:
