@@ -447,3 +447,15 @@ def test_transforms_of_volumes_on_pictures_are_named(tmp_path, transform):
     )
     printed = tool("data", "preview", "--config", "x.yaml", "--out", "x.png", folder=tmp_path, code=2)
     assert "a transform does not support an image" in printed
+
+
+def test_cases_that_all_have_one_fault_are_counted(tmp_path):
+    write_pairs(tmp_path, lambda name: np.minimum(classes(name), 1))
+    for path in (tmp_path / "images").iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) - 20])
+    done = tool("data", "check", ".", "--json", "c.json", folder=tmp_path, code=3)
+    (finding,) = json.loads((tmp_path / "c.json").read_text())["findings"]
+    assert "truncated" in finding["text"]
+    assert "(and the same in 7 more cases)" in finding["text"]
+    assert "0 readable" in done

@@ -337,11 +337,13 @@ def _duplicates(summaries: Sequence[CaseSummary], part_of: Mapping[str, str]) ->
 
 def _missing_classes(summaries: Sequence[CaseSummary], part_of: Mapping[str, str], labels: Labels) -> list[Finding]:
     """Classes that are absent from all cases, or from all cases of a part of the split."""
+    if not summaries:
+        return []
     absent: list[str] = []
     missing_in: dict[str, list[str]] = defaultdict(list)  # parts of the split: classes with their numbers of cases
     for number, name in enumerate(labels.names):
         cases_with_class = [case for case in summaries if case.pixels[number]]
-        if summaries and not cases_with_class:
+        if not cases_with_class:
             absent.append(name)
             continue
         parts_with_class = {part_of.get(case.name) for case in cases_with_class}
