@@ -142,9 +142,10 @@ def _source_and_unpaired(config: Config, labels: Labels) -> tuple[Source, list[F
 def check_folder(root: Path, *, workers: int | None, written: Path | None, console: Console) -> dict[str, Any]:
     """Check a folder with the layout and the classes that `inspect` detects. See `check` for the arguments."""
     with tempfile.TemporaryDirectory() as temporary:
-        layout = detect_layout(Path(os.path.abspath(root)))
+        folder = Path(os.path.abspath(root))
+        layout = detect_layout(folder)
         table = _write_table(layout, Path(temporary) / "segkit.yaml") if layout.rows else None
-        described = _describe(layout, table)
+        described = _describe(folder, layout, table)
         _print_layout(root, layout, described, console)
         config = {"name": root.name or "data", **described.sections}
         return check(config, [], workers=workers, written=written, console=console, name=str(root))
@@ -190,11 +191,10 @@ def inspect(root: Path, written: Path, *, memory: float, console: Console) -> No
     layout = detect_layout(root)
     table = _write_table(layout, written) if layout.rows else None
     try:
-        described = _describe(layout, table)
+        described = _describe(root, layout, table)
         _print_layout(root, layout, described, console)
         known = {**described.sections, "data": _relative_paths(described.sections["data"], written.parent)}
-        reasons = {**described.reasons, "data": [*described.reasons["data"], *_unused(root, described.source.cases)]}
-        _write(written, known, reasons, described.source, described.labels, memory, console)
+        _write(written, known, described.reasons, described.source, described.labels, memory, console)
     except BaseException:
         if table is not None:
             table.unlink()
@@ -218,8 +218,8 @@ class _Described:
     reasons: dict[str, list[str]]
 
 
-def _describe(layout: Layout, table: Path | None) -> _Described:
-    """The cases and classes of a layout. table: the table of cases, if one is used."""
+def _describe(root: Path, layout: Layout, table: Path | None) -> _Described:
+    """The cases and classes of the layout of a folder. table: the table of cases, if one is used."""
     classes = None if layout.labels is not None else infer_classes(layout.masks)
     label_section = (layout.labels or {}) if classes is None else classes.labels
     labels = Labels(**label_section)
@@ -236,7 +236,12 @@ def _describe(layout: Layout, table: Path | None) -> _Described:
     }
     reasons = {
         "labels": NAMES_HINT if classes is not None else [],
-        "data": [*layout.reasons, *([] if classes is None else classes.reasons), *_group_hint(source.cases)],
+        "data": [
+            *layout.reasons,
+            *([] if classes is None else classes.reasons),
+            *_group_hint(source.cases),
+            *_unused(root, source.cases),
+        ],
     }
     if layout.has_split and not any(case.split == "validation" for case in source.cases):
         reasons["data"].append(NO_VALIDATION)
@@ -244,10 +249,10 @@ def _describe(layout: Layout, table: Path | None) -> _Described:
 
 
 def _print_layout(root: Path, layout: Layout, described: _Described, console: Console) -> None:
-    """Print the layout of a folder and the reasons, with the files that belong to no case."""
-    cases = described.source.cases
-    console.print(f"{root}: layout {layout.source}, {len(cases)} cases", markup=False, highlight=False)
-    for reason in [*described.reasons["data"], *_unused(root, cases)]:
+    """Print the layout of a folder and the reasons."""
+    cases = len(described.source.cases)
+    console.print(f"{root}: layout {layout.source}, {cases} cases", markup=False, highlight=False)
+    for reason in described.reasons["data"]:
         console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -4,9 +4,8 @@ All engines transform image and mask together and resample masks by nearest neig
 image are set to the padding value, which counts in neither loss nor score. All random numbers are a function of the
 seed that is passed in.
 
-Intensities are changed in units of the training images' own range after normalisation (`Preprocess.low` and `high`),
-whatever the number type of their files. Albumentations and torchvision see this range as 0 to 1, MONAI sees normalised
-images.
+Intensities are changed in units of the image's own range after normalisation (`Preprocess.case_range`), whatever the
+number type of its file. Albumentations and torchvision see this range as 0 to 1, MONAI sees normalised images.
 """
 
 from __future__ import annotations

@@ -20,9 +20,7 @@ from segkit.data.augment.base import (
     Zoom,
     check_order,
 )
-from segkit.data.preprocess import PERCENTILES, Units
-
-SAMPLED = 20_000  # pixels from which percentiles are estimated
+from segkit.data.preprocess import PERCENTILES, SAMPLED_OF_CASE, Units
 
 
 class _RandomTransform:
@@ -192,7 +190,7 @@ class _Gamma(_RandomTransform):
         if self.random.random_sample() >= self.p:
             return sample
         image = sample["image"]
-        some = image.reshape(-1)[:: max(1, image.numel() // SAMPLED)].numpy()
+        some = image.reshape(-1)[:: max(1, image.numel() // SAMPLED_OF_CASE)].numpy()
         inside = image.clamp(*(float(end) for end in np.percentile(some, PERCENTILES)))
         gamma = self.random.uniform(self.low, self.high)
         changed = AdjustContrast(gamma, invert_image=self.invert, retain_stats=True)(inside)

@@ -14,6 +14,11 @@ from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
 SEGMENTATION = "SEG"
+CHECKED = (  # fields that an image is checked by
+    *("Modality", "Rows", "BitsAllocated", "PixelRepresentation", "NumberOfFrames"),
+    *("TotalPixelMatrixRows", "TotalPixelMatrixColumns"),
+    *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
+)
 
 
 def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -22,10 +27,11 @@ def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     Raises DataError for a DICOM segmentation, for the tiles of a whole slide, for frames that are not the slices of one
     volume, and for files without pixels.
     """
-    if _modality(path, where) == SEGMENTATION:
+    header = _header(path, where, CHECKED)
+    if header.get("Modality") == SEGMENTATION:
         raise DataError(f"{where}: expected an image, got a DICOM segmentation, which is a mask")
-    _check_pixels(path, where)
-    _check_frames(path, where)
+    _check_pixels(header, where)
+    _check_frames(header, where)
     return sitk.read_squeezed(path, where)
 
 
@@ -85,9 +91,8 @@ def _header(path: Path, where: str, tags: Sequence[str]) -> Any:
         raise DataError(f"{where}: cannot be read as DICOM ({type(error).__name__})") from None
 
 
-def _check_pixels(path: Path, where: str) -> None:
+def _check_pixels(header: Any, where: str) -> None:
     """Raise DataError if a file holds no image, or one of floating-point numbers."""
-    header = _header(path, where, ["Rows", "Modality", "BitsAllocated", "PixelRepresentation"])
     if not header.get("Rows"):
         modality = header.get("Modality") or "unknown"
         raise DataError(f"{where}: this DICOM file of the modality {modality} holds no image")
@@ -98,12 +103,9 @@ def _check_pixels(path: Path, where: str) -> None:
         )
 
 
-def _check_frames(path: Path, where: str) -> None:
+def _check_frames(header: Any, where: str) -> None:
     """Raise DataError if the frames of a file are no slices of one volume: the tiles of a large picture, or several
     time points or orientations."""
-    tags = ["NumberOfFrames", "TotalPixelMatrixRows", "TotalPixelMatrixColumns"]
-    tags += ["PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
-    header = _header(path, where, tags)
     size = header.get("TotalPixelMatrixColumns"), header.get("TotalPixelMatrixRows")
     frames = int(header.get("NumberOfFrames") or 1)
     if frames == 1:

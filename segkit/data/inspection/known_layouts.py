@@ -11,6 +11,7 @@ from segkit.data.documents import checked
 from segkit.data.inspection.base import PARTS, SAMPLED, Layout, find_part, folders, images_in, read_json, subfolders
 from segkit.data.inspection.mask_classes import SURVEYED
 from segkit.data.readers import stored_mask
+from segkit.data.sources.base import windows_hint
 from segkit.data.sources.cityscapes import CITYSCAPES_CLASSES
 from segkit.data.sources.coco import CocoFile, CocoImage
 from segkit.data.sources.manifest import read_rows
@@ -81,11 +82,9 @@ def coco(root: Path) -> Layout | None:
             files_of_part.setdefault(part, (file, images))
     if contents and not files_of_part:
         file, content = next(iter(contents.items()))
-        names = [image.file_name for image in content.images]
-        hint = "; it is a path of Windows: write / for \\" if names and "\\" in names[0] else ""
+        name = content.images[0].file_name if content.images else "none"
         raise DataError(
-            f"{file} has the form of COCO, but none of its images, such as {names[0] if names else 'none'}, is below "
-            f"{root}{hint}"
+            f"{file} has the form of COCO, but none of its images, such as {name}, is below {root}{windows_hint(name)}"
         )
     if not files_of_part:
         return None

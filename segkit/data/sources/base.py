@@ -125,8 +125,7 @@ def listed_file(text: str, root: Path, listing: Path) -> Path:
         raise DataError(f"{listing} lists {text}, which lies outside the folder {root}")
     path = in_any_form(path)
     if not path.exists():
-        windows = "; it is a path of Windows: write / for \\" if "\\" in text else ""
-        raise DataError(f"{listing} lists {text}, but there is no such file in {root}{windows}")
+        raise DataError(f"{listing} lists {text}, but there is no such file in {root}{windows_hint(text)}")
     return path
 
 
@@ -142,6 +141,11 @@ def in_any_form(path: Path) -> Path:
 def files_like(folder: Path, pattern: str) -> list[Path]:
     """The files that match a glob pattern, sorted, without hidden ones such as the `._name` of macOS."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
+def windows_hint(text: str) -> str:
+    """What to append to a message about a file that is missing, if its path is one of Windows."""
+    return "; it is a path of Windows: write / for \\" if "\\" in text else ""
 
 
 def existing_folder(folder: Path) -> Path:
