@@ -102,8 +102,9 @@ def write_results(folder: Path, scores: CaseScores, labels: Labels, result: dict
     folder.mkdir(parents=True, exist_ok=True)
     cases: Any = scores.cases
     reported = cases[~cases["class"].isin(result["rules"]["exclude_classes"])]
-    reported.assign(rules=result["rules"]["id"]).to_csv(folder / "cases.csv", index=False)
+    replace_text(folder / "cases.csv", reported.assign(rules=result["rules"]["id"]).to_csv(index=False))
     if scores.matrix is not None:
         names = pd.Index(labels.names, name="reference \\ prediction")
-        pd.DataFrame(scores.matrix, index=names, columns=list(labels.names)).to_csv(folder / "confusion.csv")
+        matrix = pd.DataFrame(scores.matrix, index=names, columns=list(labels.names))
+        replace_text(folder / "confusion.csv", matrix.to_csv())
     replace_text(folder / "scores.json", json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -27,6 +27,7 @@ from segkit.training.stopping import Interrupted
 from segkit.training.trackers import MLflow, TensorBoard
 from segkit.training.trainer import Trainer
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
+from segkit.utils.files import replaced
 
 
 def folder_of(config: Config) -> Path:
@@ -98,8 +99,8 @@ def _start(run: Run, built: Built) -> None:
     """Write the resolved configuration and the split into the run folder."""
     run.start()
     if run.writes:
-        with open(run.folder / "config.yaml", "w") as file:
-            dump(built.config, file)
+        with replaced(run.folder / "config.yaml") as temporary:
+            dump(built.config, temporary)
     run.write_json("split.json", built.data.split.to_json())
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from segkit.utils.files import replaced
 
 FORMAT = 1
 
@@ -23,15 +24,10 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises CheckpointError if the file cannot be written, for example because the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replaced(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError for an OSError
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}, which is left unchanged: {error}") from error
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from segkit.training import checkpoint
 from segkit.utils.environment import environment
 from segkit.utils.errors import RunError
-from segkit.utils.files import replace_text
+from segkit.utils.files import remove_leftovers, replace_text
 
 Ended = Literal["FINISHED", "FAILED", "KILLED"]  # the names that MLflow uses
 
@@ -132,8 +132,7 @@ class Run:
         if not self.writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for temporary in (self.folder / "checkpoints").glob("*.tmp"):  # left by a process that was killed
-            temporary.unlink()
+        self._remove_leftovers()
         if not self.last.exists():  # remove the files of an earlier run whose last.pt was deleted
             for file in (self.log_file, self.best, self.folder / "mlflow-run", *self._numbered()):
                 file.unlink(missing_ok=True)
@@ -141,13 +140,20 @@ class Run:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
         self.write_json("environment.json", environment())
 
+    def _remove_leftovers(self) -> None:
+        """Remove temporary files of processes that were killed; the lock keeps other processes away."""
+        for folder in (self.folder, self.folder / "checkpoints", *self.folder.glob("evaluation/*")):
+            remove_leftovers(folder, locked=True)
+            for temporary in folder.glob("*.tmp"):  # of earlier versions
+                temporary.unlink()
+
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, given by its path in the run folder."""
         if not self.writes:
             return
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        replace_text(path, json.dumps(content, indent=2) + "\n")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the log, and pass it to the trackers.
