@@ -16,7 +16,7 @@ from segkit.cli.compare import compare
 from segkit.cli.config import config_app
 from segkit.cli.data import data_app
 from segkit.cli.evaluate import evaluate
-from segkit.cli.exit_codes import USAGE, WORKER_DIED, exit_code, worker_death
+from segkit.cli.exit_codes import BUG, USAGE, exit_code, message, record_bug
 from segkit.cli.plugins import plugins
 from segkit.cli.train import predict, train
 
@@ -50,17 +50,18 @@ def segkit(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; expected errors become a message and an exit code instead of a traceback."""
+    """Run the command. An error becomes a message and an exit code; the traceback of a bug goes to a file."""
     warnings.showwarning = show_warning
     try:
         app(args=list(arguments) if arguments is not None else None)
     except Exception as error:
         code = exit_code(error)
         if code is None:
-            raise
+            typer.echo(f"error: {record_bug(error)}", err=True)
+            sys.exit(BUG)
         duplicate = code == USAGE and os.environ.get("RANK", "0") != "0"  # every process reports the same
         if not duplicate and not getattr(error, "silent", False):
-            typer.echo(f"error: {worker_death(error) if code == WORKER_DIED else error}", err=True)
+            typer.echo(f"error: {message(error, code)}", err=True)
         sys.exit(code)
 
 

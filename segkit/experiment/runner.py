@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from segkit.experiment.run_header import print_header, print_overfit, print_prof
 from segkit.training.loop import run_training
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Ended, Run
-from segkit.training.step_logger import progress_bar
 from segkit.training.stopping import Interrupted
 from segkit.training.trackers import MLflow, TensorBoard
 from segkit.training.trainer import Trainer
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
+from segkit.utils.errors import RunError, set_folder
 from segkit.utils.files import replaced
+from segkit.utils.progress import tracked
 
 
 def folder_of(config: Config) -> Path:
@@ -50,9 +52,19 @@ def run_experiment(
     experiment, if it holds an unfinished run and `resume` is false, or if another process is training there.
     """
     load_plugins(config.plugins)  # this process may have received the configuration from another one
-    with run.locked():
-        scores = processes.run_on_first(lambda: finished_scores(config, run, console, allow))
-        return scores or _train_and_evaluate(config, run, resume, console, processes)
+    try:
+        read_only = processes.broadcast(run.last.exists() and not os.access(run.folder, os.W_OK))
+        with nullcontext() if read_only else run.locked():  # the scores of a finished run need no lock
+            scores = processes.run_on_first(lambda: finished_scores(config, run, console, allow))
+            if scores is None and read_only:
+                raise RunError(
+                    f"{run.folder} is read-only, and its run is not finished: make the folder writable, or copy it and "
+                    "give the copy with run.dir="
+                )
+            return scores or _train_and_evaluate(config, run, resume, console, processes)
+    except Exception as error:
+        set_folder(error, run.folder)
+        raise
 
 
 def _train_and_evaluate(
@@ -120,11 +132,8 @@ def read_first(data: Data, part: str, console: Console) -> None:
     """Read the validation and evaluation cases once before training, so that bad ones are reported now. Raises
     DataError."""
     cases = list(dict.fromkeys([*data.cases("validation"), *data.cases(part)]))
-    with progress_bar(console) as progress:
-        task = progress.add_task("checking the evaluation cases", total=len(cases), note="")
-        for case in cases:
-            data.source.read(case)
-            progress.update(task, advance=1)
+    for case in tracked(cases, "checking the evaluation cases", len(cases), console):
+        data.source.read(case)
 
 
 @contextmanager

@@ -80,9 +80,9 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of the log. A line that was cut short by a crash is left out."""
-        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
-        return [json.loads(line) for line in lines if _logged_step(line) < float("inf")]
+        """The records of the log. A line that was cut short by a crash, or damaged, is left out."""
+        lines = self.log_file.read_bytes().splitlines() if self.log_file.exists() else []
+        return [record for record in map(_record, lines) if record is not None]
 
     @property
     def has_steps(self) -> bool:
@@ -184,12 +184,17 @@ class Run:
             tracker.close(ended)
         self.trackers = []
 
-    def cut_log(self, step: int) -> None:
-        """Remove the records after `step`, the step of the checkpoint from which a run is resumed."""
+    def cut_log(self, step: int, *, validation_pending: bool = False) -> None:
+        """Remove the records after `step`, the step of the checkpoint from which a run is resumed.
+
+        validation_pending: Whether the validation of that step is to be repeated, whose record is removed too.
+        """
         if not self.writes or not self.log_file.exists():
             return
-        lines = [line for line in self.log_file.read_text().splitlines() if _logged_step(line) <= step]
-        replace_text(self.log_file, "".join(f"{line}\n" for line in lines))
+        records = [record for record in self.records() if record["step"] <= step]
+        if validation_pending:
+            records = [record for record in records if record["step"] < step or record["kind"] != "epoch"]
+        replace_text(self.log_file, "".join(f"{json.dumps(record, allow_nan=False)}\n" for record in records))
 
 
 def _finite(value: Any) -> Any:
@@ -201,9 +206,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _logged_step(line: str) -> float:
-    """The step of a log line; infinity for a line that was cut short by a crash."""
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a log line; None for a line that was cut short by a crash, or damaged."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # also for bytes that are no text
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("kind"), str)
+    return record if is_record else None
