@@ -16,9 +16,9 @@ from segkit.cli.compare import compare
 from segkit.cli.config import config_app
 from segkit.cli.data import data_app
 from segkit.cli.evaluate import evaluate
-from segkit.cli.exit_codes import BUG, USAGE, exit_code, message, record_bug
 from segkit.cli.plugins import plugins
 from segkit.cli.train import predict, train
+from segkit.utils.exit_codes import BUG, USAGE, describe, exit_code
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -56,13 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=list(arguments) if arguments is not None else None)
     except Exception as error:
         code = exit_code(error)
-        if code is None:
-            typer.echo(f"error: {record_bug(error)}", err=True)
-            sys.exit(BUG)
         duplicate = code == USAGE and os.environ.get("RANK", "0") != "0"  # every process reports the same
         if not duplicate and not getattr(error, "silent", False):
-            typer.echo(f"error: {message(error, code)}", err=True)
-        sys.exit(code)
+            typer.echo(f"error: {describe(error)}", err=True)
+        sys.exit(BUG if code is None else code)
 
 
 def show_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:

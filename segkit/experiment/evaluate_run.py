@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from segkit.labels import Labels
 from segkit.training.run_folder import Run
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.errors import RunError
-from segkit.utils.files import remove_leftovers, temporary_folder
+from segkit.utils.files import remove_leftovers, replace_text, temporary_folder
 from segkit.utils.progress import tracked
 
 PICTURES = ("overlays.png", "confusion.png", "reliability.png")
+DRAWING = "drawing"  # exists while the pictures are drawn
+MAX_KILLS = 3  # while drawing, after which an evaluation is complete without pictures
 
 
 def evaluated_cases(trained: TrainedModel, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
@@ -87,9 +90,36 @@ def write_evaluation(
         (folder / name).unlink(missing_ok=True)
     write_results(folder, scored, labels, result)
     if config.evaluation.overlays:
-        _try_to_draw("overlays.png", lambda: write_overlays(cases, labels, chosen, folder / "overlays.png"))
-        write_figures(scored, labels, folder)
+        with _drawing(folder):
+            _try_to_draw("overlays.png", lambda: write_overlays(cases, labels, chosen, folder / "overlays.png"))
+            write_figures(scored, labels, folder)
     return result
+
+
+@contextmanager
+def _drawing(folder: Path) -> Iterator[None]:
+    """Mark the time in which pictures are drawn, and count the processes that were killed in it."""
+    replace_text(folder / DRAWING, str(_killed_while_drawing(folder) + 1))
+    yield
+    (folder / DRAWING).unlink()
+
+
+def lacks_pictures(folder: Path) -> bool:
+    """Whether the evaluation in a folder has to be repeated, because its process was killed while it drew pictures.
+
+    It is not repeated if this has happened `MAX_KILLS` times: the pictures may be the cause.
+    """
+    return 0 < _killed_while_drawing(folder) < MAX_KILLS
+
+
+def _killed_while_drawing(folder: Path) -> int:
+    """The number of processes that were killed while they drew the pictures of an evaluation."""
+    try:
+        return int((folder / DRAWING).read_text())
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        return MAX_KILLS
 
 
 class _MaskKeeper:

@@ -15,7 +15,7 @@ from segkit.data.splits import Split
 from segkit.evaluation.results import scores_match
 from segkit.experiment.build import build_labels, build_source, restore_config, scoring_of, split_cases
 from segkit.experiment.build_training import init_digest
-from segkit.experiment.evaluate_run import evaluated_part
+from segkit.experiment.evaluate_run import evaluated_part, lacks_pictures
 from segkit.experiment.plugins import plugin_hashes
 from segkit.training.run_folder import Run
 from segkit.utils.errors import RunError
@@ -39,8 +39,9 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
     if changed:
         console.print(f"continued with changes: {', '.join(changed)}", markup=False, highlight=False)
         return None
-    file = run.evaluation(evaluated_part(config, Split.from_json(content["split"]))) / "scores.json"
-    scores = json.loads(file.read_text()) if file.exists() else None
+    folder = run.evaluation(evaluated_part(config, Split.from_json(content["split"])))
+    file = folder / "scores.json"
+    scores = json.loads(file.read_text()) if file.exists() and not lacks_pictures(folder) else None
     scoring = scoring_of(config, build_labels(config))
     if scores is None or not scores_match(scores, scoring, content["step"], config.evaluation.threshold):
         return None

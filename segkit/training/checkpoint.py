@@ -18,6 +18,10 @@ class CheckpointError(ValueError):
     exit_code = 2
 
 
+class NewerFormat(CheckpointError):
+    """A checkpoint of a newer version, which is not damaged."""
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write `content` to `path` atomically: after a crash, the file is either the old one or the new one.
 
@@ -48,7 +52,7 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{path} is not a segkit checkpoint: it has no format number")
     if content["format"] > FORMAT:
-        raise CheckpointError(
+        raise NewerFormat(
             f"{path} has checkpoint format {content['format']}, but this version of segkit reads formats up to "
             f"{FORMAT}; upgrade segkit-trainer"
         )

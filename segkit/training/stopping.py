@@ -16,12 +16,13 @@ from segkit.utils.text import listed
 
 
 class Interrupted(Exception):
-    """The training was stopped by a signal. The checkpoint contains everything up to `step`."""
+    """Training was stopped by a signal. The checkpoint contains everything up to `step`, if it is a single training."""
 
-    def __init__(self, number: int, step: int):
+    def __init__(self, number: int, step: int | None = None):
+        after = "" if step is None else f" after step {step}"
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}; to continue, use --resume, or run the same "
-            "command again for a comparison"
+            f"stopped by {signal.Signals(number).name}{after}; to continue, use --resume, or run the same command "
+            "again for a comparison"
         )
         self.exit_code = 128 + number
 

@@ -1,4 +1,4 @@
-"""Exit codes, and the messages for errors that the command line expects."""
+"""Exit codes, the messages for expected errors, and the tracebacks of unexpected ones."""
 
 from __future__ import annotations
 
@@ -70,8 +70,11 @@ def file_error(error: OSError) -> str:
     return what if way_out is None else f"{what}; {way_out}"
 
 
-def message(error: Exception, code: int) -> str:
-    """The message for an expected error."""
+def describe(error: Exception) -> str:
+    """The message for an error. The traceback of an unexpected one is written to a file, which the message names."""
+    code = exit_code(error)
+    if code is None:
+        return record_bug(error)
     if code == WORKER_DIED:
         return worker_death(error)
     return file_error(error) if isinstance(error, OSError) and error.errno is not None else str(error)
