@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from segkit.labels import Labels
 from segkit.losses.all_reduce import GlobalSum, Reduce, single_process
 from segkit.losses.class_weights import is_from_class_counts, resolve_class_weights
 from segkit.losses.library_presets import preset
+from segkit.losses.limits import LARGEST_OPTION
 from segkit.losses.lovasz import LovaszHinge, LovaszSoftmax
 from segkit.losses.pixel import CrossEntropy, Focal, PolyCrossEntropy
 from segkit.losses.region import Dice, Jaccard
@@ -112,8 +112,9 @@ def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
             return WEIGHT_SCHEDULES[name](**options)
         except ValueError as error:
             raise ValueError(f"loss {loss}, weight {name}: {error}") from error
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise ValueError(f"loss {loss}: expected weight as a number of 0 or more, got {weight!r}")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= LARGEST_OPTION:
+        expected = f"expected weight as a number of 0 or more, at most {LARGEST_OPTION:g}"
+        raise ValueError(f"loss {loss}: {expected}, got {weight!r}")
     return Constant(value=float(weight))
 
 

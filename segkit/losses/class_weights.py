@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from segkit.labels import Labels
+from segkit.losses.limits import LARGEST_OPTION
 
 Method = Literal["inverse", "sqrt_inverse", "median_frequency", "enet", "effective_number"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -162,6 +163,7 @@ def resolve_class_weights(option: ClassWeights, labels: Labels, class_counts: An
             f"expected {len(labels.names)} class_weights, one for each of {', '.join(labels.names)}, "
             f"got {len(weights)}: {list(option)}"
         )
-    if not bool((weights.isfinite() & (weights >= 0)).all()) or weights.sum() == 0:
-        raise ValueError(f"expected class_weights of 0 or more, finite and not all 0, got {list(option)}")
+    if not bool(((weights >= 0) & (weights <= LARGEST_OPTION)).all()) or weights.sum() == 0:
+        expected = f"expected class_weights of 0 or more, at most {LARGEST_OPTION:g} and not all 0"
+        raise ValueError(f"{expected}, got {list(option)}")
     return weights

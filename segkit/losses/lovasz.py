@@ -24,6 +24,7 @@ from segkit.losses.lovasz_kernels import (
 )
 from segkit.losses.region import divided, mean_over_counted
 
+MOST_BINS = 2**24
 Per = Literal["batch", "image"]
 Classes = Literal["present", "all"] | list[str | int]
 
@@ -121,9 +122,9 @@ class LovaszHinge(nn.Module):
         sorts the errors; with several processes the loss is that of each process alone.
     per, classes: see `ChosenMean`.
 
-    Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf). Raises
-    ValueError for soft targets and pixel weights, and at build for fewer than 16 bins and in multiclass mode, where
-    only differences of logits have a meaning.
+    Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf); with `exact`, an
+    error above 2^64 (2^512 in float64) counts as that. Raises ValueError for soft targets and pixel weights, and at
+    build for fewer than 16 bins and in multiclass mode, where only differences of logits have a meaning.
     """
 
     def __init__(
@@ -157,8 +158,8 @@ def _method(errors: Errors, mode: str, bins: Bins, reduce: Reduce) -> Method:
 
 
 def _checked_bins(bins: int) -> int:
-    if bins < 16:
-        raise ValueError(f"expected bins of 16 or more, got {bins}")
+    if not 16 <= bins <= MOST_BINS:
+        raise ValueError(f"expected bins of 16 or more, at most {MOST_BINS}, got {bins}")
     return bins
 
 
