@@ -126,20 +126,26 @@ def problems(content: Mapping[str, Any]) -> list[str]:
     try:
         Fields.model_validate(dict(content))
     except ValidationError as error:
-        return null + list(dict.fromkeys(map(_described, error.errors(include_url=False, include_context=False))))
+        found = [_described(problem, content) for problem in error.errors(include_url=False, include_context=False)]
+        return null + list(dict.fromkeys(found))
     return null
 
 
-def _described(problem: Any) -> str:
-    place = ".".join(str(step)[:60] for step in problem["loc"])
-    if problem["type"] == "missing":
-        return f"{place}: is missing"
+def _described(problem: Any, content: Any) -> str:
+    """The place of a problem and what was expected. Of the steps to it, some are types that pydantic tried."""
+    steps, is_missing = problem["loc"], problem["type"] == "missing"
+    place: list[str] = []
+    for step in steps:
+        is_key = isinstance(content, dict) and step in content
+        if is_key or (isinstance(content, (list, tuple)) and isinstance(step, int)):
+            content = content[step]
+            place.append(str(step)[:60])
+    name = ".".join([*place, str(steps[-1])] if is_missing else place) or "the checkpoint"
+    if is_missing:
+        return f"{name}: is missing"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return (
-        f"{place}: {message}"
-        if problem["type"] == "value_error"
-        else f"{place}: {message}, got {shown(problem['input'])}"
-    )
+    message = message.replace("input was not a valid JSON value", "expected plain data")
+    return f"{name}: {message}" + ("" if problem["type"] == "value_error" else f", got {shown(problem['input'])}")
 
 
 def weight_problems(state: Mapping[str, Any], network: nn.Module) -> list[str]:

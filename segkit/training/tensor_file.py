@@ -134,6 +134,8 @@ def _records(file: BinaryIO) -> dict[str, _Record]:
 
 def _start_of(file: BinaryIO, header: int) -> int:
     """Where the bytes of a record start."""
+    if header < 0:  # the end of the file says that more lies before the table than does
+        raise Unreadable("the file is damaged or cut short")
     file.seek(header)
     content = file.read(LOCAL_HEADER.size)
     if len(content) < LOCAL_HEADER.size or not content.startswith(ZIP):
