@@ -104,7 +104,7 @@ class Preprocess:
             restored = _adapter().validate_json(json.dumps(plain), strict=True)  # JSON, where a list may become a tuple
         except ValidationError as error:
             first = error.errors()[0]
-            problem = "is missing" if first["type"] == "missing" else first["msg"].replace("Input should be", "expected")
+            problem = first["msg"].replace("Input should be", "expected").replace("Field required", "is missing")
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {problem}") from None
         except TypeError as error:
             raise ValueError(f"expected numbers, text and lists: {error}") from None

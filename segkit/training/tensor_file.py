@@ -13,6 +13,8 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,12 +49,14 @@ def read_weights(path: Path) -> Any:
         return check_plain(_read_zip(file) if start == ZIP else _read_legacy(file))
 
 
-def _opened(path: Path) -> BinaryIO:
-    """Only a regular file: opening a pipe or a device could wait forever. Raises Unreadable."""
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Only a regular file: opening a pipe or a device could wait forever. Raises Unreadable, also while it is read."""
     try:
         if not path.is_file():
             raise Unreadable("it is a folder" if path.is_dir() else "it is neither a file nor a folder")
-        return open(path, "rb")
+        with open(path, "rb") as file:
+            yield file
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from error
 
@@ -159,7 +163,8 @@ def _content(file: BinaryIO, name: str, record: _Record, has_checksums: bool) ->
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    _opened(path).close()
+    with _opened(path):
+        pass
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
