@@ -46,7 +46,7 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
         console.print(f"continued with changes: {', '.join(changed)}", markup=False, highlight=False)
         return None
     # scores may be those of a shorter training that --allow permitted, which ended without a step and saved nothing
-    if content["finished"] is None:
+    if content["finished"] is None or content.get("validation_pending"):
         return None
     file = run.evaluation(evaluated_part(config, Split.from_json(content["split"]))) / "scores.json"
     scores = json.loads(file.read_text()) if file.exists() else None

@@ -109,6 +109,7 @@ class Fields(_Section):
     step: Steps = 0
     steps: Annotated[Steps, Field(ge=1)] = 1
     finished: Literal["steps", "max_steps", "max_minutes", "patience"] | None = None
+    validation_pending: bool = False
     selected_on: Literal["train", "validation", "test"] | None = None
     best: float | None = None
     best_step: Steps = 0
