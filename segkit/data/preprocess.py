@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from segkit.data.cases import Case, RawCase, check_finite
 from segkit.utils.errors import DataError
@@ -20,6 +24,8 @@ Units = Literal["range", "deviations", "any"]
 PERCENTILES = (0.5, 99.5)
 # pixels per case and channel from which percentiles are estimated: of all cases together, and of a single case
 SAMPLED, SAMPLED_OF_CASE = 1000, 20_000
+# bounds on restored numbers, above those of hyperspectral images and of networks with ten levels
+CHANNELS, MULTIPLE = 10_000, 4096
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,45 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preprocess:
-        """Restore the preprocessing from the result of `to_dict`, or of an earlier version without a range."""
+        """Restore the preprocessing from the result of `to_dict`, or of an earlier version without a range.
+
+        Raises ValueError that names a field which is missing, unknown, or has a value that `fit` does not make.
+        """
         if "low" not in plain:
-            unit = {"low": (0.0,) * plain["channels"], "high": (1.0,) * plain["channels"]}
-            plain = {**plain, **unit, "clips": plain["intensity"] == "percentile"}
-        options: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
-        }
-        return cls(**options)
+            channels = plain.get("channels")
+            sides = channels if type(channels) is int and 0 < channels <= CHANNELS else 0
+            unit = {"low": (0.0,) * sides, "high": (1.0,) * sides}
+            plain = {**plain, **unit, "clips": plain.get("intensity") == "percentile"}
+        unknown = [key for key in plain if key not in cls.__dataclass_fields__]
+        if unknown:
+            raise ValueError(f"expected {', '.join(cls.__dataclass_fields__)}, got {reprlib.repr(unknown[0])}")
+        try:
+            restored = _adapter().validate_json(json.dumps(plain), strict=True)  # JSON, where a list may become a tuple
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = first["msg"].replace("Input should be", "expected").replace("Field required", "is missing")
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {problem}") from None
+        except TypeError as error:
+            raise ValueError(f"expected numbers, text and lists: {error}") from None
+        restored._check()
+        return restored
+
+    def _check(self) -> None:
+        """Raise ValueError for numbers and lengths that do not fit each other."""
+        if not 0 < self.channels <= CHANNELS or self.dims not in (2, 3):
+            raise ValueError(f"expected 1 to {CHANNELS} channels and 2 or 3 dims, got {self.channels} and {self.dims}")
+        fitted = self.channels if self.intensity == "dataset" else 0
+        sides = self.multiple if isinstance(self.multiple, tuple) else (self.multiple,) * self.dims
+        lengths = {"shift": fitted, "scale": fitted, "low": self.channels, "high": self.channels}
+        wrong = [name for name, length in lengths.items() if len(getattr(self, name)) != length]
+        if wrong or len(sides) != self.dims or len(self.spacing or sides) != self.dims:
+            raise ValueError(
+                f"expected one number per channel or axis in {wrong[0] if wrong else 'spacing and multiple'}"
+            )
+        if not all(number > 0 for number in (*self.scale, *(self.spacing or ()), *sides)) or max(sides) > MULTIPLE:
+            raise ValueError(f"expected scale, spacing and multiple above 0, and multiple up to {MULTIPLE}")
+        if not np.isfinite([*self.shift, *self.scale, *self.low, *self.high, *(self.spacing or ())]).all():
+            raise ValueError("expected finite numbers")
 
     def resample(self, raw: RawCase) -> RawCase:
         """Resample a case to the target spacing, image and weights linearly and the mask by nearest neighbours.
@@ -155,6 +192,11 @@ class Preprocess:
         if units == "deviations" and self.intensity in ("percentile", "none"):
             return low + width / 2, width / 4
         return None
+
+
+@cache
+def _adapter() -> TypeAdapter[Preprocess]:
+    return TypeAdapter(Preprocess)
 
 
 @dataclass

@@ -88,9 +88,10 @@ def load_config(source: ConfigSource, overrides: Sequence[str] = (), *, data_onl
     return replace(config, plugins=used_plugins(config))
 
 
-def restore_config(content: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+def restore_config(content: dict[str, Any], overrides: Sequence[str] = (), file: Path | None = None) -> Config:
     """The configuration stored in a checkpoint. Raises ConfigError, for example for a plugin that is missing."""
-    return check(content, overrides, TABLES, source="the configuration in the checkpoint", load_plugins=load_plugins)
+    source = "the configuration in the checkpoint" + (f" {file}" if file else "")
+    return check(content, overrides, TABLES, source=source, load_plugins=load_plugins)
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,9 @@ def _model(
     dims, notes = data.preprocess.dims, []
     model = build_model(config, data.preprocess.channels, data.labels, dims)
     if config.train.init is not None and from_init:
-        notes += load_weights(model, config.train.init).describe(config.train.init)
+        loaded = load_weights(model, config.train.init)
+        notes += loaded.describe(config.train.init)
+        notes += [] if loaded.origin is None else loaded.origin.differences(data.labels, data.preprocess)
     freeze(model, config.parameters.freeze)
     if config.train.sync_batchnorm and processes.group is not None:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

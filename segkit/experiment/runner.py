@@ -18,7 +18,7 @@ from segkit.experiment.build import Data
 from segkit.experiment.build_training import Built, build_experiment, init_digest, profile_steps
 from segkit.experiment.evaluate_run import evaluated_part, write_evaluation
 from segkit.experiment.plugins import load_plugins
-from segkit.experiment.resume import finished_scores
+from segkit.experiment.resume import finished_scores, learning_rate_change
 from segkit.experiment.run_header import print_header, print_overfit, print_profile
 from segkit.training.loop import run_training
 from segkit.training.profiling import Profiler
@@ -74,8 +74,10 @@ def _train_and_evaluate(
     resumed = processes.broadcast(run.last.exists())
     built = build_experiment(config, run.folder.parent / "cache", processes, from_init=not resumed)
     experiment, data = built.experiment, built.data
+    content = run.load_last(keep=True) if run.writes and resumed else None
+    if content is not None and (change := learning_rate_change(content, experiment)):
+        console.print(change, markup=False, highlight=False)
     if config.train.init is not None and resumed:
-        content = run.load_last(keep=True) if run.writes else None
         experiment.plain["init"] = processes.broadcast(
             None if content is None else init_digest(config, content["init"])
         )

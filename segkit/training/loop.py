@@ -132,6 +132,7 @@ def _start_or_continue(trainer: Trainer, run: Run) -> None:
     if content is None:
         _save(run, run.last, trainer.state())
     else:
+        checkpoint.check_resumable(run.last, content, trainer.model, trainer.optimizer)
         trainer.load_state(content)
         run.prune(trainer.settings.keep)  # a process that was killed may have left one too many
         run.cut_log(trainer.step_number, validation_pending=trainer.validation_pending)
