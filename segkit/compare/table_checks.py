@@ -58,13 +58,16 @@ class Column:
         codes, names = pd.factorize(column)
         names = names.tolist()
         if not text:
-            return cls(codes, names)
+            return cls(codes.astype(np.int32), names)
         merged, texts = pd.factorize(np.array([str(name) for name in names], dtype=object))
-        return cls(np.append(merged, -1)[codes], texts.tolist())
+        return cls(np.append(merged, -1).astype(np.int32)[codes], texts.tolist())
 
     def select(self, rows: np.ndarray) -> Column:
         """The entries of some rows, given as bool [rows]; names that no longer occur are dropped."""
+        if rows.all():
+            return self
         codes, used = pd.factorize(self.codes[rows], use_na_sentinel=False)
+        codes = codes.astype(np.int32)
         blank = np.flatnonzero(used == -1)
         if not len(blank):
             return Column(codes, [self.names[number] for number in used])
@@ -126,7 +129,7 @@ def check_rows(table: Rows, metric: str, classes: Sequence[str] | None) -> Check
     columns["fold"] = (
         Column.of(as_numbers(table["fold"]), text=False)
         if "fold" in table.columns
-        else Column(np.zeros(len(table), np.int64), [0])
+        else Column(np.zeros(len(table), np.int32), [0])
     )
     _check_left_out_cases(columns, values, counts, metric)
     selected = _rows_of_classes(columns["class"], classes)
@@ -154,9 +157,9 @@ def as_numbers(column: Rows) -> Rows:
     else:
         numbers = _finite(texts)
         numbers = np.array(texts, dtype=object) if numbers is None else numbers
-    if (codes < 0).any():  # blanks, which are refused later
-        return pd.Series(np.append(numbers.astype(object), None)[codes], index=column.index, dtype=object)
-    return pd.Series(numbers[codes], index=column.index)
+    merged, distinct = pd.factorize(numbers)  # 1 and 01 are one number
+    codes = np.append(merged, -1).astype(np.int32)[codes]
+    return pd.Series(pd.Categorical.from_codes(codes, distinct), index=column.index)
 
 
 def _finite(texts: Sequence[str]) -> np.ndarray | None:

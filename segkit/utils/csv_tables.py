@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,10 +17,9 @@ import pandas as pd
 BLANK_NUMBERS = frozenset(
     ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "None", "null", "NULL"),
 )
+CHUNK = 2**15  # rows that are held as text at a time
 MAX_LINE = 2**20  # characters
 MAX_NAME = 4096  # characters of a name, the longest path of common file systems
-BATCH = 10_000  # rows that are held as text at a time
-EXACT = 2.0**53  # whole numbers up to this one are exact in float64
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # the full-width signs start a formula, too
 SIGNATURES = {
     b"\x1f\x8b": "a gzip file: unpack it first",
@@ -78,7 +78,7 @@ def _holds_text(column: Frame) -> bool:
 def read_table(
     path: Path, text: Collection[str], choose: Callable[[Sequence[str]], Collection[str]] | None = None
 ) -> pd.DataFrame:
-    """Read a CSV file in batches, so that the text of all its rows is never in memory at once.
+    """Read a CSV file; names become numbers into a list, so that the text of all rows is never in memory at once.
 
     Args:
         path: A file in UTF-8 with a header line and commas between the columns.
@@ -87,8 +87,7 @@ def read_table(
         choose: A function from the header to the columns to read; None reads all.
 
     Returns:
-        A table with categories for names, in the order of their first rows, int64 for columns of whole numbers from 0
-        to 2^53, and float64 for other columns.
+        A table with categories for names, int64 for columns of whole numbers, and float64 for other columns.
 
     Raises:
         ValueError: The file is not such a table, or a number cannot be read; the message names row and column. The
@@ -96,8 +95,11 @@ def read_table(
     """
     _check_is_text_file(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return _parse(file, text, choose)
+        header, rows = _check_shape(path)
+        wanted = set(header if choose is None else choose(header))
+        _check_header(header, wanted)
+        columns = {position: name for position, name in enumerate(header) if name in wanted}
+        return _parse(path, columns, text, rows)
     except UnicodeDecodeError as error:
         raise ValueError("expected text in UTF-8, found other bytes; save the table as CSV (UTF-8)") from error
     except csv.Error as error:
@@ -118,30 +120,65 @@ def _check_is_text_file(path: Path) -> None:
             raise ValueError(f"expected a table as plain text, got {meaning}")
 
 
-def _parse(
-    file: TextIO, text: Collection[str], choose: Callable[[Sequence[str]], Collection[str]] | None
-) -> pd.DataFrame:
-    rows = csv.reader(_lines(file), strict=True)
-    header = next((row for row in rows if row), None)
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The rows of a file, the header first; a blank line is no row."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from filter(None, csv.reader(_lines(file), strict=True))
+
+
+def _check_shape(path: Path) -> tuple[list[str], int]:
+    """The header and the number of rows, all of which have as many cells as the header.
+
+    The parser of pandas is fast, but fills up and cuts rows of other lengths, and reads on after a missing quote.
+    """
+    rows = _rows(path)
+    header = next(rows, None)
     if header is None:
         raise ValueError("expected a table with a header line, but the file is empty")
-    header = [original(name.strip()) for name in header]
-    wanted = set(header if choose is None else choose(header))
-    columns = {
-        position: _Names(name) if name in text else _Numbers(name)
-        for position, name in enumerate(header)
-        if name in wanted
-    }
-    _check_header(header, wanted)
-    first_row = 2
-    while batch := list(islice(rows, BATCH)):
-        batch = [row for row in batch if row]  # a blank line is no row
-        _check_widths(batch, len(header), first_row)
-        cells = list(zip(*batch, strict=True))
-        for position, column in columns.items():
-            column.add(cells[position] if cells else (), first_row)
-        first_row += len(batch)
-    return pd.DataFrame({column.name: column.values() for column in columns.values()})
+    number, columns = 0, len(header)
+    for cells in rows:
+        number += 1
+        if len(cells) != columns:
+            raise ValueError(
+                f"expected {columns} columns in every row, as in the header, got {len(cells)} in row {number + 1}; a "
+                "row was cut, or a name with a comma has no quotes around it"
+            )
+    return [original(name.strip()) for name in header], number
+
+
+def _parse(path: Path, columns: Mapping[int, str], text: Collection[str], rows: int) -> pd.DataFrame:
+    """Read columns, given as position and name."""
+    names = {position: _Names() for position, name in columns.items() if name in text}
+    numbers: dict[int, list[np.ndarray]] = {position: [] for position in columns if position not in names}
+    blanks: Any = {position: [""] if position in names else sorted(BLANK_NUMBERS) for position in columns}
+    chunks = pd.read_csv(
+        path,
+        header=0,
+        names=range(max(columns, default=0) + 1),
+        usecols=list(columns),
+        index_col=False,
+        dtype=dict.fromkeys(names, object),
+        keep_default_na=False,
+        na_values=blanks,
+        float_precision="round_trip",
+        encoding="utf-8-sig",
+        compression=None,
+        chunksize=CHUNK,
+    )
+    number = 0
+    with warnings.catch_warnings(action="ignore", category=pd.errors.DtypeWarning):  # such columns are read again
+        for chunk in chunks if columns else ():
+            number += len(chunk)
+            for position, column in names.items():
+                column.add(chunk[position])
+            for position, parts in numbers.items():
+                parts.append(chunk[position].to_numpy())
+    if columns and number != rows:
+        raise ValueError(f"expected {rows} rows, as there are lines, but {number} could be read")
+    read: dict[str, Any] = {columns[position]: column.values(columns[position]) for position, column in names.items()}
+    for position, parts in numbers.items():
+        read[columns[position]] = _numbers(parts, path, position, columns[position])
+    return pd.DataFrame({name: read[name] for name in columns.values()}, index=range(rows))
 
 
 def _lines(file: TextIO) -> Iterator[str]:
@@ -161,68 +198,42 @@ def _check_header(header: Sequence[str], wanted: Collection[str]) -> None:
         raise ValueError(f"expected every column once, but the header repeats {', '.join(repeated)}")
 
 
-def _check_widths(batch: Sequence[Sequence[str]], columns: int, first_row: int) -> None:
-    if {*map(len, batch)} <= {columns}:
-        return
-    row, cells = next((first_row + number, len(row)) for number, row in enumerate(batch) if len(row) != columns)
-    raise ValueError(
-        f"expected {columns} columns in every row, as in the header, got {cells} in row {row}; a row was cut, or a "
-        "name with a comma has no quotes around it"
-    )
-
-
 class _Names:
-    """A column of names, as numbers into a list of distinct names."""
+    """A column of names, as numbers into a list of the distinct ones."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._parts: list[np.ndarray] = []
+        self._parts: list[np.ndarray] = [np.empty(0, np.int32)]
 
-    def add(self, cells: Sequence[str], first_row: int) -> None:
-        """Add the cells of further rows, the first of which is `first_row`."""
-        numbers, before = self._numbers, len(self._numbers)
-        self._parts.append(np.array([numbers.setdefault(cell, len(numbers)) for cell in cells], np.int32))
-        for name in islice(numbers, before, None):
-            if len(name) > MAX_NAME:
-                row = first_row + cells.index(name)
-                raise ValueError(
-                    f"expected names of at most {MAX_NAME} characters, got {len(name)} in row {row}, column {self.name}"
-                )
+    def add(self, column: Frame) -> None:
+        """Add the cells of further rows; a missing one is blank."""
+        codes, texts = pd.factorize(column)
+        numbers = [self._numbers.setdefault(text, len(self._numbers)) for text in texts]
+        self._parts.append(np.array([*numbers, -1], np.int32)[codes])
 
-    def values(self) -> Frame:
+    def values(self, name: str) -> Frame:
         """The column as categories; blank names are missing."""
-        names = pd.Series([original(name) if name.strip() else None for name in self._numbers], dtype=object)
-        distinct, categories = pd.factorize(names)  # two texts may stand for one name
-        codes = np.concatenate([np.empty(0, np.int32), *self._parts])
-        return pd.Categorical.from_codes(distinct[codes] if len(distinct) else codes, list(categories))
+        longest = max(map(len, self._numbers), default=0)
+        if longest > MAX_NAME:
+            raise ValueError(f"expected names of at most {MAX_NAME} characters, got {longest} in the column {name}")
+        meant = [original(text) if text.strip() else None for text in self._numbers]
+        distinct, categories = pd.factorize(pd.Series(meant, dtype=object))  # two texts may stand for one name
+        codes = np.append(distinct, -1).astype(np.int32)[np.concatenate(self._parts)]
+        return pd.Categorical.from_codes(codes, pd.Index(categories, dtype=object))
 
 
-class _Numbers:
-    """A column of numbers."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self._whole = True
-        self._parts: list[np.ndarray] = []
-
-    def add(self, cells: Sequence[str], first_row: int) -> None:
-        """Add the cells of further rows, the first of which is `first_row`."""
-        try:
-            if any("_" in cell for cell in cells):
-                raise ValueError("Python reads 1_0 as 10")
-            values = np.array([math.nan if cell in BLANK_NUMBERS else float(cell) for cell in cells])
-        except ValueError:
-            row, cell = next((first_row + n, cell) for n, cell in enumerate(cells) if not _is_number(cell))
+def _numbers(parts: Sequence[np.ndarray], path: Path, position: int, name: str) -> np.ndarray:
+    """A column as int64 or float64; what pandas does not take for numbers is read again, cell by cell."""
+    if all(part.dtype in (np.int64, np.float64) for part in parts):
+        return np.concatenate(parts) if parts else np.empty(0)
+    numbers = []
+    for row, cells in enumerate(islice(_rows(path), 1, None), start=2):
+        cell = cells[position]
+        if not _is_number(cell):
             shown = cell if len(cell) <= 40 else f"{cell[:40]}..."
-            raise ValueError(f"expected a number in row {row}, column {self.name}, got {shown!r}") from None
-        self._whole = self._whole and "".join(cells).isdecimal() and all(cells) and values.max(initial=0) <= EXACT
-        self._parts.append(values)
-
-    def values(self) -> np.ndarray:
-        """The column as int64 or float64."""
-        numbers = np.concatenate([np.empty(0), *self._parts])
-        return numbers.astype(np.int64) if self._whole and len(numbers) else numbers
+            raise ValueError(f"expected a number in row {row}, column {name}, got {shown!r}")
+        numbers.append(math.nan if cell in BLANK_NUMBERS else float(cell))
+    return np.array(numbers, float)
 
 
 def _is_number(cell: str) -> bool:
@@ -232,4 +243,4 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return "_" not in cell
+    return "_" not in cell  # Python reads 1_0 as 10
