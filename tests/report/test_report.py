@@ -170,11 +170,8 @@ def test_overlays_are_drawn_without_clipped_text(tmp_path, monkeypatch, cases, l
 
 
 def visible_texts(figure):
-    texts = list(figure.texts)
-    for band in figure.subfigs:
-        texts += [*band.texts, *(axis.title for axis in band.axes)]
-        texts += [text for legend in band.legends for text in legend.get_texts()]
-    return texts
+    texts = [*figure.texts, *(axis.title for axis in figure.axes)]
+    return texts + [text for legend in figure.legends for text in legend.get_texts()]
 
 
 def test_caption_of_a_volume_names_the_slice():
