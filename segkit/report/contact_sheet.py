@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from segkit.labels import Labels
-from segkit.report.figure_text import plain_texts, shortened
+from segkit.report.figure_text import plain_texts, shortened, without_glyph_warnings
 from segkit.report.overlays import class_patches, draw_classes, panel_ratio, view_of
 
 PANEL_INCHES = 2.2
@@ -63,7 +63,8 @@ def contact_sheet(
     legend = figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     plain_texts(legend)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with without_glyph_warnings():
+        figure.savefig(path, dpi=110)
 
 
 def _draw_histograms(axis: Any, before: Pixels, after: Pixels) -> None:

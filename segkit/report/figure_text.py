@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ def shortened(name: str, longest: int = LONGEST) -> str:
         end = longest // 3
         name = f"{name[: longest - end - 3]}...{name[-end:]}"
     return f" {name}" if name.startswith("_") else name  # matplotlib leaves such names out of legends
+
+
+def without_glyph_warnings() -> warnings.catch_warnings[None]:
+    """Draw names in any script without one warning per letter that the font lacks."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)  # "Glyph ... missing from font(s)"
 
 
 def plain_texts(legend: Legend) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from segkit.labels import Labels
-from segkit.report.figure_text import plain_texts, printable, shortened
+from segkit.report.figure_text import plain_texts, printable, shortened, without_glyph_warnings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,8 @@ def overlay_figure(rows: Sequence[Row], labels: Labels, path: Path, title: str |
         ValueError: There are no rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _figure(rows, labels, title).savefig(path, dpi=110)
+    with without_glyph_warnings():
+        _figure(rows, labels, title).savefig(path, dpi=110)
 
 
 def overlay_picture(rows: Sequence[Row], labels: Labels) -> np.ndarray:
@@ -86,7 +87,8 @@ def overlay_picture(rows: Sequence[Row], labels: Labels) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(_figure(rows, labels, None))
-    canvas.draw()
+    with without_glyph_warnings():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
