@@ -35,6 +35,7 @@ from segkit.config import ConfigError
 from segkit.report.comparison_page import Material, write_pages
 from segkit.report.console import print_comparison, print_datasets
 from segkit.report.datasets_page import write_datasets_pages
+from segkit.report.figure_text import shortened
 from segkit.utils.csv_tables import write_table
 from segkit.utils.files import replace_text
 
@@ -131,16 +132,27 @@ def compare_table(
             `analysis.missing` specifies how to score them.
     """
     try:
-        table: Any = read_score_rows(path, analysis.metric)
-        if set(CHALLENGER) <= set(table.columns):
-            table = from_challenger(table, analysis.metric)
-        names = _dataset_names(table)
-        if len(names) < 2:
+        tables = read_for_comparison(path, analysis.metric)
+        if len(tables) == 1:
+            table = next(iter(tables.values()))
             write_comparison(table, out, analysis, ReportContext(classes), no_material, console)
         else:
-            _compare_datasets(table, names, out, analysis, console, classes)
+            _compare_datasets(tables, out, analysis, console, classes)
     except ValueError as error:
         raise TableError(f"{path}: {error}") from error
+
+
+def read_for_comparison(path: Path, metric: str) -> dict[str, Any]:
+    """The rows of each data set of a table; a table without data sets is one, without a name.
+
+    Raises:
+        ValueError: The file is not such a table.
+    """
+    table: Any = read_score_rows(path, metric)
+    if set(CHALLENGER) <= set(table.columns):
+        table = from_challenger(table, metric)
+    names = _dataset_names(table)
+    return {name: table[table["dataset"] == name] for name in names} if len(names) > 1 else {"": table}
 
 
 def _dataset_names(table: Any) -> list[str]:
@@ -154,18 +166,18 @@ def _dataset_names(table: Any) -> list[str]:
 
 
 def _compare_datasets(
-    table: Any, names: Sequence[str], out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None
+    tables: Mapping[str, Any], out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None
 ) -> None:
     """Compare losses on each data set in a folder of its own, then across data sets."""
-    results, folders = {}, folder_names(names)
+    results, folders = {}, folder_names(list(tables))
     for name, folder in folders.items():
-        console.rule(name)
-        rows = table[table["dataset"] == name]
-        results[name] = write_comparison(rows, out / folder, analysis, ReportContext(classes), no_material, console)
+        console.rule(shortened(name))
+        context = ReportContext(classes)
+        results[name] = write_comparison(tables[name], out / folder, analysis, context, no_material, console)
     overall = over_datasets(results, analysis.metric)
     replace_text(out / "datasets.json", json.dumps(overall, indent=2, allow_nan=False) + "\n")
     write_datasets_pages(overall, folders, out)
-    console.rule(f"{len(names)} data sets")
+    console.rule(f"{len(tables)} data sets")
     print_datasets(overall, console)
 
 

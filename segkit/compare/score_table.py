@@ -37,7 +37,8 @@ def read_rows(path: Path) -> Rows:
     """
     table: Rows = read_table(path, TEXT)
     names = {name: table[name].astype(object).astype(str).where(table[name].notna()) for name in table if name in TEXT}
-    return table.assign(**names | _seeds_and_folds(table))
+    numbers = {name: column.to_numpy() for name, column in _seeds_and_folds(table).items()}
+    return table.assign(**names | numbers)
 
 
 def read_score_rows(path: Path, metric: str) -> Rows:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from segkit.labels import Labels
 from segkit.report.figure_text import plain_texts, shortened, without_glyph_warnings
 from segkit.report.overlays import class_patches, draw_classes, panel_ratio, view_of
+from segkit.utils.files import replaced
 
 PANEL_INCHES = 2.2
 BINS = 64
@@ -63,8 +64,8 @@ def contact_sheet(
     legend = figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     plain_texts(legend)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with without_glyph_warnings():
-        figure.savefig(path, dpi=110)
+    with without_glyph_warnings(), replaced(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _draw_histograms(axis: Any, before: Pixels, after: Pixels) -> None:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from segkit.report.figure_text import plain_texts, shortened, without_glyph_warnings
+from segkit.utils.files import replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,5 +123,5 @@ def _most_pixels(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with without_glyph_warnings():
-        figure.savefig(path, dpi=110)
+    with without_glyph_warnings(), replaced(path) as temporary:
+        figure.savefig(temporary, dpi=110)

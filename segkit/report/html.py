@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader
 
 from segkit.report.figure_text import printable, without_glyph_warnings
+from segkit.utils.files import replace_bytes, replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # beside Markdown's characters: entities, plain addresses that become links, mentions, mathematics, and what begins a
 # heading, a list or a quotation at the start of a line
-MARKUP = re.compile(r"[\\`*_\[\]<>|!$~]|&(?=#?\w+;)|:(?=//)|(?<=www)\.|@(?=\w)|^[-+#=](?=\s|$)|(?<=^\d)[.)](?=\s)", re.I)
+MARKUP = re.compile(
+    r"[\\`*_\[\]<>|!$~]|&(?=#?\w+;)|:(?=//)|(?<=www)\.|@(?=\w)|^[-+#=](?=\s|$)|(?<=^\d)[.)](?=\s)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,9 @@ def write_both(template: str, values: Mapping[str, Any], out: Path, name: str) -
     environment.filters |= {"number": number, "interval": interval, "p": p_value, "cell": markdown_cell}
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for picture in values["pictures"]:
-        (out / "figures" / f"{picture.name}.png").write_bytes(picture.png)
+        replace_bytes(out / "figures" / f"{picture.name}.png", picture.png)
     for kind in ("html", "md"):
-        (out / f"{name}.{kind}").write_text(environment.get_template(f"{template}.{kind}.j2").render(values))
+        replace_text(out / f"{name}.{kind}", environment.get_template(f"{template}.{kind}.j2").render(values))
 
 
 def png_of(figure: Figure) -> bytes:

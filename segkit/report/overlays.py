@@ -14,6 +14,7 @@ import torch
 
 from segkit.labels import Labels
 from segkit.report.figure_text import plain_texts, printable, shortened, without_glyph_warnings
+from segkit.utils.files import replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,8 +79,8 @@ def overlay_figure(rows: Sequence[Row], labels: Labels, path: Path, title: str |
         ValueError: There are no rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with without_glyph_warnings():
-        _figure(rows, labels, title).savefig(path, dpi=110)
+    with without_glyph_warnings(), replaced(path) as temporary:
+        _figure(rows, labels, title).savefig(temporary, dpi=110)
 
 
 def overlay_picture(rows: Sequence[Row], labels: Labels) -> np.ndarray:

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 
+from segkit.utils.files import replaced
+
 BLANK_NUMBERS = frozenset(
     ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "None", "null", "NULL"),
 )
@@ -59,9 +61,8 @@ def write_table(path: Path, table: pd.DataFrame, *, index: bool = False) -> None
         table = table.rename(index=_neutral_if_text)
     # the writer leaves names with a carriage return unquoted, and readers take it for the end of a line
     returns = any(column.str.contains("\r", regex=False).any() for column in texts.values())
-    temporary = path.with_name(f"{path.name}.tmp")
-    table.to_csv(temporary, index=index, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        table.to_csv(temporary, index=index, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
 
 
 def _neutral_if_text(value: Any) -> Any:
@@ -151,29 +152,30 @@ def _parse(path: Path, columns: Mapping[int, str], text: Collection[str], rows: 
     names = {position: _Names() for position, name in columns.items() if name in text}
     numbers: dict[int, list[np.ndarray]] = {position: [] for position in columns if position not in names}
     blanks: Any = {position: [""] if position in names else sorted(BLANK_NUMBERS) for position in columns}
-    chunks = pd.read_csv(
+    if not columns or not rows:
+        return pd.DataFrame({name: pd.Series(dtype=object) for name in columns.values()}, index=range(rows))
+    chunks: Any = pd.read_csv(
         path,
         header=0,
-        names=range(max(columns, default=0) + 1),
+        names=range(max(columns) + 1),
         usecols=list(columns),
         index_col=False,
         dtype=dict.fromkeys(names, object),
         keep_default_na=False,
         na_values=blanks,
-        float_precision="round_trip",
         encoding="utf-8-sig",
         compression=None,
         chunksize=CHUNK,
     )
     number = 0
-    with warnings.catch_warnings(action="ignore", category=pd.errors.DtypeWarning):  # such columns are read again
-        for chunk in chunks if columns else ():
+    with chunks, warnings.catch_warnings(action="ignore", category=pd.errors.DtypeWarning):  # such are read again
+        for chunk in chunks:
             number += len(chunk)
             for position, column in names.items():
                 column.add(chunk[position])
             for position, parts in numbers.items():
                 parts.append(chunk[position].to_numpy())
-    if columns and number != rows:
+    if number != rows:
         raise ValueError(f"expected {rows} rows, as there are lines, but {number} could be read")
     read: dict[str, Any] = {columns[position]: column.values(columns[position]) for position, column in names.items()}
     for position, parts in numbers.items():
