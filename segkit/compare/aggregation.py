@@ -202,8 +202,8 @@ def pooled(scores: Scores, weights: Weights) -> np.ndarray:
 
     A run that correctly predicts no pixel of a class counts as perfect if other runs predict some.
     """
-    assert scores.counts is not None
-    overlaps = (_overlap(scores, weights, slice(number, number + 1)) for number in range(scores.counts.shape[2]))
+    classes = range(len(scores.classes))
+    overlaps = (_overlap(scores, weights, slice(number, number + 1)) for number in classes)
     return _class_mean(
         np.where(np.isnan(values) & ~np.isnan(values).all(1, keepdims=True), 1.0, values) for values in overlaps
     )

@@ -176,9 +176,7 @@ def _check_columns(table: Rows, metric: str) -> None:
     names = list(table.columns)
     missing = [column for column in needed if column not in names]
     if missing:
-        header = names[0] if len(names) == 1 else ""
-        hint = "; separate the columns by commas" if ";" in str(header) or "\t" in str(header) else ""
-        raise ValueError(f"expected columns {needed}, but {missing} are missing{hint}")
+        raise ValueError(f"expected columns {needed}, but {missing} are missing")
     repeated = [name for name in (*needed, "fold", "group", *COUNTS) if names.count(name) > 1]
     if repeated:
         raise ValueError(f"expected every column once, but {repeated} are repeated")

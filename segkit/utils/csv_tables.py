@@ -136,6 +136,8 @@ def _check_shape(path: Path) -> tuple[list[str], int]:
     header = next(rows, None)
     if header is None:
         raise ValueError("expected a table with a header line, but the file is empty")
+    if len(header) == 1 and (separator := next((sign for sign in ";\t|" if sign in header[0]), None)):
+        raise ValueError(f"expected commas between the columns, got {separator!r} in the header")
     number, columns = 0, len(header)
     for cells in rows:
         number += 1

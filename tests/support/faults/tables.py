@@ -109,9 +109,7 @@ def with_other_bytes(rows: list[list[str]], generator: random.Random) -> bytes:
         elif kind == 4:
             return content.decode("utf-8", "replace").encode(generator.choice(("utf-16", "utf-8-sig", "utf-32")))
         elif kind == 5:
-            return generator.choice(STARTS) + bytes(
-                content
-            )
+            return generator.choice(STARTS) + bytes(content)
         else:
             content[place:place] = generator.randbytes(generator.choice((1, 8, 200)))
     return bytes(content)
