@@ -135,14 +135,14 @@ def groups(scores: Scores, weights: Weights) -> np.ndarray:
     The weight of a group is the mean weight of its cases with a nonzero weight.
     """
     matrix = membership(scores.group, len(scores.groups))
-    group_weights = _group_weights(weights, scores.group, matrix)
+    group_weights = _group_weights(weights, scores, matrix)
     group_means = (_weighted_mean(scores.values[..., number], matrix).T for number in range(scores.values.shape[2]))
     return _class_mean(_weighted_mean(means, group_weights) for means in group_means)
 
 
-def _group_weights(weights: Weights, group: np.ndarray, matrix: sparse.csr_array) -> Weights:
+def _group_weights(weights: Weights, scores: Scores, matrix: sparse.csr_array) -> Weights:
     if isinstance(weights, PerturbedGroups):
-        return weights.of_groups(group, matrix.shape[0])
+        return weights.of_groups(scores.group, len(scores.groups))
     with np.errstate(invalid="ignore", divide="ignore"):
         group_weights = (matrix @ weights.T).T / (matrix @ (weights != 0).astype(float).T).T
     return np.where(np.isnan(group_weights), 0.0, group_weights)
