@@ -30,7 +30,7 @@ from segkit.utils.signatures import (
     signature_model,
     union_members,
 )
-from segkit.utils.text import did_you_mean
+from segkit.utils.text import did_you_mean, shown
 
 LOSSES: dict[str, type[nn.Module]] = {
     "cross_entropy": CrossEntropy,
@@ -105,7 +105,7 @@ def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
         if not isinstance(name, str) or name not in WEIGHT_SCHEDULES:
             raise ValueError(
                 f"loss {loss}: expected weight as a number, or a mapping with a name among "
-                f"{', '.join(WEIGHT_SCHEDULES)}, got {name!r}{did_you_mean(name, WEIGHT_SCHEDULES)}"
+                f"{', '.join(WEIGHT_SCHEDULES)}, got {shown(name)}{did_you_mean(name, WEIGHT_SCHEDULES)}"
             )
         _check_options(f"loss {loss}, weight {name}", WEIGHT_SCHEDULES[name], options)
         try:
@@ -113,7 +113,7 @@ def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
         except ValueError as error:
             raise ValueError(f"loss {loss}, weight {name}: {error}") from error
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise ValueError(f"loss {loss}: expected weight as a number of 0 or more, got {weight!r}")
+        raise ValueError(f"loss {loss}: expected weight as a number of 0 or more, got {shown(weight)}")
     return Constant(value=float(weight))
 
 
@@ -162,12 +162,12 @@ def _term_mappings(spec: TermSpec | Sequence[TermSpec]) -> list[Mapping[str, Any
         if spec not in LOSSES and spec not in RECIPES:
             known = [*LOSSES, *RECIPES]
             raise ValueError(
-                f"expected a loss or recipe among {', '.join(known)}, got {spec!r}{did_you_mean(spec, known)}"
+                f"expected a loss or recipe among {', '.join(known)}, got {shown(spec)}{did_you_mean(spec, known)}"
             )
         return list(RECIPES.get(spec, [{"name": spec}]))
     terms = [spec] if isinstance(spec, Mapping) else spec
     if not isinstance(terms, Sequence) or not terms or not all(isinstance(term, (str, Mapping)) for term in terms):
-        raise ValueError(f"expected a loss as a name, a mapping with a name, or a list of these, got {spec!r}")
+        raise ValueError(f"expected a loss as a name, a mapping with a name, or a list of these, got {shown(spec)}")
     return [{"name": term} if isinstance(term, str) else term for term in terms]
 
 
@@ -176,7 +176,7 @@ def _loss_class(name: Any) -> type[nn.Module]:
         return LOSSES[name]
     if isinstance(name, str) and name in RECIPES:
         raise ValueError(f"{name} is a recipe: use its name alone, or list its terms {RECIPES[name]}")
-    raise ValueError(f"expected a loss name among {', '.join(LOSSES)}, got {name!r}{did_you_mean(name, LOSSES)}")
+    raise ValueError(f"expected a loss name among {', '.join(LOSSES)}, got {shown(name)}{did_you_mean(name, LOSSES)}")
 
 
 def _build_term(
@@ -210,16 +210,16 @@ def _check_options(context: str, entry: Any, options: Mapping[str, Any]) -> None
 
 def _raise_option_error(context: str, option: str, kind: str, value: Any, fields: Mapping[str, Any]) -> None:
     if kind == "missing":
-        raise ValueError(f"{context}: missing required option {option!r}")
+        raise ValueError(f"{context}: missing required option {shown(option)}")
     if kind == "extra_forbidden":
         raise ValueError(
-            f"{context}: expected options among {', '.join(fields)}, got {option!r}{did_you_mean(option, fields)}"
+            f"{context}: expected options among {', '.join(fields)}, got {shown(option)}{did_you_mean(option, fields)}"
         )
     annotation = fields[option].annotation
     if isinstance(value, Mapping) and any(is_mapping_type(member) for member in union_members(annotation)):
         return  # `class_weights` checks its own mapping and names the key that is wrong
     suggestion = did_you_mean(value, literal_values(annotation))
-    raise ValueError(f"{context}: expected {option} as {describe(annotation)}, got {value!r}{suggestion}")
+    raise ValueError(f"{context}: expected {option} as {describe(annotation)}, got {shown(value)}{suggestion}")
 
 
 def _as_plain(value: Any) -> Any:

@@ -1,0 +1,35 @@
+"""Types of the fields of a configuration, with the bounds of their values."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from segkit.utils.field_errors import problem
+from segkit.utils.text import shown
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Sides = list[Annotated[int, Field(ge=1, le=2**16)]]
+Seed = Annotated[int, Field(ge=0, le=2**53)]  # exact in JSON too
+NAME_BYTES = 200  # a file name has at most 255, and a run folder adds the digest
+
+
+def _one_line(name: str) -> str:
+    """A name that fits into a table and, with its special characters replaced, into a file name."""
+    if len(name.encode()) > NAME_BYTES:
+        raise problem(f"expected a name of at most {NAME_BYTES} bytes, got {len(name.encode())}")
+    if any(letter in name for letter in "\n\t"):
+        raise problem(f"expected a name on one line, without tabs, got {shown(name)}")
+    return name
+
+
+def _file_name(name: str) -> str:
+    """A name that is part of the name of a folder."""
+    if any(letter in name for letter in "/\\"):
+        raise problem(f"expected a name without '/' and '\\', since it names the run folder, got {shown(name)}")
+    return _one_line(name)
+
+
+Name = Annotated[str, AfterValidator(_one_line)]
+FileName = Annotated[str, AfterValidator(_file_name)]
