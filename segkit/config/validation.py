@@ -81,7 +81,11 @@ class Checker:
         known = list(known)
         for key in value:
             if key not in known:
-                self.error((*path, key), f"unknown key; {_suggestion(key, known)}")
+                self._unknown_key((*path, key), known)
+
+    def _unknown_key(self, path: KeyPath, known: Sequence[str]) -> None:
+        hint = _suggestion(path[-1], known) if len(self.errors) < MOST_ERRORS else ""  # not shown, and slow
+        self.error(path, f"unknown key; {hint}")
 
     def length(self, value: Any, path: KeyPath) -> None:
         """Check that the length is given once, in steps or epochs. It may be omitted if there is a limit."""
@@ -140,7 +144,7 @@ class Checker:
             return self.error(path, f"missing required key '{field}'")
         if kind == "extra_forbidden":
             names = [*model.model_fields, *known]
-            return self.error((*path, field), f"unknown key; {_suggestion(field, names)}")
+            return self._unknown_key((*path, field), names)
         location = (*path, field, *[step for step in details["loc"][1:] if isinstance(step, int)])
         location = location if location in self.lines else (*path, field)
         if kind == PROBLEM:

@@ -8,7 +8,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import Event, MappingStartEvent, NodeEvent, SequenceStartEvent
+from ruamel.yaml.events import (
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    NodeEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 KeyPath = tuple
@@ -38,20 +45,16 @@ def parse_text(text: str) -> tuple[Any, dict[KeyPath, int]]:
     """
     if len(text) > MAX_BYTES:
         raise YamlProblem(f"expected at most {MAX_BYTES} characters of YAML, got {len(text)}")
-    reader = _Reader()
-    node = _compose(text)
+    yaml = YAML(typ="safe", pure=True)
+    node = _compose(yaml, text)
+    reader = _Reader(yaml.constructor)
     return (None if node is None else reader.value(node, ())), reader.lines
 
 
-def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)
-
-
-def _compose(text: str) -> Node | None:
+def _compose(yaml: YAML, text: str) -> Node | None:
     """The tree of nodes of one document; it is not expanded, so aliases cost nothing here."""
-    yaml = _yaml()
     try:
-        _check_nesting(_yaml().parse(text))  # first, since composing is recursive
+        _check_nesting(YAML(typ="safe", pure=True).parse(text))  # first, since composing is recursive
         yaml.composer.warn_double_anchors = False
         return yaml.compose(text)
     except MarkedYAMLError as error:
@@ -66,10 +69,10 @@ def _check_nesting(events: Iterable[Event]) -> None:
     depth = values = 0
     for event in events:
         opens = isinstance(event, (MappingStartEvent, SequenceStartEvent))
-        depth += opens - type(event).__name__.endswith("EndEvent")
+        depth += opens - isinstance(event, (MappingEndEvent, SequenceEndEvent))
         values += isinstance(event, NodeEvent)
         line = event.start_mark.line + 1
-        if opens and depth > MAX_DEPTH + 1:  # one for the document
+        if opens and depth > MAX_DEPTH:
             raise _too_deep(line)
         if values > 2 * MAX_VALUES:  # here keys count too
             raise _too_many(line)
@@ -85,8 +88,9 @@ def _too_many(line: int) -> YamlProblem:
 
 @dataclass
 class _Reader:
-    """Converts nodes to plain data. lines: of the keys and list items that were read."""
+    """Converts nodes to plain data. constructor: of ruamel.yaml. lines: of the keys and list items that were read."""
 
+    constructor: Any
     lines: dict[KeyPath, int] = field(default_factory=dict)
     values: int = 0
     open: list[Node] = field(default_factory=list)  # the nodes around the current one
@@ -97,7 +101,7 @@ class _Reader:
         if self.values > MAX_VALUES:
             raise _too_many(line)
         if isinstance(node, ScalarNode):
-            return _scalar(node)
+            return self._scalar(node)
         if any(node is other for other in self.open):
             raise YamlProblem("an alias refers to a mapping or list that contains it", line)
         if len(self.open) >= MAX_DEPTH:
@@ -123,7 +127,7 @@ class _Reader:
             if key_node.tag == f"{TAG}merge":
                 merged = {**self._merged(value_node), **merged}
                 continue
-            key, line = _key(key_node), key_node.start_mark.line + 1
+            key, line = self._key(key_node), key_node.start_mark.line + 1
             if key in own:
                 raise YamlProblem(f'found duplicate key "{key!s:.100}"', line)
             self.lines[(*path, key)] = line
@@ -140,30 +144,28 @@ class _Reader:
             raise YamlProblem("expected a mapping, or a list of mappings, after '<<:'", node.start_mark.line + 1)
         return {key: item for source in reversed(sources) for key, item in source.items()}
 
+    def _key(self, node: Node) -> str | int:
+        key = self._scalar(node) if isinstance(node, ScalarNode) else None
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
+            shown = repr(node.value) if isinstance(node, ScalarNode) else "a mapping or list"
+            raise YamlProblem(f"expected text or a whole number as a key, got {shown:.100}", node.start_mark.line + 1)
+        return key
 
-def _key(node: Node) -> str | int:
-    key = _scalar(node) if isinstance(node, ScalarNode) else None
-    if isinstance(key, bool) or not isinstance(key, (str, int)):
-        shown = repr(node.value) if isinstance(node, ScalarNode) else "a mapping or list"
-        raise YamlProblem(f"expected text or a whole number as a key, got {shown:.100}", node.start_mark.line + 1)
-    return key
-
-
-def _scalar(node: ScalarNode) -> Any:
-    """The value of a scalar, converted by ruamel.yaml."""
-    kind, line = str(node.tag).removeprefix(TAG), node.start_mark.line + 1
-    if kind in TEXT:
-        return node.value
-    if kind == "null":
-        return None
-    if kind not in NUMBERS:
-        raise _unknown_tag(node)
-    if len(node.value) > MAX_DIGITS:
-        raise YamlProblem(f"expected a number of at most {MAX_DIGITS} characters, got {len(node.value)}", line)
-    try:
-        return getattr(_yaml().constructor, f"construct_yaml_{kind}")(node)
-    except (ValueError, KeyError, IndexError) as error:
-        raise YamlProblem(f"expected {NUMBERS[kind]} after !!{kind}, got {node.value!r:.100}", line) from error
+    def _scalar(self, node: ScalarNode) -> Any:
+        """The value of a scalar, converted by ruamel.yaml."""
+        kind, line = str(node.tag).removeprefix(TAG), node.start_mark.line + 1
+        if kind in TEXT:
+            return node.value
+        if kind == "null":
+            return None
+        if kind not in NUMBERS:
+            raise _unknown_tag(node)
+        if len(node.value) > MAX_DIGITS:
+            raise YamlProblem(f"expected a number of at most {MAX_DIGITS} characters, got {len(node.value)}", line)
+        try:
+            return getattr(self.constructor, f"construct_yaml_{kind}")(node)
+        except (ValueError, KeyError, IndexError) as error:
+            raise YamlProblem(f"expected {NUMBERS[kind]} after !!{kind}, got {node.value!r:.100}", line) from error
 
 
 def _unknown_tag(node: Node) -> YamlProblem:
