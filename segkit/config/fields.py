@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -24,12 +25,12 @@ def _one_line(name: str) -> str:
     return name
 
 
-def _file_name(name: str) -> str:
-    """A name that is part of the name of a folder."""
-    if any(letter in name for letter in "/\\"):
-        raise problem(f"expected a name without '/' and '\\', since it names the run folder, got {shown(name)}")
+def _folder_name(name: str) -> str:
+    """A name that is part of the path of a folder, inside the folder of all runs."""
+    if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
+        raise problem(f"expected a name that stays inside the folder of the runs, without '..', got {shown(name)}")
     return _one_line(name)
 
 
 Name = Annotated[str, AfterValidator(_one_line)]
-FileName = Annotated[str, AfterValidator(_file_name)]
+FolderName = Annotated[str, AfterValidator(_folder_name)]

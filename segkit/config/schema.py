@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segkit.config.fields import Count, FileName, Name, Seed, Sides
+from segkit.config.fields import Count, FolderName, Name, Seed, Sides
 from segkit.utils.durations import Duration
 
 FORMAT = 1
@@ -167,7 +167,7 @@ class GeneralSection(Section):
     """The keys at the top level."""
 
     format: Literal[1] = FORMAT
-    name: FileName
+    name: FolderName
     seed: Seed = 0
     device: Device = "auto"
     plugins: list[str] = []

@@ -65,7 +65,7 @@ def _check_augment(checker: Checker, value: Any) -> Augment | None:
     engine, preset, entries = value.get("engine", "none"), value.get("preset"), value.get("transforms") or []
     engines = [key.removeprefix("augment.") for key in checker.tables if key.startswith("augment.")]
     listed = f"{', '.join(map(repr, engines[:-1]))} or {engines[-1]!r}"
-    if engine != "none" and engine not in engines:
+    if engine not in ("none", *engines):
         return checker.error((*path, "engine"), f"expected 'none', {listed}, got {shown(engine)}")
     if not isinstance(entries, list):
         return checker.error((*path, "transforms"), f"expected a list of transforms, got {shown(entries)}")
@@ -86,7 +86,7 @@ def _preset(checker: Checker, path: tuple, preset: Any, engine: str) -> list[Nam
     if preset is None or engine == "none":
         return []
     presets = checker.tables["preset"].entries
-    if preset not in presets:
+    if not isinstance(preset, str) or preset not in presets:
         checker.error(path, f"expected one of {', '.join(presets)}, got {shown(preset)}")
         return []
     try:

@@ -16,7 +16,7 @@ from segkit.config.errors import ConfigError
 from segkit.config.yaml_reader import KeyPath
 from segkit.utils.field_errors import PROBLEM
 from segkit.utils.signatures import describe, first_errors, signature_model, union_members
-from segkit.utils.text import nearest_name, shortened, shown
+from segkit.utils.text import nearest_name, one_line, shown
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 MOST_ERRORS = 100  # in one message
@@ -55,7 +55,7 @@ class Checker:
         prefixes = [path[:length] for length in range(len(path), 0, -1)]
         line = next((self.lines[prefix] for prefix in prefixes if prefix in self.lines), 0)
         location = override or (f"{self.source}:{line}" if line else self.source)
-        dotted = shortened(".".join(map(str, path)))
+        dotted = one_line(".".join(map(str, path)))
         self.errors.append((0 if override else line, f"{location}: {dotted + ': ' if dotted else ''}{message}"))
 
     def _override(self, path: KeyPath) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from segkit.config.errors import ConfigError
 from segkit.config.plain_data import plain_copy
 from segkit.config.yaml_reader import MAX_BYTES, MAX_DEPTH, KeyPath, YamlProblem, parse_text
-from segkit.utils.text import shortened, shown
+from segkit.utils.text import one_line, shown
 
 
 def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
@@ -37,7 +37,7 @@ def _read_text(path: Path) -> str:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
-            f"{shortened(str(path))}: cannot read the configuration: {error.strerror}; `segkit config list` names the "
+            f"{one_line(str(path))}: cannot read the configuration: {error.strerror}; `segkit config list` names the "
             "shipped ones"
         ) from error
     if len(content) > MAX_BYTES:
@@ -58,9 +58,9 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[dic
     for text in overrides:
         try:
             path = _apply(tree, text)
-            origins[path] = f"override '{shortened(text)}'"
+            origins[path] = f"override '{one_line(text)}'"
         except ConfigError as error:
-            errors.append((0, f"override '{shortened(text)}': {error}"))
+            errors.append((0, f"override '{one_line(text)}': {error}"))
     return origins, errors
 
 

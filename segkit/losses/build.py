@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,8 +20,9 @@ from segkit.losses.pixel import CrossEntropy, Focal, PolyCrossEntropy
 from segkit.losses.region import Dice, Jaccard
 from segkit.losses.topk import TopkCrossEntropy
 from segkit.losses.tversky import FocalTversky, GeneralizedDice, Tversky
-from segkit.losses.weight_schedules import WEIGHT_SCHEDULES, Constant, WeightSchedule
+from segkit.losses.weight_schedules import LARGEST, WEIGHT_SCHEDULES, Constant, WeightSchedule
 from segkit.losses.weighted_sum import Scale, WeightedSum
+from segkit.utils.field_errors import PROBLEM
 from segkit.utils.signatures import (
     describe,
     first_errors,
@@ -58,6 +59,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "dice_topk": [{"name": "dice"}, {"name": "topk_cross_entropy"}],
 }
 
+MAX_DEPTH = 8  # of lists and mappings in an option
 INJECTED = ("labels", "class_counts", "reduce")  # passed by `build_loss`; users cannot set them
 TermSpec = str | Mapping[str, Any]
 
@@ -84,14 +86,25 @@ def build_loss(
     schedules, scales = [], []
     for term in _term_mappings(spec):
         loss_class = _loss_class(term.get("name"))
-        options = expanded(term, labels)
+        with _naming(term["name"]):
+            options = expanded(term, labels)
         name, weight, library = options.pop("name"), options.pop("weight", 1.0), options.pop("like", None)
         if library is not None:
             options = _with_numeric_class_weights(options, labels, class_counts)
         schedules.append(_weight_schedule(name, weight))
-        scales.append(_library_scale(name, library, options, labels))
+        with _naming(name):
+            scales.append(_library_scale(name, library, options, labels))
         terms[_free_name(name, terms)] = _build_term(name, loss_class, options, labels, class_counts, reduce)
     return WeightedSum(labels, terms, schedules, scales, reduce)
+
+
+@contextmanager
+def _naming(loss: str) -> Iterator[None]:
+    """Put the name of the loss before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"loss {loss}: {error}") from error
 
 
 def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
@@ -112,8 +125,10 @@ def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
             return WEIGHT_SCHEDULES[name](**options)
         except ValueError as error:
             raise ValueError(f"loss {loss}, weight {name}: {error}") from error
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise ValueError(f"loss {loss}: expected weight as a number of 0 or more, got {shown(weight)}")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= LARGEST:
+        raise ValueError(
+            f"loss {loss}: expected weight as a number of 0 or more, at most {LARGEST:g}, got {shown(weight)}"
+        )
     return Constant(value=float(weight))
 
 
@@ -168,14 +183,37 @@ def _term_mappings(spec: TermSpec | Sequence[TermSpec]) -> list[Mapping[str, Any
     terms = [spec] if isinstance(spec, Mapping) else spec
     if not isinstance(terms, Sequence) or not terms or not all(isinstance(term, (str, Mapping)) for term in terms):
         raise ValueError(f"expected a loss as a name, a mapping with a name, or a list of these, got {shown(spec)}")
-    return [{"name": term} if isinstance(term, str) else term for term in terms]
+    mappings: list[Mapping[str, Any]] = [{"name": term} if isinstance(term, str) else term for term in terms]
+    for term in mappings:
+        for option, value in term.items():
+            _check_plain(f"loss {shown(term.get('name'))}", option, value)
+    return mappings
+
+
+def _check_plain(context: str, option: Any, value: Any, depth: int = 0) -> None:
+    """Raise ValueError for an option whose name is not text, or whose value is not plain data."""
+    if not isinstance(option, str):
+        raise ValueError(f"{context}: expected text as the name of an option, got {shown(option)}")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{context}: expected {option} with at most {MAX_DEPTH} lists inside each other, got more")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(context, key, item, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(context, option, item, depth + 1)
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(
+            f"{context}: expected {option} as a number, text, true, false, null, a list or a mapping, got "
+            f"{shown(value)}"
+        )
 
 
 def _loss_class(name: Any) -> type[nn.Module]:
     if isinstance(name, str) and name in LOSSES:
         return LOSSES[name]
     if isinstance(name, str) and name in RECIPES:
-        raise ValueError(f"{name} is a recipe: use its name alone, or list its terms {RECIPES[name]}")
+        raise ValueError(f"the loss {name} is a recipe: use its name alone, or list its terms {RECIPES[name]}")
     raise ValueError(f"expected a loss name among {', '.join(LOSSES)}, got {shown(name)}{did_you_mean(name, LOSSES)}")
 
 
@@ -205,6 +243,8 @@ def _check_options(context: str, entry: Any, options: Mapping[str, Any]) -> None
         model.model_validate({option: _as_plain(value) for option, value in options.items()})
     except ValidationError as error:
         for option, details in first_errors(error).items():
+            if details["type"] == PROBLEM:
+                raise ValueError(f"{context}, {option}: {details['msg']}") from error
             _raise_option_error(context, option, details["type"], options.get(option), model.model_fields)
 
 

@@ -10,7 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from segkit.utils.text import shown
+
 WeightSchedule = Callable[[float], float]
+LARGEST = 1e9  # beyond it, a float32 has no digits left for the other terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +81,9 @@ class After:
 
 
 def _check_weights(**weights: float) -> None:
-    invalid = [f"{name} {weight}" for name, weight in weights.items() if not 0 <= weight < math.inf]
+    invalid = [f"{name} {shown(weight)}" for name, weight in weights.items() if not 0 <= weight <= LARGEST]
     if invalid:
-        raise ValueError(f"expected finite weights of 0 or more, got {', '.join(invalid)}")
+        raise ValueError(f"expected finite weights of 0 or more, at most {LARGEST:g}, got {', '.join(invalid)}")
 
 
 WEIGHT_SCHEDULES: dict[str, Callable[..., WeightSchedule]] = {

@@ -34,6 +34,11 @@ def shown(value: object) -> str:
     return shortened(_REPR.repr(value))
 
 
+def one_line(text: str) -> str:
+    """The beginning of a text with line breaks and other control characters as escapes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shortened(text))
+
+
 def shortened(text: str, limit: int = SHOWN) -> str:
     """The text, or its beginning and its length if it is longer than the limit."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
