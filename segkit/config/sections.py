@@ -39,9 +39,12 @@ FIXED = {
 
 def check_part(checker: Checker, key: str, value: Any) -> Any:
     if key in FIXED:
-        return checker.section((key,), value, FIXED[key])
+        section = checker.section((key,), value, FIXED[key])
+        if key == "comparison" and section is not None:
+            _check_compared_losses(checker, section.losses)
+        return section
     if key == "loss":
-        return _check_loss(checker, value)
+        return _check_loss(checker, ("loss",), value)
     if key == "augment":
         return _check_augment(checker, value)
     return _check_named(checker, (key,), value, key)
@@ -110,18 +113,26 @@ def _check_swaps(checker: Checker, path: tuple, pairs: Any) -> tuple[tuple[str, 
     return tuple((first, second) for first, second in pairs)
 
 
-def _check_loss(checker: Checker, value: Any) -> tuple[dict[str, Any], ...] | None:
+def _check_compared_losses(checker: Checker, losses: list[str] | dict[str, Any]) -> None:
+    path = ("comparison", "losses")
+    for label, loss in losses.items() if isinstance(losses, dict) else enumerate(losses):
+        name = loss.strip() if isinstance(loss, str) else loss
+        if name != "":  # the comparison itself asks for names
+            _check_loss(checker, (*path, label), name)
+
+
+def _check_loss(checker: Checker, path: tuple, value: Any) -> tuple[dict[str, Any], ...] | None:
     """Check a loss: the name of a loss or recipe, a mapping, or a list of names and mappings."""
     recipes = checker.tables["recipe"].entries
     if isinstance(value, str) and value in recipes:
         value = recipes[value]
     if isinstance(value, str) and value not in checker.tables["loss"].entries:
-        return checker.unknown_name(("loss",), value, [*checker.tables["loss"].entries, *recipes])
+        return checker.unknown_name(path, value, [*checker.tables["loss"].entries, *recipes])
     entries = value if isinstance(value, list) else [value]
     if not entries:
-        return checker.error(("loss",), "expected a name, a mapping or a list of them, got an empty list")
+        return checker.error(path, "expected a name, a mapping or a list of them, got an empty list")
     terms = [
-        _check_term(checker, ("loss", index) if isinstance(value, list) else ("loss",), entry)
+        _check_term(checker, (*path, index) if isinstance(value, list) else path, entry)
         for index, entry in enumerate(entries)
     ]
     return tuple(term for term in terms if term is not None)

@@ -154,8 +154,8 @@ class _Reader:
     def _scalar(self, node: ScalarNode) -> Any:
         """The value of a scalar, converted by ruamel.yaml."""
         kind, line = str(node.tag).removeprefix(TAG), node.start_mark.line + 1
-        if kind in TEXT:
-            return node.value
+        if kind in TEXT:  # JSON writes a letter beyond 2^16 as two escapes
+            return node.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         if kind == "null":
             return None
         if kind not in NUMBERS:
