@@ -13,6 +13,7 @@ from segkit.utils.text import shown
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Sides = list[Annotated[int, Field(ge=1, le=2**16)]]
 Seed = Annotated[int, Field(ge=0, le=2**53)]  # exact in JSON too
+MaskValue = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # masks are 32-bit integers at most
 NAME_BYTES = 200  # a file name has at most 255, and a run folder adds the digest
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from segkit.config.fields import Count, FolderName, Name, Seed, Sides
+from segkit.config.fields import Count, FolderName, MaskValue, Name, Seed, Sides
 from segkit.utils.durations import Duration
 
 FORMAT = 1
@@ -38,14 +38,14 @@ class Section(BaseModel):
 class LabelsSection(Section):
     names: list[Name]
     mode: Literal["multiclass", "binary", "multilabel"] = "multiclass"
-    ignore_index: int | None = None
+    ignore_index: MaskValue | None = None
     background: str = "background"
-    regions: dict[Name, list[int]] | None = None
+    regions: dict[Name, list[MaskValue]] | None = None
 
 
 class PreprocessSection(Section):
     intensity: Literal["zscore", "dataset", "percentile", "none"] = "zscore"
-    spacing: list[float] | Literal["median"] | None = None
+    spacing: list[Annotated[float, Field(gt=0)]] | Literal["median"] | None = None
 
 
 class SamplingSection(Section):

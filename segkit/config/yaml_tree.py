@@ -30,16 +30,18 @@ def _read_text(path: Path) -> str:
     """The text of a file. Raises ConfigError if it is not a file of UTF-8 text, or too large."""
     try:
         if path.exists() and not path.is_file():  # a named pipe would be waited for
-            raise ConfigError(
-                f"{path}: expected a YAML file, got {'a folder' if path.is_dir() else 'a pipe or device'}"
-            )
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
+            content, kind = None, "a folder" if path.is_dir() else "a pipe or device"
+        else:
+            with open(path, "rb") as file:
+                content, kind = file.read(MAX_BYTES + 1), ""
+    except (OSError, ValueError) as error:  # the latter for a path with a null character
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{one_line(str(path))}: cannot read the configuration: {error.strerror}; `segkit config list` names the "
-            "shipped ones"
+            f"{one_line(str(path))}: cannot read the configuration: {reason}; `segkit config list` names the shipped "
+            "ones"
         ) from error
+    if content is None:
+        raise ConfigError(f"{path}: expected a YAML file, got {kind}")
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{path}: expected a configuration of at most {MAX_BYTES // 1024} KiB, got a larger file")
     try:

@@ -32,7 +32,7 @@ from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluation.scoring import Scoring, build_scoring
 from segkit.experiment.plugins import INJECTED, load_plugins, used_plugins
-from segkit.experiment.validate import CHECKS, check_weights, meta_network
+from segkit.experiment.validate import CHECKS, PIXELS, check_weights, meta_network
 from segkit.inference.predictor import Predictor
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES
@@ -234,6 +234,7 @@ def check_network(config: Config, data: Data, processes: Processes = SINGLE_PROC
     are tried. Raises ConfigError if the network cannot train on such a batch, or if it does not fit into the memory.
     """
     preprocess, batch = data.preprocess, config.loader.batch
+    _check_spacing(config, data)
     images = batch if config.train.sync_batchnorm else batch // processes.world_size
     network = meta_network(config, preprocess.channels, data.labels.channels, preprocess.dims).train()
     source = "sampling.patch gives" if config.sampling.patch is not None else "the training images give"
@@ -250,6 +251,16 @@ def check_network(config: Config, data: Data, processes: Processes = SINGLE_PROC
                 f"{where}: {reason(error)}; use a larger loader.batch or sampling.patch, fewer model.widths, or "
                 "another model.norm"
             ) from error
+
+
+def _check_spacing(config: Config, data: Data) -> None:
+    """Raise ConfigError if the largest training image has too many pixels after resampling."""
+    largest = max(data.sizes, key=math.prod, default=(1,))
+    if math.prod(largest) > PIXELS:
+        raise ConfigError(
+            f"{config.name}: preprocess.spacing: expected images of at most 2^31 pixels after resampling, got "
+            f"{list(largest)}"
+        )
 
 
 def _batch_sizes(config: Config, data: Data, images: int) -> list[tuple[int, ...]]:

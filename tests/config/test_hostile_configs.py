@@ -118,6 +118,11 @@ def test_a_folder_and_a_pipe_are_no_configuration(tmp_path):
     assert "expected a YAML file, got a pipe or device" in message(tmp_path / "pipe.yaml")
 
 
+@pytest.mark.parametrize(("name", "reason"), [("x" * 300, "too long"), ("x\0.yaml", "null"), ("no.yaml", "No such")])
+def test_a_path_that_cannot_be_opened(name, reason):
+    assert re.search(f"cannot read the configuration: .*{reason}", message(name))
+
+
 numbers = st.integers(-(10**15), 10**15) | st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=9)
 trees = st.recursive(
