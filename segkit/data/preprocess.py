@@ -133,20 +133,26 @@ class Preprocess:
 
         Raises DataError if the number of axes differs from that of the target spacing.
         """
+        size = self.resampled_size(raw.image.shape[1:], raw.spacing)
+        if self.spacing is None or size == raw.image.shape[1:]:
+            return raw
+        mask = None if raw.mask is None else resize_nearest(raw.mask, size)
+        weight = None if raw.weight is None else resize_linear(raw.weight[None], size)[0]
+        return RawCase(resize_linear(raw.image, size), mask, self.spacing, weight)
+
+    def resampled_size(self, size: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
+        """The size of an image [D] of a spacing [D] after resampling to the target spacing.
+
+        Raises DataError if the number of axes differs from that of the target spacing.
+        """
         if self.spacing is None:
-            return raw
-        if len(self.spacing) != len(raw.spacing):
-            raise DataError(f"expected an image with {len(self.spacing)} axes, got {len(raw.spacing)}")
-        old_size = raw.image.shape[1:]
-        new_size = tuple(
-            max(1, round(side * spacing / target))
-            for side, spacing, target in zip(old_size, raw.spacing, self.spacing, strict=True)
+            return size
+        if len(self.spacing) != len(spacing):
+            raise DataError(f"expected an image with {len(self.spacing)} axes, got {len(spacing)}")
+        return tuple(
+            max(1, round(side * length / target))
+            for side, length, target in zip(size, spacing, self.spacing, strict=True)
         )
-        if new_size == old_size:
-            return raw
-        mask = None if raw.mask is None else resize_nearest(raw.mask, new_size)
-        weight = None if raw.weight is None else resize_linear(raw.weight[None], new_size)[0]
-        return RawCase(resize_linear(raw.image, new_size), mask, self.spacing, weight)
 
     def intensity_map(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `shift` and `scale`, float32 [C], for which (image - shift) / scale normalises an image [C, *S].

@@ -96,7 +96,7 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
     data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache)
     model, notes = _model(config, data, device, processes, from_init)
     settings, batches = _training(config, data, device, processes)
-    check_network(config, data)
+    check_network(config, data, processes)
     _check_validation(config, data)
     _check_sides(config, data)
     resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)

@@ -23,6 +23,7 @@ from segkit.losses.lovasz_kernels import (
     lovasz_losses,
 )
 from segkit.losses.region import divided, mean_over_counted
+from segkit.utils.text import shown
 
 MOST_BINS = 2**24
 Per = Literal["batch", "image"]
@@ -181,6 +182,6 @@ def _channels_of(classes: Classes, labels: Labels) -> list[int]:
     if unknown or not channels or len(set(channels)) != len(channels):
         raise ValueError(
             f"expected classes as present, all, or a list of distinct classes among {', '.join(names)} "
-            f"(or {first} to {first + len(names) - 1}), got {classes}"
+            f"(or {first} to {first + len(names) - 1}), got {shown(classes)}"
         )
     return channels

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from segkit.losses.limits import LARGEST_OPTION
+from segkit.utils.text import shown
 
 WeightSchedule = Callable[[float], float]
 
@@ -80,7 +81,7 @@ class After:
 
 
 def _check_weights(**weights: float) -> None:
-    invalid = [f"{name} {weight}" for name, weight in weights.items() if not 0 <= weight <= LARGEST_OPTION]
+    invalid = [f"{name} {shown(weight)}" for name, weight in weights.items() if not 0 <= weight <= LARGEST_OPTION]
     if invalid:
         raise ValueError(f"expected weights of 0 or more, at most {LARGEST_OPTION:g}, got {', '.join(invalid)}")
 
