@@ -19,7 +19,7 @@ from segkit.metrics.counts import count
 from segkit.metrics.overlap import dice, iou, precision, recall, specificity, volume_difference
 from segkit.metrics.summary import summarise
 
-from support.faults import extreme_losses
+from support import extreme_losses
 from support.loss_oracle import IGNORE_INDEX, MODES
 
 HUGE = (0, 1, 2**24 + 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32, 2**40 + 3, 2**50 + 1)
