@@ -384,7 +384,7 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
         raise DataError(f"{where}: expected {expected}")
     try:
         yield FORMATS[name]
-    except (DataError, MissingExtra):
+    except (DataError, MissingExtra, MemoryError):
         raise
     except Exception as error:  # libraries raise exceptions of any type for damaged files
         raise DataError(

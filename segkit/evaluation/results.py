@@ -47,13 +47,14 @@ class CaseScores:
     matrix: confusion matrix, int64 [C, C] for the C classes of `labels.names`; rows are the reference, columns the
         prediction. None for overlapping classes.
     calibration: contents of `calibration` in scores.json; None if it was not computed.
-    threshold: probability above which a class was predicted, for binary and multilabel.
+    threshold: probability above which a class was predicted, for binary and multilabel; None if the masks are not
+        from a network of segkit, or if no threshold was used.
     """
 
     cases: pd.DataFrame
     matrix: np.ndarray | None
     calibration: dict[str, Any] | None
-    threshold: float = 0.5
+    threshold: float | None = None
 
 
 def foreground_means(cases: pd.DataFrame, labels: Labels) -> dict[str, float | None]:

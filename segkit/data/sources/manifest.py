@@ -101,6 +101,19 @@ class ManifestSource(FileSource):
         return with_empty_mask(super().read(case), case, self.labels)
 
 
+def unlabelled_rows(file: Path, labels: Labels) -> list[Case]:
+    """The cases of a table without their masks, for prediction; only the column `image` is needed.
+
+    Paths are relative to the folder of the table. Raises the errors of `ManifestSource`.
+    """
+    cases = []
+    for number, row in enumerate(read_rows(file), 1):
+        _check_keys(row, labels, f"{file}, entry {number}", may_be_empty=True)
+        images = tuple(listed_file(text, file.parent, file) for text in _files(row["image"]))
+        cases.append(Case(str(row.get("case") or case_name(images[0])), "", images=images))
+    return list(sorted_cases(cases, file))
+
+
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Read the rows of a table, without empty cells. Raises DataError if the file cannot be read."""
     try:
