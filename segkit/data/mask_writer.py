@@ -14,7 +14,7 @@ from segkit.utils.errors import reason
 from segkit.utils.files import replaced
 from segkit.utils.optional import require
 
-UNSAFE = re.compile(r"[/\\\x00-\x1f]")
+UNSAFE = re.compile(r"^\.+|[/\\\x00-\x1f]")
 
 
 def mask_files(image: Path, folder: Path, labels: Labels, name: str | None = None) -> list[Path]:
@@ -31,7 +31,7 @@ def mask_files(image: Path, folder: Path, labels: Labels, name: str | None = Non
 
 
 def file_name(name: str) -> str:
-    """A name without the characters that separate folders, and without control characters."""
+    """A name without a dot at its start, the characters that separate folders, and control characters."""
     return UNSAFE.sub("_", name)
 
 

@@ -103,6 +103,7 @@ def _blended(image: Tensor, network: Network, windows: Sequence[tuple[slice, ...
             where[axis] = slice(None)
             sums[(0, slice(-1), *where)] += part.float() * weights
             sums[(0, -1, *where)] += weights
+        del logits, part  # or they would stay until the next pass has its own
     assert sums is not None
     yield Slab(first, _mean(sums, dim, sums.shape[dim]), axis)
 
@@ -163,8 +164,9 @@ def resampled_slabs(
             between = _between(kept, dim, low[chosen] - first, high[chosen] - first, fraction[chosen])
             yield Slab(start, labels.logits(_resize_others(between, dim, others)), axis)
         if ready < len(low):
-            kept = kept.narrow(dim, int(low[ready]) - first, slab.stop - int(low[ready])).clone()
-            first = int(low[ready])
+            needed = min(int(low[ready]), slab.stop)  # an image that shrinks skips rows
+            kept = kept.narrow(dim, needed - first, slab.stop - needed).clone()
+            first = needed
         done = ready
 
 
