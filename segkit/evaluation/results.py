@@ -47,8 +47,8 @@ class CaseScores:
     matrix: confusion matrix, int64 [C, C] for the C classes of `labels.names`; rows are the reference, columns the
         prediction. None for overlapping classes.
     calibration: contents of `calibration` in scores.json; None if it was not computed.
-    threshold: probability above which a class was predicted, for binary and multilabel; None if the masks are not
-        from a network of segkit, or if no threshold was used.
+    threshold: probability above which a class was predicted, for binary and multilabel, or the value from which pixels
+        of masks belong to the second class; None if no threshold was used.
     """
 
     cases: pd.DataFrame
@@ -71,7 +71,7 @@ def scores_json(
         "format": FORMAT,
         "split": split,
         **source,
-        "threshold": None if labels.mode == "multiclass" else scores.threshold,
+        "threshold": scores.threshold,
         "cases": len(set(scores.cases["case"])),
         "ignored_pixels": _ignored_pixels(scores.cases, labels),
         **summarise(scores.cases, labels, scoring.rules, metrics=scoring.metrics),

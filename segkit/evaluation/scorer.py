@@ -204,7 +204,8 @@ def score_cases(
         )
         if keep is not None:
             keep(number, prediction.mask[0])
-    return replace(scorer.result(group), threshold=predictor.threshold)
+    threshold = None if labels.mode == "multiclass" else predictor.threshold
+    return replace(scorer.result(group), threshold=threshold)
 
 
 def _predicted(predictor: Predictor, sample: Mapping[str, Any], labels: Labels, *, keep_logits: bool) -> Prediction:

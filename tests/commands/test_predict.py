@@ -124,7 +124,7 @@ BAD = {
     "colour.png": "expected an image with 1 channels and 2 spatial axes, as in training, got 3 and 2; save it in grey",
     "volume.nii.gz": "expected an image with 1 channels and 2 spatial axes, as in training, got 1 and 3",
     "nan.npy": "expected finite pixel values, got 64",
-    "cut.png": "cannot be read as PNG",
+    "cut.png": "the PNG file is truncated",
 }
 
 
@@ -172,7 +172,7 @@ def test_output_that_is_not_finite_is_an_error_that_names_the_case(run, tmp_path
 def test_running_out_of_memory_names_the_file_and_the_option(run, tmp_path, monkeypatch):
     save(tmp_path / "in" / "a.png", grey(0, (20, 40)))
     save(tmp_path / "in" / "b.png", grey(0))
-    network_that(monkeypatch, lambda image: torch.empty(2**56))
+    network_that(monkeypatch, lambda _image: torch.empty(2**56))
     printed = predict(run, tmp_path / "in", tmp_path / "out", code=4)
     assert "a.png: out of memory while predicting an image of 20 x 40 pixels" in printed
     assert "evaluation.window=[10, 20]" in printed
@@ -194,7 +194,7 @@ def test_only_what_changes_a_prediction_can_be_changed(run, tmp_path, override):
 
 
 def test_masks_are_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
-    """A full disk ends the command with one sentence; the masks before it are complete, and the next start cleans up."""
+    """A full disk ends the command with one sentence; the masks before it are complete, the next start cleans up."""
     for name in "abc":
         save(tmp_path / "in" / f"{name}.png", grey(5))
     synchronise, calls = os.fsync, []
@@ -214,7 +214,7 @@ def test_masks_are_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
     leftover = tmp_path / "out" / ".tmp-00000000-1-0.png"
     with monkeypatch.context() as patch:  # a process of this machine that no longer runs
         patch.setattr("segkit.utils.files._HOST", "00000000")
-        patch.setattr("psutil.pid_exists", lambda number: False)
+        patch.setattr("psutil.pid_exists", lambda _number: False)
         leftover.write_bytes(b"half a mask")
         predict(run, tmp_path / "in", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "c.png"]

@@ -71,7 +71,7 @@ def test_images_are_predicted_in_windows_above_an_estimate(limit, passes, monkey
 
 
 def test_a_pass_that_cannot_fit_is_refused_before_it_starts(monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 10**6)
     model = Repeat()
     predictor = Predictor(model, LABELS, CPU, multiple=16)
     with pytest.raises(PredictionMemoryError, match=r"about .* GB of memory.*evaluation.window=\[256, 256\]") as caught:
