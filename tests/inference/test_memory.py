@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from segkit import Labels
+from segkit.experiment.planning import Fingerprint, prediction_bytes, propose
 from segkit.inference import memory
 from segkit.inference.memory import PredictionMemoryError, bytes_per_pixel, free_bytes
 from segkit.inference.predictor import Predictor
@@ -100,3 +101,25 @@ def test_other_errors_of_the_network_stay_as_they_are():
 def test_free_memory_is_known_for_the_cpu_only_where_there_is_no_accelerator():
     assert 0 < free_bytes(CPU) < 2**50
     assert free_bytes(torch.device("meta")) is None
+
+
+@pytest.mark.parametrize(("gigabytes", "window"), [(1.5, True), (100, False)])
+def test_a_plan_predicts_in_windows_what_does_not_fit_as_a_whole(gigabytes, window):
+    """A U-Net with 16 channels at full resolution keeps some 400 bytes per pixel: 20 GB for 6000 x 8000 pixels."""
+    sides, spacing = (6000, 8000), (1.0, 1.0)
+    fingerprint = Fingerprint(
+        *(20, 20, 0, 20, 3, sides, sides, sides, spacing, spacing, spacing, (0.0, 0.5, 1.0)),
+        between=0.1,
+        with_foreground=1.0,
+        shares=(0.8, 0.1, 0.1),
+        class_counts=((8, 1, 1),) * 20,
+    )
+    proposal = propose(fingerprint, LABELS, gigabytes * 1e9)
+    sections = proposal.sections
+    assert 15e9 < prediction_bytes(_options(sections["model"]), 3, 3, sides) < 30e9
+    assert sections.get("evaluation") == ({"window": sections["sampling"]["patch"]} if window else None)
+    assert ("evaluation.window" in proposal.reasons) == window
+
+
+def _options(model):
+    return {key: value for key, value in model.items() if key != "name"}

@@ -20,6 +20,7 @@ from segkit.utils.errors import DataError
 PART_NAMES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 PART_NAMES |= {part: part for part in PARTS}
 SEPARATOR = ";"  # between the files of a cell
+COLUMN_SEPARATORS = ",;\t|"  # which pandas tells apart
 Cell = str | int | float | list[str] | dict[str, str | list[str]] | None
 KEYS = ("case", "image", "mask", "group", "split", "annotated", "weight")
 
@@ -125,7 +126,12 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def _csv_rows(file: Path) -> list[Any]:
     """Read the rows of a CSV file. Headings are lowercased except `mask:NAME`; common names of parts are accepted."""
-    table: Any = pd.read_csv(file, dtype=str, keep_default_na=False, sep=None, engine="python", encoding="utf-8-sig")
+    with open(file, encoding="utf-8-sig") as opened:
+        heading = opened.readline()
+    separator = None if any(mark in heading for mark in COLUMN_SEPARATORS) else ","  # there is a single column
+    table: Any = pd.read_csv(
+        file, dtype=str, keep_default_na=False, sep=separator, engine="python", encoding="utf-8-sig"
+    )
     table = table.fillna("").rename(columns=lambda name: name if ":" in name else name.strip().lower())
     if "split" in table:
         table["split"] = table["split"].map(lambda part: PART_NAMES.get(part.strip().lower(), part))
