@@ -16,6 +16,7 @@ from segkit.data.sources.unlabelled import unlabelled_cases
 from segkit.experiment.evaluate_run import checkpoint_file
 from segkit.experiment.trained_model import TrainedModel, load_trained
 from segkit.inference.memory import PredictionMemoryError, is_out_of_memory
+from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError
 from segkit.utils.files import remove_leftovers
 from segkit.utils.text import listed_lines
@@ -48,11 +49,10 @@ def predict(
     trained = load_trained(checkpoint_file(checkpoint), device, overrides)
     data = trained.config.data
     cases = unlabelled_cases(source, trained.labels, trained.preprocess.channels, data.name, data.args)
-    files = {case: mask_files(case.images[0], output, trained.labels, case.name) for case in cases}
+    files, failures = _mask_files(cases, output, trained.labels)
     _check_files(files)
     _prepare(output)
-    failures: dict[Case, DataError | MemoryError] = {}
-    for case in track(cases, "predicting", console=console, disable=not console.is_terminal):
+    for case in track(list(files), "predicting", console=console, disable=not console.is_terminal):
         try:
             mask = _predicted(trained, case)
         except (DataError, MemoryError) as error:
@@ -61,13 +61,27 @@ def predict(
         _write(mask, case, output, trained)
     console.print(f"{len(cases) - len(failures)} masks written to {output}", markup=False)
     if failures:
-        raise _failed(failures, files)
+        raise _failed(failures, files, len(cases))
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
     other = [text for text in overrides if text.partition("=")[0] not in CHANGEABLE]
     if other:
         raise RunError(f"expected changes of {', '.join(CHANGEABLE)}, got {other[0]}; all else is part of the network")
+
+
+def _mask_files(
+    cases: Sequence[Case], output: Path, labels: Labels
+) -> tuple[dict[Case, list[Path]], dict[Case, DataError | MemoryError]]:
+    """The files of the masks, and the errors of images whose format cannot be read."""
+    files: dict[Case, list[Path]] = {}
+    failures: dict[Case, DataError | MemoryError] = {}
+    for case in cases:
+        try:
+            files[case] = mask_files(case.images[0], output, labels, case.name)
+        except DataError as error:
+            failures[case] = error
+    return files, failures
 
 
 def _check_files(files: Mapping[Case, Sequence[Path]]) -> None:
@@ -121,12 +135,14 @@ def _write(mask: np.ndarray, case: Case, output: Path, trained: TrainedModel) ->
         ) from error
 
 
-def _failed(failures: Mapping[Case, DataError | MemoryError], files: Mapping[Case, Sequence[Path]]) -> DataError:
+def _failed(
+    failures: Mapping[Case, DataError | MemoryError], files: Mapping[Case, Sequence[Path]], cases: int
+) -> DataError:
     """The error that lists all images without a mask."""
-    lines = [f"{error}{_stale(files[case])}" for case, error in failures.items()]
+    lines = [f"{error}{_stale(files.get(case, []))}" for case, error in failures.items()]
     is_memory = all(isinstance(error, MemoryError) for error in failures.values())
     return PredictionsFailed(
-        f"{len(failures)} of {len(files)} images have no mask:{listed_lines(lines, limit=SHOWN)}",
+        f"{len(failures)} of {cases} images have no mask:{listed_lines(lines, limit=SHOWN)}",
         4 if is_memory else 3,
     )
 

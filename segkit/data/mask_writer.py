@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.formats import FORMATS, case_name, format_name, format_of, format_with
+from segkit.data.formats import FORMATS, case_name, format_name, format_with
 from segkit.data.formats.geometry import Geometry, ras_orientation
+from segkit.data.readers import mask_ending
 from segkit.labels import Labels
 from segkit.utils.errors import reason
 from segkit.utils.files import replaced
@@ -21,10 +22,11 @@ def mask_files(image: Path, folder: Path, labels: Labels, name: str | None = Non
     """The files that `write_mask` writes to `folder` for an image.
 
     name: the name of the case; None for the name of the image file. What cannot be part of a file name becomes `_`.
+
+    Raises DataError if the image does not exist or its format cannot be read.
     """
-    image_format = format_of(image)
     name = file_name(case_name(image) if name is None else name)
-    ending = ".png" if image_format is None else image_format.mask_ending(image)
+    ending = mask_ending(image)
     if labels.mode != "multilabel" or format_with(ending).has_mask_channels:
         return [folder / f"{name}{ending}"]
     return [folder / f"{name}_{file_name(label)}{ending}" for label in labels.channel_names]

@@ -255,6 +255,12 @@ def number_type(path: Path) -> str:
         return "" if file_format.number_type is None else file_format.number_type(path)
 
 
+def mask_ending(path: Path) -> str:
+    """The file name ending of masks predicted for an image. Raises DataError if the image has to be read and cannot."""
+    with _reading(path, f"file {path}") as file_format:
+        return file_format.mask_ending(path)
+
+
 def header_notes(case: Case) -> list[str]:
     """What the headers of a volume and its mask say differently about the directions of the axes.
 

@@ -112,6 +112,8 @@ def unlabelled_rows(file: Path, labels: Labels) -> list[Case]:
         _check_keys(row, labels, f"{file}, entry {number}", may_be_empty=True)
         images = tuple(listed_file(text, file.parent, file) for text in _files(row["image"]))
         cases.append(Case(str(row.get("case") or case_name(images[0])), "", images=images))
+    if not cases:
+        raise DataError(f"expected images to predict in {file}, found none")
     return list(sorted_cases(cases, file))
 
 

@@ -223,6 +223,8 @@ def unlabelled_listing(root: Path) -> list[Case]:
     else:
         folders = [folder for folder in (root / IMAGES, root / TEST_IMAGES) if folder.is_dir()]
         cases = [case for folder in folders for case in channel_cases(folder)]
+    if not cases:
+        raise DataError(f"expected images to predict in {file}, found none")
     return list(sorted_cases(cases, root))
 
 
