@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from segkit.data.cases import Case, RawCase
 from segkit.data.mask_writer import mask_files, write_mask
@@ -19,6 +18,7 @@ from segkit.inference.memory import PredictionMemoryError, is_out_of_memory
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError
 from segkit.utils.files import remove_leftovers
+from segkit.utils.progress import tracked
 from segkit.utils.text import listed_lines
 
 CHANGEABLE = ("evaluation.window", "evaluation.overlap", "evaluation.threshold")
@@ -52,7 +52,7 @@ def predict(
     files, failures = _mask_files(cases, output, trained.labels)
     _check_files(files)
     _prepare(output)
-    for case in track(list(files), "predicting", console=console, disable=not console.is_terminal):
+    for case in tracked(files, "predicting", len(files), console):
         try:
             mask = _predicted(trained, case)
         except (DataError, MemoryError) as error:
