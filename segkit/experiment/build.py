@@ -33,7 +33,7 @@ from segkit.data.splits import SPLITS, Split
 from segkit.evaluation.scoring import Scoring, build_scoring
 from segkit.experiment.plugins import INJECTED, load_plugins, used_plugins
 from segkit.experiment.validate import CHECKS, PIXELS, check_weights, meta_network
-from segkit.inference.predictor import Predictor, at_least
+from segkit.inference.predictor import Predictor
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES
 from segkit.losses.library_presets import PRESETS
@@ -351,7 +351,7 @@ def predictor_factory(
     prediction_window(config, preprocess.dims, preprocess.multiple)  # checked now rather than at the first validation
 
     def predictor(model: nn.Module) -> Predictor:
-        minimum = getattr(model, "minimum", 1)
+        minimum = getattr(model, "minimum_pixels", 1)
         return Predictor(
             model,
             labels,
@@ -390,21 +390,21 @@ def scoring_of(config: Config, labels: Labels) -> Scoring:
 LARGE_WINDOW = {2: 512, 3: 128}  # smallest sides of the windows of large images, unless `evaluation.window` is set
 
 
-def prediction_window(config: Config, dims: int, multiple: Multiple, minimum: Multiple = 1) -> tuple[int, ...] | None:
+def prediction_window(config: Config, dims: int, multiple: Multiple, minimum_pixels: int = 1) -> tuple[int, ...] | None:
     """`evaluation.window`; by default the training patch for volumes and None, the whole image, for 2D images.
 
-    minimum: the smallest sides that the network can take.
+    minimum_pixels: see `padded`.
     """
     window = config.evaluation.window or (config.sampling.patch if dims == 3 else None)
     if window is None:
         return None
     if len(window) != dims:
         raise ConfigError(f"expected evaluation.window with {dims} sides, one per axis, got {list(window)}")
-    return at_least(window, multiple, minimum)
+    return padded(window, multiple, minimum_pixels)
 
 
-def large_window(config: Config, dims: int, multiple: Multiple, minimum: Multiple = 1) -> tuple[int, ...]:
+def large_window(config: Config, dims: int, multiple: Multiple, minimum_pixels: int = 1) -> tuple[int, ...]:
     """The window for images that are too large for one pass: the training patch, but with sides of at least
     LARGE_WINDOW, since a small window sees little of its surroundings."""
     patch = config.sampling.patch or [1] * dims
-    return at_least([max(side, LARGE_WINDOW[dims]) for side in patch], multiple, minimum)
+    return padded([max(side, LARGE_WINDOW[dims]) for side in patch], multiple, minimum_pixels)

@@ -42,25 +42,19 @@ def sliding_window(image: Tensor, network: Network, window: Sequence[int], overl
     return torch.cat(logits)
 
 
-def whole_image(image: Tensor, network: Network, multiple: Multiple, minimum: Multiple = 1) -> Tensor:
+def whole_image(image: Tensor, network: Network, multiple: Multiple, minimum_pixels: int = 1) -> Tensor:
     """Predict whole images in one pass: [B, C, *S] -> [B, K, *S].
 
-    Images are padded with 0 at the end of each axis to the next multiple, and to the smallest sides that the network
-    can take; the logits are cropped to the original size.
+    Images are padded with 0 at the end of each axis to the size that the network can take, see `padded`; the logits are
+    cropped to the original size.
     """
     size = image.shape[2:]
-    sides = at_least(size, multiple, minimum)
+    sides = padded(size, multiple, minimum_pixels)
     if sides == tuple(size):
         return network(image)
     padding = [target - side for target, side in zip(sides, size, strict=True)]
     logits = network(F.pad(image, [amount for number in reversed(padding) for amount in (0, number)]))
     return logits[(..., *(slice(side) for side in size))]
-
-
-def at_least(size: Sequence[int], multiple: Multiple, minimum: Multiple) -> tuple[int, ...]:
-    """Round image sides up to the multiples, and to the smallest sides, that a network can take."""
-    smallest = (minimum,) * len(size) if isinstance(minimum, int) else minimum
-    return padded([max(side, least) for side, least in zip(size, smallest, strict=True)], multiple)
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ class Predictor:
 
     model: image [B, C, *S] -> logits [B, K, *S].
     labels: classes, which define how logits are decoded.
-    multiple, minimum: see `whole_image`.
+    multiple, minimum_pixels: see `whole_image`.
     window, overlap: see `sliding_window`. Images that fit into the window, and all images if it is None, are predicted
         as a whole.
     large_window: the window for images that are too large to be predicted as a whole, if `window` is None; None
@@ -101,7 +95,7 @@ class Predictor:
     overlap: float = 0.5
     channels_last: bool = False
     threshold: float = 0.5
-    minimum: Multiple = 1
+    minimum_pixels: int = 1
     large_window: tuple[int, ...] | None = None
 
     def predict(self, image: Tensor, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
@@ -153,7 +147,7 @@ class Predictor:
             yield from window_slabs(batch, self.model, window, self.overlap)
 
     def _whole(self, batch: Tensor) -> Tensor:
-        return whole_image(batch, self.model, self.multiple, self.minimum)
+        return whole_image(batch, self.model, self.multiple, self.minimum_pixels)
 
     @staticmethod
     def _finite(slabs: Iterator[Slab], nonfinite: Tensor) -> Iterator[Slab]:
@@ -207,7 +201,7 @@ class Predictor:
     def _advice(self, size: Sequence[int]) -> str:
         """How to predict with less memory: windows of half the sides."""
         sides = self.window or [min(side, 2 * SMALL_WINDOW) for side in size]
-        smaller = at_least([max(1, side // 2) for side in sides], self.multiple, self.minimum)
+        smaller = padded([max(1, side // 2) for side in sides], self.multiple, self.minimum_pixels)
         return f"predict in smaller windows, such as evaluation.window={list(smaller)}, or on another device"
 
 

@@ -5,6 +5,7 @@ import torch
 
 from segkit import Labels
 from segkit.inference.predictor import Predictor, sliding_window, whole_image
+from segkit.models.unet import UNet
 
 LABELS = Labels(["background", "a"])
 
@@ -165,17 +166,31 @@ def test_pixels_whose_logits_are_not_finite_are_counted(window, value):
 
 
 @pytest.mark.parametrize(
-    ("size", "multiple", "minimum", "expected"),
+    ("size", "multiple", "pixels", "expected"),
     [
-        ((8, 8), 8, 16, (16, 16)),
-        ((8, 20), 8, (16, 8), (16, 24)),
+        ((8, 8), 8, 128, (8, 16)),
+        ((5, 7), 1, 1, (5, 7)),
         ((1, 1), (4, 2), 1, (4, 2)),
-        ((5, 9, 30), 4, (12, 1, 32), (12, 12, 32)),
+        ((5, 9, 2), 4, 2 * 8 * 12 * 4, (8, 12, 8)),
     ],
 )
-def test_small_images_are_padded_to_the_smallest_size_of_the_network(size, multiple, minimum, expected):
+def test_small_images_are_padded_to_the_smallest_size_of_the_network(size, multiple, pixels, expected):
     model = Recorder()
-    predictor = Predictor(model, LABELS, torch.device("cpu"), multiple, minimum=minimum)
+    predictor = Predictor(model, LABELS, torch.device("cpu"), multiple, minimum_pixels=pixels)
     image = torch.randn(1, *size)
     torch.testing.assert_close(predictor(image), pointwise(image[None]))
     assert model.sizes == [expected]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (3, 5), (1, 1)])
+def test_images_of_one_pixel_at_the_lowest_resolution_are_predicted(size):
+    """An instance norm needs two: the image is padded as it would be by hand."""
+    torch.manual_seed(0)
+    network = UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 4, 4, 4], norm="instance").eval()
+    image = torch.randn(1, *size)
+    predictor = Predictor(network, LABELS, torch.device("cpu"), network.multiple, minimum_pixels=2 * 8 * 8)
+    by_hand = torch.zeros(1, 1, 8, 16)
+    by_hand[0, :, : size[0], : size[1]] = image
+    with torch.no_grad():
+        expected = network(by_hand)[:, :, : size[0], : size[1]]
+    torch.testing.assert_close(predictor(image), expected)
