@@ -108,16 +108,17 @@ class Model:
             spacing: the pixel size in mm of each axis of an array; needed where the model resamples to a fixed
                 spacing. Image files contain their spacing.
 
-        Raises DataError for an image with other channels or axes than those in training, or with NaN.
+        Raises DataError for an image with other channels or axes than those in training, or with NaN, and for a network
+        whose output is NaN or infinite.
         """
-        return self._trained.predict(self._raw(image, spacing))
+        return self._trained.predict(self._raw(image, spacing), _where(image))
 
     def probabilities(
         self, image: ArrayLike | Tensor | str | Path, spacing: Sequence[float] | None = None
     ) -> np.ndarray:
         """The probability of each class, float32 [K, *S] on the image's own grid; [1, *S], of the positive class, in
         binary mode. Arguments and errors as for `predict`."""
-        return self._trained.probabilities(self._raw(image, spacing))
+        return self._trained.probabilities(self._raw(image, spacing), _where(image))
 
     def evaluate(
         self,
@@ -198,6 +199,11 @@ class Model:
         from segkit.data.formats.raster import scaled
 
         return scaled(array)
+
+
+def _where(image: Any) -> str:
+    """The name of an image in messages."""
+    return f"file {image}" if isinstance(image, (str, Path)) else "image"
 
 
 def load(run: str | Path, *, device: str | None = None, overrides: Sequence[str] = ()) -> Model:

@@ -426,8 +426,11 @@ class Labels:
         """
         if tuple(size) == tuple(logits.shape[2:]):
             return logits
-        p = F.interpolate(self.probabilities(logits), size=tuple(size), mode=INTERPOLATION[len(size)])
-        return p.log() if self.mode == "multiclass" else p.logit()
+        return self.logits(F.interpolate(self.probabilities(logits), size=tuple(size), mode=INTERPOLATION[len(size)]))
+
+    def logits(self, probabilities: Tensor) -> Tensor:
+        """Logits that have these probabilities, the inverse of `probabilities`: [B, K, *S] -> [B, K, *S]."""
+        return probabilities.log() if self.mode == "multiclass" else probabilities.logit()
 
     def decode(self, logits: Tensor, threshold: float = 0.5) -> Tensor:
         """Convert logits [B, K, *S] to a mask, in the form in which masks are stored.

@@ -11,6 +11,7 @@ import typer
 from segkit.cli.options import DeviceOption, split_list
 
 if TYPE_CHECKING:
+    from segkit.data.mask_encoding import MaskEncoding
     from segkit.labels import Labels, Mode
 
 CHECKPOINTS, PREDICTIONS = "With --checkpoint", "With --predictions"
@@ -68,7 +69,24 @@ def evaluate(
         int | None, typer.Option(help="Ignored value of the reference masks.", rich_help_panel=PREDICTIONS)
     ] = None,
     values: Annotated[
-        str | None, typer.Option(help="Mask values to replace: 255:1,7:0.", rich_help_panel=PREDICTIONS)
+        str | None,
+        typer.Option(help="Mask values to replace, in both folders: 255:1,7:0.", rich_help_panel=PREDICTIONS),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Of two classes, pixels with at least this value are the second one, in both folders.",
+            rich_help_panel=PREDICTIONS,
+        ),
+    ] = None,
+    prediction_values: Annotated[
+        str | None, typer.Option(help="The same as --values, for predictions alone.", rich_help_panel=PREDICTIONS)
+    ] = None,
+    prediction_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="The same as --threshold, for predictions alone, such as probabilities.", rich_help_panel=PREDICTIONS
+        ),
     ] = None,
     group: Annotated[
         str | None,
@@ -93,6 +111,9 @@ def evaluate(
             "--ignore": ignore,
             "--group": group,
             "--values": values,
+            "--threshold": threshold,
+            "--prediction-values": prediction_values,
+            "--prediction-threshold": prediction_threshold,
         }
         _refuse(unsupported, "can only be used with --predictions; a checkpoint contains its own labels and data")
         settings = {
@@ -120,7 +141,7 @@ def evaluate(
         out,
         console=Console(),
         exclude=split_list(exclude) if exclude else [],
-        values=parse_values(values),
+        encodings=_encodings(values, threshold, prediction_values, prediction_threshold, ignore),
         metrics=split_list(metrics or "dice,iou"),
         rules=rules or "segkit",
         tolerance=tolerance,
@@ -147,6 +168,27 @@ def _labels(classes: str | None, mode: str | None, regions: str | None, ignore: 
         raise RunError(str(error)) from error
 
 
+def _encodings(
+    values: str | None,
+    threshold: float | None,
+    prediction_values: str | None,
+    prediction_threshold: float | None,
+    ignore: int | None,
+) -> tuple[MaskEncoding, MaskEncoding]:
+    """The encodings of predictions and of references."""
+    from segkit.data.mask_encoding import MaskEncoding
+
+    if threshold is not None and ignore is not None:
+        raise typer.BadParameter(
+            f"--threshold would turn the ignored value {ignore} of the references into a class: use "
+            "--prediction-threshold, and --values for the references"
+        )
+    both = MaskEncoding(parse_values(values), threshold=threshold)
+    if prediction_values is None and prediction_threshold is None:
+        return both, both
+    return MaskEncoding(parse_values(prediction_values), threshold=prediction_threshold), both
+
+
 def parse_regions(text: str) -> dict[str, list[int]]:
     """`whole:1+2+3,core:2+3` as lists of values."""
     try:
@@ -159,10 +201,12 @@ def parse_regions(text: str) -> dict[str, list[int]]:
         raise typer.BadParameter(f"expected --regions as whole:1+2+3,core:2+3, each name once, got {text}") from error
 
 
-def parse_values(text: str | None) -> dict[int, int]:
+def parse_values(text: str | None) -> dict[int, int] | None:
     """`255:1,7:0` as numbers."""
+    if text is None:
+        return None
     try:
-        pairs = [part.split(":") for part in split_list(text)] if text else []
+        pairs = [part.split(":") for part in split_list(text)]
         numbers = {int(value): int(number) for value, number in pairs}
         if len(numbers) < len(pairs):
             raise ValueError("duplicate value")

@@ -32,8 +32,17 @@ def train(
 
 def predict(
     checkpoint: Annotated[Path, typer.Option(help="Run folder (its last.pt is used), or a .pt file.")],
-    input: Annotated[Path, typer.Option(help="Image file, or folder of images.")],
+    input: Annotated[
+        Path,
+        typer.Option(
+            help="Image, folder of images, folder with the layout of the training data, table, or dataset.json."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the predicted masks.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="evaluation.window=[256,256], evaluation.overlap=0.25 or evaluation.threshold=0.3."),
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
     """Write a predicted mask for each image, on the image's own grid."""
@@ -41,4 +50,4 @@ def predict(
 
     from segkit.commands.predict import predict as run
 
-    run(checkpoint, input, output, device=device, console=Console())
+    run(checkpoint, input, output, overrides or [], device=device, console=Console())

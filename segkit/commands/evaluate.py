@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from segkit.evaluation.mask_folders import score_folder
+from segkit.data.mask_encoding import AS_STORED
+from segkit.evaluation.mask_folders import Encodings, score_folder
 from segkit.evaluation.results import scores_json, write_results
 from segkit.evaluation.scoring import build_scoring
 from segkit.experiment.evaluate_run import (
@@ -119,16 +120,22 @@ def evaluate_predictions(
     *,
     console: Console,
     exclude: Sequence[str] = (),
-    values: Mapping[int, int],
+    encodings: Encodings = (AS_STORED, AS_STORED),
     metrics: Sequence[str],
     rules: str,
     tolerance: float | None,
     group: str | None,
 ) -> None:
-    """Score a folder of masks predicted by any tool, and print the scores."""
+    """Score a folder of masks predicted by any tool, and print the scores.
+
+    encodings: how classes are encoded in the files of the predictions, and of the references. Raises RunError if they
+    do not fit the labels.
+    """
     from segkit.report.console import print_scores
 
     try:
+        for encoding in encodings:
+            encoding.check(labels)
         scoring = build_scoring(
             labels, metrics=metrics, rules=rules, exclude_classes=exclude, modes={"tolerance_mm": tolerance}
         )
@@ -137,7 +144,7 @@ def evaluate_predictions(
     if out.resolve() in (predictions.resolve(), references.resolve()):
         raise RunError(f"{out} contains the masks: choose another folder for the scores with --out")
     shown = progress(f"evaluating {predictions}", console)
-    scored = score_folder(predictions, references, labels, scoring, group=group, values=values, track=shown)
+    scored = score_folder(predictions, references, labels, scoring, group=group, encodings=encodings, track=shown)
     result = scores_json(scored, labels, scoring, split=f"all of {predictions}", origin=None)
     out.mkdir(parents=True, exist_ok=True)
     write_figures(scored, labels, out)

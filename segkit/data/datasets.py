@@ -15,6 +15,7 @@ from segkit.data.cases import Case, RawCase, Source
 from segkit.data.preprocess import Preprocess, linear
 from segkit.data.sampling import Balance, Key, cut, place_window, sample_seeds
 from segkit.labels import Labels
+from segkit.utils.errors import DataError
 
 
 class TrainingSet(Dataset):
@@ -144,18 +145,46 @@ class EvaluationSet(Dataset):
         if number in self.samples:
             return self.samples[number]
         raw = self.raw(number)
-        image = network_image(raw, self.preprocess)
+        case = self.cases[number]
+        image = network_image(raw, self.preprocess, f"case {case.name}{_first_file(case)}")
         assert raw.mask is not None
-        sample = as_sample(image, raw.mask, self.cases[number], raw.spacing)
+        sample = as_sample(image, raw.mask, case, raw.spacing)
         if self.keep:
             self.samples[number] = sample
         return sample
 
 
-def network_image(raw: RawCase, preprocess: Preprocess) -> np.ndarray:
-    """The image as the network receives it, [C, *S]: resampled to the target spacing and normalised."""
+def _first_file(case: Case) -> str:
+    return f", file {case.images[0]}" if case.images else ""
+
+
+def network_image(raw: RawCase, preprocess: Preprocess, where: str) -> np.ndarray:
+    """The image as the network receives it, [C, *S]: resampled to the target spacing and normalised.
+
+    where: names the image in the DataError for other channels or axes than in training.
+    """
+    _check_axes(raw.image, preprocess, where)
     image = preprocess.resample(raw).image
     return preprocess.normalise(image, *preprocess.intensity_map(image))
+
+
+def _check_axes(image: np.ndarray, preprocess: Preprocess, where: str) -> None:
+    """Raise DataError if an image [C, *S] has other channels or axes than the images of the training."""
+    channels, dims = len(image), image.ndim - 1
+    if (channels, dims) == (preprocess.channels, preprocess.dims):
+        return
+    if dims != preprocess.dims:
+        advice = "give the network 2D images" if preprocess.dims == 2 else "give the network volumes"
+    elif (channels, preprocess.channels) == (1, 3):
+        advice = "save it in colour, if the images of the training were"
+    elif (channels, preprocess.channels) == (3, 1):
+        advice = "save it in grey, if the images of the training were"
+    else:
+        advice = "give all channels of a case, in one file, as files `case_0000`, `case_0001`, or in a table"
+    raise DataError(
+        f"{where}: expected an image with {preprocess.channels} channels and {preprocess.dims} spatial axes, as in "
+        f"training, got {channels} and {dims}; {advice}"
+    )
 
 
 def as_sample(

@@ -2,48 +2,74 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 
-from segkit.data.formats import FORMATS, case_name, format_name, format_of, format_with
+from segkit.data.formats import FORMATS, case_name, format_name, format_with
 from segkit.data.formats.geometry import Geometry, ras_orientation
+from segkit.data.readers import mask_ending
 from segkit.labels import Labels
+from segkit.utils.errors import reason
+from segkit.utils.files import replaced
 from segkit.utils.optional import require
 
+UNSAFE = re.compile(r"^\.+|[/\\\x00-\x1f]")
 
-def mask_files(image: Path, folder: Path, labels: Labels) -> list[Path]:
-    """The files that `write_mask` writes to `folder` for an image."""
-    name, image_format = case_name(image), format_of(image)
-    ending = ".png" if image_format is None else image_format.mask_ending(image)
+
+def mask_files(image: Path, folder: Path, labels: Labels, name: str | None = None) -> list[Path]:
+    """The files that `write_mask` writes to `folder` for an image.
+
+    name: the name of the case; None for the name of the image file. What cannot be part of a file name becomes `_`.
+
+    Raises DataError if the image does not exist or its format cannot be read.
+    """
+    name = file_name(case_name(image) if name is None else name)
+    ending = mask_ending(image)
     if labels.mode != "multilabel" or format_with(ending).has_mask_channels:
         return [folder / f"{name}{ending}"]
-    return [folder / f"{name}_{label.replace('/', '_')}{ending}" for label in labels.channel_names]
+    return [folder / f"{name}_{file_name(label)}{ending}" for label in labels.channel_names]
 
 
-def write_mask(mask: np.ndarray, image: Path, folder: Path, labels: Labels) -> list[Path]:
+def file_name(name: str) -> str:
+    """A name without a dot at its start, the characters that separate folders, and control characters."""
+    return UNSAFE.sub("_", name)
+
+
+def write_mask(mask: np.ndarray, image: Path, folder: Path, labels: Labels, name: str | None = None) -> list[Path]:
     """Write the mask predicted for an image, [*S] or [K, *S], and return the paths of the files.
+
+    Each file appears under its name when it is complete. name: see `mask_files`.
 
     The file format follows that of the image:
 
     - Volumes keep their orientation and affine matrix; overlapping classes become a fourth axis. NIfTI and DICOM images
-      yield NIfTI, NRRD and MetaImage yield their own format.
+      yield NIfTI, NRRD and MetaImage yield their own format, in one file.
     - Arrays yield NPY.
     - 2D raster images yield a PNG of class numbers, or one PNG of 0 and 255 per class if classes overlap. A TIFF of
       several pages yields a TIFF with the same number of pages.
+
+    Raises OSError if a file cannot be written.
     """
-    files = mask_files(image, folder, labels)
+    files = mask_files(image, folder, labels, name)
     read_geometry = FORMATS[str(format_name(image))].read_geometry
-    if read_geometry is not None:
-        _write_volume(mask, read_geometry(image, f"file {image}"), files[0], labels)
-    elif files[0].suffix == ".npy":
-        np.save(files[0], mask)
-    elif labels.mode != "multilabel":
-        _write_raster(mask, files[0])
-    else:
-        for plane, file in zip(mask, files, strict=True):
-            _write_raster(plane * 255, file)
+    geometry = None if read_geometry is None else read_geometry(image, f"file {image}")
+    planes = [mask] if len(files) == 1 else [255 * plane for plane in mask]
+    for plane, file in zip(planes, files, strict=True):
+        with replaced(file) as temporary:
+            _write(plane, geometry, temporary, labels)
     return files
+
+
+def _write(mask: np.ndarray, geometry: Geometry | None, path: Path, labels: Labels) -> None:
+    """Write a mask in the format of the path."""
+    if geometry is not None:
+        _write_volume(mask, geometry, path, labels)
+    elif path.suffix == ".npy":
+        np.save(path, mask)
+    else:
+        _write_raster(mask, path)
 
 
 def _write_raster(mask: np.ndarray, path: Path) -> None:
@@ -69,4 +95,7 @@ def _write_volume(mask: np.ndarray, geometry: Geometry, path: Path, labels: Labe
     if is_flat:
         array = array[:, :, 0]
     array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.int32)
-    FORMATS[str(format_name(path))].write_volume(array, geometry, path)
+    try:
+        FORMATS[str(format_name(path))].write_volume(array, geometry, path)
+    except RuntimeError as error:  # of SimpleITK, for everything that prevents writing
+        raise OSError(reason(error)) from error

@@ -255,6 +255,12 @@ def number_type(path: Path) -> str:
         return "" if file_format.number_type is None else file_format.number_type(path)
 
 
+def mask_ending(path: Path) -> str:
+    """The file name ending of masks predicted for an image. Raises DataError if the image has to be read and cannot."""
+    with _reading(path, f"file {path}") as file_format:
+        return file_format.mask_ending(path)
+
+
 def header_notes(case: Case) -> list[str]:
     """What the headers of a volume and its mask say differently about the directions of the axes.
 
@@ -384,7 +390,7 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
         raise DataError(f"{where}: expected {expected}")
     try:
         yield FORMATS[name]
-    except (DataError, MissingExtra):
+    except (DataError, MissingExtra, MemoryError):
         raise
     except Exception as error:  # libraries raise exceptions of any type for damaged files
         raise DataError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from segkit.data.formats import case_name
 from segkit.data.formats.geometry import ras_spacing
-from segkit.data.mask_encoding import MaskEncoding
+from segkit.data.mask_encoding import AS_STORED, MaskEncoding
 from segkit.data.mask_validation import ordered_mapping
 from segkit.data.readers import check_geometry, geometry_of, image_files, read_mask
 from segkit.evaluation.results import CaseScores
@@ -21,6 +22,8 @@ from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError
 from segkit.utils.text import listed
 
+Encodings = tuple[MaskEncoding, MaskEncoding]  # of predictions, and of references
+
 
 def score_folder(
     predictions: Path,
@@ -29,7 +32,7 @@ def score_folder(
     scoring: Scoring,
     *,
     group: str | None = None,
-    values: Mapping[int, int] | None = None,
+    encodings: Encodings = (AS_STORED, AS_STORED),
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> CaseScores:
     """Score every case. The files of prediction and reference have the same name; their extensions may differ.
@@ -38,7 +41,7 @@ def score_folder(
 
     group: regular expression whose first group matches the group of a case, such as the patient, in its name; if it is
         None, each case is a group of its own.
-    values: mapping of values in the files to class numbers, in both folders.
+    encodings: how classes are encoded in the files of the predictions, and of the references.
     track: wraps the iterable of case numbers, for a progress bar.
 
     Raises DataError for a folder without masks, a case that is in only one folder, shapes or geometries that differ,
@@ -54,12 +57,12 @@ def score_folder(
     scorer, names = Scorer(len(pairs), labels, scoring, torch.device("cpu")), list(pairs)
     for number in track(range(len(names))):
         case = names[number]
-        *masks, spacing = read_case(case, *pairs[case], labels, values)
+        *masks, spacing = read_case(case, *pairs[case], labels, encodings)
         prediction, reference = (torch.from_numpy(mask)[None] for mask in masks)
         if labels.regions is not None:  # the predicted regions are unions of predicted values
             prediction = labels.onehot(labels.target(prediction)).to(torch.uint8)
         scorer.add(case, groups[case], prediction, reference, spacing)
-    return scorer.result()
+    return replace(scorer.result(), threshold=encodings[0].threshold)
 
 
 def paired_files(predictions: Path, references: Path) -> dict[str, tuple[Path, Path]]:
@@ -87,16 +90,20 @@ def paired_files(predictions: Path, references: Path) -> dict[str, tuple[Path, P
 
 
 def read_case(
-    case: str, prediction: Path, reference: Path, labels: Labels, values: Mapping[int, int] | None = None
+    case: str,
+    prediction: Path,
+    reference: Path,
+    labels: Labels,
+    encodings: Encodings = (AS_STORED, AS_STORED),
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """Read the predicted and the reference mask of a case, and the spacing of the reference.
 
     Raises DataError if the masks do not have the same grid, or contain values that are not a class.
     """
-    reference_mask = read_mask(reference, labels, MaskEncoding(values), case, advice=_suggest_for_reference)
+    reference_mask = read_mask(reference, labels, encodings[1], case, advice=_suggest_for_reference)
     # the prediction of ignored pixels does not matter, but it must be a class
     classes = Labels(labels.names, labels.mode, regions=labels.regions)
-    predicted_mask = read_mask(prediction, classes, MaskEncoding(values), case, advice=_suggest_for_prediction)
+    predicted_mask = read_mask(prediction, classes, encodings[0], case, advice=_suggest_for_prediction)
     if predicted_mask.shape != reference_mask.shape:
         raise DataError(
             f"case {case}: expected a prediction of the size {list(reference_mask.shape)} of {reference}, got "

@@ -47,13 +47,14 @@ class CaseScores:
     matrix: confusion matrix, int64 [C, C] for the C classes of `labels.names`; rows are the reference, columns the
         prediction. None for overlapping classes.
     calibration: contents of `calibration` in scores.json; None if it was not computed.
-    threshold: probability above which a class was predicted, for binary and multilabel.
+    threshold: probability above which a class was predicted, for binary and multilabel, or the value from which pixels
+        of masks belong to the second class; None if no threshold was used.
     """
 
     cases: pd.DataFrame
     matrix: np.ndarray | None
     calibration: dict[str, Any] | None
-    threshold: float = 0.5
+    threshold: float | None = None
 
 
 def foreground_means(cases: pd.DataFrame, labels: Labels) -> dict[str, float | None]:
@@ -70,7 +71,7 @@ def scores_json(
         "format": FORMAT,
         "split": split,
         **source,
-        "threshold": None if labels.mode == "multiclass" else scores.threshold,
+        "threshold": scores.threshold,
         "cases": len(set(scores.cases["case"])),
         "ignored_pixels": _ignored_pixels(scores.cases, labels),
         **summarise(scores.cases, labels, scoring.rules, metrics=scoring.metrics),

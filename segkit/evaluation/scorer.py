@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch.distributed import ProcessGroup
 from segkit.data.datasets import EvaluationSet
 from segkit.evaluation.results import CaseScores
 from segkit.evaluation.scoring import DICE_AND_IOU, Scoring
-from segkit.inference.predictor import Predictor, to_device
+from segkit.inference.memory import PredictionMemoryError
+from segkit.inference.predictor import Prediction, Predictor, nonfinite_text, to_device
 from segkit.labels import Labels
 from segkit.metrics.all_gather import PixelTotals, add_totals, cases_of_rank, gather_table, gather_totals
 from segkit.metrics.boundary import boundary_counts
@@ -24,7 +25,8 @@ from segkit.metrics.counts import pixel_counts
 from segkit.metrics.surface import image_diagonal, surface_scores
 from segkit.utils.errors import DataError
 
-INVALID = ["unknown_prediction", "unknown_mask"]  # columns: pixels whose value is not a class
+# columns: pixels whose value is not a class, and pixels whose logits are not finite
+INVALID = ["unknown_prediction", "unknown_mask", "nonfinite"]
 
 
 class Scorer:
@@ -40,7 +42,7 @@ class Scorer:
         self.labels, self.scoring = labels, scoring
         self.columns = [*COUNTS, *PIXELS, *(BOUNDARY if "boundary_iou" in scoring.metrics else [])]
         self.table = torch.zeros(cases, labels.channels, len(self.columns), dtype=torch.int64, device=device)
-        self.invalid = torch.zeros(cases, 2, dtype=torch.int64, device=device)
+        self.invalid = torch.zeros(cases, len(INVALID), dtype=torch.int64, device=device)
         self.totals: PixelTotals = (None, {})
         self.totals_by_case: dict[str, PixelTotals] | None = {} if shared else None
         surface_columns = [*scoring.surface_metrics, DIAGONAL] if scoring.surface_metrics else []
@@ -56,12 +58,14 @@ class Scorer:
         mask: Tensor,
         spacing: Sequence[float],
         probabilities: Tensor | None = None,
+        nonfinite: Tensor | None = None,
     ) -> None:
         """Count and measure one case.
 
         prediction, mask: [1, ...] in the forms that `segkit.metrics.count` accepts, on the device of the scorer.
         spacing: mm along each axis.
         probabilities: [1, K, *S]; only used if the scoring includes calibration.
+        nonfinite: see `Prediction`; None for 0.
         """
         pixels = pixel_counts(prediction, mask, self.labels)
         columns = [pixels.counts, pixels.valid[..., None], pixels.ignored[..., None]]
@@ -70,7 +74,9 @@ class Scorer:
             columns.append(boundary_counts(prediction, mask, self.labels, width))
         row = len(self.names)
         self.table[row] = torch.cat(columns, -1)[0]
-        self.invalid[row] = pixels.invalid[0]
+        self.invalid[row, :2] = pixels.invalid[0]
+        if nonfinite is not None:
+            self.invalid[row, 2] = nonfinite
         calibration = (
             pooled_calibration_counts(probabilities, mask, self.labels)
             if self.scoring.calibration and probabilities is not None
@@ -110,12 +116,13 @@ class Scorer:
         group: process group whose processes each scored a part of the cases. Every process gets the scores of all
             cases; a case that several processes have appears once.
 
-        Raises DataError if a case contains a value that is not a class, and ValueError for a group without `shared`.
+        Raises DataError if a case contains a value that is not a class, or logits that are not finite, and ValueError
+        for a group without `shared`.
         """
         if group is not None and self.totals_by_case is None:
             raise ValueError("expected a Scorer created with shared=True for a process group")
         table, shape = self.table[: len(self.names)].cpu().numpy(), (len(self.names), self.labels.channels)
-        invalid = self.invalid[: len(self.names), None].expand(*shape, 2).cpu().numpy()
+        invalid = self.invalid[: len(self.names), None].expand(*shape, len(INVALID)).cpu().numpy()
         cases = cases_table(
             self.names,
             self.groups,
@@ -136,8 +143,10 @@ class Scorer:
 
 
 def check_values(cases: Any, labels: Labels) -> None:
-    """Raise DataError for the first case that contains a value that is not a class."""
+    """Raise DataError for the first case with logits that are not finite, or with a value that is not a class."""
     for row in cases[(cases[INVALID] > 0).any(axis=1)].to_dict("records"):
+        if row[INVALID[2]]:
+            raise DataError(f"case {row['case']}: {nonfinite_text(row[INVALID[2]])}")
         raise DataError(
             f"case {row['case']}: expected the values {labels.values_text}, got other values in {row[INVALID[0]]} "
             f"pixels of the prediction and {row[INVALID[1]]} pixels of the mask"
@@ -174,18 +183,37 @@ def score_cases(
     track: wraps the iterable of case numbers, for a progress bar.
     group: process group that shares the cases. Each process scores a part of them, and all get the scores of all cases.
     keep: called with the number and the predicted mask of each case.
+
+    Raises DataError, as `Scorer.result` does, and PredictionMemoryError, which names the case.
     """
     numbers = cases_of_rank(len(cases), group)
     scorer = Scorer(len(numbers), labels, scoring, predictor.device, shared=group is not None)
     for number in track(numbers):
         sample = cases[number]
         mask = to_device(sample["mask"][None], predictor.device)
-        prediction = predictor.predict(sample["image"], spatial_size(sample["mask"], labels))
-        probabilities = labels.probabilities(prediction.logits) if scoring.calibration else None
-        scorer.add(sample["case"], sample["group"], prediction.mask, mask, sample["spacing"], probabilities)
+        prediction = _predicted(predictor, sample, labels, keep_logits=scoring.calibration)
+        probabilities = None if prediction.logits is None else labels.probabilities(prediction.logits)
+        scorer.add(
+            sample["case"],
+            sample["group"],
+            prediction.mask,
+            mask,
+            sample["spacing"],
+            probabilities,
+            prediction.nonfinite,
+        )
         if keep is not None:
             keep(number, prediction.mask[0])
-    return replace(scorer.result(group), threshold=predictor.threshold)
+    threshold = None if labels.mode == "multiclass" else predictor.threshold
+    return replace(scorer.result(group), threshold=threshold)
+
+
+def _predicted(predictor: Predictor, sample: Mapping[str, Any], labels: Labels, *, keep_logits: bool) -> Prediction:
+    """The prediction for a sample on the grid of its mask."""
+    try:
+        return predictor.predict(sample["image"], spatial_size(sample["mask"], labels), keep_logits=keep_logits)
+    except PredictionMemoryError as error:
+        raise PredictionMemoryError(f"case {sample['case']}: {error}") from error
 
 
 def spatial_size(mask: Tensor, labels: Labels) -> tuple[int, ...]:

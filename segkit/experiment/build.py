@@ -348,18 +348,21 @@ def predictor_factory(
     config: Config, labels: Labels, preprocess: Preprocess, device: torch.device
 ) -> Callable[[nn.Module], Predictor]:
     """A function from a network to its predictor, the same for validation, evaluation and prediction."""
-    window = prediction_window(config, preprocess.dims, preprocess.multiple)
+    prediction_window(config, preprocess.dims, preprocess.multiple)  # checked now rather than at the first validation
 
     def predictor(model: nn.Module) -> Predictor:
+        minimum = getattr(model, "minimum_pixels", 1)
         return Predictor(
             model,
             labels,
             device,
             preprocess.multiple,
-            window,
+            prediction_window(config, preprocess.dims, preprocess.multiple, minimum),
             config.evaluation.overlap,
             config.train.channels_last,
             config.evaluation.threshold,
+            minimum,
+            large_window(config, preprocess.dims, preprocess.multiple, minimum),
         )
 
     return predictor
@@ -384,11 +387,24 @@ def scoring_of(config: Config, labels: Labels) -> Scoring:
         raise ConfigError(f"evaluation: {error}") from error
 
 
-def prediction_window(config: Config, dims: int, multiple: Multiple) -> tuple[int, ...] | None:
-    """`evaluation.window`; by default the training patch for volumes and None, the whole image, for 2D images."""
+LARGE_WINDOW = {2: 512, 3: 128}  # smallest sides of the windows of large images, unless `evaluation.window` is set
+
+
+def prediction_window(config: Config, dims: int, multiple: Multiple, minimum_pixels: int = 1) -> tuple[int, ...] | None:
+    """`evaluation.window`; by default the training patch for volumes and None, the whole image, for 2D images.
+
+    minimum_pixels: see `padded`.
+    """
     window = config.evaluation.window or (config.sampling.patch if dims == 3 else None)
     if window is None:
         return None
     if len(window) != dims:
-        raise ValueError(f"expected evaluation.window with {dims} sides, got {list(window)}")
-    return padded(window, multiple)
+        raise ConfigError(f"expected evaluation.window with {dims} sides, one per axis, got {list(window)}")
+    return padded(window, multiple, minimum_pixels)
+
+
+def large_window(config: Config, dims: int, multiple: Multiple, minimum_pixels: int = 1) -> tuple[int, ...]:
+    """The window for images that are too large for one pass: the training patch, but with sides of at least
+    LARGE_WINDOW, since a small window sees little of its surroundings."""
+    patch = config.sampling.patch or [1] * dims
+    return padded([max(side, LARGE_WINDOW[dims]) for side in patch], multiple, minimum_pixels)

@@ -17,6 +17,8 @@ from torch import Tensor
 from segkit.data.cases import Source, spread
 from segkit.data.class_counts import count_classes
 from segkit.experiment.preflight import SIDE
+from segkit.inference.memory import bytes_per_pixel
+from segkit.inference.predictor import whole_image
 from segkit.labels import Labels
 from segkit.losses.class_weights import class_weights
 from segkit.models.unet import UNet
@@ -252,6 +254,27 @@ def _network(
             f"{MIN_BOTTOM} pixels remain, unless its spacing is {THICK} or more times the finest one"
         ]
 
+    if dims == 2:
+        _window(fingerprint, labels, plan, memory, sections, reasons)
+
+
+def _window(
+    fingerprint: Fingerprint,
+    labels: Labels,
+    plan: _NetworkPlan,
+    memory: float,
+    sections: dict[str, Any],
+    reasons: dict[str, list[str]],
+) -> None:
+    """Propose windows for prediction if the largest image does not fit into the memory as a whole."""
+    needed = prediction_bytes(plan.model, fingerprint.channels, labels.channels, fingerprint.largest)
+    if needed > memory:
+        sections["evaluation"] = {"window": plan.patch}
+        reasons["evaluation.window"] = [
+            f"to predict {_times(fingerprint.largest)} pixels as a whole takes about {needed / 1e9:.3g} GB: images are "
+            "predicted in windows"
+        ]
+
 
 @dataclass(frozen=True)
 class _NetworkPlan:
@@ -356,6 +379,21 @@ def training_bytes(model: Mapping[str, Any], channels: int, classes: int, batch:
     weights = sum(parameter.nbytes for parameter in network.parameters())
     # for the loss: probabilities and the gradient of the logits
     return sum(saved.values()) + 3 * weights + 3 * logits.nbytes
+
+
+def prediction_bytes(model: Mapping[str, Any], channels: int, classes: int, size: Sequence[int]) -> float:
+    """Estimated peak memory of the prediction of an image as a whole, by a pass on the meta device.
+
+    Args:
+        model: Options of the U-Net.
+        channels: Number of image channels.
+        classes: Number of output channels.
+        size: Sides of the image.
+    """
+    with torch.device("meta"), torch.inference_mode():
+        network = UNet(in_channels=channels, out_channels=classes, dims=len(size), **model).eval()
+        image = torch.zeros(1, channels, *size)
+        return math.prod(size) * bytes_per_pixel(network, image, lambda x: whole_image(x, network, network.multiple))
 
 
 def _sampling(

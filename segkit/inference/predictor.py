@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.inference.memory import SMALL, WHOLE, PredictionMemoryError, bytes_per_pixel, check_fits, is_out_of_memory
+from segkit.inference.windows import Network, Slab, resampled_slabs, window_slabs, windows_per_pass
 from segkit.labels import Labels
 from segkit.utils.padding import Multiple, padded
 
-Network = Callable[[Tensor], Tensor]
+SMALL_WINDOW = 256  # largest side of the window that is proposed when the memory does not suffice
 
 
 def sliding_window(image: Tensor, network: Network, window: Sequence[int], overlap: float = 0.5) -> Tensor:
@@ -30,20 +35,24 @@ def sliding_window(image: Tensor, network: Network, window: Sequence[int], overl
         raise ValueError(f"expected a window with {image.ndim - 2} sides, got {list(window)}")
     if not 0 <= overlap < 1:
         raise ValueError(f"expected an overlap of at least 0 and less than 1, got {overlap}")
-    from monai.inferers.utils import sliding_window_inference
+    logits = []
+    for single in image.split(1):
+        slabs = [(slab.axis, slab.logits.clone()) for slab in window_slabs(single, network, window, overlap)]
+        logits.append(torch.cat([part for _axis, part in slabs], slabs[0][0] + 2))
+    return torch.cat(logits)
 
-    logits = sliding_window_inference(image, list(window), 4, network, overlap=overlap, mode="gaussian")
-    assert isinstance(logits, Tensor)
-    return logits
 
-
-def whole_image(image: Tensor, network: Network, multiple: Multiple) -> Tensor:
+def whole_image(image: Tensor, network: Network, multiple: Multiple, minimum_pixels: int = 1) -> Tensor:
     """Predict whole images in one pass: [B, C, *S] -> [B, K, *S].
 
-    Images are padded with 0 at the end of each axis to the next multiple; the logits are cropped to the original size.
+    Images are padded with 0 at the end of each axis to the size that the network can take, see `padded`; the logits are
+    cropped to the original size.
     """
     size = image.shape[2:]
-    padding = [target - side for target, side in zip(padded(size, multiple), size, strict=True)]
+    sides = padded(size, multiple, minimum_pixels)
+    if sides == tuple(size):
+        return network(image)
+    padding = [target - side for target, side in zip(sides, size, strict=True)]
     logits = network(F.pad(image, [amount for number in reversed(padding) for amount in (0, number)]))
     return logits[(..., *(slice(side) for side in size))]
 
@@ -52,12 +61,15 @@ def whole_image(image: Tensor, network: Network, multiple: Multiple) -> Tensor:
 class Prediction:
     """The prediction for one image, on the requested grid and on the device of the predictor.
 
-    logits: float32 [1, K, *S].
     mask: the decoded mask, [1, *S], or [1, K, *S] for overlapping classes.
+    nonfinite: the number of pixels of the network's output that are NaN or infinite for any class, int64 []. Where it
+        is not 0, the mask means nothing.
+    logits: float32 [1, K, *S]; None unless they were asked for.
     """
 
-    logits: Tensor
     mask: Tensor
+    nonfinite: Tensor
+    logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,9 +78,11 @@ class Predictor:
 
     model: image [B, C, *S] -> logits [B, K, *S].
     labels: classes, which define how logits are decoded.
-    multiple: see `whole_image`.
+    multiple, minimum_pixels: see `whole_image`.
     window, overlap: see `sliding_window`. Images that fit into the window, and all images if it is None, are predicted
         as a whole.
+    large_window: the window for images that are too large to be predicted as a whole, if `window` is None; None
+        predicts them as a whole nevertheless.
     channels_last: whether images are moved to the channels-last memory format.
     threshold: probability above which a class is predicted, for binary and multilabel.
     """
@@ -81,33 +95,134 @@ class Predictor:
     overlap: float = 0.5
     channels_last: bool = False
     threshold: float = 0.5
+    minimum_pixels: int = 1
+    large_window: tuple[int, ...] | None = None
 
-    def predict(self, image: Tensor, size: Sequence[int]) -> Prediction:
-        """Predict one image [C, *S] and return logits and mask on a grid of the given size [D].
+    def predict(self, image: Tensor, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
+        """Predict one image [C, *S] and return its mask on a grid of the given size [D].
 
         If the size differs from that of the image, as after preprocessing to another spacing, the logits are resampled
-        by `Labels.resample`.
+        as by `Labels.resample`. The network runs in evaluation mode; its mode is restored afterwards.
+
+        keep_logits: whether to return the logits as well, which need 4 bytes per pixel and class.
+
+        Raises PredictionMemoryError if the memory does not suffice.
         """
-        logits = self.labels.resample(self(image), size)
-        return Prediction(logits, self.labels.decode(logits, self.threshold))
+        shape = [1, self.labels.channels, *size]
+        with self._explaining(image.shape[1:]):
+            per_class = self.labels.mode == "multilabel"
+            dtype = self.labels.mask_dtype if self.labels.mode == "multiclass" else torch.uint8
+            mask = torch.empty(shape if per_class else [1, *size], dtype=dtype, device=self.device)
+            nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
+            logits = torch.empty(shape, device=self.device) if keep_logits else None
+            with evaluation_mode(self.model), torch.inference_mode():
+                for slab in self._slabs(image, size, nonfinite):
+                    rows = slab.stop - slab.start
+                    decoded = self.labels.decode(slab.logits, self.threshold)
+                    mask.narrow(slab.axis + 1 + per_class, slab.start, rows).copy_(decoded)
+                    if logits is not None:
+                        logits.narrow(slab.axis + 2, slab.start, rows).copy_(slab.logits)
+        return Prediction(mask, nonfinite, logits)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Logits [1, K, *S], float32, of one image [C, *S] on the grid of that image.
-
-        The network runs in evaluation mode; its mode is restored afterwards.
-        """
-        training = self.model.training
-        self.model.eval()
-        with torch.inference_mode():
-            batch = to_device(image[None], self.device, channels_last=self.channels_last)
-            logits = self._logits(batch).float()
-        self.model.train(training)
+        """Logits [1, K, *S], float32, of one image [C, *S] on the grid of that image."""
+        logits = self.predict(image, image.shape[1:], keep_logits=True).logits
+        assert logits is not None
         return logits
 
-    def _logits(self, batch: Tensor) -> Tensor:
-        if self.window is None or all(side <= limit for side, limit in zip(batch.shape[2:], self.window, strict=True)):
-            return whole_image(batch, self.model, self.multiple)
-        return sliding_window(batch, self.model, self.window, self.overlap)
+    def _slabs(self, image: Tensor, size: Sequence[int], nonfinite: Tensor) -> Iterator[Slab]:
+        """The logits on a grid of the given size. Pixels that are not finite are added to `nonfinite`."""
+        batch = to_device(image[None], self.device, channels_last=self.channels_last)
+        slabs = self._finite(self._network_slabs(batch), nonfinite)
+        if tuple(size) == tuple(image.shape[1:]):
+            return slabs
+        return resampled_slabs(slabs, self.labels, image.shape[1:], size)
+
+    def _network_slabs(self, batch: Tensor) -> Iterator[Slab]:
+        """The logits [1, K, *S] of an image [1, C, *S] on its own grid."""
+        window = self._window_for(batch)
+        if window is None:
+            yield Slab(0, self._whole(batch).float(), axis=0)
+        else:
+            yield from window_slabs(batch, self.model, window, self.overlap)
+
+    def _whole(self, batch: Tensor) -> Tensor:
+        return whole_image(batch, self.model, self.multiple, self.minimum_pixels)
+
+    @staticmethod
+    def _finite(slabs: Iterator[Slab], nonfinite: Tensor) -> Iterator[Slab]:
+        """The slabs in thin pieces, whose pixels are checked."""
+        for slab in slabs:
+            for piece in slab.pieces():
+                nonfinite += (~piece.logits.isfinite()).any(1).sum()
+                yield piece
+
+    def _window_for(self, batch: Tensor) -> tuple[int, ...] | None:
+        """The window in which an image [1, C, *S] is predicted; None for one pass.
+
+        Raises PredictionMemoryError if that needs more memory than there is.
+        """
+        size = tuple(batch.shape[2:])
+        window = self.window
+        if window is None and self.large_window is not None and math.prod(size) > SMALL:
+            needed = self._bytes_per_pixel(batch) * math.prod(size)
+            window = self.large_window if needed > WHOLE else None
+        if window is not None and all(side <= limit for side, limit in zip(size, window, strict=True)):
+            window = None
+        together = math.prod(size) if window is None else windows_per_pass(window) * math.prod(window)
+        if together > SMALL:
+            check_fits(self._bytes_per_pixel(batch) * together, self.device, self._advice(size))
+        return window
+
+    def _bytes_per_pixel(self, batch: Tensor) -> float:
+        """See `bytes_per_pixel`. It is measured once."""
+        if "bytes" not in self._measured:
+            self._measured["bytes"] = bytes_per_pixel(self.model, batch, self._whole)
+        return self._measured["bytes"]
+
+    @cached_property
+    def _measured(self) -> dict[str, float]:
+        return {}
+
+    @contextmanager
+    def _explaining(self, size: Sequence[int]) -> Iterator[None]:
+        """Replace the allocator's error by one that says what to change."""
+        try:
+            yield
+        except PredictionMemoryError:
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise PredictionMemoryError(
+                f"out of memory while predicting an image of {' x '.join(map(str, size))} pixels; {self._advice(size)}"
+            ) from error
+
+    def _advice(self, size: Sequence[int]) -> str:
+        """How to predict with less memory: windows of half the sides."""
+        sides = self.window or [min(side, 2 * SMALL_WINDOW) for side in size]
+        smaller = padded([max(1, side // 2) for side in sides], self.multiple, self.minimum_pixels)
+        return f"predict in smaller windows, such as evaluation.window={list(smaller)}, or on another device"
+
+
+def nonfinite_text(pixels: int) -> str:
+    """What is wrong with a prediction that is not finite, and what to do, after the name of the case."""
+    return (
+        f"expected finite logits from the network, got NaN or infinity at {pixels} pixels, so it has no mask; either "
+        "its weights have diverged (train with a smaller optimizer.lr, or with train.clip_norm), or this image has "
+        "values far from those of the training images"
+    )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Set a network to evaluation mode, and back to its own mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def to_device(tensor: Tensor, device: torch.device, *, channels_last: bool = False) -> Tensor:

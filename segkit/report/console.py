@@ -178,7 +178,9 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
     if len(scores["classes"]) > MAX_ROWS:
         notes.append(f"the {MAX_ROWS} of {len(scores['classes'])} classes with the lowest Dice; all are in scores.json")
     if scores["threshold"] is not None:
-        notes.append(f"a class is predicted where its probability exceeds {scores['threshold']:g}")
+        verb = "is predicted where its probability exceeds"
+        verb = verb if scores["checkpoint"] is not None else "is predicted where the value of the mask is at least"
+        notes.append(f"a class {verb} {scores['threshold']:g}")
     for metric, names in scores["mean_left_out"].items():
         notes.append(
             f"excluded from the mean of {heading(metric)}, because no case is counted for them: "

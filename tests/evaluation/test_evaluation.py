@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from segkit import Labels
 from segkit.cli import app, main
+from segkit.data.mask_encoding import MaskEncoding
 from segkit.evaluation.mask_folders import score_folder
 from segkit.evaluation.results import Origin, scores_json, scores_match
 from segkit.evaluation.scorer import Scorer, class_masks
@@ -253,7 +254,7 @@ def test_mapped_values_and_suggestions(tmp_path):
     labels = Labels(["no", "yes"])
     with pytest.raises(DataError, match=r"binary mask.*--values 255:1"):
         score_folder(tmp_path / "p", tmp_path / "r", labels, Scoring())
-    scored = score_folder(tmp_path / "p", tmp_path / "r", labels, Scoring(), values={255: 1})
+    scored = score_folder(tmp_path / "p", tmp_path / "r", labels, Scoring(), encodings=(MaskEncoding({255: 1}),) * 2)
     assert scored.cases["dice"].tolist() == [1, 1]
     with pytest.raises(DataError, match=r"a prediction must be a class"):
         score_folder(tmp_path / "p", tmp_path / "r", LABELS, Scoring())
@@ -321,6 +322,55 @@ def test_a_folder_of_binary_masks_and_its_confusion_matrix(tmp_path):
     ]
     assert matrix.to_numpy().tolist() == expected
     assert (tmp_path / "out" / "confusion.png").exists()
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["threshold"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "recorded", "ignored"),
+    [
+        (["--prediction-threshold", "0.3", "--values", "7:255,4:1", "--ignore", "255"], 0.3, 9),
+        (["--prediction-threshold", "0.3", "--values", "4:1,7:1"], 0.3, 0),
+        (["--threshold", "0.3"], 0.3, 0),
+    ],
+)
+def test_probabilities_against_masks_of_other_values(tmp_path, options, recorded, ignored):
+    """Probabilities from 0.3 on are the second class, the references have values of their own."""
+    random = np.random.default_rng(8)
+    probability = random.random((3, 8, 9)).astype(np.float32)
+    probability[0, 0, 0] = 0.3
+    stored = np.where(random.random((3, 8, 9)) < 0.5, 4, 0).astype(np.uint8)
+    stored[1, 2] = 7
+    for number in range(3):
+        for folder, mask in (("p", probability), ("r", stored)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            np.save(tmp_path / folder / f"c{number}.npy", mask[number])
+    command = ["evaluate", "--predictions", str(tmp_path / "p"), "--references", str(tmp_path / "r")]
+    more = ["--classes", "no,yes", "--mode", "binary", "--out", str(tmp_path / "out")]
+    printed = CliRunner().invoke(app, [*command, *more, *options])
+    assert printed.exit_code == 0, printed.output
+    table = pd.read_csv(tmp_path / "out" / "cases.csv")
+    counted = stored != (7 if ignored else 99)
+    expected = ((probability >= np.float32(0.3)) & (stored > 0) & counted).sum((1, 2))
+    assert table["tp"].tolist() == expected.tolist()
+    assert table["ignored"].sum() == ignored
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert (scores["threshold"], scores["checkpoint"]) == (recorded, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "no,yes", "--threshold", "1", "--ignore", "255"], "--prediction-threshold"),
+        (["--classes", "no,yes", "--threshold", "1", "--values", "255:1"], "one of value_map"),
+        (["--classes", "a,b,c", "--prediction-threshold", "0.5"], "two classes"),
+    ],
+)
+def test_encodings_that_do_not_fit_are_refused(folders, tmp_path, options, message, capsys):
+    command = ["evaluate", "--predictions", str(folders[0]), "--references", str(folders[1])]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, *options, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 
 def test_a_folder_of_regions(tmp_path):

@@ -5,6 +5,7 @@ import torch
 
 from segkit import Labels
 from segkit.inference.predictor import Predictor, sliding_window, whole_image
+from segkit.models.unet import UNet
 
 LABELS = Labels(["background", "a"])
 
@@ -101,7 +102,95 @@ def test_predict_resamples_and_decodes_with_the_threshold(labels):
     image = torch.randn(labels.channels, 6, 7)
     predictor = Predictor(Identity(), labels, torch.device("cpu"), threshold=0.3)
     for size in ((6, 7), (9, 14)):
-        prediction = predictor.predict(image, size)
-        logits = labels.resample(image[None], size)
-        assert torch.equal(prediction.logits, logits)
-        assert torch.equal(prediction.mask, labels.decode(logits, 0.3))
+        prediction = predictor.predict(image, size, keep_logits=True)
+        torch.testing.assert_close(prediction.logits, labels.resample(image[None], size), rtol=1e-4, atol=1e-5)
+        assert torch.equal(prediction.mask, labels.decode(prediction.logits, 0.3))
+        assert torch.equal(predictor.predict(image, size).mask, prediction.mask)
+
+
+class Blend(torch.nn.Module):
+    """A network whose result depends on the position in the window, so that the blending matters."""
+
+    def forward(self, image):
+        ramp = torch.linspace(0, 1, image.shape[-1]) + torch.linspace(0, 2, image.shape[2]).view(
+            -1, *[1] * (image.ndim - 3)
+        )
+        return torch.cat([image[:, :1] * ramp, image.square().sum(1, keepdim=True) - ramp], 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [
+        *[((40, 33), (16, 16)), ((17, 90), (16, 24)), ((9, 50), (16, 16)), ((5, 6), (8, 8)), ((8, 8), (8, 8))],
+        *[((21, 14, 33), (8, 8, 8)), ((6, 40, 7), (8, 16, 8)), ((11, 12, 13), (11, 4, 6))],
+    ],
+)
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
+def test_windows_give_what_monai_gives(size, window, overlap):
+    from monai.inferers.utils import sliding_window_inference
+
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    expected = sliding_window_inference(image, list(window), 4, Blend(), overlap=overlap, mode="gaussian")
+    torch.testing.assert_close(sliding_window(image, Blend(), window, overlap), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [Labels(["no", "yes"], "binary"), Labels(["x", "y"], "multilabel"), LABELS])
+@pytest.mark.parametrize("piece", [1, 200, 2**22])
+@pytest.mark.parametrize(
+    ("size", "new"),
+    [((20, 13), (37, 13)), ((20, 13), (7, 5)), ((13, 41), (40, 60)), ((1, 30), (5, 9)), ((9, 21, 8), (17, 13, 11))],
+)
+def test_slabs_are_resampled_as_whole_images_are(labels, piece, size, new, monkeypatch):
+    """The mask is that of `Labels.resample` and `Labels.decode`, except where two classes are equally likely."""
+    monkeypatch.setattr("segkit.inference.windows.PIECE", piece)
+    image = torch.randn(labels.channels, *size, generator=torch.Generator().manual_seed(1))
+    predictor = Predictor(Identity(), labels, torch.device("cpu"), window=(8,) * len(size), threshold=0.4)
+    prediction = predictor.predict(image, new, keep_logits=True)
+    expected = labels.resample(image[None], new)
+    assert prediction.logits is not None
+    torch.testing.assert_close(
+        labels.probabilities(prediction.logits), labels.probabilities(expected), rtol=0, atol=1e-5
+    )
+    assert (prediction.mask != labels.decode(expected, 0.4)).sum() <= 1
+    assert prediction.nonfinite == 0
+
+
+@pytest.mark.parametrize("window", [None, (8, 8)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_pixels_whose_logits_are_not_finite_are_counted(window, value):
+    image = torch.zeros(2, 20, 24)
+    image[0, 3, 5] = image[1, 3, 5] = image[1, 19, 23] = value
+    predictor = Predictor(Identity(), LABELS, torch.device("cpu"), window=window)
+    for size in ((20, 24), (40, 30)):
+        assert predictor.predict(image, size).nonfinite == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "pixels", "expected"),
+    [
+        ((8, 8), 8, 128, (8, 16)),
+        ((5, 7), 1, 1, (5, 7)),
+        ((1, 1), (4, 2), 1, (4, 2)),
+        ((5, 9, 2), 4, 2 * 8 * 12 * 4, (8, 12, 8)),
+    ],
+)
+def test_small_images_are_padded_to_the_smallest_size_of_the_network(size, multiple, pixels, expected):
+    model = Recorder()
+    predictor = Predictor(model, LABELS, torch.device("cpu"), multiple, minimum_pixels=pixels)
+    image = torch.randn(1, *size)
+    torch.testing.assert_close(predictor(image), pointwise(image[None]))
+    assert model.sizes == [expected]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (3, 5), (1, 1)])
+def test_images_of_one_pixel_at_the_lowest_resolution_are_predicted(size):
+    """An instance norm needs two: the image is padded as it would be by hand."""
+    torch.manual_seed(0)
+    network = UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 4, 4, 4], norm="instance").eval()
+    image = torch.randn(1, *size)
+    predictor = Predictor(network, LABELS, torch.device("cpu"), network.multiple, minimum_pixels=2 * 8 * 8)
+    by_hand = torch.zeros(1, 1, 8, 16)
+    by_hand[0, :, : size[0], : size[1]] = image
+    with torch.no_grad():
+        expected = network(by_hand)[:, :, : size[0], : size[1]]
+    torch.testing.assert_close(predictor(image), expected)

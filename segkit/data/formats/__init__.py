@@ -26,6 +26,11 @@ def _png(_image: Path) -> str:
     return ".png"
 
 
+def _in_one_file(image: Path) -> str:
+    """The ending for a header and its pixels in one file: two files cannot be written as one."""
+    return {".nhdr": ".nrrd", ".mhd": ".mha"}.get(extension(image), extension(image))
+
+
 @dataclass(frozen=True)
 class Format:
     """A file format and what it supports.
@@ -144,7 +149,7 @@ FORMATS: dict[str, Format] = {
         sitk.read,
         sitk.read_geometry,
         sitk.number_type,
-        mask_ending=extension,
+        mask_ending=_in_one_file,
         has_mask_channels=True,
     ),
     "MetaImage": Format(
@@ -153,7 +158,7 @@ FORMATS: dict[str, Format] = {
         sitk.read,
         sitk.read_geometry,
         sitk.number_type,
-        mask_ending=extension,
+        mask_ending=_in_one_file,
         has_mask_channels=True,
     ),
     "DICOM": Format((".dcm", ".seg"), dicom.read_image, dicom.read_mask, dicom.read_geometry, is_sliced=True),

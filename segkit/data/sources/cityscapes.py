@@ -14,6 +14,7 @@ from segkit.labels import Labels
 # table `labels` of the data set's own scripts); all other values are ignored
 CITYSCAPES_CLASSES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES_NUMBERS = range(-1, 34)
+IMAGE_ENDING = "_leftImg8bit.png"
 
 
 class CityscapesSource(FileSource):
@@ -45,7 +46,7 @@ class CityscapesSource(FileSource):
         super().__init__(labels, MaskEncoding(numbers))
         cases, unpaired_files = [], []
         for part, name in sets.items():
-            images = _by_city_and_frame(Path(root) / "leftImg8bit" / name, "_leftImg8bit.png")
+            images = _by_city_and_frame(Path(root) / "leftImg8bit" / name, IMAGE_ENDING)
             mask_files = _by_city_and_frame(Path(root) / "gtFine" / name, f"_gtFine_{masks}.png")
             unpaired_files += [
                 f"image without mask: {images[key]}" for key in sorted(images.keys() - mask_files.keys())

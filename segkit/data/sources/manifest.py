@@ -20,6 +20,7 @@ from segkit.utils.errors import DataError
 PART_NAMES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 PART_NAMES |= {part: part for part in PARTS}
 SEPARATOR = ";"  # between the files of a cell
+COLUMN_SEPARATORS = ",;\t|"  # which pandas tells apart
 Cell = str | int | float | list[str] | dict[str, str | list[str]] | None
 KEYS = ("case", "image", "mask", "group", "split", "annotated", "weight")
 
@@ -101,6 +102,21 @@ class ManifestSource(FileSource):
         return with_empty_mask(super().read(case), case, self.labels)
 
 
+def unlabelled_rows(file: Path, labels: Labels) -> list[Case]:
+    """The cases of a table without their masks, for prediction; only the column `image` is needed.
+
+    Paths are relative to the folder of the table. Raises the errors of `ManifestSource`.
+    """
+    cases = []
+    for number, row in enumerate(read_rows(file), 1):
+        _check_keys(row, labels, f"{file}, entry {number}", may_be_empty=True)
+        images = tuple(listed_file(text, file.parent, file) for text in _files(row["image"]))
+        cases.append(Case(str(row.get("case") or case_name(images[0])), "", images=images))
+    if not cases:
+        raise DataError(f"expected images to predict in {file}, found none")
+    return list(sorted_cases(cases, file))
+
+
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Read the rows of a table, without empty cells. Raises DataError if the file cannot be read."""
     try:
@@ -112,7 +128,12 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def _csv_rows(file: Path) -> list[Any]:
     """Read the rows of a CSV file. Headings are lowercased except `mask:NAME`; common names of parts are accepted."""
-    table: Any = pd.read_csv(file, dtype=str, keep_default_na=False, sep=None, engine="python", encoding="utf-8-sig")
+    with open(file, encoding="utf-8-sig") as opened:
+        heading = opened.readline()
+    separator = None if any(mark in heading for mark in COLUMN_SEPARATORS) else ","  # there is a single column
+    table: Any = pd.read_csv(
+        file, dtype=str, keep_default_na=False, sep=separator, engine="python", encoding="utf-8-sig"
+    )
     table = table.fillna("").rename(columns=lambda name: name if ":" in name else name.strip().lower())
     if "split" in table:
         table["split"] = table["split"].map(lambda part: PART_NAMES.get(part.strip().lower(), part))

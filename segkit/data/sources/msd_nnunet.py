@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,7 @@ from pydantic import field_validator
 
 from segkit.data.cases import Case, MaskFile
 from segkit.data.documents import Entry, read_document
-from segkit.data.formats import case_name, is_image, is_raster
+from segkit.data.formats import case_name, extension, is_image, is_raster
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import (
     FileSource,
@@ -27,7 +29,8 @@ from segkit.utils.errors import DataError
 from segkit.utils.text import listed
 
 RGB = 3
-IMAGES, MASKS = "imagesTr", "labelsTr"
+IMAGES, MASKS, TEST_IMAGES = "imagesTr", "labelsTr", "imagesTs"
+CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # the name of a file that holds one channel of a case
 
 
 class DecathlonSource(FileSource):
@@ -75,6 +78,10 @@ class _Pair(Entry):
     label: str
 
 
+class _Image(Entry):
+    image: str
+
+
 class _Files(Entry):
     images: list[str]
     label: str
@@ -85,6 +92,7 @@ class Listing(Entry):
 
     labels: dict[str, int | str | list[int]] | None = None
     training: list[_Pair] | None = None
+    test: list[str | _Image] | None = None
     dataset: dict[str, _Files] | None = None
     channel_names: dict[str, str] | None = None
     modality: dict[str, str] | None = None
@@ -193,6 +201,59 @@ def _nnunet_cases(listing: Listing, root: Path, group_of: Callable[[str], str]) 
         shown = listed(missing, limit=5, separator="; ")
         raise DataError(f"files are missing in {images}: {shown}; {file} has {channels} channels")
     return cases
+
+
+def unlabelled_listing(root: Path) -> list[Case]:
+    """The training and test cases of a dataset.json without their masks, for prediction.
+
+    These are the cases that it lists, or otherwise all files in imagesTr and imagesTs.
+    """
+    file = root / "dataset.json"
+    listing = read_listing(file)
+    if listing.training is not None:
+        entries = [entry.image for entry in listing.training]
+        entries += [entry if isinstance(entry, str) else entry.image for entry in listing.test or []]
+        images = [listed_file(text, root, file) for text in entries]
+        cases = [Case(case_name(image), "", images=(image,)) for image in images]
+    elif listing.dataset is not None:
+        files_of = {
+            name: [listed_file(image, root, file) for image in entry.images] for name, entry in listing.dataset.items()
+        }
+        cases = [Case(name, "", images=tuple(files)) for name, files in files_of.items()]
+    else:
+        folders = [folder for folder in (root / IMAGES, root / TEST_IMAGES) if folder.is_dir()]
+        cases = [case for folder in folders for case in channel_cases(folder)]
+    if not cases:
+        raise DataError(f"expected images to predict in {file}, found none")
+    return list(sorted_cases(cases, root))
+
+
+def channel_cases(folder: Path, channels: int | None = None) -> list[Case]:
+    """The cases of a folder with one image file per channel, `case_0000`, `case_0001`; none if a file has another name.
+
+    A case that lacks a channel of the others has a file that does not exist, and fails when it is read.
+
+    channels: the number of channels that there must be; None for any.
+    """
+    files_of: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path in sorted(path for path in folder.iterdir() if is_image(path)):
+        match = CHANNEL.fullmatch(case_name(path))
+        if match is None:
+            return []
+        files_of[match["case"]][int(match["channel"])] = path
+    numbers = range(1 + max((number for files in files_of.values() for number in files), default=-1))
+    if channels is not None and len(numbers) != channels:
+        return []
+    return [
+        Case(name, "", images=tuple(files.get(number) or _missing(files, name, number) for number in numbers))
+        for name, files in files_of.items()
+    ]
+
+
+def _missing(files: Mapping[int, Path], case: str, channel: int) -> Path:
+    """Where the file of a channel would lie."""
+    other = next(iter(files.values()))
+    return other.with_name(f"{case}_{channel:04d}{extension(other)}")
 
 
 def _unlisted(root: Path, cases: list[Case]) -> list[str]:

@@ -213,6 +213,18 @@ class Layout:
         return _one_per_case([(case, path) for case, _annotator, path in matches])
 
 
+def unlabelled_files(folder: Path, image_pattern: str, mask_pattern: str | None) -> dict[str, Path]:
+    """The images in a folder by case name, for prediction.
+
+    mask_pattern: the names of masks that may lie beside the images; None if there are none.
+    """
+    normal = partial(unicodedata.normalize, "NFC")
+    masks = [] if mask_pattern is None else _matches(folder, normal(mask_pattern))
+    known = {path for _case, _annotator, path in masks}
+    images = [(case, path) for case, _none, path in _matches(folder, normal(image_pattern)) if path not in known]
+    return _one_per_case(images)
+
+
 def _matches(folder: Path, pattern: str) -> list[tuple[str, str, Path]]:
     """(case, annotator, path) of the files and DICOM folders that match a pattern, sorted by path."""
     existing_folder(folder)

@@ -1,0 +1,91 @@
+"""The memory of a prediction: estimated before it starts, and explained when it runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from segkit.data.memory_check import available, in_gb
+
+# images of at most this many pixels are predicted without an estimate: it would cost more than it tells
+SMALL = 2**20
+# images whose prediction in one pass is estimated above this number of bytes are predicted in windows. It is a constant
+# rather than the free memory, so that scores do not depend on the machine
+WHOLE = 4e9
+SAMPLE = {2: 256, 3: 48}  # sides of the image on which the memory of a network is measured
+WORKSPACE = 1.25  # peak memory of a pass relative to its tensors: the largest ratio measured for six networks
+SIGNS = ("out of memory", "can't allocate memory", "Unable to allocate")  # of CUDA, of torch on the CPU, of NumPy
+
+
+class PredictionMemoryError(MemoryError):
+    """An image cannot be predicted in the memory there is. The message says what to change."""
+
+    exit_code = 4
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Records the largest number of bytes that the tensors of a computation occupy at the same time."""
+
+    def __init__(self, known: Sequence[Tensor]):
+        super().__init__()
+        self.known = {StorageWeakRef(tensor.untyped_storage()) for tensor in known}
+        self.live: dict[StorageWeakRef, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)
+                if reference not in self.known:
+                    self.live[reference] = storage.nbytes()
+        self.live = {reference: size for reference, size in self.live.items() if not reference.expired()}
+        self.peak = max(self.peak, sum(self.live.values()))
+        return result
+
+
+def bytes_per_pixel(network: nn.Module, image: Tensor, run: Callable[[Tensor], Tensor]) -> float:
+    """Estimate the peak memory of a pass per pixel of its images, by a pass with a small one.
+
+    network: its weights do not count.
+    image: [1, C, *S]. A corner of it is predicted.
+    run: image -> logits, with the padding that the network needs.
+    """
+    side = SAMPLE.get(image.ndim - 2, min(SAMPLE.values()))
+    sample = image[(..., *[slice(side)] * (image.ndim - 2))]
+    with _LiveBytes([*network.parameters(), *network.buffers(), image]) as counter:
+        run(sample)
+    return WORKSPACE * counter.peak / sample[0, 0].numel()
+
+
+def check_fits(needed: float, device: torch.device, advice: str) -> None:
+    """Raise PredictionMemoryError if a pass needs more memory than there is, before the system ends the process."""
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise PredictionMemoryError(
+            f"prediction needs about {in_gb(int(needed))} of memory, but only {in_gb(free)} are available; {advice}"
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None if that is unknown."""
+    if device.type == "cpu":
+        return available()
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    )
