@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
+
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def listed(names: Sequence[object], *, limit: int = 6, separator: str = ", ") -> str:
@@ -16,6 +19,22 @@ def listed_lines(names: Sequence[object], *, limit: int = 10) -> str:
     """The same with one indented line per name. The text begins with a line break."""
     more = [f"and {len(names) - limit} more"] if len(names) > limit else []
     return "".join(f"\n  {line}" for line in [*names[:limit], *more])
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """Text from a file for a message: at most `limit` characters, with control characters as escapes.
+
+    They could end the line, move the cursor of a terminal or, as lone surrogates, be impossible to print.
+    """
+    text = str(text)
+    cut = text if len(text) <= limit else f"{text[:limit]} ... ({len(text)} characters)"
+    return "".join(ascii(letter)[1:-1] if is_control(letter) else letter for letter in cut)
+
+
+def is_control(letter: str) -> bool:
+    """Whether a character is no text: a control character, a line separator, a change of the direction of writing, or
+    half of a character of UTF-16."""
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in DIRECTIONS
 
 
 def nearest_name(name: object, known: Iterable[object], *, similarity: float = 0.65) -> str | None:

@@ -53,3 +53,11 @@ def check_file_bytes(path: Path, where: str, limit: int = MAX_FILE_BYTES) -> Non
     size = path.stat().st_size
     if size > limit:
         raise DataError(f"{where}: expected a file of at most {limit:,} bytes, got {size:,} bytes")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file exists at a path that other files name; False for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False

@@ -49,8 +49,7 @@ def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
 
     Raises DataError, beginning with `where`, for complex numbers and more than three spatial axes.
     """
-    itk_headers.check_files(path, where)
-    reader = _header_reader(path)
+    reader = _header_reader(path, where)
     itk_headers.check_size(_declared_bytes(reader), path, where)
     return _to_ras(_quietly(reader.Execute), where)
 
@@ -100,12 +99,12 @@ def _dicom_image(path: Path, header: Any, where: str) -> Any:
     )
     if not is_misread:
         with suppress(OSError):
-            reader = _header_reader(path, DICOM_READER)
+            reader = _header_reader(path, where)
             check_pixel_bytes(_declared_bytes(reader), [path], where, ratio=ANY_CODEC)  # in the eyes of GDCM
             return _quietly(reader.Execute)
     try:
         with _decoded_copy(path) as copy:
-            return _quietly(_header_reader(copy, DICOM_READER).Execute)
+            return _quietly(_header_reader(copy, where).Execute)
     except Exception as error:  # of any type; its message is not shown: it may quote patient data from the header
         if isinstance(error, OSError) and error.errno in NOT_WRITTEN:
             raise DataError(
@@ -140,7 +139,7 @@ def _decoded_copy(path: Path) -> Iterator[Path]:
 
 def read_geometry(path: Path, where: str) -> Geometry:
     """The geometry, from the header alone."""
-    reader = _header_reader(path)
+    reader = _header_reader(path, where)
     _check_axes(reader.GetDimension(), where)
     return _geometry(reader, where)
 
@@ -148,7 +147,7 @@ def read_geometry(path: Path, where: str) -> Geometry:
 def number_type(path: Path) -> str:
     """The number type as SimpleITK names it, such as `32-bit float`, from the header alone."""
     sitk = _sitk()
-    return str(sitk.GetPixelIDValueAsString(_header_reader(path).GetPixelID()))
+    return str(sitk.GetPixelIDValueAsString(_header_reader(path, f"file {path}").GetPixelID()))
 
 
 def read_series(folder: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -222,14 +221,14 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _header_reader(path: Path, image_io: str | None = None) -> Any:
-    """A SimpleITK reader that has read the header of a file.
-
-    image_io: the reader of ITK; by default that of the file's ending. ITK alone would choose one by the content.
-    """
+def _header_reader(path: Path, where: str) -> Any:
+    """A SimpleITK reader that has read the header of a file. Raises DataError, see `itk_headers.check_files`."""
+    has_text_header = path.suffix.lower() in itk_headers.HEADERS
+    if has_text_header:
+        itk_headers.check_files(path, where)
     reader = _sitk().ImageFileReader()
-    ending = path.suffix.lower()
-    reader.SetImageIO(image_io or (itk_headers.HEADERS[ending][2] if ending in itk_headers.HEADERS else DICOM_READER))
+    # ITK alone would choose its reader by the content, whatever the name says
+    reader.SetImageIO(itk_headers.HEADERS[path.suffix.lower()][2] if has_text_header else DICOM_READER)
     reader.SetFileName(str(path))
     _quietly(reader.ReadImageInformation)
     return reader

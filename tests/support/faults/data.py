@@ -3,10 +3,13 @@
 import csv
 import io
 import json
+import multiprocessing
 import os
 import random
 import resource
 import struct
+import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -40,6 +43,8 @@ ENDINGS = {
 EXTREMES = (0, 1, -1, 127, 255, 256, 32767, 65535, 65536, 2**31 - 1, -(2**31), 2**32 - 1, 10**6, 10**9)
 FREE, FACTOR = 640 << 20, 10_000  # bytes that a try may use, and more for each byte of the file
 ADDRESSES = 6 << 30  # address space that a try may use, so that a bomb does not end the whole run
+PATIENCE = 30  # seconds that a try may take
+CHUNK = 500  # tries in one process
 CONTROL = "\r\n\t\0\x1b"
 
 
@@ -178,6 +183,7 @@ def survived(work: Callable[[], Any], named: str, size: int) -> str | None:
     named: text that the error must hold. size: bytes of the file, which limit the memory that a try may use.
     """
     _forget_peak()
+    started = time.monotonic()
     before, (soft, hard) = _memory("VmRSS"), resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + ADDRESSES, hard))
     problem = None
@@ -194,6 +200,8 @@ def survived(work: Callable[[], Any], named: str, size: int) -> str | None:
     used = _memory("VmHWM") - before
     if problem is None and used > FREE + FACTOR * size:
         problem = f"used {used >> 20} MiB for a file of {size} bytes"
+    if problem is None and time.monotonic() - started > PATIENCE:
+        problem = f"took {time.monotonic() - started:.0f} s for a file of {size} bytes"
     return problem
 
 
@@ -231,21 +239,57 @@ def _allowing_data_errors(read: Callable[[], Any], path: Path) -> None:
 
 def fuzzed_files(family: str, folder: Path, tries: int, seed: int) -> Iterator[str | None]:
     """Mutated files of the formats of a family."""
-    draw = random.Random(seed)
     valid = {ending: _save(folder / f"valid{ending}") for ending in ENDINGS[family]}
     for ending in valid:
         _read_everything(folder / f"valid{ending}")  # imports what the readers need
-    for number in range(tries):
+
+    def attempt(number: int) -> str | None:
+        draw = random.Random(f"{seed} {number}")
         ending = draw.choice(ENDINGS[family])
         content = mutated(valid[ending], draw)
         content = _with_checksums(content) if draw.random() < 0.5 else content
-        path = folder / f"try{ending}"
+        path = folder / f"try_{number}{ending}"
         path.write_bytes(content)
         problem = survived(partial(_read_everything, path), case_name(path), len(content))
         if problem:
-            (folder / f"failed_{number}{ending}").write_bytes(content)
-            problem = f"{problem} (failed_{number}{ending})"
-        yield problem
+            return f"{problem} ({path})"
+        path.unlink()
+        return None
+
+    yield from isolated(attempt, tries)
+
+
+# --- processes ---------------------------------------------------------------------------------------------------------
+
+
+def isolated(attempt: Callable[[int], str | None], tries: int) -> Iterator[str | None]:
+    """The results of all attempts, made in child processes: a library that crashes ends its process only."""
+    context = multiprocessing.get_context("fork")
+    number = 0
+    while number < tries:
+        receive, send = context.Pipe(duplex=False)
+        end = min(number + CHUNK, tries)
+        child = context.Process(target=_attempts, args=(attempt, range(number, end), send))
+        child.start()
+        send.close()
+        for number in range(number, end):
+            try:
+                if not receive.poll(4 * PATIENCE):
+                    child.kill()
+                yield receive.recv()
+            except EOFError:
+                child.join()
+                yield f"the process ended with code {child.exitcode} in try {number}"
+                break
+        child.join()
+        number += 1
+
+
+def _attempts(attempt: Callable[[int], str | None], numbers: range, send: Any) -> None:
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print what they think of damaged files
+    for number in numbers:
+        send.send(attempt(number))
 
 
 FAULTS: dict[str, Callable[[Path, int, int], Iterator[str | None]]] = {
