@@ -46,8 +46,15 @@ def _file_name(name: str) -> str:
     return name
 
 
+def _text(text: str) -> str:
+    if len(text) > MAX_NAME or any(map(is_control, text)):
+        raise ValueError(f"text of at most {MAX_NAME} characters without control characters, got {shown(text, 80)}")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_text)]
 FileName = Annotated[str, AfterValidator(_file_name)]
-Identifier = Annotated[int | str, BeforeValidator(_identifier)]
+Identifier = Annotated[int | Text, BeforeValidator(_identifier)]
 
 
 class Entry(BaseModel):

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat
 
 from segkit.data.cases import Case, RawCase, mask_dtype
-from segkit.data.documents import Entry, FileName, Identifier, read_document
+from segkit.data.documents import Entry, FileName, Identifier, Text, read_document
 from segkit.data.readers import background_value, read_image
 from segkit.data.sources.base import group_reader, listed_file, sorted_cases, with_unique_names
 from segkit.data.sources.coco_outlines import FIRST, LAST, object_runs
@@ -94,7 +94,7 @@ class CocoObject(Entry):
 
 class CocoCategory(Entry):
     id: Identifier
-    name: str
+    name: Text
 
 
 class CocoFile(Entry):
