@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -26,6 +27,7 @@ from segkit.utils.errors import reason
 compressed: Any = blosc2  # untyped, since its annotations are narrower than what it accepts
 NUMBERS, CONTENT = "numbers.npz", "content of the entry"
 ATTEMPTS = 4
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ENDING = ".b2nd"
 MAKING, REMOVED = ".making", ".removed"  # prefixes of folders that are no entries
 HEAD, TAIL = 1 << 12, 1 << 16  # bytes of a file that hold what blosc2 needs to find the blocks
@@ -247,9 +249,10 @@ class DiskCache:
                 shutil.rmtree(temporary, ignore_errors=True)
         except (OSError, RuntimeError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+            free = "free space there, " if isinstance(error, OSError) and error.errno in FULL else ""
             raise CacheError(
-                f"the cache {self.folder} cannot be written ({why}); free space there, choose another folder with "
-                "loader.cache_dir, or set loader.cache: none"
+                f"the cache {self.folder} cannot be written ({why}); {free}choose another folder by loader.cache_dir or "
+                "set loader.cache: none"
             ) from error
 
     def _temporary(self, prefix: str) -> Path:

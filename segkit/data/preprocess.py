@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ Intensity = Literal["zscore", "dataset", "percentile", "none"]
 # What augmentation sees. `range`: the range of the case is 0 to 1. `deviations`: a mean of 0 and a standard
 # deviation of 1, or a range of the case of -2 to 2 where the normalisation is another one. `any`: it does not matter.
 Units = Literal["range", "deviations", "any"]
+MAX_PIXELS = 1 << 31  # of a resampled image; 8.6 GB per channel
 PERCENTILES = (0.5, 99.5)
 # pixels per case and channel from which percentiles are estimated: of all cases together, and of a single case
 SAMPLED, SAMPLED_OF_CASE = 1000, 20_000
@@ -107,6 +109,12 @@ class Preprocess:
         )
         if new_size == old_size:
             return raw
+        if math.prod(new_size) > MAX_PIXELS:
+            raise DataError(
+                f"expected at most {MAX_PIXELS:,} pixels after resampling to a spacing of {list(self.spacing)}, got "
+                f"{math.prod(new_size):,} from {list(old_size)} with a spacing of {list(raw.spacing)}; correct the "
+                "spacing in the file, or choose a larger preprocess.spacing"
+            )
         mask = None if raw.mask is None else resize_nearest(raw.mask, new_size)
         weight = None if raw.weight is None else resize_linear(raw.weight[None], new_size)[0]
         return RawCase(resize_linear(raw.image, new_size), mask, self.spacing, weight)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segkit.data.cases import Case, MaskFile, RawCase
-from segkit.data.documents import read_document, read_text
+from segkit.data.documents import Text, read_document, read_text
 from segkit.data.formats import case_name
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import FileSource, group_reader, listed_file, sorted_cases, with_empty_mask
@@ -23,7 +23,7 @@ PART_NAMES = {"training": "train", "val": "validation", "valid": "validation", "
 PART_NAMES |= {part: part for part in PARTS}
 SEPARATOR = ";"  # between the files of a cell
 SEPARATORS = ",;\t|"  # between the cells of a row
-Cell = str | int | float | list[str] | dict[str, str | list[str]] | None
+Cell = str | int | float | list[str] | dict[Text, str | list[str]] | None
 KEYS = ("case", "image", "mask", "group", "split", "annotated", "weight")
 
 
@@ -155,7 +155,9 @@ def _check_keys(row: Mapping[str, Any], labels: Labels, where: str, *, may_be_em
         raise DataError(f"{where}: expected an image and a mask, got {', '.join(row) or 'nothing'}")
     unknown_classes = [name for name in classes if name not in labels.names]
     if unknown_classes:
-        raise DataError(f"{where}: expected masks of {', '.join(labels.names)}, got {', '.join(unknown_classes)}")
+        raise DataError(
+            f"{where}: expected masks of {', '.join(labels.names)}, got {listed(list(map(shown, unknown_classes)))}"
+        )
 
 
 def _annotated(row: Mapping[str, Any], labels: Labels, where: str) -> tuple[str, ...] | None:

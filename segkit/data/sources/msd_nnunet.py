@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from segkit.data.cases import Case, MaskFile
-from segkit.data.documents import Entry, FileName, read_document
+from segkit.data.documents import Entry, FileName, Text, read_document
 from segkit.data.formats import EXTENSIONS, case_name, is_image, is_raster
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import (
@@ -80,14 +80,14 @@ class _Pair(Entry):
 
 
 class _Files(Entry):
-    images: list[FileName]
+    images: Annotated[list[FileName], Field(min_length=1)]
     label: FileName
 
 
 class Listing(Entry):
     """A dataset.json, with the fields of the Decathlon and of both versions of nnU-Net."""
 
-    labels: dict[str, ClassNumber | str | list[ClassNumber]] | None = None
+    labels: dict[Text, ClassNumber | Text | list[ClassNumber]] | None = None
     training: list[_Pair] | None = None
     dataset: dict[FileName, _Files] | None = None
     channel_names: dict[str, str] | None = None
@@ -100,7 +100,7 @@ class Listing(Entry):
         """Numbers to names, as in the Decathlon, or names to numbers or to lists of numbers, as in nnU-Net."""
         for name, value in (labels or {}).items():
             is_number = isinstance(value, (int, list)) or _is_number(value)
-            if not _is_number(name) and not is_number:
+            if not is_number and not all(map(_is_number, labels or {})):
                 raise ValueError(
                     f"a number, or a list of numbers, for the class {shown(name, 80)}, got {shown(value, 80)!r}"
                 )

@@ -14,6 +14,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -356,7 +357,7 @@ def _changed(content: Any, draw: random.Random) -> Any:
         places = list(_places(content))
         holder, key = draw.choice(places) if places else (None, None)
         if holder is None:
-            return draw.choice(HOSTILE)
+            return deepcopy(draw.choice(HOSTILE))
         action = draw.random()
         if action < 0.15:
             del holder[key]
@@ -367,7 +368,7 @@ def _changed(content: Any, draw: random.Random) -> Any:
         elif action < 0.35 and isinstance(holder, dict):
             holder[str(draw.choice(HOSTILE))] = holder.pop(key)
         else:
-            holder[key] = draw.choice(HOSTILE)
+            holder[key] = deepcopy(draw.choice(HOSTILE))
     return content
 
 
