@@ -251,8 +251,8 @@ class DiskCache:
             why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
             free = "free space there, " if isinstance(error, OSError) and error.errno in FULL else ""
             raise CacheError(
-                f"the cache {self.folder} cannot be written ({why}); {free}choose another folder by loader.cache_dir or "
-                "set loader.cache: none"
+                f"the cache {self.folder} cannot be written ({why}); {free}choose another folder by loader.cache_dir "
+                "or set loader.cache: none"
             ) from error
 
     def _temporary(self, prefix: str) -> Path:
