@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Typ
 
 from segkit.data.formats.header_checks import check_file_bytes
 from segkit.utils.errors import DataError
-from segkit.utils.text import is_control, listed, shown
+from segkit.utils.text import is_control, listed, one_line
 
 SHOWN = 3  # problems named in a message
 MAX_DEPTH = 500  # of lists and objects within each other
@@ -33,7 +33,7 @@ def name_problem(name: str) -> str | None:
     if not name.strip():
         return "a name, got none"
     if any(map(is_control, name)):
-        return f"a name without control characters, got {shown(name, 80)}"
+        return f"a name without control characters, got {one_line(name, 80)}"
     size, longest = len(name.encode()), max(len(part.encode()) for part in name.split("/"))
     if longest > MAX_NAME or size > MAX_PATH:
         return f"names of at most {MAX_NAME} bytes in a path of at most {MAX_PATH}, got {longest} and {size} bytes"
@@ -48,7 +48,7 @@ def _file_name(name: str) -> str:
 
 def _text(text: str) -> str:
     if len(text) > MAX_NAME or any(map(is_control, text)):
-        raise ValueError(f"text of at most {MAX_NAME} characters without control characters, got {shown(text, 80)}")
+        raise ValueError(f"text of at most {MAX_NAME} characters without control characters, got {one_line(text, 80)}")
     return text
 
 
@@ -121,10 +121,10 @@ def _place(problem: Any, content: Any) -> str:
         if (isinstance(content, dict) and step in content) or (isinstance(content, list) and isinstance(step, int)):
             content = content[step]
             has_id = isinstance(step, int) and isinstance(content, dict) and "id" in content
-            parts.append(f"{step} (id {shown(content['id'], 40)})" if has_id else shown(step, 80))
+            parts.append(f"{step} (id {one_line(content['id'], 40)})" if has_id else one_line(step, 80))
         # any other step is the type of a union that pydantic tried
     if problem["type"] == "missing":
-        parts.append(shown(last, 80))
+        parts.append(one_line(last, 80))
     return ", ".join(parts) or "the file"
 
 
@@ -133,6 +133,6 @@ def _problem(problem: Any) -> str:
         return "is missing"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if ", got " in message:
-        return f"expected {shown(message)}"
+        return f"expected {one_line(message)}"
     got = _repr.repr(problem["input"])
-    return f"expected {shown(message)}, got {got if len(got) <= 80 else f'{got[:80]} ...'}"
+    return f"expected {one_line(message)}, got {got if len(got) <= 80 else f'{got[:80]} ...'}"

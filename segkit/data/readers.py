@@ -21,7 +21,7 @@ from segkit.data.mask_encoding import AS_STORED, MaskEncoding
 from segkit.data.mask_validation import Advice, check_mask, likely_cause, under_data
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, DataErrors, MissingExtra, reason
-from segkit.utils.text import shown
+from segkit.utils.text import one_line
 
 
 def image_files(source: Path) -> list[Path]:
@@ -392,5 +392,5 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
     except Exception as error:  # libraries raise exceptions of any type for damaged files
         raise DataError(
             f"{where}: the file cannot be read as {name}; it may be truncated or of another format; "
-            f"copy or export it again ({shown(reason(error))})"
+            f"copy or export it again ({one_line(reason(error))})"
         ) from error

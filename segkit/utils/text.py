@@ -21,7 +21,7 @@ def listed_lines(names: Sequence[object], *, limit: int = 10) -> str:
     return "".join(f"\n  {line}" for line in [*names[:limit], *more])
 
 
-def shown(text: object, limit: int = 200) -> str:
+def one_line(text: object, limit: int = 200) -> str:
     """Text from a file for a message: at most `limit` characters, with control characters as escapes.
 
     They could end the line, move the cursor of a terminal or, as lone surrogates, be impossible to print.

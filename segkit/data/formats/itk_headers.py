@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segkit.data.formats.header_checks import DEFLATE, UNCOMPRESSED, check_pixel_bytes, is_file
 from segkit.utils.errors import DataError
-from segkit.utils.text import shown
+from segkit.utils.text import one_line
 
 HEADER, DETACHED_HEADER = 1 << 16, 1 << 24  # largest size of a header before pixels, and of one in a file of its own
 DETACHED = (".mhd", ".nhdr")
@@ -66,10 +66,10 @@ def check_files(path: Path, where: str) -> None:
     for file in pixel_files(path):
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(path.parent)):
             raise DataError(
-                f"{where}: it names the pixel file {shown(file)}, which is outside the folder of its header"
+                f"{where}: it names the pixel file {one_line(file)}, which is outside the folder of its header"
             )
         if not is_file(file):
-            raise DataError(f"{where}: it names the pixel file {shown(file)}, which does not exist; copy both files")
+            raise DataError(f"{where}: it names the pixel file {one_line(file)}, which does not exist; copy both files")
 
 
 def _check_metaimage(head: str, where: str) -> None:

@@ -18,7 +18,7 @@ from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.readers import background_value, only_annotated, read_files
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
-from segkit.utils.text import is_control, listed_lines, shown
+from segkit.utils.text import is_control, listed_lines, one_line
 
 
 class FileSource:
@@ -122,14 +122,14 @@ def sorted_cases(cases: Iterable[Case], folder: Path) -> tuple[Case, ...]:
 
 def _check_names(case: Case) -> None:
     """Raise DataError for a name that is no path below a folder, and for a group that is no short text."""
-    files = listed_lines([shown(path) for path in case.images], limit=1)
+    files = listed_lines([one_line(path) for path in case.images], limit=1)
     problem = name_problem(case.name)
     if not problem and (set(case.name.split("/")) & {"", ".", ".."}):
-        problem = f"a name that stays in its folder, got {shown(case.name)}"
+        problem = f"a name that stays in its folder, got {one_line(case.name)}"
     if not problem and (any(map(is_control, case.group)) or len(case.group) > MAX_NAME):
-        problem = f"a group of at most {MAX_NAME} characters without control characters, got {shown(case.group, 80)}"
+        problem = f"a group of at most {MAX_NAME} characters without control characters, got {one_line(case.group, 80)}"
     if problem:
-        raise DataError(f"case {shown(case.name, 80)}: expected {problem}; rename it{files}")
+        raise DataError(f"case {one_line(case.name, 80)}: expected {problem}; rename it{files}")
 
 
 def listed_file(text: str, root: Path, listing: Path) -> Path:

@@ -22,7 +22,7 @@ from segkit.data.sources.coco_outlines import FIRST, LAST, object_runs
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
-from segkit.utils.text import listed, shown
+from segkit.utils.text import listed, one_line
 
 MIN_COORDINATES = 6  # of a polygon: three corners
 MAX_SIDE = 1 << 24  # pixels
@@ -45,11 +45,13 @@ def _runs(encoding: dict[str, Any]) -> dict[str, Any]:
     """A run-length encoding with two sizes, and with numbers or compressed text as counts. It is returned unchanged."""
     size, counts = encoding.get("size"), encoding.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(_is_count(side) and side <= MAX_SIDE for side in size)):
-        raise ValueError(f"a size of two numbers of at most {MAX_SIDE} in a run-length encoding, got {shown(size, 40)}")
+        raise ValueError(
+            f"a size of two numbers of at most {MAX_SIDE} in a run-length encoding, got {one_line(size, 40)}"
+        )
     is_text = isinstance(counts, str) and all(FIRST <= ord(character) <= LAST for character in counts)
     if not is_text and not (isinstance(counts, list) and all(map(_is_count, counts))):
         raise ValueError(
-            f"counts of whole numbers or of compressed text in a run-length encoding, got {shown(counts, 40)}"
+            f"counts of whole numbers or of compressed text in a run-length encoding, got {one_line(counts, 40)}"
         )
     return encoding
 

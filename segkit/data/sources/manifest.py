@@ -17,7 +17,7 @@ from segkit.data.sources.base import FileSource, group_reader, listed_file, sort
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
-from segkit.utils.text import listed, shown
+from segkit.utils.text import listed, one_line
 
 PART_NAMES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 PART_NAMES |= {part: part for part in PARTS}
@@ -77,7 +77,9 @@ class ManifestSource(FileSource):
             name = str(row.get("case") or case_name(images[0]))
             group_name = str(row["group"]) if row.get("group") else group_of(name)
             if row.get("split") not in (None, *PARTS):
-                raise DataError(f"{where}: expected split to be one of {', '.join(PARTS)}, got {shown(row['split'])}")
+                raise DataError(
+                    f"{where}: expected split to be one of {', '.join(PARTS)}, got {one_line(row['split'])}"
+                )
             annotated = _annotated(row, labels, where)
             stamp = "" if annotated is None else f"annotated: {', '.join(annotated)}"
             weight = self._path(str(row["weight"])) if "weight" in row else None
@@ -127,7 +129,9 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
     names = [name if ":" in name else name.strip().lower() for name in cells[0]]
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
-        raise DataError(f"the table {file} has several columns with the heading {shown(twice[0])}; rename one of them")
+        raise DataError(
+            f"the table {file} has several columns with the heading {one_line(twice[0])}; rename one of them"
+        )
     too_long = [number for number, row in enumerate(cells[1:], 1) if any(row[len(names) :])]
     if too_long:
         raise DataError(
@@ -150,13 +154,13 @@ def _check_keys(row: Mapping[str, Any], labels: Labels, where: str, *, may_be_em
     classes += list(row["mask"]) if isinstance(row.get("mask"), Mapping) else []
     unknown = [key for key in row if key not in KEYS and not key.startswith("mask:")]
     if unknown:
-        raise DataError(f"{where}: expected {', '.join(KEYS)} or mask:NAME, got {listed(list(map(shown, unknown)))}")
+        raise DataError(f"{where}: expected {', '.join(KEYS)} or mask:NAME, got {listed(list(map(one_line, unknown)))}")
     if "image" not in row or not ("mask" in row or classes or may_be_empty):
         raise DataError(f"{where}: expected an image and a mask, got {', '.join(row) or 'nothing'}")
     unknown_classes = [name for name in classes if name not in labels.names]
     if unknown_classes:
         raise DataError(
-            f"{where}: expected masks of {', '.join(labels.names)}, got {listed(list(map(shown, unknown_classes)))}"
+            f"{where}: expected masks of {', '.join(labels.names)}, got {listed(list(map(one_line, unknown_classes)))}"
         )
 
 

@@ -24,7 +24,7 @@ from segkit.data.sources.base import (
 )
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
-from segkit.utils.text import listed, shown
+from segkit.utils.text import listed, one_line
 
 RGB = 3
 MAX_CLASS = 999_999_999
@@ -102,7 +102,7 @@ class Listing(Entry):
             is_number = isinstance(value, (int, list)) or _is_number(value)
             if not is_number and not all(map(_is_number, labels or {})):
                 raise ValueError(
-                    f"a number, or a list of numbers, for the class {shown(name, 80)}, got {shown(value, 80)!r}"
+                    f"a number, or a list of numbers, for the class {one_line(name, 80)}, got {one_line(value, 80)!r}"
                 )
         return labels
 
@@ -111,7 +111,7 @@ class Listing(Entry):
     def _check_ending(cls, ending: str | None) -> str | None:
         """An ending of a format, since files are searched by it."""
         if ending is not None and ending.lower() not in EXTENSIONS:
-            raise ValueError(f"one of {', '.join(EXTENSIONS)}, got {shown(ending, 80)}")
+            raise ValueError(f"one of {', '.join(EXTENSIONS)}, got {one_line(ending, 80)}")
         return ending
 
     @property

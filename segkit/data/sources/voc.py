@@ -20,7 +20,7 @@ from segkit.data.sources.base import (
 )
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
-from segkit.utils.text import shown
+from segkit.utils.text import one_line
 
 
 class VOCSource(FileSource):
@@ -75,7 +75,7 @@ def _read_sets(root: Path, sets: Mapping[str, str]) -> list[tuple[str | None, st
         for case in read_text(file).split():
             if Path(case).name != case:
                 raise DataError(
-                    f"{file} lists {shown(case)}, which is a path; list file names without folder and ending"
+                    f"{file} lists {one_line(case)}, which is a path; list file names without folder and ending"
                 )
             case = unicodedata.normalize("NFC", case)
             other = part_of.setdefault(case, part)
