@@ -20,6 +20,7 @@ from segkit.commands.compare import CompareOptions
 from segkit.commands.compare import compare as run_comparison
 from segkit.commands.evaluate import evaluate_checkpoint
 from segkit.commands.train import train as run_training
+from segkit.compare.score_table import read_rows
 from segkit.data.cases import RawCase, check_finite
 from segkit.data.mask_validation import check_mask
 from segkit.evaluation.results import scores_json
@@ -395,4 +396,4 @@ def compare_losses(
     options = CompareOptions(folder, parallel=parallel)
     run_comparison(Path(config), [*section, *overrides], options, Console(quiet=not verbose))
     result = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    return ComparisonResult(result, pd.read_csv(folder / "cases.csv"), folder)
+    return ComparisonResult(result, read_rows(folder / "cases.csv"), folder)

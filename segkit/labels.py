@@ -6,6 +6,7 @@ and losses and metrics receive a `Target` that states which pixels are valid.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ BACKGROUND_NAMES = (
 )
 PADDING_UINT8 = 255
 PADDING_WIDE = 65535
+LARGEST_VALUE = 2**31 - 1  # masks are stored as uint8 or int32
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -53,6 +55,14 @@ def unequal(mask: Tensor, value: int) -> Tensor:
     if mask.dtype != torch.uint8 or torch.compiler.is_compiling():
         return mask != value
     return torch.ne(mask, value, out=torch.empty_like(mask)).view(torch.bool)
+
+
+def is_any(mask: Tensor, values: Sequence[int]) -> Tensor:
+    """Where a mask has one of these values, bool; one value after the other, so that it takes little memory."""
+    found = mask == values[0]
+    for value in values[1:]:
+        found = found | (mask == value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,8 @@ class Labels:
     regions: only for `multilabel`: defines each class as a union of values of an integer mask, such as
         `{"whole": [1, 2], "core": [2]}`. Masks stay integer masks and are expanded on the device.
 
-    Raises ValueError if names are not unique or do not fit the mode, or if `ignore_index` is the number of a class.
+    Raises ValueError if names are not unique or do not fit the mode, if `ignore_index` is the number of a class, and
+    for numbers that masks cannot hold.
     """
 
     names: Sequence[str]
@@ -147,6 +158,7 @@ class Labels:
             raise ValueError("expected at least one class name, got none")
         if self.regions is not None:
             self._check_regions()
+        self._check_values()
         if self.ignore_index in self.values:
             raise ValueError(
                 f"ignore_index {self.ignore_index} is the number of the class {self._name_of(self.ignore_index)!r}; "
@@ -162,6 +174,20 @@ class Labels:
         empty = [name for name, values in self.regions.items() if not values]
         if empty:
             raise ValueError(f"expected at least one mask value per region, got none for {', '.join(empty)}")
+
+    def _check_values(self) -> None:
+        """Raise ValueError for numbers that a mask cannot hold, or that would be taken for padding."""
+        values = self.values if self.regions is None else itertools.chain(*self.regions.values())
+        numbers = [(value, 0) for value in values]
+        numbers += [] if self.ignore_index is None else [(self.ignore_index, -LARGEST_VALUE)]
+        for value, smallest in numbers:
+            if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= LARGEST_VALUE:
+                raise ValueError(f"expected mask values as integers from {smallest} to {LARGEST_VALUE}, got {value!r}")
+        if self.ignore_index is None and self.padding_value in self.values:
+            raise ValueError(
+                f"the mask value {self.padding_value} of a class is also that of padding; set ignore_index to a value "
+                f"that is no class, such as {LARGEST_VALUE}"
+            )
 
     def _name_of(self, value: int | None) -> str:
         return str(value) if value is None or self.mode == "multilabel" else self.names[value]
@@ -304,7 +330,7 @@ class Labels:
             known = mask < len(self.names)
             known = known if mask.dtype == torch.uint8 else known & (mask >= 0)
         else:
-            known = torch.stack([mask == value for value in self.values]).any(0)
+            known = is_any(mask, self.values)
         # the padding value is not a class, so every pixel must be either of a known class or invalid
         assert_async((known == valid).all(), self._unknown_value)
 
@@ -328,18 +354,21 @@ class Labels:
     def comparable(self, mask: Tensor) -> Tensor:
         """The mask in a type that can represent the padding value and every class.
 
-        Otherwise comparisons are wrong, since torch wraps a number around to the narrow type of the tensor.
+        Otherwise comparisons are wrong, since torch wraps a number around to the narrow type of the tensor. Raises
+        ValueError unless the mask is of integers or bool.
         """
         if mask.dtype == torch.bool:
             mask = mask.to(torch.uint8)
+        elif mask.dtype not in INDEX_DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in INDEX_DTYPES)
+            raise ValueError(f"expected a mask of bool, {names}, got {mask.dtype} {list(mask.shape)}")
         limits = torch.iinfo(mask.dtype)
         fits = limits.min <= self.padding_value <= limits.max and max(self.values) <= limits.max
         return mask if fits else mask.int()
 
     def _expand_regions(self, mask: Tensor) -> Tensor:
         assert self.regions is not None
-        unions = [torch.stack([mask == value for value in values]).any(0) for values in self.regions.values()]
-        return torch.stack(unions, dim=1)
+        return torch.stack([is_any(mask, values) for values in self.regions.values()], dim=1)
 
     def _onehot_target(self, mask: Tensor, pixel_weight: Tensor | None) -> Target:
         if mask.is_floating_point():

@@ -100,6 +100,38 @@ def test_padding_value_is_not_a_class():
     assert many.mask_dtype == torch.int32
 
 
+def test_a_thousand_classes_fit_into_their_masks():
+    labels = Labels([f"class {number}" for number in range(1000)], ignore_index=-1)
+    mask = torch.tensor([[0, 255, 999, -1]], dtype=labels.mask_dtype)
+    target = labels.target(mask)
+    assert target.index.tolist() == [[0, 255, 999, -1]]
+    assert target.valid.tolist() == [[True, True, True, False]]
+    assert labels.decode(labels.onehot(mask).float()).tolist() == [[0, 255, 999, 0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore_index": 2**31}, "integers from -2147483647 to 2147483647, got 2147483648"),
+        ({"ignore_index": 1.5}, "got 1.5"),
+        ({"regions": {"a": [1], "b": [2**31]}}, "integers from 0 to 2147483647, got 2147483648"),
+        ({"regions": {"a": [1], "b": [-1]}}, "got -1"),
+        ({"regions": {"a": [1], "b": ["2"]}}, "got '2'"),
+        ({"regions": {"a": [1], "b": [65535]}}, "65535 of a class is also that of padding; set ignore_index"),
+    ],
+)
+def test_numbers_that_masks_cannot_hold(options, message):
+    with pytest.raises(ValueError, match=message):
+        Labels(["a", "b"], mode="multilabel", **options)
+
+
+def test_more_classes_than_the_padding_value_allows():
+    names = [f"class {number}" for number in range(65536)]
+    with pytest.raises(ValueError, match="65535 of a class is also that of padding"):
+        Labels(names)
+    assert Labels(names, ignore_index=-1).padding_value == -1
+
+
 @pytest.mark.parametrize(
     "name",
     ["background", "Background", "BG", "bg", "_background_", "0_background", "back ground", "unlabeled", "no_label"],

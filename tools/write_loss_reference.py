@@ -77,6 +77,10 @@ soft targets where the loss supports them). Arithmetic is in at least float32, s
 selected out in one place: logits there change neither value nor gradient, even if they are NaN. If all pixels are ignored,
 value and gradient are 0.
 
+At all other pixels, every finite logit gives a finite loss and gradient, up to the largest numbers of each type: the loss of
+a pixel counts as at most 2^64 (2^512 in float64), while its gradient stays as it is. A logit of -inf is probability 0, and
+under a sigmoid inf is probability 1. NaN, and under a softmax inf, makes loss or gradient NaN; training skips such a step.
+
 The probability p is a softmax over the channels in multiclass mode, and a sigmoid of each channel in binary and multilabel
 mode. Terms that need the same probabilities share one pass over the logits and one backward. Both process the batch in
 chunks and keep only the logits, the mask and the memory of the gradient, so that all losses except the Lovász losses

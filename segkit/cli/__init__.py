@@ -16,9 +16,9 @@ from segkit.cli.compare import compare
 from segkit.cli.config import config_app
 from segkit.cli.data import data_app
 from segkit.cli.evaluate import evaluate
-from segkit.cli.exit_codes import USAGE, WORKER_DIED, exit_code, worker_death
 from segkit.cli.plugins import plugins
 from segkit.cli.train import predict, train
+from segkit.utils.exit_codes import BUG, USAGE, describe, exit_code
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -50,18 +50,16 @@ def segkit(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; expected errors become a message and an exit code instead of a traceback."""
+    """Run the command. An error becomes a message and an exit code; the traceback of a bug goes to a file."""
     warnings.showwarning = show_warning
     try:
         app(args=list(arguments) if arguments is not None else None)
     except Exception as error:
         code = exit_code(error)
-        if code is None:
-            raise
         duplicate = code == USAGE and os.environ.get("RANK", "0") != "0"  # every process reports the same
         if not duplicate and not getattr(error, "silent", False):
-            typer.echo(f"error: {worker_death(error) if code == WORKER_DIED else error}", err=True)
-        sys.exit(code)
+            typer.echo(f"error: {describe(error)}", err=True)
+        sys.exit(BUG if code is None else code)
 
 
 def show_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:

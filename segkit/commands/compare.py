@@ -17,24 +17,22 @@ from segkit.compare.leases import Leases
 from segkit.compare.lr_sweep import choose_rates, make_sweep, tried_rates
 from segkit.compare.run_artifacts import gather
 from segkit.compare.sanity_checks import boundary_rates, log_warnings, same_functions, unequal_steps
-from segkit.compare.units import (
-    Comparison,
-    check_evaluation_cases,
-    config_of,
+from segkit.compare.unit_results import (
     failure,
     finished,
     finished_folders,
     foreground_classes,
-    make_units,
+    repair,
     rules_of,
-    train_unit,
     unit_rows,
 )
+from segkit.compare.units import Comparison, check_evaluation_cases, config_of, make_units, train_unit
 from segkit.config import Config, ConfigError
 from segkit.experiment.build import build_labels, load_config
 from segkit.metrics.rules import SEGKIT
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
+from segkit.utils.files import remove_leftovers, replace_text
 
 
 class UnitsFailed(Exception):
@@ -91,6 +89,8 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions, conso
             units = make_units(comparison, choose_rates(tried_rates(trials, design), design.metric))
         print_units([*trials, *units], executor.parallel, console)
         return
+    remove_leftovers(comparison.out)
+    repair([*trials, *units], console)
     with _exclusive_time_budget(comparison.out, design):
         _train_and_report(comparison, units, trials, executor, options, console)
 
@@ -125,6 +125,8 @@ def _train_and_report(
     out = comparison.out
     notes = _warn_before_training(units, design, base, console)
     plan = write_plan(out, design, base, rules_of(base).to_dict(), comparison.digest, finished_folders(out))
+    if plan.get("finished_units"):
+        notes.append(f"the plan was written after {plan['finished_units']} units had finished, not before the first")
     for change in plan["changes"]:
         console.print(
             f"note: the plan was changed after {change['finished_units']} finished units: "
@@ -210,7 +212,7 @@ def _report(units: Sequence[Unit], design: Design, context: ReportContext, out: 
 def report(units: Sequence[Unit], design: Design, context: ReportContext, out: Path, console: Console) -> None:
     """Write the long table of finished units, analyse it and write the pages."""
     table = pd.concat([unit_rows(unit, design.metric) for unit in units], ignore_index=True)
-    table.to_csv(out / "cases.csv", index=False)
+    replace_text(out / "cases.csv", table.to_csv(index=False))
     logs = {unit: Run(unit.folder).records() for unit in units}
     by_loss = {loss: [records for unit, records in logs.items() if unit.loss == loss] for loss in design.losses}
     context = replace(context, notes=[*context.notes, *unequal_steps(by_loss), *log_warnings(by_loss)])

@@ -48,9 +48,9 @@ from segkit.experiment.preflight import mirror_warnings
 from segkit.labels import Labels
 from segkit.report.console_data import print_check
 from segkit.report.contact_sheet import contact_sheet
-from segkit.training.step_logger import progress_bar
 from segkit.utils.errors import DataError
 from segkit.utils.files import replace_text
+from segkit.utils.progress import tracked
 
 FOLDS = 5
 AUGMENTED_CASES, AUGMENTED_SAMPLES = 8, 4  # of which `check` looks at the intensities after augmentation
@@ -94,12 +94,8 @@ def check(
     labels = build_labels(config)
     name = name or str(described)
     source, findings = _source_and_unpaired(config, labels)
-    summaries = []
-    with progress_bar(console) as progress:
-        task = progress.add_task("reading", total=len(source.cases), note="")
-        for summary in examine_all(source, labels, workers or os.cpu_count() or 1):
-            summaries.append(summary)
-            progress.update(task, advance=1)
+    examined = examine_all(source, labels, workers or os.cpu_count() or 1)
+    summaries = list(tracked(examined, "reading", len(source.cases), console))
     summaries.sort(key=lambda summary: summary.name)
     split, split_findings = try_split(lambda: split_cases(config, source))
     findings += split_findings

@@ -22,6 +22,7 @@ from segkit.experiment.evaluate_run import (
 from segkit.experiment.trained_model import load_trained
 from segkit.labels import Labels
 from segkit.training.run_folder import Run
+from segkit.utils.csv_tables import write_table
 from segkit.utils.errors import RunError
 
 
@@ -49,7 +50,7 @@ def evaluate(
     if len(results) > 1:
         table = print_side_by_side(results, console)
         if out is not None:
-            table.to_csv(out / "side_by_side.csv", index=False)
+            write_table(out / "side_by_side.csv", table)
 
 
 def short_names(paths: Sequence[Path]) -> dict[str, Path]:

@@ -26,7 +26,7 @@ from segkit.compare.score_table import (
     Scores,
     from_challenger,
     lacks_margin,
-    read_rows,
+    read_score_rows,
     read_scores,
     to_challenger,
 )
@@ -35,6 +35,8 @@ from segkit.config import ConfigError
 from segkit.report.comparison_page import Material, write_pages
 from segkit.report.console import print_comparison, print_datasets
 from segkit.report.datasets_page import write_datasets_pages
+from segkit.report.figure_text import shortened
+from segkit.utils.csv_tables import write_table
 from segkit.utils.files import replace_text
 
 FIGURES = "figures"  # a folder that the report itself uses
@@ -129,34 +131,53 @@ def compare_table(
         TableError: The file does not exist, its contents are invalid, or values are missing and neither the table nor
             `analysis.missing` specifies how to score them.
     """
-    if not path.is_file():
-        raise TableError(f"expected a table at {path}, but the file does not exist")
     try:
-        table: Any = read_rows(path)
-        if set(CHALLENGER) <= set(table.columns):
-            table = from_challenger(table, analysis.metric)
-        names = table["dataset"].astype(str).unique() if "dataset" in table.columns else []
-        if len(names) < 2:
+        tables = read_for_comparison(path, analysis.metric)
+        if len(tables) == 1:
+            table = next(iter(tables.values()))
             write_comparison(table, out, analysis, ReportContext(classes), no_material, console)
         else:
-            _compare_datasets(table, names, out, analysis, console, classes)
+            _compare_datasets(tables, out, analysis, console, classes)
     except ValueError as error:
         raise TableError(f"{path}: {error}") from error
 
 
+def read_for_comparison(path: Path, metric: str) -> dict[str, Any]:
+    """The rows of each data set of a table; a table without data sets is one, without a name.
+
+    Raises:
+        ValueError: The file is not such a table.
+    """
+    table: Any = read_score_rows(path, metric)
+    if set(CHALLENGER) <= set(table.columns):
+        table = from_challenger(table, metric)
+    names = _dataset_names(table)
+    return {name: table[table["dataset"] == name] for name in names} if len(names) > 1 else {"": table}
+
+
+def _dataset_names(table: Any) -> list[str]:
+    """The data sets of a table with a column `dataset`, in the order of its rows."""
+    if "dataset" not in table.columns:
+        return []
+    blank = table["dataset"].isna()
+    if blank.any() and not blank.all():
+        raise ValueError(f"expected a data set in every row of the column dataset, found {blank.sum()} blanks")
+    return table["dataset"].dropna().unique().tolist()
+
+
 def _compare_datasets(
-    table: Any, names: Sequence[str], out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None
+    tables: Mapping[str, Any], out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None
 ) -> None:
     """Compare losses on each data set in a folder of its own, then across data sets."""
-    results, folders = {}, folder_names(names)
+    results, folders = {}, folder_names(list(tables))
     for name, folder in folders.items():
-        console.rule(name)
-        rows = table[table["dataset"].astype(str) == name]
-        results[name] = write_comparison(rows, out / folder, analysis, ReportContext(classes), no_material, console)
+        console.rule(shortened(name))
+        context = ReportContext(classes)
+        results[name] = write_comparison(tables[name], out / folder, analysis, context, no_material, console)
     overall = over_datasets(results, analysis.metric)
-    (out / "datasets.json").write_text(json.dumps(overall, indent=2, allow_nan=False) + "\n")
+    replace_text(out / "datasets.json", json.dumps(overall, indent=2, allow_nan=False) + "\n")
     write_datasets_pages(overall, folders, out)
-    console.rule(f"{len(names)} data sets")
+    console.rule(f"{len(tables)} data sets")
     print_datasets(overall, console)
 
 
@@ -212,7 +233,7 @@ def write_comparison(
     result = _result(table, compared, scores, analysis, context)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    to_challenger(scores).to_csv(out / "challenger.csv", index=False)
+    write_table(out / "challenger.csv", to_challenger(scores))
     write_pages(result, scores, class_scores(scores), disagreement(scores), material(scores), out)
     print_comparison(result, console)
     console.print(f"results written to {out}", markup=False)
@@ -291,9 +312,15 @@ def _rules_of(table: pd.DataFrame) -> dict[str, Any]:
     """The rules by which a table was scored, from its column `rules`."""
     if "rules" not in table.columns:
         return {"id": None, "reason": "the table has no column `rules`"}
-    names = sorted(set(table["rules"].astype(str)))
+    names = table["rules"].unique()
+    known = sorted(str(name) for name in names if not pd.isna(name))
+    if not known:
+        return {"id": None, "reason": "the column `rules` of the table is empty"}
+    if len(known) < len(names):
+        reason = f"some rows have no entry in the column `rules`, others {', '.join(known)}"
+        return {"id": None, "reason": reason}
     return (
-        {"id": names[0]}
-        if len(names) == 1
-        else {"id": None, "reason": f"rows were scored by different rules: {', '.join(names)}"}
+        {"id": known[0]}
+        if len(known) == 1
+        else {"id": None, "reason": f"rows were scored by different rules: {', '.join(known)}"}
     )

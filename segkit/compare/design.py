@@ -16,6 +16,7 @@ from segkit.compare.aggregation import check_aggregation
 from segkit.compare.score_table import METRICS, lacks_margin
 from segkit.config import Config, ConfigError
 from segkit.config.schema import leaves
+from segkit.data.splits import Split
 from segkit.utils.files import replace_text
 
 RESERVED_KEYS = ("loss", "seed", "run.dir")  # set by the comparison for each unit
@@ -35,6 +36,7 @@ class Unit:
         part: The part of the split on which the unit is evaluated.
         config: The complete configuration.
         folder: The run folder.
+        split: The division of the cases.
         lr: The learning rate, for a learning-rate trial.
     """
 
@@ -44,7 +46,13 @@ class Unit:
     part: str
     config: Config
     folder: Path
+    split: Split
     lr: float | None = None
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The names of the cases on which the unit is evaluated."""
+        return getattr(self.split, self.part)
 
     @property
     def name(self) -> str:
@@ -248,9 +256,8 @@ def write_plan(
     out.mkdir(parents=True, exist_ok=True)
     path = out / PLAN
     with FileLock(out / "plan.lock"):
-        plan = (
-            json.loads(path.read_text()) if path.exists() else {"format": 1, "written": now, "hash": digest, **content}
-        )
+        new = {"format": 1, "written": now, "finished_units": finished, "hash": digest, **content}
+        plan = _read_plan(path) if path.exists() else new
         latest = plan["changes"][-1] if plan.get("changes") else plan
         if latest["hash"] != digest:
             before, after = (leaves({key: version.get(key) for key in content}) for version in (latest, content))
@@ -261,6 +268,20 @@ def write_plan(
         plan.setdefault("changes", [])
         replace_text(path, json.dumps(plan, indent=2) + "\n")
     return plan
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    """The plan of an earlier start. Raises ConfigError if it is damaged, because it cannot be made again."""
+    try:
+        plan = json.loads(path.read_bytes())
+        if isinstance(plan, dict) and all(isinstance(entry["hash"], str) for entry in [plan, *plan.get("changes", [])]):
+            return plan
+    except (ValueError, RecursionError, KeyError, TypeError):
+        pass
+    raise ConfigError(
+        f"{path} is damaged. It records the design before the first run and cannot be made again: restore it from a "
+        "backup, or delete it; then a new plan is written, and the report says how many units had finished by then"
+    )
 
 
 def _configuration(base: Config) -> dict[str, Any]:

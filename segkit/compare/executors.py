@@ -10,9 +10,11 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,9 +30,16 @@ from segkit.utils.optional import require
 
 POLL_SECONDS = 2.0
 CORES_PER_UNIT = 4
+STOP_SECONDS = 60.0  # for a worker to finish its step and save, after which it is killed
 START_METHOD = "spawn"  # of worker processes; CUDA does not survive a fork
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TrainUnit = Callable[[Unit, Leases, float, Console], bool]  # see `segkit.compare.units.train_unit`
+
+
+class WorkersFailed(RuntimeError):
+    """Worker processes ended with errors that do not belong to a unit."""
+
+    exit_code = 1
 
 
 class Executor(Protocol):
@@ -77,8 +86,10 @@ class LocalExecutor:
 
         Raises:
             Interrupted: A worker process received SIGTERM or SIGINT.
-            RuntimeError: A worker process ended with an error.
+            WorkersFailed: A worker process ended with an error.
         """
+        if not units:
+            return
         since = time.time()
         if self.parallel == 1 or len(units) == 1:
             train_all(units, train, console, since, self.wait)
@@ -92,9 +103,9 @@ class LocalExecutor:
         exit_codes = pool.join(console)
         signals = [number for number in map(_stop_signal, exit_codes) if number is not None]
         if signals:
-            raise Interrupted(signals[0], 0)
+            raise Interrupted(signals[0])
         if any(exit_codes):
-            raise RuntimeError(f"worker processes ended with errors, exit codes {exit_codes}; see {logs}")
+            raise WorkersFailed(f"worker processes ended with errors, exit codes {exit_codes}; see {logs}")
 
 
 class WorkerPool:
@@ -116,21 +127,27 @@ class WorkerPool:
         """
         exit_codes = []
         try:
-            while self.running:
-                wait_for_any([process.sentinel for process in self.running.values()])
-                ended = {index: process.exitcode for index, process in self.running.items()}
-                for index, exit_code in ended.items():
-                    if exit_code is None:
-                        continue
-                    if _was_killed(exit_code):
-                        console.print(f"a worker process was killed by signal {-exit_code}; starting another one")
-                        self.running[index] = self._start(index)
-                    else:
-                        del self.running[index]
-                        exit_codes.append(exit_code)
+            with _interrupted_by_sigterm():
+                while self.running:
+                    wait_for_any([process.sentinel for process in self.running.values()])
+                    exit_codes += self._ended(console)
         except BaseException:
-            self._terminate()
+            self._terminate(console)
             raise
+        return exit_codes
+
+    def _ended(self, console: Console) -> list[int]:
+        """The exit codes of the workers that have ended. Those that were killed are replaced."""
+        exit_codes = []
+        for index, process in list(self.running.items()):
+            if process.exitcode is None:
+                continue
+            if _was_killed(process.exitcode):
+                console.print(f"a worker process was killed by signal {-process.exitcode}; starting another one")
+                self.running[index] = self._start(index)
+            else:
+                exit_codes.append(process.exitcode)
+                del self.running[index]
         return exit_codes
 
     def _start(self, index: int) -> BaseProcess:
@@ -138,11 +155,39 @@ class WorkerPool:
         process.start()
         return process
 
-    def _terminate(self) -> None:
-        for process in self.running.values():
+    def _terminate(self, console: Console) -> None:
+        """Ask the workers to stop after their current step, and kill those that do not."""
+        processes = list(self.running.values())
+        for process in processes:
             process.terminate()
-        for process in self.running.values():
-            process.join()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in processes:
+            if process.is_alive():
+                console.print(
+                    f"worker process {process.pid} did not stop within {STOP_SECONDS:.0f} s and is killed; its unit "
+                    "continues from its last checkpoint when the same command is given again"
+                )
+                process.kill()
+                process.join()
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Raise Interrupted on SIGTERM, which would end this process before it stops its workers."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _was_killed(exit_code: int) -> bool:
@@ -158,6 +203,7 @@ def _stop_signal(exit_code: int) -> int | None:
 def _worker(
     index: int, threads: int, units: list[Unit], train: TrainUnit, since: float, logs: Path, wait: bool
 ) -> None:
+    _stop_with_parent()
     torch.set_num_threads(threads)
     if gpus := torch.cuda.device_count():
         torch.cuda.set_device(index % gpus)
@@ -169,6 +215,19 @@ def _worker(
         except Exception:
             traceback.print_exc(file=file)
             raise SystemExit(1) from None
+
+
+def _stop_with_parent() -> None:
+    """Stop after the current step if the process that started this worker ends, even if it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait_for_any([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class RayExecutor:
@@ -207,6 +266,8 @@ class RayExecutor:
 
     def run(self, units: Sequence[Unit], train: TrainUnit, console: Console) -> None:
         """Train the units."""
+        if not units:
+            return
         since, threads, wait = time.time(), self.cpus, self.wait
 
         def train_remotely(unit: Unit) -> None:

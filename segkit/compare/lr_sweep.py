@@ -12,7 +12,8 @@ import pandas as pd
 from segkit.compare.aggregation import run_scores
 from segkit.compare.design import SWEEP_SEED, Design, Unit, unit_overrides
 from segkit.compare.score_table import METRICS, read_scores
-from segkit.compare.units import Comparison, finished, folds_of, foreground_classes, make_unit, unit_rows
+from segkit.compare.unit_results import finished, foreground_classes, unit_rows
+from segkit.compare.units import Comparison, folds_of, make_unit
 from segkit.config import ConfigError
 
 

@@ -6,7 +6,7 @@ et al. (2021) resample cases alone; here runs are resampled too, because another
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,9 @@ from scipy import stats
 from segkit.compare.aggregation import AGGREGATIONS, is_available
 from segkit.compare.score_table import Scores
 
+CHUNK = 2**21  # weights of cases in memory at a time
+DRAWN = np.uint16  # how often one of n items is drawn in n draws: more than 65535 times is impossible in practice
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -23,6 +26,13 @@ class Draws:
 
     runs: np.ndarray
     cases: np.ndarray
+
+    def chunks(self) -> Iterator[Draws]:
+        """The resamples in chunks whose weights take at most `CHUNK` numbers."""
+        rows = max(1, CHUNK // self.cases.shape[1])
+        for start in range(0, len(self.cases), rows):
+            chunk = slice(start, start + rows)
+            yield Draws(self.runs[chunk].astype(float), self.cases[chunk].astype(float))
 
 
 def rankings(scores: Scores, pairs: Sequence[tuple[str, str]], resamples: int, seed: int) -> dict[str, Any]:
@@ -47,7 +57,7 @@ def rankings(scores: Scores, pairs: Sequence[tuple[str, str]], resamples: int, s
             "ranks": _by_loss(scores, _ranks(scores, means[None])[0]),
         }
         if drawn is not None:
-            resampled = loss_means(scores, name, drawn)
+            resampled = np.concatenate([loss_means(scores, name, chunk) for chunk in drawn.chunks()])
             resampled = resampled[~np.isnan(resampled).any(1)]  # drop resamples without any counted case
             verdict_means = resampled if verdict_means is None else verdict_means
             result["shares"] = _rank_shares(scores, resampled) if len(resampled) else None
@@ -75,12 +85,15 @@ def loss_means(scores: Scores, aggregation: str, draws: Draws) -> np.ndarray:
 
 def _draw(scores: Scores, resamples: int, generator: np.random.Generator) -> Draws:
     """Resample groups of cases and runs; folds, if there are several, are resampled with their runs and cases."""
-    runs, cases = np.zeros((resamples, len(scores.runs))), np.zeros((resamples, len(scores.cases)))
+    runs = np.zeros((resamples, len(scores.runs)), DRAWN)
+    cases = np.zeros((resamples, len(scores.cases)), DRAWN)
     folds = _multinomial(generator, len(scores.blocks), resamples)
     loss_of_run = scores.runs["loss"].to_numpy()
     for number, (fold_runs, fold_cases) in enumerate(scores.blocks):
         unique_groups, group = np.unique(scores.group[fold_cases], return_inverse=True)
-        cases[:, fold_cases] = _multinomial(generator, len(unique_groups), resamples)[:, group]
+        drawn_groups = _multinomial(generator, len(unique_groups), resamples)
+        for row, drawn in enumerate(drawn_groups):  # all at once would copy the whole array
+            cases[row, fold_cases] = drawn[group]
         for loss in scores.losses:
             loss_runs = fold_runs[loss_of_run[fold_runs] == loss]
             runs[:, loss_runs] = _multinomial(generator, len(loss_runs), resamples) * folds[:, [number]]
@@ -88,7 +101,13 @@ def _draw(scores: Scores, resamples: int, generator: np.random.Generator) -> Dra
 
 
 def _multinomial(generator: np.random.Generator, items: int, resamples: int) -> np.ndarray:
-    return generator.multinomial(items, np.full(items, 1 / items), size=resamples).astype(float)
+    """How often each item is drawn, [resamples, items]; drawn in chunks, whose numbers are those of one draw."""
+    drawn = np.empty((resamples, items), DRAWN)
+    rows = max(1, CHUNK // items)
+    for start in range(0, resamples, rows):
+        part = drawn[start : start + rows]
+        part[:] = generator.multinomial(items, np.full(items, 1 / items), size=len(part))
+    return drawn
 
 
 # --- statistics of the resamples -------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from segkit.compare.aggregation import run_scores
 from segkit.compare.design import Unit
 from segkit.compare.disagreement import disagreement
 from segkit.compare.score_table import Scores
-from segkit.compare.units import unit_scores
+from segkit.compare.unit_results import unit_scores
 from segkit.experiment.trained_model import load_trained
 from segkit.report.comparison_page import Material
 from segkit.report.overlays import overlay_picture
@@ -51,20 +50,13 @@ def _keys(unit: Unit) -> dict[str, Any]:
 
 def _curves(logs: dict[Unit, list[dict[str, Any]]]) -> pd.DataFrame | None:
     """Validation scores of each unit after each epoch with a validation; None if there are none."""
-    validation_cases = {unit: _validation_cases(unit) for unit in logs}
     rows = [
-        {**_keys(unit), "step": record["step"], **record["validation"], "cases": validation_cases[unit]}
+        {**_keys(unit), "step": record["step"], **record["validation"], "cases": len(unit.split.validation)}
         for unit, records in logs.items()
         for record in records
         if record["kind"] == "epoch" and "validation" in record
     ]
     return pd.DataFrame(rows) if rows else None
-
-
-def _validation_cases(unit: Unit) -> int:
-    """Number of validation cases of a unit."""
-    split = Run(unit.folder).folder / "split.json"
-    return len(json.loads(split.read_text())["validation"])
 
 
 def _costs(logs: dict[Unit, list[dict[str, Any]]], scores: Scores) -> pd.DataFrame:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from segkit.compare.design import REPEATED_SUFFIX
-from segkit.labels import Labels
-from segkit.losses import build_loss
+
+if TYPE_CHECKING:
+    import torch
+
+    from segkit.labels import Labels
 
 SAME_DIRECTION = 1 - 1e-9  # cosine of two float64 gradients above which they have the same direction
 RANK_GAIN = 1.0  # difference from the median rank under other aggregations that is reported
@@ -40,6 +42,10 @@ def same_functions(losses: Mapping[str, Sequence[Mapping[str, Any]]], labels: La
 
 def _gradients(terms: Sequence[Mapping[str, Any]], labels: Labels) -> list[torch.Tensor]:
     """Gradients early and late in training, since the weights of terms may change, with unequal class counts."""
+    import torch  # here, because the analysis of a table needs no torch, which takes half a gigabyte
+
+    from segkit.losses import build_loss
+
     generator = torch.Generator().manual_seed(0)
     counts = np.arange(1, len(labels.names) + 1)[None] * 100
     loss = build_loss(
@@ -59,7 +65,7 @@ def _gradients(terms: Sequence[Mapping[str, Any]], labels: Labels) -> list[torch
 
 
 def _cosine(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(first, second, dim=0))
+    return float((first @ second) / (first.norm() * second.norm()).clamp_min(1e-8))
 
 
 def aggregation_warnings(result: Mapping[str, Any]) -> list[str]:
@@ -114,12 +120,13 @@ def operating_point_warnings(table: Any, classes: Sequence[str]) -> list[str]:
     """
     if not {"predicted", "reference"} <= set(table.columns):
         return []
-    counted = table[table["class"].isin(list(classes))]
-    sums = counted.groupby(["loss", "class"], sort=False)[["predicted", "reference"]].sum()
+    selected = table["class"].isin(list(classes))
+    counted = table.loc[selected, ["loss", "class", "predicted", "reference"]]
+    sums = counted.groupby(["loss", "class"], sort=False, observed=True)[["predicted", "reference"]].sum()
     sums = sums[sums["reference"] > 0]
     bias = sums["predicted"] / sums["reference"] - 1
     warnings = []
-    for loss, class_bias in bias[bias.abs() > BIAS].groupby("loss", sort=False):
+    for loss, class_bias in bias[bias.abs() > BIAS].groupby("loss", sort=False, observed=True):
         amounts = ", ".join(
             f"{abs(share):.0%} {'more' if share > 0 else 'less'} {name}" for (_, name), share in class_bias.items()
         )

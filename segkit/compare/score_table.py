@@ -5,7 +5,6 @@ A run is one (loss, seed, fold). If folds hold different cases, each run is eval
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,45 +13,55 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from segkit.compare.table_checks import COUNTS, METRICS, RUN, CheckedRows, Rows, as_numbers, check_rows
+from segkit.utils.csv_tables import read_table
+
 Missing = Literal["perfect", "worst"]
 DEFAULT_MARGIN = 0.005
 DEFAULT_AGGREGATION = "class_case"
-Rows = Any  # a DataFrame; the types of pandas are too vague for a type checker
-RUN = ["loss", "seed", "fold"]
-COUNTS = ["tp", "predicted", "reference"]
 CHALLENGER = ["task", "case", "algorithm", "value"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Properties of a metric.
-
-    Args:
-        higher: Whether larger values are better.
-        perfect: The value of a run that correctly predicts nothing, in a case in which other runs have a value.
-        maximum: The largest possible value.
-    """
-
-    higher: bool
-    perfect: float
-    maximum: float
-
-    @property
-    def sign(self) -> int:
-        """The factor that makes larger values better."""
-        return 1 if self.higher else -1
-
-
-OVERLAP, DISTANCE = Metric(True, 1.0, 1.0), Metric(False, 0.0, math.inf)
-METRICS: dict[str, Metric] = {
-    **dict.fromkeys(("dice", "iou", "boundary_iou", "nsd", "precision", "recall"), OVERLAP),
-    **dict.fromkeys(("hd", "hd95", "assd"), DISTANCE),
-}
+TEXT = (*RUN, "case", "group", "class", "dataset", "task", "algorithm", "rules")  # even if they look like numbers or NA
+MAX_CELLS = 2**28  # of the arrays [runs, cases, classes]
 
 
 def lacks_margin(metric: str, margin: float) -> bool:
     """Whether a distance metric still has the default margin, which is meant for overlaps and not for mm."""
     return not METRICS[metric].higher and margin == DEFAULT_MARGIN
+
+
+def read_rows(path: Path) -> Rows:
+    """Read all columns of a CSV file: names as text, and numbers.
+
+    Raises:
+        ValueError: The file is not a table, or a number cannot be read; the message names row and column.
+    """
+    table: Rows = read_table(path, TEXT)
+    names = {name: table[name].astype(object).astype(str).where(table[name].notna()) for name in table if name in TEXT}
+    numbers = {name: column.to_numpy() for name, column in _seeds_and_folds(table).items()}
+    return table.assign(**names | numbers)
+
+
+def read_score_rows(path: Path, metric: str) -> Rows:
+    """Read the columns of a long table, or of a table with challengeR's columns, that a comparison needs.
+
+    Names are categories, which take a byte or two per row.
+
+    Raises:
+        ValueError: As `read_rows`.
+    """
+
+    def choose(header: Sequence[str]) -> Sequence[str]:
+        if set(CHALLENGER) <= set(header):
+            return CHALLENGER
+        return (*RUN, "case", "group", "class", "dataset", "rules", *COUNTS, metric)
+
+    table: Rows = read_table(path, TEXT, choose)
+    return table.assign(**_seeds_and_folds(table))
+
+
+def _seeds_and_folds(table: Rows) -> dict[str, Any]:
+    """The columns seed and fold, as numbers if all their entries are numbers."""
+    return {name: as_numbers(table[name]) for name in ("seed", "fold") if name in table}
 
 
 @dataclass(frozen=True)
@@ -138,36 +147,31 @@ def read_scores(
     Raises:
         ValueError: Columns, classes or cases of a run are missing, rows are repeated, or values are out of range.
     """
-    rows = _checked_rows(table, metric, classes)
-    order = _runs_in_order(rows)
-    present = rows.pivot(index=RUN, columns=["case", "class"], values=metric).loc[order]
-    runs = present.index.to_frame(index=False)
-    has_row = rows.assign(row=1).pivot(index=RUN, columns=["case", "class"], values="row").notna().loc[order]
-    fold_cases = _cases_of_folds(rows)
-    _check_complete(has_row, fold_cases)
-    case_names, class_names = rows["case"].unique().tolist(), rows["class"].unique().tolist()
-    grid = pd.MultiIndex.from_product([case_names, class_names])
-    shape = (len(runs), len(case_names), len(class_names))
-    row_exists = has_row.reindex(columns=grid, fill_value=False).to_numpy().reshape(shape)
-    present_values = present.reindex(columns=grid).to_numpy().reshape(shape)
+    rows = check_rows(table, metric, classes)
+    runs, run_of_row = _runs_in_order(rows)
+    blocks = _blocks(rows, len(runs), run_of_row)
+    _check_complete(rows, runs, run_of_row, blocks)
+    shape = (len(runs), len(rows.cases.names), len(rows.classes.names))
+    cell_of_row = np.ravel_multi_index((run_of_row, rows.cases.codes, rows.classes.codes), shape)
+    present = np.full(shape, np.nan)
+    present.flat[cell_of_row] = rows.values
     counted = np.zeros(shape, bool)
-    blocks = []
-    for cases in dict.fromkeys(fold_cases.values()):
-        members = runs["fold"].map(lambda fold, cases=cases: fold_cases[fold] == cases).to_numpy()
-        counted[members] = ~np.isnan(present_values[members]).all(0) & row_exists[members]
-        blocks.append((np.flatnonzero(members), np.array([name in cases for name in case_names]).nonzero()[0]))
+    for members, cases in blocks:
+        block = np.ix_(members, cases)
+        counted[block] = ~np.isnan(present[block]).all(0)
     if not counted.any():
         raise ValueError(f"expected at least one value of {metric}, found none")
     fill_value = _fill_value(metric, missing)
-    values = np.where(counted, np.where(np.isnan(present_values), fill_value, present_values), np.nan)
-    filled = int((counted & np.isnan(present_values)).sum())
-    present_values = values if missing == "worst" else present_values
-    group_of = rows.drop_duplicates("case").set_index("case")["group"]
-    codes, groups = pd.factorize(group_of.loc[case_names])
-    counts = _counts(rows, order, grid, shape)
+    values = np.where(counted, np.where(np.isnan(present), fill_value, present), np.nan)
+    filled = int((counted & np.isnan(present)).sum())
+    present = values if missing == "worst" else present
+    counts = None
+    if rows.counts is not None:
+        counts = np.zeros((*shape, len(COUNTS)))
+        counts.reshape(-1, len(COUNTS))[cell_of_row] = rows.counts
     return Scores(
-        *(metric, runs, class_names, case_names, codes, groups.tolist()),
-        *(values, present_values, counts, filled, missing, blocks, aggregation),
+        *(metric, runs, rows.classes.names, rows.cases.names, rows.group_of_case(), rows.groups.names),
+        *(values, present, counts, filled, missing, blocks, aggregation),
     )
 
 
@@ -180,150 +184,111 @@ def _fill_value(metric: str, missing: Missing) -> float:
     return 0.0
 
 
-def _runs_in_order(rows: Rows) -> pd.MultiIndex:
-    """Losses in the order of the table, and their runs sorted by seed and fold."""
-    first = {loss: position for position, loss in enumerate(rows["loss"].unique())}
-    runs = rows[RUN].drop_duplicates().sort_values(["seed", "fold"])
-    return pd.MultiIndex.from_frame(runs.sort_values("loss", key=lambda column: column.map(first), kind="stable"))
+def _runs_in_order(rows: CheckedRows) -> tuple[Rows, np.ndarray]:
+    """The runs, as a table with the columns of `RUN`, and the number of the run of each row.
 
-
-def _counts(rows: Rows, order: pd.MultiIndex, grid: pd.MultiIndex, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The pixel counts [R, N, C, 3]; None if one of their columns is missing."""
-    if not set(COUNTS) <= set(rows.columns):
-        return None
-    columns = [
-        rows.pivot(index=RUN, columns=["case", "class"], values=name)
-        .loc[order]
-        .reindex(columns=grid)
-        .to_numpy()
-        .reshape(shape)
-        for name in COUNTS
-    ]
-    return np.nan_to_num(np.stack(columns, -1).astype(float))
-
-
-NO_NUMBER = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "None", "null", "NULL"]
-TEXT = ("loss", "case", "group", "class", "dataset", "task", "algorithm")  # even if they look like numbers or NA
-
-
-def read_rows(path: Path) -> Rows:
-    """Read a table from a CSV file. Names such as "1" or "None" stay text, and only empty names are missing.
-
-    Raises:
-        ValueError: The file is empty.
+    Losses are in the order of the table, and their runs are sorted by seed and fold.
     """
-    try:
-        names = pd.read_csv(path, nrows=0).columns
-    except pd.errors.EmptyDataError as error:
-        raise ValueError("expected a table with a header line, but the file is empty") from error
-    numbers = {name: NO_NUMBER for name in names if name not in TEXT}
-    blank = {name: [""] for name in names if name in TEXT}
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={**numbers, **blank})
+    seed_order, fold_order = _ranks(rows.seeds.names), _ranks(rows.folds.names)
+    shape = (len(rows.losses.names), len(seed_order), len(fold_order))
+    place = np.ravel_multi_index((rows.losses.codes, seed_order[rows.seeds.codes], fold_order[rows.folds.codes]), shape)
+    places, run_of_row = np.unique(place, return_inverse=True)
+    loss, seed, fold = np.unravel_index(places, shape)
+    seeds, folds = (
+        np.array(column.names, dtype=None if _all_numbers(column.names) else object)[np.argsort(order)]
+        for column, order in ((rows.seeds, seed_order), (rows.folds, fold_order))
+    )
+    names = np.array(rows.losses.names, dtype=object)
+    return pd.DataFrame({"loss": names[loss], "seed": seeds[seed], "fold": folds[fold]}), run_of_row
 
 
-def _checked_rows(table: Rows, metric: str, classes: Sequence[str] | None) -> Rows:
-    if metric not in METRICS:
-        raise ValueError(f"expected metric to be one of {', '.join(METRICS)}, got {metric!r}")
-    defaults = {"fold": 0, "group": table.get("case")}
-    table = table.assign(**{name: value for name, value in defaults.items() if name not in table})
-    needed = [*RUN, "case", "group", "class", metric]
-    missing = [column for column in needed if column not in table.columns]
-    if missing:
-        raise ValueError(f"expected columns {needed}, but {missing} are missing")
-    _check_left_out_cases(table, metric)
-    counts = COUNTS if set(COUNTS) <= set(table.columns) else []
-    rows: Rows = table[[*needed, *counts]].astype({"class": str, metric: float})
-    available = rows["class"].unique().tolist()
-    selected = [name for name in available if name != "background"] if classes is None else list(classes)
-    if not selected or not set(selected) <= set(available):
-        raise ValueError(f"expected rows of the classes {selected or 'other than background'}, got {available}")
-    rows = rows[rows["class"].isin(selected)]
-    _check_values(rows, needed[:-1], metric)
-    return rows
+def _ranks(names: Sequence[Any]) -> np.ndarray:
+    """The place of each name in sorted order; numbers are sorted by value, and before text."""
+    order = sorted(range(len(names)), key=lambda n: (isinstance(names[n], str), names[n]))
+    return np.argsort(np.array(order, dtype=np.intp))
 
 
-def _check_values(rows: Rows, keys: list[str], metric: str) -> None:
-    incomplete = [column for column in keys if rows[column].isna().any()]
-    if incomplete:
-        raise ValueError(f"expected a value in every row of the columns {incomplete}, found blanks")
-    maximum, values = METRICS[metric].maximum, rows[metric].dropna()
-    if not values.between(0, maximum).all() or np.isinf(values).any():
-        hint = "; divide percentages by 100" if maximum == 1 else ""
-        raise ValueError(f"expected {metric} from 0 to {maximum:g}, got {values.min():g} to {values.max():g}{hint}")
-    repeated = rows[rows.duplicated([*RUN, "case", "class"])]
-    if not repeated.empty:
-        row = repeated[keys].iloc[0].to_dict()
-        raise ValueError(f"expected one row per run, case and class, but this one is repeated: {row}")
-    groups_per_case = rows.groupby("case")["group"].nunique()
-    if (groups_per_case > 1).any():
-        case, number = groups_per_case.idxmax(), groups_per_case.max()
-        raise ValueError(f"expected every case in one group, but case {case!r} is in {number} groups")
+def _all_numbers(names: Sequence[Any]) -> bool:
+    return not any(isinstance(name, str) for name in names)
 
 
-def _check_left_out_cases(rows: Rows, metric: str) -> None:
-    """Refuse tables scored by rules that leave out cases in which the class is predicted or in the reference.
+def _blocks(rows: CheckedRows, runs: int, run_of_row: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The indices of the runs and of the cases of each set of runs that share their cases.
 
-    Here a missing value means that the class is absent from both, and it may count as perfect.
+    The cases of a fold are those of all its runs together, so that missing cases of one run can be detected. Folds that
+    overlap without being a k-fold partition are treated as one test set with missing cases.
     """
-    if not {"predicted", "reference"} <= set(rows.columns) or metric == "recall":
-        return
-    left_out = rows[rows[metric].isna() & ((rows["predicted"] > 0) | (rows["reference"] > 0))]
-    if len(left_out):
-        first = left_out.iloc[0]
-        raise ValueError(
-            f"expected a value of {metric} wherever prediction or reference contains the class, got none for class "
-            f"{first['class']} of case {first['case']} ({len(left_out)} such rows); score the table by rules that "
-            "count these cases"
-        )
+    cases, folds = len(rows.cases.names), len(rows.folds.names)
+    pairs = np.unique(rows.folds.codes.astype(np.int64) * cases + rows.cases.codes)
+    if len(pairs) % cases:  # no k-fold, possibly repeated
+        return [(np.arange(runs), np.arange(cases))]
+    fold_of_run = np.empty(runs, np.int64)
+    fold_of_run[run_of_row] = rows.folds.codes
+    order = np.argsort(fold_of_run, kind="stable")
+    cases_of_fold = np.split(pairs % cases, np.searchsorted(pairs // cases, np.arange(1, folds)))
+    runs_of_fold = np.split(order, np.searchsorted(fold_of_run[order], np.arange(1, folds)))
+    members: dict[bytes, list[np.ndarray]] = {}
+    for fold in np.argsort(_ranks(rows.folds.names)):
+        members.setdefault(cases_of_fold[fold].tobytes(), []).append(runs_of_fold[fold])
+    return [(np.sort(np.concatenate(parts)), np.frombuffer(key, np.int64)) for key, parts in members.items()]
 
 
-def _cases_of_folds(rows: Rows) -> dict[Any, frozenset[str]]:
-    """The cases of each fold: those of all its runs together, so that missing cases of one run can be detected.
-
-    Folds that overlap without being a k-fold partition are treated as one test set with missing cases.
-    """
-    by_fold = {fold: frozenset(cases) for fold, cases in rows.groupby("fold")["case"].unique().items()}
-    all_cases = frozenset(rows["case"])
-    is_partition = sum(map(len, by_fold.values())) % len(all_cases) == 0  # a k-fold, possibly repeated
-    return by_fold if is_partition else dict.fromkeys(by_fold, all_cases)
-
-
-def _check_complete(has_row: Rows, fold_cases: dict[Any, frozenset[str]]) -> None:
-    """Check that every run has a row for every case and class of its fold.
+def _check_complete(
+    rows: CheckedRows, runs: Rows, run_of_row: np.ndarray, blocks: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Check that every run has a row for every case and class of its fold, and that the arrays fit into memory.
 
     A missing row differs from a row without a value, which says that the class is absent from prediction and reference.
     """
-    case_of = has_row.columns.get_level_values("case")
-    for cases in dict.fromkeys(fold_cases.values()):
-        of_fold = [fold_cases[fold] == cases for fold in has_row.index.get_level_values("fold")]
-        block = has_row.loc[of_fold, case_of.isin(list(cases))]
-        complete = block.all(axis=1)
-        if complete.all():
-            continue
-        loss, seed, fold = block.index[~complete][0]
-        absent = block.columns[~block.loc[(loss, seed, fold)]]
-        shown = ", ".join(f"{case} ({name})" for case, name in absent[:5]) + (", ..." if len(absent) > 5 else "")
+    classes = len(rows.classes.names)
+    found = np.bincount(run_of_row, minlength=len(runs))
+    for members, cases in blocks:
+        incomplete = members[found[members] < len(cases) * classes]
+        if len(incomplete):
+            raise ValueError(_missing_rows(rows, runs.iloc[incomplete[0]], run_of_row == incomplete[0], cases))
+    cells = len(runs) * len(rows.cases.names) * classes
+    if cells > MAX_CELLS:
         raise ValueError(
-            f"expected the same cases and classes in every run, but loss {loss}, seed {seed}, fold {fold} has no row "
-            f"for {shown}; evaluate all runs on one test set, or, for a repeated k-fold, number the folds of all "
-            "repeats consecutively in the column `fold`"
+            f"expected at most {MAX_CELLS} combinations of run, case and class, got {len(runs)} runs, "
+            f"{len(rows.cases.names)} cases and {classes} classes; select fewer classes, or compare fewer losses at a "
+            "time"
         )
+
+
+def _missing_rows(rows: CheckedRows, run: Rows, of_run: np.ndarray, cases: np.ndarray) -> str:
+    """The message for a run without rows for some of these cases and classes."""
+    classes = len(rows.classes.names)
+    present = rows.cases.codes[of_run].astype(np.int64) * classes + rows.classes.codes[of_run]
+    wanted = (cases[:, None] * classes + np.arange(classes)).ravel()
+    absent = np.setdiff1d(wanted, present)
+    shown = [f"{rows.cases.names[cell // classes]} ({rows.classes.names[cell % classes]})" for cell in absent[:5]]
+    return (
+        f"expected the same cases and classes in every run, but loss {run['loss']}, seed {run['seed']}, fold "
+        f"{run['fold']} has no row for {', '.join(shown)}{', ...' if len(absent) > 5 else ''}; evaluate all runs on "
+        "one test set, or, for a repeated k-fold, number the folds of all repeats consecutively in the column `fold`"
+    )
 
 
 def from_challenger(table: Rows, metric: str) -> Rows:
     """Convert a table with challengeR's columns task, case, algorithm and value to a long table.
 
     Each algorithm becomes a loss with one run, and each task becomes a data set with one class.
+
+    Raises:
+        ValueError: A name is blank.
     """
+    blank = [name for name in CHALLENGER[:3] if table[name].isna().any()]
+    if blank:
+        raise ValueError(f"expected a value in every row of the columns {blank}, found blanks")
     return pd.DataFrame(
         {
-            "dataset": table["task"].astype(str),
-            "loss": table["algorithm"].astype(str),
+            "dataset": table["task"],
+            "loss": table["algorithm"],
             "seed": 0,
             "fold": 0,
-            "case": table["case"].astype(str),
-            "class": table["task"].astype(str),
-            metric: table["value"].astype(float),
+            "case": table["case"],
+            "class": table["task"],
+            metric: table["value"],
         }
     )
 

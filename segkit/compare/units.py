@@ -1,37 +1,31 @@
-"""Units of a comparison: created from the design, trained one at a time, and their state."""
+"""Units of a comparison: created from the design, and trained one at a time."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
 from segkit.compare.design import Design, Unit, unit_folder, unit_overrides
 from segkit.compare.leases import Leases
-from segkit.compare.score_table import read_rows
+from segkit.compare.unit_results import FAILED, failure_record, finished, read_json, remove_damaged_checkpoint
 from segkit.config import Config, ConfigError
 from segkit.data.cases import Source, data_digest
-from segkit.evaluation.results import scores_match
-from segkit.experiment.build import MODES, build_labels, build_source, load_config, scoring_of, split_cases
+from segkit.experiment.build import build_labels, build_source, load_config, split_cases
 from segkit.experiment.evaluate_run import evaluated_part
 from segkit.experiment.plugins import plugin_hashes
 from segkit.experiment.runner import run_experiment
-from segkit.metrics.case_table import add_scores
-from segkit.metrics.rules import SEGKIT, Rules
 from segkit.training.run_folder import Run
-from segkit.training.stopping import Diverged
+from segkit.training.stopping import Interrupted
+from segkit.utils.exit_codes import describe
 from segkit.utils.files import replace_text
 
-COLUMNS = ["loss", "seed", "fold"]
-FAILED, ATTEMPTS = "failed.json", "attempts.json"
+ATTEMPTS = "attempts.json"
 MAX_DEATHS = 2  # of the process that trains a unit, after which the unit counts as failed
 
 
@@ -117,7 +111,7 @@ def make_unit(comparison: Comparison, overrides: Sequence[str], loss: str, seed:
     split = split_cases(config, comparison.source)
     part = evaluated_part(config, split)
     folder = unit_folder(comparison.out, loss, config, f"{split.content_hash} {comparison.digest}", kind)
-    return Unit(loss, seed, fold, part, config, folder)
+    return Unit(loss, seed, fold, part, config, folder, split)
 
 
 def check_evaluation_cases(units: Sequence[Unit]) -> None:
@@ -167,12 +161,16 @@ def train_unit(unit: Unit, leases: Leases, since: float, console: Console) -> bo
         if deaths >= MAX_DEATHS:
             _note_failure(unit, f"its training process was killed {deaths} times, most likely for lack of memory")
             return True
+        remove_damaged_checkpoint(unit, console)
         with _attempt(unit):
             try:
                 run_experiment(unit.config, Run(unit.folder), resume=True, console=console)
-            except (ValueError, RuntimeError, OSError, MemoryError, Diverged) as error:
-                _note_failure(unit, str(error) or type(error).__name__)
-                console.print(f"failed: {error}", style="red", markup=False)
+            except Interrupted:
+                raise
+            except Exception as error:  # also of a bug, which need not be one of the other units
+                reason = describe(error)
+                _note_failure(unit, reason)
+                console.print(f"failed: {reason}", style="red", markup=False)
     return True
 
 
@@ -189,8 +187,7 @@ def _attempt(unit: Unit) -> Iterator[None]:
 
 def _attempts(unit: Unit) -> list[float]:
     """When the trainings that were killed had started."""
-    file = unit.folder / ATTEMPTS
-    return json.loads(file.read_text()) if file.exists() else []
+    return [when for when in read_json(unit.folder / ATTEMPTS, list, []) if isinstance(when, (int, float))]
 
 
 def _note_failure(unit: Unit, reason: str) -> None:
@@ -200,71 +197,5 @@ def _note_failure(unit: Unit, reason: str) -> None:
 
 def _settled(unit: Unit, since: float) -> bool:
     """Whether the unit has finished, or has failed since that time."""
-    return finished(unit) or _failed(unit).get("when", -math.inf) >= since
-
-
-# --- state -----------------------------------------------------------------------------------------------------------
-
-
-def finished(unit: Unit) -> bool:
-    """Whether the last checkpoint of the complete training has been evaluated with the current scoring."""
-    if not (Run(unit.folder).evaluation(unit.part) / "scores.json").is_file():
-        return False
-    content = unit_scores(unit)
-    scoring = scoring_of(unit.config, build_labels(unit.config))
-    run = Run(unit.folder)
-    is_current = scores_match(content, scoring, content["step"], unit.config.evaluation.threshold)
-    return is_current and content["checkpoint"] == str(run.last.relative_to(run.folder))
-
-
-def failure(unit: Unit) -> str | None:
-    """Why a unit failed; None if it did not fail."""
-    return _failed(unit).get("error")
-
-
-def _failed(unit: Unit) -> dict[str, Any]:
-    """The record of a failure, with `error` and `when`; empty if the unit did not fail."""
-    file = unit.folder / FAILED
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def finished_folders(out: Path) -> int:
-    """Number of evaluated runs in the folder of a comparison, of any design."""
-    return len({file.parents[2] for file in (out / "units").glob("*/evaluation/*/scores.json")})
-
-
-def unit_rows(unit: Unit, metric: str) -> pd.DataFrame:
-    """The rows of a finished unit in the long table, scored by the rules of the comparison.
-
-    The unit's own report may use other rules.
-    """
-    folder = Run(unit.folder).evaluation(unit.part)
-    table = read_rows(folder / "cases.csv")
-    rules = rules_of(unit.config)
-    table = add_scores(table, tuple(dict.fromkeys(("dice", "iou", metric))), rules).assign(rules=rules.id)
-    for position, (name, value) in enumerate(zip(COLUMNS, (unit.loss, unit.seed, unit.fold), strict=True)):
-        table.insert(position, name, value)
-    return table
-
-
-def unit_scores(unit: Unit) -> dict[str, Any]:
-    """The contents of scores.json of a finished unit."""
-    return json.loads((Run(unit.folder).evaluation(unit.part) / "scores.json").read_text())
-
-
-def rules_of(config: Config) -> Rules:
-    """The rules by which all units of a comparison are scored.
-
-    These are segkit's rules, by which a missed structure counts, with the distance settings and the excluded classes of
-    the configuration.
-    """
-    configured = scoring_of(config, build_labels(config)).rules
-    modes = {name: getattr(configured, name) for name in MODES}
-    return replace(SEGKIT, exclude_classes=tuple(config.evaluation.exclude_classes), **modes)
-
-
-def foreground_classes(config: Config) -> list[str]:
-    """The names of the foreground classes that are not excluded."""
-    labels, excluded = build_labels(config), config.evaluation.exclude_classes
-    names = [labels.channel_names[channel] for channel in labels.foreground]
-    return [name for name in names if name not in excluded]
+    when = failure_record(unit).get("when")
+    return finished(unit) or (isinstance(when, (int, float)) and when >= since)

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special, stats
 
-from segkit.compare.aggregation import effective_groups, run_scores
+from segkit.compare.aggregation import STEP, PerturbedGroups, effective_groups, run_scores
 from segkit.compare.score_table import Scores
 
 ALPHA = 0.05
 MIN_GROUPS = 10
-STEP = 1e-20
 UNEQUAL = 0.2  # p-value of Bartlett's test below which the spread of runs is treated as unequal
 
 
@@ -84,9 +83,9 @@ def group_values(scores: Scores, runs: np.ndarray | None = None, cases: np.ndarr
     runs = np.arange(len(scores.runs)) if runs is None else runs
     cases = np.arange(len(scores.cases)) if cases is None else cases
     unique_groups, group = np.unique(scores.group[cases], return_inverse=True)
-    weights = np.zeros((len(unique_groups), len(scores.cases)), complex)
-    weights[:, cases] = 1
-    weights[group, cases] += 1j * STEP  # complex-step derivative: the imaginary part has no cancellation error
+    row = np.full(len(scores.cases), -1)
+    row[cases] = group
+    weights = PerturbedGroups((row >= 0).astype(float), row, len(unique_groups))
     perturbed = run_scores(scores, weights)[:, runs]
     return (np.real(perturbed) + len(unique_groups) * np.imag(perturbed) / STEP).T
 

@@ -11,14 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from segkit.config.fields import Count, FolderName, MaskValue, Name, Seed, Sides
 from segkit.utils.durations import Duration
 
 FORMAT = 1
 # Renamed options: (section, option) -> former name. Former names are still read, and the digest uses them, so that runs
 # of earlier versions keep their digest and can be continued.
 FORMER_NAMES = {("comparison", "noise_floor"): "aa", ("loss", "activation"): "link"}
-Count = Annotated[int, Field(ge=1)]
-Sides = list[Count]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -37,16 +36,16 @@ class Section(BaseModel):
 
 
 class LabelsSection(Section):
-    names: list[str]
+    names: list[Name]
     mode: Literal["multiclass", "binary", "multilabel"] = "multiclass"
-    ignore_index: int | None = None
+    ignore_index: MaskValue | None = None
     background: str = "background"
-    regions: dict[str, list[int]] | None = None
+    regions: dict[Name, list[MaskValue]] | None = None
 
 
 class PreprocessSection(Section):
     intensity: Literal["zscore", "dataset", "percentile", "none"] = "zscore"
-    spacing: list[float] | Literal["median"] | None = None
+    spacing: list[Annotated[float, Field(gt=0)]] | Literal["median"] | None = None
 
 
 class SamplingSection(Section):
@@ -54,12 +53,12 @@ class SamplingSection(Section):
     foreground: Annotated[float, Field(ge=0, le=1)] = 0.0
     foreground_cases: Annotated[float, Field(ge=0, le=1)] = 0.0
     balance: Literal["pixels", "classes"] = "pixels"
-    margin: Annotated[float, Field(ge=1)] = 1.5
+    margin: Annotated[float, Field(ge=1, le=10)] = 1.5
 
 
 class LoaderSection(Section):
-    batch: Count = 4
-    workers: Annotated[int, Field(ge=0)] = 0
+    batch: Annotated[int, Field(ge=1, le=2**16)] = 4
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     cache: Literal["memory", "disk", "none"] = "memory"
     cache_dir: Path | None = None
 
@@ -126,7 +125,7 @@ class EvaluationSection(Section):
     hd95: Literal["directed", "pooled", "area"] | None = None
     assd: Literal["pooled", "mean_of_means"] | None = None
     nsd: Literal["area", "voxel"] | None = None
-    boundary_ratio: Annotated[float, Field(gt=0)] | None = None
+    boundary_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     calibration: bool = False
     overlays: bool = True
     read_first: bool = True
@@ -149,10 +148,10 @@ class ComparisonSection(Section):
     noise_floor: train the baseline once more under another name and with other seeds.
     """
 
-    losses: list[str] | dict[str, Any] = []
-    seeds: Count | list[Annotated[int, Field(ge=0)]] = 3
-    folds: Annotated[int, Field(ge=2)] | None = None
-    repeats: Count = 1
+    losses: list[Name] | dict[Name, Any] = []
+    seeds: Annotated[int, Field(ge=1, le=1000)] | list[Seed] = 3
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = None
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     metric: str = "dice"
     aggregation: str = "class_case"
     baseline: str | None = None
@@ -168,8 +167,8 @@ class GeneralSection(Section):
     """The keys at the top level."""
 
     format: Literal[1] = FORMAT
-    name: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: FolderName
+    seed: Seed = 0
     device: Device = "auto"
     plugins: list[str] = []
 

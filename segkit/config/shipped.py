@@ -17,9 +17,16 @@ def shipped_configs() -> dict[str, Path]:
 
 def config_file(name: Path) -> Path:
     """A file as it is, or the shipped configuration with this name where there is no such file."""
-    if name.is_file() or name.suffix or len(name.parts) > 1:
+    if name.suffix or len(name.parts) > 1 or _is_file(name):
         return name
     return shipped_configs().get(str(name), name)
+
+
+def _is_file(name: Path) -> bool:
+    try:
+        return name.is_file()
+    except OSError:  # for example a name that is too long; reading it gives the reason
+        return False
 
 
 def _installed() -> list[Path]:

@@ -12,11 +12,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from segkit.config.yaml_tree import ConfigError, KeyPath
+from segkit.config.errors import ConfigError
+from segkit.config.yaml_reader import KeyPath
+from segkit.utils.field_errors import PROBLEM
 from segkit.utils.signatures import describe, first_errors, signature_model, union_members
-from segkit.utils.text import nearest_name
+from segkit.utils.text import nearest_name, one_line, shown
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+MOST_ERRORS = 100  # in one message
+MAX_NAME = 255  # bytes of a file name
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
 
@@ -40,19 +44,18 @@ class Checker:
         source: str,
         tables: Mapping[str, Table],
         lines: dict[KeyPath, int],
-        origins: dict[KeyPath, str],
         folder: Path,
-        errors: list[tuple[int, str]],
     ):
-        self.source, self.tables, self.lines, self.origins = source, tables, lines, origins
-        self.folder, self.errors = folder, errors
+        self.source, self.tables, self.lines, self.folder = source, tables, lines, folder
+        self.origins: dict[KeyPath, str] = {}  # the override that set each key path
+        self.errors: list[tuple[int, str]] = []  # the line and the message
 
     def error(self, path: KeyPath, message: str) -> None:
         override = self._override(path)
         prefixes = [path[:length] for length in range(len(path), 0, -1)]
         line = next((self.lines[prefix] for prefix in prefixes if prefix in self.lines), 0)
         location = override or (f"{self.source}:{line}" if line else self.source)
-        dotted = ".".join(map(str, path))
+        dotted = one_line(".".join(map(str, path)))
         self.errors.append((0 if override else line, f"{location}: {dotted + ': ' if dotted else ''}{message}"))
 
     def _override(self, path: KeyPath) -> str | None:
@@ -64,18 +67,25 @@ class Checker:
         return overrides[-1] if overrides else None
 
     def finish(self) -> None:
-        if self.errors:
-            raise ConfigError("\n".join(text for _, text in sorted(self.errors, key=lambda error: error[0])))
+        texts = [text for _, text in sorted(self.errors, key=lambda error: error[0])]
+        if len(texts) > MOST_ERRORS:
+            texts[MOST_ERRORS:] = [f"{self.source}: and {len(texts) - MOST_ERRORS} more errors"]
+        if texts:
+            raise ConfigError("\n".join(texts))
 
     def unknown_name(self, path: KeyPath, name: object, known: Iterable[str]) -> None:
         known = list(known)
-        self.error(path, f"unknown name {name!r}; {_suggestion(name, known)}")
+        self.error(path, f"unknown name {shown(name)}; {_suggestion(name, known)}")
 
     def known_keys(self, path: KeyPath, value: Mapping[str, Any], known: Iterable[str]) -> None:
         known = list(known)
         for key in value:
             if key not in known:
-                self.error((*path, key), f"unknown key; {_suggestion(key, known)}")
+                self._unknown_key((*path, key), known)
+
+    def _unknown_key(self, path: KeyPath, known: Sequence[str]) -> None:
+        hint = _suggestion(path[-1], known) if len(self.errors) < MOST_ERRORS else ""  # not shown, and slow
+        self.error(path, f"unknown key; {hint}")
 
     def length(self, value: Any, path: KeyPath) -> None:
         """Check that the length is given once, in steps or epochs. It may be omitted if there is a limit."""
@@ -90,7 +100,7 @@ class Checker:
         """The name of an entry and its other keys; a plain string is a name without arguments."""
         value = {"name": value} if isinstance(value, str) else value
         if not isinstance(value, dict):
-            return self.error(path, f"expected a mapping with a name, got {value!r}")
+            return self.error(path, f"expected a mapping with a name, got {shown(value)}")
         if "name" not in value:
             return self.error(path, "missing required key 'name'")
         name, known = value["name"], self.tables[table].entries
@@ -108,7 +118,7 @@ class Checker:
     def section(self, path: KeyPath, value: Any, model: type[BaseModel], known: Sequence[str] = ()) -> Any:
         """The value as an instance of the model, or None after an error. `known`: other keys allowed here."""
         if not isinstance(value, dict):
-            return self.error(path, f"expected a mapping, got {value!r}")
+            return self.error(path, f"expected a mapping, got {shown(value)}")
         before = len(self.errors)
         value = {key: self._path(path, key, item, model) for key, item in value.items()}
         try:
@@ -134,18 +144,23 @@ class Checker:
             return self.error(path, f"missing required key '{field}'")
         if kind == "extra_forbidden":
             names = [*model.model_fields, *known]
-            return self.error((*path, field), f"unknown key; {_suggestion(field, names)}")
+            return self._unknown_key((*path, field), names)
         location = (*path, field, *[step for step in details["loc"][1:] if isinstance(step, int)])
         location = location if location in self.lines else (*path, field)
+        if kind == PROBLEM:
+            return self.error(location, details["msg"])
+        if kind == "too_long":
+            allowed, given = details["ctx"]["max_length"], details["ctx"]["actual_length"]
+            return self.error(location, f"expected at most {allowed} items, got {given}")
         if kind in BOUNDS:
             bound = details["msg"].removeprefix("Input should be ")
-            return self.error(location, f"expected a value {bound}, got {details['input']!r}")
+            return self.error(location, f"expected a value {bound}, got {shown(details['input'])}")
         if field == "format":
             return self.error(
-                location, f"format {value[field]!r} cannot be read by this version; upgrade segkit-trainer"
+                location, f"format {shown(value[field])} cannot be read by this version; upgrade segkit-trainer"
             )
         expected = describe(model.model_fields[field].annotation)
-        return self.error(location, f"expected {expected}, got {value[field]!r}")
+        return self.error(location, f"expected {expected}, got {shown(value[field])}")
 
     def _path(self, path: KeyPath, key: Any, value: Any, model: type[BaseModel]) -> Any:
         """Strings in fields that hold a path, or paths by name, as absolute paths with ${NAME} expanded."""
@@ -163,6 +178,9 @@ class Checker:
                 self.error((*path, key), f"the environment variable {name} is not set")
                 return value
         expanded = Path(VARIABLE.sub(lambda match: os.environ[match[1]], value))
+        if any(len(os.fsencode(part)) > MAX_NAME for part in expanded.parts):
+            self.error((*path, key), f"expected names of at most {MAX_NAME} bytes in a path, got {shown(value)}")
+            return value
         overridden = any(_related(origin, (*path, key)) for origin in self.origins)
         return Path(os.path.normpath((Path.cwd() if overridden else self.folder) / expanded))
 

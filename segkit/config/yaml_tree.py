@@ -1,96 +1,77 @@
-"""A configuration as a tree of plain data: parsed from YAML with the line of every key, and changed by overrides."""
+"""A configuration as a tree of plain data: read from a YAML file with the line of every key, changed by overrides."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.scalarbool import ScalarBoolean
-
-KeyPath = tuple
-
-
-class ConfigError(ValueError):
-    """All errors of a configuration, one per line."""
-
-    exit_code = 2
+from segkit.config.errors import ConfigError
+from segkit.config.plain_data import plain_copy
+from segkit.config.yaml_reader import MAX_BYTES, MAX_DEPTH, KeyPath, YamlProblem, parse_text
+from segkit.utils.text import one_line, shown
 
 
 def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """A YAML file as plain data, and the line of every key path. Raises ConfigError with the line of a syntax error."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        tree, lines = parse_text(_read_text(Path(path)))
+    except YamlProblem as error:
+        line = "" if error.line is None else f":{error.line}"
+        raise ConfigError(f"{path}{line}: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{path}: expected a mapping with labels, data, model, loss, optimizer, train; got {shown(tree)}"
+        )
+    return tree, lines
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file. Raises ConfigError if it is not a file of UTF-8 text, or too large."""
+    try:
+        if path.exists() and not path.is_file():  # a named pipe would be waited for
+            content, kind = None, "a folder" if path.is_dir() else "a pipe or device"
+        else:
+            with open(path, "rb") as file:
+                content, kind = file.read(MAX_BYTES + 1), ""
+    except (OSError, ValueError) as error:  # the latter for a path with a null character
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{path}: cannot read the configuration: {reason}; `segkit config list` names the shipped ones"
+            f"{one_line(str(path))}: cannot read the configuration: {reason}; `segkit config list` names the shipped "
+            "ones"
         ) from error
+    if content is None:
+        raise ConfigError(f"{path}: expected a YAML file, got {kind}")
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: expected a configuration of at most {MAX_BYTES // 1024} KiB, got a larger file")
     try:
-        tree = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        raise ConfigError(f"{path}{line}: {(error.problem or str(error)).splitlines()[0]}") from error
-    except YAMLError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(tree, CommentedMap):
-        raise ConfigError(f"{path}: expected a mapping with labels, data, model, loss, optimizer, train; got {tree!r}")
-    lines: dict[KeyPath, int] = {}
-    return _plain(tree, (), lines), lines
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: expected UTF-8 text, got the byte 0x{content[error.start]:02x} at position {error.start}; save "
+            "the file as UTF-8"
+        ) from error
 
 
-def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
-    if isinstance(node, CommentedMap):
-        for key in node.lc.data or ():  # keys merged in with `<<` have no line of their own
-            lines[(*path, key)] = node.lc.key(key)[0] + 1
-        return {_scalar(key): _plain(value, (*path, key), lines) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        for index in range(len(node)):
-            lines[(*path, index)] = node.lc.item(index)[0] + 1
-        return [_plain(value, (*path, index), lines) for index, value in enumerate(node)]
-    return _scalar(node)
-
-
-def _scalar(value: Any) -> Any:
-    """Scalars of the round-trip parser as plain types; dates stay strings."""
-    if isinstance(value, ScalarBoolean):  # an int, not a bool
-        return bool(value)
-    for plain_type in (bool, int, float, str):
-        if isinstance(value, plain_type):
-            return plain_type(value)
-    return value if value is None else str(value)
-
-
-def with_overrides(
-    tree: dict[str, Any], overrides: Sequence[str]
-) -> tuple[dict[str, Any], dict[KeyPath, str], list[tuple[int, str]]]:
-    """Apply `key.path=value` overrides. Returns the tree, the override that set each key path, and the errors."""
-    tree = copy.deepcopy(tree)
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[KeyPath, str], list[tuple[int, str]]]:
+    """Change a tree by `key.path=value` overrides. Returns the override that set each key path, and the errors."""
     origins: dict[KeyPath, str] = {}
     errors: list[tuple[int, str]] = []
     for text in overrides:
         try:
             path = _apply(tree, text)
-            origins[path] = f"override '{text}'"
+            origins[path] = f"override '{one_line(text)}'"
         except ConfigError as error:
-            errors.append((0, f"override '{text}': {error}"))
-    return tree, origins, errors
+            errors.append((0, f"override '{one_line(text)}': {error}"))
+    return origins, errors
 
 
 def _apply(tree: dict[str, Any], text: str) -> KeyPath:
     dotted, equals, written = text.partition("=")
     if not equals or not dotted:
         raise ConfigError("expected key=value, for example train.steps=100")
-    try:
-        value = _plain(YAML(typ="rt").load(written), (), {})
-    except YAMLError as error:
-        raise ConfigError(f"the value is not valid YAML: {str(error).splitlines()[0]}") from error
-    parts: list[Any] = [int(part) if part.isascii() and part.isdigit() else part for part in dotted.split(".")]
-    path, last = tuple(parts), parts[-1]
+    value, path = _value(written), _path(dotted)
+    last = path[-1]
     if len(path) > 1:
         tree[path[0]] = _with_names(tree.get(path[0]))
     node: Any = tree
@@ -102,11 +83,31 @@ def _apply(tree: dict[str, Any], text: str) -> KeyPath:
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise ConfigError(f"{'.'.join(map(str, path[:-1]))} is {node!r}, which has no keys")
+        raise ConfigError(f"{'.'.join(map(str, path[:-1]))} is {shown(node)}, which has no keys")
     partner = {"train.steps": "epochs", "train.epochs": "steps"}.get(dotted)
     if partner is not None and value is not None:
         tree["train"].pop(partner, None)
     return path
+
+
+def _value(written: str) -> Any:
+    try:
+        value, _lines = parse_text(written)
+    except YamlProblem as error:
+        raise ConfigError(f"the value is not valid YAML: {error}") from error
+    problems: list[str] = []
+    value = plain_copy(value, lambda _path, problem: problems.append(problem))
+    if problems:
+        raise ConfigError(problems[0])
+    return value
+
+
+def _path(dotted: str) -> KeyPath:
+    """The keys of a dotted path; digits are the number of a list item."""
+    parts = dotted.split(".")
+    if len(parts) > MAX_DEPTH:
+        raise ConfigError(f"expected a path of at most {MAX_DEPTH} keys, got {len(parts)}")
+    return tuple(int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in parts)
 
 
 def _with_names(section: Any) -> Any:
@@ -125,4 +126,4 @@ def _step(node: Any, key: Any) -> Any:
         if node.get(key) is None:
             node[key] = {}
         return node[key]
-    raise ConfigError(f"'{key}' cannot be set: its parent is {node!r}")
+    raise ConfigError(f"'{key}' cannot be set: its parent is {shown(node)}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from segkit.data.cases import Case, RawCase, check_finite
 from segkit.utils.errors import DataError
@@ -22,6 +26,8 @@ MAX_PIXELS = 1 << 31  # of a resampled image; 8.6 GB per channel
 PERCENTILES = (0.5, 99.5)
 # pixels per case and channel from which percentiles are estimated: of all cases together, and of a single case
 SAMPLED, SAMPLED_OF_CASE = 1000, 20_000
+# bounds on restored numbers, above those of hyperspectral images and of networks with ten levels
+CHANNELS, MULTIPLE = 10_000, 4096
 
 
 @dataclass(frozen=True)
@@ -84,40 +90,78 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preprocess:
-        """Restore the preprocessing from the result of `to_dict`, or of an earlier version without a range."""
+        """Restore the preprocessing from the result of `to_dict`, or of an earlier version without a range.
+
+        Raises ValueError that names a field which is missing, unknown, or has a value that `fit` does not make.
+        """
         if "low" not in plain:
-            unit = {"low": (0.0,) * plain["channels"], "high": (1.0,) * plain["channels"]}
-            plain = {**plain, **unit, "clips": plain["intensity"] == "percentile"}
-        options: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
-        }
-        return cls(**options)
+            channels = plain.get("channels")
+            sides = channels if type(channels) is int and 0 < channels <= CHANNELS else 0
+            unit = {"low": (0.0,) * sides, "high": (1.0,) * sides}
+            plain = {**plain, **unit, "clips": plain.get("intensity") == "percentile"}
+        unknown = [key for key in plain if key not in cls.__dataclass_fields__]
+        if unknown:
+            raise ValueError(f"expected {', '.join(cls.__dataclass_fields__)}, got {reprlib.repr(unknown[0])}")
+        try:
+            restored = _adapter().validate_json(json.dumps(plain), strict=True)  # JSON, where a list may become a tuple
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = first["msg"].replace("Input should be", "expected").replace("Field required", "is missing")
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {problem}") from None
+        except TypeError as error:
+            raise ValueError(f"expected numbers, text and lists: {error}") from None
+        restored._check()
+        return restored
+
+    def _check(self) -> None:
+        """Raise ValueError for numbers and lengths that do not fit each other."""
+        if not 0 < self.channels <= CHANNELS or self.dims not in (2, 3):
+            raise ValueError(f"expected 1 to {CHANNELS} channels and 2 or 3 dims, got {self.channels} and {self.dims}")
+        fitted = self.channels if self.intensity == "dataset" else 0
+        sides = self.multiple if isinstance(self.multiple, tuple) else (self.multiple,) * self.dims
+        lengths = {"shift": fitted, "scale": fitted, "low": self.channels, "high": self.channels}
+        wrong = [name for name, length in lengths.items() if len(getattr(self, name)) != length]
+        if wrong or len(sides) != self.dims or len(self.spacing or sides) != self.dims:
+            raise ValueError(
+                f"expected one number per channel or axis in {wrong[0] if wrong else 'spacing and multiple'}"
+            )
+        if not all(number > 0 for number in (*self.scale, *(self.spacing or ()), *sides)) or max(sides) > MULTIPLE:
+            raise ValueError(f"expected scale, spacing and multiple above 0, and multiple up to {MULTIPLE}")
+        if not np.isfinite([*self.shift, *self.scale, *self.low, *self.high, *(self.spacing or ())]).all():
+            raise ValueError("expected finite numbers")
 
     def resample(self, raw: RawCase) -> RawCase:
         """Resample a case to the target spacing, image and weights linearly and the mask by nearest neighbours.
 
         Raises DataError if the number of axes differs from that of the target spacing.
         """
+        size = self.resampled_size(raw.image.shape[1:], raw.spacing)
+        if self.spacing is None or size == raw.image.shape[1:]:
+            return raw
+        mask = None if raw.mask is None else resize_nearest(raw.mask, size)
+        weight = None if raw.weight is None else resize_linear(raw.weight[None], size)[0]
+        return RawCase(resize_linear(raw.image, size), mask, self.spacing, weight)
+
+    def resampled_size(self, size: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
+        """The size of an image [D] of a spacing [D] after resampling to the target spacing.
+
+        Raises DataError if the number of axes differs from that of the target spacing, and for too many pixels.
+        """
         if self.spacing is None:
-            return raw
-        if len(self.spacing) != len(raw.spacing):
-            raise DataError(f"expected an image with {len(self.spacing)} axes, got {len(raw.spacing)}")
-        old_size = raw.image.shape[1:]
+            return size
+        if len(self.spacing) != len(spacing):
+            raise DataError(f"expected an image with {len(self.spacing)} axes, got {len(spacing)}")
         new_size = tuple(
-            max(1, round(side * spacing / target))
-            for side, spacing, target in zip(old_size, raw.spacing, self.spacing, strict=True)
+            max(1, round(side * length / target))
+            for side, length, target in zip(size, spacing, self.spacing, strict=True)
         )
-        if new_size == old_size:
-            return raw
-        if math.prod(new_size) > MAX_PIXELS:
+        if new_size != size and math.prod(new_size) > MAX_PIXELS:
             raise DataError(
                 f"expected at most {MAX_PIXELS:,} pixels after resampling to a spacing of {list(self.spacing)}, got "
-                f"{math.prod(new_size):,} from {list(old_size)} with a spacing of {list(raw.spacing)}; correct the "
-                "spacing in the file, or choose a larger preprocess.spacing"
+                f"{math.prod(new_size):,} from {list(size)} with a spacing of {list(spacing)}; correct the spacing in "
+                "the file, or choose a larger preprocess.spacing"
             )
-        mask = None if raw.mask is None else resize_nearest(raw.mask, new_size)
-        weight = None if raw.weight is None else resize_linear(raw.weight[None], new_size)[0]
-        return RawCase(resize_linear(raw.image, new_size), mask, self.spacing, weight)
+        return new_size
 
     def intensity_map(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `shift` and `scale`, float32 [C], for which (image - shift) / scale normalises an image [C, *S].
@@ -163,6 +207,11 @@ class Preprocess:
         if units == "deviations" and self.intensity in ("percentile", "none"):
             return low + width / 2, width / 4
         return None
+
+
+@cache
+def _adapter() -> TypeAdapter[Preprocess]:
+    return TypeAdapter(Preprocess)
 
 
 @dataclass

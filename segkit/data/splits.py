@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import reprlib
 import unicodedata
 import warnings
 from collections import Counter
@@ -37,10 +38,16 @@ class Split:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Sequence[str]]) -> Split:
-        """Restore a split from the result of `to_json`. Missing parts are empty. Raises ValueError for other keys."""
+        """Restore a split from the result of `to_json`. Missing parts are empty.
+
+        Raises ValueError for other keys, and for parts that are not lists of names.
+        """
         unknown = [key for key in plain if key not in PARTS]
         if unknown:
             raise ValueError(f"expected a split with the keys {', '.join(PARTS)}, got {', '.join(map(str, unknown))}")
+        for part, names in plain.items():
+            if not isinstance(names, (list, tuple)) or any(type(name) not in (str, int) for name in names):
+                raise ValueError(f"expected {part} to be a list of case names, got {reprlib.repr(names)}")
         return cls(**{part: tuple(names) for part, names in plain.items()})
 
     @property

@@ -14,6 +14,7 @@ import pandas as pd
 from segkit.evaluation.scoring import Scoring
 from segkit.labels import Labels
 from segkit.metrics.summary import summarise
+from segkit.utils.csv_tables import write_table
 from segkit.utils.files import replace_text
 
 FORMAT = 1
@@ -102,8 +103,9 @@ def write_results(folder: Path, scores: CaseScores, labels: Labels, result: dict
     folder.mkdir(parents=True, exist_ok=True)
     cases: Any = scores.cases
     reported = cases[~cases["class"].isin(result["rules"]["exclude_classes"])]
-    reported.assign(rules=result["rules"]["id"]).to_csv(folder / "cases.csv", index=False)
+    write_table(folder / "cases.csv", reported.assign(rules=result["rules"]["id"]))
     if scores.matrix is not None:
         names = pd.Index(labels.names, name="reference \\ prediction")
-        pd.DataFrame(scores.matrix, index=names, columns=list(labels.names)).to_csv(folder / "confusion.csv")
+        matrix = pd.DataFrame(scores.matrix, index=names, columns=list(labels.names))
+        write_table(folder / "confusion.csv", matrix, index=True)
     replace_text(folder / "scores.json", json.dumps(result, indent=2, allow_nan=False) + "\n")

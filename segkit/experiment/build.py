@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import psutil
 import torch
 from torch import nn
 
@@ -21,16 +23,16 @@ from segkit.data import SOURCES
 from segkit.data.augment import PRESETS as AUGMENT_PRESETS
 from segkit.data.augment import TRANSFORMS, Augment, Swap, build_augment
 from segkit.data.case_store import CachedSource, CaseStore
-from segkit.data.cases import Case, Source
+from segkit.data.cases import Case, RawCase, Source
 from segkit.data.class_counts import count_classes
 from segkit.data.datasets import EvaluationSet
 from segkit.data.disk_cache import DiskCache
-from segkit.data.memory_check import copies_of_cases, estimate
+from segkit.data.memory_check import available, copies_of_cases, estimate, in_gb
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluation.scoring import Scoring, build_scoring
 from segkit.experiment.plugins import INJECTED, load_plugins, used_plugins
-from segkit.experiment.validate import CHECKS
+from segkit.experiment.validate import CHECKS, PIXELS, check_weights, meta_network
 from segkit.inference.predictor import Predictor
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES
@@ -40,6 +42,7 @@ from segkit.models import MODELS
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import OPTIMIZERS
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
+from segkit.utils.errors import reason
 from segkit.utils.padding import Multiple, padded
 
 TABLES: dict[str, Table] = {
@@ -88,9 +91,10 @@ def load_config(source: ConfigSource, overrides: Sequence[str] = (), *, data_onl
     return replace(config, plugins=used_plugins(config))
 
 
-def restore_config(content: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+def restore_config(content: dict[str, Any], overrides: Sequence[str] = (), file: Path | None = None) -> Config:
     """The configuration stored in a checkpoint. Raises ConfigError, for example for a plugin that is missing."""
-    return check(content, overrides, TABLES, source="the configuration in the checkpoint", load_plugins=load_plugins)
+    source = "the configuration in the checkpoint" + (f" {file}" if file else "")
+    return check(content, overrides, TABLES, source=source, load_plugins=load_plugins)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Data:
     store: CaseStore
     preprocess: Preprocess
     memory: tuple[int, int] | None = None  # bytes needed and free, if cases are cached in memory
+    sizes: tuple[tuple[int, ...], ...] = ()  # of the training images as the network receives them
 
     def cases(self, part: str) -> list[Case]:
         """The cases of `train`, `validation` or `test`, in the order of the split."""
@@ -171,15 +176,23 @@ def fitted_data(
     store = CaseStore(source, config.loader.cache)
     by_name = {case.name: case for case in source.cases}
     memory = _memory(config, store, [by_name[name] for name in split.train], len(split.train + split.validation))
-    training = ((by_name[name], store.read(by_name[name])) for name in split.train)
+    shapes: list[tuple[tuple[int, ...], tuple[float, ...]]] = []  # size and spacing of each training image
+
+    def training() -> Iterator[tuple[Case, RawCase]]:
+        for name in split.train:
+            raw = store.read(by_name[name])
+            shapes.append((raw.image.shape[1:], raw.spacing))
+            yield by_name[name], raw
+
     first = store.read(by_name[split.train[0]])
     preprocess = Preprocess.fit(
-        training,
+        training(),
         intensity=config.preprocess.intensity,
         spacing=config.preprocess.spacing,
         multiple=multiple(first.image.ndim - 1),
     )
-    return Data(labels, source, split, store, preprocess, memory)
+    sizes = tuple(preprocess.resampled_size(size, spacing) for size, spacing in shapes)
+    return Data(labels, source, split, store, preprocess, memory, sizes)
 
 
 def _memory(config: Config, store: CaseStore, cases: Sequence[Case], number: int) -> tuple[int, int] | None:
@@ -206,24 +219,60 @@ def _cached(config: Config, source: Source, folder: Path | None) -> Source:
 
 
 def build_model(config: Config, in_channels: int, labels: Labels, dims: int) -> nn.Module:
-    build = MODELS[config.model.name]
-    return build(in_channels=in_channels, out_channels=labels.channels, dims=dims, **config.model.args)
-
-
-def check_network(config: Config, data: Data) -> None:
-    """Run the network on a batch on the meta device, without memory. Raises ConfigError if it fails."""
-    dims, multiple = data.preprocess.dims, data.preprocess.multiple
-    if config.sampling.patch is None:
-        return  # images of different sizes: no batch shape to check
-    sides = padded(config.sampling.patch, multiple)
-    shape = [config.loader.batch, data.preprocess.channels, *sides]
+    """The network with random weights. Raises ConfigError before any memory is taken if it does not fit into it, or
+    cannot be built."""
+    options: dict[str, Any] = {"in_channels": in_channels, "out_channels": labels.channels, "dims": dims}
     try:
-        with torch.device("meta"):
-            build_model(config, shape[1], data.labels, dims).train()(torch.zeros(shape))
-    except (ValueError, RuntimeError) as error:
+        check_weights(meta_network(config, **options), available())
+    except ValueError as error:
+        raise ConfigError(f"{config.name}: model: {error}") from error
+    return MODELS[config.model.name](**options, **config.model.args)
+
+
+def check_network(config: Config, data: Data, processes: Processes = SINGLE_PROCESS) -> None:
+    """Run the network on the batches of one process on the meta device, without memory.
+
+    Without a patch, a batch is as large as its largest image: those of the smallest and of the largest training images
+    are tried. Raises ConfigError if the network cannot train on such a batch, or if it does not fit into the memory.
+    """
+    preprocess, batch = data.preprocess, config.loader.batch
+    _check_spacing(config, data)
+    images = batch if config.train.sync_batchnorm else batch // processes.world_size
+    network = meta_network(config, preprocess.channels, data.labels.channels, preprocess.dims).train()
+    source = "sampling.patch gives" if config.sampling.patch is not None else "the training images give"
+    for size in _batch_sizes(config, data, images):
+        shape = [images, preprocess.channels, *size]
+        where = f"{config.name}: model {config.model.name} cannot train on batches {shape} as {source}"
+        if 4 * math.prod(shape) > psutil.virtual_memory().total:
+            raise ConfigError(f"{where}: their images alone need {in_gb(4 * math.prod(shape))} of memory")
+        try:
+            with torch.device("meta"):
+                network(torch.zeros(shape))
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{where}: {reason(error)}; use a larger loader.batch or sampling.patch, fewer model.widths, or "
+                "another model.norm"
+            ) from error
+
+
+def _check_spacing(config: Config, data: Data) -> None:
+    """Raise ConfigError if the largest training image has too many pixels after resampling."""
+    largest = max(data.sizes, key=math.prod, default=(1,))
+    if math.prod(largest) > PIXELS:
         raise ConfigError(
-            f"{config.name}: model {config.model.name} cannot train on batches {shape}: {error}"
-        ) from error
+            f"{config.name}: preprocess.spacing: expected images of at most 2^31 pixels after resampling, got "
+            f"{list(largest)}"
+        )
+
+
+def _batch_sizes(config: Config, data: Data, images: int) -> list[tuple[int, ...]]:
+    """The padded sizes of the smallest and of the largest batch of so many images."""
+    if config.sampling.patch is not None:
+        return [padded(config.sampling.patch, data.preprocess.multiple)]
+    by_size = sorted(data.sizes, key=math.prod)
+    batches = [group for group in (by_size[:images], by_size[-images:]) if group]
+    largest = [[max(sides) for sides in zip(*group, strict=True)] for group in batches]
+    return list(dict.fromkeys(padded(size, data.preprocess.multiple) for size in largest))
 
 
 def to_format(model: nn.Module, config: Config, dims: int) -> nn.Module:
@@ -238,8 +287,7 @@ def padding_multiple(config: Config, labels: Labels) -> Callable[[int], Multiple
     network, which is built on the meta device."""
 
     def multiple(dims: int) -> Multiple:
-        with torch.device("meta"):
-            return getattr(build_model(config, 1, labels, dims), "multiple", 1)  # pyright: ignore[reportReturnType]
+        return getattr(meta_network(config, 1, labels.channels, dims), "multiple", 1)
 
     return multiple
 

@@ -96,7 +96,7 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
     data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache)
     model, notes = _model(config, data, device, processes, from_init)
     settings, batches = _training(config, data, device, processes)
-    check_network(config, data)
+    check_network(config, data, processes)
     _check_validation(config, data)
     _check_sides(config, data)
     resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
@@ -182,7 +182,9 @@ def _model(
     dims, notes = data.preprocess.dims, []
     model = build_model(config, data.preprocess.channels, data.labels, dims)
     if config.train.init is not None and from_init:
-        notes += load_weights(model, config.train.init).describe(config.train.init)
+        loaded = load_weights(model, config.train.init)
+        notes += loaded.describe(config.train.init)
+        notes += [] if loaded.origin is None else loaded.origin.differences(data.labels, data.preprocess)
     freeze(model, config.parameters.freeze)
     if config.train.sync_batchnorm and processes.group is not None:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

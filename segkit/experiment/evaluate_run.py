@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from segkit.config import Config
@@ -25,6 +25,12 @@ from segkit.labels import Labels
 from segkit.training.run_folder import Run
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.errors import RunError
+from segkit.utils.files import remove_leftovers, replace_text, temporary_folder
+from segkit.utils.progress import tracked
+
+PICTURES = ("overlays.png", "confusion.png", "reliability.png")
+DRAWING = "drawing"  # exists while the pictures are drawn
+MAX_KILLS = 3  # while drawing, after which an evaluation is complete without pictures
 
 
 def evaluated_cases(trained: TrainedModel, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
@@ -64,47 +70,106 @@ def write_evaluation(
     console: Console,
     processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Predict and score every case, in all processes; write tables and figures, and scores.json at the end.
+    """Predict and score every case, in all processes; write the tables and scores.json, then the pictures.
 
-    Returns the contents of scores.json.
+    Returns the contents of scores.json. A picture that cannot be drawn is a warning.
     """
     scoring = scoring_of(config, labels)
     shown = progress(f"evaluating {split}", console)
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         # the cases to draw are known only at the end; keeping masks in files is cheaper than predicting again
-        def keep(number: int, mask: Tensor) -> None:
-            np.save(Path(temporary) / f"{number}.npy", mask.cpu().numpy())
-
-        keep_masks = keep if config.evaluation.overlays else None
-        scored = score_cases(predictor, cases, labels, scoring, shown, group=processes.group, keep=keep_masks)
+        keep = _MaskKeeper(temporary) if config.evaluation.overlays else None
+        scored = score_cases(predictor, cases, labels, scoring, shown, group=processes.group, keep=keep)
         result = scores_json(scored, labels, scoring, split=split, origin=origin)
-        chosen = chosen_cases(cases, labels, scored.cases, Path(temporary), processes) if keep_masks is not None else []
+        chosen = chosen_cases(cases, labels, scored.cases, temporary, processes) if keep is not None else []
     if not processes.is_first:
         return result
-    if config.evaluation.overlays:
-        write_overlays(cases, labels, chosen, folder / "overlays.png")
-        write_figures(scored, labels, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    for name in PICTURES:  # of an earlier evaluation
+        (folder / name).unlink(missing_ok=True)
     write_results(folder, scored, labels, result)
+    if config.evaluation.overlays:
+        with _drawing(folder):
+            _try_to_draw("overlays.png", lambda: write_overlays(cases, labels, chosen, folder / "overlays.png"))
+            write_figures(scored, labels, folder)
     return result
 
 
+@contextmanager
+def _drawing(folder: Path) -> Iterator[None]:
+    """Mark the time in which pictures are drawn, and count the processes that were killed in it."""
+    replace_text(folder / DRAWING, str(_killed_while_drawing(folder) + 1))
+    yield
+    (folder / DRAWING).unlink()
+
+
+def lacks_pictures(folder: Path) -> bool:
+    """Whether the evaluation in a folder has to be repeated, because its process was killed while it drew pictures.
+
+    It is not repeated if this has happened `MAX_KILLS` times: the pictures may be the cause.
+    """
+    return 0 < _killed_while_drawing(folder) < MAX_KILLS
+
+
+def _killed_while_drawing(folder: Path) -> int:
+    """The number of processes that were killed while they drew the pictures of an evaluation."""
+    try:
+        return int((folder / DRAWING).read_text())
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        return MAX_KILLS
+
+
+class _MaskKeeper:
+    """Keeps predicted masks in files, as long as the disk has room: they are needed for pictures only."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.failed = False
+
+    def __call__(self, number: int, mask: Tensor) -> None:
+        if self.failed:
+            return
+        try:
+            np.save(self.folder / f"{number}.npy", mask.cpu().numpy())
+        except OSError as error:
+            self.failed = True
+            (self.folder / f"{number}.npy").unlink(missing_ok=True)
+            warnings.warn(
+                f"predicted masks cannot be kept in {self.folder} ({error.strerror or error}), so overlays.png may "
+                "lack cases; set TMPDIR to a folder with more space, or evaluation.overlays=false",
+                stacklevel=2,
+            )
+
+
+def _try_to_draw(name: str, draw: Callable[[], None]) -> None:
+    """Draw a picture. If this fails, warn: the scores are already written, and they do not depend on it."""
+    try:
+        draw()
+    except Exception as error:
+        warnings.warn(f"{name} could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
+
+
 def progress(description: str, console: Console) -> Any:
-    """A function that shows a progress bar for an iterable if the output is a terminal."""
-
-    def tracked(numbers: Any) -> Any:
-        return track(numbers, description, console=console, disable=not console.is_terminal)
-
-    return tracked
+    """A function that shows the progress through a sized iterable."""
+    return lambda numbers: tracked(numbers, description, len(numbers), console)
 
 
 def write_figures(scored: CaseScores, labels: Labels, folder: Path) -> None:
-    """Write the figures of the confusion matrix and of the calibration, if they were computed."""
+    """Write the figures of the confusion matrix and of the calibration, if they were computed.
+
+    A figure that cannot be drawn is a warning.
+    """
     from segkit.report.evaluation_figures import confusion_figure, reliability_figure
 
     if scored.matrix is not None:
-        confusion_figure(scored.matrix, labels.names, folder / "confusion.png")
+        matrix = scored.matrix
+        _try_to_draw("confusion.png", lambda: confusion_figure(matrix, labels.names, folder / "confusion.png"))
     if scored.calibration is not None:
-        reliability_figure(scored.calibration, folder / "reliability.png")
+        calibration = scored.calibration
+        _try_to_draw("reliability.png", lambda: reliability_figure(calibration, folder / "reliability.png"))
 
 
 Chosen = tuple[str, int, np.ndarray]  # caption, number of the case, predicted mask
@@ -123,7 +188,7 @@ def chosen_cases(
     chosen = {numbers[name]: f"{rank}: {name}, Dice {dice:.3f}" for rank, name, dice in choose_cases(table, labels)}
     local = {number: np.load(file) for number in chosen if (file := masks / f"{number}.npy").exists()}
     predicted = {number: mask for part in processes.all_gather(local) for number, mask in part.items()}
-    return [(caption, number, predicted[number]) for number, caption in chosen.items()]
+    return [(caption, number, predicted[number]) for number, caption in chosen.items() if number in predicted]
 
 
 def write_overlays(cases: EvaluationSet, labels: Labels, chosen: Sequence[Chosen], path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from segkit.config import Config
@@ -15,11 +16,15 @@ from segkit.data.splits import Split
 from segkit.evaluation.results import scores_match
 from segkit.experiment.build import build_labels, build_source, restore_config, scoring_of, split_cases
 from segkit.experiment.build_training import init_digest
-from segkit.experiment.evaluate_run import evaluated_part
+from segkit.experiment.evaluate_run import evaluated_part, lacks_pictures
 from segkit.experiment.plugins import plugin_hashes
+from segkit.training.checkpoint import CONTINUED, TRAINED, check_complete
+from segkit.training.lr_schedules import Plateau
 from segkit.training.run_folder import Run
+from segkit.training.trainer import Experiment
 from segkit.utils.errors import RunError
 
+NEEDED = (*TRAINED, *CONTINUED, "data", "init")  # the fields of a checkpoint by which a run is recognised and continued
 FIXED = ("labels", "model", "optimizer.name", "parameters")  # a checkpoint cannot be continued if these change
 
 
@@ -32,6 +37,7 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
     content = run.load_last(keep=True)
     if content is None:
         return None
+    check_complete(run.last, content, NEEDED)
     if content["step"] == 0 and not run.has_steps:
         run.remove_last()
         return None
@@ -39,8 +45,12 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
     if changed:
         console.print(f"continued with changes: {', '.join(changed)}", markup=False, highlight=False)
         return None
-    file = run.evaluation(evaluated_part(config, Split.from_json(content["split"]))) / "scores.json"
-    scores = json.loads(file.read_text()) if file.exists() else None
+    # scores may be those of a shorter training that --allow permitted, which ended without a step and saved nothing
+    if content["finished"] is None or content.get("validation_pending"):
+        return None
+    folder = run.evaluation(evaluated_part(config, Split.from_json(content["split"])))
+    file = folder / "scores.json"
+    scores = json.loads(file.read_text()) if file.exists() and not lacks_pictures(folder) else None
     scoring = scoring_of(config, build_labels(config))
     if scores is None or not scores_match(scores, scoring, content["step"], config.evaluation.threshold):
         return None
@@ -57,7 +67,8 @@ def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], 
     unknown = [allowed for allowed in allow if not any(_within(key, allowed) for key in keys)]
     if unknown:
         raise RunError(f"--allow {unknown[0]}: the configuration has no such key")
-    differences = [*restore_config(content["config"]).differences(config), *_other_files(config, content)]
+    recorded = restore_config(content["config"], file=run.last)
+    differences = [*recorded.differences(config), *_other_files(config, content)]
     allowed = [difference for difference in differences if any(_within(difference[0], key) for key in allow)]
     differing = [
         f"{key}: {old!r} in the run, {new!r} now" for key, old, new in differences if (key, old, new) not in allowed
@@ -99,3 +110,24 @@ def _short(hashes: Mapping[str, str]) -> dict[str, str]:
 
 def _within(key: str, allowed: str) -> bool:
     return key == allowed or key.startswith(f"{allowed}.")
+
+
+def learning_rate_change(content: Mapping[str, Any], experiment: Experiment) -> str | None:
+    """A message if the learning rate of a continued run differs from that of its last step, which lies on the schedule
+    of its former length; None if it does not."""
+    step, steps = content["step"], experiment.settings.limits.steps
+    groups, former_groups = experiment.optimizer.param_groups, content["training"]["optimizer"]["param_groups"]
+    if step == 0 or len(groups) != len(former_groups):
+        return None
+    schedule, state = experiment.schedule, content["training"]["schedule"]
+    if isinstance(schedule, Plateau) and state is not None:  # its state is loaded with the weights
+        factor = schedule.warmup(step - 1) * state["current"]
+    else:
+        factor = schedule(step - 1)
+    rates = [group.get("initial_lr", group["lr"]) * factor for group in groups]
+    former = [group.get("lr") for group in former_groups]
+    if not all(isinstance(rate, float) for rate in former) or np.allclose(former, rates, rtol=1e-6, atol=0):
+        return None
+    changes = dict.fromkeys(f"{old:.3g} -> {new:.3g}" for old, new in zip(former, rates, strict=True))
+    length = f" (length of the schedule: {content['steps']} -> {steps} steps)" if content["steps"] != steps else ""
+    return f"learning rate at step {step}: {', '.join(changes)}{length}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ from segkit.experiment.build import Data
 from segkit.experiment.build_training import Built, build_experiment, init_digest, profile_steps
 from segkit.experiment.evaluate_run import evaluated_part, write_evaluation
 from segkit.experiment.plugins import load_plugins
-from segkit.experiment.resume import finished_scores
+from segkit.experiment.resume import finished_scores, learning_rate_change
 from segkit.experiment.run_header import print_header, print_overfit, print_profile
 from segkit.training.loop import run_training
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Ended, Run
-from segkit.training.step_logger import progress_bar
 from segkit.training.stopping import Interrupted
 from segkit.training.trackers import MLflow, TensorBoard
 from segkit.training.trainer import Trainer
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
+from segkit.utils.errors import RunError, set_folder
+from segkit.utils.files import replaced
+from segkit.utils.progress import tracked
 
 
 def folder_of(config: Config) -> Path:
@@ -49,9 +52,19 @@ def run_experiment(
     experiment, if it holds an unfinished run and `resume` is false, or if another process is training there.
     """
     load_plugins(config.plugins)  # this process may have received the configuration from another one
-    with run.locked():
-        scores = processes.run_on_first(lambda: finished_scores(config, run, console, allow))
-        return scores or _train_and_evaluate(config, run, resume, console, processes)
+    try:
+        read_only = processes.broadcast(run.last.exists() and not os.access(run.folder, os.W_OK))
+        with nullcontext() if read_only else run.locked():  # the scores of a finished run need no lock
+            scores = processes.run_on_first(lambda: finished_scores(config, run, console, allow))
+            if scores is None and read_only:
+                raise RunError(
+                    f"{run.folder} is read-only, and its run is not finished: make the folder writable, or copy it and "
+                    "give the copy with run.dir="
+                )
+            return scores or _train_and_evaluate(config, run, resume, console, processes)
+    except Exception as error:
+        set_folder(error, run.folder)
+        raise
 
 
 def _train_and_evaluate(
@@ -61,8 +74,10 @@ def _train_and_evaluate(
     resumed = processes.broadcast(run.last.exists())
     built = build_experiment(config, run.folder.parent / "cache", processes, from_init=not resumed)
     experiment, data = built.experiment, built.data
+    content = run.load_last(keep=True) if run.writes and resumed else None
+    if content is not None and (change := learning_rate_change(content, experiment)):
+        console.print(change, markup=False, highlight=False)
     if config.train.init is not None and resumed:
-        content = run.load_last(keep=True) if run.writes else None
         experiment.plain["init"] = processes.broadcast(
             None if content is None else init_digest(config, content["init"])
         )
@@ -98,8 +113,8 @@ def _start(run: Run, built: Built) -> None:
     """Write the resolved configuration and the split into the run folder."""
     run.start()
     if run.writes:
-        with open(run.folder / "config.yaml", "w") as file:
-            dump(built.config, file)
+        with replaced(run.folder / "config.yaml") as temporary:
+            dump(built.config, temporary)
     run.write_json("split.json", built.data.split.to_json())
 
 
@@ -119,11 +134,8 @@ def read_first(data: Data, part: str, console: Console) -> None:
     """Read the validation and evaluation cases once before training, so that bad ones are reported now. Raises
     DataError."""
     cases = list(dict.fromkeys([*data.cases("validation"), *data.cases(part)]))
-    with progress_bar(console) as progress:
-        task = progress.add_task("checking the evaluation cases", total=len(cases), note="")
-        for case in cases:
-            data.source.read(case)
-            progress.update(task, advance=1)
+    for case in tracked(cases, "checking the evaluation cases", len(cases), console):
+        data.source.read(case)
 
 
 @contextmanager

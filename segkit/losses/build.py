@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from segkit.labels import Labels
 from segkit.losses.all_reduce import GlobalSum, Reduce, single_process
 from segkit.losses.class_weights import is_from_class_counts, resolve_class_weights
 from segkit.losses.library_presets import preset
+from segkit.losses.limits import LARGEST_OPTION
 from segkit.losses.lovasz import LovaszHinge, LovaszSoftmax
 from segkit.losses.pixel import CrossEntropy, Focal, PolyCrossEntropy
 from segkit.losses.region import Dice, Jaccard
@@ -22,6 +23,7 @@ from segkit.losses.topk import TopkCrossEntropy
 from segkit.losses.tversky import FocalTversky, GeneralizedDice, Tversky
 from segkit.losses.weight_schedules import WEIGHT_SCHEDULES, Constant, WeightSchedule
 from segkit.losses.weighted_sum import Scale, WeightedSum
+from segkit.utils.field_errors import PROBLEM
 from segkit.utils.signatures import (
     describe,
     first_errors,
@@ -30,7 +32,7 @@ from segkit.utils.signatures import (
     signature_model,
     union_members,
 )
-from segkit.utils.text import did_you_mean
+from segkit.utils.text import did_you_mean, shown
 
 LOSSES: dict[str, type[nn.Module]] = {
     "cross_entropy": CrossEntropy,
@@ -58,6 +60,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "dice_topk": [{"name": "dice"}, {"name": "topk_cross_entropy"}],
 }
 
+MAX_DEPTH = 8  # of lists and mappings in an option
 INJECTED = ("labels", "class_counts", "reduce")  # passed by `build_loss`; users cannot set them
 TermSpec = str | Mapping[str, Any]
 
@@ -84,14 +87,25 @@ def build_loss(
     schedules, scales = [], []
     for term in _term_mappings(spec):
         loss_class = _loss_class(term.get("name"))
-        options = expanded(term, labels)
+        with _naming(term["name"]):
+            options = expanded(term, labels)
         name, weight, library = options.pop("name"), options.pop("weight", 1.0), options.pop("like", None)
         if library is not None:
             options = _with_numeric_class_weights(options, labels, class_counts)
         schedules.append(_weight_schedule(name, weight))
-        scales.append(_library_scale(name, library, options, labels))
+        with _naming(name):
+            scales.append(_library_scale(name, library, options, labels))
         terms[_free_name(name, terms)] = _build_term(name, loss_class, options, labels, class_counts, reduce)
     return WeightedSum(labels, terms, schedules, scales, reduce)
+
+
+@contextmanager
+def _naming(loss: str) -> Iterator[None]:
+    """Put the name of the loss before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"loss {loss}: {error}") from error
 
 
 def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
@@ -105,15 +119,16 @@ def _weight_schedule(loss: str, weight: Any) -> WeightSchedule:
         if not isinstance(name, str) or name not in WEIGHT_SCHEDULES:
             raise ValueError(
                 f"loss {loss}: expected weight as a number, or a mapping with a name among "
-                f"{', '.join(WEIGHT_SCHEDULES)}, got {name!r}{did_you_mean(name, WEIGHT_SCHEDULES)}"
+                f"{', '.join(WEIGHT_SCHEDULES)}, got {shown(name)}{did_you_mean(name, WEIGHT_SCHEDULES)}"
             )
         _check_options(f"loss {loss}, weight {name}", WEIGHT_SCHEDULES[name], options)
         try:
             return WEIGHT_SCHEDULES[name](**options)
         except ValueError as error:
             raise ValueError(f"loss {loss}, weight {name}: {error}") from error
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise ValueError(f"loss {loss}: expected weight as a number of 0 or more, got {weight!r}")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= LARGEST_OPTION:
+        expected = f"expected weight as a number of 0 or more, at most {LARGEST_OPTION:g}"
+        raise ValueError(f"loss {loss}: {expected}, got {shown(weight)}")
     return Constant(value=float(weight))
 
 
@@ -162,21 +177,44 @@ def _term_mappings(spec: TermSpec | Sequence[TermSpec]) -> list[Mapping[str, Any
         if spec not in LOSSES and spec not in RECIPES:
             known = [*LOSSES, *RECIPES]
             raise ValueError(
-                f"expected a loss or recipe among {', '.join(known)}, got {spec!r}{did_you_mean(spec, known)}"
+                f"expected a loss or recipe among {', '.join(known)}, got {shown(spec)}{did_you_mean(spec, known)}"
             )
         return list(RECIPES.get(spec, [{"name": spec}]))
     terms = [spec] if isinstance(spec, Mapping) else spec
     if not isinstance(terms, Sequence) or not terms or not all(isinstance(term, (str, Mapping)) for term in terms):
-        raise ValueError(f"expected a loss as a name, a mapping with a name, or a list of these, got {spec!r}")
-    return [{"name": term} if isinstance(term, str) else term for term in terms]
+        raise ValueError(f"expected a loss as a name, a mapping with a name, or a list of these, got {shown(spec)}")
+    mappings: list[Mapping[str, Any]] = [{"name": term} if isinstance(term, str) else term for term in terms]
+    for term in mappings:
+        for option, value in term.items():
+            _check_plain(f"loss {shown(term.get('name'))}", option, value)
+    return mappings
+
+
+def _check_plain(context: str, option: Any, value: Any, depth: int = 0) -> None:
+    """Raise ValueError for an option whose name is not text, or whose value is not plain data."""
+    if not isinstance(option, str):
+        raise ValueError(f"{context}: expected text as the name of an option, got {shown(option)}")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{context}: expected {option} with at most {MAX_DEPTH} lists inside each other, got more")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(context, key, item, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(context, option, item, depth + 1)
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(
+            f"{context}: expected {option} as a number, text, true, false, null, a list or a mapping, got "
+            f"{shown(value)}"
+        )
 
 
 def _loss_class(name: Any) -> type[nn.Module]:
     if isinstance(name, str) and name in LOSSES:
         return LOSSES[name]
     if isinstance(name, str) and name in RECIPES:
-        raise ValueError(f"{name} is a recipe: use its name alone, or list its terms {RECIPES[name]}")
-    raise ValueError(f"expected a loss name among {', '.join(LOSSES)}, got {name!r}{did_you_mean(name, LOSSES)}")
+        raise ValueError(f"the loss {name} is a recipe: use its name alone, or list its terms {RECIPES[name]}")
+    raise ValueError(f"expected a loss name among {', '.join(LOSSES)}, got {shown(name)}{did_you_mean(name, LOSSES)}")
 
 
 def _build_term(
@@ -205,21 +243,23 @@ def _check_options(context: str, entry: Any, options: Mapping[str, Any]) -> None
         model.model_validate({option: _as_plain(value) for option, value in options.items()})
     except ValidationError as error:
         for option, details in first_errors(error).items():
+            if details["type"] == PROBLEM:
+                raise ValueError(f"{context}, {option}: {details['msg']}") from error
             _raise_option_error(context, option, details["type"], options.get(option), model.model_fields)
 
 
 def _raise_option_error(context: str, option: str, kind: str, value: Any, fields: Mapping[str, Any]) -> None:
     if kind == "missing":
-        raise ValueError(f"{context}: missing required option {option!r}")
+        raise ValueError(f"{context}: missing required option {shown(option)}")
     if kind == "extra_forbidden":
         raise ValueError(
-            f"{context}: expected options among {', '.join(fields)}, got {option!r}{did_you_mean(option, fields)}"
+            f"{context}: expected options among {', '.join(fields)}, got {shown(option)}{did_you_mean(option, fields)}"
         )
     annotation = fields[option].annotation
     if isinstance(value, Mapping) and any(is_mapping_type(member) for member in union_members(annotation)):
         return  # `class_weights` checks its own mapping and names the key that is wrong
     suggestion = did_you_mean(value, literal_values(annotation))
-    raise ValueError(f"{context}: expected {option} as {describe(annotation)}, got {value!r}{suggestion}")
+    raise ValueError(f"{context}: expected {option} as {describe(annotation)}, got {shown(value)}{suggestion}")
 
 
 def _as_plain(value: Any) -> Any:

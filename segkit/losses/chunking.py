@@ -21,6 +21,9 @@ ELEMENTS_ELSEWHERE = 2**25
 aten = torch.ops.aten  # operations that torch has, but not under a public name
 ALIGNED = 64  # pixels; every row of a chunk begins at a multiple of this, which suits vector instructions
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+# The loss of a pixel counts as at most this, half of the range of exponents, so that sums over pixels and products with
+# weights do not overflow. Gradients are not bounded by it: they are those of the loss itself.
+LARGEST = {torch.float32: 2.0**64, torch.float64: 2.0**512}
 
 
 def activation_of(labels: Labels) -> Activation:
@@ -272,12 +275,30 @@ def softmax(chunk: Chunk, buffers: ScratchBuffers, kept: Tensor | None = None) -
 
 
 def log_softmax(chunk: Chunk, buffers: ScratchBuffers) -> Tensor:
-    """The logarithm of the softmax, [b, K, n], 0 at ignored pixels; finite, so that its product with 0 is 0."""
-    lowest = torch.finfo(chunk.logits.dtype).min
+    """The logarithm of the softmax, [b, K, n], 0 at ignored pixels; at least -`LARGEST`, so that its product with 0 is
+    0."""
     if torch.compiler.is_compiling():
-        return select(_selected_logits(chunk).log_softmax(1).clamp(min=lowest), some_valid(chunk.mask))
-    log_p = aten._log_softmax.out(chunk.logits, 1, False, out=buffers.for_kept("p", chunk.logits, None))
-    return select(log_p.clamp_(min=lowest), some_valid(chunk.mask))
+        logits = _selected_logits(chunk)
+        # the differences of large logits overflow, but not their halves
+        halves = logits / 2 - logits.detach().amax(1, keepdim=True) / 2
+        log_p = 2 * bounded(halves - torch.logsumexp(2 * halves, 1, keepdim=True) / 2, 0.5)
+    else:
+        log_p = bounded(aten._log_softmax.out(chunk.logits, 1, False, out=buffers.for_kept("p", chunk.logits, None)))
+    return select(log_p, some_valid(chunk.mask))
+
+
+def bounded(values: Tensor, scale: float = 1.0) -> Tensor:
+    """The values between -scale and scale times `LARGEST`; outside of the compiler they are overwritten. NaN stays NaN.
+
+    While compiling, the gradient is that of the values themselves, as in the hand-written backward; a clamp has none.
+    """
+    largest = scale * LARGEST[values.dtype]
+    if not torch.compiler.is_compiling():
+        return values.clamp_(-largest, largest)
+    limits = torch.finfo(values.dtype)
+    finite = values.clamp(limits.min, limits.max)
+    clamped = values.detach().clamp(-largest, largest) + (finite - finite.detach())
+    return torch.where(values.abs() > largest, clamped, values)
 
 
 def _selected_logits(chunk: Chunk) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from segkit.labels import Labels
+from segkit.losses.limits import LARGEST_OPTION
+from segkit.utils.text import shown
 
 Method = Literal["inverse", "sqrt_inverse", "median_frequency", "enet", "effective_number"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -55,7 +57,7 @@ def class_weights(method: str | Mapping[str, Any], class_counts: Any, names: Seq
     options: dict[str, Any] = dict(method) if isinstance(method, Mapping) else {"method": method}
     name = options.get("method")
     if name not in METHODS:
-        raise ValueError(f"expected class_weights to be a list or one of {', '.join(METHODS)}, got {name!r}")
+        raise ValueError(f"expected class_weights to be a list or one of {', '.join(METHODS)}, got {shown(name)}")
     _check_options(options)
     weights = _weights(name, options, class_counts, names)
     if "cap" in options:
@@ -80,10 +82,10 @@ _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def _check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name not in _OPTIONS:
-            raise ValueError(f"expected class_weights with {', '.join(_OPTIONS)}, got {name!r}")
+            raise ValueError(f"expected class_weights with {', '.join(_OPTIONS)}, got {shown(name)}")
         is_valid, description = _OPTIONS[name]
         if not is_valid(value):
-            raise ValueError(f"expected {name} of class_weights as {description}, got {value!r}")
+            raise ValueError(f"expected {name} of class_weights as {description}, got {shown(value)}")
         if name in ("beta", "counts") and options["method"] != "effective_number":
             raise ValueError(f"{name} is an option of effective_number, got it with {options['method']}")
 
@@ -152,16 +154,17 @@ def resolve_class_weights(option: ClassWeights, labels: Labels, class_counts: An
     if isinstance(option, (str, Mapping)):
         if class_counts is None:
             raise ValueError(
-                f"class_weights {option!r} needs the class counts of the training cases: pass class_counts=, integers "
-                f"[cases, {len(labels.names)}] with the pixels of each class, or give the weights as a list"
+                f"class_weights {shown(option)} needs the class counts of the training cases: pass class_counts=, "
+                f"integers [cases, {len(labels.names)}] with the pixels of each class, or give the weights as a list"
             )
         return class_weights(option, class_counts, labels.names)
     weights = torch.tensor([float(weight) for weight in option], dtype=torch.float64)
     if len(weights) != len(labels.names):
         raise ValueError(
             f"expected {len(labels.names)} class_weights, one for each of {', '.join(labels.names)}, "
-            f"got {len(weights)}: {list(option)}"
+            f"got {len(weights)}: {shown(list(option))}"
         )
-    if not bool((weights.isfinite() & (weights >= 0)).all()) or weights.sum() == 0:
-        raise ValueError(f"expected class_weights of 0 or more, finite and not all 0, got {list(option)}")
+    if not bool(((weights >= 0) & (weights <= LARGEST_OPTION)).all()) or weights.sum() == 0:
+        expected = f"expected class_weights of 0 or more, at most {LARGEST_OPTION:g} and not all 0"
+        raise ValueError(f"{expected}, got {shown(list(option))}")
     return weights

@@ -25,6 +25,7 @@ from segkit.losses.chunking import (
     MaskChunk,
     ScratchBuffers,
     aten,
+    bounded,
     keep_copy,
     log_softmax,
     select,
@@ -325,7 +326,7 @@ def _sigmoid_values(logits: Tensor, mask: MaskChunk, request: PixelSums) -> Tens
     """The pixel function of each channel, multiplied by class weights and shares, [b, K, n]."""
     total = torch.zeros_like(logits)
     for share, sign, weight in _outcomes(mask, request):
-        total = total + request.function.value(F.logsigmoid(sign * logits)) * share * weight
+        total = total + request.function.value(bounded(F.logsigmoid(sign * logits))) * share * weight
     return total
 
 

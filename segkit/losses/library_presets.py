@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from segkit.labels import Labels
 from segkit.losses.weighted_sum import Scale
+from segkit.utils.text import shown
 
 Library = Literal["torch", "monai", "smp", "kornia", "nnunet", "mmseg"]
 LIBRARIES: tuple[str, ...] = get_args(Library)
@@ -365,7 +366,7 @@ def preset(library: str, loss: str) -> Preset:
     Raises ValueError for an unknown library, and for a loss that the library does not have or implements incorrectly.
     """
     if not isinstance(library, str) or library not in PRESETS:
-        raise ValueError(f"expected like as one of {', '.join(LIBRARIES)}, got {library!r}")
+        raise ValueError(f"expected like as one of {', '.join(LIBRARIES)}, got {shown(library)}")
     entry = PRESETS[library].get(loss, Refusal("it has no such loss; leave `like` out"))
     if isinstance(entry, Refusal):
         raise ValueError(f"like: {library} is not possible for {loss}: {entry.reason}")

@@ -23,7 +23,9 @@ from segkit.losses.lovasz_kernels import (
     lovasz_losses,
 )
 from segkit.losses.region import divided, mean_over_counted
+from segkit.utils.text import shown
 
+MOST_BINS = 2**24
 Per = Literal["batch", "image"]
 Classes = Literal["present", "all"] | list[str | int]
 
@@ -121,9 +123,9 @@ class LovaszHinge(nn.Module):
         sorts the errors; with several processes the loss is that of each process alone.
     per, classes: see `ChosenMean`.
 
-    Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf). Raises
-    ValueError for soft targets and pixel weights, and at build for fewer than 16 bins and in multiclass mode, where
-    only differences of logits have a meaning.
+    Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf); with `exact`, an
+    error above 2^64 (2^512 in float64) counts as that. Raises ValueError for soft targets and pixel weights, and at
+    build for fewer than 16 bins and in multiclass mode, where only differences of logits have a meaning.
     """
 
     def __init__(
@@ -157,8 +159,8 @@ def _method(errors: Errors, mode: str, bins: Bins, reduce: Reduce) -> Method:
 
 
 def _checked_bins(bins: int) -> int:
-    if bins < 16:
-        raise ValueError(f"expected bins of 16 or more, got {bins}")
+    if not 16 <= bins <= MOST_BINS:
+        raise ValueError(f"expected bins of 16 or more, at most {MOST_BINS}, got {bins}")
     return bins
 
 
@@ -180,6 +182,6 @@ def _channels_of(classes: Classes, labels: Labels) -> list[int]:
     if unknown or not channels or len(set(channels)) != len(channels):
         raise ValueError(
             f"expected classes as present, all, or a list of distinct classes among {', '.join(names)} "
-            f"(or {first} to {first + len(names) - 1}), got {classes}"
+            f"(or {first} to {first + len(names) - 1}), got {shown(classes)}"
         )
     return channels

@@ -10,18 +10,22 @@ from torch import Tensor
 
 from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import (
+    LARGEST,
     Activation,
     Batch,
     Chunk,
     ScratchBuffers,
     Slice,
     aten,
+    bounded,
     chunk_slices,
     memory_for_gradient,
     refuse_second_derivative,
     select,
     softmax,
 )
+
+MAX_BINS = 2**22  # for which losses are computed at a time
 
 
 def jaccard_increments(foreground: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
@@ -152,6 +156,22 @@ def histogram_losses(counts: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     return losses, increments.flip(-1)
 
 
+def _losses_of_tables(counts: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """`histogram_losses` of counts [G, K, 2, N], a few classes at a time: it needs ten times the memory of its result.
+
+    While compiling, all classes at once, which the compiler fuses.
+    """
+    classes = max(1, MAX_BINS // counts[:, :1].numel())
+    if torch.compiler.is_compiling() or classes >= counts.shape[1]:
+        return histogram_losses(counts.long(), centres)
+    losses = torch.empty(counts.shape[:2], dtype=centres.dtype, device=counts.device)
+    increments = torch.empty(counts.shape, dtype=centres.dtype, device=counts.device)
+    for first in range(0, counts.shape[1], classes):
+        chosen = slice(first, first + classes)
+        losses[:, chosen], increments[:, chosen] = histogram_losses(counts[:, chosen].long(), centres)
+    return losses, increments
+
+
 class Errors(Protocol):
     """The error of each pixel for each class, and its derivative with respect to the logits."""
 
@@ -198,8 +218,11 @@ class HingeErrors:
     activation: Activation = "sigmoid"
 
     def of(self, chunk: Chunk) -> Tensor:
-        logits = select(chunk.logits, chunk.mask.valid) if torch.compiler.is_compiling() else chunk.logits
-        return select(1 + logits * (1 - 2 * chunk.mask.share), chunk.mask.valid).clamp_(min=0)
+        sign = 1 - 2 * chunk.mask.share
+        if torch.compiler.is_compiling():
+            errors = bounded(1 + select(chunk.logits, chunk.mask.valid) * sign).clamp(min=0)
+            return select(errors, chunk.mask.valid)
+        return select(1 + chunk.logits * sign, chunk.mask.valid).clamp_(0, LARGEST[chunk.logits.dtype])
 
     def gradient(self, chunk: Chunk, slopes: Tensor) -> Tensor:
         return slopes * (1 - 2 * chunk.mask.share) * (self.of(chunk) > 0)
@@ -272,20 +295,23 @@ class Counting:
 
     def prepare(self, batch: Batch, groups: int) -> tuple[Tensor, Tensor]:
         channels, number = batch.logits.shape[1], self.bins.number
-        # 32 bits can count the pixels of a batch, and more of the table fits in the cache than with 64
-        counts = torch.zeros(groups * channels * 2 * number, dtype=torch.int32, device=batch.logits.device)
+        # 32 bits can count the pixels of most batches, and more of the table fits in the cache than with 64
+        wide = batch.logits.shape[0] * batch.size > torch.iinfo(torch.int32).max
+        dtype = torch.int64 if wide else torch.int32
+        counts = torch.zeros(groups * channels * 2 * number, dtype=dtype, device=batch.logits.device)
         buffers = ScratchBuffers()
         zero_or_nan = torch.zeros((), dtype=batch.work_type, device=batch.logits.device)
         for chunk_slice in batch.chunk_slices():
             chunk = batch.chunk(chunk_slice, buffers)
             errors = self.errors.of(chunk)
-            zero_or_nan = zero_or_nan + 0 * errors.sum()  # bins cannot represent NaN errors
+            zero_or_nan = zero_or_nan + 0 * errors.amax()  # bins cannot represent NaN errors
             bin_index = self._bin_index(errors, chunk, chunk_slice, groups)
-            counts.scatter_add_(0, bin_index.flatten(), _valid(chunk).flatten().int())
-        (counts,) = self.reduce(counts.long())
+            counts.scatter_add_(0, bin_index.flatten(), _valid(chunk).flatten().to(dtype))
+        if self.reduce.processes > 1:
+            (counts,) = self.reduce(counts.long())
         centres = self.bins.centres(batch.logits.new_empty(0, dtype=batch.work_type))
-        losses, increments = histogram_losses(counts.view(groups, channels, 2, number), centres)
-        return losses + zero_or_nan, increments + zero_or_nan
+        losses, increments = _losses_of_tables(counts.view(groups, channels, 2, number), centres)
+        return losses + zero_or_nan, increments.add_(zero_or_nan)
 
     def increments(self, chunk: Chunk, chunk_slice: Slice, prepared: Tensor) -> Tensor:
         bin_index = self._bin_index(self.errors.of(chunk), chunk, chunk_slice, prepared.shape[0])
@@ -343,4 +369,4 @@ def lovasz_losses(batch: Batch, method: Method, groups: int) -> Tensor:
     chunk = batch.chunk(chunk_slice, ScratchBuffers())
     linear = (method.errors.of(chunk) * method.increments(chunk, chunk_slice, prepared).detach()).sum(-1)
     linear = method.reduce.processes * (linear.sum(0, keepdim=True) if groups == 1 else linear)
-    return losses + linear - linear.detach()
+    return losses + (linear - linear.detach())  # the difference first: a large linear part would absorb the losses

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from segkit.labels import Labels
 from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import Activation, activation_of
 from segkit.losses.class_weights import ClassWeights, resolve_class_weights
+from segkit.losses.limits import LARGEST_OPTION
 from segkit.losses.region import divided
 from segkit.losses.shared_pass import MaskSums, PixelSums, PixelTotals
 
@@ -79,7 +79,9 @@ def _one_minus_exp(values: Tensor) -> Tensor:
     """1 - exp(values) for values of at most 0, accurate near 0; in float32 it takes a fraction of the time of expm1."""
     if values.dtype == torch.float64:
         return -torch.expm1(values)
-    series = -values * (1 + values / 2 * (1 + values / 3 * (1 + values / 4)))
+    # the compiler derives the gradient of both branches, so the one that is not used must not overflow
+    small = values.clamp(min=-1) if torch.compiler.is_compiling() else values
+    series = -small * (1 + small / 2 * (1 + small / 3 * (1 + small / 4)))
     return torch.where(values > -0.05, series, 1 - values.exp())  # the relative error of the series is 5e-8 there
 
 
@@ -168,8 +170,9 @@ class CrossEntropy(PixelLoss):
         2016); in binary and multilabel mode, s / 2 each for presence and absence.
 
     Targets may be soft. Ignored pixels do not contribute, except to the divisor `numel`; if all pixels are ignored, the
-    loss is 0. Values lie in [0, inf). Raises ValueError at build for class weights that do not match the classes, and
-    for a label_smoothing outside [0, 1).
+    loss is 0. Values lie in [0, inf); a log p below -2^64 (-2^512 in float64) counts as that, with the gradient of log
+    p itself. Raises ValueError at build for class weights that do not match the classes, and for a label_smoothing
+    outside [0, 1).
     """
 
     def __init__(
@@ -201,7 +204,8 @@ class PolyCrossEntropy(PixelLoss):
     class_weights, normalize: see `PixelMean`. The class weight multiplies both terms.
 
     Targets may be soft. Ignored pixels do not contribute, except to the divisor `numel`; if all pixels are ignored, the
-    loss is 0. Raises ValueError at build for an epsilon below -1, with which a wrong pixel could lower the loss.
+    loss is 0. A log p below -2^64 counts as that, as for `cross_entropy`. Raises ValueError at build for an epsilon
+    below -1, with which a wrong pixel could lower the loss.
     """
 
     def __init__(
@@ -215,8 +219,8 @@ class PolyCrossEntropy(PixelLoss):
         normalize: Normalize = "weights",
     ) -> None:
         super().__init__()
-        if not (math.isfinite(epsilon) and epsilon >= -1):
-            raise ValueError(f"expected epsilon of -1 or more, got {epsilon}")
+        if not -1 <= epsilon <= LARGEST_OPTION:
+            raise ValueError(f"expected epsilon of -1 or more, at most {LARGEST_OPTION:g}, got {epsilon}")
         self.function = Polynomial(epsilon)
         self.mean = PixelMean(labels, class_counts, reduce, activation_of(labels), class_weights, normalize)
 
@@ -238,8 +242,8 @@ class Focal(PixelLoss):
     class_weights, normalize: see `PixelMean`.
 
     Ignored pixels do not contribute, except to the divisor `numel`; if all pixels are ignored, the loss is 0. Values
-    lie in [0, inf). Raises ValueError for soft targets, and at build for `softmax` outside multiclass mode and for an
-    alpha out of range or of the wrong length.
+    lie in [0, inf); a log p below -2^64 counts as that, as for `cross_entropy`. Raises ValueError for soft targets, and
+    at build for `softmax` outside multiclass mode and for an alpha out of range or of the wrong length.
     """
 
     def __init__(
@@ -255,8 +259,8 @@ class Focal(PixelLoss):
         normalize: Normalize = "weights",
     ) -> None:
         super().__init__()
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise ValueError(f"expected gamma of 0 or more, got {gamma}")
+        if not 0 <= gamma <= LARGEST_OPTION:
+            raise ValueError(f"expected gamma of 0 or more, at most {LARGEST_OPTION:g}, got {gamma}")
         self.function = FocalLog(gamma)
         resolved = _focal_activation(activation, labels)
         factors = None if alpha is None else _alpha_factors(alpha, resolved, labels)

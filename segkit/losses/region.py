@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from segkit.labels import Labels
 from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import activation_of
 from segkit.losses.class_weights import ClassWeights, resolve_class_weights
+from segkit.losses.limits import LARGEST_OPTION
 from segkit.losses.shared_pass import MaskSums, RegionSums, Statistics
 
 Per = Literal["batch", "image"]
@@ -21,12 +21,12 @@ Eps = tuple[float, float]
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, with a finite value and gradient for 0 / 0.
+    """numerator / denominator, with a finite value and gradient for denominators of 0 or almost 0.
 
-    With eps 0, 0 / 0 occurs for a class that is absent from prediction and reference. That class is not counted, but
-    its gradient must not be NaN.
+    With eps 0, they occur for a class that is absent from the reference and whose predicted probabilities are 0, or too
+    small for normal numbers. That class is not counted, but its gradient must not be NaN.
     """
-    return numerator / torch.where(denominator > 0, denominator, 1)
+    return numerator / torch.where(denominator > torch.finfo(denominator.dtype).tiny, denominator, 1)
 
 
 def mean_over_counted(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,10 +126,12 @@ def _background_channel(labels: Labels) -> int:
 
 
 def eps_pair(eps: float | Sequence[float], empty: Empty = "present") -> Eps:
-    """The option `eps` as (numerator, denominator). Raises ValueError unless it is one or two numbers of at least 0."""
+    """The option `eps` as (numerator, denominator). Raises ValueError unless these are numbers from 0 to 1e12."""
     pair = (eps, eps) if isinstance(eps, (int, float)) else tuple(eps)
-    if len(pair) != 2 or not all(math.isfinite(number) and number >= 0 for number in pair):
-        raise ValueError(f"expected eps as one number of 0 or more, or [numerator, denominator], got {eps}")
+    if len(pair) != 2 or not all(0 <= number <= LARGEST_OPTION for number in pair):
+        raise ValueError(
+            f"expected eps as one number from 0 to {LARGEST_OPTION:g}, or [numerator, denominator], got {eps}"
+        )
     if empty == "keep" and pair[1] == 0:
         raise ValueError(
             f"empty: keep with eps {eps} divides 0 by 0 for an absent class; set eps above 0, or use empty: present"

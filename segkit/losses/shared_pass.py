@@ -110,7 +110,9 @@ def _sums_of_mask(mask: MaskChunk) -> list[Tensor]:
         valid = torch.full((images, channels), pixels, dtype=mask.share.dtype, device=mask.share.device)
     else:
         bits = mask.valid.view(torch.uint8)  # summing bytes takes a third of the time of summing booleans
-        valid = bits.sum(-1, dtype=torch.int32).expand(images, channels)
+        # while compiling, the chunk is the whole batch; otherwise it has at most 2^24 pixels, which float32 can count
+        integer = torch.int64 if torch.compiler.is_compiling() else torch.int32
+        valid = bits.sum(-1, dtype=integer).expand(images, channels)
     weighted = valid if mask.weight is None else mask.weight.sum(-1).expand(images, channels)
     if torch.compiler.is_compiling() and mask.weight is None and not mask.soft:  # one chunk with any number of pixels
         reference = mask.share.sum(-1, dtype=precise_type(mask.share.device))

@@ -26,8 +26,9 @@ class TopkCrossEntropy(nn.Module):
     rounding: how the number of pixels is rounded, `up` or `down`; it is at least 1.
 
     The threshold is found by bisection of its bits, without sorting and without a host synchronisation. Targets may be
-    soft. Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf). Raises
-    ValueError for pixel weights, which would have to change the ranking, and at build for a share outside (0, 1].
+    soft. Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf); a log p
+    below -2^64 counts as that, as for `cross_entropy`. Raises ValueError for pixel weights, which would have to change
+    the ranking, and at build for a share outside (0, 1].
     """
 
     def __init__(self, *, labels: Labels, share: float = 0.1, rounding: Literal["up", "down"] = "up") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -12,6 +11,7 @@ from segkit.labels import Labels
 from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import activation_of
 from segkit.losses.class_weights import ClassWeights
+from segkit.losses.limits import LARGEST_OPTION
 from segkit.losses.region import ClassMean, Empty, Eps, Per, RegionLoss, eps_pair, ratio
 from segkit.losses.shared_pass import RegionSums, Statistics
 
@@ -34,9 +34,9 @@ def focal_power(losses: Tensor, gamma: float) -> Tensor:
 
 
 def _check_not_negative(**numbers: float) -> None:
-    invalid = {name: number for name, number in numbers.items() if not (math.isfinite(number) and number >= 0)}
+    invalid = {name: number for name, number in numbers.items() if not 0 <= number <= LARGEST_OPTION}
     if invalid:
-        raise ValueError(f"expected {', '.join(numbers)} of 0 or more, got {invalid}")
+        raise ValueError(f"expected {', '.join(numbers)} from 0 to {LARGEST_OPTION:g}, got {invalid}")
 
 
 class Tversky(RegionLoss):
@@ -109,8 +109,8 @@ class FocalTversky(RegionLoss):
         class_weights: ClassWeights = None,
     ) -> None:
         _check_not_negative(alpha=alpha, beta=beta)
-        if not (math.isfinite(gamma) and gamma > 0):
-            raise ValueError(f"expected gamma above 0, got {gamma}")
+        if not 0 < gamma <= LARGEST_OPTION:
+            raise ValueError(f"expected gamma above 0 and at most {LARGEST_OPTION:g}, got {gamma}")
         if of == "mean" and per == "image":
             raise ValueError("of: mean takes the power of a single mean over the batch, so it requires per: batch")
         mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)

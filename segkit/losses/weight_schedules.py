@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from segkit.losses.limits import LARGEST_OPTION
+from segkit.utils.text import shown
+
 WeightSchedule = Callable[[float], float]
 
 
@@ -78,9 +81,9 @@ class After:
 
 
 def _check_weights(**weights: float) -> None:
-    invalid = [f"{name} {weight}" for name, weight in weights.items() if not 0 <= weight < math.inf]
+    invalid = [f"{name} {shown(weight)}" for name, weight in weights.items() if not 0 <= weight <= LARGEST_OPTION]
     if invalid:
-        raise ValueError(f"expected finite weights of 0 or more, got {', '.join(invalid)}")
+        raise ValueError(f"expected weights of 0 or more, at most {LARGEST_OPTION:g}, got {', '.join(invalid)}")
 
 
 WEIGHT_SCHEDULES: dict[str, Callable[..., WeightSchedule]] = {

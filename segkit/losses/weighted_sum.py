@@ -94,7 +94,9 @@ class WeightedSum(nn.Module):
     ) -> Tensor:
         """The loss, a scalar of at least float32; 0 with gradient 0 if every pixel is ignored.
 
-        logits: floating [B, K, *S]; values at ignored pixels have no effect, even NaN.
+        logits: floating [B, K, *S]; values at ignored pixels have no effect, even NaN. At other pixels, every finite
+            logit gives a finite loss and gradient. -inf is probability 0, and under a sigmoid inf is probability 1;
+            NaN, and under a softmax inf, makes loss or gradient NaN, and training skips such a step.
         mask: class numbers [B, *S], or one-hot or soft [B, K, *S], a tensor or numpy array; see `Labels.target`.
         pixel_weight: [B, *S], 0 or more.
         valid: bool [B, *S] or [B, K, *S]: false for further pixels to ignore, for all classes or for some.

@@ -7,7 +7,7 @@ in all resamples, so that intervals are the same on every device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ Groups = Sequence[object] | np.ndarray | Tensor
 FEW_GROUPS = 50
 ROUNDING = 1e-12  # relative; upper limit of the differences between sums in another order, as on another device
 MAX_ELEMENTS = 2**22  # largest number of elements in memory at a time when medians are computed
+MAX_WEIGHTS = 2**23  # largest number of weights in memory at a time
 NO_CASE = "some resamples contain no counted case"
 
 
@@ -75,8 +76,8 @@ def mean_intervals(values: Tensor, groups: Groups, bootstrap: Bootstrap = DEFAUL
 
     Raises ValueError if the shapes do not match or a label is missing. Source: Efron, 1987.
     """
-    drawn = _draw(values, groups, bootstrap)
-    return _bca_intervals(_ratio(values, torch.ones_like(values), *drawn), bootstrap, "mean")
+    draws = _draw(values, groups, bootstrap)
+    return _bca_intervals(_ratio(values, torch.ones_like(values), draws), bootstrap, "mean")
 
 
 def ratio_intervals(
@@ -96,8 +97,8 @@ def ratio_intervals(
         )
     if bool((denominators < 0).any()):
         raise ValueError("expected denominators of at least 0, got negative ones")
-    drawn = _draw(numerators, groups, bootstrap)
-    return _bca_intervals(_ratio(numerators, denominators, *drawn), bootstrap, "ratio")
+    draws = _draw(numerators, groups, bootstrap)
+    return _bca_intervals(_ratio(numerators, denominators, draws), bootstrap, "ratio")
 
 
 def average_intervals(
@@ -112,9 +113,9 @@ def average_intervals(
     columns: the columns to average. A column without a counted case in a resample is left out of the mean of that
     resample, like a column without a counted case in the data. Otherwise like `ratio_intervals`.
     """
-    drawn = _draw(numerators, groups, bootstrap)
+    draws = _draw(numerators, groups, bootstrap)
     selected = list(columns)
-    ratio = _ratio(numerators[:, selected], denominators[:, selected], *drawn)
+    ratio = _ratio(numerators[:, selected], denominators[:, selected], draws)
     return _bca_intervals(_mean_of_columns(ratio), bootstrap, "mean")
 
 
@@ -130,14 +131,17 @@ def median_intervals(values: Tensor, groups: Groups, bootstrap: Bootstrap = DEFA
     The percentile interval is used because, unlike the basic interval, it has the nominal coverage for medians from 10
     cases on; BCa requires a smooth statistic. Source: Efron, 1979.
     """
-    group, weights = _draw(values, groups, bootstrap)
-    medians = weights.new_empty(len(weights), values.shape[1])
-    for column in range(values.shape[1]):
-        medians[:, column] = _medians(values[:, column].to(torch.float64), group, weights)
+    draws = _draw(values, groups, bootstrap)
+    counts = _group_sums(~values.isnan(), draws)
+    columns = [_sorted_column(column.to(torch.float64), draws.group) for column in values.unbind(1)]
+    medians, drawn_counts = [], []
+    for weights in draws.weights():
+        medians.append(_medians(columns, weights))
+        drawn_counts.append(weights @ counts)
+    medians, drawn_counts = torch.cat(medians), torch.cat(drawn_counts)
     bounds = _quantiles(medians, _tails(bootstrap, medians).expand(-1, values.shape[1]))
-    counts = _group_sums(~values.isnan(), group, weights)
     checks = {
-        NO_CASE: (weights @ counts == 0).any(0),
+        NO_CASE: (drawn_counts == 0).any(0),
         "all resamples have the same median": (medians == medians[0]).all(0),
         "a median or bound is between two infinite values": torch.cat([medians, bounds]).isnan().any(0),
     }
@@ -150,9 +154,17 @@ def resampled_weights(groups: int, resamples: int, seed: int) -> Tensor:
     A row holds `groups` draws with replacement and sums to `groups`. The result depends only on the arguments. Without
     groups it is [R, 0].
     """
+    return torch.cat(list(_weight_blocks(groups, resamples, seed)))
+
+
+def _weight_blocks(groups: int, resamples: int, seed: int) -> Iterator[Tensor]:
+    """The rows of `resampled_weights` in blocks of at most `MAX_WEIGHTS` elements, of which one is in memory."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    drawn = torch.randint(max(groups, 1), (resamples, groups), generator=generator, device="cpu")
-    return torch.zeros_like(drawn).scatter_add_(1, drawn, torch.ones_like(drawn)).to(torch.float64)
+    rows = max(1, MAX_WEIGHTS // max(groups, 1))
+    for first in range(0, resamples, rows):
+        shape = (min(rows, resamples - first), groups)
+        drawn = torch.randint(max(groups, 1), shape, generator=generator, device="cpu")
+        yield torch.zeros(shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(shape, dtype=torch.float64))
 
 
 def coverage_notes(groups: int) -> list[str]:
@@ -162,8 +174,24 @@ def coverage_notes(groups: int) -> list[str]:
     return [f"{few}; {measured}"] if groups < FEW_GROUPS else []
 
 
-def _draw(values: Tensor, groups: Groups, bootstrap: Bootstrap) -> tuple[Tensor, Tensor]:
-    """The group index of each case, int64 [N], and the weights, float64 [R, G], on the device of the values."""
+@dataclass(frozen=True)
+class _Draws:
+    """What is drawn: the groups, and how often each resample has them.
+
+    group: the group index of each case, int64 [N]. groups: the number of groups.
+    """
+
+    group: Tensor
+    groups: int
+    bootstrap: Bootstrap
+
+    def weights(self) -> Iterator[Tensor]:
+        """The weights of all resamples in blocks of rows, float64 [r, G], on the device of the values."""
+        for block in _weight_blocks(self.groups, self.bootstrap.resamples, self.bootstrap.seed):
+            yield block.to(self.group.device)
+
+
+def _draw(values: Tensor, groups: Groups, bootstrap: Bootstrap) -> _Draws:
     labels = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
     if values.ndim != 2 or labels.shape != values.shape[:1]:
         raise ValueError(f"expected values [N, C] and groups [N], got {list(values.shape)} and {list(labels.shape)}")
@@ -172,14 +200,13 @@ def _draw(values: Tensor, groups: Groups, bootstrap: Bootstrap) -> tuple[Tensor,
             "expected a group label for every case, but some are missing; give each of these cases a label of its own"
         )
     names, group = np.unique(labels, return_inverse=True)  # sorted, so that the order of the cases does not matter
-    weights = resampled_weights(len(names), bootstrap.resamples, bootstrap.seed)
-    return torch.from_numpy(group).to(values.device), weights.to(values.device)
+    return _Draws(torch.from_numpy(group).to(values.device), len(names), bootstrap)
 
 
-def _group_sums(columns: Tensor, group: Tensor, weights: Tensor) -> Tensor:
+def _group_sums(columns: Tensor, draws: _Draws) -> Tensor:
     """Sum columns [N, C] over the cases of each group, float64 [G, C]."""
-    sums = weights.new_zeros(weights.shape[1], columns.shape[1])
-    return sums.index_add_(0, group, columns.to(sums.dtype))
+    sums = torch.zeros(draws.groups, columns.shape[1], dtype=torch.float64, device=columns.device)
+    return sums.index_add_(0, draws.group, columns.to(sums.dtype))
 
 
 @dataclass(frozen=True)
@@ -219,13 +246,13 @@ def _mean_of_columns(ratio: _Ratio) -> _Ratio:
     )
 
 
-def _ratio(numerators: Tensor, denominators: Tensor, group: Tensor, weights: Tensor) -> _Ratio:
+def _ratio(numerators: Tensor, denominators: Tensor, draws: _Draws) -> _Ratio:
     counted = ~(numerators.isnan() | denominators.isnan())
     tops, bottoms = (torch.where(counted, part, 0).to(torch.float64) for part in (numerators, denominators))
-    top, bottom = _group_sums(tops, group, weights), _group_sums(bottoms, group, weights)
+    top, bottom = _group_sums(tops, draws), _group_sums(bottoms, draws)
     return _Ratio(
         estimate=top.sum(0) / bottom.sum(0),
-        resampled=(weights @ top) / (weights @ bottom),
+        resampled=torch.cat([(weights @ top) / (weights @ bottom) for weights in draws.weights()]),
         jackknife=(top.sum(0) - top) / (bottom.sum(0) - bottom),
         margin=ROUNDING * tops.abs().sum(0) / bottom.sum(0),
         counted=bottom > 0,
@@ -263,17 +290,28 @@ def _bca(ratio: _Ratio, bootstrap: Bootstrap) -> Tensor:
     return _quantiles(ratio.resampled, level.where(denominator > 0, torch.nan))
 
 
-def _medians(values: Tensor, group: Tensor, weights: Tensor) -> Tensor:
-    """The median of each resample [R] of one column of values [N]; NaN if a resample has no counted value.
+def _sorted_column(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """The counted values of a column [N] in increasing order, and the group of each."""
+    counted = ~values.isnan()
+    ordered, order = values[counted].sort()
+    return ordered, group[counted][order]
+
+
+def _medians(columns: Sequence[tuple[Tensor, Tensor]], weights: Tensor) -> Tensor:
+    """The median of each column, from `_sorted_column`, in each resample: [R, C]."""
+    medians = [_column_medians(ordered, group, weights) for ordered, group in columns]
+    return torch.stack(medians, 1) if medians else weights.new_empty(len(weights), 0)
+
+
+def _column_medians(ordered: Tensor, group: Tensor, weights: Tensor) -> Tensor:
+    """The median of one column in each resample, [R]; NaN if a resample has no counted value.
 
     A case that is drawn k times occurs k times in the sorted values of a resample, so the cumulative sums of the
     weights give the value of each rank.
     """
-    counted = ~values.isnan()
-    ordered, order = values[counted].sort()
     if len(ordered) == 0:
         return weights.new_full((len(weights),), torch.nan)
-    group, medians = group[counted][order], []
+    medians = []
     for chunk in weights.to(torch.int64).split(max(1, MAX_ELEMENTS // len(ordered))):
         ends = chunk[:, group].cumsum(1)
         size = ends[:, -1:]

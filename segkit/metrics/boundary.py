@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -31,21 +31,20 @@ def boundary_counts(prediction: Tensor, mask: Tensor, labels: Labels, width: Wid
     and do not form a boundary, since it is unknown where the class ends. A class that is absent from both prediction
     and mask has the counts 0, 0, 0.
 
-    Raises ValueError if the shapes differ, the prediction is not decoded, or the width is invalid. A valid pixel whose
-    prediction is not a class fails an assertion on the device.
+    Raises ValueError if the shapes differ, there is no pixel, the prediction is not decoded, or the width is invalid. A
+    valid pixel whose prediction is not a class fails an assertion on the device.
     Source: Cheng, Girshick, Dollár, Berg and Kirillov, Boundary IoU, 2021.
     """
     prediction, mask = (_without_channel(tensor, labels) for tensor in (prediction, mask))
     check_pair(prediction, mask, labels)
+    if prediction.numel() == 0:
+        raise ValueError(f"expected masks of at least one pixel, got {list(prediction.shape)}")
     spatial = prediction.ndim - (2 if labels.mode == "multilabel" else 1)
     radius = band_radius(width, prediction.shape[-spatial:])
-    target = labels.target(mask, spatial=spatial)
-    reference, predicted = labels.onehot(target), _class_planes(prediction, labels)
-    assert target.valid_channels is not None
-    valid = target.valid_channels.expand_as(reference)
-    _assert_decoded(prediction, predicted, valid, labels)
+    prediction, target = labels.comparable(prediction), labels.target(mask, spatial=spatial)
+    _assert_decoded(prediction, target, labels)
     # one class at a time: pooling needs float32, which takes 4 bytes per pixel and class
-    classes = zip(predicted.unbind(1), reference.unbind(1), valid.unbind(1), strict=True)
+    classes = _class_planes(prediction, target, labels)
     return torch.stack([_band_counts(*planes, radius) for planes in classes], dim=1)
 
 
@@ -90,19 +89,29 @@ def _inner_band(plane: Tensor, valid: Tensor, radius: int) -> Tensor:
     return plane & valid & (near > 0)
 
 
-def _class_planes(prediction: Tensor, labels: Labels) -> Tensor:
-    """A decoded prediction as one bool plane per class, [B, K, *S]."""
-    if labels.mode == "multilabel":
-        return prediction == 1
-    return labels.onehot(Target(index=prediction.to(torch.int32)))
+def _class_planes(prediction: Tensor, target: Target, labels: Labels) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Where each class is in a decoded prediction and in the target, and where it is valid: bool [B, *S] each."""
+    assert target.valid is not None
+    first = 1 if labels.mode == "binary" else 0  # the class number of channel 0
+    for channel in range(labels.channels):
+        valid = target.valid[:, channel] if target.valid_per_class else target.valid
+        predicted = prediction[:, channel] == 1 if labels.mode == "multilabel" else prediction == channel + first
+        if target.index is not None:
+            reference = target.index == channel + first
+        else:
+            assert target.onehot is not None
+            reference = target.onehot[:, channel]
+        yield predicted, reference & valid, valid
 
 
-def _assert_decoded(prediction: Tensor, predicted: Tensor, valid: Tensor, labels: Labels) -> None:
-    exclusive = labels.mode == "multiclass"
-    decoded = predicted.any(1) if exclusive else (prediction.reshape(predicted.shape) == 0) | predicted
-    counted = valid[:, 0] if exclusive else valid
-    values = f"0 to {labels.channels - 1}" if exclusive else "0 or 1"
-    assert_async((decoded | ~counted).all(), f"a prediction contains a value that is not {values}")
+def _assert_decoded(prediction: Tensor, target: Target, labels: Labels) -> None:
+    """Assert on the device that every valid pixel of a prediction is a class."""
+    last = labels.channels - 1 if labels.mode == "multiclass" else 1
+    valid = target.valid_channels if labels.mode == "multilabel" else target.valid
+    assert valid is not None
+    values = f"0 to {last}" if labels.mode == "multiclass" else "0 or 1"
+    decoded = (prediction >= 0) & (prediction <= last)
+    assert_async((decoded | ~valid).all(), f"a prediction contains a value that is not {values}")
 
 
 def _without_channel(tensor: Tensor, labels: Labels) -> Tensor:

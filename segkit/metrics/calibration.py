@@ -19,8 +19,8 @@ Kind = Literal["toplabel", "classwise"]
 Region = Literal["all", "foreground", "boundary"]
 
 # Confidences are summed as integer multiples of this quantum, so that sums depend neither on the order of pixels nor on
-# the device. It is far below the resolution of float32 near 1, and sums over 2**31 pixels do not overflow.
-QUANTUM = 2.0**-32
+# the device. It is far below the resolution of float32 near 1, and sums over 2**32 pixels do not overflow.
+QUANTUM = 2.0**-30
 ROUNDING = 0.01  # tolerated excess over the range 0 to 1, which averages in half precision can have
 
 
@@ -30,7 +30,7 @@ class CalibrationCounts:
 
     pixels: number of pixels whose confidence is in each bin, int64 [B, K or 1, bins]; one row for the top label,
         otherwise one per class.
-    confidence: sum of these confidences, float64 of the same shape; exact to 2**-33 per pixel, in any order of pixels.
+    confidence: sum of these confidences, float64 of the same shape; exact to 2**-31 per pixel, in any order of pixels.
     correct: number of these pixels whose class is correct, int64 of the same shape.
     brier: sum over pixels and channels of (probability - reference)², float64 [B].
     nll: sum over pixels of -log(probability of the reference class), float64 [B].

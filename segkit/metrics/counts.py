@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.labels import Labels, as_tensor, assert_async, unequal
+from segkit.labels import Labels, as_tensor, assert_async, is_any, unequal
 
 # Pixels of an image that are counted in one pass. Counting takes about 15 bytes per pixel, which fit into a CPU cache.
 CHUNK_SIZE = {"cpu": 2**18}
@@ -80,9 +82,10 @@ def pixel_counts(prediction: Tensor, mask: Tensor, labels: Labels) -> PixelCount
     prediction, mask = _flatten(prediction, prediction, labels), _flatten(mask, prediction, labels)
     count_chunk = _count_exclusive if labels.mode == "multiclass" else _count_overlapping
     chunk_size = CHUNK_SIZE.get(mask.device.type, DEFAULT_CHUNK_SIZE)
+    if labels.mode == "multiclass":  # the matrix of many classes should not cost more than the pixels of a chunk
+        chunk_size = max(chunk_size, labels.channels**2)
     chunks = zip(prediction.split(chunk_size, -1), mask.split(chunk_size, -1), strict=True)
-    first, *rest = [count_chunk(predicted, reference, labels) for predicted, reference in chunks]
-    return sum(rest, first)
+    return reduce(add, (count_chunk(predicted, reference, labels) for predicted, reference in chunks))
 
 
 def _without_channel(prediction: Tensor, mask: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
@@ -104,6 +107,8 @@ def check_pair(prediction: Tensor, mask: Tensor, labels: Labels) -> None:
     shape = list(prediction.shape)
     if labels.mode == "multilabel" and (prediction.ndim < 3 or shape[1] != labels.channels):
         raise ValueError(f"expected a prediction [B, {labels.channels}, *S] of 0 and 1, got {shape}")
+    if prediction.ndim < 2:
+        raise ValueError(f"expected a prediction [B, *S] of class numbers, got {shape}")
     mask_shapes = [shape, [shape[0], *shape[2:]]] if labels.regions is not None else [shape]
     if list(mask.shape) not in mask_shapes:
         expected = " or ".join(map(str, mask_shapes))
@@ -153,7 +158,8 @@ def _merge_invalid(values: Tensor, classes: int) -> Tensor:
 
 def _pair_bins(prediction: Tensor, reference: Tensor, classes: int) -> Tensor:
     """The histogram bin of each (reference, prediction) pair, int64; computed in the smallest sufficient type."""
-    small = torch.int16 if (classes + 1) ** 2 <= torch.iinfo(torch.int16).max else torch.int32
+    types = (torch.int16, torch.int32, torch.int64)
+    small = next(dtype for dtype in types if (classes + 1) ** 2 <= torch.iinfo(dtype).max)
     return reference.to(small).mul_(classes + 1).add_(prediction.to(small)).to(torch.int64)
 
 
@@ -186,11 +192,10 @@ def _class_planes(mask: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]
     """Where a mask is ignored, where its value is allowed, and where each class is: bool, [B, 1 or K, N]."""
     mask = mask if mask.ndim == 3 else mask.unsqueeze(1)
     ignored = mask == labels.padding_value
-    known = torch.stack([mask == value for value in labels.values]).any(0) | ignored
+    known = is_any(mask, labels.values) | ignored
     if labels.regions is None:
         return ignored, known, mask == 1
-    unions = [torch.stack([mask == value for value in union]).any(0) for union in labels.regions.values()]
-    return ignored, known, torch.cat(unions, 1)
+    return ignored, known, torch.cat([is_any(mask, union) for union in labels.regions.values()], 1)
 
 
 def _pixels(planes: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Networks by name. Each entry builds a network, image [B, C, *S] -> logits [B, K, *S], from keyword arguments.
 
 `in_channels`, `out_channels` and `dims` are set from the data. The attribute `multiple` of a network states what the
-sides of an image must be multiples of.
+sides of an image must be multiples of, and `minimum_pixels` (1 if it is missing) how many pixels an image must have at
+least; `segkit.utils.padding.padded` gives the size to pad to.
 """
 
 from collections.abc import Callable

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from segkit.models.options import Layers, Widths
 from segkit.utils.padding import Multiple, padded
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -22,6 +25,7 @@ NORMS = {
 
 Norm = Literal["batch", "instance"]
 Strides = tuple[int, ...]  # one number per axis
+Stride = Annotated[int, Field(ge=1, le=16)]
 
 
 class Stage(nn.Module):
@@ -87,8 +91,11 @@ class UNet(nn.Module):
     deep_supervision: in `train()` mode, return a list of logits, finest first, one per resolution of the decoder (Lee
         et al., 2015). The attribute `head_strides` holds the downsampling factor of each, per axis.
 
-    Raises ValueError for invalid arguments, and for an image whose sides are not multiples of `multiple`; the message
-    names the size to pad to.
+    The attribute `minimum_pixels` is the smallest number of pixels of an image that leaves enough for the norm at the
+    coarsest resolution.
+
+    Raises ValueError for invalid arguments, and for an image whose sides are not multiples of `multiple` or that has
+    fewer pixels than `minimum_pixels`; the message names the size to pad to.
     """
 
     def __init__(
@@ -97,10 +104,10 @@ class UNet(nn.Module):
         in_channels: int,
         out_channels: int,
         dims: int,
-        widths: list[int] = [16, 32, 64, 128],  # noqa: B006  (never modified; YAML has lists, not tuples)
-        strides: list[list[int]] | None = None,
-        encoder_convs: int = 2,
-        decoder_convs: int = 2,
+        widths: Widths = [16, 32, 64, 128],  # noqa: B006  (never modified; YAML has lists, not tuples)
+        strides: list[list[Stride]] | None = None,
+        encoder_convs: Layers = 2,
+        decoder_convs: Layers = 2,
         norm: Norm = "batch",
         residual: bool = False,
         dropout: float = 0.0,
@@ -121,6 +128,8 @@ class UNet(nn.Module):
         input_widths = [in_channels, *widths[:-1]]
         downsampling = list(itertools.accumulate([(1,) * dims, *steps], _product))
         self.multiple: Multiple = downsampling[-1] if len(set(downsampling[-1])) > 1 else downsampling[-1][0]
+        # an instance norm needs more than one pixel at the coarsest resolution
+        self.minimum_pixels = (2 if norm == "instance" else 1) * math.prod(downsampling[-1])
         self.encoder = nn.ModuleList(
             Stage(dims, width_in, width_out, strides=step, convs=encoder_convs, **options)
             for width_in, width_out, step in zip(input_widths, widths, [(1,) * dims, *steps], strict=True)
@@ -156,13 +165,15 @@ class UNet(nn.Module):
         return [logits, *(head(features) for head, features in zip(self.coarser_heads, decoded[1:], strict=True))]
 
     def _check_size(self, image: Tensor) -> None:
-        size = image.shape[2:]
-        padded_size = padded(size, self.multiple)
-        if padded_size != tuple(size):
-            raise ValueError(
-                f"expected image sides that are multiples of {self.multiple}, got {list(size)}; pad to "
-                f"{list(padded_size)}"
-            )
+        size = tuple(image.shape[2:])
+        padded_size = padded(size, self.multiple, self.minimum_pixels)
+        if padded_size == size:
+            return
+        few = "" if padded(size, self.multiple) != size else f" and at least {self.minimum_pixels} pixels"
+        raise ValueError(
+            f"expected image sides that are multiples of {self.multiple}{few}, got {list(size)}; pad to "
+            f"{list(padded_size)}"
+        )
 
 
 def _checked_strides(strides: Sequence[Sequence[int]] | None, levels: int, dims: int) -> list[Strides]:

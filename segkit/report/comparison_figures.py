@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from segkit.report.console import score_name
+from segkit.report.figure_text import plain_texts, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 7.5
+MAX_CELLS = 600  # of a table that shows its values
 # the colours of Okabe and Ito, ordered so that neighbours are easy to tell apart
 LOSS_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 VERDICT_COLOURS = {"better": "#117733", "worse": "#CC6677", "equivalent": "#0072B2", "undecided": "0.45", None: "0.45"}
@@ -34,7 +36,7 @@ def forest_figure(result: Mapping[str, Any]) -> Figure:
         if pair["ci95"] is not None:
             axis.plot(pair["ci95"], [row, row], color=colour, linewidth=4)
         axis.plot(pair["difference"], row, "o", color="white", markeredgecolor=colour, markersize=7)
-    _rows(axis, [f"{pair['a']} - {pair['b']}" for pair in reversed(pairs)])
+    _rows(axis, [f"{shortened(pair['a'], 40)} - {shortened(pair['b'], 40)}" for pair in reversed(pairs)])
     axis.set_xlabel(
         f"difference of {score_name(result)}; positive favours the first loss; grey: practically equivalent"
     )
@@ -51,7 +53,7 @@ def runs_figure(result: Mapping[str, Any]) -> Figure:
             axis.plot(loss["ci95"], [row, row], color="0.75", linewidth=6, solid_capstyle="butt", zorder=0)
         axis.plot(scores, [row] * len(scores), "o", color="#0072B2", alpha=0.75, markersize=6)
         axis.plot(loss["mean"], row, "|", color="black", markersize=18, markeredgewidth=2)
-    _rows(axis, [f"{loss['name']} ({len(loss['runs'])})" for loss in reversed(losses)])
+    _rows(axis, [f"{shortened(loss['name'])} ({len(loss['runs'])})" for loss in reversed(losses)])
     axis.set_xlabel(f"{score_name(result)} (dots: runs; bar: mean; grey: 95 % interval of the mean)")
     return figure
 
@@ -65,8 +67,11 @@ def ranks_figure(result: Mapping[str, Any]) -> Figure:
         axis.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         _numbers(axis, table, "{:.0%}")
         axis.set_title(name, fontsize=10, parse_math=False)
-        axis.set_xticks(range(len(losses)), [str(rank + 1) for rank in range(len(losses))])
-        axis.set_yticks(range(len(losses)), losses if panel % 2 == 0 else [""] * len(losses), parse_math=False)
+        ranks = table.shape[1]
+        steps = range(0, ranks, 1 + ranks // 20)
+        axis.set_xticks(steps, [str(rank + 1) for rank in steps])
+        names = [shortened(loss, 30) if panel % 2 == 0 else "" for loss in losses]
+        axis.set_yticks(range(len(losses)), names, parse_math=False)
     figure.supxlabel(
         f"rank in {result['ranks']['resamples']} resamples of runs and groups of cases (1 is best)", fontsize=10
     )
@@ -84,7 +89,7 @@ def aggregations_figure(result: Mapping[str, Any]) -> Figure:
     axis.imshow(table, vmin=1, vmax=max(2, len(losses)), cmap="Blues_r", aspect="auto", alpha=0.45)
     _numbers(axis, table, "{:g}", colour="black")
     axis.set_xticks(range(len(aggregations)), list(aggregations), rotation=20, parse_math=False)
-    axis.set_yticks(range(len(losses)), losses, parse_math=False)
+    axis.set_yticks(range(len(losses)), [shortened(loss) for loss in losses], parse_math=False)
     axis.set_xlabel("aggregation of cases and classes; 1 is best")
     return figure
 
@@ -96,7 +101,8 @@ def critical_difference_figure(result: Mapping[str, Any]) -> Figure:
     differ from the baseline are filled. Both follow the verdicts, and not a test of the ranks.
     """
     shares = next(iter(result["ranks"]["rules"].values()))["shares"]
-    ranks = {loss: float(np.dot(share, np.arange(1, len(share) + 1))) for loss, share in shares.items()}
+    names = [loss["name"] for loss in result["losses"]]
+    ranks = {loss: float(np.dot(shares[loss], np.arange(1, len(shares[loss]) + 1))) for loss in names}
     differing = {(pair["a"], pair["b"]) for pair in result["pairs"] if pair["verdict"] in ("better", "worse")}
     joins = result["family"] == "all_pairs" and any(pair["p"] is not None for pair in result["pairs"])
     filled = (
@@ -146,7 +152,8 @@ def _rank_line_figure(
         colour = "black" if loss in filled else "white"
         axis.plot(ranks[loss], 0, "o", color=colour, markeredgecolor="black", zorder=3)
         left = ranks[loss] > len(order) / 2 + 0.5  # put names on the side with more space
-        text = f"{loss} ({ranks[loss]:.2f}) " if left else f" {loss} ({ranks[loss]:.2f})"
+        text = f"{shortened(loss, 40)} ({ranks[loss]:.2f})"
+        text = f"{text} " if left else f" {text}"
         axis.text(
             ranks[loss],
             depth,
@@ -167,7 +174,7 @@ def _rank_line_figure(
         axis.plot([1, 1 + critical], [top + 0.1] * 2, "|-", color="black", markersize=8)
         axis.text(1, top + 0.2, f"critical difference {critical:.2f}", fontsize=9, va="bottom")
         top += 0.6
-    axis.set_xlim(0.8, max(len(order), 1 + (critical or 0)) + 0.2)
+    axis.set_xlim(0.8, max(len(order), *ranks.values(), 1 + (critical or 0)) + 0.2)
     axis.set_ylim(-0.7 - 0.28 * len(order), top)
     axis.axhline(0, color="black", linewidth=1)
     axis.set_yticks([])
@@ -215,13 +222,13 @@ def classes_figure(
     runs = np.asarray(loss_of_run)
     table = np.array([[_mean(values[runs == loss, number]) for number in range(len(classes))] for loss in losses])
     figure, axis = _figure(0.42 * len(losses) + 1.6)
-    advantage = table - np.nanmean(table, 0)
+    advantage = table - np.array([_mean(column) for column in table.T])
     limit = float(np.nanmax(np.abs(advantage))) or 1.0
     axis.imshow(advantage, vmin=-limit, vmax=limit, cmap="PiYG", aspect="auto", alpha=0.7)
     _numbers(axis, sign * table, "{:.3f}", colour="black")
-    names = [f"{name}\n{count} cases" for name, count in zip(classes, cases, strict=True)]
+    names = [f"{shortened(name, 40)}\n{count} cases" for name, count in zip(classes, cases, strict=True)]
     axis.set_xticks(range(len(classes)), names, parse_math=False, rotation=0 if len(classes) < 7 else 60)
-    axis.set_yticks(range(len(losses)), list(losses), parse_math=False)
+    axis.set_yticks(range(len(losses)), [shortened(loss) for loss in losses], parse_math=False)
     axis.set_xlabel("mean over the runs; green: better than the mean over the losses")
     return figure
 
@@ -234,8 +241,8 @@ def paired_figure(pairs: Sequence[tuple[str, np.ndarray, str, np.ndarray]], metr
         low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
         axis.plot([low, high], [low, high], color="0.6", linewidth=1)
         axis.plot(first, second, "o", color="#0072B2", alpha=0.5, markersize=4)
-        axis.set_xlabel(f"{metric} of {first_loss}", parse_math=False)
-        axis.set_ylabel(f"{metric} of {second_loss}", parse_math=False)
+        axis.set_xlabel(f"{metric} of {shortened(first_loss, 40)}", parse_math=False)
+        axis.set_ylabel(f"{metric} of {shortened(second_loss, 40)}", parse_math=False)
         axis.set_title(f"{int((second > first).sum())} of {len(first)} cases above the diagonal", fontsize=10)
     return figure
 
@@ -251,7 +258,7 @@ def curves_figure(curves: pd.DataFrame, losses: Sequence[str], metric: str) -> F
     figure, axis = _figure(3.4)
     for loss, rows, colour in _by_loss(curves, losses):
         by_step = rows.groupby("step")[metric].agg(["mean", "min", "max"])
-        axis.plot(by_step.index, by_step["mean"], "o-", color=colour, markersize=3, label=loss)
+        axis.plot(by_step.index, by_step["mean"], "o-", color=colour, markersize=3, label=shortened(loss, 40))
         axis.fill_between(by_step.index, by_step["min"], by_step["max"], color=colour, alpha=0.2, linewidth=0)
     axis.set_xlabel("step")
     axis.set_ylabel(f"validation {metric}")
@@ -271,7 +278,15 @@ def reliability_figure(reliability: pd.DataFrame, losses: Sequence[str], min_pix
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     for loss, rows, colour in _by_loss(reliability[reliability["pixels"] >= min_pixels], losses):
-        axis.plot(rows["confidence"], rows["accuracy"], "o-", color=colour, markersize=4, linewidth=1, label=loss)
+        axis.plot(
+            rows["confidence"],
+            rows["accuracy"],
+            "o-",
+            color=colour,
+            markersize=4,
+            linewidth=1,
+            label=shortened(loss, 40),
+        )
     axis.set_xlabel("probability of the predicted class")
     axis.set_ylabel("share of correct pixels")
     _legend(axis)
@@ -288,8 +303,8 @@ def cost_figure(units: pd.DataFrame, losses: Sequence[str], metric: str) -> Figu
     """
     figure, (time, memory) = _panels(2, 3.2)
     for loss, rows, colour in _by_loss(units, losses):
-        time.plot(rows["seconds"] / 60, rows["score"], "o", color=colour, label=loss)
-        memory.plot(rows["memory_mb"], rows["score"], "o", color=colour, label=loss)
+        time.plot(rows["seconds"] / 60, rows["score"], "o", color=colour, label=shortened(loss, 40))
+        memory.plot(rows["memory_mb"], rows["score"], "o", color=colour, label=shortened(loss, 40))
     time.set_xlabel("minutes of training")
     memory.set_xlabel("MB of memory")
     time.set_ylabel(metric)
@@ -347,7 +362,9 @@ def _rows(axis: Axes, names: Sequence[str]) -> None:
 
 
 def _numbers(axis: Axes, table: np.ndarray, template: str, colour: str | None = None) -> None:
-    """Write the values of a table into the cells of an image."""
+    """Write the values of a table into the cells of an image, unless there are too many to be read."""
+    if table.size > MAX_CELLS:
+        return
     for row, column in zip(*np.nonzero(~np.isnan(table)), strict=True):
         value = float(table[row, column])
         shade = colour or ("white" if value > 0.5 else "black")
@@ -360,5 +377,4 @@ def _mean(values: np.ndarray) -> float:
 
 def _legend(axis: Axes) -> None:
     legend = axis.legend(fontsize=8, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    plain_texts(legend)

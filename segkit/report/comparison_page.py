@@ -13,10 +13,14 @@ import pandas as pd
 from segkit.report import comparison_figures as draw
 from segkit.report.console import by_mean, noise_sentence, score_name, verdict_explanation
 from segkit.report.html import Picture, png_of, write_both
+from segkit.utils.text import listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DRAWN_LOSSES, DRAWN_PAIRS, DRAWN_CLASSES = 30, 60, 30  # in a figure
+COLOURS = len(draw.LOSS_COLOURS)
+LISTED_LOSSES = 12  # in a caption
 PAIRED_LOSSES = 4  # losses whose case scores are plotted against those of the reference loss
 MIN_PIXELS = 100  # of a calibration bin that is drawn
 SENTENCES = {
@@ -171,7 +175,7 @@ def _losses_with_runs(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def basis(result: Mapping[str, Any], scores: Any) -> str:
     """The cases, groups, classes and runs on which all numbers are based."""
-    runs = ", ".join(f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"])
+    runs = listed([f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"]], limit=LISTED_LOSSES)
     classes = f"{len(scores.classes)} class{'es' * (len(scores.classes) != 1)}"
     return f"{result['cases']} cases in {result['groups']} groups, {classes}; runs: {runs}"
 
@@ -183,12 +187,15 @@ def _listed(names: Sequence[str]) -> str:
 
 def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, material: Material) -> list[Picture]:
     """All figures that the available results allow."""
-    based_on = f"Based on {basis(result, scores)}."
+    based_on = f"Based on {basis(result, scores)}. {limits_caption(result, scores)}".rstrip()
     has_shares = result["ranks"]["resamples"] and all(rule.get("shares") for rule in result["ranks"]["rules"].values())
-    result = {**result, "losses": _losses_with_runs(result)}
+    result = drawn_part(result)
     metric, several = result["metric"], len(result["losses"]) > 1
-    classes, counted = scores.sign * class_scores, (~np.isnan(scores.values)).any(0).sum(0)
+    shown = drawn_classes(class_scores)
+    classes, counted = scores.sign * class_scores[:, shown], (~np.isnan(scores.values)).any(0).sum(0)[shown]
+    class_names = [scores.classes[number] for number in shown]
     loss_of_run, losses = scores.runs["loss"].tolist(), [loss["name"] for loss in result["losses"]]
+    curve = "iou" if metric == "iou" else "dice"
     candidates: list[tuple[Any, str, str, str, Callable[[], Figure]]] = [
         (several, "forest", "Differences between losses",
          "Thin lines: intervals adjusted for the number of pairs, from which the verdict is read. Thick lines: 95 % "
@@ -206,7 +213,7 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
          lambda: draw.aggregations_figure(result)),
         (True, "classes", "Scores by class",
          f"{score_name(result)} of each class alone, mean over the runs. {based_on}",
-         lambda: draw.classes_figure(classes, loss_of_run, losses, scores.classes, scores.sign, counted)),
+         lambda: draw.classes_figure(classes, loss_of_run, losses, class_names, scores.sign, counted)),
         (True, "components", "Sources of variation",
          f"Variation of {score_name(result)} that is due to each source. A group of cases counts by its contribution "
          f"to the score. {based_on}",
@@ -216,15 +223,15 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
         (material.curves is not None, "curves", "Validation during training",
          "Lines: mean over the runs. Areas: range from the lowest to the highest run. "
          f"{curves_caption(material.curves, result)}",
-         lambda: draw.curves_figure(_not_none(material.curves), losses, "iou" if metric == "iou" else "dice")),
+         lambda: draw.curves_figure(_not_none(material.curves), losses[:COLOURS], curve)),
         (material.reliability is not None, "reliability", "Calibration",
          "How often the predicted class is correct, against its predicted probability, over the pixels of all runs of "
          f"a loss. 15 bins; bins with fewer than {MIN_PIXELS} pixels are omitted. Below the diagonal, predictions are "
          f"overconfident. {pixels_caption(material.reliability)}{based_on}",
-         lambda: draw.reliability_figure(_not_none(material.reliability), losses, MIN_PIXELS)),
+         lambda: draw.reliability_figure(_not_none(material.reliability), losses[:COLOURS], MIN_PIXELS)),
         (material.units is not None, "cost", "Training cost",
          f"One dot per run. Memory is the peak during training. {based_on}",
-         lambda: draw.cost_figure(_not_none(material.units), losses, metric)),
+         lambda: draw.cost_figure(_not_none(material.units), losses[:COLOURS], metric)),
     ]  # fmt: skip
     drawn = [
         Picture(name, title, caption, png_of(make()))
@@ -237,6 +244,34 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
             Picture("overlays", "Predictions on the cases with the largest disagreement", f"{choice} {based_on}", png)
         )
     return drawn
+
+
+def drawn_part(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The losses that are drawn, the best of those with runs, and their pairs, those with the clearest difference."""
+    losses = _losses_with_runs(result)[:DRAWN_LOSSES]
+    names = {loss["name"] for loss in losses}
+    pairs = [pair for pair in result["pairs"] if {pair["a"], pair["b"]} <= names]
+    clearest = sorted(pairs, key=lambda pair: -abs(pair["difference"] or 0))[:DRAWN_PAIRS]
+    return {**result, "losses": losses, "pairs": [pair for pair in pairs if pair in clearest]}
+
+
+def drawn_classes(class_scores: np.ndarray) -> list[int]:
+    """The classes that are drawn, of many those whose scores, [R, C], differ most, in the order of the table."""
+    if class_scores.shape[1] <= DRAWN_CLASSES:
+        return list(range(class_scores.shape[1]))
+    scored = np.where(np.isnan(class_scores), -np.inf, class_scores).max(0)
+    spread = scored - np.where(np.isnan(class_scores), np.inf, class_scores).min(0)
+    return sorted(np.argsort(-spread, kind="stable")[:DRAWN_CLASSES].tolist())
+
+
+def limits_caption(result: Mapping[str, Any], scores: Any) -> str:
+    """What the figures leave out, so that they stay readable and small."""
+    losses, pairs, classes = len(_losses_with_runs(result)), len(result["pairs"]), len(scores.classes)
+    parts = [f"the best {DRAWN_LOSSES} of {losses} losses"] if losses > DRAWN_LOSSES else []
+    parts += [f"curves of the best {COLOURS} of {losses} losses"] if losses > COLOURS else []
+    parts += [f"the {DRAWN_PAIRS} of {pairs} pairs with the largest differences"] if pairs > DRAWN_PAIRS else []
+    parts += [f"the {DRAWN_CLASSES} of {classes} classes that differ most"] if classes > DRAWN_CLASSES else []
+    return f"Figures show at most: {'; '.join(parts)}." if parts else ""
 
 
 def mean_rank_caption(result: Mapping[str, Any]) -> str:
@@ -291,7 +326,7 @@ def curves_caption(curves: pd.DataFrame | None, result: Mapping[str, Any]) -> st
     if curves is None:
         return ""
     cases = sorted(set(curves["cases"].tolist()))
-    runs = ", ".join(f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"])
+    runs = listed([f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"]], limit=LISTED_LOSSES)
     number = " to ".join(map(str, dict.fromkeys([cases[0], cases[-1]])))
     return f"Based on {number} validation cases; runs: {runs}."
 

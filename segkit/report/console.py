@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from segkit.report.figure_text import printable, shortened
+from segkit.utils.text import listed
+
 METRICS_PER_TABLE = 4
+MAX_ROWS = 200  # of a table
+LISTED = 20  # classes in a note
 VERDICT_STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "undecided": "yellow"}
 
 
@@ -24,10 +30,10 @@ def print_scores(scores: Mapping[str, Any], console: Console) -> None:
     table.add_column("class", min_width=12, overflow="fold")
     for column in ("Dice", "95 % CI", "IoU", "cases", "missed", "spurious"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, score in scores["classes"].items():
+    for name, score in _listed_classes(scores).items():
         dice, iou = score["dice"], score["iou"]
         cells = [_number(dice["mean"]), _interval(dice.get("ci95")), _number(iou["mean"])]
-        table.add_row(escape(name), *cells, *(str(dice[column]) for column in ("cases", "missed", "spurious")))
+        table.add_row(_cell(name), *cells, *(str(dice[column]) for column in ("cases", "missed", "spurious")))
     table.add_section()
     mean, name = scores["mean"], _mean_row_name(scores, "dice")
     counts = [str(scores["mean_counts"]["dice"][column]) for column in ("pairs", "missed", "spurious")]
@@ -40,7 +46,7 @@ def print_scores(scores: Mapping[str, Any], console: Console) -> None:
     if "of_cases" in scores:
         console.print(_case_table(scores["of_cases"]))
     for line in _score_notes(scores):
-        console.print(f"  {escape(line)}", style="dim", highlight=False)
+        console.print(f"  {_line(line)}", style="dim", highlight=False)
 
 
 def _metrics_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
@@ -49,8 +55,8 @@ def _metrics_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     table.add_column("class", min_width=12, overflow="fold")
     for metric in metrics:
         table.add_column(f"{heading(metric)} (cases)", justify="right")
-    for name, score in scores["classes"].items():
-        table.add_row(escape(name), *(f"{_number(score[m]['mean'])} ({score[m]['cases']})" for m in metrics))
+    for name, score in _listed_classes(scores).items():
+        table.add_row(_cell(name), *(f"{_number(score[m]['mean'])} ({score[m]['cases']})" for m in metrics))
     table.add_section()
     names = dict.fromkeys(_mean_row_name(scores, metric) for metric in metrics)
     means = (f"{_number(scores['mean'][m])} ({scores['mean_counts'][m]['pairs']})" for m in metrics)
@@ -106,16 +112,16 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
         table = Table(title=f"{', '.join(full_names)}, side by side", title_justify="left")
         table.add_column("class", overflow="fold")
         for name in results:
-            table.add_column(escape(name), justify="right", overflow="fold")
+            table.add_column(_cell(name), justify="right", overflow="fold")
         class_names = [name for result in results.values() for name in result["classes"] if per_class]
         for class_name in dict.fromkeys(class_names):
             cells = [result["classes"].get(class_name, {}).get(metric, {}).get("mean") for result in results.values()]
-            table.add_row(escape(class_name), *map(_number, cells))
+            table.add_row(_cell(class_name), *map(_number, cells))
         table.add_section()
         table.add_row("mean", *(_number(_mean_of(result, metric)) for result in results.values()), style="bold")
         console.print(table)
     for line in _side_by_side_notes(results):
-        console.print(f"  {escape(line)}", style="dim", highlight=False)
+        console.print(f"  {_line(line)}", style="dim", highlight=False)
     return pd.DataFrame(
         [
             {"checkpoint": name, "metric": full_name, "class": class_name}
@@ -169,11 +175,14 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
         if selected and selected == scores["split"]:
             notes.append(f"the checkpoint was selected by its score on {selected}, so this score is optimistic")
     notes += scores["rules_in_words"]
+    if len(scores["classes"]) > MAX_ROWS:
+        notes.append(f"the {MAX_ROWS} of {len(scores['classes'])} classes with the lowest Dice; all are in scores.json")
     if scores["threshold"] is not None:
         notes.append(f"a class is predicted where its probability exceeds {scores['threshold']:g}")
     for metric, names in scores["mean_left_out"].items():
         notes.append(
-            f"excluded from the mean of {heading(metric)}, because no case is counted for them: {', '.join(names)}"
+            f"excluded from the mean of {heading(metric)}, because no case is counted for them: "
+            f"{listed(names, limit=LISTED)}"
         )
     reasons = scores["mean_reason"] | {
         metric: score["mean_reason"] for metric, score in scores.get("of_cases", {}).items() if "mean_reason" in score
@@ -240,7 +249,7 @@ def print_class_weights(
     for heading in ("share of pixels", "weight"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, pixel_share, weight in zip(names, share, weights, strict=True):
-        table.add_row(escape(name), f"{100 * pixel_share:.3g} %", f"{weight:.4g}")
+        table.add_row(_cell(name), f"{100 * pixel_share:.3g} %", f"{weight:.4g}")
     console.print(table)
 
 
@@ -253,7 +262,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     if result["pairs"]:
         console.print(_pairs_table(result))
     if result.get("noise_floor"):
-        console.print(f"  {escape(noise_sentence(result['noise_floor']))}", highlight=False)
+        console.print(f"  {_line(noise_sentence(result['noise_floor']))}", highlight=False)
     method = result["method"]
     in_warnings = any(method["speaks_of"] in warning for warning in result["warnings"])
     for line in (
@@ -264,9 +273,9 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
         f"score: {method['score']}",
         *dict.fromkeys(pair["reason"] for pair in result["pairs"] if pair.get("reason")),
     ):
-        console.print(f"  {escape(line)}", style="dim", highlight=False)
+        console.print(f"  {_line(line)}", style="dim", highlight=False)
     for warning in result["warnings"]:
-        console.print(f"  warning: {escape(warning)}", style="yellow", highlight=False)
+        console.print(f"  warning: {_line(warning)}", style="yellow", highlight=False)
 
 
 def verdict_explanation(margin: float) -> str:
@@ -294,16 +303,16 @@ def print_datasets(result: Mapping[str, Any], console: Console) -> None:
     table.add_column("loss")
     table.add_column("mean rank", justify="right")
     for loss, rank in sorted(result["mean_ranks"].items(), key=lambda item: item[1]):
-        table.add_row(escape(loss), f"{rank:.2f}")
+        table.add_row(_cell(loss), f"{rank:.2f}")
     console.print(table)
     outcome = f"no test: {result['reason']}" if result.get("reason") else f"{result['test']}: p {_p(result['p'])}"
-    console.print(f"  {escape(outcome)}", style="dim", highlight=False)
+    console.print(f"  {_line(outcome)}", style="dim", highlight=False)
     for pair in result["pairs"]:
         line = (
             f"{pair['a']} - {pair['b']}: difference of mean ranks {pair['rank_difference']:+.2f}, "
             f"adjusted p {_p(pair['p_adjusted'])}"
         )
-        console.print(f"  {escape(line)}", highlight=False)
+        console.print(f"  {_line(line)}", highlight=False)
 
 
 def score_name(result: Mapping[str, Any]) -> str:
@@ -326,11 +335,18 @@ def _losses_table(result: Mapping[str, Any]) -> Table:
     for loss in by_mean(result):
         means = [run["mean"] for run in loss["runs"]]
         if not means:
-            table.add_row(escape(loss["name"]), "-", "-", "0", "-", "-")
+            table.add_row(_cell(loss["name"]), "-", "-", "0", "-", "-")
             continue
         extremes = (_number(min(means)), _number(max(means)))
-        table.add_row(escape(loss["name"]), _number(loss["mean"]), _interval(loss["ci95"]), str(len(means)), *extremes)
+        table.add_row(_cell(loss["name"]), _number(loss["mean"]), _interval(loss["ci95"]), str(len(means)), *extremes)
     return table
+
+
+def _listed_pairs(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The pairs to print: of very many, those with the largest differences, in their order."""
+    pairs = result["pairs"]
+    largest = sorted(range(len(pairs)), key=lambda number: -abs(pairs[number]["difference"] or 0))[:MAX_ROWS]
+    return [pairs[number] for number in sorted(largest)]
 
 
 def _pairs_table(result: Mapping[str, Any]) -> Table:
@@ -342,12 +358,38 @@ def _pairs_table(result: Mapping[str, Any]) -> Table:
     difference = "a - b" if result["higher_is_better"] else "b - a"  # positive favours a
     for heading in (difference, "adjusted CI", "p adj."):
         table.add_column(heading, justify="right", no_wrap=True)
-    for pair in result["pairs"]:
+    for pair in _listed_pairs(result):
         verdict = pair["verdict"]
         numbers = [_number(pair["difference"], "+"), _interval(pair["ci95_adjusted"], "+"), _p(pair["p_adjusted"])]
         styled = f"[{VERDICT_STYLES[verdict]}]{verdict}[/]" if verdict else "-"
-        table.add_row(escape(pair["a"]), styled, escape(pair["b"]), *numbers)
+        table.add_row(_cell(pair["a"]), styled, _cell(pair["b"]), *numbers)
+    if len(result["pairs"]) > MAX_ROWS:
+        table.caption = f"{MAX_ROWS} of {len(result['pairs'])} pairs; all are in comparison.json"
     return table
+
+
+def _cell(name: str) -> str:
+    """A name for a cell of a table."""
+    return escape(shortened(name))
+
+
+def _line(text: str) -> str:
+    """A line of text with names in it."""
+    return escape(printable(text))
+
+
+def _listed_classes(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The classes to print: of very many, those with the lowest Dice, in the order of the labels."""
+    classes = scores["classes"]
+    if len(classes) <= MAX_ROWS:
+        return dict(classes)
+
+    def dice(name: str) -> float:
+        mean = classes[name]["dice"]["mean"]
+        return math.inf if mean is None else mean
+
+    lowest = set(sorted(classes, key=dice)[:MAX_ROWS])
+    return {name: score for name, score in classes.items() if name in lowest}
 
 
 def _number(value: float | None, sign: str = "") -> str:

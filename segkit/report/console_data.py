@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from segkit.report.figure_text import printable, shortened
+
 STYLES = {"error": "bold red", "warning": "yellow"}
 
 
@@ -27,7 +29,9 @@ def print_check(result: Mapping[str, Any], console: Console) -> None:
         console.print(result["augmentation"], highlight=False, soft_wrap=True)
     for finding in result["findings"]:
         style = STYLES[finding["level"]]
-        console.print(f"[{style}]{finding['level']}[/] {escape(finding['text'])}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[{style}]{finding['level']}[/] {escape(printable(finding['text']))}", highlight=False, soft_wrap=True
+        )
     errors = sum(finding["level"] == "error" for finding in result["findings"])
     warnings = len(result["findings"]) - errors
     console.print(
@@ -49,5 +53,5 @@ def _class_table(result: Mapping[str, Any]) -> Table:
     for row in result["classes"]:
         per_case = f"{row['components'] / row['cases']:.1f}" if row["cases"] else "-"
         cells = [str(row["pixels"]), f"{100 * row['share']:.3g} %", f"{row['cases']}", f"{row['components']}", per_case]
-        table.add_row(escape(row["class"]), *cells)
+        table.add_row(escape(shortened(row["class"])), *cells)
     return table

@@ -11,7 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from segkit.labels import Labels
-from segkit.report.overlays import class_patches, draw_classes, view_of
+from segkit.report.figure_text import plain_texts, shortened, without_glyph_warnings
+from segkit.report.overlays import class_patches, draw_classes, panel_ratio, view_of
+from segkit.utils.files import replaced
 
 PANEL_INCHES = 2.2
 BINS = 64
@@ -44,7 +46,7 @@ def contact_sheet(
         histograms: For each case its normalised pixels without and with augmentation.
     """
     views = [[view_of(name, image, mask, labels) for image, mask in samples] for name, samples in rows]
-    heights = [max(view.image.shape[0] / view.image.shape[1] for view in row) * PANEL_INCHES + 0.35 for row in views]
+    heights = [max(map(panel_ratio, row)) * PANEL_INCHES + 0.35 for row in views]
     columns = max(map(len, views)) + 1
     figure = Figure(figsize=(PANEL_INCHES * columns, sum(heights) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
@@ -57,18 +59,18 @@ def contact_sheet(
         for number, (axis, view, (image, _mask)) in enumerate(zip(row_axes, row_views, samples, strict=False)):
             draw_classes(axis, view, labels)
             size = " x ".join(map(str, image.shape[1:]))
-            axis.set_title(f"{name} ({size})" if number == 0 else size, fontsize=7, parse_math=False)
-    patches = class_patches(labels)
+            axis.set_title(f"{shortened(name)} ({size})" if number == 0 else size, fontsize=7, parse_math=False)
+    patches = class_patches(labels, [view for row in views for view in row])
     legend = figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    plain_texts(legend)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with without_glyph_warnings(), replaced(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _draw_histograms(axis: Any, before: Pixels, after: Pixels) -> None:
     """Draw the distribution of normalised intensities without and with augmentation."""
-    values = [np.concatenate([part.ravel() for part in parts]) for parts in (before, after)]
+    values = [np.concatenate([part[np.isfinite(part)] for part in parts]) for parts in (before, after)]
     edges = np.histogram_bin_edges(np.concatenate(values), bins=BINS)
     for pixels, colour, label in zip(values, ("0.6", "tab:red"), ("as stored", "augmented"), strict=True):
         axis.hist(pixels, bins=edges, density=True, histtype="step", color=colour, label=label)

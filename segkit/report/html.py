@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
 
+from segkit.report.figure_text import printable, without_glyph_warnings
+from segkit.utils.files import replace_bytes, replace_text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# beside Markdown's characters: entities, plain addresses that become links, mentions, mathematics, and what begins a
+# heading, a list or a quotation at the start of a line
+MARKUP = re.compile(
+    r"[\\`*_\[\]<>|!$~]|&(?=#?\w+;)|:(?=//)|(?<=www)\.|@(?=\w)|^[-+#=](?=\s|$)|(?<=^\d)[.)](?=\s)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,16 @@ def write_both(template: str, values: Mapping[str, Any], out: Path, name: str) -
     environment.filters |= {"number": number, "interval": interval, "p": p_value, "cell": markdown_cell}
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for picture in values["pictures"]:
-        (out / "figures" / f"{picture.name}.png").write_bytes(picture.png)
+        replace_bytes(out / "figures" / f"{picture.name}.png", picture.png)
     for kind in ("html", "md"):
-        (out / f"{name}.{kind}").write_text(environment.get_template(f"{template}.{kind}.j2").render(values))
+        replace_text(out / f"{name}.{kind}", environment.get_template(f"{template}.{kind}.j2").render(values))
 
 
 def png_of(figure: Figure) -> bytes:
     """A figure as PNG."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    with without_glyph_warnings():
+        figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
 
 
@@ -78,6 +89,4 @@ def p_value(value: float | None) -> str:
 def markdown_cell(value: Any) -> str:
     """A value as text of a Markdown table cell, with all markup escaped."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    for character in "\\`*_[]<>|!":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))

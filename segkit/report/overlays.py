@@ -13,10 +13,12 @@ import pandas as pd
 import torch
 
 from segkit.labels import Labels
+from segkit.report.figure_text import plain_texts, printable, shortened, without_glyph_warnings
+from segkit.utils.files import replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
 # classes: three colours of Okabe and Ito, then the muted colours of Tol; errors: other colours of Okabe and Ito
@@ -27,7 +29,10 @@ PALETTE = (
 CORRECT, SPURIOUS, MISSED, CONFUSED = "#009E73", "#D55E00", "#CC79A7", "#F0E442"
 IGNORED = ("#7F7F7F", "#BFBFBF")
 PANELS = ("image", "reference", "prediction", "errors")
-PANEL_INCHES, LINE_INCHES, OPACITY = 3.0, 0.25, 0.45
+PANEL_INCHES, LINE_INCHES, BAND_INCHES, OPACITY = 3.0, 0.25, 0.45, 0.45
+MAX_PIXELS = 1024  # along a side; of larger images, every n-th pixel is drawn
+MAX_LEGEND = 36  # classes
+MAX_OUTLINED = 24  # classes in a picture
 
 Row = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
@@ -74,7 +79,8 @@ def overlay_figure(rows: Sequence[Row], labels: Labels, path: Path, title: str |
         ValueError: There are no rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _figure(rows, labels, title).savefig(path, dpi=110)
+    with without_glyph_warnings(), replaced(path) as temporary:
+        _figure(rows, labels, title).savefig(temporary, dpi=110)
 
 
 def overlay_picture(rows: Sequence[Row], labels: Labels) -> np.ndarray:
@@ -82,11 +88,17 @@ def overlay_picture(rows: Sequence[Row], labels: Labels) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(_figure(rows, labels, None))
-    canvas.draw()
+    with without_glyph_warnings():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _figure(rows: Sequence[Row], labels: Labels, title: str | None) -> Figure:
+    """The figure, whose parts are placed by plain arithmetic.
+
+    Layouts that matplotlib solves for depend, in the last bits, on where the process has its variables in memory, which
+    changes pixels by a grey level from process to process.
+    """
     # imported here, because processes that only train import this module too
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -94,25 +106,37 @@ def _figure(rows: Sequence[Row], labels: Labels, title: str | None) -> Figure:
     if not rows:
         raise ValueError("expected at least one case to draw, got none")
     views = [_view(row, labels) for row in rows]
-    heights = [PANEL_INCHES * min(max(view.reference.shape[1] / view.reference.shape[2], 0.3), 2) for view in views]
-    legends = [class_patches(labels), _error_patches(labels, any(not view.valid.all() for view in views))]
+    captions = [textwrap.fill(view.caption, 110) for view in views]
+    panels = [PANEL_INCHES * panel_ratio(view) for view in views]
+    heights = [panel + 0.2 * (1 + caption.count("\n")) for panel, caption in zip(panels, captions, strict=True)]
+    legends = [class_patches(labels, views), _error_patches(labels, any(not view.valid.all() for view in views))]
     columns = [_legend_columns(patches) for patches in legends]
-    legend_rows = [-(-len(patches) // count) for patches, count in zip(legends, columns, strict=True)]
-    band_heights = [*(height + 0.65 for height in heights), *(LINE_INCHES * (1 + count) for count in legend_rows)]
-    figure = Figure(
-        figsize=(len(PANELS) * PANEL_INCHES, sum(band_heights) + (0.4 if title else 0)), layout="constrained"
-    )
+    legend_heights = [
+        LINE_INCHES * (1 + -(-len(patches) // count)) for patches, count in zip(legends, columns, strict=True)
+    ]
+    width, top = len(PANELS) * PANEL_INCHES, 0.4 if title else 0.1
+    height = top + sum(heights) + len(views) * BAND_INCHES + sum(legend_heights)
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, fontsize=13, parse_math=False)
-    bands = np.ravel(np.asarray(figure.subfigures(len(band_heights), 1, height_ratios=band_heights)))
-    for band, view in zip(bands[: len(views)], views, strict=True):
-        _draw(band, view, labels)
-    for band, patches, count in zip(bands[len(views) :], legends, columns, strict=True):
-        legend = band.legend(handles=patches, loc="center", ncols=count, frameon=False, fontsize=9)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        figure.text(0.5, 1 - 0.1 / height, shortened(title, 100), ha="center", va="top", fontsize=13, parse_math=False)
+    for view, caption, panel, band in zip(views, captions, panels, heights, strict=True):
+        place = {"ha": "left", "va": "top", "fontsize": 11}
+        figure.text(0.01, 1 - top / height, caption, parse_math=False, **place)  # pyright: ignore[reportArgumentType]
+        bottom = height - top - band - 0.3
+        _draw(figure, view, labels, (bottom / height, panel / height))
+        top += band + BAND_INCHES
+    for patches, count, band in zip(legends, columns, legend_heights, strict=True):
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - top / height), "borderaxespad": 0.0}
+        legend = figure.legend(handles=patches, ncols=count, frameon=False, fontsize=9, **place)
+        plain_texts(legend)
+        top += band
     return figure
+
+
+def panel_ratio(view: View) -> float:
+    """The height of a panel by its width, within limits for images that are much higher or wider than usual."""
+    return min(max(view.image.shape[0] / view.image.shape[1], 0.3), 2)
 
 
 @dataclass(frozen=True)
@@ -136,14 +160,36 @@ class View:
 
 def _view(row: Row, labels: Labels) -> View:
     caption, image, mask, prediction = row
-    image = np.asarray(image)
-    reference, valid = _reference_planes(mask, labels, image.ndim - 1)
-    predicted = _predicted_planes(prediction, labels) & valid
+    caption, image = printable(caption), np.asarray(image)
+    mask, prediction = np.asarray(mask), np.asarray(prediction)
+    steps = tuple(slice(None, None, max(1, size // MAX_PIXELS)) for size in image.shape[1:3])
+    mask, prediction = (_thinned(array, steps, image.ndim - 1) for array in (mask, prediction))
+    image = image[(slice(None), *steps)]
     if image.ndim == 4:
-        number = choose_slice(reference, predicted)
+        number = _slice_of(mask, prediction, labels)
         caption = f"{caption}, slice {number + 1} of {image.shape[-1]}"
-        image, reference, predicted, valid = (array[..., number] for array in (image[:1], reference, predicted, valid))
+        image, mask, prediction = image[:1, ..., number], mask[..., number], prediction[..., number]
+    reference, valid = _reference_planes(mask, labels, 2)
+    predicted = _predicted_planes(prediction, labels) & valid
     return View(caption, _displayed(image), reference, predicted, np.asarray(valid.any(0)))
+
+
+def _thinned(mask: np.ndarray, steps: tuple[slice, ...], spatial: int) -> np.ndarray:
+    """Every n-th row and column of a mask [*S] or [K, *S]."""
+    return mask[(*[slice(None)] * (mask.ndim - spatial), *steps)]
+
+
+def _slice_of(mask: np.ndarray, prediction: np.ndarray, labels: Labels) -> int:
+    """The slice to show; planes are made slice by slice, because those of a whole volume may not fit into memory."""
+    slices = range(mask.shape[-1])
+    present = np.stack([_reference_planes(mask[..., number], labels, 2)[0].any(0) for number in slices], -1)
+    if present.any():
+        return choose_slice(present[None], present[None])
+    predicted = [
+        (_predicted_planes(prediction[..., number], labels) & _reference_planes(mask[..., number], labels, 2)[1]).any(0)
+        for number in slices
+    ]
+    return choose_slice(present[None], np.stack(predicted, -1)[None])
 
 
 def choose_slice(reference: np.ndarray, predicted: np.ndarray) -> int:
@@ -183,17 +229,26 @@ def _displayed(image: np.ndarray) -> np.ndarray:
     return np.clip((shown - low) / (high - low), 0, 1) if high > low else np.full_like(shown, 0.5)
 
 
-def _draw(band: SubFigure, view: View, labels: Labels) -> None:
-    band.suptitle(textwrap.fill(view.caption, 110), fontsize=11, x=0.01, ha="left", parse_math=False)
-    axes = band.subplots(1, len(PANELS))
+def _draw(figure: Figure, view: View, labels: Labels, place: tuple[float, float]) -> None:
+    """Draw the panels of a case; `place` is their bottom and their height, as shares of the figure."""
+    bottom, height = place
+    axes = [
+        figure.add_axes((left + 0.005, bottom, 1 / len(PANELS) - 0.01, height))
+        for left in np.arange(len(PANELS)) / len(PANELS)
+    ]
     for axis, panel in zip(axes, PANELS, strict=True):
         axis.set_title(panel, fontsize=9)
         axis.set_axis_off()
     plain, reference, predicted, errors = axes
-    plain.imshow(view.image, interpolation="nearest")
+    show(plain, view.image)
     for axis, planes in ((reference, view.reference), (predicted, view.predicted)):
         _draw_planes(axis, view, planes, labels)
-    errors.imshow(_striped(error_map(view), view.valid), interpolation="nearest")
+    show(errors, _striped(error_map(view), view.valid))
+
+
+def show(axis: Axes, picture: np.ndarray) -> None:
+    """Draw a picture [H, W, 3] from 0 to 1, in whole grey levels; matplotlib would cut the fraction of a level off."""
+    axis.imshow(np.rint(255 * picture).astype(np.uint8), interpolation="nearest")
 
 
 def view_of(caption: str, image: np.ndarray, mask: np.ndarray, labels: Labels) -> View:
@@ -210,7 +265,7 @@ def _draw_planes(axis: Axes, view: View, planes: np.ndarray, labels: Labels) -> 
     shown = np.array(view.image)
     for plane, colour in zip(planes, class_colours(labels), strict=True):
         _tint(shown, plane, colour, OPACITY)
-    axis.imshow(_striped(shown, view.valid), interpolation="nearest")
+    show(axis, _striped(shown, view.valid))
     _contours(axis, planes, labels)
 
 
@@ -252,7 +307,12 @@ def _striped(shown: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def _contours(axis: Axes, planes: np.ndarray, labels: Labels) -> None:
-    """Draw the outlines of planes [F, H, W]; constant planes have none."""
+    """Draw the outlines of planes [F, H, W]; constant planes have none, and neither have lines of pixels.
+
+    With many classes in one picture, outlines would hide it, and take gigabytes.
+    """
+    if min(planes.shape[1:]) < 2 or planes.any((1, 2)).sum() > MAX_OUTLINED:
+        return
     for plane, colour in zip(planes, class_colours(labels), strict=True):
         if plane.any() and not plane.all():
             axis.contour(plane, levels=[0.5], colors=[colour], linewidths=1.2)
@@ -262,12 +322,18 @@ def _foreground_names(labels: Labels) -> list[str]:
     return [labels.channel_names[channel] for channel in labels.foreground]
 
 
-def class_patches(labels: Labels) -> list[Patch]:
-    """The legend entries of the foreground classes."""
+def class_patches(labels: Labels, views: Sequence[View]) -> list[Patch]:
+    """The legend entries of the foreground classes; of many, those with most pixels in the views."""
     from matplotlib.patches import Patch
 
-    entries = zip(_foreground_names(labels), class_colours(labels), strict=True)
-    return [Patch(facecolor=colour, label=name) for name, colour in entries]
+    names, colours = _foreground_names(labels), class_colours(labels)
+    shown = list(range(len(names)))
+    if len(names) > MAX_LEGEND:
+        pixels = sum((view.reference | view.predicted).sum((1, 2)) for view in views)
+        shown = sorted(np.argsort(-np.asarray(pixels), kind="stable")[:MAX_LEGEND].tolist())
+    patches = [Patch(facecolor=colours[number], label=shortened(names[number])) for number in shown]
+    left_out = len(names) - len(shown)
+    return [*patches, Patch(facecolor="white", label=f"and {left_out} more classes")] if left_out else patches
 
 
 def _error_patches(labels: Labels, ignored: bool) -> list[Patch]:
@@ -282,5 +348,5 @@ def _error_patches(labels: Labels, ignored: bool) -> list[Patch]:
 
 def _legend_columns(patches: Sequence[Patch]) -> int:
     """The number of legend columns, at most six, that fits the longest label."""
-    longest = max(len(str(patch.get_label())) for patch in patches)
+    longest = max((len(str(patch.get_label())) for patch in patches), default=0)
     return max(1, min(6, len(patches), 150 // (longest + 8)))

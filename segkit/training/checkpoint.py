@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from segkit.training import checkpoint_fields as fields
+from segkit.training.tensor_file import read_archive
+from segkit.training.tensor_pickle import Unreadable, shown
+from segkit.utils.files import replaced
+from segkit.utils.text import listed
 
 FORMAT = 1
+# the fields that a trained model consists of, and those that a training continues from
+TRAINED = ("config", "preprocess", "split", "step", "steps", "selected_on", "model")
+CONTINUED = ("training", "model", "step", "steps", "finished", "best", "best_step", "time")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing or damaged, has a newer format, or cannot be written."""
+    """A checkpoint is missing, damaged or incomplete, has a newer format, holds code, or cannot be written."""
 
     exit_code = 2
+
+
+class NewerFormat(CheckpointError):
+    """A checkpoint of a newer version, which is not damaged."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -23,37 +38,65 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises CheckpointError if the file cannot be written, for example because the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replaced(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError for an OSError
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}, which is left unchanged: {error}") from error
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU.
+    """Read a checkpoint to the CPU and check the type of every field.
 
-    Raises CheckpointError if the file does not exist, is damaged, or has a newer format.
+    Raises CheckpointError if the file does not exist, is damaged, holds code, has a newer format, or has a field of
+    another type. Fields may be missing; see `check_complete`.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"there is no checkpoint {path}; give a run folder or a .pt file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}): the file is damaged, or holds more than "
-            "tensors and plain data, which segkit does not load"
-        ) from error
+        content = read_archive(path)
+    except Unreadable as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{path} is not a segkit checkpoint: it has no format number")
+    if type(content["format"]) is not int or content["format"] < 1:
+        raise CheckpointError(f"{path}: format: expected a whole number of at least 1, got {shown(content['format'])}")
     if content["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {content['format']}, but this version of segkit reads formats up to "
+        raise NewerFormat(
+            f"{path} has checkpoint format {shown(content['format'])}, but this version of segkit reads formats up to "
             f"{FORMAT}; upgrade segkit-trainer"
         )
+    if wrong := fields.problems(content):
+        raise CheckpointError(f"{path}: {listed(wrong, limit=fields.SHOWN, separator='; ')}")
     return content
+
+
+def check_complete(path: Path, content: Mapping[str, Any], needed: Sequence[str]) -> None:
+    """Raise CheckpointError if a checkpoint lacks fields."""
+    if missing := [name for name in needed if name not in content]:
+        raise CheckpointError(f"{path} is no complete checkpoint: it has no {', '.join(missing)}")
+
+
+def check_weights(path: Path, field: str, state: Mapping[str, Any], network: nn.Module) -> None:
+    """Raise CheckpointError unless weights fit a network, which may be on the meta device, and are finite."""
+    if wrong := fields.weight_problems(state, network):
+        raise CheckpointError(f"{path}: the weights in {field} do not fit the network; {'; '.join(wrong)}")
+    check_finite(path, field, state)
+
+
+def check_finite(path: Path, field: str, state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError that names the weights with NaN or infinite numbers."""
+    if wrong := fields.not_finite(state):
+        raise CheckpointError(
+            f"{path}: expected finite weights in {field}, got NaN or infinity in "
+            f"{listed(wrong, limit=fields.SHOWN)}; use another checkpoint of the run"
+        )
+
+
+def check_resumable(path: Path, content: Mapping[str, Any], network: nn.Module, optimizer: Optimizer) -> None:
+    """Raise CheckpointError unless a training with this network and optimiser can continue from a checkpoint."""
+    check_complete(path, content, CONTINUED)
+    check_weights(path, "model", content["model"], network)
+    check_weights(path, "training.model", content["training"]["model"], network)
+    if wrong := fields.optimizer_problems(content["training"]["optimizer"], optimizer):
+        raise CheckpointError(f"{path}: {listed(wrong, limit=fields.SHOWN, separator='; ')}")

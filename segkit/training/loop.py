@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from segkit.data.datasets import EvaluationSet
@@ -20,10 +20,10 @@ from segkit.training import checkpoint
 from segkit.training.lr_schedules import Plateau
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Run
-from segkit.training.step_logger import progress_bar
-from segkit.training.stopping import Diverged, Interrupted, StopMonitor, stop_signals
+from segkit.training.stopping import BatchOverdue, Diverged, Interrupted, StopMonitor, StopSignals
 from segkit.training.trackers import FirstMasks, overlays_of
 from segkit.training.trainer import Batch, Experiment, MicroBatches, Trainer
+from segkit.utils.progress import ProgressDisplay
 
 
 def fit(
@@ -63,17 +63,18 @@ def run_training(
     console = console or Console()
     trainer = Trainer(experiment)
     _start_or_continue(trainer, run)
+    if trainer.validation_pending:
+        _validate_and_save(trainer, run, console, validates=True, numbered=_is_numbered(trainer))
     if trainer.finished:
         return trainer
     trainer.train_mode()
     if profiler is not None:
         trainer.timed = profiler.timed
-    with progress_bar(console) as progress, stop_signals() as received:
-        total = experiment.settings.limits.last_step
-        task = progress.add_task("training", total=total, completed=trainer.step_number, note="")
-        monitor = StopMonitor(experiment.settings.limits, experiment.processes, received)
+    steps = experiment.settings.limits.last_step
+    with ProgressDisplay("training", steps, console, trainer.step_number) as progress, StopSignals() as signals:
+        monitor = StopMonitor(experiment.settings.limits, experiment.processes, signals)
         try:
-            _run_steps(trainer, run, monitor, profiler, progress, task)
+            _run_steps(trainer, run, monitor, profiler, progress)
         finally:
             if profiler is not None:
                 profiler.close(run)
@@ -81,21 +82,26 @@ def run_training(
 
 
 def _run_steps(
-    trainer: Trainer, run: Run, monitor: StopMonitor, profiler: Profiler | None, progress: Progress, task: TaskID
+    trainer: Trainer, run: Run, monitor: StopMonitor, profiler: Profiler | None, progress: ProgressDisplay
 ) -> None:
     """Run training steps until the last step or a limit is reached."""
     meter, settings = trainer.meter, trainer.settings
     start = time.perf_counter() - trainer.seconds
     meter.start()
-    for batches in _grouped(trainer.experiment.batches(trainer.step_number), settings.accumulate):
-        meter.data_arrived()
-        scalars = trainer.step(batches)
+    arriving = _grouped(trainer.experiment.batches(trainer.step_number), settings.accumulate)
+    while True:
+        with _saved_on_failure(trainer, run, progress.console):
+            batches = _next_batches(arriving, trainer, monitor)
+            if batches is None:
+                break
+            meter.data_arrived()
+            scalars = trainer.step(batches)
         trainer.seconds = time.perf_counter() - start
         if profiler is not None:
             profiler.step_done(meter.last_wait)
         trainer.finished, signal_number = monitor.after_step(trainer.step_number, trainer.seconds)
-        _after_step(trainer, run, batches, scalars, progress, task)
-        progress.update(task, completed=trainer.step_number)
+        _after_step(trainer, run, batches, scalars, progress)
+        progress.update(trainer.step_number)
         if signal_number is None:
             signal_number = monitor.after_validation(is_last=trainer.finished is not None)
         if signal_number is not None:
@@ -103,8 +109,21 @@ def _run_steps(
                 _save(run, run.last, trainer.state())
             raise Interrupted(signal_number, trainer.step_number)
         if trainer.finished:
+            progress.console.print(_end_of_training(trainer), highlight=False)
             break
         meter.step_done()
+
+
+def _end_of_training(trainer: Trainer) -> str:
+    """What ended the training."""
+    settings = trainer.settings
+    reasons = {
+        "steps": "",
+        "max_steps": ", at the limit of train.max_steps or train.max_epochs",
+        "max_minutes": ", at the limit of train.max_minutes",
+        "patience": f" by train.patience: validation {settings.best} has not improved since step {trainer.best_step}",
+    }
+    return f"training ended after step {trainer.step_number}{reasons[trainer.finished or 'steps']}"
 
 
 def _start_or_continue(trainer: Trainer, run: Run) -> None:
@@ -113,8 +132,39 @@ def _start_or_continue(trainer: Trainer, run: Run) -> None:
     if content is None:
         _save(run, run.last, trainer.state())
     else:
+        checkpoint.check_resumable(run.last, content, trainer.model, trainer.optimizer)
         trainer.load_state(content)
-        run.cut_log(trainer.step_number)
+        run.prune(trainer.settings.keep)  # a process that was killed may have left one too many
+        run.cut_log(trainer.step_number, validation_pending=trainer.validation_pending)
+
+
+def _next_batches(arriving: Iterator[MicroBatches], trainer: Trainer, monitor: StopMonitor) -> MicroBatches | None:
+    """The micro-batches of the next step, or None after the last step.
+
+    Raises Interrupted if a signal arrives while a batch does not.
+    """
+    try:
+        with monitor.signals.waiting_for_batch():
+            return next(arriving, None)
+    except BatchOverdue:
+        assert monitor.signals.first is not None
+        raise Interrupted(monitor.signals.first, trainer.step_number) from None
+
+
+@contextmanager
+def _saved_on_failure(trainer: Trainer, run: Run, console: Console) -> Iterator[None]:
+    """Write `last.pt` if loading a batch or computing a step fails, so that no finished step is lost.
+
+    With several processes this is not possible, because they write a checkpoint together.
+    """
+    try:
+        yield
+    except Exception:
+        if trainer.processes.group is None and trainer.is_between_steps:
+            with suppress(checkpoint.CheckpointError):  # the failure itself is reported
+                _save(run, run.last, trainer.state())
+                console.print(f"the training up to step {trainer.step_number} is saved", highlight=False)
+        raise
 
 
 def _grouped(batches: Iterable[Batch], size: int) -> Iterator[MicroBatches]:
@@ -123,7 +173,7 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[MicroBatches]:
 
 
 def _after_step(
-    trainer: Trainer, run: Run, batches: MicroBatches, scalars: dict[str, Tensor], progress: Progress, task: TaskID
+    trainer: Trainer, run: Run, batches: MicroBatches, scalars: dict[str, Tensor], progress: ProgressDisplay
 ) -> None:
     """Log, validate and save if they are due."""
     settings, step, meter = trainer.settings, trainer.step_number, trainer.meter
@@ -133,15 +183,29 @@ def _after_step(
     cases = [case for batch in batches for case in batch["case"]]
     record = meter.record(scalars, cases, trainer.position, due=validates)
     if record is not None:
-        _log(trainer, run, {**record, **_logged_gradients(trainer)}, progress, task)
-    numbered = settings.keep_every is not None and step % settings.keep_every == 0
+        _log(trainer, run, {**record, **_logged_gradients(trainer)}, progress)
+    numbered = _is_numbered(trainer)
     if validates or numbered:
         with meter.paused():
             _validate_and_save(trainer, run, progress.console, validates=validates, numbered=numbered)
 
 
+def _is_numbered(trainer: Trainer) -> bool:
+    """Whether a numbered checkpoint is due."""
+    return trainer.settings.keep_every is not None and trainer.step_number % trainer.settings.keep_every == 0
+
+
 def _validate_and_save(trainer: Trainer, run: Run, console: Console, *, validates: bool, numbered: bool) -> None:
+    """Validate and write the checkpoints.
+
+    `last.pt` is also written before the validation, which may fail or be killed; a resumed run then repeats it.
+    """
     if validates:
+        trainer.share_buffers()
+        if trainer.experiment.validation is not None:
+            trainer.validation_pending = True
+            _save(run, run.last, trainer.state())
+            trainer.validation_pending = False
         _validate(trainer, run, console)
     state = trainer.state()
     if numbered:  # before last.pt, so that a run that is killed in between resumes at an earlier step and writes both
@@ -151,7 +215,7 @@ def _validate_and_save(trainer: Trainer, run: Run, console: Console, *, validate
         run.prune(trainer.settings.keep)
 
 
-def _log(trainer: Trainer, run: Run, record: dict[str, Any], progress: Progress, task: TaskID) -> None:
+def _log(trainer: Trainer, run: Run, record: dict[str, Any], progress: ProgressDisplay) -> None:
     """Write a log line and report skipped steps. Raises Diverged after too many consecutive skipped steps."""
     run.log(record)
     if "skipped" in record:
@@ -168,7 +232,7 @@ def _log(trainer: Trainer, run: Run, record: dict[str, Any], progress: Progress,
     if longest >= trainer.settings.nonfinite:
         _save(run, run.last, trainer.state())
         raise Diverged(trainer.step_number, longest, record["skipped"]["cases"], run.last)
-    progress.update(task, note="" if record["loss"] is None else f"loss {record['loss']:.3f}")
+    progress.update(trainer.step_number, "" if record["loss"] is None else f"loss {record['loss']:.3f}")
 
 
 def _warn_about_dead_terms(trainer: Trainer, run: Run, console: Console) -> None:
@@ -193,7 +257,6 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
     experiment, step, settings = trainer.experiment, trainer.step_number, trainer.settings
     record: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": step / settings.steps_per_epoch}
     improved = False
-    trainer.share_buffers()
     if experiment.validation is not None:
         start = time.perf_counter()
         masks = FirstMasks() if run.takes_pictures else None
@@ -211,7 +274,8 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
             run.show_picture("validation", overlays_of(masks, experiment.validation, experiment.labels), step)
         trainer.train_mode()
     run.log(record)
-    trainer.finished = trainer.finished or settings.limits.out_of_patience(step, trainer.best_step)
+    if trainer.best is not None:  # without any score there is nothing that could improve
+        trainer.finished = trainer.finished or settings.limits.out_of_patience(step, trainer.best_step)
     if improved:
         _save(run, run.best, {**trainer.state(), "selected_on": "validation"})
 

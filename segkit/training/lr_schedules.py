@@ -83,9 +83,11 @@ class Plateau:
         return self.warmup(step) * self.state["current"]
 
     def observe(self, step: int, score: float | None) -> None:
-        """Record the score of a validation; None if it has no score."""
+        """Record the score of a validation. None, for a validation without a score, changes nothing."""
         best = self.state["best"]
-        if score is not None and (best is None or score > best + self.least):
+        if score is None:
+            return
+        if best is None or score > best + self.least:
             self.state |= {"best": score, "since": step}
         elif step - self.state["since"] >= self.patience:
             self.state |= {"current": max(self.floor, self.state["current"] * self.factor), "since": step}

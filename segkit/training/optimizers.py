@@ -10,13 +10,16 @@ import fnmatch
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
 Groups = Sequence[dict[str, Any]]
+Rate = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 FUSED = ("cpu", "cuda", "mps", "xpu")  # device types for which PyTorch has fused optimisers
 # names of the encoder in the networks of segkit, segmentation_models_pytorch and MONAI
 ENCODERS = ("encoder", "backbone", "convInit", "down_layers", "conv_0", "down_1", "down_2", "down_3", "down_4")
@@ -27,7 +30,7 @@ def _fused(groups: Groups) -> bool:
 
 
 def adamw(
-    parameters: Groups, *, lr: float = 1e-3, weight_decay: float = 1e-2, beta1: float = 0.9, beta2: float = 0.999
+    parameters: Groups, *, lr: Rate = 1e-3, weight_decay: Rate = 1e-2, beta1: Beta = 0.9, beta2: Beta = 0.999
 ) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019)."""
     return torch.optim.AdamW(
@@ -35,13 +38,13 @@ def adamw(
     )
 
 
-def adam(parameters: Groups, *, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999) -> Optimizer:
+def adam(parameters: Groups, *, lr: Rate = 1e-3, beta1: Beta = 0.9, beta2: Beta = 0.999) -> Optimizer:
     """Adam (Kingma & Ba 2015)."""
     return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), fused=_fused(parameters))
 
 
 def sgd(
-    parameters: Groups, *, lr: float = 1e-2, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
+    parameters: Groups, *, lr: Rate = 1e-2, momentum: Rate = 0.9, nesterov: bool = True, weight_decay: Rate = 0.0
 ) -> Optimizer:
     """Stochastic gradient descent with Nesterov momentum."""
     optimizer = torch.optim.SGD(

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from segkit.training import checkpoint
 from segkit.utils.environment import environment
 from segkit.utils.errors import RunError
-from segkit.utils.files import replace_text
+from segkit.utils.files import remove_leftovers, replace_text
 
 Ended = Literal["FINISHED", "FAILED", "KILLED"]  # the names that MLflow uses
 
@@ -80,9 +80,9 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of the log. A line that was cut short by a crash is left out."""
-        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
-        return [json.loads(line) for line in lines if _logged_step(line) < float("inf")]
+        """The records of the log. A line that was cut short by a crash, or damaged, is left out."""
+        lines = self.log_file.read_bytes().splitlines() if self.log_file.exists() else []
+        return [record for record in map(_record, lines) if record is not None]
 
     @property
     def has_steps(self) -> bool:
@@ -132,8 +132,7 @@ class Run:
         if not self.writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for temporary in (self.folder / "checkpoints").glob("*.tmp"):  # left by a process that was killed
-            temporary.unlink()
+        self._remove_leftovers()
         if not self.last.exists():  # remove the files of an earlier run whose last.pt was deleted
             for file in (self.log_file, self.best, self.folder / "mlflow-run", *self._numbered()):
                 file.unlink(missing_ok=True)
@@ -141,13 +140,20 @@ class Run:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
         self.write_json("environment.json", environment())
 
+    def _remove_leftovers(self) -> None:
+        """Remove temporary files of processes that were killed; the lock keeps other processes away."""
+        for folder in (self.folder, self.folder / "checkpoints", *self.folder.glob("evaluation/*")):
+            remove_leftovers(folder, locked=True)
+            for temporary in folder.glob("*.tmp"):  # of earlier versions
+                temporary.unlink()
+
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, given by its path in the run folder."""
         if not self.writes:
             return
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        replace_text(path, json.dumps(content, indent=2) + "\n")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the log, and pass it to the trackers.
@@ -178,12 +184,17 @@ class Run:
             tracker.close(ended)
         self.trackers = []
 
-    def cut_log(self, step: int) -> None:
-        """Remove the records after `step`, the step of the checkpoint from which a run is resumed."""
+    def cut_log(self, step: int, *, validation_pending: bool = False) -> None:
+        """Remove the records after `step`, the step of the checkpoint from which a run is resumed.
+
+        validation_pending: Whether the validation of that step is to be repeated, whose record is removed too.
+        """
         if not self.writes or not self.log_file.exists():
             return
-        lines = [line for line in self.log_file.read_text().splitlines() if _logged_step(line) <= step]
-        replace_text(self.log_file, "".join(f"{line}\n" for line in lines))
+        records = [record for record in self.records() if record["step"] <= step]
+        if validation_pending:
+            records = [record for record in records if record["step"] < step or record["kind"] != "epoch"]
+        replace_text(self.log_file, "".join(f"{json.dumps(record, allow_nan=False)}\n" for record in records))
 
 
 def _finite(value: Any) -> Any:
@@ -195,9 +206,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _logged_step(line: str) -> float:
-    """The step of a log line; infinity for a line that was cut short by a crash."""
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a log line; None for a line that was cut short by a crash, or damaged."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # also for bytes that are no text
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("kind"), str)
+    return record if is_record else None

@@ -1,4 +1,4 @@
-"""Log lines with the means over several steps, and the progress bar."""
+"""Log lines with the means over several steps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 
 import psutil
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
@@ -157,18 +155,3 @@ def memory_peak(device: torch.device) -> int:
         return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def progress_bar(console: Console) -> Progress:
-    """A progress bar with the number of steps, elapsed time, remaining time and a note; disabled if the output is not a
-    terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)

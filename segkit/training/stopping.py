@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segkit.utils.distributed import Processes
 from segkit.utils.text import listed
 
 
 class Interrupted(Exception):
-    """The training was stopped by a signal. The checkpoint contains everything up to `step`."""
+    """Training was stopped by a signal. The checkpoint contains everything up to `step`, if it is a single training."""
 
-    def __init__(self, number: int, step: int):
+    def __init__(self, number: int, step: int | None = None):
+        after = "" if step is None else f" after step {step}"
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}; to continue, use --resume, or run the same "
-            "command again for a comparison"
+            f"stopped by {signal.Signals(number).name}{after}; to continue, use --resume, or run the same command "
+            "again for a comparison"
         )
         self.exit_code = 128 + number
+
+
+class BatchOverdue(Exception):
+    """A signal asked to stop, and the batch of the next step did not arrive."""
 
 
 class Diverged(Exception):
@@ -84,14 +91,14 @@ class StopMonitor:
 
     SECONDS = 3.0
 
-    def __init__(self, limits: Limits, processes: Processes, received: Sequence[int]):
-        self.limits, self.processes, self.received = limits, processes, received
+    def __init__(self, limits: Limits, processes: Processes, signals: StopSignals):
+        self.limits, self.processes, self.signals = limits, processes, signals
         self.next_exchange = 0  # step
         self.last_exchange: tuple[int, float] | None = None  # step and time of rank 0
 
     @property
     def _own_signal(self) -> int | None:
-        return self.received[0] if self.received else None
+        return self.signals.first
 
     def after_step(self, step: int, seconds: float) -> tuple[str | None, int | None]:
         """The name of the limit and the number of the signal that end the training, each None if there is none.
@@ -127,33 +134,55 @@ def _any_signal(numbers: Iterable[int | None]) -> int | None:
     return max((number for number in numbers if number is not None), default=None)
 
 
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that the current step can be finished.
+class StopSignals:
+    """Collects SIGINT and SIGTERM, so that the current step can be finished.
 
     A second signal ends the process at once, unless it arrives within one second of the first: schedulers may signal
-    both the job and its process.
+    both the job and its process. A step that has not begun, because its batch does not arrive, is not waited for longer
+    than `WAIT_SECONDS`: a loader worker may hang.
     """
-    received: list[int] = []
-    times: list[float] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def collect(number: int, _frame: object) -> None:
-        received.append(number)
-        times.append(time.monotonic())
-        if times[-1] - times[0] > 1:
-            for previous_number, handler in previous.items():
-                signal.signal(previous_number, handler)
+    WAIT_SECONDS = 20.0
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self.first_time = 0.0
+        self.waiting = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        handlers: dict[int, Any] = {signal.SIGINT: self._collect, signal.SIGTERM: self._collect}
+        if hasattr(signal, "SIGALRM"):
+            handlers[signal.SIGALRM] = self._stop_waiting
+        if threading.current_thread() is threading.main_thread():  # otherwise the caller handles signals
+            self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if hasattr(signal, "SIGALRM") and self.previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def waiting_for_batch(self) -> Iterator[None]:
+        """Mark the time in which the training waits for its next batch."""
+        self.waiting = True
+        try:
+            yield
+        finally:
+            self.waiting = False
+
+    def _collect(self, number: int, _frame: object) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first, self.first_time = number, now
+            if hasattr(signal, "SIGALRM"):
+                signal.setitimer(signal.ITIMER_REAL, self.WAIT_SECONDS, 1.0)
+        elif now - self.first_time > 1:
+            self.__exit__()
             signal.raise_signal(number)
 
-    try:
-        for number in previous:
-            signal.signal(number, collect)
-    except ValueError:  # not in the main thread, where the caller handles signals
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def _stop_waiting(self, _number: int, _frame: object) -> None:
+        if self.waiting:
+            raise BatchOverdue

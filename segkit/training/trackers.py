@@ -12,6 +12,7 @@ from torch import Tensor
 from segkit.data.datasets import EvaluationSet
 from segkit.labels import Labels
 from segkit.training.run_folder import Ended
+from segkit.utils.files import replace_text
 from segkit.utils.optional import require
 
 SHOWN = 3  # number of validation cases in a picture
@@ -78,7 +79,7 @@ class MLflow:
         id_file = folder / "mlflow-run"
         self.run: Any = mlflow.start_run(run_id=id_file.read_text() if id_file.exists() else None, run_name=name)
         if not id_file.exists():
-            id_file.write_text(self.run.info.run_id)
+            replace_text(id_file, self.run.info.run_id)
             mlflow.log_params({key: str(value)[:500] for key, value in parameters.items()})
         self.last_steps = self._last_steps()
 

@@ -145,6 +145,8 @@ class Trainer:
         self.best: float | None = None
         self.best_step = 0
         self.finished: str | None = None  # the limit that ended the training
+        self.validation_pending = False  # whether the checkpoint of this step is written before its validation
+        self.is_between_steps = True  # False while the optimiser changes the weights, and if it failed meanwhile
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -162,23 +164,38 @@ class Trainer:
 
         Returns scalars on the device: `loss`, each unweighted term, `gradient_norm`, and `broken`, which is 1 if the
         step was skipped because loss or gradient was not finite.
+
+        If the forward or backward pass fails, for example for lack of memory, the state is that before the step.
         """
-        self._apply_schedules()
+        self._apply_schedules(self.step_number)
+        self.buffers.save()
+        random, gradients = random_state(self.experiment.device), self.gradients
+        try:
+            sums = self._compute_gradients(batches)
+        except Exception:
+            self.buffers.restore(torch.ones((), dtype=torch.bool, device=self.experiment.device))
+            set_random_state(random, self.experiment.device)
+            self.gradients = gradients
+            raise
+        self.is_between_steps = False
+        with self.timed("optimiser"):
+            norm, nonfinite = self._update(sums["loss"])
+        self.step_number += 1
+        self.is_between_steps = True
+        return {**sums, "gradient_norm": norm, NONFINITE: nonfinite}
+
+    def _compute_gradients(self, batches: MicroBatches) -> dict[str, Tensor]:
+        """Forward and backward pass of each micro-batch. Returns the loss and its terms."""
         moved = [self._to_device(batch) for batch in batches]
         if self.needs_ddp_warm_up:
             self._warm_up_ddp(moved[0].image)
         normaliser = self._normaliser(moved) if len(moved) > 1 else None
-        self.buffers.save()
         self.optimizer.zero_grad(set_to_none=True)
         results = []
         for number, batch in enumerate(moved, 1):
             with self._no_sync(number < len(moved)):
                 results.append(self._backward(batch, normaliser, is_first=number == 1))
-        sums = _summed(results)
-        with self.timed("optimiser"):
-            norm, nonfinite = self._update(sums["loss"])
-        self.step_number += 1
-        return {**sums, "gradient_norm": norm, NONFINITE: nonfinite}
+        return _summed(results)
 
     def _warm_up_ddp(self, image: Tensor) -> None:
         """Run one backward pass with zero gradients before the first step.
@@ -188,7 +205,6 @@ class Trainer:
         """
         self.needs_ddp_warm_up = False
         devices = [self.experiment.device] if self.experiment.device.type == "cuda" else []
-        self.buffers.save()
         with torch.random.fork_rng(devices), self._autocast():
             outputs = self.network(image)
             outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
@@ -294,10 +310,10 @@ class Trainer:
         sizes = [[side // stride for side, stride in zip(size, strides, strict=True)] for strides in head_strides]
         return self.loss.normaliser(masks, weights, sizes=sizes)
 
-    def _apply_schedules(self) -> None:
-        """Set the term weights and the learning rates of the current step."""
-        self.loss.set_progress(self.step_number / self.settings.limits.steps)
-        factor = self.experiment.schedule(self.step_number)
+    def _apply_schedules(self, step: int) -> None:
+        """Set the term weights and the learning rates of a step."""
+        self.loss.set_progress(step / self.settings.limits.steps)
+        factor = self.experiment.schedule(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -309,6 +325,7 @@ class Trainer:
             "step": self.step_number,
             "steps": self.settings.limits.steps,
             "finished": self.finished,
+            "validation_pending": self.validation_pending,
             "selected_on": None,
             "best": self.best,
             "best_step": self.best_step,
@@ -346,7 +363,9 @@ class Trainer:
         rank = self.processes.rank if len(random_states) == self.processes.world_size else 0
         set_random_state(random_states[rank], self.experiment.device)
         self.step_number, self.seconds = state["step"], state["time"]["training_seconds"]
+        self._apply_schedules(max(0, self.step_number - 1))  # as after the last step
         self.best, self.best_step = state["best"], state["best_step"]
+        self.validation_pending = state.get("validation_pending", False)  # earlier versions saved after the validation
         limits = self.settings.limits
         self.finished = limits.reached(self.step_number, self.seconds)
         if state["finished"] == "patience":  # otherwise patience is only checked after a validation

@@ -8,6 +8,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict
 from typing_extensions import TypedDict
 
+from segkit.utils.field_errors import problem
+from segkit.utils.text import shown
+
+LONGEST = 10**9  # steps or epochs
+
 
 class Units(TypedDict, total=False):
     """The units of a duration. Exactly one is given."""
@@ -22,6 +27,8 @@ def _check_duration(duration: Any) -> Any:
     if len(duration) != 1:
         raise ValueError(f"expected one unit, got {', '.join(duration) or 'none'}")
     ((unit, value),) = duration.items()
+    if math.isfinite(value) and value > LONGEST:
+        raise problem(f"expected at most {LONGEST} {unit}, got {shown(value)}")
     if not (math.isfinite(value) and value >= 0) or (unit == "fraction" and value > 1):
         raise ValueError(f"expected {'a fraction from 0 to 1' if unit == 'fraction' else 'a number of 0 or more'}")
     return duration

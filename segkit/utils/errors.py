@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 
 class DataError(ValueError):
@@ -38,6 +39,20 @@ class MissingExtra(ImportError):
     """An optional dependency is not installed. The message names what needs it and the extra that installs it."""
 
     exit_code = 2
+
+
+_FOLDER = "segkit_folder"
+
+
+def set_folder(error: BaseException, folder: Path) -> None:
+    """Note the run folder in which an error arose, where its traceback belongs if it is a bug."""
+    error.__dict__.setdefault(_FOLDER, folder)
+
+
+def folder_of(error: BaseException) -> Path | None:
+    """The run folder in which an error arose; None if it arose in no run, or the folder is gone."""
+    folder = error.__dict__.get(_FOLDER)
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def reason(error: BaseException) -> str:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from segkit.utils.durations import Units
+from segkit.utils.field_errors import PROBLEM
+from segkit.utils.text import shown
 
 _WORDS = {
     int: "a whole number",
@@ -54,16 +56,19 @@ def _with_exact_literals(annotation: Any) -> Any:
 
     def check_type(value: Any) -> Any:
         if any(value == literal and type(value) is not type(literal) for literal in literals):
-            raise ValueError(f"expected {describe(annotation)}, got {value!r}")
+            raise ValueError(f"expected {describe(annotation)}, got {shown(value)}")
         return value
 
     return Annotated[annotation, BeforeValidator(check_type)]
 
 
 def first_errors(error: ValidationError) -> dict[str, Any]:
-    """The first problem of each field; a union reports one problem for each of its members."""
+    """The first problem of each field; a union reports one problem for each of its members.
+
+    A problem with a message of its own comes before those that pydantic describes.
+    """
     first: dict[str, Any] = {}
-    for details in error.errors():
+    for details in sorted(error.errors(), key=lambda details: details["type"] != PROBLEM):
         first.setdefault(str(details["loc"][0]), details)
     return first
 

@@ -3,10 +3,47 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+SHOWN = 300  # characters of a value in a message
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of writing
+
+
+class _Repr(reprlib.Repr):
+    """The representation of a value, cut where it is deep, long, or a number that Python does not print."""
+
+    def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002
+        bits = x.bit_length()
+        return str(x) if bits < 200 else f"a whole number of {bits} bits"
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if level <= 0 and x:
+            return "{...}"
+        items = [f"{self.repr1(key, level - 1)}: {self.repr1(x[key], level - 1)}" for key in list(x)[: self.maxdict]]
+        return "{" + ", ".join([*items, *(["..."] if len(x) > self.maxdict else [])]) + "}"
+
+
+_REPR = _Repr()
+_REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxtuple = 4, 12, 12, 12
+_REPR.maxstring = _REPR.maxother = SHOWN
+
+
+def shown(value: object) -> str:
+    """A value for a message: its representation, cut to a readable length."""
+    return shortened(_REPR.repr(value))
+
+
+def one_line(text: object, limit: int = SHOWN) -> str:
+    """The beginning of a text with line breaks and other control characters as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shortened(str(text), limit))
+
+
+def shortened(text: str, limit: int = SHOWN) -> str:
+    """The text, or its beginning and its length if it is longer than the limit."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
 def listed(names: Sequence[object], *, limit: int = 6, separator: str = ", ") -> str:
@@ -21,16 +58,6 @@ def listed_lines(names: Sequence[object], *, limit: int = 10) -> str:
     return "".join(f"\n  {line}" for line in [*names[:limit], *more])
 
 
-def one_line(text: object, limit: int = 200) -> str:
-    """Text from a file for a message: at most `limit` characters, with control characters as escapes.
-
-    They could end the line, move the cursor of a terminal or, as lone surrogates, be impossible to print.
-    """
-    text = str(text)
-    cut = text if len(text) <= limit else f"{text[:limit]} ... ({len(text)} characters)"
-    return "".join(ascii(letter)[1:-1] if is_control(letter) else letter for letter in cut)
-
-
 def is_control(letter: str) -> bool:
     """Whether a character is no text: a control character, a line separator, a change of the direction of writing, or
     half of a character of UTF-16."""
@@ -39,7 +66,9 @@ def is_control(letter: str) -> bool:
 
 def nearest_name(name: object, known: Iterable[object], *, similarity: float = 0.65) -> str | None:
     """The known name that `name` probably means; None if none has at least this similarity (0 to 1)."""
-    return next(iter(difflib.get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=similarity)), None)
+    text = name if isinstance(name, str) else shown(name)
+    close = difflib.get_close_matches(text[:SHOWN], [str(one) for one in known], n=1, cutoff=similarity)
+    return next(iter(close), None)
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

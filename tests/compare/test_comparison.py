@@ -53,6 +53,7 @@ from segkit.compare.statistics import analyse
 from segkit.compare.variance_models import Folds, TwoWay, group_values
 from segkit.config import Config
 from segkit.data import SyntheticSource
+from segkit.data.splits import Split
 from segkit.report.comparison_figures import classes_figure, cliques
 from segkit.report.comparison_page import best_first, sentences
 
@@ -1030,7 +1031,7 @@ def test_pixels_of_all_runs_of_a_loss_are_calibrated_together(tmp_path):
     """1 of 4 correct pixels in one run and 9 of 12 in another are 10 of 16 together."""
     units = []
     for seed, (pixels, confidence, accuracy) in enumerate([(4, 0.5, 0.25), (12, 0.9, 0.75)]):
-        unit = Unit("a", seed, 0, "test", cast(Config, None), tmp_path / str(seed))
+        unit = Unit("a", seed, 0, "test", cast(Config, None), tmp_path / str(seed), Split())
         row = {"pixels": [0, pixels], "confidence": [None, confidence], "accuracy": [None, accuracy]}
         content = {"calibration": {"reliability": {"all": {"top label": row}}}}
         (unit.folder / "evaluation" / "test").mkdir(parents=True)

@@ -363,7 +363,7 @@ def test_text_that_is_no_configuration(tmp_path, text, expected):
 def test_a_file_that_is_no_text(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_bytes(b"name: \xff\n")
-    with pytest.raises(ConfigError, match=r"x\.yaml: cannot read the configuration: .* can't decode"):
+    with pytest.raises(ConfigError, match=r"x\.yaml: expected UTF-8 text, got the byte 0xff at position 6"):
         read(path, [], TABLES)
 
 
@@ -422,7 +422,7 @@ def test_overriding_the_length_drops_the_other_way_to_say_it(write, given, dropp
         ("loss=diec", "loss: unknown name 'diec'; did you mean 'dice'?"),
         ("train.steps", "expected key=value, for example train.steps=100"),
         ("=3", "expected key=value, for example train.steps=100"),
-        ("seed=[1", "the value is not valid YAML: while parsing a flow sequence"),
+        ("seed=[1", "the value is not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("loss.3.weight=1", "expected a list item from 0 to 0, got '3'"),
         ("loss.x.weight=1", "expected a list item from 0 to 0, got 'x'"),
         ("loss.0.name.x=1", "loss.0.name is 'dice', which has no keys"),
@@ -533,7 +533,7 @@ numbers = st.floats(1e-300, 1e300) | st.integers(0, 10**6)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    text=plain_text | special_text,
+    text=(plain_text | special_text).filter(lambda text: not text.startswith(("/", "\\")) and ".." not in text),
     names=st.lists(plain_text | special_text, min_size=1, max_size=4),
     lr=numbers,
     widths=st.lists(st.integers(-(10**12), 10**12), max_size=40),

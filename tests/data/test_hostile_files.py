@@ -236,7 +236,7 @@ def test_names_of_cases_cannot_leave_a_folder_of_outputs(tmp_path, name):
     ("text", "message"),
     [
         ("image,mask\nx.png,x.png,x.png\n", r"entry 1: expected at most 2 cells, one per heading, got 3"),
-        ("image,image\nx.png,x.png\n", r"several columns with the heading image"),
+        ("image,image\nx.png,x.png\n", r"two columns with the heading image"),
         ("image,mask\n" + "x" * 5000 + ",x.png\n", r"names of at most 255 bytes"),
         ("image,mask\n" + "x" * 200_000 + ",x.png\n", r"cells of at most \d+ characters"),
         ("image,mask\nx\0.png,x.png\n", r"control characters|NUL"),

@@ -238,6 +238,13 @@ def test_all_terms_compile_to_one_graph_for_every_shape(mode):
         with torch.compiler.set_stance("fail_on_recompile" if seed else "default"):
             values = value_and_gradient(compiled, logits, mask)
         assert_close(values, value_and_gradient(loss, logits, mask))
+    logits, mask = batch(mode, (7, 6))
+    logits = 1.7e308 * logits.sign()  # so that differences overflow
+    with torch.compiler.set_stance("fail_on_recompile"):
+        value, gradient = value_and_gradient(compiled, logits, mask)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    assert_close((value, gradient), value_and_gradient(loss, logits, mask))
 
 
 # --- identities ------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import io
 import math
+import random
 
+import kiwisolver
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,12 +14,27 @@ from PIL import Image
 from rich.console import Console
 
 from segkit import Labels
-from segkit.compare.statistics import analyse
+from segkit.compare.aggregation import class_scores
+from segkit.compare.score_table import read_scores
+from segkit.compare.statistics import analyse, analyse_scores
 from segkit.metrics.case_table import cases_table
 from segkit.metrics.summary import summarise
 from segkit.report import overlays
+from segkit.report.comparison_figures import (
+    aggregations_figure,
+    critical_difference_figure,
+    forest_figure,
+    ranks_figure,
+    runs_figure,
+)
+from segkit.report.comparison_page import best_first, drawn_classes, drawn_part, limits_caption
 from segkit.report.console import print_comparison, print_scores
+from segkit.report.contact_sheet import contact_sheet
+from segkit.report.evaluation_figures import confusion_figure, most_confused, reliability_figure
+from segkit.report.html import markdown_cell
 from segkit.report.overlays import choose_cases, choose_slice, error_map, overlay_figure
+
+from support.simulated_tables import long_table
 
 THREE = Labels(["background", "a", "b"], ignore_index=255)
 BINARY = Labels(["no", "yes"], mode="binary", ignore_index=255)
@@ -170,11 +187,8 @@ def test_overlays_are_drawn_without_clipped_text(tmp_path, monkeypatch, cases, l
 
 
 def visible_texts(figure):
-    texts = list(figure.texts)
-    for band in figure.subfigs:
-        texts += [*band.texts, *(axis.title for axis in band.axes)]
-        texts += [text for legend in band.legends for text in legend.get_texts()]
-    return texts
+    texts = [*figure.texts, *(axis.title for axis in figure.axes)]
+    return texts + [text for legend in figure.legends for text in legend.get_texts()]
 
 
 def test_caption_of_a_volume_names_the_slice():
@@ -261,3 +275,107 @@ def test_single_runs_are_called_checkpoints():
     assert "better" not in "".join(line for line in text.splitlines() if "│" in line)
     assert "only one run of dice and focal [x]" in text
     assert "warning: fewer than 3 runs (dice 1, focal [x] 1)" in text
+
+
+# --- sizes that a stranger's data may have ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1), (2, 2), (1, 40, 3), (3000, 2)])
+def test_images_of_any_shape_are_drawn(tmp_path, size):
+    mask = np.random.default_rng(0).integers(0, 3, size).astype(np.uint8)
+    overlay_figure([("x", mask[None].astype(float), mask, mask)], THREE, tmp_path / "overlays.png")
+    contact_sheet(
+        [("x", [(mask[None].astype(float), mask)] * 2)],
+        THREE,
+        tmp_path / "sheet.png",
+        "",
+        histograms=[([mask], [mask])],
+    )
+    for name in ("overlays.png", "sheet.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert max(picture.size) <= 1600
+
+
+def test_an_overlay_does_not_depend_on_where_variables_are_in_memory():
+    """Matplotlib's own layouts do: their solver orders variables by address, which changes the last bits."""
+    generator = random.Random(0)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:16, 8:16], mask[16:, 16:] = 1, 2
+    rows = [(f"case {n}", np.arange(1024.0).reshape(1, 32, 32), mask, np.roll(mask, n, 1)) for n in range(3)]
+    pictures = set()
+    for _ in range(3):
+        scattered = [[kiwisolver.Variable(str(n)), bytearray(generator.randrange(16, 300))] for n in range(2000)]
+        generator.shuffle(scattered)
+        del scattered[::2]
+        pictures.add(overlays.overlay_picture(rows, THREE).tobytes())
+    assert len(pictures) == 1
+
+
+def test_pictures_of_many_classes_stay_small(tmp_path):
+    generator = np.random.default_rng(0)
+    matrix = generator.integers(0, 2**40, (60, 60))
+    matrix[7, 9] = 2**50
+    names = [f"class {number} " + "with a long name " * 10 for number in range(60)]
+    confusion_figure(matrix, names, tmp_path / "confusion.png")
+    assert most_confused(matrix, 2) == [7, 9]
+    rows = {name: {"confidence": [0.5], "accuracy": [0.5], "pixels": [n]} for n, name in enumerate(names)}
+    reliability_figure({"reliability": {"all": rows}}, tmp_path / "reliability.png")
+    labels = Labels(["background", *names], ignore_index=255)
+    mask = generator.integers(0, 61, (20, 30)).astype(np.uint8)
+    overlay_figure([("x", mask[None].astype(float), mask, mask)], labels, tmp_path / "overlays.png")
+    for name in ("confusion.png", "reliability.png", "overlays.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert max(picture.size) < 2000
+
+
+def test_of_very_many_classes_the_lowest_are_printed(monkeypatch):
+    monkeypatch.setattr("segkit.report.console.MAX_ROWS", 2)
+    result = scores(12)
+    lowest = sorted(THREE.names, key=lambda name: result["classes"][name]["dice"]["mean"])[:2]
+    text = printed(print_scores, result)
+    assert [name for name in THREE.names if f"│ {name} " in text] == [name for name in THREE.names if name in lowest]
+    assert "the 2 of 3 classes with the lowest Dice; all are in scores.json" in text
+
+
+def test_of_many_losses_pairs_and_classes_the_most_telling_are_drawn_and_printed():
+    values = {f"{'very ' * 30}long {loss}\x1b[31m": np.full((2, 3, 40), 1 / (loss + 2)) for loss in range(40)}
+    for array in values.values():
+        array[0] += 0.01
+        array[:, :, 7] = 0.5
+    table = long_table(values, classes=[f"class{number}" for number in range(40)])
+    all_scores = read_scores(table, "dice")
+    result = best_first(analyse_scores(all_scores, resamples=20))
+    text = printed(print_comparison, result)
+    assert "200 of 780 pairs; all are in comparison.json" in text
+    assert "\x1b[31m" not in text
+    drawn = drawn_part(result)
+    assert [loss["name"] for loss in drawn["losses"]] == list(values)[:30]
+    assert len(drawn["pairs"]) == 60
+    assert 7 not in drawn_classes(class_scores(all_scores))  # equal for all losses
+    assert "the best 30 of 40 losses" in limits_caption(result, all_scores)
+    for draw in (forest_figure, runs_figure, ranks_figure, aggregations_figure, critical_difference_figure):
+        figure = draw(drawn)
+        assert figure.bbox.size.max() < 4000
+        assert sum(len(axis.texts) for axis in figure.axes) <= 600
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[x](http://e.org)", r"\[x\](http\://e.org)"),
+        ("https://e.org", r"https\://e.org"),
+        ("www.e.org", r"www\.e.org"),
+        ("![x](y)", r"\!\[x\](y)"),
+        ("<img src=x>", r"\<img src=x\>"),
+        ("&lt;b", r"\&lt;b"),
+        ("- x", r"\- x"),
+        ("1. x", r"1\. x"),
+        ("# x", r"\# x"),
+        ("a|b", r"a\|b"),
+        ("a\nb\x1b", r"a b\\x1b"),
+        ("p: 0.05, a & b", "p: 0.05, a & b"),
+        (1.5, "1.5"),
+    ],
+)
+def test_markup_is_escaped(text, expected):
+    assert markdown_cell(text) == expected

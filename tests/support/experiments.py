@@ -58,8 +58,17 @@ def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss=
     )
 
 
-def assert_same(first, second):
-    """Equality of two state dicts, bit by bit."""
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+def assert_same(first, second, place="content"):
+    """Equality of nested plain data and tensors, such as state dicts, bit by bit."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), place
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), place
+        for name, value in first.items():
+            assert_same(value, second[name], f"{place}.{name}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), place
+        for number, value in enumerate(first):
+            assert_same(value, second[number], f"{place}.{number}")
+    else:
+        assert first == second, place

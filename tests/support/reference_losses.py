@@ -14,22 +14,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segkit.labels import Labels
 
 IGNORED = 255
+FLOORS = {torch.float32: -(2.0**64), torch.float64: -(2.0**512)}  # lower log-probabilities count as this
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """A batch with flattened spatial axes: logits and targets [B, K, N], validity bool [B, K, N], weights [B, N]."""
+    """A batch with flattened spatial axes: logits and targets [B, K, N], validity bool [B, K, N], weights [B, N].
+
+    floor: the lowest log-probability and the largest hinge error, see `floored`.
+    """
 
     logits: Tensor
     g: Tensor
     valid: Tensor
     w: Tensor
     labels: Labels
+    floor: float
 
     @property
     def p(self) -> Tensor:
@@ -37,7 +43,14 @@ class Pixels:
         return self.logits.softmax(1) if self.labels.mode == "multiclass" else self.logits.sigmoid()
 
 
-def pixels_of(logits: Tensor, mask: Tensor, labels: Labels, pixel_weight: Tensor | None = None) -> Pixels:
+def floored(values: Tensor, floor: float) -> Tensor:
+    """The values, with `floor` instead of lower ones; the gradient is that of the values themselves."""
+    return torch.where(values < floor, floor + (values - values.detach()), values)
+
+
+def pixels_of(
+    logits: Tensor, mask: Tensor, labels: Labels, pixel_weight: Tensor | None = None, floor: float | None = None
+) -> Pixels:
     """A batch from class numbers [B, *S], channels of 0, 1 and the ignore value [B, K, *S], or soft targets."""
     logits = logits.flatten(2)
     if mask.is_floating_point():
@@ -50,7 +63,7 @@ def pixels_of(logits: Tensor, mask: Tensor, labels: Labels, pixel_weight: Tensor
         g = torch.cat([index == number for number in channel_classes], 1).to(logits.dtype)
         valid = (index != IGNORED).expand_as(g)
     w = torch.ones_like(logits[:, 0]) if pixel_weight is None else pixel_weight.to(logits.dtype).flatten(1)
-    return Pixels(logits, g, valid, w, labels)
+    return Pixels(logits, g, valid, w, labels, FLOORS[logits.dtype] if floor is None else floor)
 
 
 # --- pixel losses: the mean over entries ----------------------------------------------------------------------------
@@ -60,10 +73,10 @@ def pixels_of(logits: Tensor, mask: Tensor, labels: Labels, pixel_weight: Tensor
 class Entries:
     """The valid entries: n pixels with K exclusive classes, or n pixels of a channel with 2 outcomes (absent, present).
 
-    p, g: probability and target of each outcome, [n, outcomes]. weights, factors: of each outcome, [n, outcomes].
+    log_p, g: log-probability and target of each outcome, [n, outcomes]. weights, factors: of each, [n, outcomes].
     """
 
-    p: Tensor
+    log_p: Tensor
     g: Tensor
     weights: Tensor
     factors: Tensor
@@ -79,17 +92,17 @@ def entries(
     labels, channels = pixels.labels, pixels.labels.channels
     weights = torch.tensor(class_weights or [1.0] * len(labels.names), dtype=pixels.logits.dtype)
     if labels.mode == "multiclass" and activation != "sigmoid":
-        p, g = pixels.logits.softmax(1), pixels.g
+        log_p, g = pixels.logits.log_softmax(1), pixels.g
         if isinstance(alpha, float):
             alpha = [1 - alpha] + [alpha] * (channels - 1)
-        factors = torch.tensor(alpha or [1.0] * channels, dtype=p.dtype)
+        factors = torch.tensor(alpha or [1.0] * channels, dtype=g.dtype)
         valid, w = pixels.valid[:, 0], pixels.w
     else:
-        p = torch.stack([1 - pixels.logits.sigmoid(), pixels.logits.sigmoid()], 1)  # [B, 2, K, N]
+        log_p = torch.stack([F.logsigmoid(-pixels.logits), F.logsigmoid(pixels.logits)], 1)  # [B, 2, K, N]
         g = torch.stack([1 - pixels.g, pixels.g], 1)
         weights = weights.view(2, 1, 1) if labels.mode == "binary" else weights.view(1, channels, 1)
-        present = torch.tensor(alpha if isinstance(alpha, list) else [alpha or 0.0] * channels, dtype=p.dtype)
-        factors = torch.ones(2, channels, dtype=p.dtype) if alpha is None else torch.stack([1 - present, present])
+        present = torch.tensor(alpha if isinstance(alpha, list) else [alpha or 0.0] * channels, dtype=g.dtype)
+        factors = torch.ones(2, channels, dtype=g.dtype) if alpha is None else torch.stack([1 - present, present])
         factors = factors.unsqueeze(-1)
         valid, w = pixels.valid, pixels.w.unsqueeze(1).expand_as(pixels.valid)
 
@@ -98,11 +111,11 @@ def entries(
         return values.movedim(1, -1)[valid]
 
     def spread(per_outcome: Tensor) -> Tensor:
-        """Numbers for each outcome, and possibly channel, broadcast to the shape of p."""
-        return (per_outcome.unsqueeze(-1) if per_outcome.ndim == 1 else per_outcome).expand(p.shape)
+        """Numbers for each outcome, and possibly channel, broadcast to the shape of log_p."""
+        return (per_outcome.unsqueeze(-1) if per_outcome.ndim == 1 else per_outcome).expand(log_p.shape)
 
     weights = w[valid].unsqueeze(-1) * at_valid(spread(weights))
-    return Entries(at_valid(p), at_valid(g), weights, at_valid(spread(factors)))
+    return Entries(floored(at_valid(log_p), pixels.floor), at_valid(g), weights, at_valid(spread(factors)))
 
 
 def pixel_mean(
@@ -114,37 +127,37 @@ def pixel_mean(
     alpha: float | Sequence[float] | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """sum_i w_i alpha_i g_i f(p_i) / Z over all entries and their outcomes."""
+    """sum_i w_i alpha_i g_i f(log p_i) / Z over all entries and their outcomes."""
     e = entries(pixels, activation, class_weights, alpha)
     smoothed = (1 - label_smoothing) * e.g + label_smoothing / e.g.shape[1]
-    total = (e.weights * e.factors * smoothed * f(e.p)).sum()
-    if normalize == "weights":
-        return total / (e.weights * e.g).sum()
+    total = (e.weights * e.factors * smoothed * f(e.log_p)).sum()
     exclusive = pixels.labels.mode == "multiclass" and activation != "sigmoid"
     all_entries = pixels.valid[:, :1].numel() if exclusive else pixels.valid.numel()
-    return total / (len(e.p) if normalize == "valid" else all_entries)
+    divisors = {"weights": (e.weights * e.g).sum(), "valid": len(e.log_p), "numel": all_entries}
+    return total / divisors[normalize] if divisors[normalize] > 0 else 0 * total
 
 
 def cross_entropy(pixels: Pixels, **options) -> Tensor:
     """sum_i w_i (-log p_i) / Z"""
-    return pixel_mean(pixels, lambda p: -p.log(), **options)
+    return pixel_mean(pixels, lambda log_p: -log_p, **options)
 
 
 def poly_cross_entropy(pixels: Pixels, epsilon: float = 1.0, **options) -> Tensor:
     """sum_i w_i (-log p_i + epsilon (1 - p_i)) / Z"""
-    return pixel_mean(pixels, lambda p: -p.log() + epsilon * (1 - p), **options)
+    return pixel_mean(pixels, lambda log_p: -log_p - epsilon * log_p.expm1(), **options)
 
 
 def focal(pixels: Pixels, gamma: float = 2.0, **options) -> Tensor:
     """sum_i w_i alpha_i (1 - p_i)^gamma (-log p_i) / Z"""
-    return pixel_mean(pixels, lambda p: -((1 - p) ** gamma) * p.log(), **options)
+    smallest = 0.0 if gamma >= 1 else torch.finfo(pixels.logits.dtype).tiny  # the slope would be infinite at p = 1
+    return pixel_mean(pixels, lambda log_p: -((-log_p.expm1()).clamp(min=smallest) ** gamma) * log_p, **options)
 
 
 def topk_cross_entropy(pixels: Pixels, share: float = 0.1) -> Tensor:
     """The mean of -log p_i over the given share of entries with the largest -log p_i."""
     e = entries(pixels)
-    losses = -(e.g * e.p.log()).sum(1)
-    return losses.topk(math.ceil(share * len(losses))).values.mean()
+    losses = -(e.g * e.log_p).sum(1)
+    return losses.topk(math.ceil(share * len(losses))).values.mean() if len(losses) else (0 * pixels.logits).sum()
 
 
 # --- region losses: a function of the sums of each class ------------------------------------------------------------
@@ -152,11 +165,12 @@ def topk_cross_entropy(pixels: Pixels, share: float = 0.1) -> Tensor:
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of one class over a group of images, scalars."""
+    """The sums of one class over a group of images, scalars. valid: whether it has a valid pixel."""
 
     tp: Tensor
     predicted: Tensor
     reference: Tensor
+    valid: bool
 
 
 def class_sums(pixels: Pixels, per: str, power: int = 1) -> list[list[Sums]]:
@@ -170,7 +184,7 @@ def class_sums(pixels: Pixels, per: str, power: int = 1) -> list[list[Sums]]:
             valid = pixels.valid[images, k]
             p, g, w = pixels.p[images, k][valid], pixels.g[images, k][valid], pixels.w[images][valid]
             overlap = (p**power + g**power - (p - g).abs() ** power) / 2
-            row.append(Sums((w * overlap).sum(), (w * p**power).sum(), (w * g**power).sum()))
+            row.append(Sums((w * overlap).sum(), (w * p**power).sum(), (w * g**power).sum(), bool(valid.any())))
         result.append(row)
     return result
 
@@ -189,8 +203,9 @@ def region_mean(
     weights[0] = weights[0] if background else 0.0
     means = []
     for row in class_sums(pixels, per, power):
-        counted = [k for k, sums in enumerate(row) if weights[k] and (empty != "present" or sums.reference > 0)]
-        zero = 0 * pixels.logits.sum()
+        has_pixels = [sums.reference > 0 if empty == "present" else sums.valid for sums in row]
+        counted = [k for k, counts in enumerate(has_pixels) if weights[k] and counts]
+        zero = (0 * pixels.logits).sum()
         losses = [zero if empty == "zero" and row[k].reference == 0 else loss(row[k]) for k in counted]
         if counted:
             weighted = [weights[k] * value for k, value in zip(counted, losses, strict=True)]
@@ -200,7 +215,7 @@ def region_mean(
 
 def mean_or_zero(values: list[Tensor], pixels: Pixels) -> Tensor:
     """The mean over groups; 0 with gradient 0 if no group has counted classes."""
-    return torch.stack(values).mean() if values else 0 * pixels.logits.sum()
+    return torch.stack(values).mean() if values else (0 * pixels.logits).sum()
 
 
 def pair(eps: float | list[float]) -> tuple[float, float]:
@@ -233,8 +248,8 @@ def tversky(
 
 
 def power(loss: Tensor, gamma: float) -> Tensor:
-    """loss^gamma, with slope 0 instead of infinity where the loss is exactly 0."""
-    return loss**gamma if loss > 0 else 0 * loss
+    """loss^gamma; for gamma below 1 a straight line below 1e-6, so that its slope stays finite."""
+    return loss**gamma if gamma >= 1 or loss > 1e-6 else loss * 1e-6 ** (gamma - 1)
 
 
 def focal_tversky(
@@ -320,7 +335,8 @@ def lovasz_softmax(pixels: Pixels, per: str = "batch", classes: str | list[str |
 
 def lovasz_hinge(pixels: Pixels, per: str = "batch", classes: str | list[str | int] = "present") -> Tensor:
     """The Lovász extension at the errors max(0, 1 - z) on the pixels of a class and max(0, 1 + z) on all others."""
-    return lovasz_mean(pixels, (1 - (2 * pixels.g - 1) * pixels.logits).clamp(min=0), per, classes)
+    margins = floored((2 * pixels.g - 1) * pixels.logits - 1, pixels.floor)
+    return lovasz_mean(pixels, (-margins).clamp(min=0), per, classes)
 
 
 REFERENCES: dict[str, Callable[..., Tensor]] = {
@@ -339,9 +355,17 @@ REFERENCES: dict[str, Callable[..., Tensor]] = {
 
 
 def reference(
-    options: dict, logits: Tensor, mask: Tensor, labels: Labels, pixel_weight: Tensor | None = None
+    options: dict,
+    logits: Tensor,
+    mask: Tensor,
+    labels: Labels,
+    pixel_weight: Tensor | None = None,
+    floor: float | None = None,
 ) -> Tensor:
-    """The loss that `options` describe, a differentiable scalar. `mode: exact` of the Lovász losses is the only one."""
+    """The loss that `options` describe, a differentiable scalar. `mode: exact` of the Lovász losses is the only one.
+
+    floor: that of another dtype than the one of the logits.
+    """
     options = {key: value for key, value in options.items() if key != "mode"}
     name = options.pop("name")
-    return REFERENCES[name](pixels_of(logits, mask, labels, pixel_weight), **options)
+    return REFERENCES[name](pixels_of(logits, mask, labels, pixel_weight, floor), **options)

@@ -178,7 +178,7 @@ def test_a_resumed_run_is_equal_to_the_bit(tmp_path, make):
     fit(experiment(), whole, console=QUIET)
     with pytest.raises(RuntimeError, match="power cut"):
         fit(experiment(cut=5), parts, console=QUIET)
-    assert checkpoint.load(parts.last)["step"] == 4
+    assert checkpoint.load(parts.last)["step"] == 5
     fit(experiment(), parts, resume=True, console=QUIET)
     first, second = checkpoint.load(whole.last), checkpoint.load(parts.last)
     assert_same(first["training"]["model"], second["training"]["model"])

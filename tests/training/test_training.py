@@ -79,7 +79,7 @@ def test_repeated_and_resumed_runs_are_identical(tmp_path, ema):
     broken = Run(tmp_path / "broken")
     with pytest.raises(RuntimeError, match="power cut"):
         fit(interrupted_after(make_experiment(ema=ema), 5, RuntimeError("power cut")), broken, console=QUIET)
-    assert checkpoint.load(broken.last)["step"] == 4
+    assert checkpoint.load(broken.last)["step"] == 5
     fit(make_experiment(ema=ema), broken, resume=True, console=QUIET)
     assert_same(weights(whole), weights(broken))
     assert log_of(whole) == log_of(broken)

@@ -17,6 +17,7 @@ from segkit.data.augment.base import (
     NonNegative,
     Positive,
     Probability,
+    Sigma,
     Swap,
     UpToHalf,
     check_order,
@@ -102,7 +103,7 @@ def affine(
     )
 
 
-def elastic(*, padding_value: int, alpha: NonNegative = 50.0, sigma: NonNegative = 7.0, p: Probability = 0.3) -> Any:
+def elastic(*, padding_value: int, alpha: NonNegative = 50.0, sigma: Sigma = 7.0, p: Probability = 0.3) -> Any:
     """Apply a smooth random displacement of strength `alpha` and smoothness `sigma`, in pixels (Simard et al. 2003)."""
     transform = _albumentations().ElasticTransform
     return transform(alpha=alpha, sigma=sigma, border_mode=0, fill=0, fill_mask=padding_value, p=p)
@@ -139,7 +140,7 @@ def gaussian_noise(*, sd: NonNegative = 0.05, p: Probability = 0.3) -> Any:
     return _unclipped(_albumentations().GaussNoise, change, std_range=(0.0, sd), p=p)
 
 
-def gaussian_blur(*, sigma: NonNegative = 1.5, p: Probability = 0.2) -> Any:
+def gaussian_blur(*, sigma: Sigma = 1.5, p: Probability = 0.2) -> Any:
     """Blur with a Gaussian with a standard deviation of 0.3 to `sigma` pixels."""
     return _albumentations().GaussianBlur(sigma_limit=(0.3, sigma), blur_limit=0, p=p)
 

@@ -13,6 +13,7 @@ from segkit.data.preprocess import Units
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Sigma = Annotated[float, Field(ge=0, le=1000)]  # pixels; a blur takes time and memory in proportion to it
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 UpToHalf = Annotated[float, Field(ge=0, le=0.5)]

@@ -16,6 +16,7 @@ from segkit.data.augment.base import (
     NonNegative,
     Positive,
     Probability,
+    Sigma,
     Swap,
     Zoom,
     check_order,
@@ -118,7 +119,7 @@ def gaussian_noise(*, sd: NonNegative = 0.1, p: Probability = 0.2) -> Any:
     return RandGaussianNoised(["image"], prob=p, std=sd)
 
 
-def gaussian_smooth(*, sigma: NonNegative = 1.0, p: Probability = 0.1) -> Any:
+def gaussian_smooth(*, sigma: Sigma = 1.0, p: Probability = 0.1) -> Any:
     """Blur with a Gaussian with a standard deviation of 0.25 to `sigma` voxels."""
     from monai.transforms.intensity.dictionary import RandGaussianSmoothd
 

@@ -15,6 +15,7 @@ from segkit.data.augment.base import (
     Degrees,
     NonNegative,
     Probability,
+    Sigma,
     Swap,
     UpToHalf,
 )
@@ -89,7 +90,7 @@ def affine(
     return library.RandomApply([transform], p=p)
 
 
-def elastic(*, padding_value: int, alpha: NonNegative = 50.0, sigma: NonNegative = 7.0, p: Probability = 0.3) -> Any:
+def elastic(*, padding_value: int, alpha: NonNegative = 50.0, sigma: Sigma = 7.0, p: Probability = 0.3) -> Any:
     """Apply a smooth random displacement of strength `alpha` and smoothness `sigma`, in pixels."""
     from torchvision import tv_tensors
 
@@ -132,7 +133,7 @@ def gaussian_noise(*, sd: NonNegative = 0.05, p: Probability = 0.3) -> Any:
     return _v2().RandomApply([_v2().GaussianNoise(sigma=sd, clip=False)], p=p)
 
 
-def gaussian_blur(*, sigma: NonNegative = 1.5, p: Probability = 0.2) -> Any:
+def gaussian_blur(*, sigma: Sigma = 1.5, p: Probability = 0.2) -> Any:
     """Blur with a Gaussian with a standard deviation of 0.3 to `sigma` pixels."""
     library = _v2()
     return library.RandomApply([library.GaussianBlur(2 * round(3 * sigma) + 1, sigma=(0.3, sigma))], p=p)

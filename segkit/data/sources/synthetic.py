@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from segkit.labels import Labels
 PART_OFFSET = 1_000_000  # offset between the case numbers of the parts, so that their sizes are independent
 SPREAD = 0.4  # the foreground fraction of a case varies by +-40 % around its mean
 CONTRAST, BIAS, TEXTURE = 0.3, 0.35, 0.1  # step at the edge of an object; standard deviations of the fields
+MOST_NOISE = 1e6
+MOST_CASES = 100_000  # of a part
+MOST_VALUES = 2**27  # of an image: pixels times channels
 EDGE_PX = 0.7  # standard deviation of the blur
 
 
@@ -23,7 +27,7 @@ class SyntheticSource:
     is added, so that thresholding does not find the objects.
 
     size: two or three side lengths, in pixels.
-    train, validation, test: number of cases in each part.
+    train, validation, test: number of cases in each part, at most 100,000.
     foreground: mean fraction of pixels that are not background, 0 to 0.9. Without a class named background, class 0 is
         the background. If classes overlap, it is the fraction of pixels in at least one of them.
     noise: standard deviation of the noise. The step at the edge of an object is 0.3.
@@ -46,15 +50,7 @@ class SyntheticSource:
         channels: int = 1,
         seed: int = 0,
     ):
-        if len(size) not in (2, 3) or min(size) < 8:
-            raise ValueError(f"expected size to be 2 or 3 sides of at least 8 pixels, got {list(size)}")
-        if not 0 < foreground < 0.9:
-            raise ValueError(f"expected foreground between 0 and 0.9, got {foreground}")
-        if noise < 0 or channels < 1 or seed < 0 or train < 1 or min(validation, test) < 0:
-            raise ValueError(
-                "expected noise, seed, validation and test to be at least 0, channels and train at least 1, got "
-                f"noise {noise}, seed {seed}, channels {channels}, train {train}, validation {validation}, test {test}"
-            )
+        check_options(size, train, validation, test, foreground, noise, channels, seed)
         self.labels, self.size, self.seed = labels, tuple(size), seed
         self.foreground, self.noise, self.channels = foreground, noise, channels
         self._numbers = dict(_numbered({"train": train, "validation": validation, "test": test}))
@@ -105,6 +101,37 @@ class SyntheticSource:
         image = gaussian_filter(clean, EDGE_PX) * np.float32(0.8**channel)
         image += _smooth_field(self.size, 4, BIAS, random) + _smooth_field(self.size, 16, TEXTURE, random)
         return image + np.float32(self.noise) * random.standard_normal(self.size, np.float32)
+
+
+def check_options(
+    size: Sequence[int],
+    train: int,
+    validation: int,
+    test: int,
+    foreground: float,
+    noise: float,
+    channels: int,
+    seed: int,
+) -> None:
+    """Raise ValueError for options of `SyntheticSource` that are out of range."""
+    if len(size) not in (2, 3) or min(size) < 8:
+        raise ValueError(f"expected size to be 2 or 3 sides of at least 8 pixels, got {list(size)}")
+    if not 0 < foreground < 0.9:
+        raise ValueError(f"expected foreground between 0 and 0.9, got {foreground}")
+    if not 0 <= noise <= MOST_NOISE or channels < 1 or seed < 0 or train < 1 or min(validation, test) < 0:
+        raise ValueError(
+            f"expected noise from 0 to {MOST_NOISE}, seed, validation and test of at least 0, channels and train of at "
+            f"least 1, got noise {noise}, seed {seed}, channels {channels}, train {train}, validation {validation}, "
+            f"test {test}"
+        )
+    if max(train, validation, test) > MOST_CASES:
+        raise ValueError(
+            f"expected train, validation and test of at most {MOST_CASES} cases, got {train}, {validation} and {test}"
+        )
+    if channels * math.prod(size) > MOST_VALUES:
+        raise ValueError(
+            f"expected at most 2^27 values in an image, channels times pixels, got {channels} times {list(size)}"
+        )
 
 
 def _numbered(counts: dict[str, int]) -> Iterator[tuple[str, int]]:
