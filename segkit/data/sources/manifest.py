@@ -129,9 +129,7 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
     names = [name if ":" in name else name.strip().lower() for name in cells[0]]
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
-        raise DataError(
-            f"the table {file} has several columns with the heading {one_line(twice[0])}; rename one of them"
-        )
+        raise DataError(f"the table {file} has two columns with the heading {one_line(twice[0])}; rename one of them")
     too_long = [number for number, row in enumerate(cells[1:], 1) if any(row[len(names) :])]
     if too_long:
         raise DataError(
