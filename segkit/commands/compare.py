@@ -32,7 +32,8 @@ from segkit.experiment.build import build_labels, load_config
 from segkit.metrics.rules import SEGKIT
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
-from segkit.utils.files import remove_leftovers, replace_text
+from segkit.utils.csv_tables import write_table
+from segkit.utils.files import remove_leftovers
 
 
 class UnitsFailed(Exception):
@@ -212,7 +213,7 @@ def _report(units: Sequence[Unit], design: Design, context: ReportContext, out: 
 def report(units: Sequence[Unit], design: Design, context: ReportContext, out: Path, console: Console) -> None:
     """Write the long table of finished units, analyse it and write the pages."""
     table = pd.concat([unit_rows(unit, design.metric) for unit in units], ignore_index=True)
-    replace_text(out / "cases.csv", table.to_csv(index=False))
+    write_table(out / "cases.csv", table)
     logs = {unit: Run(unit.folder).records() for unit in units}
     by_loss = {loss: [records for unit, records in logs.items() if unit.loss == loss] for loss in design.losses}
     context = replace(context, notes=[*context.notes, *unequal_steps(by_loss), *log_warnings(by_loss)])

@@ -14,7 +14,7 @@ from segkit.labels import Labels, Target
 from segkit.losses import build_loss, chunking, lovasz_kernels
 from segkit.losses.lovasz_kernels import EvenBins, histogram_losses
 
-from support.faults.extreme_losses import Try, problem
+from support.extreme_losses import Try, problem
 from support.loss_oracle import DEFAULTS, batch, labels_of, value_and_gradient
 
 LARGEST = torch.finfo(torch.float32).max
