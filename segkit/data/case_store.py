@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from segkit.labels import Labels
 
 Keep = Literal["memory", "disk", "none"]
 Pixels = np.ndarray | StoredArray
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class CachedSource:
 
     def read(self, case: Case) -> RawCase:
         """Return the pixels of a case. Raises DataError."""
-        return raw_case_from(self.entry(case))
+        return self.disk.with_repair(lambda: raw_case_from(self.entry(case)))
 
     def entry(self, case: Case) -> Entry:
         """The cache entry with the pixels of a case as stored in its files."""
@@ -97,14 +98,20 @@ class CaseStore:
             self.raw[case.name] = raw
         return raw
 
+    def with_repair(self, read: Callable[[], Result]) -> Result:
+        """Return what `read` returns, after making damaged entries of the disk cache again."""
+        return self.source.disk.with_repair(read) if isinstance(self.source, CachedSource) else read()
+
     def prepared(self, case: Case, preprocess: Preprocess, labels: Labels, *, locate: Balance | None) -> PreparedCase:
         """Return a case on the grid of the network.
 
         locate: how foreground pixels are sampled; None does not search for them.
         """
-        if isinstance(self.source, CachedSource):
-            prepared = _from_disk(self.source, case, preprocess, labels, locate)
-            prepared = prepared.in_memory() if self.keep == "memory" else prepared
+        source = self.source
+        if isinstance(source, CachedSource):
+            prepared = source.disk.with_repair(
+                lambda: _from_disk(source, case, preprocess, labels, locate, in_memory=self.keep == "memory")
+            )
         else:
             raw = preprocess.resample(self.read(case))
             prepared = _prepared(
@@ -115,7 +122,13 @@ class CaseStore:
 
 
 def _from_disk(
-    source: CachedSource, case: Case, preprocess: Preprocess, labels: Labels, locate: Balance | None
+    source: CachedSource,
+    case: Case,
+    preprocess: Preprocess,
+    labels: Labels,
+    locate: Balance | None,
+    *,
+    in_memory: bool,
 ) -> PreparedCase:
     key = source.key(case)
     if preprocess.spacing is None:
@@ -128,7 +141,10 @@ def _from_disk(
         measured, lambda: ({}, _measured(raw_case_from(pixels), preprocess, labels, locate))
     ).numbers
     spacing = tuple(pixels.numbers["spacing"].tolist())
-    return _prepared(pixels.arrays["image"], pixels.arrays.get("mask"), pixels.arrays.get("weight"), spacing, numbers)
+    prepared = _prepared(
+        pixels.arrays["image"], pixels.arrays.get("mask"), pixels.arrays.get("weight"), spacing, numbers
+    )
+    return prepared.in_memory() if in_memory else prepared
 
 
 def _measured(raw: RawCase, preprocess: Preprocess, labels: Labels, locate: Balance | None) -> dict[str, np.ndarray]:

@@ -112,12 +112,13 @@ def file_stamps(case: Case) -> list[str]:
 
 def _plain_files(case: Case) -> list[Path]:
     """The files of a case, including those of a DICOM folder and the pixel files that a header refers to."""
-    from segkit.data.formats import nifti, sitk  # import this module themselves
+    from segkit.data.formats import itk_headers, nifti  # import this module themselves
+    from segkit.data.formats.header_checks import is_file
 
     files = [file for path in case.files for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     existing = [file for file in files if file.is_file()]
-    detached = [file for header in existing for file in (*sitk.pixel_files(header), *nifti.pixel_files(header))]
-    return existing + [file for file in detached if file.is_file()]
+    detached = [file for header in existing for file in (*itk_headers.pixel_files(header), *nifti.pixel_files(header))]
+    return existing + [file for file in detached if is_file(file)]
 
 
 def _ends(path: Path) -> bytes:

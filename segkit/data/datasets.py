@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from segkit.data.augment import Augment, NoAugment
 from segkit.data.case_store import CaseStore, PreparedCase
 from segkit.data.cases import Case, RawCase, Source
+from segkit.data.disk_cache import DamagedError
 from segkit.data.preprocess import Preprocess, linear
 from segkit.data.sampling import Balance, Key, cut, place_window, sample_seeds
 from segkit.labels import Labels
@@ -65,19 +66,32 @@ class TrainingSet(Dataset):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def prepare(self) -> None:
-        """Read all cases now, so that worker processes share them."""
-        for number in range(len(self.cases)):
+    def prepare(self, track: Callable[[Iterable[int]], Iterable[int]] = iter) -> None:
+        """Read all cases now, so that worker processes share them.
+
+        track: wraps the iterable of case numbers, for a progress bar.
+        """
+        for number in track(range(len(self.cases))):
             self._prepared(number)
 
-    def with_foreground(self) -> list[int]:
-        """The numbers of the cases that have foreground. Reads all cases that have not been read yet."""
-        return [number for number in range(len(self.cases)) if len(self._prepared(number).foreground.places)]
+    def with_foreground(self, track: Callable[[Iterable[int]], Iterable[int]] = iter) -> list[int]:
+        """The numbers of the cases that have foreground. Reads all cases that have not been read yet.
+
+        track: wraps the iterable of case numbers, for a progress bar.
+        """
+        return [number for number in track(range(len(self.cases))) if len(self._prepared(number).foreground.places)]
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
+        return self.store.with_repair(lambda: self._sample(key))
+
+    def _sample(self, key: Key) -> dict[str, Any]:
         case, prepared = self.cases[key.case], self._prepared(key.case)
         placing, augmenting = sample_seeds(self.seed, key)
-        image, mask, weight = self._augmented_patch(prepared, placing, augmenting)
+        try:
+            image, mask, weight = self._augmented_patch(prepared, placing, augmenting)
+        except DamagedError:
+            self.prepared.pop(key.case, None)  # refers to an entry of the disk cache that is about to be made again
+            raise
         return as_sample(image, mask, case, prepared.spacing, weight)
 
     def _augmented_patch(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from segkit.data.datasets import TrainingSet
-from segkit.data.sampling import BatchSampler, cut
+from segkit.data.sampling import BatchSampler, Key, cut
 from segkit.utils.padding import Multiple, padded
 
 
@@ -35,6 +36,49 @@ def collate(samples: Sequence[dict[str, Any]], padding_value: int, multiple: Mul
     names = {key: [sample[key] for sample in samples] for key in ("case", "group", "spacing")}
     weights = {"weight": stacked("weight", 0.0)} if "weight" in samples[0] else {}
     return {"image": stacked("image", 0.0), "mask": stacked("mask", padding_value), **weights, **names}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A known error in a worker, in place of its batch. torch itself would print the traceback of the worker."""
+
+    error: Exception
+
+
+class ErrorsAsBatches(Dataset):
+    """A data set whose batches are collated in the worker, where a known error becomes a `Failure`.
+
+    Known errors are those with an `exit_code`; any other is a bug and keeps its traceback.
+    """
+
+    def __init__(self, dataset: TrainingSet, multiple: Multiple):
+        self.dataset, self.multiple = dataset, multiple
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: Sequence[Key]) -> dict[str, Any] | Failure:
+        try:
+            return collate([self.dataset[key] for key in keys], self.dataset.labels.padding_value, self.multiple)
+        except Exception as error:
+            if not hasattr(error, "exit_code"):
+                raise
+            return Failure(error.with_traceback(None))
+
+
+class TrainingLoader(DataLoader):
+    """A data loader that raises the error of a `Failure` as it is."""
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for batch in super().__iter__():
+            if isinstance(batch, Failure):
+                raise batch.error
+            yield batch
+
+
+def _as_collated(batch: Any) -> Any:
+    """The batch of `ErrorsAsBatches`, which has been collated already."""
+    return batch
 
 
 def _start_worker(_number: int, exiting: Any) -> None:
@@ -91,11 +135,11 @@ def training_loader(
         frequent=frequent,
         frequent_share=frequent_share,
     )
-    return DataLoader(
-        dataset,
+    return TrainingLoader(
+        ErrorsAsBatches(dataset, multiple),
         batch_sampler=sampler,  # pyright: ignore[reportArgumentType]  (keys instead of integers)
         num_workers=workers,
-        collate_fn=partial(collate, padding_value=dataset.labels.padding_value, multiple=multiple),
+        collate_fn=_as_collated,
         pin_memory=pin,
         worker_init_fn=partial(_start_worker, exiting=_exit_event()) if workers else None,
         # a separate generator, so that loading does not advance the generator that training uses

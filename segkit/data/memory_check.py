@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import psutil
+import torch
 
 from segkit.data.cases import Case, RawCase, spread
 
@@ -37,7 +38,7 @@ def estimate(
     cases: a few of them are read to measure their size.
     number: how many cases are kept in memory.
     spacing: the spacing to which cases are resampled, None if they are not resampled or the spacing is unknown.
-    copies: number of processes on this machine that each keep all cases.
+    copies: how often all cases are kept on this machine, see `copies_of_cases`.
 
     Raises MemoryLimitError if the cases do not fit.
     """
@@ -48,11 +49,24 @@ def estimate(
         sizes.append(growth * (raw.image.nbytes + (0 if raw.mask is None else raw.mask.nbytes)))
     needed, free = int(np.mean(sizes) * number * copies), available()
     if needed > USED * free:
+        times = f" in {copies} copies, one for each process that reads them" if copies > 1 else ""
         raise MemoryLimitError(
-            f"the {number} cases need about {in_gb(needed)} of memory, but only {in_gb(free)} are available; write "
-            "`cache: disk` under `loader`, which reads only the required regions, or `cache: none`"
+            f"the {number} cases need about {in_gb(needed)} of memory{times}, but only {in_gb(free)} are "
+            "available; write `cache: disk` under `loader`, which reads only the required regions, or `cache: none`"
         )
     return needed, free
+
+
+def copies_of_cases(workers: int, processes: int = 1) -> int:
+    """How many copies of the cached cases exist at the same time on this machine.
+
+    workers: loader workers of each training process. processes: training processes on this machine.
+
+    Workers that are forked share the cases of their process. Workers that are started by spawn or forkserver, as on
+    macOS and Windows, get copies, one of which is in transit while they start.
+    """
+    is_shared = not workers or torch.multiprocessing.get_start_method() == "fork"
+    return processes * (1 if is_shared else 2 + workers)
 
 
 def available() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ Intensity = Literal["zscore", "dataset", "percentile", "none"]
 # What augmentation sees. `range`: the range of the case is 0 to 1. `deviations`: a mean of 0 and a standard
 # deviation of 1, or a range of the case of -2 to 2 where the normalisation is another one. `any`: it does not matter.
 Units = Literal["range", "deviations", "any"]
+MAX_PIXELS = 1 << 31  # of a resampled image; 8.6 GB per channel
 PERCENTILES = (0.5, 99.5)
 # pixels per case and channel from which percentiles are estimated: of all cases together, and of a single case
 SAMPLED, SAMPLED_OF_CASE = 1000, 20_000
@@ -143,16 +145,23 @@ class Preprocess:
     def resampled_size(self, size: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
         """The size of an image [D] of a spacing [D] after resampling to the target spacing.
 
-        Raises DataError if the number of axes differs from that of the target spacing.
+        Raises DataError if the number of axes differs from that of the target spacing, and for too many pixels.
         """
         if self.spacing is None:
             return size
         if len(self.spacing) != len(spacing):
             raise DataError(f"expected an image with {len(self.spacing)} axes, got {len(spacing)}")
-        return tuple(
+        new_size = tuple(
             max(1, round(side * length / target))
             for side, length, target in zip(size, spacing, self.spacing, strict=True)
         )
+        if new_size != size and math.prod(new_size) > MAX_PIXELS:
+            raise DataError(
+                f"expected at most {MAX_PIXELS:,} pixels after resampling to a spacing of {list(self.spacing)}, got "
+                f"{math.prod(new_size):,} from {list(size)} with a spacing of {list(spacing)}; correct the spacing in "
+                "the file, or choose a larger preprocess.spacing"
+            )
+        return new_size
 
     def intensity_map(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `shift` and `scale`, float32 [C], for which (image - shift) / scale normalises an image [C, *S].

@@ -16,10 +16,12 @@ import numpy as np
 from segkit.data.cases import Case, MaskFile, RawCase, check_finite, mask_dtype
 from segkit.data.formats import EXTENSIONS, FORMATS, Format, case_name, format_name, format_of, is_image, is_raster
 from segkit.data.formats.geometry import Geometry, check_same_geometry, covers_less, ras_orientation, slices_in
+from segkit.data.formats.header_checks import check_regular
 from segkit.data.mask_encoding import AS_STORED, MaskEncoding
 from segkit.data.mask_validation import Advice, check_mask, likely_cause, under_data
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, DataErrors, MissingExtra, reason
+from segkit.utils.text import one_line
 
 
 def image_files(source: Path) -> list[Path]:
@@ -381,6 +383,7 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
     """Yield the format of a path, and turn the exceptions of its reader into a DataError that names the file."""
     if not path.exists():
         raise DataError(f"{where}: the file does not exist")
+    check_regular(path, where)
     if path.is_file() and not path.stat().st_size:
         raise DataError(f"{where}: the file is empty (0 bytes); copy or export it again")
     name = format_name(path)
@@ -395,5 +398,5 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
     except Exception as error:  # libraries raise exceptions of any type for damaged files
         raise DataError(
             f"{where}: the file cannot be read as {name}; it may be truncated or of another format; "
-            f"copy or export it again ({reason(error)})"
+            f"copy or export it again ({one_line(reason(error))})"
         ) from error

@@ -19,7 +19,7 @@ import numpy as np
 from segkit.data.cases import Case
 from segkit.data.documents import read_document
 from segkit.utils.errors import DataError
-from segkit.utils.text import listed_lines
+from segkit.utils.text import listed, listed_lines, one_line
 
 PARTS = ("train", "validation", "test")
 
@@ -209,7 +209,7 @@ def _read_lists(file: Path) -> dict[str, Any]:
     content = read_document(Path(file), dict[str, list[str | int]])
     unknown = [key for key in content if key not in PARTS]
     if unknown:
-        raise DataError(f"{file}: expected the keys {', '.join(PARTS)}, got {', '.join(unknown)}")
+        raise DataError(f"{file}: expected the keys {', '.join(PARTS)}, got {listed(list(map(one_line, unknown)))}")
     return content
 
 
@@ -226,7 +226,7 @@ def _checked(split: Split, cases: Sequence[Case]) -> Split:
     unknown = [str(name) for name in names if name not in group_of]
     if unknown:
         raise DataError(
-            f"{len(unknown)} names in the split do not exist in the data:{listed_lines(unknown)}\n"
+            f"{len(unknown)} names in the split do not exist in the data:{listed_lines(list(map(one_line, unknown)))}\n"
             f"the data have {len(group_of)} cases, such as {', '.join(list(group_of)[:3])}"
         )
     repeated = [name for name, times in Counter(names).items() if times > 1]

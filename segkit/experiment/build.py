@@ -27,7 +27,7 @@ from segkit.data.cases import Case, RawCase, Source
 from segkit.data.class_counts import count_classes
 from segkit.data.datasets import EvaluationSet
 from segkit.data.disk_cache import DiskCache
-from segkit.data.memory_check import available, estimate, in_gb
+from segkit.data.memory_check import available, copies_of_cases, estimate, in_gb
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluation.scoring import Scoring, build_scoring
@@ -200,7 +200,8 @@ def _memory(config: Config, store: CaseStore, cases: Sequence[Case], number: int
     if config.loader.cache != "memory":
         return None
     spacing = config.preprocess.spacing if isinstance(config.preprocess.spacing, list) else None
-    return estimate(store, cases, number, spacing, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    copies = copies_of_cases(config.loader.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return estimate(store, cases, number, spacing, copies)
 
 
 def _cached(config: Config, source: Source, folder: Path | None) -> Source:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 SHOWN = 300  # characters of a value in a message
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of writing
 
 
 class _Repr(reprlib.Repr):
@@ -34,9 +36,9 @@ def shown(value: object) -> str:
     return shortened(_REPR.repr(value))
 
 
-def one_line(text: str) -> str:
+def one_line(text: object, limit: int = SHOWN) -> str:
     """The beginning of a text with line breaks and other control characters as escapes."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shortened(text))
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shortened(str(text), limit))
 
 
 def shortened(text: str, limit: int = SHOWN) -> str:
@@ -54,6 +56,12 @@ def listed_lines(names: Sequence[object], *, limit: int = 10) -> str:
     """The same with one indented line per name. The text begins with a line break."""
     more = [f"and {len(names) - limit} more"] if len(names) > limit else []
     return "".join(f"\n  {line}" for line in [*names[:limit], *more])
+
+
+def is_control(letter: str) -> bool:
+    """Whether a character is no text: a control character, a line separator, a change of the direction of writing, or
+    half of a character of UTF-16."""
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in DIRECTIONS
 
 
 def nearest_name(name: object, known: Iterable[object], *, similarity: float = 0.65) -> str | None:

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from segkit import Labels
-from segkit.data import Case, RawCase, SyntheticSource
+from segkit.data import Case, DataError, RawCase, SyntheticSource
 from segkit.data.augment import ALBUMENTATIONS, MONAI, TRANSFORMS, NoAugment, build_augment
 from segkit.data.case_store import CachedSource, CaseStore
 from segkit.data.datasets import EvaluationSet, TrainingSet
@@ -186,7 +189,7 @@ def test_only_the_required_blocks_are_read(tmp_path):
     content[2 * quarter : 3 * quarter] = bytes(quarter)
     stored.path.write_bytes(content)
     assert np.array_equal(stored[..., :32, :32, :32], volume[..., :32, :32, :32])
-    with pytest.raises(CacheError, match=r"image\.b2nd .*delete"):
+    with pytest.raises(CacheError, match=r"image\.b2nd: wrong checksum.*delete"):
         stored[...]
 
 
@@ -216,7 +219,8 @@ def test_entries_are_written_atomically(tmp_path):
     assert calls == [1]
     (folder,) = (tmp_path / "cache").iterdir()
     (folder / "numbers.npz").write_bytes(b"")
-    assert cache.entry({}, lambda: ({}, {"a": np.zeros(1)})).numbers["a"].tolist() == [0]
+    with pytest.warns(UserWarning, match=r"numbers\.npz cannot be read.* made again"):
+        assert cache.entry({}, lambda: ({}, {"a": np.zeros(1)})).numbers["a"].tolist() == [0]
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match=r"loader\.cache_dir .*loader\.cache: none"):
         DiskCache(tmp_path / "file", {}).entry({}, lambda: ({}, {}))
@@ -243,12 +247,14 @@ def test_damaged_entries_are_computed_again(tmp_path, damage):
         image.write_bytes(image.read_bytes()[:-100])
     else:
         (folder / "numbers.npz").write_bytes(b"x")
-    entry = cache.entry({"case": "a"}, compute)
+    with pytest.warns(UserWarning, match="damaged .* made again"):
+        entry = cache.entry({"case": "a"}, compute)
     np.testing.assert_array_equal(entry.arrays["image"][...], compute()[0]["image"])
     assert {name: number.tolist() for name, number in entry.numbers.items()} == {"n": [7]}
     assert len(calls) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*is made again")
 def test_concurrent_repairs_of_damaged_entries(tmp_path):
     cache = DiskCache(tmp_path, {})
     content = {"image": np.full((2, 50, 50), 3, np.float32)}, {"n": np.array([3])}
@@ -290,3 +296,79 @@ def test_a_pickled_augmentation_draws_the_same(engine):
     for seed in range(4):
         for expected, found in zip(augment(image, mask, seed), copied(image, mask, seed), strict=True):
             np.testing.assert_array_equal(found, expected)
+
+
+class Failing(Shapes):
+    """A source whose cases cannot be read."""
+
+    error: Exception
+
+    def read(self, case):
+        raise self.error from KeyError(case.name)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("error", "is_known"), [(DataError("case 0: bad"), True), (ZeroDivisionError("x"), False)])
+def test_a_known_error_in_a_worker_is_its_message_alone(workers, error, is_known):
+    dataset = training_set(Shapes((4, 4)), keep="none")
+    dataset.store.source = Failing((4, 4))
+    dataset.store.source.error = error
+    loader = training_loader(dataset, batch=1, workers=workers, steps=2, seed=7, start=0, multiple=4, pin=False)
+    with pytest.raises(type(error)) as caught:
+        next(iter(loader))
+    assert (str(caught.value) == str(error)) is (is_known or not workers)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "all"])
+def test_an_entry_damaged_during_training_is_made_again(tmp_path, damage):
+    options = {"patch": [8, 8], "foreground": 0.5}
+    dataset = training_set(cached(Shapes((40, 30)), tmp_path), keep="disk", **options)
+    expected = training_set(Shapes((40, 30)), **options)
+    assert torch.equal(dataset[Key(0, 0, 0)]["image"], expected[Key(0, 0, 0)]["image"])
+    (file,) = tmp_path.glob("*/image.b2nd")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "all":
+        shutil.rmtree(tmp_path)
+    elif damage == "delete":
+        file.unlink()
+    else:
+        file.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    with pytest.warns(UserWarning, match="damaged .* made again"):
+        sample = dataset[Key(0, 1, 0)]
+    for key in (Key(0, 1, 0), Key(3, 5, 0)):
+        assert torch.equal(dataset[key]["image"], expected[key]["image"])
+    assert torch.equal(sample["image"], expected[Key(0, 1, 0)]["image"])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_named_with_the_option(tmp_path):
+    """A limit on the size of files fails a write as a full disk does."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    volume = np.random.default_rng(0).random((1, 100, 100), dtype=np.float32)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with pytest.raises(
+            CacheError, match=r"cache .*written \(File too large\); free space.*loader\.cache_dir"
+        ) as caught:
+            DiskCache(tmp_path, {}).entry({}, lambda: ({"image": volume}, {}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_killed_processes_are_removed_at_the_next_start(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from segkit.data.disk_cache import DiskCache, MAKING\n"
+        "folder = DiskCache(Path(sys.argv[1]), {})._temporary(MAKING)\n"
+        "(folder / 'image.b2nd').write_bytes(b'x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
+    alive = DiskCache(tmp_path / "none", {})
+    alive.folder = tmp_path
+    kept = alive._temporary(".making")
+    assert len(list(tmp_path.iterdir())) == 2
+    DiskCache(tmp_path, {})
+    assert list(tmp_path.iterdir()) == [kept]

@@ -10,7 +10,7 @@ import torch
 from segkit import Labels
 from segkit.data import SyntheticSource
 from segkit.data.datasets import TrainingSet
-from segkit.data.memory_check import MemoryLimitError, available, estimate
+from segkit.data.memory_check import MemoryLimitError, available, copies_of_cases, estimate
 
 from support.command_line import TINY, tool
 
@@ -75,3 +75,16 @@ def test_killed_workers_are_explained(folder, monkeypatch, number, text):
     printed = " ".join(tool("train", "--config", "tiny.yaml", "loader.workers=1", folder=folder, code=5).split())
     assert "died" in printed
     assert text in printed
+
+
+def test_spawned_workers_get_copies_of_the_cases(monkeypatch):
+    """Each worker holds one, the process holds one, and one is in transit."""
+    assert copies_of_cases(3) == 1
+    assert copies_of_cases(3, processes=2) == 2
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda: "spawn")
+    assert copies_of_cases(0) == 1
+    assert copies_of_cases(3) == 5
+    assert copies_of_cases(3, processes=2) == 10
+    monkeypatch.setattr("segkit.data.memory_check.available", lambda: 30 * BYTES)
+    with pytest.raises(MemoryLimitError, match="in 5 copies"):
+        estimate(SOURCE, SOURCE.cases, 12, None, copies_of_cases(3))

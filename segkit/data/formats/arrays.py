@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from segkit.data.formats.header_checks import DEFLATE, UNCOMPRESSED, check_pixel_bytes
 from segkit.utils.errors import DataError
 
 MAX_CHANNELS = 4  # an axis that is this short after longer ones holds channels
@@ -42,8 +46,10 @@ def number_type(path: Path) -> str:
 def _load(path: Path, names: tuple[str, ...], where: str) -> np.ndarray:
     """The array of an NPY file. Of an NPZ file, the array under one of `names`, or the only one.
 
-    Raises DataError if that does not identify one array, or if it does not hold real numbers.
+    Raises DataError if that does not identify one array, if it does not hold real numbers, and if a header declares
+    more of them than the file can hold.
     """
+    _check_size(path, where)
     content = np.load(path, allow_pickle=False)
     if isinstance(content, np.ndarray):
         array = content
@@ -55,7 +61,43 @@ def _load(path: Path, names: tuple[str, ...], where: str) -> np.ndarray:
                     f"{where}: expected one array{f' or one named {names[0]}' if content.files else ''}, got an "
                     f"archive of {', '.join(content.files) or 'nothing'}; save it with numpy.save"
                 )
+            _check_member(path, candidates[0], where)
             array = content[candidates[0]]
     if array.dtype.kind not in "biuf":
         raise DataError(f"{where}: expected an array of real numbers, got {array.dtype}")
     return array
+
+
+def _check_size(path: Path, where: str) -> None:
+    """Raise DataError if the header of an NPY file declares more numbers than the file holds."""
+    with path.open("rb") as file:
+        is_npy = file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+        file.seek(0)
+        declared = _declared_bytes(file) if is_npy else 0
+    check_pixel_bytes(declared, [path], where, ratio=UNCOMPRESSED)
+
+
+def _check_member(path: Path, name: str, where: str) -> None:
+    """Raise DataError if an array of an NPZ file unpacks to more than its compressed bytes can hold.
+
+    Both the directory of the archive and the header of the array declare a size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        member = archive.getinfo(f"{name}.npy" if f"{name}.npy" in names else name)
+        check_pixel_bytes(member.file_size, [path], where, ratio=DEFLATE)
+        with archive.open(member) as file:
+            declared = _declared_bytes(file)
+    if declared > member.file_size:
+        raise DataError(
+            f"{where}: the header of its array {name} declares {declared:,} bytes, but the archive holds "
+            f"{member.file_size:,}; it is truncated or damaged, copy or export it again"
+        )
+
+
+def _declared_bytes(file: IO[bytes]) -> int:
+    """The bytes of the numbers that the header of an NPY file declares."""
+    major, _minor = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, _order, dtype = read(file)
+    return math.prod(shape) * dtype.itemsize

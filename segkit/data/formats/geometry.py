@@ -26,6 +26,25 @@ class Geometry:
     shape: tuple[int, ...]
 
 
+MIN_SIDE_MM, MAX_SIDE_MM = 1e-6, 1e6  # a nanometre and a kilometre
+
+
+def check_affine(affine: np.ndarray, where: str) -> None:
+    """Raise DataError unless an affine is finite and invertible with voxels of MIN_SIDE_MM to MAX_SIDE_MM."""
+    if not np.isfinite(affine).all():
+        raise DataError(
+            f"{where}: expected finite numbers in the affine, got {affine.tolist()}; correct the header, or export the "
+            "volume again"
+        )
+    sides = [float(side) for side in np.sqrt((affine[:3, :3].astype(float) ** 2).sum(0))]
+    ras_orientation(affine, where)
+    if not all(MIN_SIDE_MM <= side <= MAX_SIDE_MM for side in sides):
+        raise DataError(
+            f"{where}: expected voxels with sides of {MIN_SIDE_MM:g} to {MAX_SIDE_MM:g} mm, got "
+            f"{', '.join(f'{side:.3g}' for side in sides)} mm; correct the spacing in the header"
+        )
+
+
 def to_ras(array: np.ndarray, geometry: Geometry, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     """Reorient an array to the orientation closest to RAS, by flipping and permuting axes.
 
@@ -68,9 +87,12 @@ def ras_orientation(affine: np.ndarray, where: str) -> np.ndarray:
     lengths = np.sqrt((affine[:3, :3] ** 2).sum(0))
     rounded = np.eye(4)
     rounded[:3, :3] = np.round(affine[:3, :3] / np.where(lengths > 0, lengths, 1), 4)
-    orientation = _orientations().io_orientation(rounded)
+    orientation = _orientations().io_orientation(rounded) if np.isfinite(rounded).all() else np.full((3, 2), np.nan)
     if not np.isfinite(orientation).all():
-        raise DataError(f"{where}: the affine is not invertible, so the orientation is unknown: {affine.tolist()}")
+        raise DataError(
+            f"{where}: the affine is not invertible, so the orientation is unknown: {affine.tolist()}; correct the "
+            "header, or export the volume again"
+        )
     return orientation
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.formats.geometry import Geometry, ras_orientation, to_ras
-from segkit.data.formats.header_checks import check_pixel_bytes
+from segkit.data.formats.geometry import Geometry, check_affine, ras_orientation, to_ras
+from segkit.data.formats.header_checks import DEFLATE, UNCOMPRESSED, check_pixel_bytes, check_regular
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
@@ -23,12 +23,13 @@ def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     Raises DataError, beginning with `where`, for colours, complex numbers, more than four axes and an affine that is
     not invertible; OSError and other errors of the reader for a damaged file.
     """
-    volume = _open(path)
+    volume, files = _open(path, where), [path, *pixel_files(path)]
+    affine = _affine_in_mm(volume, where)
     declared = math.prod(volume.shape) * volume.get_data_dtype().itemsize
-    files = [path, *pixel_files(path)]
-    check_pixel_bytes(declared, files, where, compressed=path.suffix.lower() in (".gz", ".mgz"))
+    is_compressed = any(file.suffix.lower() in (".gz", ".mgz") for file in files)
+    check_pixel_bytes(declared, files, where, ratio=DEFLATE if is_compressed else UNCOMPRESSED)
     array = _checked_axes(np.asanyarray(volume.dataobj), where)
-    return to_ras(array, Geometry(_affine_in_mm(volume), array.shape[:3]), where)
+    return to_ras(array, Geometry(affine, array.shape[:3]), where)
 
 
 def pixel_files(path: Path) -> list[Path]:
@@ -36,10 +37,10 @@ def pixel_files(path: Path) -> list[Path]:
     return [path.with_suffix(".img")] if path.suffix.lower() == ".hdr" else []
 
 
-def read_geometry(path: Path, _where: str) -> Geometry:
-    """The geometry, from the header alone."""
-    volume = _open(path)
-    return Geometry(_affine_in_mm(volume), tuple(volume.shape[:3]))
+def read_geometry(path: Path, where: str) -> Geometry:
+    """The geometry, from the header alone. Raises DataError for an affine that is not finite or not invertible."""
+    volume = _open(path, where)
+    return Geometry(_affine_in_mm(volume, where), tuple(volume.shape[:3]))
 
 
 def header_conflict(path: Path, where: str) -> str | None:
@@ -47,18 +48,22 @@ def header_conflict(path: Path, where: str) -> str | None:
 
     The sform is used, as nibabel does; other programs use the qform.
     """
-    volume = _open(path)
+    volume = _open(path, where)
     if not hasattr(volume.header, "get_sform"):
         return None
     (sform, is_set), (qform, is_set_too) = volume.get_sform(coded=True), volume.get_qform(coded=True)
-    if not is_set or not is_set_too or np.array_equal(ras_orientation(sform, where), ras_orientation(qform, where)):
+    if not is_set or not is_set_too:
+        return None
+    if not np.isfinite(qform).all():
+        return "its qform is not finite; segkit uses the sform, other programs the qform"
+    if np.array_equal(ras_orientation(sform, where), ras_orientation(qform, where)):
         return None
     return "its sform and qform give the axes different directions; segkit uses the sform, other programs the qform"
 
 
 def number_type(path: Path) -> str:
     """The number type after the intensity scaling of the header, from the header alone."""
-    volume = _open(path)
+    volume = _open(path, f"file {path}")
     slope, intercept = getattr(volume.dataobj, "slope", 1), getattr(volume.dataobj, "inter", 0)
     return volume.get_data_dtype().name if (slope, intercept) == (1, 0) else "float64"
 
@@ -69,15 +74,20 @@ def write(array: np.ndarray, geometry: Geometry, path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(array, geometry.affine), path)
 
 
-def _affine_in_mm(volume: Any) -> np.ndarray:
-    """The affine in mm, converted from the unit in the header."""
+def _affine_in_mm(volume: Any, where: str) -> np.ndarray:
+    """The affine in mm, converted from the unit in the header. Raises DataError, see `check_affine`."""
     has_units = hasattr(volume.header, "get_xyzt_units")  # MGH and Analyze are in mm
     factor = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0) if has_units else 1.0
-    return volume.affine if factor == 1.0 else np.diag([factor] * 3 + [1.0]) @ volume.affine
+    affine = volume.affine if factor == 1.0 else np.diag([factor] * 3 + [1.0]) @ volume.affine
+    check_affine(affine, where)
+    return affine
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, where: str) -> Any:
     """The volume with its pixels not yet read."""
+    for file in pixel_files(path):
+        if file.exists():
+            check_regular(file, where)
     nibabel = _nibabel("reading NIfTI files")
     try:
         volume = nibabel.load(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from segkit.data.formats.header_checks import ANY_CODEC, DEFLATE, check_file_bytes, check_pixel_bytes
 from segkit.utils.errors import DataError
 
 # how a complete file begins and ends: OpenCV fills the rest of a truncated file with grey without an error
@@ -40,7 +41,10 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda array: array.swapaxes(-1, -2)[..., ::-1, ::-1],
     8: lambda array: array.swapaxes(-1, -2)[..., ::-1, :],
 }
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, PNG_GREY_WITH_ALPHA: 2, 6: 4}  # by colour type
 MAX_PIXELS = 1 << 28  # per file; 16384 x 16384
+# what Pillow may open, whatever the name says: other formats start programs, such as Ghostscript for EPS
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "TIFF")
 
 
 def read_image(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -170,16 +174,22 @@ def number_type(path: Path) -> str:
 
 def _content(path: Path, where: str) -> bytes:
     """The bytes of a file. Raises DataError for a truncated, damaged or oversized image, before decoding it."""
+    check_file_bytes(path, where)
     content = path.read_bytes()
     for magic, (end, kind) in LAST_BYTES.items():
         if content.startswith(magic) and end not in content[-TAIL:]:
             raise DataError(f"{where}: the {kind} file is truncated; copy or export it again")
     if content.startswith(b"\x89PNG"):
-        check_size(struct.unpack(">II", content[PNG_SIZE]), where)
+        width, height = struct.unpack(">II", content[PNG_SIZE])
+        check_size((width, height), where)
+        bits = content[PNG_DEPTH] * PNG_CHANNELS.get(content[PNG_COLOUR_TYPE], 1)
+        check_pixel_bytes(width * height * bits // 8, [path], where, ratio=DEFLATE)
         _check_checksums(content, where)
     else:
         with _pillow(content) as picture:
             check_size(picture.size, where)
+            declared = picture.width * picture.height * len(picture.getbands())
+        check_pixel_bytes(declared, [path], where, ratio=ANY_CODEC)
     return content
 
 
@@ -212,7 +222,7 @@ def _pillow(content: bytes) -> Iterator[Any]:
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(BytesIO(content)) as picture:
+        with Image.open(BytesIO(content), formats=PICTURES) as picture:
             yield picture
     finally:
         Image.MAX_IMAGE_PIXELS = limit

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import math
-import os
 import re
 import tempfile
 from collections import defaultdict
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.formats.geometry import Geometry, to_ras
-from segkit.data.formats.header_checks import check_pixel_bytes
+from segkit.data.formats import itk_headers
+from segkit.data.formats.geometry import Geometry, check_affine, to_ras
+from segkit.data.formats.header_checks import ANY_CODEC, check_pixel_bytes
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
@@ -38,9 +39,8 @@ OTHER_ENDINGS = (
 )
 OVERLAYS = range(0x6000, 0x6100)  # groups of a DICOM header
 MAX_SHEAR = 0.02  # shift of a slice against the one before, as a share of their distance
-HEADER = 65536  # bytes that are searched for the end of a header
-# headers that are files of their own, and the line that names the file of pixels
-DETACHED = {".mhd": r"^ElementDataFile\s*=\s*(.+)$", ".nhdr": r"^data ?file:\s*(.+)$"}
+DICOM_READER = "GDCMImageIO"
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # a full disk, or a folder that is read-only
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -49,42 +49,18 @@ def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
 
     Raises DataError, beginning with `where`, for complex numbers and more than three spatial axes.
     """
-    _check_header(path, where)
-    sitk = _sitk()
-    return _to_ras(_quietly(lambda: sitk.ReadImage(str(path))), where)
+    reader = _header_reader(path, where)
+    itk_headers.check_size(_declared_bytes(reader), path, where)
+    return _to_ras(_quietly(reader.Execute), where)
 
 
-def pixel_files(path: Path) -> list[Path]:
-    """The files of pixels that a header names; empty if the pixels are in the same file as the header."""
-    if path.suffix.lower() not in DETACHED:
-        return []
-    with open(path, "rb") as file:
-        head = file.read(HEADER).decode("latin-1")
-    match = re.search(DETACHED[path.suffix.lower()], head, re.MULTILINE | re.IGNORECASE)
-    if match is None:
-        return []
-    name = match.group(1).strip()
-    if name.upper() == "LOCAL":
-        return []
-    if name.upper().startswith("LIST"):
-        return [path.parent / line.strip() for line in head[match.end() :].splitlines() if line.strip()]
-    return [path.parent / name]
-
-
-def _check_header(path: Path, where: str) -> None:
-    """Raise DataError if a header names files that are missing or outside its folder, or declares more pixels than its
-    files can hold."""
-    files = pixel_files(path)
-    for file in files:
-        if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(path.parent)):
-            raise DataError(f"{where}: it names the pixel file {file}, which is outside the folder of its header")
-        if not file.is_file():
-            raise DataError(f"{where}: it names the pixel file {file}, which does not exist; copy both files")
-    sitk, reader = _sitk(), _header_reader(path)
-    bits = re.match(r"\d+", str(sitk.GetPixelIDValueAsString(reader.GetPixelID())).removeprefix("vector of "))
+def _declared_bytes(reader: Any) -> int:
+    """The bytes of pixels that the header declares which a reader has read."""
+    name = str(_sitk().GetPixelIDValueAsString(reader.GetPixelID()))
+    bits = re.search(r"\d+", name)
     bytes_per_number = int(bits.group()) // 8 if bits else 1
-    declared = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * bytes_per_number
-    check_pixel_bytes(declared, [path, *files], where, compressed=True)
+    numbers = 2 if "complex" in name else 1
+    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * bytes_per_number * numbers
 
 
 def read_squeezed(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -107,7 +83,7 @@ def read_squeezed(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]
     if image.GetDimension() != 3 or image.GetSize()[2] != 1:
         return _to_ras(image, where)
     array = sitk.GetArrayFromImage(image)[0]  # y, x, channels
-    geometry = _geometry(image)
+    geometry = _geometry(image, where)
     # with the directions in space, since SimpleITK would project those of a tilted slice on the first two axes
     return _plane_to_ras(array.swapaxes(0, 1), Geometry(geometry.affine, geometry.shape[:2]), where)
 
@@ -115,7 +91,7 @@ def read_squeezed(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]
 def _dicom_image(path: Path, header: Any, where: str) -> Any:
     """The image of a DICOM file, decoded by GDCM, or by pydicom where GDCM cannot decode it or returns wrong pixels:
     those with 32 bits in big-endian order, and colours of more than 8 bits in run-length encoding."""
-    pydicom, sitk = require("pydicom", "medical", "reading DICOM files"), _sitk()
+    pydicom = require("pydicom", "medical", "reading DICOM files")
     syntax, bits = header.file_meta.get("TransferSyntaxUID"), int(header.get("BitsAllocated", 8))
     is_wide_colour = int(header.get("SamplesPerPixel", 1)) > 1 and bits > 8
     is_misread = (syntax == pydicom.uid.ExplicitVRBigEndian and bits == 32) or (
@@ -123,11 +99,18 @@ def _dicom_image(path: Path, header: Any, where: str) -> Any:
     )
     if not is_misread:
         with suppress(OSError):
-            return _quietly(lambda: sitk.ReadImage(str(path)))
+            reader = _header_reader(path, where)
+            check_pixel_bytes(_declared_bytes(reader), [path], where, ratio=ANY_CODEC)  # in the eyes of GDCM
+            return _quietly(reader.Execute)
     try:
         with _decoded_copy(path) as copy:
-            return _quietly(lambda: sitk.ReadImage(str(copy)))
-    except Exception:  # of any type; its message is not shown: it may quote patient data from the header
+            return _quietly(_header_reader(copy, where).Execute)
+    except Exception as error:  # of any type; its message is not shown: it may quote patient data from the header
+        if isinstance(error, OSError) and error.errno in NOT_WRITTEN:
+            raise DataError(
+                f"{where}: to decode it, a copy is written to the temporary folder {tempfile.gettempdir()}"
+                f", which failed ({error.strerror}); free space there, or set TMPDIR to another folder"
+            ) from None
         raise DataError(
             f"{where}: neither GDCM nor pydicom can decode it; it may be truncated: copy it again, or save it without "
             "compression, for example with `gdcmconv --raw IN OUT`"
@@ -156,15 +139,15 @@ def _decoded_copy(path: Path) -> Iterator[Path]:
 
 def read_geometry(path: Path, where: str) -> Geometry:
     """The geometry, from the header alone."""
-    reader = _header_reader(path)
+    reader = _header_reader(path, where)
     _check_axes(reader.GetDimension(), where)
-    return _geometry(reader)
+    return _geometry(reader, where)
 
 
 def number_type(path: Path) -> str:
     """The number type as SimpleITK names it, such as `32-bit float`, from the header alone."""
     sitk = _sitk()
-    return str(sitk.GetPixelIDValueAsString(_header_reader(path).GetPixelID()))
+    return str(sitk.GetPixelIDValueAsString(_header_reader(path, f"file {path}").GetPixelID()))
 
 
 def read_series(folder: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -177,7 +160,7 @@ def read_series(folder: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]
 
 def read_series_geometry(folder: Path, where: str) -> Geometry:
     """The geometry of a DICOM series, for which its slices are read."""
-    return _geometry(_quietly(_series_reader(folder, where).Execute))
+    return _geometry(_quietly(_series_reader(folder, where).Execute), where)
 
 
 def write(array: np.ndarray, geometry: Geometry, path: Path) -> None:
@@ -213,10 +196,10 @@ def is_series(folder: Path) -> bool:
     for file in found:
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+            if header.get("ImagePositionPatient"):
+                positions[str(header.get("SeriesInstanceUID"))].add(str(header.ImagePositionPatient))
         except Exception:  # a damaged file is named when it is read
             continue
-        if header.get("ImagePositionPatient"):
-            positions[str(header.get("SeriesInstanceUID"))].add(str(header.ImagePositionPatient))
     return any(len(places) > 1 for places in positions.values())
 
 
@@ -238,9 +221,14 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _header_reader(path: Path) -> Any:
-    """A SimpleITK reader that has read the header of a file."""
+def _header_reader(path: Path, where: str) -> Any:
+    """A SimpleITK reader that has read the header of a file. Raises DataError, see `itk_headers.check_files`."""
+    has_text_header = path.suffix.lower() in itk_headers.HEADERS
+    if has_text_header:
+        itk_headers.check_files(path, where)
     reader = _sitk().ImageFileReader()
+    # ITK alone would choose its reader by the content, whatever the name says
+    reader.SetImageIO(itk_headers.HEADERS[path.suffix.lower()][2] if has_text_header else DICOM_READER)
     reader.SetFileName(str(path))
     _quietly(reader.ReadImageInformation)
     return reader
@@ -318,7 +306,8 @@ def _to_ras(image: Any, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     array = _sitk().GetArrayFromImage(image)
     axes = image.GetDimension()
     array = array.transpose(*reversed(range(axes)), *range(axes, array.ndim))  # z, y, x, channels -> x, y, z, channels
-    return _plane_to_ras(array, _geometry(image), where) if axes == 2 else to_ras(array, _geometry(image), where)
+    geometry = _geometry(image, where)
+    return _plane_to_ras(array, geometry, where) if axes == 2 else to_ras(array, geometry, where)
 
 
 def _plane_to_ras(array: np.ndarray, geometry: Geometry, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -334,14 +323,18 @@ def _check_axes(axes: int, where: str) -> None:
         raise DataError(f"{where}: expected 2 or 3 spatial axes, got {axes}; save each time point as a file of its own")
 
 
-def _geometry(image: Any) -> Geometry:
-    """The geometry of a SimpleITK image, or of a reader that has read a header, converted from LPS to RAS."""
+def _geometry(image: Any, where: str) -> Geometry:
+    """The geometry of a SimpleITK image, or of a reader that has read a header, converted from LPS to RAS.
+
+    Raises DataError, see `check_affine`.
+    """
     axes = image.GetDimension()
     scaled_direction = np.eye(3)
     scaled_direction[:axes, :axes] = np.array(image.GetDirection()).reshape(axes, axes) * np.array(image.GetSpacing())
     affine = np.eye(4)
     affine[:3, :3] = LPS_TO_RAS @ scaled_direction
     affine[:3, 3] = LPS_TO_RAS @ np.array([*image.GetOrigin(), 0.0])[:3]
+    check_affine(affine, where)
     return Geometry(affine, tuple(image.GetSize()))
 
 

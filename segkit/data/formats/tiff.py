@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from segkit.data.formats.header_checks import ANY_CODEC, DEFLATE, UNCOMPRESSED, check_pixel_bytes
 from segkit.data.formats.raster import ORIENTATION, check_size, refuse_transparency_alone, scaled, upright
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
@@ -28,7 +30,7 @@ OTHER_MODELS = {
 }
 YCBCR, JPEG = 6, (6, 7)
 PARTS_OF_A_BYTE = (2, 4)  # bits per pixel that tifffile unpacks to bytes
-UNCOMPRESSED = 1  # value of the tag Compression
+PLAIN, ZLIB = 1, (8, 32946)  # values of the tag Compression
 ALPHA = (1, 2)  # values of the tag ExtraSamples
 CHANNELS = "SC"  # axes of channels in tifffile's notation; all others but Y and X are depth
 
@@ -66,14 +68,14 @@ def read_mask(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
 
 def number_type(path: Path) -> str:
     """The number type of a channel, from the header alone."""
-    with _open(path) as file:
+    with _open(path, f"file {path}") as file:
         page: Any = file.pages[0]
         return "uint1" if page.dtype == bool else str(page.dtype)
 
 
 def orientation(path: Path) -> int:
     """The tag Orientation, 1 if the picture is shown as it is stored."""
-    with _open(path) as file:
+    with _open(path, f"file {path}") as file:
         return _orientation(file.pages[0])
 
 
@@ -84,7 +86,7 @@ def _orientation(page: Any) -> int:
 
 def page_count(path: Path) -> int:
     """The number of full-resolution pages, without thumbnails and the levels of a pyramid."""
-    with _open(path) as file:
+    with _open(path, f"file {path}") as file:
         return len(_pages(file))
 
 
@@ -93,9 +95,13 @@ def mask_ending(image: Path) -> str:
     return ".tif" if image.is_file() and page_count(image) > 1 else ".png"
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _open(path: Path, where: str) -> Iterator[Any]:
+    """The file. Raises DataError if it is damaged."""
+    tifffile = require("tifffile", "tiff", "reading TIFF files")
     # other files that the metadata name are not read
-    return require("tifffile", "tiff", "reading TIFF files").TiffFile(path, _multifile=False)
+    with _refuse_lost_pages(where), tifffile.TiffFile(path, _multifile=False) as file:
+        yield file
 
 
 def _pages(file: Any) -> list[Any]:
@@ -104,7 +110,7 @@ def _pages(file: Any) -> list[Any]:
 
 def _read(path: Path, where: str, *, is_mask: bool = False) -> tuple[np.ndarray, Any]:
     """The pixels [C, *S] without transparency, and the first page, whose tags describe them."""
-    with _refuse_lost_pages(where), _open(path) as file:
+    with _open(path, where) as file:
         pages = _pages(file)
         page_types = {f"{page.shape} of {page.dtype}" for page in pages}
         if len(page_types) > 1:
@@ -113,7 +119,7 @@ def _read(path: Path, where: str, *, is_mask: bool = False) -> tuple[np.ndarray,
             check_size((page.imagewidth, page.imagelength), where)
             _check_complete(page, path.stat().st_size, where)
         series, page = file.series[0], pages[0]
-        if page.compression != UNCOMPRESSED:
+        if page.compression != PLAIN:
             require("imagecodecs", "tiff", "reading compressed TIFF files")
         if page.dtype is None or page.dtype.kind not in "biuf":
             raise DataError(f"{where}: expected integers or floating-point numbers, got {page.dtype}")
@@ -122,6 +128,7 @@ def _read(path: Path, where: str, *, is_mask: bool = False) -> tuple[np.ndarray,
                 f"{where}: expected grey values, a palette or red, green and blue, got {OTHER_MODELS[page.photometric]}"
                 "; convert it, for example with `magick IN.tif -colorspace sRGB OUT.tif`"
             )
+        _check_size(series, page, path, where)
         array = _channels_first(series.asarray(), series.axes, where)
     colours = len(array) - _alpha_channels(page, len(array))
     if is_mask and 0 < colours < len(array):
@@ -153,6 +160,16 @@ def _check_complete(page: Any, size: int, where: str) -> None:
     """Raise DataError for a truncated file: decoders fill the missing end of a compressed strip without an error."""
     if any(start + length > size for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)):
         raise DataError(f"{where}: the TIFF file is truncated; copy or export it again")
+
+
+def _check_size(series: Any, page: Any, path: Path, where: str) -> None:
+    """Raise DataError if the headers of all pages, or one tile, declare more pixels than the file can hold."""
+    ratio = UNCOMPRESSED if page.compression == PLAIN else DEFLATE if page.compression in ZLIB else ANY_CODEC
+    ratio = ANY_CODEC if 0 in page.databytecounts else ratio  # parts that are left out are 0
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
+    tile = math.prod(page.chunks) if page.is_tiled else 0
+    check_pixel_bytes(series.size * bits // 8, [path], where, ratio=ratio)
+    check_pixel_bytes(tile * bits // 8, [path], where, ratio=ratio)
 
 
 def _alpha_channels(page: Any, channels: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segkit.data.cases import Case, Source
+from segkit.data.cases import Case, RawCase, Source
 from segkit.data.class_counts import count_class_components, count_classes
 from segkit.data.formats import is_raster
 from segkit.data.readers import check_geometry, header_notes, number_type, orientation
@@ -91,9 +91,12 @@ class Finding:
 def examine(source: Source, case: Case, labels: Labels) -> CaseSummary:
     """Read a case and summarise it. A case that cannot be read gives a summary with errors; nothing is raised."""
     try:
-        raw = source.read(case)
+        return _summary(source.read(case), case, labels)
     except DataError as error:
         return CaseSummary(case.name, error.messages)
+
+
+def _summary(raw: RawCase, case: Case, labels: Labels) -> CaseSummary:
     assert raw.mask is not None
     low, high = float(raw.image.min()), float(raw.image.max())
     ignored = 0 if labels.ignore_index is None else int((raw.mask == labels.ignore_index).sum())

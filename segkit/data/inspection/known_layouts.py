@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segkit.data.documents import checked
+from segkit.data.documents import checked, read_text
 from segkit.data.inspection.base import PARTS, SAMPLED, Layout, find_part, folders, images_in, read_json, subfolders
 from segkit.data.inspection.mask_classes import SURVEYED
 from segkit.data.readers import stored_mask
@@ -57,6 +57,7 @@ def _labels_of_dataset_json(entry: Any) -> dict[str, Any] | None:
         return None
     keys_are_numbers = all(str(key).isdigit() for key in entry)
     numbers = {str(value): int(key) for key, value in entry.items()} if keys_are_numbers else dict(entry)
+    numbers = {name: int(value) if isinstance(value, str) else value for name, value in numbers.items()}
     labels: dict[str, Any] = {}
     if "ignore" in numbers:
         labels["ignore_index"] = int(numbers.pop("ignore"))
@@ -167,7 +168,7 @@ def _listed_names(root: Path) -> list[str] | None:
     file = root / "class_names.txt"
     if not file.is_file():
         return None
-    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     return [name for name in names if name != "__ignore__"]
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from segkit.data.cases import Case, RawCase, mask_dtype
+from segkit.data.documents import MAX_NAME, name_problem
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.readers import background_value, only_annotated, read_files
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
-from segkit.utils.text import listed_lines
+from segkit.utils.text import is_control, listed_lines, one_line
 
 
 class FileSource:
@@ -101,9 +102,11 @@ def with_unique_names(cases: Sequence[Case], group: str | None = None) -> list[C
 
 
 def sorted_cases(cases: Iterable[Case], folder: Path) -> tuple[Case, ...]:
-    """Sort cases by name. Raises DataError if there are none, or if a name occurs twice."""
+    """Sort cases by name. Raises DataError if there are none, if a name occurs twice, and for names of cases that
+    cannot name files: the names of pictures and masks are made from them."""
     by_name: dict[str, Case] = {}
     for case in cases:
+        _check_names(case)
         other = by_name.setdefault(case.name, case)
         if other is not case:
             files = [", ".join(map(str, duplicate.images)) for duplicate in (other, case)]
@@ -117,25 +120,48 @@ def sorted_cases(cases: Iterable[Case], folder: Path) -> tuple[Case, ...]:
     return tuple(by_name[name] for name in sorted(by_name))
 
 
+def _check_names(case: Case) -> None:
+    """Raise DataError for a name that is no path below a folder, and for a group that is no short text."""
+    files = listed_lines([one_line(path) for path in case.images], limit=1)
+    problem = name_problem(case.name)
+    if not problem and (set(case.name.split("/")) & {"", ".", ".."}):
+        problem = f"a name that stays in its folder, got {one_line(case.name)}"
+    if not problem and (any(map(is_control, case.group)) or len(case.group) > MAX_NAME):
+        problem = f"a group of at most {MAX_NAME} characters without control characters, got {one_line(case.group, 80)}"
+    if problem:
+        raise DataError(f"case {one_line(case.name, 80)}: expected {problem}; rename it{files}")
+
+
 def listed_file(text: str, root: Path, listing: Path) -> Path:
     """The path of a file named in a listing. Raises DataError if it is missing or outside the folder `root`."""
+    if problem := name_problem(text):
+        raise DataError(f"{listing}: expected {problem}")
     # links are not resolved, since data are often linked from elsewhere
     path = Path(os.path.normpath(root / text))
     if not path.is_relative_to(os.path.normpath(root)):
         raise DataError(f"{listing} lists {text}, which lies outside the folder {root}")
     path = in_any_form(path)
-    if not path.exists():
+    if path == Path(os.path.normpath(root)):
+        raise DataError(f"{listing} lists {text}, which is the folder {root}; list a file in it")
+    if not os.path.exists(path):
         raise DataError(f"{listing} lists {text}, but there is no such file in {root}{windows_hint(text)}")
     return path
 
 
 def in_any_form(path: Path) -> Path:
     """The path, or one whose names are the same text in another Unicode form, as in archives packed on macOS."""
-    if path.exists() or path == path.parent:
+    if os.path.exists(path):
         return path
-    parent = in_any_form(path.parent)
-    forms = [parent / unicodedata.normalize(form, path.name) for form in ("NFC", "NFD")]
-    return next((other for other in forms if other.exists()), path)
+    found = Path()
+    for part in path.parts:
+        forms = [
+            found / form for form in (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        ]
+        existing = next((form for form in forms if form.exists()), None)
+        if existing is None:
+            return path
+        found = existing
+    return found
 
 
 def files_like(folder: Path, pattern: str) -> list[Path]:

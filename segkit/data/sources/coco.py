@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, FiniteFloat
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat
 
 from segkit.data.cases import Case, RawCase, mask_dtype
-from segkit.data.documents import Entry, Identifier, read_document
+from segkit.data.documents import Entry, FileName, Identifier, Text, read_document
 from segkit.data.readers import background_value, read_image
 from segkit.data.sources.base import group_reader, listed_file, sorted_cases, with_unique_names
+from segkit.data.sources.coco_outlines import FIRST, LAST, object_runs
 from segkit.labels import Labels
-from segkit.utils.errors import DataError, reason
+from segkit.utils.errors import DataError
 from segkit.utils.optional import require
-from segkit.utils.text import listed
+from segkit.utils.text import listed, one_line
 
 MIN_COORDINATES = 6  # of a polygon: three corners
+MAX_SIDE = 1 << 24  # pixels
 IGNORE_HINT = "write `ignore_index: 255` under `labels`"
 Boxes = Literal["refuse", "ignore", "draw"]
 
@@ -33,14 +35,41 @@ def _polygons(value: Any) -> Any:
     return [value] if isinstance(value, list) and value and isinstance(value[0], (int, float)) else value
 
 
-Outline = Annotated[list[list[FiniteFloat]] | dict[str, Any], BeforeValidator(_polygons)]
+def _pairs(polygon: list[float]) -> list[float]:
+    if len(polygon) % 2:
+        raise ValueError(f"pairs of coordinates, got {len(polygon)} numbers")
+    return polygon
+
+
+def _runs(encoding: dict[str, Any]) -> dict[str, Any]:
+    """A run-length encoding with two sizes, and with numbers or compressed text as counts. It is returned unchanged."""
+    size, counts = encoding.get("size"), encoding.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(_is_count(side) and side <= MAX_SIDE for side in size)):
+        raise ValueError(
+            f"a size of two numbers of at most {MAX_SIDE} in a run-length encoding, got {one_line(size, 40)}"
+        )
+    is_text = isinstance(counts, str) and all(FIRST <= ord(character) <= LAST for character in counts)
+    if not is_text and not (isinstance(counts, list) and all(map(_is_count, counts))):
+        raise ValueError(
+            f"counts of whole numbers or of compressed text in a run-length encoding, got {one_line(counts, 40)}"
+        )
+    return encoding
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+Polygon = Annotated[list[FiniteFloat], AfterValidator(_pairs)]
+Outline = Annotated[list[Polygon] | Annotated[dict[str, Any], AfterValidator(_runs)], BeforeValidator(_polygons)]
+Side = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 
 
 class CocoImage(Entry):
     id: Identifier
-    file_name: str
-    width: int | None = None
-    height: int | None = None
+    file_name: FileName
+    width: Side | None = None
+    height: Side | None = None
 
 
 class CocoObject(Entry):
@@ -67,7 +96,7 @@ class CocoObject(Entry):
 
 class CocoCategory(Entry):
     id: Identifier
-    name: str
+    name: Text
 
 
 class CocoFile(Entry):
@@ -133,7 +162,7 @@ class CocoSource:
                 if not objects and unannotated == "skip":
                     continue
                 path = listed_file(image.file_name, folders[part], Path(file))
-                name = str(Path(image.file_name).with_suffix(""))
+                name = str(_below(image.file_name, path, folders[part]).with_suffix(""))
                 _check_ignored(objects, labels, name, Path(file))
                 self.objects[path], self.sizes[path] = objects, (image.height, image.width)
                 cases.append(Case(name, group_of(name), part, (path,), stamp=_stamp(objects)))
@@ -150,11 +179,14 @@ class CocoSource:
                 f"got {list(pixels.shape[1:])}; the file may be another version, or the annotations may not follow "
                 "its EXIF orientation, by which viewers turn it"
             )
-        drawn = [(entry, _object_mask(entry, size, case)) for entry in self.objects[case.images[0]]]
-        drawn.sort(key=lambda item: (not item[0]["below"], -int(item[1].sum())))
-        return RawCase(pixels, self._mask(drawn, size), spacing)
+        coco = require("pycocotools.mask", "coco", "drawing COCO annotations")
+        # run lengths, since the planes of all objects together may not fit into memory
+        drawn = [(entry, object_runs(entry, size, case)) for entry in self.objects[case.images[0]]]
+        drawn.sort(key=lambda item: (not item[0]["below"], -int(coco.area(item[1]))))
+        planes = ((entry, coco.decode(runs).astype(bool)) for entry, runs in drawn)
+        return RawCase(pixels, self._mask(planes, size), spacing)
 
-    def _mask(self, drawn: Sequence[tuple[dict[str, Any], np.ndarray]], size: tuple[int, int]) -> np.ndarray:
+    def _mask(self, drawn: Iterable[tuple[dict[str, Any], np.ndarray]], size: tuple[int, int]) -> np.ndarray:
         labels = self.labels
         if labels.has_mask_channels:
             mask = np.zeros((len(labels.names), *size), mask_dtype(labels))
@@ -298,57 +330,11 @@ def _check_ignored(objects: Sequence[Mapping[str, Any]], labels: Labels, name: s
         raise DataError(f"case {name}, {file}: crowd regions and boxes have to be ignored; {IGNORE_HINT}")
 
 
-def _object_mask(entry: Mapping[str, Any], size: tuple[int, int], case: Case) -> np.ndarray:
-    """The pixels of an object, bool [H, W]. Raises DataError if its outline cannot be drawn or has another size."""
-    coco = require("pycocotools.mask", "coco", "drawing COCO annotations")
-    outline = entry["outline"]
-    try:
-        if outline is None:
-            left, top, width, height = entry["box"]
-            corners = [left, top, left + width, top, left + width, top + height, left, top + height]
-            runs = coco.merge(coco.frPyObjects([corners], *size))
-        elif isinstance(outline, list):
-            runs = coco.merge(coco.frPyObjects(outline, *size))
-        else:
-            counts = outline["counts"]
-            total = sum(counts if isinstance(counts, list) else _decompressed(counts))
-            if total != math.prod(size):
-                raise ValueError(f"its run lengths add up to {total} pixels, not to {math.prod(size)}")
-            runs = coco.frPyObjects(outline, *size) if isinstance(counts, list) else outline
-        plane = coco.decode(runs).astype(bool)
-    except Exception as error:  # the library raises exceptions of any type for invalid outlines
-        raise DataError(
-            f"case {case.name}: the outline of object {entry['id']} cannot be drawn ({reason(error)})"
-        ) from error
-    if plane.shape != size:
-        raise DataError(
-            f"case {case.name}: expected the mask of object {entry['id']} to have the size {list(size)}, "
-            f"got {list(plane.shape)}"
-        )
-    if not plane.any():
-        warnings.warn(
-            f"case {case.name}: object {entry['id']} covers no pixel; it is too small, or lies outside the picture",
-            stacklevel=2,
-        )
-    return plane
-
-
-def _decompressed(counts: str | bytes) -> list[int]:
-    """The run lengths of a compressed encoding: groups of 5 bits, each number the difference to the last but one."""
-    characters = counts.encode() if isinstance(counts, str) else counts
-    runs: list[int] = []
-    value = shift = 0
-    for character in characters:
-        bits = character - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs
+def _below(name: str, path: Path, folder: Path) -> Path:
+    """The path of an image relative to the folder of images, as it is listed unless that leaves it meanwhile."""
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        return Path(os.path.relpath(path, folder))
+    return Path(name)
 
 
 def _stamp(objects: Sequence[Mapping[str, Any]]) -> str:

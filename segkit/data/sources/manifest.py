@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from segkit.data.cases import Case, MaskFile, RawCase
-from segkit.data.documents import read_document
+from segkit.data.documents import Text, read_document, read_text
 from segkit.data.formats import case_name
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import FileSource, group_reader, listed_file, sorted_cases, with_empty_mask
 from segkit.data.splits import PARTS
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
+from segkit.utils.text import listed, one_line
 
 PART_NAMES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 PART_NAMES |= {part: part for part in PARTS}
 SEPARATOR = ";"  # between the files of a cell
-COLUMN_SEPARATORS = ",;\t|"  # which pandas tells apart
-Cell = str | int | float | list[str] | dict[str, str | list[str]] | None
+SEPARATORS = ",;\t|"  # between the cells of a row
+Cell = str | int | float | list[str] | dict[Text, str | list[str]] | None
 KEYS = ("case", "image", "mask", "group", "split", "annotated", "weight")
 
 
@@ -75,7 +77,9 @@ class ManifestSource(FileSource):
             name = str(row.get("case") or case_name(images[0]))
             group_name = str(row["group"]) if row.get("group") else group_of(name)
             if row.get("split") not in (None, *PARTS):
-                raise DataError(f"{where}: expected split to be one of {', '.join(PARTS)}, got {row['split']}")
+                raise DataError(
+                    f"{where}: expected split to be one of {', '.join(PARTS)}, got {one_line(row['split'])}"
+                )
             annotated = _annotated(row, labels, where)
             stamp = "" if annotated is None else f"annotated: {', '.join(annotated)}"
             weight = self._path(str(row["weight"])) if "weight" in row else None
@@ -119,25 +123,39 @@ def unlabelled_rows(file: Path, labels: Labels) -> list[Case]:
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Read the rows of a table, without empty cells. Raises DataError if the file cannot be read."""
-    try:
-        rows = read_document(file, list[dict[str, Cell]]) if file.suffix.lower() == ".json" else _csv_rows(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the table {file} cannot be read: {error}") from error
+    rows = read_document(file, list[dict[str, Cell]]) if file.suffix.lower() == ".json" else _csv_rows(file)
     return [{str(key): value for key, value in row.items() if value not in ("", None, [])} for row in rows]
 
 
-def _csv_rows(file: Path) -> list[Any]:
+def _csv_rows(file: Path) -> list[dict[str, Any]]:
     """Read the rows of a CSV file. Headings are lowercased except `mask:NAME`; common names of parts are accepted."""
-    with open(file, encoding="utf-8-sig") as opened:
-        heading = opened.readline()
-    separator = None if any(mark in heading for mark in COLUMN_SEPARATORS) else ","  # there is a single column
-    table: Any = pd.read_csv(
-        file, dtype=str, keep_default_na=False, sep=separator, engine="python", encoding="utf-8-sig"
-    )
-    table = table.fillna("").rename(columns=lambda name: name if ":" in name else name.strip().lower())
-    if "split" in table:
-        table["split"] = table["split"].map(lambda part: PART_NAMES.get(part.strip().lower(), part))
-    return table.to_dict("records")
+    text = read_text(file)
+    heading = text.lstrip("\r\n").partition("\n")[0]
+    separator = max(SEPARATORS, key=heading.count)
+    try:
+        cells = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if any(row)]
+    except csv.Error as error:
+        raise DataError(
+            f"the table {file} cannot be read as CSV with cells of at most {csv.field_size_limit()} characters "
+            f"({error})"
+        ) from error
+    if not cells:
+        raise DataError(f"the table {file} is empty; expected a row of headings, such as image,mask")
+    names = [name if ":" in name else name.strip().lower() for name in cells[0]]
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise DataError(f"the table {file} has two columns with the heading {one_line(twice[0])}; rename one of them")
+    too_long = [number for number, row in enumerate(cells[1:], 1) if any(row[len(names) :])]
+    if too_long:
+        raise DataError(
+            f"{file}, entry {too_long[0]}: expected at most {len(names)} cells, one per heading, got "
+            f"{len(cells[too_long[0]])}; put text that holds {separator!r} into quotes"
+        )
+    rows = [dict(zip(names, row, strict=False)) for row in cells[1:]]
+    for row in rows:
+        part = row.get("split", "")
+        row["split"] = PART_NAMES.get(part.strip().lower(), part)
+    return rows
 
 
 def _check_keys(row: Mapping[str, Any], labels: Labels, where: str, *, may_be_empty: bool) -> None:
@@ -149,12 +167,14 @@ def _check_keys(row: Mapping[str, Any], labels: Labels, where: str, *, may_be_em
     classes += list(row["mask"]) if isinstance(row.get("mask"), Mapping) else []
     unknown = [key for key in row if key not in KEYS and not key.startswith("mask:")]
     if unknown:
-        raise DataError(f"{where}: expected {', '.join(KEYS)} or mask:NAME, got {', '.join(unknown)}")
+        raise DataError(f"{where}: expected {', '.join(KEYS)} or mask:NAME, got {listed(list(map(one_line, unknown)))}")
     if "image" not in row or not ("mask" in row or classes or may_be_empty):
         raise DataError(f"{where}: expected an image and a mask, got {', '.join(row) or 'nothing'}")
     unknown_classes = [name for name in classes if name not in labels.names]
     if unknown_classes:
-        raise DataError(f"{where}: expected masks of {', '.join(labels.names)}, got {', '.join(unknown_classes)}")
+        raise DataError(
+            f"{where}: expected masks of {', '.join(labels.names)}, got {listed(list(map(one_line, unknown_classes)))}"
+        )
 
 
 def _annotated(row: Mapping[str, Any], labels: Labels, where: str) -> tuple[str, ...] | None:

@@ -6,13 +6,13 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from segkit.data.cases import Case, MaskFile
-from segkit.data.documents import Entry, read_document
-from segkit.data.formats import case_name, extension, is_image, is_raster
+from segkit.data.documents import Entry, FileName, Text, read_document
+from segkit.data.formats import EXTENSIONS, case_name, extension, is_image, is_raster
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import (
     FileSource,
@@ -26,9 +26,10 @@ from segkit.data.sources.base import (
 )
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
-from segkit.utils.text import listed
+from segkit.utils.text import listed, one_line
 
 RGB = 3
+MAX_CLASS = 999_999_999
 IMAGES, MASKS, TEST_IMAGES = "imagesTr", "labelsTr", "imagesTs"
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # the name of a file that holds one channel of a case
 
@@ -73,27 +74,30 @@ class DecathlonSource(FileSource):
         self.cases = sorted_cases(cases, root)
 
 
+ClassNumber = Annotated[int, Field(ge=0, le=MAX_CLASS)]
+
+
 class _Pair(Entry):
-    image: str
-    label: str
+    image: FileName
+    label: FileName
 
 
 class _Image(Entry):
-    image: str
+    image: FileName
 
 
 class _Files(Entry):
-    images: list[str]
-    label: str
+    images: Annotated[list[FileName], Field(min_length=1)]
+    label: FileName
 
 
 class Listing(Entry):
     """A dataset.json, with the fields of the Decathlon and of both versions of nnU-Net."""
 
-    labels: dict[str, int | str | list[int]] | None = None
+    labels: dict[Text, ClassNumber | Text | list[ClassNumber]] | None = None
     training: list[_Pair] | None = None
-    test: list[str | _Image] | None = None
-    dataset: dict[str, _Files] | None = None
+    test: list[FileName | _Image] | None = None
+    dataset: dict[FileName, _Files] | None = None
     channel_names: dict[str, str] | None = None
     modality: dict[str, str] | None = None
     file_ending: str | None = None
@@ -103,15 +107,30 @@ class Listing(Entry):
     def _check_labels(cls, labels: dict[str, Any] | None) -> dict[str, Any] | None:
         """Numbers to names, as in the Decathlon, or names to numbers or to lists of numbers, as in nnU-Net."""
         for name, value in (labels or {}).items():
-            is_number = isinstance(value, (int, list)) or str(value).isdigit()
-            if not name.isdigit() and not is_number:
-                raise ValueError(f"a number, or a list of numbers, for the class {name}, got {value!r}")
+            is_number = isinstance(value, (int, list)) or _is_number(value)
+            if not is_number and not all(map(_is_number, labels or {})):
+                raise ValueError(
+                    f"a number, or a list of numbers, for the class {one_line(name, 80)}, got {one_line(value, 80)!r}"
+                )
         return labels
+
+    @field_validator("file_ending")
+    @classmethod
+    def _check_ending(cls, ending: str | None) -> str | None:
+        """An ending of a format, since files are searched by it."""
+        if ending is not None and ending.lower() not in EXTENSIONS:
+            raise ValueError(f"one of {', '.join(EXTENSIONS)}, got {one_line(ending, 80)}")
+        return ending
 
     @property
     def channels(self) -> int:
         """The number of image files of a case."""
         return len(self.channel_names or self.modality or {})
+
+
+def _is_number(text: object) -> bool:
+    """Whether text is a class number that is not too large."""
+    return isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def read_listing(file: Path) -> Listing:
@@ -149,7 +168,7 @@ def _check_classes(classes: Mapping[str, Any], labels: Labels, value_map: Mappin
 
 
 def _all_digits(classes: Mapping[str, Any]) -> bool:
-    return all(str(key).isdigit() for key in classes)
+    return all(_is_number(key) for key in classes)
 
 
 def _values(value: Any) -> tuple[int, ...]:

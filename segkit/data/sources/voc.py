@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from segkit.data.cases import Case, MaskFile
+from segkit.data.documents import read_text
 from segkit.data.formats import case_name, is_image
 from segkit.data.mask_encoding import MaskEncoding
 from segkit.data.sources.base import (
@@ -19,6 +20,7 @@ from segkit.data.sources.base import (
 )
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
+from segkit.utils.text import one_line
 
 
 class VOCSource(FileSource):
@@ -70,9 +72,11 @@ def _read_sets(root: Path, sets: Mapping[str, str]) -> list[tuple[str | None, st
             raise DataError(
                 f"expected a list of case names in {file}, but it does not exist; change `sets` under `data`"
             )
-        for case in file.read_text().split():
+        for case in read_text(file).split():
             if Path(case).name != case:
-                raise DataError(f"{file} lists {case}, which is a path; list file names without folder and ending")
+                raise DataError(
+                    f"{file} lists {one_line(case)}, which is a path; list file names without folder and ending"
+                )
             case = unicodedata.normalize("NFC", case)
             other = part_of.setdefault(case, part)
             if other != part:
