@@ -22,6 +22,7 @@ from segkit.compare.unit_results import (
     finished,
     finished_folders,
     foreground_classes,
+    is_complete,
     repair,
     rules_of,
     unit_rows,
@@ -34,6 +35,7 @@ from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 from segkit.utils.csv_tables import write_table
 from segkit.utils.files import remove_leftovers
+from segkit.utils.text import listed
 
 
 class UnitsFailed(Exception):
@@ -215,6 +217,11 @@ def report(units: Sequence[Unit], design: Design, context: ReportContext, out: P
     table = pd.concat([unit_rows(unit, design.metric) for unit in units], ignore_index=True)
     write_table(out / "cases.csv", table)
     logs = {unit: Run(unit.folder).records() for unit in units}
+    incomplete = [unit.name for unit, records in logs.items() if not is_complete(unit, records)]
+    if incomplete:
+        note = f"log.jsonl of {listed(incomplete)} is damaged or incomplete: curves and training warnings lack it"
+        console.print(f"warning: {note}", style="yellow", markup=False, highlight=False)
+        context = replace(context, notes=[*context.notes, note])
     by_loss = {loss: [records for unit, records in logs.items() if unit.loss == loss] for loss in design.losses}
     context = replace(context, notes=[*context.notes, *unequal_steps(by_loss), *log_warnings(by_loss)])
     analysis = Analysis(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
@@ -16,8 +16,10 @@ from segkit.compare.aggregation import check_aggregation
 from segkit.compare.score_table import METRICS, lacks_margin
 from segkit.config import Config, ConfigError
 from segkit.config.schema import leaves
-from segkit.data.splits import Split
 from segkit.utils.files import replace_text
+
+if TYPE_CHECKING:  # an import would bring torch to the analysis of tables
+    from segkit.data.splits import Split
 
 RESERVED_KEYS = ("loss", "seed", "run.dir")  # set by the comparison for each unit
 REPEATED_SUFFIX, REPEATED_SEED_OFFSET = " (again)", 1000  # label and seeds of the repeated baseline

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from segkit.training.checkpoint import CheckpointError, NewerFormat
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 from segkit.utils.errors import reason as reason_of
-from segkit.utils.files import remove_leftovers
+from segkit.utils.files import read_json, remove_leftovers
 from segkit.utils.text import listed
 
 COLUMNS = ["loss", "seed", "fold"]
@@ -53,15 +52,6 @@ def failure_record(unit: Unit) -> dict[str, Any]:
     return read_json(unit.folder / FAILED, dict, {})
 
 
-def read_json(file: Path, kind: type, default: Any) -> Any:
-    """The contents of a JSON file, or the default if it does not exist or is damaged."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        return default
-    return content if isinstance(content, kind) else default
-
-
 def finished_folders(out: Path) -> int:
     """Number of evaluated runs in the folder of a comparison, of any design."""
     return len({file.parents[2] for file in (out / "units").glob("*/evaluation/*/scores.json")})
@@ -84,6 +74,12 @@ def unit_rows(unit: Unit, metric: str) -> pd.DataFrame:
 def unit_scores(unit: Unit) -> dict[str, Any]:
     """The contents of scores.json of a finished unit; empty if it does not exist or is damaged."""
     return read_json(Run(unit.folder).evaluation(unit.part) / "scores.json", dict, {})
+
+
+def is_complete(unit: Unit, records: Sequence[dict[str, Any]]) -> bool:
+    """Whether the log of a finished unit reaches its last step."""
+    steps = [record["step"] for record in records if record["kind"] == "step"]
+    return bool(steps) and steps[-1] == unit_scores(unit)["step"]
 
 
 def rules_of(config: Config) -> Rules:

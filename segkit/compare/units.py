@@ -13,7 +13,7 @@ from rich.console import Console
 
 from segkit.compare.design import Design, Unit, unit_folder, unit_overrides
 from segkit.compare.leases import Leases
-from segkit.compare.unit_results import FAILED, failure_record, finished, read_json, remove_damaged_checkpoint
+from segkit.compare.unit_results import FAILED, failure_record, finished, remove_damaged_checkpoint
 from segkit.config import Config, ConfigError
 from segkit.data.cases import Source, data_digest
 from segkit.experiment.build import build_labels, build_source, load_config, split_cases
@@ -23,7 +23,7 @@ from segkit.experiment.runner import run_experiment
 from segkit.training.run_folder import Run
 from segkit.training.stopping import Interrupted
 from segkit.utils.exit_codes import describe
-from segkit.utils.files import replace_text
+from segkit.utils.files import read_json, replace_text
 
 ATTEMPTS = "attempts.json"
 MAX_DEATHS = 2  # of the process that trains a unit, after which the unit counts as failed

@@ -61,6 +61,7 @@ class LoaderSection(Section):
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     cache: Literal["memory", "disk", "none"] = "memory"
     cache_dir: Path | None = None
+    timeout: Annotated[float, Field(gt=0)] = 600.0
 
 
 class ParametersSection(Section):
@@ -92,6 +93,7 @@ class TrainSection(Section):
     validate_every: Duration = {"epochs": 1.0}
     log_every: Duration = {"steps": 10}
     gradients_every: Duration = {"steps": 100}
+    validation_loss: bool = True
     profile: Duration | None = None
 
 
@@ -238,8 +240,8 @@ class Config:
         """The part of the configuration that identifies the experiment, as plain data."""
         content = _plain(self, keep_paths=False)
         for section, key in (
-            *(("loader", key) for key in ("workers", "cache")),
-            *(("train", key) for key in ("log_every", "gradients_every", "profile")),
+            *(("loader", key) for key in ("workers", "cache", "timeout")),
+            *(("train", key) for key in ("log_every", "gradients_every", "profile", "validation_loss")),
             *(("checkpoints", key) for key in ("every", "keep")),
             *(("evaluation", key) for key in REPORTED),
         ):

@@ -144,7 +144,9 @@ def _written(array: np.ndarray, path: Path) -> dict[str, Any]:
     stored = compressed.asarray(np.ascontiguousarray(array), cparams=WRITING)
     # by Python, which reports a full disk
     size = path.write_bytes(stored.to_cframe())
-    checksums = [zlib.crc32(stored.schunk.get_chunk(number)) for number in range(stored.schunk.nchunks)]
+    # of the file and not of the array in memory: chunks of one value are represented in another way there
+    read = compressed.open(str(path), mode="r", mmap_mode="r", dparams=READING)
+    checksums = [zlib.crc32(read.schunk.get_chunk(number)) for number in range(read.schunk.nchunks)]
     return {"shape": list(array.shape), "bytes": size, "ends": _checksum_of_ends(path), "checksums": checksums}
 
 

@@ -118,11 +118,13 @@ def training_loader(
     share: slice = slice(None),
     frequent: Sequence[int] = (),
     frequent_share: float = 0.0,
+    timeout: float = 0.0,
 ) -> DataLoader:
     """Return the loader of the micro-batches of steps `start` to `steps`.
 
     The batches do not depend on the number of workers. See `BatchSampler` for `batch`, `accumulate`, `share`,
-    `frequent` and `frequent_share`.
+    `frequent` and `frequent_share`. timeout: seconds to wait for a batch of the workers, after which a RuntimeError is
+    raised; 0 for no limit.
     """
     sampler = BatchSampler(
         len(dataset),
@@ -145,4 +147,5 @@ def training_loader(
         # a separate generator, so that loading does not advance the generator that training uses
         generator=torch.Generator().manual_seed(seed),
         prefetch_factor=4 if workers else None,
+        timeout=timeout if workers else 0,
     )

@@ -84,10 +84,11 @@ def scores_json(
 def scores_match(scores: Mapping[str, Any], scoring: Scoring, step: int, threshold: float) -> bool:
     """Whether a scores.json belongs to a training that finished at this step, and to this scoring and threshold."""
     expected = scoring.rules.to_dict(), list(scoring.metrics), scoring.calibration
-    actual = scores.get("rules"), list(scores.get("metrics", [])), "calibration" in scores
+    metrics = scores.get("metrics")
+    actual = scores.get("rules"), list(metrics) if isinstance(metrics, dict) else [], "calibration" in scores
     recorded = scores.get("threshold", "unknown")  # files of earlier versions do not record it
     same = actual == expected and (recorded is None or recorded == threshold)
-    return same and "mean_intervals" in scores and scores.get("finished") is not None and scores["step"] == step
+    return same and "mean_intervals" in scores and scores.get("finished") is not None and scores.get("step") == step
 
 
 def _ignored_pixels(cases: Any, labels: Labels) -> int:

@@ -177,12 +177,14 @@ def score_cases(
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     group: ProcessGroup | None = None,
     keep: Callable[[int, Tensor], None] | None = None,
+    observe: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> CaseScores:
     """Predict and score every case on its original grid.
 
     track: wraps the iterable of case numbers, for a progress bar.
     group: process group that shares the cases. Each process scores a part of them, and all get the scores of all cases.
     keep: called with the number and the predicted mask of each case.
+    observe: called with the number, the logits [1, K, *S] and the mask [1, ...] of each case.
 
     Raises DataError, as `Scorer.result` does, and PredictionMemoryError, which names the case.
     """
@@ -191,8 +193,11 @@ def score_cases(
     for number in track(numbers):
         sample = cases[number]
         mask = to_device(sample["mask"][None], predictor.device)
-        prediction = _predicted(predictor, sample, labels, keep_logits=scoring.calibration)
-        probabilities = None if prediction.logits is None else labels.probabilities(prediction.logits)
+        prediction = _predicted(predictor, sample, labels, keep_logits=scoring.calibration or observe is not None)
+        logits = prediction.logits
+        probabilities = labels.probabilities(logits) if scoring.calibration and logits is not None else None
+        if observe is not None and logits is not None:
+            observe(number, logits, mask)
         scorer.add(
             sample["case"],
             sample["group"],

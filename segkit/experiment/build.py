@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -67,6 +68,7 @@ TABLES: dict[str, Table] = {
 READING = 2
 
 ConfigSource = str | Path | Mapping[str, Any]
+Track = Callable[[Any], Any]  # wraps something sized that is iterated over, for a progress bar
 
 
 def load_config(source: ConfigSource, overrides: Sequence[str] = (), *, data_only: bool = False) -> Config:
@@ -108,6 +110,7 @@ class Data:
     preprocess: Preprocess
     memory: tuple[int, int] | None = None  # bytes needed and free, if cases are cached in memory
     sizes: tuple[tuple[int, ...], ...] = ()  # of the training images as the network receives them
+    absent_classes: tuple[str, ...] = ()  # that no training case contains
 
     def cases(self, part: str) -> list[Case]:
         """The cases of `train`, `validation` or `test`, in the order of the split."""
@@ -158,30 +161,44 @@ def _counts(source: Source, labels: Labels) -> dict[str, list[int]]:
 
 
 def build_data(
-    config: Config, labels: Labels, *, multiple: Callable[[int], Multiple], cache: Path | None = None
+    config: Config,
+    labels: Labels,
+    *,
+    multiple: Callable[[int], Multiple],
+    cache: Path | None = None,
+    track: Track = iter,
 ) -> Data:
     """Find the cases, split them and fit the preprocessing on the training part.
 
     multiple: a function from the number of spatial axes (known from the first case) to the padding multiple of the
-    network. cache: the folder of the disk cache.
+    network. cache: the folder of the disk cache. track: wraps the names of the training cases, for a progress bar.
     """
     source = _cached(config, build_source(config, labels), cache)
-    return fitted_data(config, labels, source, split_cases(config, source), multiple=multiple)
+    return fitted_data(config, labels, source, split_cases(config, source), multiple=multiple, track=track)
 
 
 def fitted_data(
-    config: Config, labels: Labels, source: Source, split: Split, *, multiple: Callable[[int], Multiple]
+    config: Config,
+    labels: Labels,
+    source: Source,
+    split: Split,
+    *,
+    multiple: Callable[[int], Multiple],
+    track: Track = iter,
 ) -> Data:
     """The data of a split, with the preprocessing fitted on its training part. See `build_data`."""
     store = CaseStore(source, config.loader.cache)
     by_name = {case.name: case for case in source.cases}
     memory = _memory(config, store, [by_name[name] for name in split.train], len(split.train + split.validation))
     shapes: list[tuple[tuple[int, ...], tuple[float, ...]]] = []  # size and spacing of each training image
+    pixels = np.zeros(len(labels.names), np.int64)  # of each class
 
     def training() -> Iterator[tuple[Case, RawCase]]:
-        for name in split.train:
+        for name in track(split.train):
             raw = store.read(by_name[name])
             shapes.append((raw.image.shape[1:], raw.spacing))
+            if raw.mask is not None:
+                np.add(pixels, count_classes(raw.mask, labels), out=pixels)
             yield by_name[name], raw
 
     first = store.read(by_name[split.train[0]])
@@ -192,7 +209,8 @@ def fitted_data(
         multiple=multiple(first.image.ndim - 1),
     )
     sizes = tuple(preprocess.resampled_size(size, spacing) for size, spacing in shapes)
-    return Data(labels, source, split, store, preprocess, memory, sizes)
+    absent = tuple(name for name, count in zip(labels.names, pixels.tolist(), strict=True) if not count)
+    return Data(labels, source, split, store, preprocess, memory, sizes, absent)
 
 
 def _memory(config: Config, store: CaseStore, cases: Sequence[Case], number: int) -> tuple[int, int] | None:

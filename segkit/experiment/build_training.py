@@ -21,6 +21,7 @@ from segkit.data.memory_check import in_gb
 from segkit.data.sampling import steps_per_epoch
 from segkit.experiment.build import (
     Data,
+    Track,
     build_augment_from,
     build_data,
     build_labels,
@@ -69,33 +70,42 @@ class Built:
 
 
 def build_experiment(
-    config: Config, cache: Path | None = None, processes: Processes = SINGLE_PROCESS, *, from_init: bool = True
+    config: Config,
+    cache: Path | None = None,
+    processes: Processes = SINGLE_PROCESS,
+    *,
+    from_init: bool = True,
+    track: Callable[[str], Track] = lambda _description: iter,
 ) -> Built:
     """Build the experiment that a configuration describes.
 
     cache: the folder for files computed from the data that other runs can reuse, unless the configuration names one.
     from_init: whether to load the weights of `train.init`; a resumed run does not need them.
+    track: from a description to a function that shows the progress of reading cases.
 
     Raises ConfigError for options that do not fit the data or each other.
     """
     try:
         processes.batch_slice(config.loader.batch)
-        return _build_experiment(config, cache, processes, from_init)
+        return _build_experiment(config, cache, processes, from_init, track)
     except ValueError as error:
         if hasattr(error, "exit_code"):  # for example bad data, which has its own message and exit code
             raise
         raise ConfigError(f"{config.name}: {error}") from error
 
 
-def _build_experiment(config: Config, cache: Path | None, processes: Processes, from_init: bool) -> Built:
+def _build_experiment(
+    config: Config, cache: Path | None, processes: Processes, from_init: bool, track: Callable[[str], Track]
+) -> Built:
     """Build the parts in the order in which they depend on each other."""
     labels, device = build_labels(config), choose_device(config.device, processes)
     _check_device(config, device)
     configure_backends(deterministic=config.train.deterministic, tf32=config.train.tf32)
     cache = config.loader.cache_dir or cache
-    data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache)
+    reading = track("reading the training cases")
+    data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache, track=reading)
     model, notes = _model(config, data, device, processes, from_init)
-    settings, batches = _training(config, data, device, processes)
+    settings, batches = _training(config, data, device, processes, track("preparing the training cases"))
     check_network(config, data, processes)
     _check_validation(config, data)
     _check_sides(config, data)
@@ -111,6 +121,7 @@ def _build_experiment(config: Config, cache: Path | None, processes: Processes, 
         ),
         batches=batches,
         validation=_validation(config, data),
+        validation_loss=_loss_of_cases(resolved, labels, device) if config.train.validation_loss else None,
         predictor=predictor_factory(config, labels, data.preprocess, device),
         settings=settings,
         device=device,
@@ -196,6 +207,11 @@ def _loss(config: Config, labels: Labels, device: torch.device, processes: Proce
     return DeepSupervision(loss) if config.model.args.get("deep_supervision") else loss
 
 
+def _loss_of_cases(config: Config, labels: Labels, device: torch.device) -> WeightedSum:
+    """The loss for single validation cases: of the finest head, in this process alone."""
+    return build_loss([dict(term) for term in config.loss], labels).to(device)
+
+
 def _grouping(config: Config) -> Grouping:
     chosen = config.parameters
     return Grouping(chosen.encoder_lr, chosen.layer_decay, chosen.decay_norms_and_biases)
@@ -233,16 +249,16 @@ def _check_pixel_weights(config: Config, data: Data) -> None:
 
 
 def _training(
-    config: Config, data: Data, device: torch.device, processes: Processes
+    config: Config, data: Data, device: torch.device, processes: Processes, track: Track
 ) -> tuple[Settings, Callable[[int], Any]]:
     """The training settings, and a function from a step to the batches from that step on."""
     overfit = config.train.overfit
     training = training_set(config, data, NoAugment() if overfit else build_augment_from(config, data.labels))
     if config.loader.cache != "none":
-        training.prepare()
+        training.prepare(track)
     if training.has_weights:
         _check_pixel_weights(config, data)
-    frequent = training.with_foreground() if config.sampling.foreground_cases else []
+    frequent = training.with_foreground(track) if config.sampling.foreground_cases else []
     if config.sampling.foreground_cases and not frequent:
         raise DataError("sampling.foreground_cases: no training case has foreground; leave this option out")
     settings = _settings(config, steps_per_epoch(len(training), config.loader.batch, config.train.accumulate))
@@ -261,6 +277,7 @@ def _training(
             share=processes.batch_slice(config.loader.batch),
             frequent=frequent,
             frequent_share=config.sampling.foreground_cases,
+            timeout=config.loader.timeout,
         )
 
     if overfit is None:

@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from segkit.config import Config
+from segkit.labels import Labels
 from segkit.losses.library_presets import preset
+from segkit.utils.text import listed
 
 SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")
 POOLING = ("dice", "jaccard", "tversky", "focal_tversky", "generalized_dice", "lovasz_softmax", "lovasz_hinge")
@@ -30,6 +33,31 @@ def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:
     return [
         f"the flip turns left into right, but the classes {', '.join(sided)} keep their names: list the pairs to swap "
         "under `augment`, `swap_on_flip: [[left ..., right ...]]`, or remove the flip"
+    ]
+
+
+def absent_class_warnings(labels: Labels, absent: Sequence[str]) -> list[str]:
+    """Warn about classes that no training case contains."""
+    foreground = [labels.channel_names[channel] for channel in labels.foreground]
+    absent = [name for name in absent if name in foreground]
+    if set(foreground) <= set(absent):
+        return ["no training case contains foreground: the network can only learn the background; check the masks"]
+    if not absent:
+        return []
+    return [
+        f"no training case contains {listed(absent)}: the network cannot learn these classes; check labels.names "
+        "and the split"
+    ]
+
+
+def unscored_validation_warnings(config: Config) -> list[str]:
+    """Warn that no validation case contains foreground, and what follows from it."""
+    without = ["train.patience"] if config.train.patience is not None else []
+    without += ["schedule: plateau"] if config.schedule.name == "plateau" else []
+    effect = f", and {' and '.join(without)} without effect" if without else ""
+    return [
+        "no validation case contains foreground: where the network predicts none either, a validation has no score, "
+        f"which leaves the choice of best.pt to chance{effect}; use a split whose validation part has foreground"
     ]
 
 

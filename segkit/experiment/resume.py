@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from segkit.training.lr_schedules import Plateau
 from segkit.training.run_folder import Run
 from segkit.training.trainer import Experiment
 from segkit.utils.errors import RunError
+from segkit.utils.files import read_json
 
 NEEDED = (*TRAINED, *CONTINUED, "data", "init")  # the fields of a checkpoint by which a run is recognised and continued
 FIXED = ("labels", "model", "optimizer.name", "parameters")  # a checkpoint cannot be continued if these change
@@ -50,9 +50,11 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
         return None
     folder = run.evaluation(evaluated_part(config, Split.from_json(content["split"])))
     file = folder / "scores.json"
-    scores = json.loads(file.read_text()) if file.exists() and not lacks_pictures(folder) else None
+    scores = read_json(file, dict, {})
     scoring = scoring_of(config, build_labels(config))
-    if scores is None or not scores_match(scores, scoring, content["step"], config.evaluation.threshold):
+    if lacks_pictures(folder) or not scores_match(scores, scoring, content["step"], config.evaluation.threshold):
+        if file.exists():
+            console.print(f"the evaluation in {folder} is incomplete, damaged or of other settings, and is made again")
         return None
     console.print(f"{run.folder} holds the finished run; it is not trained again", markup=False, highlight=False)
     return scores

@@ -11,7 +11,7 @@ from rich.markup import escape
 from segkit.config import Config
 from segkit.experiment.build import Data, scoring_of
 from segkit.experiment.build_training import Built
-from segkit.experiment.preflight import loss_notes, loss_warnings, mirror_warnings
+from segkit.experiment.preflight import absent_class_warnings, loss_notes, loss_warnings, mirror_warnings
 from segkit.labels import Labels
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.training.profiling import Profiler
@@ -52,7 +52,8 @@ def print_header(config: Config, built: Built, console: Console) -> None:
     for note in loss_notes(config.loss, pooled=pooled):
         console.print(note, style="dim", highlight=False, markup=False)
     sides = mirror_warnings(config.labels.names, config.augment, built.data.preprocess.dims)
-    for warning in [*loss_warnings(config.loss), *sides]:
+    absent = absent_class_warnings(built.data.labels, built.data.absent_classes)
+    for warning in [*loss_warnings(config.loss), *sides, *absent]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 

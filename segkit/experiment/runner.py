@@ -13,11 +13,13 @@ from rich.console import Console
 
 from segkit.config import Config, dump
 from segkit.config.schema import leaves
+from segkit.data.class_counts import count_classes
 from segkit.evaluation.results import Origin
 from segkit.experiment.build import Data
 from segkit.experiment.build_training import Built, build_experiment, init_digest, profile_steps
-from segkit.experiment.evaluate_run import evaluated_part, write_evaluation
+from segkit.experiment.evaluate_run import evaluated_part, progress, write_evaluation
 from segkit.experiment.plugins import load_plugins
+from segkit.experiment.preflight import unscored_validation_warnings
 from segkit.experiment.resume import finished_scores, learning_rate_change
 from segkit.experiment.run_header import print_header, print_overfit, print_profile
 from segkit.training.loop import run_training
@@ -72,7 +74,13 @@ def _train_and_evaluate(
 ) -> dict[str, Any]:
     run.check_free(resume=resume)
     resumed = processes.broadcast(run.last.exists())
-    built = build_experiment(config, run.folder.parent / "cache", processes, from_init=not resumed)
+    built = build_experiment(
+        config,
+        run.folder.parent / "cache",
+        processes,
+        from_init=not resumed,
+        track=lambda description: progress(description, console),
+    )
     experiment, data = built.experiment, built.data
     content = run.load_last(keep=True) if run.writes and resumed else None
     if content is not None and (change := learning_rate_change(content, experiment)):
@@ -85,7 +93,8 @@ def _train_and_evaluate(
     _start(run, built)
     print_header(config, built, console)
     if config.evaluation.read_first and not resumed:
-        processes.run_on_first(lambda: read_first(data, part, console))
+        for warning in processes.run_on_first(lambda: read_first(config, data, part, console)):
+            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     steps = profile_steps(config, experiment.settings)
     profiler = None if steps is None else Profiler(steps, experiment.device)
     with trackers(config, run):
@@ -130,12 +139,18 @@ def _origin(run: Run, trainer: Trainer, data: Data) -> Origin:
     )
 
 
-def read_first(data: Data, part: str, console: Console) -> None:
+def read_first(config: Config, data: Data, part: str, console: Console) -> list[str]:
     """Read the validation and evaluation cases once before training, so that bad ones are reported now. Raises
-    DataError."""
-    cases = list(dict.fromkeys([*data.cases("validation"), *data.cases(part)]))
+    DataError. Returns warnings about the validation cases."""
+    validation = data.cases("validation")
+    cases, has_foreground = list(dict.fromkeys([*validation, *data.cases(part)])), False
+    names = {data.labels.channel_names[channel] for channel in data.labels.foreground}
+    foreground = [name in names for name in data.labels.names]
     for case in tracked(cases, "checking the evaluation cases", len(cases), console):
-        data.source.read(case)
+        mask = data.source.read(case).mask
+        if not has_foreground and mask is not None and case in validation:
+            has_foreground = bool(count_classes(mask, data.labels)[foreground].any())
+    return [] if has_foreground or not validation else unscored_validation_warnings(config)
 
 
 @contextmanager

@@ -9,13 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
 from segkit.data.datasets import EvaluationSet
 from segkit.evaluation.results import foreground_means
 from segkit.evaluation.scorer import score_cases
+from segkit.inference.memory import is_out_of_memory
 from segkit.losses.gradient_diagnostics import dead_terms
+from segkit.losses.weighted_sum import WeightedSum
 from segkit.training import checkpoint
 from segkit.training.lr_schedules import Plateau
 from segkit.training.profiling import Profiler
@@ -23,7 +26,14 @@ from segkit.training.run_folder import Run
 from segkit.training.stopping import BatchOverdue, Diverged, Interrupted, StopMonitor, StopSignals
 from segkit.training.trackers import FirstMasks, overlays_of
 from segkit.training.trainer import Batch, Experiment, MicroBatches, Trainer
+from segkit.utils.distributed import Processes
 from segkit.utils.progress import ProgressDisplay
+
+
+class TrainingMemoryError(MemoryError):
+    """A training step needs more memory than there is."""
+
+    exit_code = 4
 
 
 def fit(
@@ -159,11 +169,16 @@ def _saved_on_failure(trainer: Trainer, run: Run, console: Console) -> Iterator[
     """
     try:
         yield
-    except Exception:
+    except Exception as error:
         if trainer.processes.group is None and trainer.is_between_steps:
             with suppress(checkpoint.CheckpointError):  # the failure itself is reported
                 _save(run, run.last, trainer.state())
                 console.print(f"the training up to step {trainer.step_number} is saved", highlight=False)
+        if is_out_of_memory(error):
+            raise TrainingMemoryError(
+                f"out of memory in step {trainer.step_number + 1}; use a smaller loader.batch (with train.accumulate "
+                "for the same number of images per step), a smaller sampling.patch, or a smaller network"
+            ) from error
         raise
 
 
@@ -260,7 +275,7 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
     if experiment.validation is not None:
         start = time.perf_counter()
         masks = FirstMasks() if run.takes_pictures else None
-        means = _validation_scores(trainer, experiment.validation, masks)
+        means, loss = _validation_scores(trainer, experiment.validation, masks)
         score = means[settings.best]
         improved = score is not None and not math.isnan(score) and (trainer.best is None or score > trainer.best)
         if improved:
@@ -268,8 +283,11 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
         if isinstance(experiment.schedule, Plateau):
             experiment.schedule.observe(step, score)
         record |= {"validation": means, "time": {"validation_seconds": time.perf_counter() - start}}
+        record |= {} if loss is None else {"validation_loss": loss}
         scores = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if value is not None)
-        console.print(f"step {step}  validation {scores or 'without foreground'}{'  best' if improved else ''}")
+        shown_loss = "" if loss is None else f"  loss {loss:.4f}"
+        shown = f"{scores or 'without foreground'}{shown_loss}{'  best' if improved else ''}"
+        console.print(f"step {step}  validation {shown}")
         if masks is not None:
             run.show_picture("validation", overlays_of(masks, experiment.validation, experiment.labels), step)
         trainer.train_mode()
@@ -280,18 +298,45 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
         _save(run, run.best, {**trainer.state(), "selected_on": "validation"})
 
 
+class _CaseLosses:
+    """The loss of each validation case, kept on the device until all are computed."""
+
+    def __init__(self, loss: WeightedSum):
+        self.loss = loss
+        self.values: dict[int, Tensor] = {}
+
+    @torch.inference_mode()
+    def observe(self, number: int, logits: Tensor, mask: Tensor) -> None:
+        self.values[number] = self.loss(logits, mask)
+
+    def mean(self, processes: Processes) -> float:
+        """The mean over the cases of all processes; a case of two processes counts once."""
+        local = {number: value.item() for number, value in self.values.items()}
+        values = {number: value for part in processes.all_gather(local) for number, value in part.items()}
+        return sum(values.values()) / len(values)
+
+
 def _validation_scores(
     trainer: Trainer, validation: EvaluationSet, masks: FirstMasks | None
-) -> dict[str, float | None]:
-    """Mean Dice and IoU over the foreground classes. The first predictions are kept in `masks`."""
+) -> tuple[dict[str, float | None], float | None]:
+    """Mean Dice and IoU over the foreground classes, and the mean loss of the cases.
+
+    The first predictions are kept in `masks`.
+    """
+    losses = None
+    if trainer.experiment.validation_loss is not None:
+        losses = _CaseLosses(trainer.experiment.validation_loss)
+        losses.loss.set_progress(max(0, trainer.step_number - 1) / trainer.settings.limits.steps)
     scored = score_cases(
         trainer.experiment.predictor(trainer.evaluated_model),
         validation,
         trainer.experiment.labels,
         group=trainer.processes.group,
         keep=None if masks is None else masks.keep,
+        observe=None if losses is None else losses.observe,
     )
-    return foreground_means(scored.cases, trainer.experiment.labels)
+    means = foreground_means(scored.cases, trainer.experiment.labels)
+    return means, None if losses is None else losses.mean(trainer.processes)
 
 
 def _save(run: Run, path: Path, state: dict[str, Any]) -> None:

@@ -90,6 +90,7 @@ class Experiment:
         predictor: A function from a network to its predictor.
         settings: The settings of the training.
         device: The device of the model and the loss.
+        validation_loss: The loss of single validation cases; None leaves it out of the log.
         network: The module that is called in the forward pass if it is not `model` itself, such as its compiled form.
         processes: The process group of distributed training.
         plain: Plain data for the checkpoint in addition to the weights: configuration, preprocessing, labels.
@@ -108,6 +109,7 @@ class Experiment:
     network: nn.Module | None = None
     processes: Processes = SINGLE_PROCESS
     plain: dict[str, Any] = field(default_factory=dict)
+    validation_loss: WeightedSum | None = None
 
 
 @dataclass(frozen=True)

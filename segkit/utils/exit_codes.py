@@ -16,6 +16,7 @@ OUT_OF_MEMORY = 4
 WORKER_DIED = 5
 
 REDUCE_MEMORY = "use fewer loader.workers, loader.cache: disk, or a smaller sampling.patch"
+TIMED_OUT = "DataLoader timed out"
 CAUSES_OF_DEATH = {
     "signal: Killed": f"it was killed (SIGKILL), usually because the system ran out of memory; {REDUCE_MEMORY}",
     "signal: Bus error": (
@@ -42,7 +43,7 @@ def exit_code(error: Exception) -> int | None:
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return OUT_OF_MEMORY
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+    if isinstance(error, RuntimeError) and ("DataLoader worker" in text or TIMED_OUT in text):
         return WORKER_DIED
     return None
 
@@ -100,7 +101,12 @@ def record_bug(error: Exception) -> str:
 
 
 def worker_death(error: Exception) -> str:
-    """The likely cause of a dead loader worker, from torch's message or from the error that caused it."""
+    """The likely cause of a dead or hanging loader worker, from torch's message or from the error that caused it."""
     text = f"{error} {error.__cause__ or error.__context__}"
+    if TIMED_OUT in text:
+        return (
+            f"{error}: a data loading worker hangs, or its storage is slow; check the storage, use a larger "
+            "loader.timeout (seconds), or loader.workers=0 to see the cause"
+        )
     cause = next((explanation for sign, explanation in CAUSES_OF_DEATH.items() if sign in text), str(error))
     return f"a data loading worker died: {cause}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -54,6 +56,15 @@ def replace_bytes(path: Path, content: bytes) -> None:
     """Write a binary file atomically, see `replaced`."""
     with replaced(path) as temporary:
         temporary.write_bytes(content)
+
+
+def read_json(file: Path, kind: type, default: Any) -> Any:
+    """The contents of a JSON file of a type; the default if it does not exist, is damaged or has another type."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return default
+    return content if isinstance(content, kind) else default
 
 
 @contextmanager

@@ -191,7 +191,14 @@ def _names(folder: Path) -> set[str]:
 
 
 def _content(file: Path) -> Any:
-    """The content of a file without times, in a form that can be compared."""
+    """The content of a file without times, in a form that can be compared; the bytes of a damaged one."""
+    try:
+        return _parsed(file)
+    except Exception:
+        return file.read_bytes()
+
+
+def _parsed(file: Path) -> Any:
     if file.suffix == ".pt":
         content = torch.load(file, weights_only=True)
         for key in ("time", "environment", "config", "resolved"):
