@@ -230,7 +230,7 @@ def interrupted():
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("array", [np.zeros((64, 64), np.uint8), np.full((9, 300, 300), 3.5), np.ones((0, 5))])
+@pytest.mark.parametrize("array", [np.zeros((64, 64), np.uint8), np.full((9, 300, 300), 3.5)])
 def test_arrays_of_one_value_are_not_taken_for_damaged(tmp_path, array):
     """The compressor stores them without any data, such as the mask of a case without foreground."""
     cache = DiskCache(tmp_path, {})

@@ -2,10 +2,7 @@
 
 import json
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -541,14 +538,6 @@ def test_golden_losses_of_five_steps(tmp_path):
     fit(make_experiment(steps=5, dropout=0.0, log_every=1), run, console=QUIET)
     losses = [record["loss"] for record in log_of(run) if record["kind"] == "step"]
     assert losses == pytest.approx(GOLDEN, rel=1e-3)
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_runs_equal_an_uninterrupted_run():
-    """Twenty kills, some of them by SIGTERM; for more, run tools/kill_and_resume.py --kills 200."""
-    script = Path(__file__).parents[2] / "tools" / "kill_and_resume.py"
-    done = subprocess.run([sys.executable, str(script), "--kills", "20"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_run_stopped_between_two_log_lines_writes_the_same_next_line(tmp_path):

@@ -43,6 +43,8 @@ COMMANDS = {
         "out",
     ),
 }
+PATIENCE = ("train.patience={steps: 5}", "loader.workers=2", "checkpoints.every=null")
+COMMANDS["train by patience, two loader workers"] = ([*COMMANDS["train"][0], *PATIENCE], "run")
 COMMANDS["compare --parallel 2"] = ([*COMMANDS["compare"][0], "--parallel", "2"], "out")
 COMMANDS["compare --engine ray"] = ([*COMMANDS["compare"][0], "--engine", "ray", "--parallel", "1"], "out")
 OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")  # besides opening a file to write
