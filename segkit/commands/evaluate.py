@@ -147,7 +147,7 @@ def evaluate_predictions(
     scored = score_folder(predictions, references, labels, scoring, group=group, encodings=encodings, track=shown)
     result = scores_json(scored, labels, scoring, split=f"all of {predictions}", origin=None)
     out.mkdir(parents=True, exist_ok=True)
+    write_results(out, scored, labels, result)  # before the figures, which may fail
     write_figures(scored, labels, out)
-    write_results(out, scored, labels, result)
     print_scores(result, console)
     console.print(f"written to {out}", markup=False)

@@ -37,8 +37,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     Raises CheckpointError if the file cannot be written, for example because the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted or renamed is not made anew
         with replaced(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **content}, file)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError for an OSError
