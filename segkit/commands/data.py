@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -49,7 +48,7 @@ from segkit.labels import Labels
 from segkit.report.console_data import print_check
 from segkit.report.contact_sheet import contact_sheet
 from segkit.utils.errors import DataError
-from segkit.utils.files import replace_text
+from segkit.utils.files import replace_text, temporary_folder
 from segkit.utils.progress import tracked
 
 FOLDS = 5
@@ -137,10 +136,10 @@ def _source_and_unpaired(config: Config, labels: Labels) -> tuple[Source, list[F
 
 def check_folder(root: Path, *, workers: int | None, written: Path | None, console: Console) -> dict[str, Any]:
     """Check a folder with the layout and the classes that `inspect` detects. See `check` for the arguments."""
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         folder = Path(os.path.abspath(root))
         layout = detect_layout(folder)
-        table = _write_table(layout, Path(temporary) / "segkit.yaml") if layout.rows else None
+        table = _write_table(layout, temporary / "segkit.yaml") if layout.rows else None
         described = _describe(folder, layout, table)
         _print_layout(root, layout, described, console)
         config = {"name": root.name or "data", **described.sections}

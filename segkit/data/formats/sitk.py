@@ -18,6 +18,7 @@ from segkit.data.formats import itk_headers
 from segkit.data.formats.geometry import Geometry, check_affine, to_ras
 from segkit.data.formats.header_checks import ANY_CODEC, check_pixel_bytes
 from segkit.utils.errors import DataError
+from segkit.utils.files import temporary_folder
 from segkit.utils.optional import require
 
 MAX_SEARCHED, MAX_COMPARED = 64, 16  # files looked at to recognise a series: any files, and DICOM files
@@ -131,8 +132,8 @@ def _decoded_copy(path: Path) -> Iterator[Path]:
     for element in [element for element in source if element.tag.group in OVERLAYS]:
         del source[element.tag]
     source.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy.dcm"
+    with temporary_folder() as folder:
+        copy = folder / "copy.dcm"
         pydicom.dcmwrite(copy, source, implicit_vr=False, little_endian=True, force_encoding=True)
         yield copy
 
