@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from segkit.utils.files import remove_leftovers, replace_text, temporary_folder
 from segkit.utils.progress import tracked
 
 PICTURES = ("overlays.png", "confusion.png", "reliability.png")
-DRAWING = "drawing"  # exists while the pictures are drawn
-MAX_KILLS = 3  # while drawing, after which an evaluation is complete without pictures
+DRAWING = "drawing"  # exists while results are written and pictures drawn
+MAX_KILLS = 5  # while drawing, after which an evaluation is complete without pictures
 
 
 def evaluated_cases(trained: TrainedModel, split: str | None, data: Path | None) -> tuple[EvaluationSet, str]:
@@ -88,9 +88,9 @@ def write_evaluation(
     remove_leftovers(folder)
     for name in PICTURES:  # of an earlier evaluation
         (folder / name).unlink(missing_ok=True)
-    write_results(folder, scored, labels, result)
-    if config.evaluation.overlays:
-        with _drawing(folder):
+    with _drawing(folder) if config.evaluation.overlays else nullcontext():
+        write_results(folder, scored, labels, result)
+        if config.evaluation.overlays:
             _try_to_draw("overlays.png", lambda: write_overlays(cases, labels, chosen, folder / "overlays.png"))
             write_figures(scored, labels, folder)
     return result
@@ -98,7 +98,7 @@ def write_evaluation(
 
 @contextmanager
 def _drawing(folder: Path) -> Iterator[None]:
-    """Mark the time in which pictures are drawn, and count the processes that were killed in it."""
+    """Mark the time in which results are written and pictures drawn, and count the processes that were killed in it."""
     replace_text(folder / DRAWING, str(_killed_while_drawing(folder) + 1))
     yield
     (folder / DRAWING).unlink()

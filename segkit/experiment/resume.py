@@ -15,14 +15,14 @@ from segkit.data.splits import Split
 from segkit.evaluation.results import scores_match
 from segkit.experiment.build import build_labels, build_source, restore_config, scoring_of, split_cases
 from segkit.experiment.build_training import init_digest
-from segkit.experiment.evaluate_run import evaluated_part, lacks_pictures
+from segkit.experiment.evaluate_run import DRAWING, MAX_KILLS, evaluated_part, lacks_pictures
 from segkit.experiment.plugins import plugin_hashes
 from segkit.training.checkpoint import CONTINUED, TRAINED, check_complete
 from segkit.training.lr_schedules import Plateau
 from segkit.training.run_folder import Run
 from segkit.training.trainer import Experiment
 from segkit.utils.errors import RunError
-from segkit.utils.files import read_json
+from segkit.utils.files import read_json, remove_leftovers
 
 NEEDED = (*TRAINED, *CONTINUED, "data", "init")  # the fields of a checkpoint by which a run is recognised and continued
 FIXED = ("labels", "model", "optimizer.name", "parameters")  # a checkpoint cannot be continued if these change
@@ -56,6 +56,14 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
         if file.exists():
             console.print(f"the evaluation in {folder} is incomplete, damaged or of other settings, and is made again")
         return None
+    if (folder / DRAWING).exists():
+        console.print(
+            f"its pictures are left out, because the process was killed {MAX_KILLS} times while it drew them; `segkit "
+            f"evaluate --checkpoint {run.folder}` tries again",
+            markup=False,
+            highlight=False,
+        )
+        remove_leftovers(folder)
     console.print(f"{run.folder} holds the finished run; it is not trained again", markup=False, highlight=False)
     return scores
 
