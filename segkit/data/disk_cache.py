@@ -122,6 +122,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _touched(where: Any, shape: tuple[int, ...], chunks: tuple[int, ...]) -> list[int]:
     """The numbers of the chunks, in C order, that the region `array[where]` touches."""
+    chunks = tuple(max(part, 1) for part in chunks)  # 0 for an empty array, in earlier versions of blosc2
     grid = np.arange(np.prod([-(-side // part) for side, part in zip(shape, chunks, strict=True)], dtype=int))
     grid = grid.reshape([-(-side // part) for side, part in zip(shape, chunks, strict=True)])
     where = where if isinstance(where, tuple) else (where,)
