@@ -56,8 +56,8 @@ def unscored_validation_warnings(config: Config) -> list[str]:
     without += ["schedule: plateau"] if config.schedule.name == "plateau" else []
     effect = f", and {' and '.join(without)} without effect" if without else ""
     return [
-        "no validation case contains foreground: where the network predicts none either, a validation has no score, "
-        f"which leaves the choice of best.pt to chance{effect}; use a split whose validation part has foreground"
+        "no validation case contains foreground, so that validations say nothing about it: there will be no best.pt"
+        f"{effect}; use a split whose validation part has foreground"
     ]
 
 

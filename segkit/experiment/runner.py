@@ -31,6 +31,7 @@ from segkit.training.trainer import Trainer
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.errors import RunError, set_folder
 from segkit.utils.files import replaced
+from segkit.utils.optional import require
 from segkit.utils.progress import tracked
 
 
@@ -73,6 +74,7 @@ def _train_and_evaluate(
     config: Config, run: Run, resume: bool, console: Console, processes: Processes
 ) -> dict[str, Any]:
     run.check_free(resume=resume)
+    check_trackers(config)
     resumed = processes.broadcast(run.last.exists())
     built = build_experiment(
         config,
@@ -151,6 +153,14 @@ def read_first(config: Config, data: Data, part: str, console: Console) -> list[
         if not has_foreground and mask is not None and case in validation:
             has_foreground = bool(count_classes(mask, data.labels)[foreground].any())
     return [] if has_foreground or not validation else unscored_validation_warnings(config)
+
+
+def check_trackers(config: Config) -> None:
+    """Raise MissingExtra for a tracker that is not installed, before anything is read."""
+    if config.logging.tensorboard:
+        require("tensorboard", "tensorboard", "logging.tensorboard")
+    if config.logging.mlflow is not None:
+        require("mlflow", "mlflow", "logging.mlflow")
 
 
 @contextmanager

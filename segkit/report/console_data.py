@@ -13,6 +13,8 @@ from segkit.report.figure_text import printable, shortened
 
 STYLES = {"error": "bold red", "warning": "yellow"}
 
+LINES = "\n"  # the text of a finding may list cases, one per line
+
 
 def print_check(result: Mapping[str, Any], console: Console) -> None:
     """Print the class table, the size of the data set, and all findings.
@@ -29,9 +31,8 @@ def print_check(result: Mapping[str, Any], console: Console) -> None:
         console.print(result["augmentation"], highlight=False, soft_wrap=True)
     for finding in result["findings"]:
         style = STYLES[finding["level"]]
-        console.print(
-            f"[{style}]{finding['level']}[/] {escape(printable(finding['text']))}", highlight=False, soft_wrap=True
-        )
+        text = escape(printable(finding["text"], keep=LINES))
+        console.print(f"[{style}]{finding['level']}[/] {text}", highlight=False, soft_wrap=True)
     errors = sum(finding["level"] == "error" for finding in result["findings"])
     warnings = len(result["findings"]) - errors
     console.print(

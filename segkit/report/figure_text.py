@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 LONGEST = 80  # characters of a name
 
 
-def printable(text: str) -> str:
-    """The text with control characters, which could steer a terminal, written as codes."""
+def printable(text: str, keep: str = "") -> str:
+    """The text with control characters, which could steer a terminal, written as codes, except for those to keep."""
     return "".join(
-        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") and letter not in keep
+        else letter
         for letter in text
     )
 

@@ -275,8 +275,8 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
     if experiment.validation is not None:
         start = time.perf_counter()
         masks = FirstMasks() if run.takes_pictures else None
-        means, loss = _validation_scores(trainer, experiment.validation, masks)
-        score = means[settings.best]
+        means, loss, has_foreground = _validation_scores(trainer, experiment.validation, masks)
+        score = means[settings.best] if has_foreground else None  # otherwise only false positives are scored
         improved = score is not None and not math.isnan(score) and (trainer.best is None or score > trainer.best)
         if improved:
             trainer.best, trainer.best_step = score, step
@@ -292,7 +292,7 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
             run.show_picture("validation", overlays_of(masks, experiment.validation, experiment.labels), step)
         trainer.train_mode()
     run.log(record)
-    if trainer.best is not None:  # without any score there is nothing that could improve
+    if trainer.best is not None:  # without a score there is nothing that could improve
         trainer.finished = trainer.finished or settings.limits.out_of_patience(step, trainer.best_step)
     if improved:
         _save(run, run.best, {**trainer.state(), "selected_on": "validation"})
@@ -318,8 +318,8 @@ class _CaseLosses:
 
 def _validation_scores(
     trainer: Trainer, validation: EvaluationSet, masks: FirstMasks | None
-) -> tuple[dict[str, float | None], float | None]:
-    """Mean Dice and IoU over the foreground classes, and the mean loss of the cases.
+) -> tuple[dict[str, float | None], float | None, bool]:
+    """Mean Dice and IoU over the foreground classes, the mean loss of the cases, and whether a mask has foreground.
 
     The first predictions are kept in `masks`.
     """
@@ -335,8 +335,11 @@ def _validation_scores(
         keep=None if masks is None else masks.keep,
         observe=None if losses is None else losses.observe,
     )
-    means = foreground_means(scored.cases, trainer.experiment.labels)
-    return means, None if losses is None else losses.mean(trainer.processes)
+    labels = trainer.experiment.labels
+    foreground = scored.cases["class"].isin([labels.channel_names[channel] for channel in labels.foreground])
+    has_foreground = bool((scored.cases.loc[foreground, "reference"] > 0).any())
+    loss = None if losses is None else losses.mean(trainer.processes)
+    return foreground_means(scored.cases, labels), loss, has_foreground
 
 
 def _save(run: Run, path: Path, state: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def folder_of(error: BaseException) -> Path | None:
 def reason(error: BaseException) -> str:
     """The message of a library's exception as a reason: one line, without objects in memory and bare class names."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = re.sub(r"\s*<[^<>]* object at 0x[0-9a-f]+>", " its content", lines[-1] if lines else "")
+    text = re.sub(r"\s*<[^<>]* object at 0x[0-9a-f]+>", "", lines[-1] if lines else "")
     if isinstance(error, KeyError):
         return f"the entry {text} is missing"
     if not text:

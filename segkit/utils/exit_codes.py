@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import traceback
 from pathlib import Path
 
@@ -56,6 +57,9 @@ WAYS_OUT = {
     errno.EACCES: "no permission: change the permissions, or choose another folder",
     errno.EPERM: "no permission: change the permissions, or choose another folder",
     errno.ENOENT: "it does not exist, or was deleted or renamed while the command ran",
+    errno.EEXIST: "there is something of this name already: choose another name",
+    errno.ENOTDIR: "a file where a folder is expected: choose another folder",
+    errno.EISDIR: "a folder where a file is expected: choose a file",
     errno.ESTALE: "the network file system was unmounted or changed: mount it again, then give the same command again",
     errno.EIO: "the disk or network file system fails: check it, then give the same command again",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n), or use fewer loader.workers",
@@ -88,11 +92,12 @@ def record_bug(error: Exception) -> str:
     """
     text = "".join(traceback.format_exception(error))
     for folder in (folder_of(error), Path.cwd()):
-        rank = os.environ.get("RANK", "0")
-        file = None if folder is None else folder / ("traceback.txt" if rank == "0" else f"traceback-{rank}.txt")
+        name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+        file = None if folder is None else folder / name
         try:
             if file is not None:
-                file.write_text(text)
+                with open(file, "x") as opened:
+                    opened.write(text)
                 what = f"unexpected {type(error).__name__}: {error}"
                 return f"{what}; this is a bug, whose traceback is in {file.absolute()}"
         except OSError:  # a full disk or a read-only folder: try the next one

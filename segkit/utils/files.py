@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,13 +18,22 @@ from typing import Any
 
 import psutil
 
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-_NAME = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-\d+")
+_NAME = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-")
+OLD = 3 * 24 * 3600.0  # seconds, after which a temporary file is a leftover whoever made it
 _counter = itertools.count()
 
 
-def _temporary_name() -> str:
-    return f".tmp-{_HOST}-{os.getpid()}-{next(_counter)}"
+def _host() -> str:
+    """A digest of what numbers the processes: the machine and, in a container, its own numbering."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        numbering = ""
+    return hashlib.sha256(f"{platform.node()} {numbering}".encode()).hexdigest()[:8]
+
+
+def _prefix() -> str:
+    return f".tmp-{_host()}-{os.getpid()}-"
 
 
 @contextmanager
@@ -34,15 +44,17 @@ def replaced(path: Path) -> Iterator[Path]:
     block fails, the temporary file is removed and the old file at `path` stays as it was; if the process is killed, the
     old file stays too, and `remove_leftovers` removes the temporary one.
     """
-    temporary = path.with_name(_temporary_name() + "".join(path.suffixes[-2:]))
+    temporary = path.with_name(f"{_prefix()}{next(_counter)}{''.join(path.suffixes[-2:])}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # which the user knows; a full disk names no file at all
         raise
 
 
@@ -75,8 +87,7 @@ def temporary_folder() -> Iterator[Path]:
     """
     system = Path(tempfile.gettempdir())
     remove_leftovers(system)
-    folder = system / _temporary_name()
-    folder.mkdir(mode=0o700)
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(), dir=system))
     try:
         yield folder
     finally:
@@ -86,14 +97,23 @@ def temporary_folder() -> Iterator[Path]:
 def remove_leftovers(folder: Path, *, locked: bool = False) -> None:
     """Remove temporary files and folders that processes of this machine left in a folder when they were killed.
 
-    locked: whether no other process writes to the folder, so that those of other machines are removed too.
+    Those of other machines and containers are removed after some days, or at once if the folder is locked.
+
+    locked: whether no other process writes to the folder.
     """
     for path in folder.glob(".tmp-*"):
         match = _NAME.match(path.name)
-        if match is not None and (locked or _is_dead(match)):
+        if match is not None and (locked or _is_dead(match) or _is_old(path)):
             with suppress(OSError):  # another process may be removing it too, or own it
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def _is_dead(name: re.Match[str]) -> bool:
-    return name["host"] == _HOST and not psutil.pid_exists(int(name["process"]))
+    return name["host"] == _host() and not psutil.pid_exists(int(name["process"]))
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > OLD
+    except OSError:
+        return False

@@ -117,13 +117,13 @@ def test_a_damaged_plan_is_an_error_that_names_the_file(finished, tmp_path):
 
 
 def _names_of_a_dead_process():
-    from segkit.utils.files import _temporary_name
+    from segkit.utils.files import _prefix
 
     own, dead = str(os.getpid()), os.fork()
     if dead == 0:
         os._exit(0)
     os.waitpid(dead, 0)
-    yield _temporary_name().replace(own, str(dead)) + ".json"
+    yield _prefix().replace(own, str(dead)) + "0.json"
 
 
 @dataclass(frozen=True)

@@ -171,3 +171,14 @@ def test_damaged_lines_of_the_log_are_left_out(tmp_path):
     assert [record["step"] for record in run.records()] == [1, 2]
     run.cut_log(1)
     assert [json.loads(line)["step"] for line in run.log_file.read_text().splitlines()] == [1]
+
+
+def test_false_positives_alone_do_not_make_a_score(tmp_path):
+    """The validation masks are background, and the untrained network predicts some foreground, which scores 0."""
+    experiment = make_experiment(limits=Limits(6, patience=2))
+    for number in range(len(experiment.validation)):
+        experiment.validation[number]["mask"].zero_()
+    run = Run(tmp_path)
+    trainer = fit(experiment, run, console=QUIET)
+    assert any(record["validation"]["dice"] == 0 for record in log_of(run) if record["kind"] == "epoch")
+    assert (trainer.finished, trainer.best, run.best.exists()) == ("steps", None, False)

@@ -1,11 +1,15 @@
 """Atomic writing: the old or the new file is there whole, and killed processes leave nothing behind for ever."""
 
+import errno
+import itertools
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from segkit.utils import files
 from segkit.utils.files import remove_leftovers, replace_text, replaced, temporary_folder
 
 
@@ -26,6 +30,31 @@ def test_temporary_files_keep_the_suffixes_by_which_writers_choose_a_format(tmp_
         assert temporary.parent == tmp_path
     with replaced(tmp_path / ("x" * 250 + ".png")) as temporary:  # file systems allow names of 255 bytes
         temporary.write_text("")
+
+
+def test_a_leftover_of_the_same_process_number_is_no_obstacle(tmp_path, monkeypatch):
+    """In a container, the process that is started again often has the number of the one that was killed."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for number in range(3):
+        (tmp_path / f"{files._prefix()}{number}").mkdir()
+    monkeypatch.setattr(files, "_counter", itertools.count())
+    with temporary_folder() as folder, replaced(tmp_path / "scores.json") as temporary:
+        assert folder.is_dir()
+        temporary.write_text("")
+
+
+def test_old_leftovers_of_other_machines_are_removed(tmp_path):
+    for name, age in (("old", 4 * 24 * 3600), ("new", 60)):
+        file = tmp_path / f".tmp-00000000-1-{name}.png"
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
+    remove_leftovers(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [".tmp-00000000-1-new.png"]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"scores\.json"), replaced(tmp_path / "scores.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 KILLED = """
