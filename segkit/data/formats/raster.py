@@ -188,7 +188,8 @@ def _content(path: Path, where: str) -> bytes:
     else:
         with _pillow(content) as picture:
             check_size(picture.size, where)
-            declared = picture.width * picture.height * len(picture.getbands())
+            channels = 3 if picture.mode == "P" else len(picture.getbands())  # the colours of a palette are RGB
+            declared = picture.width * picture.height * channels
         check_pixel_bytes(declared, [path], where, ratio=ANY_CODEC)
     return content
 
