@@ -168,8 +168,8 @@ def _check_size(series: Any, page: Any, path: Path, where: str) -> None:
     ratio = ANY_CODEC if 0 in page.databytecounts else ratio  # parts that are left out are 0
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
     tile = math.prod(page.chunks) if page.is_tiled else 0
-    check_pixel_bytes(series.size * bits // 8, [path], where, ratio=ratio)
-    check_pixel_bytes(tile * bits // 8, [path], where, ratio=ratio)
+    for pixels in (series.size, page.size, tile):  # a description may declare another size than the page
+        check_pixel_bytes(pixels * bits // 8, [path], where, ratio=ratio)
 
 
 def _alpha_channels(page: Any, channels: int) -> int:
