@@ -167,6 +167,7 @@ def _check_size(series: Any, page: Any, path: Path, where: str) -> None:
     ratio = UNCOMPRESSED if page.compression == PLAIN else DEFLATE if page.compression in ZLIB else ANY_CODEC
     ratio = ANY_CODEC if 0 in page.databytecounts else ratio  # parts that are left out are 0
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
+    bits = max(8, bits) if ratio == ANY_CODEC else bits  # as they are decoded
     tile = math.prod(page.chunks) if page.is_tiled else 0
     for pixels in (series.size, page.size, tile):  # a description may declare another size than the page
         check_pixel_bytes(pixels * bits // 8, [path], where, ratio=ratio)
