@@ -123,6 +123,7 @@ def test_a_finished_run_prints_its_scores_and_an_unfinished_one_is_continued_onl
 def test_a_run_that_failed_at_once_does_not_keep_the_mended_one_from_starting(trained, tmp_path):
     folder, _ = trained
     content = checkpoint.load(folder / "run" / "checkpoints" / "last.pt")
+    (tmp_path / "run").mkdir()
     checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", {**content, "step": 0})
     tool("train", "--config", "tiny.yaml", f"run.dir={tmp_path / 'run'}", "loss=dice", folder=folder)
     assert read_scores(tmp_path / "run" / "evaluation" / "test")["step"] == 8

@@ -213,7 +213,7 @@ def test_masks_are_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png"]
     leftover = tmp_path / "out" / ".tmp-00000000-1-0.png"
     with monkeypatch.context() as patch:  # a process of this machine that no longer runs
-        patch.setattr("segkit.utils.files._HOST", "00000000")
+        patch.setattr("segkit.utils.files._host", lambda: "00000000")
         patch.setattr("psutil.pid_exists", lambda _number: False)
         leftover.write_bytes(b"half a mask")
         predict(run, tmp_path / "in", tmp_path / "out")
