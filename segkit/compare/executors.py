@@ -276,13 +276,14 @@ class RayExecutor:
 
         remote = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1)(train_remotely)
         waiting, running, done = list(units), [], 0
-        while waiting or running:
-            while waiting and len(running) < self.parallel:
-                running.append(remote.remote(waiting.pop(0)))
-            ended, running = self.ray.wait(running, num_returns=1)
-            self.ray.get(ended)
-            done += len(ended)
-            console.print(f"{done} of {len(units)} units done", highlight=False)
+        with _interrupted_by_sigterm():  # Ray's own handler prints a stack and ends with exit code 1
+            while waiting or running:
+                while waiting and len(running) < self.parallel:
+                    running.append(remote.remote(waiting.pop(0)))
+                ended, running = self.ray.wait(running, num_returns=1)
+                self.ray.get(ended)
+                done += len(ended)
+                console.print(f"{done} of {len(units)} units done", highlight=False)
 
 
 EXECUTORS: dict[str, Callable[..., Executor]] = {"local": LocalExecutor, "ray": RayExecutor}
