@@ -14,9 +14,9 @@ from segkit.data.readers import read_image
 from segkit.data.sources.unlabelled import unlabelled_cases
 from segkit.experiment.evaluate_run import checkpoint_file
 from segkit.experiment.trained_model import TrainedModel, load_trained
-from segkit.inference.memory import PredictionMemoryError, is_out_of_memory
+from segkit.inference.memory import PredictionMemoryError
 from segkit.labels import Labels
-from segkit.utils.errors import DataError, RunError
+from segkit.utils.errors import DataError, RunError, is_out_of_memory
 from segkit.utils.files import remove_leftovers
 from segkit.utils.progress import tracked
 from segkit.utils.text import listed_lines

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
-import os
-import shutil
-import socket
-import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,16 +15,15 @@ from typing import Any, TypeVar
 
 import blosc2
 import numpy as np
-import psutil
 
 from segkit.utils.errors import reason
+from segkit.utils.files import remove_leftovers, temporary_folder
 
 compressed: Any = blosc2  # untyped, since its annotations are narrower than what it accepts
 NUMBERS, CONTENT = "numbers.npz", "content of the entry"
 ATTEMPTS = 4
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ENDING = ".b2nd"
-MAKING, REMOVED = ".making", ".removed"  # prefixes of folders that are no entries
 HEAD, TAIL = 1 << 12, 1 << 16  # bytes of a file that hold what blosc2 needs to find the blocks
 # one thread, since loader workers are forked and threads do not survive a fork
 WRITING = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}
@@ -174,7 +168,7 @@ class DiskCache:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
         self.folder, self.identity = folder, identity
-        self._remove_leftovers()
+        remove_leftovers(folder)
 
     def entry(self, key: Mapping[str, Any], compute: Callable[[], Content]) -> Entry:
         """Return the entry of a key, which is plain data. A missing or damaged entry is computed and written first."""
@@ -239,18 +233,14 @@ class DiskCache:
         """Write into a temporary folder, which is then renamed."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self._temporary(MAKING)
-            try:
+            with temporary_folder(self.folder) as temporary:
                 written = {name: _written(array, temporary / f"{name}{ENDING}") for name, array in arrays.items()}
                 content = json.dumps({"arrays": written, "numbers": sorted(numbers)})
                 np.savez(temporary / NUMBERS, **{**numbers, CONTENT: np.array(content)})  # pyright: ignore[reportArgumentType]
                 temporary.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # otherwise another process was faster
-                    raise
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         except (OSError, RuntimeError) as error:
+            if folder.is_dir():  # another process was faster
+                return
             why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
             free = "free space there, " if isinstance(error, OSError) and error.errno in FULL else ""
             raise CacheError(
@@ -258,22 +248,7 @@ class DiskCache:
                 "or set loader.cache: none"
             ) from error
 
-    def _temporary(self, prefix: str) -> Path:
-        """A new folder whose name says which process made it."""
-        return Path(tempfile.mkdtemp(prefix=f"{prefix}-{socket.gethostname()}-{os.getpid()}-", dir=self.folder))
-
     def _remove(self, folder: Path) -> None:
         """Remove an entry. It is moved away first, so that no process meets a half of it."""
-        with suppress(OSError):  # removed by another process, or in a folder that is read-only
-            away = self._temporary(REMOVED)
-            with suppress(OSError):
-                folder.rename(away / folder.name)
-            shutil.rmtree(away, ignore_errors=True)
-
-    def _remove_leftovers(self) -> None:
-        """Remove the temporary folders of processes of this machine that have ended."""
-        for prefix in (MAKING, REMOVED):
-            for folder in self.folder.glob(f"{prefix}-{glob.escape(socket.gethostname())}-*-*"):
-                process = folder.name.rsplit("-", 2)[1]
-                if process.isdigit() and not psutil.pid_exists(int(process)):
-                    shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError), temporary_folder(self.folder) as away:  # removed by another process, or read-only
+            folder.rename(away / folder.name)

@@ -20,7 +20,6 @@ SMALL = 2**20
 WHOLE = 4e9
 SAMPLE = {2: 256, 3: 48}  # sides of the image on which the memory of a network is measured
 WORKSPACE = 1.25  # peak memory of a pass relative to its tensors: the largest ratio measured for six networks
-SIGNS = ("out of memory", "can't allocate memory", "Unable to allocate")  # of CUDA, of torch on the CPU, of NumPy
 
 
 class PredictionMemoryError(MemoryError):
@@ -82,10 +81,3 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on any device."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
-    )

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segkit.inference.memory import SMALL, WHOLE, PredictionMemoryError, bytes_per_pixel, check_fits, is_out_of_memory
+from segkit.inference.memory import SMALL, WHOLE, PredictionMemoryError, bytes_per_pixel, check_fits
 from segkit.inference.windows import Network, Slab, resampled_slabs, window_slabs, windows_per_pass
 from segkit.labels import Labels
+from segkit.utils.errors import is_out_of_memory
 from segkit.utils.padding import Multiple, padded
 
 SMALL_WINDOW = 256  # largest side of the window that is proposed when the memory does not suffice

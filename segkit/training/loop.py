@@ -16,7 +16,6 @@ from torch import Tensor
 from segkit.data.datasets import EvaluationSet
 from segkit.evaluation.results import foreground_means
 from segkit.evaluation.scorer import score_cases
-from segkit.inference.memory import is_out_of_memory
 from segkit.losses.gradient_diagnostics import dead_terms
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.training import checkpoint
@@ -27,6 +26,7 @@ from segkit.training.stopping import BatchOverdue, Diverged, Interrupted, StopMo
 from segkit.training.trackers import FirstMasks, overlays_of
 from segkit.training.trainer import Batch, Experiment, MicroBatches, Trainer
 from segkit.utils.distributed import Processes
+from segkit.utils.errors import is_out_of_memory
 from segkit.utils.progress import ProgressDisplay
 
 

@@ -41,6 +41,15 @@ class MissingExtra(ImportError):
     exit_code = 2
 
 
+# of CUDA, of torch on the CPU, of NumPy, of OpenCV
+OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "Unable to allocate", "Insufficient memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device and in any library."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
+
+
 _FOLDER = "segkit_folder"
 
 

@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from segkit.utils.errors import folder_of
+from segkit.utils.errors import folder_of, is_out_of_memory
 
 BUG = 1
 USAGE = 2  # or configuration, or a file that cannot be read or written
@@ -41,9 +41,9 @@ def exit_code(error: Exception) -> int | None:
         return code
     if isinstance(error, OSError) and error.errno is not None:
         return USAGE
-    text = str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
+    text = str(error)
     if isinstance(error, RuntimeError) and ("DataLoader worker" in text or TIMED_OUT in text):
         return WORKER_DIED
     return None
@@ -91,8 +91,8 @@ def record_bug(error: Exception) -> str:
     The file is written to the run folder, if the error arose in a run, otherwise to the current directory.
     """
     text = "".join(traceback.format_exception(error))
+    name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for folder in (folder_of(error), Path.cwd()):
-        name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
         file = None if folder is None else folder / name
         try:
             if file is not None:

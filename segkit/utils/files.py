@@ -80,14 +80,19 @@ def read_json(file: Path, kind: type, default: Any) -> Any:
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder for the length of the block, in the temporary directory of the system.
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder for the length of the block.
 
-    Folders of processes that were killed are removed first.
+    parent: where it is made. None: the temporary directory of the system, from which folders of processes that were
+        killed are removed first; elsewhere the caller does that, see `remove_leftovers`.
     """
-    system = Path(tempfile.gettempdir())
-    remove_leftovers(system)
-    folder = Path(tempfile.mkdtemp(prefix=_prefix(), dir=system))
+    if parent is None:
+        parent = Path(tempfile.gettempdir())
+        remove_leftovers(parent)
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(), dir=parent))
+    else:
+        folder = parent / f"{_prefix()}{next(_counter)}"
+        folder.mkdir()  # unlike mkdtemp with the permissions that the user gives to new files
     try:
         yield folder
     finally:

@@ -22,6 +22,7 @@ from segkit.data.disk_cache import CacheError, DiskCache
 from segkit.data.loaders import collate, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.sampling import Key
+from segkit.utils.files import temporary_folder
 
 from support.command_line import TINY, tool
 
@@ -369,14 +370,20 @@ def test_a_full_disk_is_named_with_the_option(tmp_path):
 
 def test_leftovers_of_killed_processes_are_removed_at_the_next_start(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from segkit.data.disk_cache import DiskCache, MAKING\n"
-        "folder = DiskCache(Path(sys.argv[1]), {})._temporary(MAKING)\n"
-        "(folder / 'image.b2nd').write_bytes(b'x'); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from pathlib import Path; from segkit.data import disk_cache\n"
+        "disk_cache._written = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "disk_cache.DiskCache(Path(sys.argv[1]), {}).entry({}, lambda: ({'image': None}, {}))"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
-    alive = DiskCache(tmp_path / "none", {})
-    alive.folder = tmp_path
-    kept = alive._temporary(".making")
-    assert len(list(tmp_path.iterdir())) == 2
-    DiskCache(tmp_path, {})
-    assert list(tmp_path.iterdir()) == [kept]
+    with temporary_folder(tmp_path) as kept:
+        assert len(list(tmp_path.iterdir())) == 2
+        DiskCache(tmp_path, {})
+        assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_entries_of_a_cache_have_the_permissions_of_new_files(tmp_path):
+    """So that the users of a group can share it."""
+    DiskCache(tmp_path, {}).entry({}, lambda: ({"image": np.zeros((2, 2))}, {}))
+    (tmp_path / "new").mkdir()
+    (entry,) = (path for path in tmp_path.iterdir() if path.name != "new")
+    assert entry.stat().st_mode == (tmp_path / "new").stat().st_mode
