@@ -18,7 +18,7 @@ from segkit.cli.data import data_app
 from segkit.cli.evaluate import evaluate
 from segkit.cli.plugins import plugins
 from segkit.cli.train import predict, train
-from segkit.utils.exit_codes import BUG, USAGE, describe, exit_code
+from segkit.utils.exit_codes import BUG, OUT_OF_MEMORY, USAGE, describe, exit_code
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -55,11 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None)
     except Exception as error:
-        code = exit_code(error)
-        duplicate = code == USAGE and os.environ.get("RANK", "0") != "0"  # every process reports the same
-        if not duplicate and not getattr(error, "silent", False):
-            typer.echo(f"error: {describe(error)}", err=True)
-        sys.exit(BUG if code is None else code)
+        try:
+            _report(error)
+        except MemoryError:
+            os.write(sys.stderr.fileno(), b"error: out of memory\n")
+            sys.exit(OUT_OF_MEMORY)
+
+
+def _report(error: Exception) -> None:
+    """Print the message of an error and exit."""
+    code = exit_code(error)
+    duplicate = code == USAGE and os.environ.get("RANK", "0") != "0"  # every process reports the same
+    if not duplicate and not getattr(error, "silent", False):
+        typer.echo(f"error: {describe(error)}", err=True)
+    sys.exit(BUG if code is None else code)
 
 
 def show_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:

@@ -41,8 +41,13 @@ class MissingExtra(ImportError):
     exit_code = 2
 
 
-# of CUDA, of torch on the CPU, of NumPy, of OpenCV
-OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "Unable to allocate", "Insufficient memory")
+OUT_OF_MEMORY_SIGNS = (
+    "out of memory",  # CUDA
+    "can't allocate memory",  # torch on the CPU
+    "could not create a primitive",  # oneDNN
+    "Unable to allocate",  # NumPy
+    "Insufficient memory",  # OpenCV
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

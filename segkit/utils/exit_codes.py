@@ -82,7 +82,9 @@ def describe(error: Exception) -> str:
         return record_bug(error)
     if code == WORKER_DIED:
         return worker_death(error)
-    return file_error(error) if isinstance(error, OSError) and error.errno is not None else str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return file_error(error)
+    return str(error) or ("out of memory" if code == OUT_OF_MEMORY else type(error).__name__)
 
 
 def record_bug(error: Exception) -> str:

@@ -174,9 +174,12 @@ def _kill_at(limit: int, folder: str) -> None:
 def differences(first: Path, second: Path) -> list[str]:
     """The differences between two folders of results, but for times and for files that only the process needs."""
     names = [_names(folder) for folder in (first, second)]
-    if names[0] != names[1]:
-        return [f"only in one of both: {', '.join(sorted(names[0] ^ names[1])[:5])}"]
-    return [name for name in sorted(names[0]) if _content(first / name) != _content(second / name)]
+    alone = sorted(names[0] ^ names[1])
+    return [*(f"only in one of both: {name}" for name in alone), *_different(first, second, names[0] & names[1])]
+
+
+def _different(first: Path, second: Path, names: set[str]) -> list[str]:
+    return [name for name in sorted(names) if _content(first / name) != _content(second / name)]
 
 
 IGNORED = ("lock", "plan.lock", "environment.json", "config.yaml", "report.html", "report.md", "manifest.json")
