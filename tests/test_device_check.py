@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from device_checks import runner, shipped, synchronisation
 from device_checks.checks import FAILED, OK, SKIPPED, Part, Setup, run_checks
-from device_checks.parts import PARTS
+from device_checks.parts import PAGE, PARTS
 from meters import CpuMeter, CudaMeter
 
 from support import odd_checks, processes
@@ -85,6 +85,11 @@ def test_a_part_that_exceeds_its_time_is_stopped(monkeypatch):
 
 def test_the_whole_check_ends_in_time():
     assert sum(part.seconds for part in PARTS.values()) + runner.GRACE < LIMIT
+
+
+def test_the_page_with_the_tables_says_how_to_measure_them():
+    page = Path(__file__).parents[1] / "docs" / "benchmarks" / "device.md"
+    assert page.read_text(encoding="utf-8").startswith(PAGE)
 
 
 def test_rows_are_written_as_they_are_measured(tmp_path):

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
 from device_checks.checks import FAILED, Setup
-from device_checks.parts import PARTS
+from device_checks.parts import PAGE, PARTS
 from device_checks.runner import Output, opened, run_parts
 
 
@@ -35,6 +35,7 @@ def main() -> None:
         parser.error("torch finds no CUDA device; --device cpu --short runs the same code with tiny sizes")
     file = opened(arguments.output)
     output = Output([sys.stdout] if file is None else [sys.stdout, file])
+    output.line(PAGE)
     parts = [PARTS[name] for name in arguments.only]
     outcomes = run_parts(parts, Setup(arguments.device, arguments.short), output)
     sys.exit(1 if outcomes[FAILED] else 0)

@@ -3,6 +3,23 @@
 from device_checks import losses, machine, marked_tests, resume, shipped, speed, synchronisation, window
 from device_checks.checks import Part
 
+# how the page of the documentation with the tables begins
+PAGE = """\
+# On a CUDA device
+
+`tools/device_check.py` checks and measures segkit on one CUDA device and prints tables in Markdown. It needs
+`pip install -e '.[test]'` and no data. On a device with less memory, sizes that do not fit are skipped, and the row
+says so. This command replaces the tables of this page; it ends within eight minutes:
+
+```
+python tools/device_check.py --output docs/benchmarks/device.md
+```
+
+`--only losses speed` runs some of the parts. Each part runs in a process of its own and has a limited time; the last
+ones use what the others leave. A check that fails becomes a row that says why, the others go on, and the exit code is
+1. Rows are written as they are measured, so a run that is killed leaves those that are finished. Without a device,
+`python tools/device_check.py --device cpu --short` runs the same code with tiny sizes, as the tests do.
+"""
 _STEPS = ["configuration", *shipped.COLUMNS]
 _PARTS = (
     Part("machine", "Machine", ["", ""], machine.checks, 20),

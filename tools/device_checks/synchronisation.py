@@ -39,6 +39,7 @@ STEPS: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
     "shares of the gradient": (PLANE, ["train.gradients_every={steps: 1}"]),
     "3D": (VOLUME, []),
 }
+SHORT_STEPS = ("fp32", "bf16, channels_last", "clipped, moving average", "deep supervision")
 EVALUATIONS: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
     "2D": (PLANE, []),
     "2D, resampled": (PLANE, ["preprocess.spacing=[1.5, 2]"]),
@@ -56,6 +57,8 @@ def checks(setup: Setup) -> Iterator[Check]:
     """A row per kind of step, loss and evaluation."""
     yield Check("an operation that waits is found", partial(_control, setup))
     for name, (tree, overrides) in STEPS.items():
+        if setup.short and name not in SHORT_STEPS:
+            continue
         yield Check(f"training step, {name}", partial(_step, setup, tree, overrides))
     for name in LOSSES:
         yield Check(f"loss {name}", partial(_loss, setup, name))
