@@ -12,7 +12,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 from device_checks import runner, shipped, synchronisation
 from device_checks.checks import FAILED, OK, SKIPPED, Part, Setup, run_checks
