@@ -8,29 +8,18 @@ therefore of the same kind, but not always of the same value: segkit pools a reg
 while MONAI and kornia average over images; the focal loss of smp uses a sigmoid per class, the others use a softmax.
 """
 
-import contextlib
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import kornia.losses
-import segmentation_models_pytorch.losses as smp
 import torch
-import torch.nn.functional as F
 from benchmark_tables import Sheet, as_markdown, as_rich, circumstances, target_text
-from monai.losses.dice import DiceCELoss, DiceLoss, GeneralizedDiceLoss
-from monai.losses.focal_loss import FocalLoss
-from monai.losses.tversky import TverskyLoss
+from loss_peers import LIBRARIES, ROWS, Call, Loss, Row, calls_of, ours, random_batch, rows, with_channel
+from meters import peak_bytes
 from rich.console import Console
 from torch import Tensor
-
-from segkit import Labels
-from segkit.losses import build_loss
 
 ABOUT = """\
 A call computes a loss and its gradient with respect to the logits. All losses of all libraries take turns in every
@@ -39,87 +28,12 @@ memory, the largest error. The losses of a row are of the same kind, but not alw
 its own defaults.\
 """
 SHAPES = ("4x4x512x512", "2x21x512x512", "2x3x96x96x96")
-LIBRARIES = ("segkit", "torch", "MONAI", "smp", "kornia")
 SHARES = (0.1, 0.01, 0.001, 0.0001)
 WARM_UP = 3  # rounds
 MANY_CLASSES = "1x117x128x128x128"  # as TotalSegmentator trains
 SLOW, SLOW_EVERY = 1.0, 5  # calls that take more seconds take part in every fifth round only
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Call = Callable[[], Any]
 Entry = tuple[str, str]  # the names of a loss and of a library
-
-
-@dataclass(frozen=True)
-class Row:
-    """A loss of segkit (the spec that builds it), its counterparts in other libraries, and the targets: the largest
-    time relative to the fastest of the others, and the largest peak memory relative to the logits."""
-
-    spec: str | dict[str, Any]
-    peers: Mapping[str, Loss]
-    time: float | None = None
-    memory: float | None = 2.0
-
-
-def with_channel(loss: Loss) -> Loss:
-    """MONAI expects class numbers with a channel axis."""
-    return lambda logits, mask: loss(logits, mask.unsqueeze(1))
-
-
-KORNIA_FOCAL = partial(kornia.losses.focal_loss, alpha=None, gamma=2.0, reduction="mean")
-KORNIA_DICE = partial(kornia.losses.dice_loss, average="macro")
-KORNIA_TVERSKY = partial(kornia.losses.tversky_loss, alpha=0.5, beta=0.5)
-KORNIA_LOVASZ = kornia.losses.lovasz_softmax_loss
-ONLY_2D: set[Loss] = {KORNIA_DICE, KORNIA_TVERSKY, KORNIA_LOVASZ}
-
-MONAI_OPTIONS: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
-TORCH: dict[str, Loss] = {"torch": F.cross_entropy}
-LOVASZ: dict[str, Loss] = {"smp": smp.LovaszLoss("multiclass"), "kornia": KORNIA_LOVASZ}
-
-ROWS = {
-    "cross_entropy": Row("cross_entropy", TORCH, 1.15),
-    "focal": Row(
-        "focal",
-        {
-            "MONAI": with_channel(FocalLoss(use_softmax=True, to_onehot_y=True)),
-            "smp": smp.FocalLoss("multiclass"),
-            "kornia": KORNIA_FOCAL,
-        },
-        0.8,
-    ),
-    "dice": Row(
-        "dice",
-        {
-            "MONAI": with_channel(DiceLoss(**MONAI_OPTIONS)),
-            "smp": smp.DiceLoss("multiclass"),
-            "kornia": KORNIA_DICE,
-        },
-        0.9,
-    ),
-    "jaccard": Row(
-        "jaccard",
-        {
-            "MONAI": with_channel(DiceLoss(jaccard=True, **MONAI_OPTIONS)),
-            "smp": smp.JaccardLoss("multiclass"),
-        },
-        0.9,
-    ),
-    "tversky": Row(
-        "tversky",
-        {
-            "MONAI": with_channel(TverskyLoss(**MONAI_OPTIONS)),
-            "smp": smp.TverskyLoss("multiclass"),
-            "kornia": KORNIA_TVERSKY,
-        },
-        0.9,
-    ),
-    "generalized_dice": Row("generalized_dice", {"MONAI": with_channel(GeneralizedDiceLoss(**MONAI_OPTIONS))}),
-    "dice_ce": Row("dice_ce", {"MONAI": with_channel(DiceCELoss(**MONAI_OPTIONS))}, 0.6),
-    "lovasz_softmax histogram": Row({"name": "lovasz_softmax", "mode": "histogram"}, LOVASZ, 0.33, None),
-    "lovasz_softmax exact": Row({"name": "lovasz_softmax", "mode": "exact"}, LOVASZ, 0.8, None),
-    "poly_cross_entropy": Row("poly_cross_entropy", TORCH),
-    "topk_cross_entropy": Row("topk_cross_entropy", TORCH),
-}
 
 
 def benchmark_losses(
@@ -154,7 +68,9 @@ def speed_sheet(shape: str, rounds: int) -> Sheet:
     )
     logits, mask = random_batch(shape)
     calls = {
-        (name, library): call for name, row in ROWS.items() for library, call in calls_of(row, logits, mask).items()
+        (name, library): call
+        for name, row in rows(logits.ndim - 2).items()
+        for library, call in calls_of(row, logits, mask).items()
     }
     seconds = in_turn(calls, rounds)
     for name, row in ROWS.items():
@@ -173,34 +89,6 @@ def milliseconds(seconds: Sequence[float], rounds: int) -> str:
 
 def over_best(numbers: Mapping[str, float]) -> float:
     return numbers["segkit"] / min(number for library, number in numbers.items() if library != "segkit")
-
-
-def random_batch(shape: str) -> tuple[Tensor, Tensor]:
-    """Normal logits of a shape such as 2x3x64x64, and uint8 labels."""
-    images, channels, *space = map(int, shape.split("x"))
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(images, channels, *space, generator=generator)
-    return logits, torch.randint(0, channels, (images, *space), generator=generator, dtype=torch.uint8)
-
-
-def calls_of(row: Row, logits: Tensor, mask: Tensor) -> dict[str, Call]:
-    """A call for each library that has the loss for this number of dimensions."""
-    logits = logits.detach().requires_grad_()
-    peers = {name: loss for name, loss in row.peers.items() if logits.ndim == 4 or loss not in ONLY_2D}
-    numbers = mask.long()
-    return {
-        "segkit": partial(gradient, ours(row.spec, logits.shape[1]), logits, mask),
-        **{name: partial(gradient, loss, logits, numbers) for name, loss in peers.items()},
-    }
-
-
-def ours(spec: str | dict[str, Any], channels: int) -> Loss:
-    return build_loss(spec, Labels(["background", *(f"class {number}" for number in range(1, channels))]))
-
-
-def gradient(loss: Loss, logits: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """Compute what a training step needs from a loss: the gradient of the logits, which is not kept."""
-    return torch.autograd.grad(loss(logits, mask), logits)
 
 
 def in_turn(calls: Mapping[Entry, Call], rounds: int) -> dict[Entry, list[float]]:
@@ -238,55 +126,18 @@ def memory_sheet(shape: str) -> Sheet:
     logits, mask = random_batch(shape)
     size = logits.numel() * logits.element_size()
     measured = {"(logits * 2 is 1.00)": ({"torch": partial(torch.mul, logits, 2)}, None)}
-    measured |= {name: (calls_of(row, logits, mask), row.memory) for name, row in ROWS.items()}
+    measured |= {name: (calls_of(row, logits, mask), row.memory) for name, row in rows(logits.ndim - 2).items()}
     for name, (calls, limit) in measured.items():
         peaks = {library: f"{peak_bytes(call) / size:.2f}" for library, call in calls.items()}
         sheet.rows.append([name, *(peaks.get(library, "-") for library in LIBRARIES), target_text(limit)])
     return sheet
 
 
-def peak_bytes(call: Call) -> int:
-    """The largest number of bytes of CPU tensors alive at the same time during a call, beyond those that existed
-    before.
-
-    The profiler of torch reports each allocation and release of torch's CPU allocator in order, including temporaries
-    inside an operation; the peak is the maximum of the running sum. Memory that an operation gets elsewhere, such as
-    the scratch memory of sorting, and releases of earlier tensors are not counted.
-    """
-    call()  # so that memory that is allocated once and kept does not count
-    with (
-        silent_stderr(),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
-    ):
-        _result = call()
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    events: list[Any] = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
-@contextlib.contextmanager
-def silent_stderr() -> Iterator[None]:
-    """Suppress what the profiler prints on standard error; exceptions pass."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def many_classes_sheet(shape: str, rounds: int) -> Sheet:
     """Dice with cross-entropy for a volume of many classes: peak memory and time compared with MONAI and nnU-Net."""
     logits, mask = random_batch(shape)
     size = logits.numel() * logits.element_size()
-    row = Row("dice_ce", {"MONAI": with_channel(DiceCELoss(**MONAI_OPTIONS)), **nnunet_loss()})
+    row = Row("dice_ce", peers={**rows(3, ["MONAI"])["dice_ce"].peers, **nnunet_loss()})
     calls: dict[Entry, Call] = {("dice_ce", library): call for library, call in calls_of(row, logits, mask).items()}
     seconds = in_turn(calls, rounds)
     sheet = Sheet(
@@ -328,11 +179,12 @@ def large_sheet(height: int, width: int) -> Sheet:
     )
     logits, mask = random_batch(f"1x2x{height}x{width}")
     exact = exact_lovasz(logits, mask)
+    peers = rows(2)["lovasz_softmax exact"].peers
     contestants = {
         "segkit, mode exact": (ours({"name": "lovasz_softmax", "mode": "exact"}, 2), mask, 1e-5),
         "segkit, mode histogram": (ours("lovasz_softmax", 2), mask, None),
-        "smp": (LOVASZ["smp"], mask.long(), None),
-        "kornia": (LOVASZ["kornia"], mask.long(), None),
+        "smp": (peers["smp"], mask.long(), None),
+        "kornia": (peers["kornia"], mask.long(), None),
     }
     for name, (loss, labels, limit) in contestants.items():
         errors = [f"{error:.1e}" for error in errors_of(loss, logits, labels, exact)]

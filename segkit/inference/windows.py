@@ -182,8 +182,8 @@ def _neighbours(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _between(rows: Tensor, dim: int, low: Tensor, high: Tensor, fraction: Tensor) -> Tensor:
     """Linear interpolation between rows of a tensor."""
-    share = fraction.to(rows.device).view(-1, *[1] * (rows.ndim - dim - 1))
-    below, above = (rows.index_select(dim, numbers.to(rows.device)) for numbers in (low, high))
+    share = fraction.to(rows.device, non_blocking=True).view(-1, *[1] * (rows.ndim - dim - 1))
+    below, above = (rows.index_select(dim, numbers.to(rows.device, non_blocking=True)) for numbers in (low, high))
     return below.mul_(1 - share).add_(above.mul_(share))
 
 

@@ -357,7 +357,7 @@ def test_the_minimum_number_of_resamples_is_enough():
         assert mean_intervals(torch.from_numpy(values), groups, bootstrap).reasons == [None] * 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_intervals_are_the_same_on_a_gpu():
     values, groups = scores(10)
     for function in (mean_intervals, median_intervals):

@@ -205,7 +205,7 @@ def _content(file: Path) -> Any:
 
 def _parsed(file: Path) -> Any:
     if file.suffix == ".pt":
-        content = torch.load(file, weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
         for key in ("time", "environment", "config", "resolved"):
             content.pop(key, None)
         return _plain(content)

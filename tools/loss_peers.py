@@ -1,0 +1,158 @@
+"""The losses of segkit beside those of the same kind in torch, MONAI, smp and kornia, and calls that compute them.
+
+A library is imported when its losses are asked for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segkit import Labels
+from segkit.losses import build_loss
+
+LIBRARIES = ("segkit", "torch", "MONAI", "smp", "kornia")
+MONAI_OPTIONS: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A loss of segkit (the spec that builds it), its counterparts in other libraries, and the targets: the largest
+    time relative to the fastest of the others, and the largest peak memory relative to the logits."""
+
+    spec: str | dict[str, Any]
+    time: float | None = None
+    memory: float | None = 2.0
+    peers: Mapping[str, Loss] = field(default_factory=dict)
+
+
+ROWS = {
+    "cross_entropy": Row("cross_entropy", 1.15),
+    "focal": Row("focal", 0.8),
+    "dice": Row("dice", 0.9),
+    "jaccard": Row("jaccard", 0.9),
+    "tversky": Row("tversky", 0.9),
+    "generalized_dice": Row("generalized_dice"),
+    "dice_ce": Row("dice_ce", 0.6),
+    "lovasz_softmax histogram": Row({"name": "lovasz_softmax", "mode": "histogram"}, 0.33, None),
+    "lovasz_softmax exact": Row({"name": "lovasz_softmax", "mode": "exact"}, 0.8, None),
+    "poly_cross_entropy": Row("poly_cross_entropy"),
+    "topk_cross_entropy": Row("topk_cross_entropy"),
+}
+
+
+def rows(dims: int, libraries: Sequence[str] = LIBRARIES) -> dict[str, Row]:
+    """Every row with its counterparts for images of 2 or 3 axes. Raises ImportError if a library is not installed."""
+    by_library = {library: LOSSES_OF[library](dims) for library in libraries if library in LOSSES_OF}
+    return {
+        name: Row(
+            row.spec,
+            row.time,
+            row.memory,
+            {library: losses[name] for library, losses in by_library.items() if name in losses},
+        )
+        for name, row in ROWS.items()
+    }
+
+
+def _torch_losses(_dims: int) -> dict[str, Loss]:
+    return dict.fromkeys(("cross_entropy", "poly_cross_entropy", "topk_cross_entropy"), F.cross_entropy)
+
+
+def _monai_losses(_dims: int) -> dict[str, Loss]:
+    from monai.losses.dice import DiceCELoss, DiceLoss, GeneralizedDiceLoss
+    from monai.losses.focal_loss import FocalLoss
+    from monai.losses.tversky import TverskyLoss
+
+    return {
+        "focal": with_channel(FocalLoss(use_softmax=True, to_onehot_y=True)),
+        "dice": with_channel(DiceLoss(**MONAI_OPTIONS)),
+        "jaccard": with_channel(DiceLoss(jaccard=True, **MONAI_OPTIONS)),
+        "tversky": with_channel(TverskyLoss(**MONAI_OPTIONS)),
+        "generalized_dice": with_channel(GeneralizedDiceLoss(**MONAI_OPTIONS)),
+        "dice_ce": with_channel(DiceCELoss(**MONAI_OPTIONS)),
+    }
+
+
+def _smp_losses(_dims: int) -> dict[str, Loss]:
+    import segmentation_models_pytorch.losses as smp
+
+    lovasz = smp.LovaszLoss("multiclass")
+    return {
+        "focal": smp.FocalLoss("multiclass"),
+        "dice": smp.DiceLoss("multiclass"),
+        "jaccard": smp.JaccardLoss("multiclass"),
+        "tversky": smp.TverskyLoss("multiclass"),
+        "lovasz_softmax histogram": lovasz,
+        "lovasz_softmax exact": lovasz,
+    }
+
+
+def _kornia_losses(dims: int) -> dict[str, Loss]:
+    """Only its focal loss takes volumes."""
+    import kornia.losses
+
+    focal: dict[str, Loss] = {"focal": partial(kornia.losses.focal_loss, alpha=None, gamma=2.0, reduction="mean")}
+    if dims != 2:
+        return focal
+    return {
+        **focal,
+        "dice": partial(kornia.losses.dice_loss, average="macro"),
+        "tversky": partial(kornia.losses.tversky_loss, alpha=0.5, beta=0.5),
+        "lovasz_softmax histogram": kornia.losses.lovasz_softmax_loss,
+        "lovasz_softmax exact": kornia.losses.lovasz_softmax_loss,
+    }
+
+
+LOSSES_OF: dict[str, Callable[[int], dict[str, Loss]]] = {
+    "torch": _torch_losses,
+    "MONAI": _monai_losses,
+    "smp": _smp_losses,
+    "kornia": _kornia_losses,
+}
+
+
+def with_channel(loss: Loss) -> Loss:
+    """MONAI expects class numbers with a channel axis."""
+    return lambda logits, mask: loss(logits, mask.unsqueeze(1))
+
+
+def sides_of(shape: str) -> list[int]:
+    """The sides of a shape such as 2x3x64x64: images, channels and spatial axes."""
+    return [int(side) for side in shape.split("x")]
+
+
+def random_batch(shape: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Normal logits of a shape such as 2x3x64x64, and uint8 labels."""
+    images, channels, *space = sides_of(shape)
+    generator = torch.Generator(device).manual_seed(0)
+    logits = torch.randn(images, channels, *space, generator=generator, device=device)
+    mask = torch.randint(0, channels, (images, *space), generator=generator, dtype=torch.uint8, device=device)
+    return logits, mask
+
+
+def calls_of(row: Row, logits: Tensor, mask: Tensor) -> dict[str, Call]:
+    """A call for each library that has the loss. segkit gets the labels as uint8, the others as int64."""
+    logits = logits.detach().requires_grad_()
+    numbers = mask.long()
+    return {
+        "segkit": partial(gradient, ours(row.spec, logits.shape[1], logits.device), logits, mask),
+        **{name: partial(gradient, loss, logits, numbers) for name, loss in row.peers.items()},
+    }
+
+
+def ours(spec: str | dict[str, Any], channels: int, device: torch.device | str = "cpu") -> Loss:
+    names = ["background", *(f"class {number}" for number in range(1, channels))]
+    return build_loss(spec, Labels(names)).to(device)
+
+
+def gradient(loss: Loss, logits: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """Compute what a training step needs from a loss: the gradient of the logits, which is not kept."""
+    return torch.autograd.grad(loss(logits, mask), logits)
