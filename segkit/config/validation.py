@@ -170,8 +170,9 @@ class Checker:
             return {
                 name: self._absolute(path, key, item) if isinstance(item, str) else item for name, item in value.items()
             }
-        is_path = isinstance(value, str) and Path in members and not accepted_as_text(value, members)
-        return self._absolute(path, key, value) if is_path else value
+        if not isinstance(value, str) or Path not in members or accepted_as_text(value, members):
+            return value
+        return self._absolute(path, key, value)
 
     def _absolute(self, path: KeyPath, key: Any, value: str) -> Any:
         for name in VARIABLE.findall(value):

@@ -95,7 +95,7 @@ def load_config(source: ConfigSource, overrides: Sequence[str] = (), *, data_onl
 
 def with_default_intensity(config: Config) -> Config:
     """The configuration with the intensity `encoder` if its network has pretrained weights and it names no other."""
-    if "intensity" in config.preprocess.model_fields_set:
+    if "intensity" in config.preprocess.model_fields_set or config.model.args.get("weights", "none") == "none":
         return config
     weights = weights_of(config)
     if weights is None or not weights.pretrained:

@@ -91,18 +91,22 @@ def meta_network(config: Config, in_channels: int, out_channels: int, dims: int)
 
 
 def weights_of(config: Config) -> InitialWeights | None:
-    """What the network of a configuration knows of pretrained weights; None if it knows none."""
+    """What the network of a configuration knows of pretrained weights; None if it knows none, or cannot be built, which
+    `check_model` reports."""
     if "weights" not in config.model.args:
         return None
-    return initial_weights(meta_network(config, 3, 2, 2))
+    try:
+        return initial_weights(meta_network(config, 3, 2, 2))
+    except ValueError:
+        return None
 
 
 def check_intensity(config: Config) -> None:
     """`encoder` needs a network that knows the images of its encoder."""
     if config.preprocess.intensity == "encoder" and weights_of(config) is None:
         raise ValueError(
-            f"intensity: encoder needs a network with an encoder whose mean and standard deviation are known, such as "
-            f"encoder_unet; {config.model.name} knows none: use zscore or dataset"
+            "intensity: encoder needs a network whose encoder was trained on images of a known mean, such as "
+            f"encoder_unet; {config.model.name} knows none, so use zscore or dataset"
         )
 
 

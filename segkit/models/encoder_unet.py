@@ -60,8 +60,8 @@ def encoder_unet(
     """An encoder of timm with a decoder of segmentation_models_pytorch.
 
     The decoders: U-Net (Ronneberger et al., 2015), UNet++ (Zhou et al., 2018), FPN (Kirillov et al., 2019), DeepLabV3+
-    (Chen et al., 2018), SegFormer (Xie et al., 2021), UPerNet (Xiao et al., 2018), MA-Net (Fan et al., 2020), PAN (Li et
-    al., 2018).
+    (Chen et al., 2018), SegFormer (Xie et al., 2021), UPerNet (Xiao et al., 2018), MA-Net (Fan et al., 2020), PAN (Li
+    et al., 2018).
 
     encoder: the name of a network of timm, such as `resnet50` or `convnext_tiny.fb_in22k`.
     weights: the pretrained weights of the encoder: `imagenet` (those that timm publishes), a file, `package:NAME` (the
@@ -136,8 +136,8 @@ def _unusable(encoder: str, decoder: Decoder, error: Exception) -> str:
     others = [name for name in get_args(Decoder) if name not in DILATED]
     if decoder in DILATED and (isinstance(error, AssertionError) or "output_stride" in str(error)):
         return (
-            f"the decoder {decoder} needs an encoder with dilated convolutions (output stride 16), which {encoder} does "
-            f"not have; use the decoder {', '.join(others[:-1])} or {others[-1]}, or an encoder such as resnet50"
+            f"the decoder {decoder} needs an encoder with dilated convolutions (output stride 16), and {encoder} has "
+            f"none; use the decoder {', '.join(others[:-1])} or {others[-1]}, or an encoder such as resnet50"
         )
     if "downsampling pattern" in str(error):
         return (
