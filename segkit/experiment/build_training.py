@@ -39,6 +39,7 @@ from segkit.losses import build_loss, expanded
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.training.compile import Compiled
+from segkit.training.encoder_weights import load_initial_weights
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import Grouping, build_optimizer, freeze
 from segkit.training.precision import bf16_slowdown
@@ -80,7 +81,7 @@ def build_experiment(
     """Build the experiment that a configuration describes.
 
     cache: the folder for files computed from the data that other runs can reuse, unless the configuration names one.
-    from_init: whether to load the weights of `train.init`; a resumed run does not need them.
+    from_init: whether to load the weights of `train.init` and `model.weights`; a resumed run does not need them.
     track: from a description to a function that shows the progress of reading cases.
 
     Raises ConfigError for options that do not fit the data or each other.
@@ -104,7 +105,7 @@ def _build_experiment(
     cache = config.loader.cache_dir or cache
     reading = track("reading the training cases")
     data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache, track=reading)
-    model, notes = _model(config, data, device, processes, from_init)
+    model, notes, weights = _model(config, data, device, processes, from_init)
     settings, batches = _training(config, data, device, processes, track("preparing the training cases"))
     check_network(config, data, processes)
     _check_validation(config, data)
@@ -127,7 +128,7 @@ def _build_experiment(
         device=device,
         network=Compiled(model) if config.train.compile else None,
         processes=processes,
-        plain=_plain(config, resolved, data),
+        plain=_plain(config, resolved, data, weights),
     )
     torch.manual_seed(config.seed + processes.rank)  # for dropout, which must differ between processes
     return Built(experiment, data, resolved, weighted, [*_memory_note(data), *notes])
@@ -187,11 +188,14 @@ def _validation(config: Config, data: Data) -> EvaluationSet | None:
 
 def _model(
     config: Config, data: Data, device: torch.device, processes: Processes, from_init: bool
-) -> tuple[nn.Module, list[str]]:
-    """The network on the device with its initial weights, and notes about these for the user."""
+) -> tuple[nn.Module, list[str], dict[str, str] | None]:
+    """The network on the device with its initial weights, notes about these for the user, and where pretrained ones
+    come from."""
     torch.manual_seed(config.seed)
     dims, notes = data.preprocess.dims, []
     model = build_model(config, data.preprocess.channels, data.labels, dims)
+    pretrained = load_initial_weights(model) if from_init else None
+    notes += [] if pretrained is None else pretrained.describe()
     if config.train.init is not None and from_init:
         loaded = load_weights(model, config.train.init)
         notes += loaded.describe(config.train.init)
@@ -199,7 +203,7 @@ def _model(
     freeze(model, config.parameters.freeze)
     if config.train.sync_batchnorm and processes.group is not None:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return to_format(model, config, dims).to(device), notes
+    return to_format(model, config, dims).to(device), notes, None if pretrained is None else pretrained.origin
 
 
 def _loss(config: Config, labels: Labels, device: torch.device, processes: Processes) -> WeightedSum | DeepSupervision:
@@ -330,10 +334,10 @@ def _settings(config: Config, epoch: int) -> Settings:
     )
 
 
-def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
+def _plain(config: Config, resolved: Config, data: Data, weights: dict[str, str] | None) -> dict[str, Any]:
     """The contents of a checkpoint besides the weights: everything that evaluation needs, and the origin of the model.
 
-    resolved: the configuration with class weights as numbers.
+    resolved: the configuration with class weights as numbers. weights: where pretrained weights come from.
     """
     return {
         "config": config.to_dict(),
@@ -342,6 +346,7 @@ def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
         "split": data.split.to_json(),
         "data": data_digest(data.source.cases),
         "init": init_digest(config),
+        "pretrained": weights,
         "plugins": plugin_hashes(config.plugins),
         "integers_scaled": _integers_scaled(data),
         "environment": versions(),
