@@ -39,12 +39,14 @@ from segkit.losses import build_loss, expanded
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.training.compile import Compiled
+from segkit.training.loaded_weights import Loaded
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import Grouping, build_optimizer, freeze
 from segkit.training.precision import bf16_slowdown
-from segkit.training.pretrained import load_weights, weights_digest
+from segkit.training.pretrained import load_weights
 from segkit.training.stopping import Limits
 from segkit.training.trainer import Batch, Experiment, Settings
+from segkit.training.weight_files import weights_digest
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.durations import to_steps
 from segkit.utils.environment import versions
@@ -59,7 +61,8 @@ class Built:
     """Everything that training needs.
 
     config: the resolved configuration, with named class weights as numbers (details in `weighted`) and with the options
-    that `like` implies. notes: messages for the user before the training starts.
+    that `like` implies. notes: messages for the user before the training starts. loaded: what was loaded from
+    `train.init`, if anything was.
     """
 
     experiment: Experiment
@@ -67,6 +70,7 @@ class Built:
     config: Config
     weighted: Sequence[Weighted]
     notes: Sequence[str]
+    loaded: Loaded | None = None
 
 
 def build_experiment(
@@ -104,7 +108,7 @@ def _build_experiment(
     cache = config.loader.cache_dir or cache
     reading = track("reading the training cases")
     data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache, track=reading)
-    model, notes = _model(config, data, device, processes, from_init)
+    model, loaded = _model(config, data, device, processes, from_init)
     settings, batches = _training(config, data, device, processes, track("preparing the training cases"))
     check_network(config, data, processes)
     _check_validation(config, data)
@@ -130,7 +134,7 @@ def _build_experiment(
         plain=_plain(config, resolved, data),
     )
     torch.manual_seed(config.seed + processes.rank)  # for dropout, which must differ between processes
-    return Built(experiment, data, resolved, weighted, [*_memory_note(data), *notes])
+    return Built(experiment, data, resolved, weighted, _memory_note(data), loaded)
 
 
 def _memory_note(data: Data) -> list[str]:
@@ -187,19 +191,17 @@ def _validation(config: Config, data: Data) -> EvaluationSet | None:
 
 def _model(
     config: Config, data: Data, device: torch.device, processes: Processes, from_init: bool
-) -> tuple[nn.Module, list[str]]:
-    """The network on the device with its initial weights, and notes about these for the user."""
+) -> tuple[nn.Module, Loaded | None]:
+    """The network on the device with its initial weights, and what was loaded from a file of weights."""
     torch.manual_seed(config.seed)
-    dims, notes = data.preprocess.dims, []
-    model = build_model(config, data.preprocess.channels, data.labels, dims)
+    dims, channels, loaded = data.preprocess.dims, data.preprocess.channels, None
+    model = build_model(config, channels, data.labels, dims)
     if config.train.init is not None and from_init:
-        loaded = load_weights(model, config.train.init)
-        notes += loaded.describe(config.train.init)
-        notes += [] if loaded.origin is None else loaded.origin.differences(data.labels, data.preprocess)
+        loaded = load_weights(model, config.train.init, in_channels=channels, out_channels=data.labels.channels)
     freeze(model, config.parameters.freeze)
     if config.train.sync_batchnorm and processes.group is not None:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return to_format(model, config, dims).to(device), notes
+    return to_format(model, config, dims).to(device), loaded
 
 
 def _loss(config: Config, labels: Labels, device: torch.device, processes: Processes) -> WeightedSum | DeepSupervision:
@@ -358,7 +360,7 @@ def init_digest(config: Config, recorded: str | None = None) -> str | None:
     """The digest of the initial weights. `recorded` is the digest in the checkpoint; it is used if the file no longer
     exists, which does not matter once a run has started."""
     init = config.train.init
-    return weights_digest(init) if init is not None and init.is_file() else recorded
+    return weights_digest(init) if init is not None and init.exists() else recorded
 
 
 def profile_steps(config: Config, settings: Settings) -> int | None:
