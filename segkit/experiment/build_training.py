@@ -46,7 +46,7 @@ from segkit.training.precision import bf16_slowdown
 from segkit.training.pretrained import load_weights
 from segkit.training.stopping import Limits
 from segkit.training.trainer import Batch, Experiment, Settings
-from segkit.training.weight_files import weights_digest
+from segkit.training.init_file import weights_digest
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.durations import to_steps
 from segkit.utils.environment import versions

@@ -12,7 +12,7 @@ from segkit.data.preprocess import Preprocess
 from segkit.labels import Labels
 from segkit.utils.text import listed
 
-ROWS = 9  # of the table of modules
+ROWS = 7  # of the table of modules
 DEPTH = 3  # of modules in the table, at most
 HALF = 0.5
 

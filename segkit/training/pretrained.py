@@ -14,7 +14,7 @@ from segkit.training import checkpoint_fields
 from segkit.training.checkpoint import CheckpointError, check_finite
 from segkit.training.loaded_weights import HALF, Loaded, Origin, Shapes
 from segkit.training.tensor_pickle import shown
-from segkit.training.weight_files import read_content
+from segkit.training.init_file import read_content
 from segkit.training.weight_names import Match, best_match, by_prefix, weight_sets
 from segkit.utils.text import listed
 
@@ -86,7 +86,7 @@ def adapted_to_channels(weight: Tensor, channels: int) -> Tensor:
 def _match(sets: Mapping[str, Mapping[str, Tensor]], network: Mapping[str, Tensor]) -> Match | None:
     """Which weights in a file are those of the network: by their names, or by those of a translation that fits more."""
     match = best_match(sets, network)
-    if match is not None and match.fitting >= HALF * len(network):
+    if match is not None and match.fitting >= HALF * sum(value.ndim > 0 for value in network.values()):
         return match
     translated = best_match(_translations(sets, network), network)
     return max((found for found in (match, translated) if found), key=lambda found: found.fitting, default=None)
@@ -151,11 +151,13 @@ def _takes_image(model: nn.Module, name: str, in_channels: int) -> bool:
 
 def _head(different: Sequence[Shapes], out_channels: int | None) -> tuple[int, int] | None:
     """The numbers of output channels in the file and here, if the shapes of all weights differ by these alone."""
-    if any(len(in_file) != len(here) for in_file, here in different):
+    if not different or any(len(in_file) != len(here) for in_file, here in different):
         return None
+    last_in_file, last = different[-1]
     pairs = {pair for shapes in different for pair in zip(*shapes, strict=True) if pair[0] != pair[1]}
-    only = next(iter(pairs)) if len(pairs) == 1 else None
-    return only if only is not None and only[1] == out_channels else None
+    if len(pairs) > 1 or last_in_file[0] == last[0] or last[0] != out_channels:
+        return None
+    return last_in_file[0], last[0]
 
 
 def _check_taken(path: Path, taken: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
@@ -172,14 +174,24 @@ def _check_taken(path: Path, taken: Mapping[str, Tensor], network: Mapping[str, 
 
 
 def _nothing_fits(path: Path, content: Any, network: Mapping[str, Tensor]) -> CheckpointError:
-    names = [name for state in weight_sets(content).values() for name in state]
+    states = list(weight_sets(content).values())
+    names = [name for state in states for name in state]
     if not names:
         return CheckpointError(
             f"{path}: expected a checkpoint or a mapping from names to tensors, got {shown(content)}"
         )
+    shapes = [
+        f"{name} (file {before}, network {here})"
+        for state in states
+        for name, (before, here) in _different_shapes({n: state[n] for n in network if n in state}, network).items()
+    ]
+    what = (
+        f"the names agree, but not the shapes: {listed(shapes, limit=3)}"
+        if shapes
+        else f"the file contains {', '.join(names[:3])}, ..., and the network {', '.join(list(network)[:3])}, ..."
+    )
     return CheckpointError(
-        f"no weight in {path} matches the network: the file contains {', '.join(names[:3])}, ..., and the "
-        f"network {', '.join(list(network)[:3])}, ...; train.init needs weights of the same network"
+        f"no weight in {path} matches the network: {what}; train.init needs weights of the same network"
     )
 
 

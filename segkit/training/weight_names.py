@@ -30,7 +30,7 @@ class Match:
     state: These weights by their names in the file.
     file_prefix, network_prefix: What is removed from the names of the file and of the network.
     names: From the name in the network to that in the file, where they agree.
-    fitting: The number of these weights that agree in shape, too.
+    fitting: The number of these weights that agree in shape, too, without scalars.
     rivals: Other sets of weights of the file that fit equally well, in words.
     """
 
@@ -124,10 +124,15 @@ def _matches(key: str, state: Mapping[str, Tensor], network: Mapping[str, Tensor
             if min(len(in_file), len(in_network)) < needed:
                 continue
             names = {name: in_file[rest] for rest, name in in_network.items() if rest in in_file}
-            fitting = sum(network[name].shape == state[in_file_name].shape for name, in_file_name in names.items())
+            fitting = sum(_agree(network[name], state[source]) for name, source in names.items())
             if fitting >= needed:
                 yield Match(key, state, file_prefix, network_prefix, names, fitting)
                 least = max(least, fitting)
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether two weights have the same shape. Scalars, such as counters of batches, always do, and tell nothing."""
+    return one.shape == other.shape and one.ndim > 0
 
 
 def by_prefix(state: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
