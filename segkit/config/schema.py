@@ -26,6 +26,7 @@ ADDED = {
     ("data", "numbered_masks"): "refuse",
     ("data", "boxes"): "refuse",
     ("sampling", "foreground_cases"): 0.0,
+    ("model", "weights"): "none",
 }
 
 
@@ -44,7 +45,7 @@ class LabelsSection(Section):
 
 
 class PreprocessSection(Section):
-    intensity: Literal["zscore", "dataset", "percentile", "none"] = "zscore"
+    intensity: Literal["zscore", "dataset", "percentile", "encoder", "none"] = "zscore"
     spacing: list[Annotated[float, Field(gt=0)]] | Literal["median"] | None = None
 
 
@@ -248,6 +249,8 @@ class Config:
             del content[section][key]
         # paths are not part of the experiment, but the initial weights are
         content["train"]["init"] = None if self.train.init is None else self.train.init.name
+        if isinstance(weights := self.model.args.get("weights"), Path):
+            content["model"]["weights"] = weights.name
         for key in ("name", "device", "logging", "run", "comparison"):
             del content[key]
         if not self.plugins:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from segkit.config.errors import ConfigError
 from segkit.config.yaml_reader import KeyPath
 from segkit.utils.field_errors import PROBLEM
-from segkit.utils.signatures import describe, first_errors, signature_model, union_members
+from segkit.utils.signatures import accepted_as_text, describe, first_errors, signature_model, union_members
 from segkit.utils.text import nearest_name, one_line, shown
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -170,7 +170,9 @@ class Checker:
             return {
                 name: self._absolute(path, key, item) if isinstance(item, str) else item for name, item in value.items()
             }
-        return self._absolute(path, key, value) if isinstance(value, str) and Path in members else value
+        if not isinstance(value, str) or Path not in members or accepted_as_text(value, members):
+            return value
+        return self._absolute(path, key, value)
 
     def _absolute(self, path: KeyPath, key: Any, value: str) -> Any:
         for name in VARIABLE.findall(value):

@@ -13,7 +13,7 @@ from segkit.data.augment import Augment, NoAugment
 from segkit.data.case_store import CaseStore, PreparedCase
 from segkit.data.cases import Case, RawCase, Source
 from segkit.data.disk_cache import DamagedError
-from segkit.data.preprocess import Preprocess, linear
+from segkit.data.preprocess import Preprocess, check_unit_range, linear
 from segkit.data.sampling import Balance, Key, cut, place_window, sample_seeds
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
@@ -178,6 +178,8 @@ def network_image(raw: RawCase, preprocess: Preprocess, where: str) -> np.ndarra
     where: names the image in the DataError for other channels or axes than in training.
     """
     _check_axes(raw.image, preprocess, where)
+    if preprocess.intensity == "encoder":
+        check_unit_range(raw.image, where, "give images as those of the training")
     image = preprocess.resample(raw).image
     return preprocess.normalise(image, *preprocess.intensity_map(image))
 

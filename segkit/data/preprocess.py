@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args
@@ -18,7 +18,8 @@ from segkit.data.cases import Case, RawCase, check_finite
 from segkit.utils.errors import DataError
 from segkit.utils.padding import Multiple
 
-Intensity = Literal["zscore", "dataset", "percentile", "none"]
+Intensity = Literal["zscore", "dataset", "percentile", "encoder", "none"]
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 # What augmentation sees. `range`: the range of the case is 0 to 1. `deviations`: a mean of 0 and a standard
 # deviation of 1, or a range of the case of -2 to 2 where the normalisation is another one. `any`: it does not matter.
 Units = Literal["range", "deviations", "any"]
@@ -28,6 +29,8 @@ PERCENTILES = (0.5, 99.5)
 SAMPLED, SAMPLED_OF_CASE = 1000, 20_000
 # bounds on restored numbers, above those of hyperspectral images and of networks with ten levels
 CHANNELS, MULTIPLE = 10_000, 4096
+FIXED = ("dataset", "encoder")  # intensities with the same numbers for all cases
+UNIT_TOLERANCE = 1e-4  # of linear interpolation in float32
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class Preprocess:
     dims: number of spatial axes D.
     intensity: `zscore` normalises each channel of each case to mean 0 and standard deviation 1. `dataset` does so with
         the mean and standard deviation of all training cases. `percentile` maps the 0.5th and 99.5th percentiles of
-        each channel and case to 0 and 1; values beyond them stay distinct, below 0 and above 1. `none` leaves
+        each channel and case to 0 and 1; values beyond them stay distinct, below 0 and above 1. `encoder` uses the mean
+        and standard deviation of the images in 0..1 on which a pretrained encoder was trained. `none` leaves
         intensities unchanged.
-    shift, scale: length C, mean and standard deviation fitted by `dataset`; empty otherwise.
+    shift, scale: length C, mean and standard deviation fitted by `dataset` or known for `encoder`; empty otherwise.
     low, high: length C, the usual range of normalised images: the 0.5th and 99.5th percentiles of all training cases
         together. It limits the strength of augmentation, see `case_range`.
     spacing: length D, the spacing to which images are resampled, in mm for volumes; None does not resample.
@@ -66,22 +70,30 @@ class Preprocess:
         intensity: Intensity = "zscore",
         spacing: Sequence[float] | Literal["median"] | None = None,
         multiple: Multiple,
+        encoder: Callable[[int], Normalisation] | None = None,
     ) -> Preprocess:
         """Fit the preprocessing on the training cases. Each case is consumed once.
 
         spacing: the target spacing of each axis, `median` for the median of the training cases, or None.
+        encoder: for the intensity `encoder`, mean and standard deviation for a number of channels.
 
-        Raises DataError if cases differ in channels or axes or contain pixels that are not finite, ValueError for
-        invalid options.
+        Raises DataError if cases differ in channels or axes, contain pixels that are not finite, or, for `encoder`,
+        pixels outside 0..1; ValueError for invalid options.
         """
         if intensity not in get_args(Intensity):
             raise ValueError(f"expected intensity to be one of {', '.join(get_args(Intensity))}, got {intensity!r}")
         statistics = TrainingStatistics()
         for case, raw in cases:
             statistics.add(case, raw, measure=intensity == "dataset")
+            if intensity == "encoder":
+                check_unit_range(raw.image, _where(case), "write preprocess.intensity: zscore")
         channels, dims = statistics.shape()
         shift, scale = statistics.moments() if intensity == "dataset" else ((), ())
-        low, high = statistics.usual_range(intensity)
+        if intensity == "encoder":
+            if encoder is None:
+                raise ValueError("preprocess.intensity: encoder needs a network that knows the mean of its images")
+            shift, scale = encoder(channels)
+        low, high = statistics.usual_range(intensity, shift, scale)
         return cls(channels, dims, intensity, shift, scale, low, high, statistics.target(spacing), multiple)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +129,7 @@ class Preprocess:
         """Raise ValueError for numbers and lengths that do not fit each other."""
         if not 0 < self.channels <= CHANNELS or self.dims not in (2, 3):
             raise ValueError(f"expected 1 to {CHANNELS} channels and 2 or 3 dims, got {self.channels} and {self.dims}")
-        fitted = self.channels if self.intensity == "dataset" else 0
+        fitted = self.channels if self.intensity in FIXED else 0
         sides = self.multiple if isinstance(self.multiple, tuple) else (self.multiple,) * self.dims
         lengths = {"shift": fitted, "scale": fitted, "low": self.channels, "high": self.channels}
         wrong = [name for name, length in lengths.items() if len(getattr(self, name)) != length]
@@ -173,7 +185,7 @@ class Preprocess:
                 f"expected an image with {self.channels} channels and {self.dims} spatial axes, as in training, "
                 f"got {image.shape[0]} and {image.ndim - 1}"
             )
-        if self.intensity == "dataset":
+        if self.intensity in FIXED:
             return np.asarray(self.shift, np.float32), np.asarray(self.scale, np.float32)
         shift, scale = _shift_and_scale(image.reshape(self.channels, -1), self.intensity)
         return shift.astype(np.float32), scale.astype(np.float32)
@@ -204,7 +216,7 @@ class Preprocess:
         """
         if units == "range":
             return low, width
-        if units == "deviations" and self.intensity in ("percentile", "none"):
+        if units == "deviations" and self.intensity in ("percentile", "encoder", "none"):
             return low + width / 2, width / 4
         return None
 
@@ -231,7 +243,7 @@ class TrainingStatistics:
         Raises DataError for pixels that are not finite, and if the number of channels or axes differs from the first
         case.
         """
-        check_finite(raw.image, f"case {case.name}, file {case.images[0] if case.images else None}")
+        check_finite(raw.image, _where(case))
         channels, dims = raw.image.shape[0], raw.image.ndim - 1
         self.first = self.first or (case.name, channels, dims)
         if (channels, dims) != self.first[1:]:
@@ -268,11 +280,12 @@ class TrainingStatistics:
         deviation = _no_zeros(np.sqrt(self.squares / self.pixels))
         return tuple(self.mean.tolist()), tuple(deviation.tolist())
 
-    def usual_range(self, intensity: Intensity) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def usual_range(
+        self, intensity: Intensity, shift: Sequence[float], scale: Sequence[float]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The lower and upper end of the usual range of each normalised channel; 1 apart for a constant channel."""
-        if intensity == "dataset":
-            mean, deviation = self.moments()
-            maps = [(np.array(mean), np.array(deviation))] * len(self.sampled)
+        if intensity in FIXED:
+            maps = [(np.array(shift), np.array(scale))] * len(self.sampled)
         else:
             maps = [_shift_and_scale(pixels, intensity) for pixels in self.sampled]
         normalised = [linear(pixels, *numbers) for pixels, numbers in zip(self.sampled, maps, strict=True)]
@@ -291,6 +304,20 @@ class TrainingStatistics:
         if len(spacing) != dims or not all(length > 0 for length in spacing):
             raise ValueError(f"expected spacing to be {dims} positive lengths, got {list(spacing)}")
         return tuple(float(length) for length in spacing)
+
+
+def check_unit_range(image: np.ndarray, where: str, advice: str) -> None:
+    """Raise DataError for pixels outside 0..1, for which the numbers of an encoder do not hold."""
+    low, high = float(image.min()), float(image.max())
+    if low < -UNIT_TOLERANCE or high > 1 + UNIT_TOLERANCE:
+        raise DataError(
+            f"{where}: preprocess.intensity: encoder expects intensities between 0 and 1, as those of image files are, "
+            f"but they lie between {low:g} and {high:g}; {advice}"
+        )
+
+
+def _where(case: Case) -> str:
+    return f"case {case.name}, file {case.images[0] if case.images else None}"
 
 
 def _sampled(flat: np.ndarray, limit: int) -> np.ndarray:

@@ -33,7 +33,7 @@ from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluation.scoring import Scoring, build_scoring
 from segkit.experiment.plugins import INJECTED, load_plugins, used_plugins
-from segkit.experiment.validate import CHECKS, PIXELS, check_weights, meta_network
+from segkit.experiment.validate import CHECKS, PIXELS, check_weights, meta_network, weights_of
 from segkit.inference.predictor import Predictor
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES
@@ -90,7 +90,17 @@ def load_config(source: ConfigSource, overrides: Sequence[str] = (), *, data_onl
         )
     else:
         config = read_config(config_file(Path(source)), overrides, TABLES, CHECKS, load_plugins, defaults)
-    return replace(config, plugins=used_plugins(config))
+    return replace(with_default_intensity(config), plugins=used_plugins(config))
+
+
+def with_default_intensity(config: Config) -> Config:
+    """The configuration with the intensity `encoder` if its network has pretrained weights and it names no other."""
+    if "intensity" in config.preprocess.model_fields_set or config.model.args.get("weights", "none") == "none":
+        return config
+    weights = weights_of(config)
+    if weights is None or not weights.pretrained:
+        return config
+    return replace(config, preprocess=config.preprocess.model_copy(update={"intensity": "encoder"}))
 
 
 def restore_config(content: dict[str, Any], overrides: Sequence[str] = (), file: Path | None = None) -> Config:
@@ -202,11 +212,13 @@ def fitted_data(
             yield by_name[name], raw
 
     first = store.read(by_name[split.train[0]])
+    known = weights_of(config) if config.preprocess.intensity == "encoder" else None
     preprocess = Preprocess.fit(
         training(),
         intensity=config.preprocess.intensity,
         spacing=config.preprocess.spacing,
         multiple=multiple(first.image.ndim - 1),
+        encoder=None if known is None else known.normalisation,
     )
     sizes = tuple(preprocess.resampled_size(size, spacing) for size, spacing in shapes)
     absent = tuple(name for name, count in zip(labels.names, pixels.tolist(), strict=True) if not count)

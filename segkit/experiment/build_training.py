@@ -39,6 +39,7 @@ from segkit.losses import build_loss, expanded
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.training.compile import Compiled
+from segkit.training.encoder_weights import LoadedEncoder, load_initial_weights
 from segkit.training.loaded_weights import Loaded
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import Grouping, build_optimizer, freeze
@@ -84,7 +85,7 @@ def build_experiment(
     """Build the experiment that a configuration describes.
 
     cache: the folder for files computed from the data that other runs can reuse, unless the configuration names one.
-    from_init: whether to load the weights of `train.init`; a resumed run does not need them.
+    from_init: whether to load the weights of `train.init` and `model.weights`; a resumed run does not need them.
     track: from a description to a function that shows the progress of reading cases.
 
     Raises ConfigError for options that do not fit the data or each other.
@@ -108,7 +109,7 @@ def _build_experiment(
     cache = config.loader.cache_dir or cache
     reading = track("reading the training cases")
     data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache, track=reading)
-    model, loaded = _model(config, data, device, processes, from_init)
+    model, pretrained, loaded = _model(config, data, device, processes, from_init)
     settings, batches = _training(config, data, device, processes, track("preparing the training cases"))
     check_network(config, data, processes)
     _check_validation(config, data)
@@ -131,10 +132,11 @@ def _build_experiment(
         device=device,
         network=Compiled(model) if config.train.compile else None,
         processes=processes,
-        plain=_plain(config, resolved, data),
+        plain=_plain(config, resolved, data, None if pretrained is None else pretrained.origin),
     )
     torch.manual_seed(config.seed + processes.rank)  # for dropout, which must differ between processes
-    return Built(experiment, data, resolved, weighted, _memory_note(data), loaded)
+    notes = [*_memory_note(data), *([] if pretrained is None else pretrained.describe())]
+    return Built(experiment, data, resolved, weighted, notes, loaded)
 
 
 def _memory_note(data: Data) -> list[str]:
@@ -191,17 +193,19 @@ def _validation(config: Config, data: Data) -> EvaluationSet | None:
 
 def _model(
     config: Config, data: Data, device: torch.device, processes: Processes, from_init: bool
-) -> tuple[nn.Module, Loaded | None]:
-    """The network on the device with its initial weights, and what was loaded from a file of weights."""
+) -> tuple[nn.Module, LoadedEncoder | None, Loaded | None]:
+    """The network on the device with its initial weights, and which of them come from files: those that the network
+    itself asks for, and those of `train.init`."""
     torch.manual_seed(config.seed)
     dims, channels, loaded = data.preprocess.dims, data.preprocess.channels, None
     model = build_model(config, channels, data.labels, dims)
+    pretrained = load_initial_weights(model) if from_init else None
     if config.train.init is not None and from_init:
         loaded = load_weights(model, config.train.init, in_channels=channels, out_channels=data.labels.channels)
     freeze(model, config.parameters.freeze)
     if config.train.sync_batchnorm and processes.group is not None:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return to_format(model, config, dims).to(device), loaded
+    return to_format(model, config, dims).to(device), pretrained, loaded
 
 
 def _loss(config: Config, labels: Labels, device: torch.device, processes: Processes) -> WeightedSum | DeepSupervision:
@@ -332,10 +336,10 @@ def _settings(config: Config, epoch: int) -> Settings:
     )
 
 
-def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
+def _plain(config: Config, resolved: Config, data: Data, weights: dict[str, str] | None) -> dict[str, Any]:
     """The contents of a checkpoint besides the weights: everything that evaluation needs, and the origin of the model.
 
-    resolved: the configuration with class weights as numbers.
+    resolved: the configuration with class weights as numbers. weights: where pretrained weights come from.
     """
     return {
         "config": config.to_dict(),
@@ -344,6 +348,7 @@ def _plain(config: Config, resolved: Config, data: Data) -> dict[str, Any]:
         "split": data.split.to_json(),
         "data": data_digest(data.source.cases),
         "init": init_digest(config),
+        "pretrained": weights,
         "plugins": plugin_hashes(config.plugins),
         "integers_scaled": _integers_scaled(data),
         "environment": versions(),

@@ -18,6 +18,7 @@ from segkit.experiment.build_training import init_digest
 from segkit.experiment.evaluate_run import DRAWING, MAX_KILLS, evaluated_part, lacks_pictures
 from segkit.experiment.plugins import plugin_hashes
 from segkit.training.checkpoint import CONTINUED, TRAINED, check_complete
+from segkit.training.encoder_weights import current_digest
 from segkit.training.lr_schedules import Plateau
 from segkit.training.run_folder import Run
 from segkit.training.trainer import Experiment
@@ -108,9 +109,18 @@ def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, 
         ("data", content["data"], data_digest(source.cases)),
         ("split", Split.from_json(content["split"]).content_hash, split.content_hash),
         ("train.init", content["init"], init),
+        ("model.weights", *_pretrained(config, content)),
         ("plugins", _short(content.get("plugins", {})), _short(plugin_hashes(config.plugins))),
     ]
     return [(key, old, new) for key, old, new in values if old != new]
+
+
+def _pretrained(config: Config, content: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The SHA-256 of the pretrained weights of the run, and of those that the configuration names now."""
+    recorded = content.get("pretrained")
+    if recorded is None:
+        return None, None
+    return recorded["sha256"], current_digest(config.model.args.get("weights", "none"), recorded)
 
 
 def _short(hashes: Mapping[str, str]) -> dict[str, str]:

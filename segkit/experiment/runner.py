@@ -91,6 +91,8 @@ def _train_and_evaluate(
         experiment.plain["init"] = processes.broadcast(
             None if content is None else init_digest(config, content["init"])
         )
+    if resumed:
+        experiment.plain["pretrained"] = processes.broadcast(None if content is None else content.get("pretrained"))
     part = evaluated_part(config, data.split)
     _start(run, built)
     print_header(config, built, console)

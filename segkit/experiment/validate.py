@@ -17,6 +17,7 @@ from segkit.evaluation.scoring import build_scoring
 from segkit.labels import Labels
 from segkit.losses import build_loss
 from segkit.models import MODELS
+from segkit.models.initial_weights import InitialWeights, initial_weights
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.utils.errors import reason
 from segkit.utils.text import shown
@@ -89,6 +90,26 @@ def meta_network(config: Config, in_channels: int, out_channels: int, dims: int)
         raise ValueError(f"{config.model.name} cannot be built: {reason(error)}") from error
 
 
+def weights_of(config: Config) -> InitialWeights | None:
+    """What the network of a configuration knows of pretrained weights; None if it knows none, or cannot be built, which
+    `check_model` reports."""
+    if "weights" not in config.model.args:
+        return None
+    try:
+        return initial_weights(meta_network(config, 3, 2, 2))
+    except ValueError:
+        return None
+
+
+def check_intensity(config: Config) -> None:
+    """`encoder` needs a network that knows the images of its encoder."""
+    if config.preprocess.intensity == "encoder" and weights_of(config) is None:
+        raise ValueError(
+            "intensity: encoder needs a network whose encoder was trained on images of a known mean, such as "
+            f"encoder_unet; {config.model.name} knows none, so use zscore or dataset"
+        )
+
+
 def check_weights(network: nn.Module, memory: int, *, copies: int = 1) -> None:
     """Raise ValueError if so many copies of the weights of a network do not fit into so many bytes of memory."""
     tensors = [*network.parameters(), *network.buffers()]
@@ -158,6 +179,7 @@ CHECKS: dict[str, Callable[[Config], object]] = {
     "data": check_data,
     "loss": check_loss,
     "model": check_model,
+    "preprocess": check_intensity,
     "schedule": check_schedule,
     "sampling": check_sides,
     "evaluation": check_scoring,

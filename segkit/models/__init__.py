@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 from torch import nn
 
+from segkit.models.encoder_unet import encoder_unet
 from segkit.models.monai_networks import monai_basic_unet, monai_dynunet, monai_segresnet, monai_unet
 from segkit.models.torchvision_networks import deeplabv3_mobilenet, deeplabv3_resnet50, fcn_resnet50, lraspp_mobilenet
 from segkit.models.unet import UNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
+    "encoder_unet": encoder_unet,
     "monai_unet": monai_unet,
     "monai_basic_unet": monai_basic_unet,
     "monai_dynunet": monai_dynunet,

@@ -94,6 +94,14 @@ class _Training(_Section):
     random: Annotated[list[_RandomStates], Field(min_length=1)]
 
 
+class Pretrained(_Section):
+    """Where pretrained weights came from; `hub`, `revision`, `url` and `name` if they are published."""
+
+    source: str
+    file: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class Fields(_Section):
     """Every field of a checkpoint. Which of them a command needs is its own business."""
 
@@ -103,6 +111,7 @@ class Fields(_Section):
     split: Annotated[dict[str, Any], _accepted(Split.from_json)] = {}
     data: str = ""
     init: str | None = None
+    pretrained: Pretrained | None = None
     plugins: dict[str, str] = {}
     integers_scaled: bool | None = None
     environment: dict[str, JsonValue] = {}

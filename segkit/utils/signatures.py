@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from segkit.utils.durations import Units
 from segkit.utils.field_errors import PROBLEM
@@ -77,6 +77,18 @@ def union_members(annotation: Any) -> tuple[Any, ...]:
     """The members of a union; any other annotation is its own single member."""
     is_union = get_origin(annotation) in (typing.Union, types.UnionType)
     return get_args(annotation) if is_union else (annotation,)
+
+
+def accepted_as_text(value: str, members: Sequence[Any]) -> bool:
+    """Whether a text is a value of one of the members of a union other than a path, such as one of its literals."""
+    for member in members:
+        if member is not Path:
+            try:
+                TypeAdapter(member).validate_python(value, strict=True)
+            except ValidationError:
+                continue
+            return True
+    return False
 
 
 def literal_values(annotation: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from segkit.models import MODELS
 from segkit.models.unet import UNet
 from segkit.utils.padding import padded
 
-TWO_DIMENSIONAL = {"fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet", "lraspp_mobilenet"}
+TWO_DIMENSIONAL = {"encoder_unet", "fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet", "lraspp_mobilenet"}
 CASES = [(name, dims) for name in MODELS for dims in (2, 3) if dims == 2 or name not in TWO_DIMENSIONAL]
 
 
@@ -28,7 +28,7 @@ def test_logits_have_the_size_of_the_image(name, dims):
 
 
 @pytest.mark.parametrize("name", sorted(TWO_DIMENSIONAL))
-def test_torchvision_networks_reject_volumes(name):
+def test_networks_for_2d_images_reject_volumes(name):
     with pytest.raises(ValueError, match=r"2D images.* got 3"):
         MODELS[name](in_channels=1, out_channels=2, dims=3)
 

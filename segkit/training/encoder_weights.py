@@ -1,0 +1,135 @@
+"""Loading the pretrained weights that a network asks for, once, when a training begins.
+
+A file is found (published weights are downloaded into the caches of the Hugging Face hub and of torch), hashed, read
+without running code, and assigned to the network: by name, or by order where the names are those of another library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from segkit.models.initial_weights import InitialWeights, initial_weights
+from segkit.training import checkpoint_fields
+from segkit.training.assigned_weights import Assigned, assign
+from segkit.training.checkpoint import CheckpointError, check_finite
+from segkit.training.tensor_file import read_weights
+from segkit.training.tensor_pickle import Unreadable, shown
+from segkit.training.weights_file import WeightsFile, local_file, weights_file
+from segkit.utils.text import listed
+
+WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema")  # under which files keep their weights
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """What was loaded.
+
+    origin: the file, as plain data for checkpoints: `source`, `file`, `sha256`, and `hub` and `revision` of a download.
+    """
+
+    origin: dict[str, str]
+    assigned: Assigned
+    part: str
+
+    def describe(self) -> list[str]:
+        """Messages for the user, one line each."""
+        taken, origin = self.assigned, self.origin
+        where = f"{origin['source']} ({origin['file']}, SHA-256 {origin['sha256'][:16]})"
+        how = "in the order of the file, all shapes agree" if taken.by_order else "by name"
+        lines = [f"loaded {len(taken.weights)} of {taken.expected} {self.part} weights from {where}, {how}"]
+        if taken.adapted:
+            lines.append(f"adapted to {taken.channels} image channels: {', '.join(taken.adapted)}")
+        if taken.left_out:
+            lines.append(f"not used, since the classes differ: {listed(taken.left_out)}")
+        if taken.unused:
+            lines.append(f"only in the file, such as its classifier: {listed(taken.unused)}")
+        return lines
+
+
+def load_initial_weights(network: nn.Module) -> LoadedEncoder | None:
+    """Load the pretrained weights that a network asks for. None if it asks for none.
+
+    Raises CheckpointError if they cannot be found, read or assigned, or are not finite.
+    """
+    initial = initial_weights(network)
+    if initial is None or not initial.pretrained:
+        return None
+    module = network.get_submodule(initial.module)
+    file = weights_file(initial)
+    state = _tensors(file.path)
+    if initial.published is not None and initial.published.library == "timm":
+        state = _named_by_timm(initial, state)
+    assigned = assign(state, module.state_dict(), initial, file.path)
+    _check_numbers(file.path, assigned.weights, module.state_dict())
+    module.load_state_dict(assigned.weights, strict=False)
+    return LoadedEncoder(_origin(initial, file), assigned, initial.part)
+
+
+def current_digest(source: str | Path, recorded: Mapping[str, str]) -> str:
+    """The SHA-256 of the weights that a configuration names now, or the recorded one where they are not at hand.
+
+    A run that has started does not need them any more, and published weights are not downloaded to compare them.
+    """
+    file = local_file(source)
+    return recorded["sha256"] if file is None else digest(file)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _origin(initial: InitialWeights, file: WeightsFile) -> dict[str, str]:
+    plain = {"source": str(initial.source), "file": file.path.name, "sha256": digest(file.path)}
+    published = {} if initial.published is None else {"name": initial.published.name}
+    return {**plain, **published, **file.download}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, in its order."""
+    try:
+        content = read_weights(path)
+    except Unreadable as error:
+        raise CheckpointError(f"cannot read weights from {path}: {error}") from error
+    for key in WRAPPERS:
+        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path}: expected a mapping from names to tensors, got {shown(content)}")
+    other = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if other:
+        raise CheckpointError(
+            f"{path}: expected a mapping from names to tensors, got {shown(content[other[0]])} under {shown(other[0])}"
+        )
+    return content
+
+
+def _named_by_timm(initial: InitialWeights, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights with the names of timm's present code, which timm itself converts."""
+    import timm
+
+    published: Any = initial.published
+    try:
+        whole = timm.create_model(published.name, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"timm cannot load its weights {published.name}: {error}") from error
+    return whole.state_dict()
+
+
+def _check_numbers(path: Path, weights: Mapping[str, Tensor], in_network: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for weights of another kind of numbers, and for NaN and infinity."""
+    kind = checkpoint_fields.kind_of_numbers
+    other = [
+        f"{name} (file {value.dtype}, network {in_network[name].dtype})"
+        for name, value in weights.items()
+        if kind(value) != kind(in_network[name])
+    ]
+    if other:
+        raise CheckpointError(f"{path}: expected weights of the type of the network, got {listed(other, limit=3)}")
+    check_finite(path, "the file", weights)
