@@ -1,6 +1,6 @@
 """Weights of other tools, in files that their own libraries and ways of saving make.
 
-The oracle is the network that was saved: every weight of the new one must equal its weight, as `torch.load` returns it.
+The oracle is the network that was saved: every weight of the new one must equal its weight to the bit.
 """
 
 import io
