@@ -233,8 +233,8 @@ def check_operations(file: BinaryIO) -> None:
             objects += 1
             if objects > PLAIN_OBJECTS:
                 raise Unreadable(
-                    f"expected at most {PLAIN_OBJECTS} names and plain values, got more; save the weights alone, without "
-                    "the log of their training"
+                    f"expected at most {PLAIN_OBJECTS} names and plain values, got more; save the weights alone, "
+                    "without the log of their training"
                 )
             if operation.name == "GLOBAL":
                 others += [name] if (name := str(argument).replace(" ", ".", 1)) not in GLOBALS else []
