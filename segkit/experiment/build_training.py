@@ -38,8 +38,10 @@ from segkit.labels import Labels
 from segkit.losses import build_loss, expanded
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.losses.weighted_sum import WeightedSum
+from segkit.training.checkpoint import CheckpointError
 from segkit.training.compile import Compiled
 from segkit.training.encoder_weights import LoadedEncoder, load_initial_weights
+from segkit.training.init_file import weights_digest
 from segkit.training.loaded_weights import Loaded
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import Grouping, build_optimizer, freeze
@@ -47,7 +49,6 @@ from segkit.training.precision import bf16_slowdown
 from segkit.training.pretrained import load_weights
 from segkit.training.stopping import Limits
 from segkit.training.trainer import Batch, Experiment, Settings
-from segkit.training.init_file import weights_digest
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.durations import to_steps
 from segkit.utils.environment import versions
@@ -364,8 +365,10 @@ def _integers_scaled(data: Data) -> bool:
 def init_digest(config: Config, recorded: str | None = None) -> str | None:
     """The digest of the initial weights. `recorded` is the digest in the checkpoint; it is used if the file no longer
     exists, which does not matter once a run has started."""
-    init = config.train.init
-    return weights_digest(init) if init is not None and init.exists() else recorded
+    try:
+        return recorded if config.train.init is None else weights_digest(config.train.init)
+    except CheckpointError:
+        return recorded
 
 
 def profile_steps(config: Config, settings: Settings) -> int | None:

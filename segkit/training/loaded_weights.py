@@ -113,7 +113,7 @@ class Loaded:
         if self.adapted:
             in_file, here = next(iter(self.adapted.values()))
             names = listed(list(self.adapted), limit=3)
-            lines.append(f"adapted to {here[1]} image channels, {in_file[1]} in the file: {names}")
+            lines.append(f"adapted from {in_file[1]} to {here[1]} image channels: {names}")
         if self.unexpected:
             lines.append(f"only in the file: {_grouped(self.unexpected)}")
         return lines

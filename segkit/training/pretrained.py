@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from segkit.data.preprocess import Preprocess
 from segkit.training import checkpoint_fields
 from segkit.training.checkpoint import CheckpointError, check_finite
+from segkit.training.init_file import read_content
 from segkit.training.loaded_weights import HALF, Loaded, Origin, Shapes
 from segkit.training.tensor_pickle import shown
-from segkit.training.init_file import read_content
 from segkit.training.weight_names import Match, best_match, by_prefix, weight_sets
 from segkit.utils.text import listed
 

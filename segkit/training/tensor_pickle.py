@@ -232,7 +232,10 @@ def check_operations(file: BinaryIO) -> None:
         for operation, argument, _place in pickletools.genops(file):
             objects += 1
             if objects > PLAIN_OBJECTS:
-                raise Unreadable(f"expected at most {PLAIN_OBJECTS} names and plain values, got more")
+                raise Unreadable(
+                    f"expected at most {PLAIN_OBJECTS} names and plain values, got more; save the weights alone, "
+                    "without the log of their training"
+                )
             if operation.name == "GLOBAL":
                 others += [name] if (name := str(argument).replace(" ", ".", 1)) not in GLOBALS else []
             elif operation.name not in OPERATIONS and not others:

@@ -1,10 +1,12 @@
 """Weights of other tools, in files that their own libraries and ways of saving make.
 
-The oracle is the network that was saved: every weight of the new one must equal its weight, as `torch.load` returns it.
+The oracle is the network that was saved: every weight of the new one must equal its weight to the bit.
 """
 
+import io
 import json
 import shutil
+import sys
 import zipfile
 
 import numpy as np
@@ -19,9 +21,10 @@ from segkit.experiment.runner import run_experiment
 from segkit.models import MODELS
 from segkit.training import pretrained
 from segkit.training.checkpoint import CheckpointError
+from segkit.training.init_file import weights_digest
 from segkit.training.pretrained import adapted_to_channels, load_weights
 from segkit.training.run_folder import Run
-from segkit.training.init_file import weights_digest
+from segkit.utils.errors import MissingExtra
 
 from support.faults.checkpoints import TINY, trained
 
@@ -121,6 +124,25 @@ def test_safetensors_with_a_prefix(tmp_path):
     save_file(prefixed(source.state_dict(), "model."), tmp_path / "weights.safetensors")
     assert "model.*" in load_weights(model, tmp_path / "weights.safetensors").describe(tmp_path)[0]
     assert_loaded(model, source, "network.")
+
+
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
+    save_file(network().state_dict(), tmp_path / "weights.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(MissingExtra, match=r"weights\.safetensors requires .*segkit-trainer\[encoders\]"):
+        load_weights(network(), tmp_path / "weights.safetensors")
+
+
+def test_of_a_checkpoint_of_segkit_the_evaluated_weights_are_taken(tmp_path):
+    """`model` holds the moving average, `training.model` the weights to continue from; both fit in full."""
+    average, current, model = filled(network(), 1), filled(network(), 2), network()
+    content = torch.load(io.BytesIO(trained()), weights_only=True)
+    content["config"]["train"]["ema"] = 0.9
+    content["training"]["model"] = current.state_dict()
+    torch.save(content | {"model": prefixed(average.state_dict(), "network.")}, tmp_path / "last.pt")
+    loaded = load_weights(model, tmp_path / "last.pt")
+    assert_loaded(model, average)
+    assert "averaged weights (train.ema), which evaluation uses" in "\n".join(loaded.describe(tmp_path))
 
 
 # --- networks of libraries -------------------------------------------------------------------------------------------
