@@ -278,7 +278,7 @@ def check_network(config: Config, data: Data, processes: Processes = SINGLE_PROC
         try:
             with torch.device("meta"):
                 network(torch.zeros(shape))
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, AssertionError) as error:
             raise ConfigError(
                 f"{where}: {reason(error)}; use a larger loader.batch or sampling.patch, fewer model.widths, or "
                 "another model.norm"

@@ -127,7 +127,7 @@ def _build(encoder: str, decoder: Decoder, in_channels: int, out_channels: int, 
     any_size = {"strict_img_size": False} if _is_strict(encoder) else {}
     try:
         return getattr(smp, CLASSES[decoder])(f"tu-{encoder}", **options, **any_size)
-    except (TypeError, ValueError, AssertionError, NotImplementedError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, AssertionError, NotImplementedError, LookupError, AttributeError) as error:
         raise ValueError(_unusable(encoder, decoder, error)) from error
 
 
@@ -139,7 +139,7 @@ def _unusable(encoder: str, decoder: Decoder, error: Exception) -> str:
             f"the decoder {decoder} needs an encoder with dilated convolutions (output stride 16), and {encoder} has "
             f"none; use the decoder {', '.join(others[:-1])} or {others[-1]}, or an encoder such as resnet50"
         )
-    if "downsampling pattern" in str(error):
+    if "downsampling pattern" in str(error) or isinstance(error, IndexError):  # the latter for fewer than five levels
         return (
             f"the encoder {encoder} does not halve its features from stage to stage, as decoders need it; use an "
             "encoder such as resnet50, convnext_tiny or swin_tiny_patch4_window7_224"
@@ -173,13 +173,12 @@ def _initial_weights(backbone: Any, encoder: str, weights: str | Path) -> Initia
     if weights == "imagenet":
         name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
         published = Published("timm", name, config.hf_hub_id, config.hf_hub_filename, config.url)
-    wrapped = [name for name, _ in backbone.named_children()] == [
-        "model"
-    ]  # timm takes features out of the whole network
+    children = [name for name, _ in backbone.named_children()]
+    inner = f".{children[0]}" if children in (["model"], ["body"]) else ""  # around the whole network of timm
     first = () if config is None else config.first_conv or ()
     return InitialWeights(
         source=weights,
-        module="encoder.model.model" if wrapped else "encoder.model",
+        module=f"encoder.model{inner}",
         mean=IMAGENET_MEAN if config is None else tuple(config.mean),
         std=IMAGENET_STD if config is None else tuple(config.std),
         first_convolutions=tuple(f"{name}.weight" for name in ((first,) if isinstance(first, str) else first)),

@@ -18,7 +18,7 @@ SegmentationWeights = Literal["coco", "imagenet", "none"] | Package | Path
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green and blue, in 0..1
 # children of a backbone that hold its stages, as the libraries name them
-CONTAINERS = ("blocks", "stages", "layers", "features", "model")
+CONTAINERS = ("blocks", "stages", "layers", "features", "model", "body")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from scipy import ndimage
 from segkit import Labels
 from segkit.data import Case, DataError, RawCase
 from segkit.data.class_counts import class_counts, pixel_and_component_counts
+from segkit.data.datasets import network_image
 from segkit.data.preprocess import Preprocess, resize_linear, resize_nearest
 
 RANDOM = np.random.default_rng(0)
@@ -73,6 +74,40 @@ def test_percentile_of_a_checkpoint_that_clipped():
     np.testing.assert_array_equal(
         normalised(Preprocess.from_dict(stored), case), np.clip(normalised(fitted, case), 0, 1)
     )
+
+
+def in_unit_range(*shape):
+    return RawCase(RANDOM.random(shape, dtype=np.float32), np.zeros(shape[1:], np.uint8), (1.0, 1.0))
+
+
+def encoder(channels):
+    return tuple(0.2 + 0.1 * channel for channel in range(channels)), (0.5,) * channels
+
+
+def test_encoder_uses_the_numbers_that_it_is_given():
+    first, second = in_unit_range(3, 6, 7), in_unit_range(3, 5, 9)
+    preprocess = fit(first, second, intensity="encoder", encoder=encoder)
+    expected = (second.image - np.array([0.2, 0.3, 0.4]).reshape(3, 1, 1)) / 0.5
+    np.testing.assert_allclose(normalised(preprocess, second), expected, rtol=1e-5, atol=1e-6)
+    assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+    with pytest.raises(ValueError, match="one number per channel or axis in shift"):
+        Preprocess.from_dict(preprocess.to_dict() | {"shift": []})
+
+
+@pytest.mark.parametrize("scale", [255.0, -1.0])
+def test_encoder_expects_images_in_its_range(scale):
+    """In training the message names the case and the way out, in prediction the image."""
+    good, bad = in_unit_range(1, 6, 7), in_unit_range(1, 6, 7)
+    bad = RawCase(bad.image * scale, bad.mask, bad.spacing)
+    with pytest.raises(
+        DataError, match=r"case c1, file c1\.npy: .*between 0 and 1.* write preprocess.intensity: zscore"
+    ):
+        fit(good, bad, intensity="encoder", encoder=encoder)
+    preprocess = fit(good, intensity="encoder", encoder=encoder)
+    with pytest.raises(DataError, match=r"case x: .*between 0 and 1, .* give images as those of the training"):
+        network_image(bad, preprocess, "case x")
+    resized = fit(good, intensity="encoder", encoder=encoder, spacing=[0.7, 0.6])
+    assert np.isfinite(network_image(good, resized, "case x")).all()
 
 
 def test_none_changes_nothing():
