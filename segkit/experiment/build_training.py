@@ -38,12 +38,15 @@ from segkit.labels import Labels
 from segkit.losses import build_loss, expanded
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.losses.weighted_sum import WeightedSum
+from segkit.training.checkpoint import CheckpointError
 from segkit.training.compile import Compiled
-from segkit.training.encoder_weights import load_initial_weights
+from segkit.training.encoder_weights import LoadedEncoder, load_initial_weights
+from segkit.training.init_file import weights_digest
+from segkit.training.loaded_weights import Loaded
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import Grouping, build_optimizer, freeze
 from segkit.training.precision import bf16_slowdown
-from segkit.training.pretrained import load_weights, weights_digest
+from segkit.training.pretrained import load_weights
 from segkit.training.stopping import Limits
 from segkit.training.trainer import Batch, Experiment, Settings
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
@@ -60,7 +63,8 @@ class Built:
     """Everything that training needs.
 
     config: the resolved configuration, with named class weights as numbers (details in `weighted`) and with the options
-    that `like` implies. notes: messages for the user before the training starts.
+    that `like` implies. notes: messages for the user before the training starts. loaded: what was loaded from
+    `train.init`, if anything was.
     """
 
     experiment: Experiment
@@ -68,6 +72,7 @@ class Built:
     config: Config
     weighted: Sequence[Weighted]
     notes: Sequence[str]
+    loaded: Loaded | None = None
 
 
 def build_experiment(
@@ -105,7 +110,7 @@ def _build_experiment(
     cache = config.loader.cache_dir or cache
     reading = track("reading the training cases")
     data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache, track=reading)
-    model, notes, weights = _model(config, data, device, processes, from_init)
+    model, pretrained, loaded = _model(config, data, device, processes, from_init)
     settings, batches = _training(config, data, device, processes, track("preparing the training cases"))
     check_network(config, data, processes)
     _check_validation(config, data)
@@ -128,10 +133,11 @@ def _build_experiment(
         device=device,
         network=Compiled(model) if config.train.compile else None,
         processes=processes,
-        plain=_plain(config, resolved, data, weights),
+        plain=_plain(config, resolved, data, None if pretrained is None else pretrained.origin),
     )
     torch.manual_seed(config.seed + processes.rank)  # for dropout, which must differ between processes
-    return Built(experiment, data, resolved, weighted, [*_memory_note(data), *notes])
+    notes = [*_memory_note(data), *([] if pretrained is None else pretrained.describe())]
+    return Built(experiment, data, resolved, weighted, notes, loaded)
 
 
 def _memory_note(data: Data) -> list[str]:
@@ -188,22 +194,19 @@ def _validation(config: Config, data: Data) -> EvaluationSet | None:
 
 def _model(
     config: Config, data: Data, device: torch.device, processes: Processes, from_init: bool
-) -> tuple[nn.Module, list[str], dict[str, str] | None]:
-    """The network on the device with its initial weights, notes about these for the user, and where pretrained ones
-    come from."""
+) -> tuple[nn.Module, LoadedEncoder | None, Loaded | None]:
+    """The network on the device with its initial weights, and which of them come from files: those that the network
+    itself asks for, and those of `train.init`."""
     torch.manual_seed(config.seed)
-    dims, notes = data.preprocess.dims, []
-    model = build_model(config, data.preprocess.channels, data.labels, dims)
+    dims, channels, loaded = data.preprocess.dims, data.preprocess.channels, None
+    model = build_model(config, channels, data.labels, dims)
     pretrained = load_initial_weights(model) if from_init else None
-    notes += [] if pretrained is None else pretrained.describe()
     if config.train.init is not None and from_init:
-        loaded = load_weights(model, config.train.init)
-        notes += loaded.describe(config.train.init)
-        notes += [] if loaded.origin is None else loaded.origin.differences(data.labels, data.preprocess)
+        loaded = load_weights(model, config.train.init, in_channels=channels, out_channels=data.labels.channels)
     freeze(model, config.parameters.freeze)
     if config.train.sync_batchnorm and processes.group is not None:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return to_format(model, config, dims).to(device), notes, None if pretrained is None else pretrained.origin
+    return to_format(model, config, dims).to(device), pretrained, loaded
 
 
 def _loss(config: Config, labels: Labels, device: torch.device, processes: Processes) -> WeightedSum | DeepSupervision:
@@ -362,8 +365,10 @@ def _integers_scaled(data: Data) -> bool:
 def init_digest(config: Config, recorded: str | None = None) -> str | None:
     """The digest of the initial weights. `recorded` is the digest in the checkpoint; it is used if the file no longer
     exists, which does not matter once a run has started."""
-    init = config.train.init
-    return weights_digest(init) if init is not None and init.is_file() else recorded
+    try:
+        return recorded if config.train.init is None else weights_digest(config.train.init)
+    except CheckpointError:
+        return recorded
 
 
 def profile_steps(config: Config, settings: Settings) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from segkit.experiment.build_training import Built
 from segkit.experiment.preflight import absent_class_warnings, loss_notes, loss_warnings, mirror_warnings
 from segkit.labels import Labels
 from segkit.losses.deep_supervision import DeepSupervision
+from segkit.training.loaded_weights import Loaded
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Run
 from segkit.training.trainer import Experiment
@@ -46,6 +48,8 @@ def print_header(config: Config, built: Built, console: Console) -> None:
         console.print(line, highlight=False)
     for line in built.notes:
         console.print(line, highlight=False, markup=False)
+    if built.loaded is not None and config.train.init is not None:
+        print_loaded(built.loaded, config.train.init, built.data, console)
     for weighted in built.weighted:
         print_class_weights(weighted.term, weighted.method, weighted.names, weighted.share, weighted.weights, console)
     pooled = scoring_of(config, built.data.labels).rules.aggregation_of("dice") in ("global", "micro")
@@ -54,6 +58,19 @@ def print_header(config: Config, built: Built, console: Console) -> None:
     sides = mirror_warnings(config.labels.names, config.augment, built.data.preprocess.dims)
     absent = absent_class_warnings(built.data.labels, built.data.absent_classes)
     for warning in [*loss_warnings(config.loss), *sides, *absent]:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+
+
+def print_loaded(loaded: Loaded, path: Path, data: Data, console: Console) -> None:
+    """Print which of the initial weights were loaded, and what may be a mistake."""
+    from segkit.report.console import print_modules
+
+    for line in loaded.describe(path):
+        console.print(line, highlight=False, markup=False)
+    if rows := loaded.rows():
+        print_modules([row.cells for row in rows], console)
+    differences = [] if loaded.origin is None else loaded.origin.differences(data.labels, data.preprocess)
+    for warning in [*loaded.warnings(path), *differences]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 

@@ -123,12 +123,14 @@ def _train_and_evaluate(
 
 
 def _start(run: Run, built: Built) -> None:
-    """Write the resolved configuration and the split into the run folder."""
+    """Write the resolved configuration, the split and what was loaded from `train.init` into the run folder."""
     run.start()
     if run.writes:
         with replaced(run.folder / "config.yaml") as temporary:
             dump(built.config, temporary)
     run.write_json("split.json", built.data.split.to_json())
+    if built.loaded is not None and built.config.train.init is not None:
+        run.write_json("initial_weights.json", built.loaded.to_json(built.config.train.init))
 
 
 def _origin(run: Run, trainer: Trainer, data: Data) -> Origin:

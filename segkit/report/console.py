@@ -255,6 +255,24 @@ def print_class_weights(
     console.print(table)
 
 
+def print_modules(rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print how many initial weights of each module were loaded from a file.
+
+    Args:
+        rows: For each module its name, the numbers of weights loaded, not in the file and of another shape, and an
+            example of another shape.
+        console: Receives the table.
+    """
+    table = Table()
+    table.add_column("module", overflow="fold")
+    for heading in ("loaded", "not in file", "other shape"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("shape in file", overflow="fold")
+    for module, *cells in rows:
+        table.add_row(_cell(module), *map(_cell, cells))
+    console.print(table)
+
+
 def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     """Print the contents of comparison.json: losses ordered by mean, pairs with their verdicts, and warnings.
 

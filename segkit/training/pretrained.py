@@ -1,172 +1,198 @@
-"""Loading pretrained weights."""
+"""Loading pretrained weights into a network: those that agree in name and shape."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segkit.data.preprocess import Preprocess
-from segkit.labels import Labels
 from segkit.training import checkpoint_fields
 from segkit.training.checkpoint import CheckpointError, check_finite
-from segkit.training.tensor_file import read_weights
-from segkit.training.tensor_pickle import Unreadable, shown
+from segkit.training.init_file import read_content
+from segkit.training.loaded_weights import HALF, Loaded, Origin, Shapes
+from segkit.training.tensor_pickle import shown
+from segkit.training.weight_names import Match, best_match, by_prefix, weight_sets
 from segkit.utils.text import listed
 
+IMAGE_CHANNELS = (1, 3)  # of networks for photographs, whose first convolution can be adapted to other channels
 
-@dataclass(frozen=True)
-class Origin:
-    """What a segkit checkpoint says of the training of its weights.
-
-    classes: the names of the classes, empty if the configuration does not say. preprocess: the fitted preprocessing.
-    """
-
-    classes: tuple[str, ...]
-    preprocess: Preprocess
-
-    def differences(self, labels: Labels, preprocess: Preprocess) -> list[str]:
-        """Differences from the training that starts from these weights, one line each."""
-        known = self.preprocess
-        pairs = {
-            "the classes": (", ".join(self.classes), ", ".join(labels.names)),
-            "intensity": (known.intensity, preprocess.intensity),
-            "channels": (known.channels, preprocess.channels),
-            "spatial axes": (known.dims, preprocess.dims),
-        }
-        return [
-            f"these weights were trained with other data: {name} {before} there, {now} here"
-            for name, (before, now) in pairs.items()
-            if before != now and before != ""
-        ]
+Translator = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor] | None]
+# from weights of another tool, and those of a network, to the same weights by the names in the network; None if they
+# are not of that tool or another network
+TRANSLATORS: tuple[Translator, ...] = ()
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """Which parameters and buffers were loaded from a file of weights, by name.
+def load_weights(
+    model: nn.Module, path: Path, *, in_channels: int | None = None, out_channels: int | None = None
+) -> Loaded:
+    """Load the weights that agree in name and shape from a checkpoint of segkit or of another tool.
+
+    The first convolution of a network for photographs is adapted to other image channels, see `adapted_to_channels`.
 
     Args:
-        taken: Loaded from the file.
-        missing: In the network, but not in the file.
-        unexpected: In the file, but not in the network.
-        mismatched: In both with different shapes: the shape in the file and the shape in the network.
-        origin: How the weights were trained; None if the file is not a segkit checkpoint.
-    """
-
-    taken: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: Mapping[str, tuple[list[int], list[int]]]
-    origin: Origin | None = None
-
-    def describe(self, path: Path) -> list[str]:
-        """Messages for the user, one line each."""
-        total = len(self.taken) + len(self.missing) + len(self.mismatched)
-        lines = [f"loaded {len(self.taken)} of {total} weights from {path}"]
-        if self.mismatched:
-            shapes = (
-                f"{name} (file {in_file}, network {in_network})"
-                for name, (in_file, in_network) in self.mismatched.items()
-            )
-            lines.append(f"not loaded because of a different shape: {', '.join(shapes)}")
-        if self.missing:
-            lines.append(f"not in the file: {', '.join(self.missing)}")
-        if self.unexpected:
-            lines.append(f"only in the file: {', '.join(self.unexpected)}")
-        return lines
-
-
-def load_weights(model: nn.Module, path: Path) -> Loaded:
-    """Load the weights that agree in name and shape from a segkit checkpoint or a file with a state dict.
+        model: Receives the weights.
+        path: A file of weights, a run folder, or a MONAI bundle.
+        in_channels: The image channels of the network; None to adapt nothing.
+        out_channels: The output channels of the network, by which the report recognises a head of other classes.
 
     Raises CheckpointError if the file cannot be read without running code, if no weight agrees, and if weights that
     agree are not finite or are not floating-point numbers where the network expects them.
     """
-    in_network = model.state_dict()
-    content = _content(path)
-    in_file = _without_wrapper(_state_dict(content, path), in_network)
-    mismatched = {
-        name: (list(in_file[name].shape), list(in_network[name].shape))
-        for name in in_network.keys() & in_file.keys()
-        if in_file[name].shape != in_network[name].shape
-    }
-    taken = [name for name in in_network if name in in_file and name not in mismatched]
-    if not taken:
-        raise CheckpointError(
-            f"no weight in {path} matches the network: the file contains {', '.join(list(in_file)[:3])}, ..., and the "
-            f"network {', '.join(list(in_network)[:3])}, ...; train.init needs weights of the same network"
-        )
-    _check_taken(path, {name: in_file[name] for name in taken}, in_network)
-    model.load_state_dict({name: in_file[name] for name in taken}, strict=False)
+    network = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    content = read_content(path)
+    origin = _origin(content, path)
+    match = _match(weight_sets({"model": content.get("model")} if origin is not None else content), network)
+    if match is None:
+        raise _nothing_fits(path, content, network)
+    in_file = {name: match.state[file_name] for name, file_name in match.names.items()}
+    different = _different_shapes(in_file, network)
+    adapted = {} if in_channels is None else _adapted(model, in_file, different, in_channels)
+    taken = {name: value for name, value in (in_file | adapted).items() if name in adapted or name not in different}
+    _check_taken(path, {name: in_file[name] for name in taken}, network)
+    model.load_state_dict(taken, strict=False)
+    mismatched = {name: shapes for name, shapes in different.items() if name not in adapted}
+    used = set(match.names.values())
     return Loaded(
-        tuple(taken),
-        tuple(name for name in in_network if name not in in_file),
-        tuple(name for name in in_file if name not in in_network),
-        {name: mismatched[name] for name in in_network if name in mismatched},
-        _origin(content, path),
+        taken=tuple(taken),
+        missing=tuple(name for name in network if name not in in_file),
+        unexpected=tuple(name for name in match.state if name not in used),
+        mismatched=mismatched,
+        adapted={name: different[name] for name in adapted},
+        head=_head(list(mismatched.values()), out_channels),
+        place="" if origin is not None else match.place,
+        names=match.names,
+        notes=_choice(match),
+        origin=origin,
     )
 
 
-def _check_taken(path: Path, taken: Mapping[str, Tensor], in_network: Mapping[str, Tensor]) -> None:
+def adapted_to_channels(weight: Tensor, channels: int) -> Tensor:
+    """The weight [O, C, *K] of a first convolution for another number of image channels.
+
+    The sum over the channels for one channel: a grey image gives what it gives in all channels of the old network.
+    Otherwise the channels in turn, as often as needed, times C / channels, which keeps the size of the output. This is
+    the usual adaption of timm and segmentation-models-pytorch.
+    """
+    count = weight.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(channels) % count] * (count / channels)
+
+
+def _match(sets: Mapping[str, Mapping[str, Tensor]], network: Mapping[str, Tensor]) -> Match | None:
+    """Which weights in a file are those of the network: by their names, or by those of a translation that fits more."""
+    match = best_match(sets, network)
+    if match is not None and match.fitting >= HALF * sum(value.ndim > 0 for value in network.values()):
+        return match
+    translated = best_match(_translations(sets, network), network)
+    return max((found for found in (match, translated) if found), key=lambda found: found.fitting, default=None)
+
+
+def _translations(
+    sets: Mapping[str, Mapping[str, Tensor]], network: Mapping[str, Tensor]
+) -> dict[str, Mapping[str, Tensor]]:
+    """What the translators make of the sets of weights, without the prefixes that all of their names share."""
+    results = {}
+    for key, state in sets.items():
+        for names in by_prefix(state).values():
+            if len(names) < len(state):
+                continue
+            plain = {name: state[whole] for name, whole in names.items()}
+            made = (translator(plain, network) for translator in TRANSLATORS)
+            results |= {f"{key}, with translated names": weights for weights in made if weights}
+    return results
+
+
+def _choice(match: Match) -> tuple[str, ...]:
+    """A note if other weights of the file would fit as well."""
+    if not match.rivals:
+        return ()
+    why = "the moving average" if match.is_average else "by the order of the usual names"
+    return (f"several sets of weights fit equally; took {match.where} ({why}), not {', '.join(match.rivals)}",)
+
+
+def _different_shapes(in_file: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Shapes]:
+    return {
+        name: (list(value.shape), list(network[name].shape))
+        for name, value in in_file.items()
+        if value.shape != network[name].shape
+    }
+
+
+def _adapted(
+    model: nn.Module, in_file: Mapping[str, Tensor], different: Mapping[str, Shapes], in_channels: int
+) -> dict[str, Tensor]:
+    """The weights of convolutions on the image, adapted to its channels.
+
+    Only those of networks for grey or colour photographs, whose channels show the same. Those of several modalities
+    have an order that the file does not tell; their convolution is left as it was initialised.
+    """
+    return {
+        name: adapted_to_channels(in_file[name], in_channels)
+        for name, (before, here) in different.items()
+        if _takes_image(model, name, in_channels)
+        and before[1] in IMAGE_CHANNELS
+        and [before[0], *before[2:]] == [here[0], *here[2:]]
+    }
+
+
+def _takes_image(model: nn.Module, name: str, in_channels: int) -> bool:
+    """Whether a weight is that of a convolution with as many input channels as the image."""
+    module, _, attribute = name.rpartition(".")
+    layer = model.get_submodule(module)
+    if attribute != "weight" or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    return layer.groups == 1 and layer.in_channels == in_channels
+
+
+def _head(different: Sequence[Shapes], out_channels: int | None) -> tuple[int, int] | None:
+    """The numbers of output channels in the file and here, if the shapes of all weights differ by these alone."""
+    if not different or any(len(in_file) != len(here) for in_file, here in different):
+        return None
+    last_in_file, last = different[-1]
+    pairs = {pair for shapes in different for pair in zip(*shapes, strict=True) if pair[0] != pair[1]}
+    if len(pairs) > 1 or last_in_file[0] == last[0] or last[0] != out_channels:
+        return None
+    return last_in_file[0], last[0]
+
+
+def _check_taken(path: Path, taken: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError for weights of another kind of numbers, and for NaN and infinity."""
     kind = checkpoint_fields.kind_of_numbers
     other = [
-        f"{name} (file {value.dtype}, network {in_network[name].dtype})"
+        f"{name} (file {value.dtype}, network {network[name].dtype})"
         for name, value in taken.items()
-        if kind(value) != kind(in_network[name])
+        if kind(value) != kind(network[name])
     ]
     if other:
         raise CheckpointError(f"{path}: expected weights of the type of the network, got {listed(other, limit=3)}")
     check_finite(path, "the file", taken)
 
 
-def _without_wrapper(in_file: dict[str, Tensor], in_network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove prefixes that all names share, such as those of DDP, torch.compile and Lightning, until names match."""
-    while not in_file.keys() & in_network.keys():
-        prefixes = {name.partition(".")[0] for name in in_file}
-        if len(prefixes) != 1 or not all("." in name for name in in_file):
-            break
-        in_file = {name.partition(".")[2]: value for name, value in in_file.items()}
-    return in_file
-
-
-def weights_digest(path: Path) -> str:
-    """16 hexadecimal digits of the SHA-256 of a file of weights. Raises CheckpointError if the file does not exist."""
-    _check_exists(path)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"train.init: there is no file {path}")
-
-
-def _content(path: Path) -> Any:
-    _check_exists(path)
-    try:
-        return read_weights(path)
-    except Unreadable as error:
-        raise CheckpointError(f"cannot read weights from {path}: {error}") from error
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of weights."""
-    for key in ("model", "state_dict"):
-        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: expected a checkpoint or a mapping from names to tensors, got {shown(content)}")
-    other = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
-    if other:
-        raise CheckpointError(
-            f"{path}: expected a checkpoint or a mapping from names to tensors, got {shown(content[other[0]])} under "
-            f"{shown(other[0])}"
+def _nothing_fits(path: Path, content: Any, network: Mapping[str, Tensor]) -> CheckpointError:
+    states = list(weight_sets(content).values())
+    names = [name for state in states for name in state]
+    if not names:
+        return CheckpointError(
+            f"{path}: expected a checkpoint or a mapping from names to tensors, got {shown(content)}"
         )
-    return content
+    shapes = [
+        f"{name} (file {before}, network {here})"
+        for state in states
+        for name, (before, here) in _different_shapes({n: state[n] for n in network if n in state}, network).items()
+    ]
+    what = (
+        f"the names agree, but not the shapes: {listed(shapes, limit=3)}"
+        if shapes
+        else f"the file contains {', '.join(names[:3])}, ..., and the network {', '.join(list(network)[:3])}, ..."
+    )
+    return CheckpointError(
+        f"no weight in {path} matches the network: {what}; train.init needs weights of the same network"
+    )
 
 
 def _origin(content: Any, path: Path) -> Origin | None:
@@ -175,8 +201,10 @@ def _origin(content: Any, path: Path) -> Origin | None:
         return None
     if wrong := checkpoint_fields.problems(content):
         raise CheckpointError(f"{path}: {listed(wrong, limit=checkpoint_fields.SHOWN, separator='; ')}")
-    labels = content["config"].get("labels")
+    labels, train = content["config"].get("labels"), content["config"].get("train")
     names = labels.get("names") if isinstance(labels, dict) else None
     return Origin(
-        tuple(map(str, names if isinstance(names, list) else ())), Preprocess.from_dict(content["preprocess"])
+        tuple(map(str, names if isinstance(names, list) else ())),
+        Preprocess.from_dict(content["preprocess"]),
+        is_average=isinstance(train, dict) and train.get("ema") is not None,
     )

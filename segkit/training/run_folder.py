@@ -134,7 +134,12 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
         if not self.last.exists():  # remove the files of an earlier run whose last.pt was deleted
-            for file in (self.log_file, self.best, self.folder / "mlflow-run", *self._numbered()):
+            for file in (
+                *self._numbered(),
+                self.log_file,
+                self.best,
+                *map(self.folder.joinpath, ("mlflow-run", "initial_weights.json")),
+            ):
                 file.unlink(missing_ok=True)
             for name in ("evaluation", "profile", "tensorboard"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from segkit.training.tensor_pickle import Unreadable, check_operations, check_plain, unpickled
+from segkit.utils.optional import require
 
 ZIP = b"PK\x03\x04"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
@@ -39,7 +40,8 @@ def read_archive(path: Path) -> Any:
 
 
 def read_weights(path: Path) -> Any:
-    """The same, also for safetensors and for files of torch before 1.6, which have no checksums. Raises Unreadable."""
+    """The same, also for safetensors and for files of torch before 1.6, which have no checksums. Raises Unreadable,
+    and MissingExtra without the package safetensors."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     with _opened(path) as file:
@@ -117,7 +119,10 @@ def _records(file: BinaryIO) -> dict[str, _Record]:
         raise Unreadable(f"the file is damaged or cut short ({error})") from error
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise Unreadable("it holds code (TorchScript), not weights: refused; save the state dict of the network")
+        raise Unreadable(
+            "it holds code (TorchScript), not weights: refused; use the state dict of the network, which a MONAI "
+            "bundle has in models/model.pt beside model.ts"
+        )
     records: dict[str, _Record] = {}
     end = 0
     for entry in entries:
@@ -165,14 +170,12 @@ def _content(file: BinaryIO, name: str, record: _Record, has_checksums: bool) ->
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with _opened(path):
         pass
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise Unreadable("reading it needs the package safetensors: pip install safetensors") from error
+    safetensors = require("safetensors", "encoders", f"reading {path.name}")
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
-    except SafetensorError as error:  # it compares the declared sizes with the file itself
+    except safetensors.SafetensorError as error:  # it compares the declared sizes with the file itself
         raise Unreadable(f"the file is damaged ({error})") from error
 
 

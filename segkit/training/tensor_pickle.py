@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,7 @@ STORAGES = {
     "ComplexFloat": torch.complex64,
 }
 DTYPES = (*STORAGES.values(), torch.uint16, torch.uint32, torch.uint64)
+NUMPY_TYPES = frozenset(("b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"))
 
 
 class Unreadable(ValueError):
@@ -109,6 +111,29 @@ def _view(storage: _Storage, dtype: torch.dtype, offset: int, size: Any, stride:
     return torch.empty(0, dtype=dtype).set_(storage.data.untyped_storage(), offset, size, stride)
 
 
+class _NumpyType(_Inert):
+    """The type of a NumPy scalar, such as `f8`."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: object, *_options: object):
+        if code not in NUMPY_TYPES:
+            raise Unreadable(f"expected plain data, got NumPy values of the type {shown(code)}")
+        self.code = str(code)
+
+    def __setstate__(self, state: object) -> None:
+        """The order of the bytes, which is the only thing that NumPy sets afterwards for these types."""
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|"):
+            raise Unreadable(f"expected NumPy scalars in little-endian order, got {shown(state)}")
+
+
+def _numpy_scalar(kind: _NumpyType, content: str) -> bool | int | float:
+    """A NumPy scalar as a plain number. content: its bytes as text, one letter each."""
+    if len(content) > 8:
+        raise Unreadable(f"a NumPy scalar has {len(content)} bytes")
+    return np.frombuffer(content.encode("latin1"), f"<{kind.code}", 1)[0].item()
+
+
 def _are_counts(values: Sequence[Any]) -> bool:
     return all(type(value) is int and value >= 0 for value in values)
 
@@ -124,6 +149,16 @@ GLOBALS: dict[str, Any] = {
     "builtins.set": _Call(_first),
     "__builtin__.set": _Call(_first),
     "_codecs.encode": _Call(_first),
+    "collections.defaultdict": _Call(lambda *_factory: {}),
+    "builtins.list": _Inert(),  # such factories
+    "builtins.dict": _Inert(),
+    "__builtin__.list": _Inert(),
+    "__builtin__.dict": _Inert(),
+    "pathlib.PosixPath": _Call(lambda *_parts: "a path"),  # joining the parts would copy them
+    "pathlib._local.PosixPath": _Call(lambda *_parts: "a path"),  # of Python 3.13
+    "numpy.dtype": _Call(_NumpyType),
+    "numpy.core.multiarray.scalar": _Call(_numpy_scalar),  # of NumPy 1
+    "numpy._core.multiarray.scalar": _Call(_numpy_scalar),
     "torch.Size": _Call(_first),
     "torch.device": _Call(_first),
     "torch._utils._rebuild_parameter": _Call(_first),
@@ -197,7 +232,10 @@ def check_operations(file: BinaryIO) -> None:
         for operation, argument, _place in pickletools.genops(file):
             objects += 1
             if objects > PLAIN_OBJECTS:
-                raise Unreadable(f"expected at most {PLAIN_OBJECTS} names and plain values, got more")
+                raise Unreadable(
+                    f"expected at most {PLAIN_OBJECTS} names and plain values, got more; save the weights alone, "
+                    "without the log of their training"
+                )
             if operation.name == "GLOBAL":
                 others += [name] if (name := str(argument).replace(" ", ".", 1)) not in GLOBALS else []
             elif operation.name not in OPERATIONS and not others:

@@ -420,14 +420,15 @@ def test_loading_weights_of_another_network(tmp_path):
     torch.save({"module." + name: value for name, value in other.state_dict().items()}, tmp_path / "other.pth")
     torch.manual_seed(0)
     model = UNet(in_channels=1, out_channels=3, dims=2, widths=[8, 16, 32], deep_supervision=True)
-    loaded = load_weights(model, tmp_path / "other.pth")
+    loaded = load_weights(model, tmp_path / "other.pth", out_channels=3)
     assert loaded.mismatched == {"head.weight": ([5, 8, 1, 1], [3, 8, 1, 1]), "head.bias": ([5], [3])}
     assert set(loaded.missing) == {"coarser_heads.0.weight", "coarser_heads.0.bias"}
     assert torch.equal(model.encoder[0].layers[0].weight, other.encoder[0].layers[0].weight)
-    assert "head.weight (file [5, 8, 1, 1], network [3, 8, 1, 1])" in " ".join(loaded.describe(tmp_path))
+    assert "the head is new: 5 classes in the file, 3 here" in " ".join(loaded.describe(tmp_path))
+    assert ("head", "0 of 2", "", "2", "weight [5, 8, 1, 1], here [3, 8, 1, 1]") in [row.cells for row in loaded.rows()]
     wrapped = {f"net._orig_mod.{name}": value for name, value in other.state_dict().items()}
     torch.save({"state_dict": wrapped}, tmp_path / "wrapped.ckpt")
-    assert load_weights(model, tmp_path / "wrapped.ckpt") == loaded
+    assert load_weights(model, tmp_path / "wrapped.ckpt").mismatched == loaded.mismatched
     torch.save({"strange": torch.ones(1)}, tmp_path / "strange.pth")
     with pytest.raises(checkpoint.CheckpointError, match=r"no weight in .*strange"):
         load_weights(model, tmp_path / "strange.pth")
