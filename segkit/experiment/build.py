@@ -33,7 +33,7 @@ from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluation.scoring import Scoring, build_scoring
 from segkit.experiment.plugins import INJECTED, load_plugins, used_plugins
-from segkit.experiment.validate import CHECKS, PIXELS, check_weights, meta_network
+from segkit.experiment.validate import CHECKS, PIXELS, check_fixed_size, check_weights, fixed_size, meta_network
 from segkit.inference.predictor import Predictor
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES
@@ -259,6 +259,7 @@ def check_network(config: Config, data: Data, processes: Processes = SINGLE_PROC
     network = meta_network(config, preprocess.channels, data.labels.channels, preprocess.dims).train()
     source = "sampling.patch gives" if config.sampling.patch is not None else "the training images give"
     for size in _batch_sizes(config, data, images):
+        _check_size(config, size, fixed_size(network))
         shape = [images, preprocess.channels, *size]
         where = f"{config.name}: model {config.model.name} cannot train on batches {shape} as {source}"
         if 4 * math.prod(shape) > psutil.virtual_memory().total:
@@ -271,6 +272,16 @@ def check_network(config: Config, data: Data, processes: Processes = SINGLE_PROC
                 f"{where}: {reason(error)}; use a larger loader.batch or sampling.patch, fewer model.widths, or "
                 "another model.norm"
             ) from error
+
+
+def _check_size(config: Config, size: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
+    """Raise ConfigError if a network that takes images of one size alone gets batches of another one."""
+    if expected not in (None, size):
+        raise ConfigError(
+            f"{config.name}: model {config.model.name} takes only images of {list(expected)} pixels "
+            f"(model.image_size), but the training images give batches of {list(size)}; set sampling.patch to "
+            f"{list(expected)}"
+        )
 
 
 def _check_spacing(config: Config, data: Data) -> None:
@@ -376,7 +387,7 @@ def predictor_factory(
             labels,
             device,
             preprocess.multiple,
-            prediction_window(config, preprocess.dims, preprocess.multiple, minimum),
+            _window(config, preprocess, model),
             config.evaluation.overlap,
             config.train.channels_last,
             config.evaluation.threshold,
@@ -385,6 +396,17 @@ def predictor_factory(
         )
 
     return predictor
+
+
+def _window(config: Config, preprocess: Preprocess, model: nn.Module) -> tuple[int, ...] | None:
+    """The window in which a network predicts: the only size that it takes, or `prediction_window`."""
+    size = fixed_size(model)
+    try:
+        check_fixed_size(config, size)
+    except ValueError as error:
+        raise ConfigError(f"{config.name}: {error}") from error
+    minimum = getattr(model, "minimum_pixels", 1)
+    return size or prediction_window(config, preprocess.dims, preprocess.multiple, minimum)
 
 
 MODES = ("tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio")
