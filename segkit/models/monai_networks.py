@@ -26,7 +26,6 @@ NORMS: dict[str, Any] = {
     "instance": ("instance", {"affine": True}),
     "group": ("group", {"num_groups": GROUPS}),
 }
-LEAST = {"batch": 1, "instance": 2, "group": 1}  # pixels that a norm needs in an image
 # blocks and expansion ratios of the encoder and the bottleneck of MedNeXt; the decoder mirrors the encoder
 # (Roy et al., 2023, table 1)
 MEDNEXT = {
@@ -46,6 +45,11 @@ def _check_levels(widths: Sequence[int], least: int, most: int | None = None) ->
 def _check_groups(norm: Norm, widths: Sequence[int]) -> None:
     if norm == "group" and any(width % GROUPS for width in widths):
         raise ValueError(f"expected widths that are multiples of {GROUPS} for norm: group, got {list(widths)}")
+
+
+def _least_pixels(norm: Norm, width: int) -> int:
+    """The number of pixels that a norm of so many channels needs in an image: more than one value per statistic."""
+    return 2 if norm == "instance" or (norm == "group" and width == GROUPS) else 1
 
 
 def _nested_blocks(levels: int) -> list[str]:
@@ -181,8 +185,8 @@ def monai_dynunet(
         res_block=residual,
     )
     encoder = ["input_block", *(f"downsamples.{level}" for level in range(levels - 2)), "bottleneck"]
-    heads = levels - 1 if deep_supervision else 1
-    return described(network, downsampling(steps, dims), encoder=encoder, least=LEAST[norm], heads=heads)
+    heads, least = levels - 1 if deep_supervision else 1, _least_pixels(norm, widths[-1])
+    return described(network, downsampling(steps, dims), encoder=encoder, least=least, heads=heads)
 
 
 def monai_segresnet(*, in_channels: int, out_channels: int, dims: int, width: Width = 16) -> nn.Module:
@@ -231,8 +235,8 @@ def monai_segresnet_ds(
     scales = [(2,) * dims] * levels if network.anisotropic_scales is None else network.anisotropic_scales
     steps = [tuple(int(side) for side in scale) for scale in scales[: levels - 1]]
     encoder = ["encoder.conv_init", *(f"encoder.layers.{level}" for level in range(levels))]
-    heads = levels - 1 if deep_supervision else 1
-    return described(network, downsampling(steps, dims), encoder=encoder, least=LEAST[norm], heads=heads)
+    heads, least = levels - 1 if deep_supervision else 1, _least_pixels(norm, width * 2 ** (levels - 1))
+    return described(network, downsampling(steps, dims), encoder=encoder, least=least, heads=heads)
 
 
 def monai_vnet(*, in_channels: int, out_channels: int, dims: int, dropout: Dropout = 0.5) -> nn.Module:
