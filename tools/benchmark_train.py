@@ -53,7 +53,7 @@ SHIPPED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 FOREIGN: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "MONAI's DynUNet, 2x1x16x32x32": ("monai_dynunet", {"dims": 3, "widths": [8, 16, 32]}, (2, 1, 16, 32, 32)),
     "MONAI's SegResNet, 2x1x96x96": ("monai_segresnet", {"dims": 2, "width": 8}, (2, 1, 96, 96)),
-    "torchvision's LR-ASPP, 2x3x96x96": ("lraspp_mobilenet", {"dims": 2}, (2, 3, 96, 96)),
+    "torchvision's LR-ASPP, 4x3x160x224": ("lraspp_mobilenet", {"dims": 2}, (4, 3, 160, 224)),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
