@@ -278,9 +278,8 @@ def _check_size(config: Config, size: tuple[int, ...], expected: tuple[int, ...]
     """Raise ConfigError if a network that takes images of one size alone gets batches of another one."""
     if expected not in (None, size):
         raise ConfigError(
-            f"{config.name}: model {config.model.name} takes only images of {list(expected)} pixels "
-            f"(model.image_size), but the training images give batches of {list(size)}; set sampling.patch to "
-            f"{list(expected)}"
+            f"{config.name}: model {config.model.name} with these options takes only images of {list(expected)} "
+            f"pixels, but the training images give batches of {list(size)}; set sampling.patch to {list(expected)}"
         )
 
 
@@ -313,10 +312,11 @@ def to_format(model: nn.Module, config: Config, dims: int) -> nn.Module:
 
 def padding_multiple(config: Config, labels: Labels) -> Callable[[int], Multiple]:
     """A function from the number of spatial axes to the multiple that image sides must have, as reported by the
-    network, which is built on the meta device."""
+    network, which is built on the meta device. If it takes one size alone, images are padded to that size."""
 
     def multiple(dims: int) -> Multiple:
-        return getattr(meta_network(config, 1, labels.channels, dims), "multiple", 1)
+        network = meta_network(config, 1, labels.channels, dims)
+        return fixed_size(network) or getattr(network, "multiple", 1)
 
     return multiple
 

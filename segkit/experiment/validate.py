@@ -88,9 +88,10 @@ def check_fixed_size(config: Config, size: tuple[int, ...] | None) -> None:
     sides = {"sampling.patch": config.sampling.patch, "evaluation.window": config.evaluation.window}
     for name, given in sides.items():
         if size is not None and given is not None and tuple(given) != size:
+            option = " (model.image_size)" if "image_size" in config.model.args else ""
             raise ValueError(
-                f"expected {name} {list(size)}, since {config.model.name} takes only images of that size "
-                f"(model.image_size), got {list(given)}; change one of them"
+                f"expected {name} {list(size)}, since {config.model.name} with these options takes only images of that "
+                f"size{option}, got {list(given)}"
             )
 
 

@@ -5,7 +5,8 @@
 - `multiple`: what the sides of an image must be multiples of, one number for all axes or one per axis.
 - `minimum_pixels` (1 if it is missing): how many pixels an image must have at least, in evaluation. In training, batch
   norms need more than one value per channel in the batch. `segkit.utils.padding.padded` gives the size to pad to.
-- `fixed_size` (optional): the only size of an image that the network takes; `multiple` is then the same.
+- `fixed_size` (optional): the only size of an image that the network takes, one number per axis. It is the window of
+  predictions, and smaller images are padded to it.
 - `encoder_blocks` (optional): prefixes of the names of the encoder's parameters, one per block, in the order of the
   forward pass. `parameters.freeze: [encoder]`, `encoder_lr` and `layer_decay` go by it.
 - `head_strides`: in `train()` mode, a network with deep supervision returns a list of logits, finest first; this is the

@@ -81,7 +81,10 @@ def einops():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"sampling": {"patch": [16, 16]}}, r"expected sampling.patch \[32, 16\], since monai_unetr .*got \[16, 16\]"),
+        (
+            {"sampling": {"patch": [16, 16]}},
+            r"expected sampling.patch \[32, 16\], since monai_unetr .*image_size.*got \[16, 16\]",
+        ),
         ({"evaluation": {"window": [64, 32]}}, r"expected evaluation.window \[32, 16\], .*got \[64, 32\]"),
     ],
 )

@@ -70,8 +70,12 @@ def build(name, dims, channels=1, **options):
     return MODELS[name](in_channels=channels, out_channels=3, dims=dims, **options)
 
 
+def sides_of(network):
+    return getattr(network, "fixed_size", None) or network.multiple
+
+
 def smallest(network, dims):
-    return padded((1,) * dims, network.multiple, getattr(network, "minimum_pixels", 1))
+    return padded((1,) * dims, sides_of(network), getattr(network, "minimum_pixels", 1))
 
 
 def heads(logits):
@@ -108,7 +112,7 @@ def test_training_on_the_smallest_image(name, dims):
 def test_no_smaller_image_is_enough(name, dims):
     """One pixel at the coarsest resolution, which some networks take."""
     network = build(name, dims).eval()
-    least = padded((1,) * dims, network.multiple)
+    least = padded((1,) * dims, sides_of(network))
     takes = least == smallest(network, dims)
     with nullcontext() if takes else pytest.raises(ValueError, match=r"[Ee]xpected (more than 1|image sides)"):
         network(torch.zeros(1, 1, *least))
@@ -133,9 +137,11 @@ def test_images_of_odd_sizes_are_padded_with_zeros(name, dims, channels):
     network = build(name, dims, channels).eval()
     image = torch.randn(channels, *(27, 29, 5)[:dims])
     minimum = getattr(network, "minimum_pixels", 1)
-    size = padded(image.shape[1:], network.multiple, minimum)
+    size = padded(image.shape[1:], sides_of(network), minimum)
     window = getattr(network, "fixed_size", None)
-    predictor = Predictor(network, LABELS, torch.device("cpu"), network.multiple, window=window, minimum_pixels=minimum)
+    predictor = Predictor(
+        network, LABELS, torch.device("cpu"), sides_of(network), window=window, minimum_pixels=minimum
+    )
     whole = torch.zeros(1, channels, *size)
     inside = tuple(map(slice, image.shape[1:]))
     whole[(0, slice(None), *inside)] = image
