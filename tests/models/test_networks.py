@@ -74,8 +74,8 @@ def sides_of(network):
     return getattr(network, "fixed_size", None) or network.multiple
 
 
-def smallest(network, dims):
-    return padded((1,) * dims, sides_of(network), getattr(network, "minimum_pixels", 1))
+def smallest(network, dims, side=1):
+    return padded((side,) * dims, sides_of(network), getattr(network, "minimum_pixels", 1))
 
 
 def heads(logits):
@@ -121,7 +121,7 @@ def test_no_smaller_image_is_enough(name, dims):
 @pytest.mark.parametrize(("name", "dims"), FLAT)
 def test_bfloat16_gives_the_logits_of_float32(name, dims):
     network = build(name, dims, channels=5)
-    image = torch.randn(2, 5, *smallest(network, dims))
+    image = torch.randn(2, 5, *smallest(network, dims, side=32))
     with torch.autocast("cpu", torch.bfloat16):
         sum(head.float().square().sum() for head in heads(network.train()(image))).backward()
         assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
