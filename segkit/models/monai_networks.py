@@ -3,6 +3,7 @@
 MONAI is imported only when a network is built. The names of the parameters are those of MONAI. The most common options
 are available, under the names that segkit uses. Image sides must be multiples of the attribute `multiple`, and an image
 must have at least `minimum_pixels`: two pixels at the coarsest resolution, where instance norms need more than one.
+Each function raises ValueError for options that do not fit together or do not fit the number of axes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _check_levels(widths: Sequence[int], least: int, most: int | None = None) ->
 
 def _check_groups(norm: Norm, widths: Sequence[int]) -> None:
     if norm == "group" and any(width % GROUPS for width in widths):
-        raise ValueError(f"expected widths that are multiples of {GROUPS} for norm: group, got {list(widths)}")
+        raise ValueError(f"expected widths that are multiples of {GROUPS}, the groups of the norm, got {list(widths)}")
 
 
 def _least_pixels(norm: Norm, width: int) -> int:
@@ -161,7 +162,7 @@ def monai_dynunet(
     widths, strides: as for `monai_unet`. kernels: sides of the convolutions at each resolution, one number per axis,
     such as [1, 3, 3]; None takes 3. norm: `group` has 8 groups. residual: residual blocks in the encoder. dropout:
     probability of dropping a value after each convolution. deep_supervision: in `train()` mode, return a list of
-    logits, finest first, of all resolutions but the two coarsest ones and the finest one's, at their own sizes.
+    logits, finest first, of all resolutions but the coarsest one.
     """
     from segkit.models.monai_modules import DynUNet
 
@@ -193,6 +194,7 @@ def monai_segresnet(*, in_channels: int, out_channels: int, dims: int, width: Wi
     """MONAI's SegResNet (Myronenko, 2018), without the variational branch."""
     from monai.networks.nets.segresnet import SegResNet
 
+    _check_groups("group", [width])
     network = SegResNet(spatial_dims=dims, init_filters=width, in_channels=in_channels, out_channels=out_channels)
     encoder = ["convInit", *(f"down_layers.{level}" for level in range(4))]
     return described(network, downsampling([(2,) * dims] * 3, dims), encoder=encoder)
