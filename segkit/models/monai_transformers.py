@@ -1,7 +1,7 @@
 """Transformers of MONAI: image [B, in_channels, *S] -> logits [B, out_channels, *S].
 
-They need the package einops. MONAI is imported only when a network is built. Each function raises ValueError for options
-that do not fit together or do not fit the number of axes, and MissingExtra without einops.
+They need the package einops. MONAI is imported only when a network is built. Each function raises ValueError for
+options that do not fit together or do not fit the number of axes, and MissingExtra without einops.
 """
 
 from __future__ import annotations
