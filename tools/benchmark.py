@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 TABLES = ("speed", "memory", "accuracy", "classes")  # of the losses
-STEPS = ("loops", "switches")  # of training
+STEPS = ("loops", "networks", "switches")  # of training
 PEERS = "monai|segmentation_models_pytorch|kornia|timm"  # their warnings are ignored
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     train.set_defaults(run=run_train)
     train.add_argument("--rounds", type=int, default=8, help="number of rounds")
     train.add_argument("--threads", type=int, default=2, help="number of PyTorch threads")
-    train.add_argument("--tables", nargs="+", choices=STEPS, default=STEPS, help="tables to make (default: both)")
+    train.add_argument("--tables", nargs="+", choices=STEPS, default=STEPS, help="tables to make (default: all)")
     train.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
     losses = commands.add_parser("losses", help="speed, memory and accuracy of losses")
     losses.set_defaults(run=run_losses)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from segkit import Labels
 from segkit.inference.predictor import Predictor
 from segkit.losses import build_loss
-from segkit.models import UNet
+from segkit.models import MODELS, UNet
 from segkit.training.compile import Compiled
 from segkit.training.loop import fit
 from segkit.training.optimizers import build_optimizer
@@ -48,6 +48,12 @@ SHIPPED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         {"dims": 3, "widths": [12, 24, 48, 96], "residual": True, "norm": "instance"},
         (2, 1, 48, 64, 48),
     ),
+}
+# networks of other libraries, by their names in segkit
+FOREIGN: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
+    "MONAI's DynUNet, 2x1x16x32x32": ("monai_dynunet", {"dims": 3, "widths": [8, 16, 32]}, (2, 1, 16, 32, 32)),
+    "MONAI's SegResNet, 2x1x96x96": ("monai_segresnet", {"dims": 2, "width": 8}, (2, 1, 96, 96)),
+    "torchvision's LR-ASPP, 4x3x160x224": ("lraspp_mobilenet", {"dims": 2}, (4, 3, 160, 224)),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -164,7 +170,7 @@ def benchmark_train(rounds: int, threads: int, tables: Sequence[str], markdown: 
     warnings.filterwarnings("ignore", module=r"lightning|monai|ignite")
     console, written = Console(width=120), [circumstances(threads)]
     console.print(written[0], highlight=False)
-    makers = {"loops": loops_sheet, "switches": options_sheet}
+    makers = {"loops": loops_sheet, "networks": networks_sheet, "switches": options_sheet}
     for name in tables:
         sheet = makers[name](rounds)
         console.print("", sheet.title, as_rich(sheet), sheet.note, sep="\n", highlight=False)
@@ -206,9 +212,31 @@ def loops_sheet(rounds: int) -> Sheet:
     return sheet
 
 
-def one_round(network: nn.Module, shape: tuple[int, ...], number: int) -> dict[str, tuple[float, float]]:
+def networks_sheet(rounds: int) -> Sheet:
+    """The time per step of segkit and of the bare loop, in pairs, for networks of other libraries."""
+    sheet = Sheet(
+        f"Time per training step of networks of other libraries, ms: median of {rounds} turns of {STEPS - WARM_UP} "
+        "steps",
+        ["network", "bare loop", "segkit", "ratio", "quartiles", "CPU ms above bare", "quartiles "],
+        note="The bare loop and segkit take turns, and each turn of segkit is compared with that of the bare loop in "
+        "the same round. The table gives the median and the quartiles over the rounds.",
+    )
+    for title, (name, options, shape) in FOREIGN.items():
+        torch.manual_seed(0)
+        network = MODELS[name](in_channels=shape[1], out_channels=3, **options)
+        turns = [one_round(network, shape, number, ("bare", "segkit")) for number in range(rounds)]
+        medians = [f"{1e3 * statistics.median(turn[loop][0] for turn in turns):.2f}" for loop in ("bare", "segkit")]
+        ratio = median_and_quartiles([turn["segkit"][0] / turn["bare"][0] for turn in turns], "{:.3f}")
+        cpu = median_and_quartiles([1e3 * (turn["segkit"][1] - turn["bare"][1]) for turn in turns], "{:+.2f}")
+        sheet.rows.append([title, *medians, *ratio, *cpu])
+    return sheet
+
+
+def one_round(
+    network: nn.Module, shape: tuple[int, ...], number: int, loops: Sequence[str] = tuple(LOOPS)
+) -> dict[str, tuple[float, float]]:
     """The median wall and CPU time per step of each loop. Each round starts with another loop."""
-    names, medians = list(LOOPS), {}
+    names, medians = list(loops), {}
     for loop in names[number % len(names) :] + names[: number % len(names)]:
         batches = TimedBatches(make_batch(shape))
         LOOPS[loop](copy.deepcopy(network), batches)

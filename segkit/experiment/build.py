@@ -33,7 +33,15 @@ from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluation.scoring import Scoring, build_scoring
 from segkit.experiment.plugins import INJECTED, load_plugins, used_plugins
-from segkit.experiment.validate import CHECKS, PIXELS, check_weights, meta_network, weights_of
+from segkit.experiment.validate import (
+    CHECKS,
+    PIXELS,
+    check_fixed_size,
+    check_weights,
+    fixed_size,
+    meta_network,
+    weights_of,
+)
 from segkit.inference.predictor import Predictor
 from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES
@@ -271,6 +279,7 @@ def check_network(config: Config, data: Data, processes: Processes = SINGLE_PROC
     network = meta_network(config, preprocess.channels, data.labels.channels, preprocess.dims).train()
     source = "sampling.patch gives" if config.sampling.patch is not None else "the training images give"
     for size in _batch_sizes(config, data, images):
+        _check_size(config, size, fixed_size(network))
         shape = [images, preprocess.channels, *size]
         where = f"{config.name}: model {config.model.name} cannot train on batches {shape} as {source}"
         if 4 * math.prod(shape) > psutil.virtual_memory().total:
@@ -283,6 +292,15 @@ def check_network(config: Config, data: Data, processes: Processes = SINGLE_PROC
                 f"{where}: {reason(error)}; use a larger loader.batch or sampling.patch, fewer model.widths, or "
                 "another model.norm"
             ) from error
+
+
+def _check_size(config: Config, size: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
+    """Raise ConfigError if a network that takes images of one size alone gets batches of another one."""
+    if expected not in (None, size):
+        raise ConfigError(
+            f"{config.name}: model {config.model.name} with these options takes only images of {list(expected)} "
+            f"pixels, but the training images give batches of {list(size)}; set sampling.patch to {list(expected)}"
+        )
 
 
 def _check_spacing(config: Config, data: Data) -> None:
@@ -314,10 +332,11 @@ def to_format(model: nn.Module, config: Config, dims: int) -> nn.Module:
 
 def padding_multiple(config: Config, labels: Labels) -> Callable[[int], Multiple]:
     """A function from the number of spatial axes to the multiple that image sides must have, as reported by the
-    network, which is built on the meta device."""
+    network, which is built on the meta device. If it takes one size alone, images are padded to that size."""
 
     def multiple(dims: int) -> Multiple:
-        return getattr(meta_network(config, 1, labels.channels, dims), "multiple", 1)
+        network = meta_network(config, 1, labels.channels, dims)
+        return fixed_size(network) or getattr(network, "multiple", 1)
 
     return multiple
 
@@ -388,7 +407,7 @@ def predictor_factory(
             labels,
             device,
             preprocess.multiple,
-            prediction_window(config, preprocess.dims, preprocess.multiple, minimum),
+            _window(config, preprocess, model),
             config.evaluation.overlap,
             config.train.channels_last,
             config.evaluation.threshold,
@@ -397,6 +416,17 @@ def predictor_factory(
         )
 
     return predictor
+
+
+def _window(config: Config, preprocess: Preprocess, model: nn.Module) -> tuple[int, ...] | None:
+    """The window in which a network predicts: the only size that it takes, or `prediction_window`."""
+    size = fixed_size(model)
+    try:
+        check_fixed_size(config, size)
+    except ValueError as error:
+        raise ConfigError(f"{config.name}: {error}") from error
+    minimum = getattr(model, "minimum_pixels", 1)
+    return size or prediction_window(config, preprocess.dims, preprocess.multiple, minimum)
 
 
 MODES = ("tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio")

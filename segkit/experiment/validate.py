@@ -61,7 +61,8 @@ def check_data(config: Config) -> None:
 def check_model(config: Config) -> None:
     """Build the network on the meta device for the number of axes of the patch; without a patch, 2D or 3D must work.
 
-    Its weights and their gradients must fit into the memory of this machine.
+    Its weights and their gradients must fit into the memory of this machine. If it takes one image size alone, patch
+    and window must have it.
     """
     patch, failures = config.sampling.patch, []
     if patch is not None and len(patch) not in (2, 3):
@@ -73,8 +74,26 @@ def check_model(config: Config) -> None:
             failures.append(error)
             continue
         check_weights(network, psutil.virtual_memory().total, copies=2)
+        check_fixed_size(config, fixed_size(network))
         return
     raise failures[0]
+
+
+def fixed_size(network: nn.Module) -> tuple[int, ...] | None:
+    """The only image size that a network takes, if there is one; see `segkit.models`."""
+    return getattr(network, "fixed_size", None)
+
+
+def check_fixed_size(config: Config, size: tuple[int, ...] | None) -> None:
+    """Raise ValueError if a network takes images of one size alone and the patch or the window has another one."""
+    sides = {"sampling.patch": config.sampling.patch, "evaluation.window": config.evaluation.window}
+    for name, given in sides.items():
+        if size is not None and given is not None and tuple(given) != size:
+            option = " (model.image_size)" if "image_size" in config.model.args else ""
+            raise ValueError(
+                f"expected {name} {list(size)}, since {config.model.name} with these options takes only images of that "
+                f"size{option}, got {list(given)}"
+            )
 
 
 def meta_network(config: Config, in_channels: int, out_channels: int, dims: int) -> nn.Module:

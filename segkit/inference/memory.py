@@ -50,6 +50,12 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
 
+def sample_size(size: Sequence[int]) -> tuple[int, ...]:
+    """The size of the corner of an image on which the memory of a network is measured."""
+    most = SAMPLE.get(len(size), min(SAMPLE.values()))
+    return tuple(min(side, most) for side in size)
+
+
 def bytes_per_pixel(network: nn.Module, image: Tensor, run: Callable[[Tensor], Tensor]) -> float:
     """Estimate the peak memory of a pass per pixel of its images, by a pass with a small one.
 
@@ -57,8 +63,7 @@ def bytes_per_pixel(network: nn.Module, image: Tensor, run: Callable[[Tensor], T
     image: [1, C, *S]. A corner of it is predicted.
     run: image -> logits, with the padding that the network needs.
     """
-    side = SAMPLE.get(image.ndim - 2, min(SAMPLE.values()))
-    sample = image[(..., *[slice(side)] * (image.ndim - 2))]
+    sample = image[(..., *(slice(side) for side in sample_size(image.shape[2:])))]
     with _LiveBytes([*network.parameters(), *network.buffers(), image]) as counter:
         run(sample)
     return WORKSPACE * counter.peak / sample[0, 0].numel()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segkit.inference.memory import SMALL, WHOLE, PredictionMemoryError, bytes_per_pixel, check_fits
+from segkit.inference.memory import SMALL, WHOLE, PredictionMemoryError, bytes_per_pixel, check_fits, sample_size
 from segkit.inference.windows import Network, Slab, resampled_slabs, window_slabs, windows_per_pass
 from segkit.labels import Labels
 from segkit.utils.errors import is_out_of_memory
@@ -176,9 +176,11 @@ class Predictor:
         return window
 
     def _bytes_per_pixel(self, batch: Tensor) -> float:
-        """See `bytes_per_pixel`. It is measured once."""
+        """See `bytes_per_pixel`, per pixel of the padded image. It is measured once."""
         if "bytes" not in self._measured:
-            self._measured["bytes"] = bytes_per_pixel(self.model, batch, self._whole)
+            sample = sample_size(batch.shape[2:])
+            share = math.prod(sample) / math.prod(padded(sample, self.multiple, self.minimum_pixels))
+            self._measured["bytes"] = share * bytes_per_pixel(self.model, batch, self._whole)
         return self._measured["bytes"]
 
     @cached_property

@@ -9,3 +9,8 @@ from pydantic import Field
 Width = Annotated[int, Field(ge=1, le=2**16)]  # channels
 Widths = Annotated[list[Width], Field(max_length=16)]  # channels at each resolution, finest first
 Layers = Annotated[int, Field(ge=1, le=64)]  # of the same kind in a row
+Dropout = Annotated[float, Field(ge=0, lt=1)]  # probability
+Halving = Annotated[int, Field(ge=1, le=2)]  # stride along one axis: 1 or 2
+AxisStrides = Annotated[list[list[Halving]], Field(max_length=16)]  # of each further resolution, one number per axis
+Heads = Annotated[int, Field(ge=1, le=256)]  # of an attention
+Side = Annotated[int, Field(ge=1, le=2**16)]  # pixels along one axis

@@ -134,6 +134,7 @@ class UNet(nn.Module):
             Stage(dims, width_in, width_out, strides=step, convs=encoder_convs, **options)
             for width_in, width_out, step in zip(input_widths, widths, [(1,) * dims, *steps], strict=True)
         )
+        self.encoder_blocks = tuple(f"encoder.{level}" for level in range(len(widths)))
         self.dropout = {2: nn.Dropout2d, 3: nn.Dropout3d}[dims](dropout)
         self.upsample = nn.ModuleList(
             TRANSPOSED[dims](coarse, fine, step, stride=step)

@@ -21,8 +21,12 @@ Groups = Sequence[dict[str, Any]]
 Rate = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 FUSED = ("cpu", "cuda", "mps", "xpu")  # device types for which PyTorch has fused optimisers
-# names of the encoder in the networks of segkit, segmentation_models_pytorch and MONAI
+ENCODER = "encoder"  # the item of `parameters.freeze` that means all blocks of the encoder
+# names of the encoder in networks without the attribute `encoder_blocks`, such as those of segmentation_models_pytorch
+# and MONAI, and names under which a wrapper holds a network
 ENCODERS = ("encoder", "backbone", "convInit", "down_layers", "conv_0", "down_1", "down_2", "down_3", "down_4")
+WRAPPERS = ("network", "model", "module")
+_EXPECTED = f"attribute encoder_blocks or module named {' or '.join(ENCODERS[:2])}"
 
 
 def _fused(groups: Groups) -> bool:
@@ -80,18 +84,25 @@ class Grouping:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Freeze all parameters whose name matches one of the patterns.
+    """Freeze all parameters whose name matches one of the patterns; `encoder` stands for all blocks of the encoder.
 
     Raises ValueError if a pattern matches no parameter, or if no trainable parameter is left.
     """
     names = [name for name, _parameter in model.named_parameters()]
+    frozen: set[str] = set()
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        matches = fnmatch.filter(names, pattern)
+        if pattern == ENCODER:
+            blocks = encoder_blocks(model)
+            matches += [name for name in names if _block_of(name, blocks) is not None]
+        if not matches:
+            hint = f", and the network has no {_EXPECTED}" if pattern == ENCODER else ""
             raise ValueError(
-                f"parameters.freeze: no parameter name matches {pattern!r}; the names are {_top_level(names)}"
+                f"parameters.freeze: no parameter name matches {pattern!r}{hint}; the names are {_top_level(names)}"
             )
+        frozen.update(matches)
     for name, parameter in model.named_parameters():
-        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+        if name in frozen:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"parameters.freeze: {', '.join(patterns)} leaves no trainable parameter")
@@ -117,14 +128,14 @@ def parameter_groups(model: nn.Module, grouping: Grouping) -> list[dict[str, Any
     """The trainable parameters, grouped by learning rate and weight decay.
 
     `lr_factor` of a group is the factor on the learning rate. Raises ValueError if the grouping sets a learning rate of
-    the encoder and the network has no encoder, which is recognised by its name.
+    the encoder and the network has no encoder, see `encoder_blocks`.
     """
-    blocks = _encoder_blocks(model)
+    blocks = encoder_blocks(model)
     if (grouping.encoder_lr != 1 or grouping.layer_decay != 1) and not blocks:
         names = [name for name, _parameter in model.named_parameters()]
         raise ValueError(
-            f"parameters.encoder_lr and layer_decay need a network with a module named {' or '.join(ENCODERS[:2])}, "
-            f"but this network has {_top_level(names)}"
+            f"parameters.encoder_lr and layer_decay need a network with an {_EXPECTED}, but this network has "
+            f"{_top_level(names)}"
         )
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -137,21 +148,44 @@ def parameter_groups(model: nn.Module, grouping: Grouping) -> list[dict[str, Any
     ]
 
 
-def _encoder_blocks(model: nn.Module) -> list[str]:
-    """The names of the blocks of the encoder, in the order of the forward pass."""
-    names = [name for name, _parameter in model.named_parameters() if name.split(".")[0] in ENCODERS]
-    return list(dict.fromkeys(_block(name) for name in names))
+def encoder_blocks(model: nn.Module) -> list[str]:
+    """The blocks of the encoder as prefixes of parameter names, in the order of the forward pass.
+
+    They are the attribute `encoder_blocks` of the network, or of the network inside a wrapper; without it, the parts of
+    the modules that are named as an encoder. The list is empty if there is no encoder. Raises ValueError if a block of
+    the attribute has no parameter.
+    """
+    names = [name for name, _parameter in model.named_parameters()]
+    for path, module in model.named_modules():
+        stated = getattr(module, "encoder_blocks", None)
+        if isinstance(stated, tuple | list):  # rather than modules of that name
+            blocks = [f"{path}.{block}" if path else block for block in stated]
+            empty = [block for block in blocks if not any(_block_of(name, [block]) for name in names)]
+            if empty:
+                raise ValueError(f"encoder_blocks of the network: no parameter belongs to {', '.join(empty)}")
+            return blocks
+    return list(dict.fromkeys(block for block in map(_named_block, names) if block is not None))
 
 
-def _block(name: str) -> str:
-    first, *rest = name.split(".")
-    return f"{first}.{rest[0]}" if first in ENCODERS[:2] and rest else first
+def _named_block(name: str) -> str | None:
+    """The block of a parameter of an encoder that is recognised by its name; None for other parameters."""
+    parts = name.split(".")
+    start = next((number for number, part in enumerate(parts) if part not in WRAPPERS), 0)
+    if parts[start] not in ENCODERS:
+        return None
+    length = 2 if parts[start] in ENCODERS[:2] else 1
+    return ".".join(parts[: start + length])
+
+
+def _block_of(name: str, blocks: Sequence[str]) -> str | None:
+    return next((block for block in blocks if name == block or name.startswith(f"{block}.")), None)
 
 
 def _rate_factor(name: str, blocks: Sequence[str], grouping: Grouping) -> float:
-    if _block(name) not in blocks:
+    block = _block_of(name, blocks)
+    if block is None:
         return 1.0
-    return grouping.encoder_lr * grouping.layer_decay ** (len(blocks) - 1 - blocks.index(_block(name)))
+    return grouping.encoder_lr * grouping.layer_decay ** (len(blocks) - 1 - blocks.index(block))
 
 
 def build_optimizer(

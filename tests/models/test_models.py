@@ -1,4 +1,4 @@
-"""Tests of all networks, and of the U-Net of segkit."""
+"""Tests of the U-Net of segkit; see test_networks.py for what all networks have in common."""
 
 import math
 
@@ -7,30 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segkit.models import MODELS
 from segkit.models.unet import UNet
 from segkit.utils.padding import padded
-
-TWO_DIMENSIONAL = {"encoder_unet", "fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet", "lraspp_mobilenet"}
-CASES = [(name, dims) for name in MODELS for dims in (2, 3) if dims == 2 or name not in TWO_DIMENSIONAL]
-
-
-@pytest.mark.parametrize(("name", "dims"), CASES)
-def test_logits_have_the_size_of_the_image(name, dims):
-    network = MODELS[name](in_channels=2, out_channels=3, dims=dims)
-    size = (64, 96) if dims == 2 else (32, 16, 48)
-    assert all(side % network.multiple == 0 for side in size)
-    logits = network(torch.randn(2, 2, *size))
-    assert logits.shape == (2, 3, *size)
-    logits.square().mean().backward()
-    trained = [parameter for parameter in network.parameters() if parameter.grad is not None]
-    assert len(trained) >= 0.9 * len(list(network.parameters()))
-
-
-@pytest.mark.parametrize("name", sorted(TWO_DIMENSIONAL))
-def test_networks_for_2d_images_reject_volumes(name):
-    with pytest.raises(ValueError, match=r"2D images.* got 3"):
-        MODELS[name](in_channels=1, out_channels=2, dims=3)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
@@ -97,33 +75,6 @@ def test_a_single_width_raises():
         UNet(in_channels=1, out_channels=2, dims=2, widths=[8])
 
 
-SMALL = {
-    "unet": {"widths": [4, 4, 4, 4]},
-    "monai_unet": {"widths": [4, 4, 4, 4]},
-    "monai_basic_unet": {"widths": [4] * 6},
-    "monai_dynunet": {"widths": [4, 4, 4]},
-    "monai_segresnet": {"width": 8},
-    "lraspp_mobilenet": {},
-}
-ONE_PIXEL = ("monai_unet", "monai_basic_unet", "monai_dynunet")  # networks whose instance norms refuse one pixel
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_the_smallest_image_is_padded_to_a_size_that_the_network_takes(name):
-    """One feature pixel remains of an image with the sides `multiple`, two of one with `minimum_pixels`."""
-    network = MODELS[name](in_channels=1, out_channels=2, dims=2, **SMALL[name]).eval()
-    multiple, minimum = network.multiple, getattr(network, "minimum_pixels", 1)
-    size = padded((1, 1), multiple, minimum)
-    with torch.no_grad():
-        assert network(torch.randn(1, 1, *size)).shape == (1, 2, *size)
-        if name in ONE_PIXEL:
-            assert size == (multiple, 2 * multiple)
-            with pytest.raises(ValueError, match="more than 1 spatial element"):
-                network(torch.randn(1, 1, multiple, multiple))
-        else:
-            assert size == (multiple, multiple)
-
-
 @pytest.mark.parametrize(("dims", "multiple"), [(2, 8), (3, 8)])
 def test_unet_with_instance_norms_names_the_smallest_size(dims, multiple):
     network = UNet(in_channels=1, out_channels=2, dims=dims, widths=[4, 4, 4, 4], norm="instance").eval()
@@ -149,16 +100,3 @@ def test_padding_is_the_least_that_lengthens_the_last_side(sides, multiple, pixe
     assert math.prod(size) >= pixels
     shorter = size[-1] - multiple
     assert shorter < sides[-1] or math.prod(size[:-1]) * shorter < pixels
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("monai_unet", {"widths": [4]}, "at least 2 widths.*got 1"),
-        ("monai_basic_unet", {"widths": [4, 8]}, "expected 6 widths.*got 2"),
-        ("monai_dynunet", {"widths": []}, "at least 3 widths.*got 0"),
-    ],
-)
-def test_a_wrong_number_of_widths_raises(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        MODELS[name](in_channels=1, out_channels=2, dims=2, **options)

@@ -5,7 +5,7 @@ import torch
 
 from segkit.models.unet import UNet
 from segkit.training.lr_schedules import SCHEDULES
-from segkit.training.optimizers import OPTIMIZERS, Grouping, build_optimizer
+from segkit.training.optimizers import OPTIMIZERS, Grouping, build_optimizer, encoder_blocks, freeze
 
 
 def torch_factors(make, steps):
@@ -97,3 +97,60 @@ def test_norms_and_biases_are_not_decayed(name):
     for parameter in model.parameters():
         assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 and name != "adam" else 0)
     assert all(group["initial_lr"] == 0.5 for group in optimizer.param_groups)
+
+
+class Custom(torch.nn.Module):
+    """A network of a plugin, which may hold other networks."""
+
+    def __init__(self, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+def linear():
+    return torch.nn.Linear(2, 2)
+
+
+def layers():
+    return torch.nn.Sequential(linear(), linear())
+
+
+@pytest.mark.parametrize("name", ["encoder", "backbone"])
+@pytest.mark.parametrize("wrappers", [(), ("network",), ("module", "model")])
+def test_a_module_named_as_an_encoder_is_recognised(name, wrappers):
+    model = Custom(**{name: layers()}, head=linear())
+    for wrapper in reversed(wrappers):
+        model = Custom(**{wrapper: model})
+    path = ".".join((*wrappers, name))
+    assert encoder_blocks(model) == [f"{path}.0", f"{path}.1"]
+    freeze(model, ["encoder"])
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained == [".".join((*wrappers, "head", part)) for part in ("weight", "bias")]
+
+
+def test_the_attribute_comes_before_names():
+    model = Custom(encoder=layers(), stem=layers())
+    model.encoder_blocks = ("stem.1", "stem.0")
+    assert encoder_blocks(model) == ["stem.1", "stem.0"]
+    assert encoder_blocks(Custom(inner=model)) == ["inner.stem.1", "inner.stem.0"]
+    model.encoder_blocks = ("stem.0", "stem.10", "ste")
+    with pytest.raises(ValueError, match=r"no parameter belongs to stem.10, ste$"):
+        encoder_blocks(model)
+
+
+def test_modules_called_encoder_blocks_are_not_the_attribute():
+    assert encoder_blocks(Custom(encoder_blocks=layers(), head=linear())) == []
+
+
+def test_freeze_takes_patterns_and_the_encoder():
+    model = Custom(encoder=layers(), neck=layers(), head=linear())
+    freeze(model, ["encoder", "neck.1.*"])
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained == ["neck.0.weight", "neck.0.bias", "head.weight", "head.bias"]
+    with pytest.raises(ValueError, match=r"matches 'encoder', and the network has no .*or backbone; .*stem\.\*"):
+        freeze(Custom(stem=layers()), ["encoder"])
+    with pytest.raises(ValueError, match=r"matches 'nec'; the names are encoder\.\*, neck\.\*, head\.\*"):
+        freeze(model, ["nec"])
+    with pytest.raises(ValueError, match="encoder leaves no trainable parameter"):
+        freeze(Custom(encoder=layers()), ["encoder"])
