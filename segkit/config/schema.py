@@ -26,6 +26,12 @@ ADDED = {
     ("data", "numbered_masks"): "refuse",
     ("data", "boxes"): "refuse",
     ("sampling", "foreground_cases"): 0.0,
+    ("model", "kernels"): None,
+    ("model", "norm_groups"): 8,
+    ("model", "bias"): False,
+    ("model", "stochastic_depth"): 0.0,
+    ("model", "attention"): False,
+    ("model", "init"): "torch",
 }
 
 

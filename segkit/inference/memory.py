@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from segkit.data.memory_check import available, in_gb
+from segkit.utils.live_bytes import LiveBytes
 
 # images of at most this many pixels are predicted without an estimate: it would cost more than it tells
 SMALL = 2**20
@@ -28,28 +25,6 @@ class PredictionMemoryError(MemoryError):
     exit_code = 4
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Records the largest number of bytes that the tensors of a computation occupy at the same time."""
-
-    def __init__(self, known: Sequence[Tensor]):
-        super().__init__()
-        self.known = {StorageWeakRef(tensor.untyped_storage()) for tensor in known}
-        self.live: dict[StorageWeakRef, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                reference = StorageWeakRef(storage)
-                if reference not in self.known:
-                    self.live[reference] = storage.nbytes()
-        self.live = {reference: size for reference, size in self.live.items() if not reference.expired()}
-        self.peak = max(self.peak, sum(self.live.values()))
-        return result
-
-
 def bytes_per_pixel(network: nn.Module, image: Tensor, run: Callable[[Tensor], Tensor]) -> float:
     """Estimate the peak memory of a pass per pixel of its images, by a pass with a small one.
 
@@ -59,7 +34,7 @@ def bytes_per_pixel(network: nn.Module, image: Tensor, run: Callable[[Tensor], T
     """
     side = SAMPLE.get(image.ndim - 2, min(SAMPLE.values()))
     sample = image[(..., *[slice(side)] * (image.ndim - 2))]
-    with _LiveBytes([*network.parameters(), *network.buffers(), image]) as counter:
+    with LiveBytes([*network.parameters(), *network.buffers(), image]) as counter:
         run(sample)
     return WORKSPACE * counter.peak / sample[0, 0].numel()
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from torch import nn
 
 from segkit.models.monai_networks import monai_basic_unet, monai_dynunet, monai_segresnet, monai_unet
+from segkit.models.residual_unet import ResidualEncoderUNet
 from segkit.models.torchvision_networks import deeplabv3_mobilenet, deeplabv3_resnet50, fcn_resnet50, lraspp_mobilenet
 from segkit.models.unet import UNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
+    "residual_encoder_unet": ResidualEncoderUNet,
     "monai_unet": monai_unet,
     "monai_basic_unet": monai_basic_unet,
     "monai_dynunet": monai_dynunet,
@@ -25,4 +27,4 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lraspp_mobilenet": lraspp_mobilenet,
 }
 
-__all__ = ["MODELS", "UNet"]
+__all__ = ["MODELS", "ResidualEncoderUNet", "UNet"]

@@ -1,0 +1,343 @@
+"""The parts of the U-Nets: stages of convolutions, residual blocks, attention gates, and the decoder."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from segkit.utils.padding import Multiple, padded
+
+CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+POOLS = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+DROPOUTS = {2: nn.Dropout2d, 3: nn.Dropout3d}
+BATCH_NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+LINEAR = {2: "bilinear", 3: "trilinear"}
+SLOPE = 0.01  # of the leaky ReLUs
+
+Norm = Literal["batch", "instance", "group"]
+Init = Literal["torch", "he"]
+Axes = tuple[int, ...]  # one number per axis
+Stride = Annotated[int, Field(ge=1, le=16)]
+Kernel = Literal[1, 3]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Groups = Annotated[int, Field(ge=1, le=2**16)]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Builds the layers of a network for images with `dims` axes.
+
+    norm_groups: groups of a group norm (Wu & He, 2018); a width that they do not divide gets the greatest common
+        divisor of both.
+    bias: whether the convolutions before norms have a bias.
+    """
+
+    dims: int
+    norm: Norm = "batch"
+    norm_groups: int = 8
+    bias: bool = False
+
+    def conv(self, in_channels: int, out_channels: int, kernel: Axes, strides: Axes) -> nn.Module:
+        """A convolution before a norm, padded so that an image with strides of 1 keeps its size."""
+        padding = [side // 2 for side in kernel]
+        build = CONVOLUTIONS[self.dims]
+        return build(in_channels, out_channels, kernel, stride=strides, padding=padding, bias=self.bias)  # pyright: ignore[reportArgumentType]
+
+    def normalise(self, width: int) -> nn.Module:
+        """The norm of `width` channels."""
+        if self.norm == "batch":
+            return BATCH_NORMS[self.dims](width)
+        if self.norm == "instance":
+            return INSTANCE_NORMS[self.dims](width, affine=True)
+        return nn.GroupNorm(math.gcd(self.norm_groups, width), width)
+
+    def least_pixels(self, width: int) -> int:
+        """Pixels that the norm of `width` channels needs in an image: two where it takes each channel alone."""
+        alone = self.norm == "instance" or (self.norm == "group" and math.gcd(self.norm_groups, width) == width)
+        return 2 if alone else 1
+
+    @property
+    def ones(self) -> Axes:
+        """A kernel or strides of 1."""
+        return (1,) * self.dims
+
+
+class Stage(nn.Module):
+    """The convolutions of one resolution: [B, in_channels, *S] -> [B, out_channels, *S / strides].
+
+    Each convolution is followed by a normalisation and a leaky ReLU; the first one has the strides. With `residual`,
+    the input is added before the last activation (He et al., 2016), after average pooling and a 1x1 convolution if its
+    size or number of channels differs. `drop` is the probability with which an image skips the convolutions of a
+    residual stage in training (stochastic depth).
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: Axes,
+        strides: Axes,
+        convs: int,
+        residual: bool = False,
+        drop: float = 0.0,
+    ):
+        super().__init__()
+        modules: list[nn.Module] = []
+        for number in range(convs):
+            channels, steps = (in_channels, strides) if number == 0 else (out_channels, layers.ones)
+            modules += [
+                layers.conv(channels, out_channels, kernel, steps),
+                layers.normalise(out_channels),
+                nn.LeakyReLU(SLOPE, inplace=True),
+            ]
+        self.activation = modules.pop()
+        self.layers = nn.Sequential(*modules)
+        self.shortcut = _shortcut(layers.dims, in_channels, out_channels, strides) if residual else None
+        self.drop = stochastic_depth(drop)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = self.layers(features)
+        if self.shortcut is not None:
+            out = self.drop(out) + self.shortcut(features)
+        return self.activation(out)
+
+
+def _shortcut(dims: int, in_channels: int, out_channels: int, strides: Axes) -> nn.Module:
+    project = (
+        CONVOLUTIONS[dims](in_channels, out_channels, 1, bias=False) if in_channels != out_channels else nn.Identity()
+    )
+    return nn.Sequential(_pool(dims, strides), project)
+
+
+def _pool(dims: int, strides: Axes) -> nn.Module:
+    return POOLS[dims](strides) if max(strides) > 1 else nn.Identity()  # pyright: ignore[reportArgumentType]
+
+
+def stochastic_depth(probability: float) -> nn.Module:
+    """Drop the branch of an image with a probability in training, and scale the others up (Huang et al., 2016)."""
+    if probability == 0:
+        return nn.Identity()
+    from torchvision.ops import StochasticDepth
+
+    return StochasticDepth(probability, "row")
+
+
+def drop_rates(probability: float, blocks: int) -> list[float]:
+    """The probability of each block: it rises linearly from 0 before the first block to `probability` at the last."""
+    return [probability * (number + 1) / blocks for number in range(blocks)]
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a shortcut: [B, in_channels, *S] -> [B, out_channels, *S / strides].
+
+    The block D of He et al. (2019), as in the residual encoder of nnU-Net: the first convolution has the strides; the
+    shortcut is average pooling if there are strides, then a 1x1 convolution with a norm if the number of channels
+    changes.
+    """
+
+    def __init__(
+        self, layers: Layers, in_channels: int, out_channels: int, *, kernel: Axes, strides: Axes, drop: float = 0.0
+    ):
+        super().__init__()
+        self.layers = nn.Sequential(
+            layers.conv(in_channels, out_channels, kernel, strides),
+            layers.normalise(out_channels),
+            nn.LeakyReLU(SLOPE, inplace=True),
+            layers.conv(out_channels, out_channels, kernel, layers.ones),
+            layers.normalise(out_channels),
+        )
+        project: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            conv = CONVOLUTIONS[layers.dims](in_channels, out_channels, 1, bias=False)
+            project = nn.Sequential(conv, layers.normalise(out_channels))
+        self.shortcut = nn.Sequential(_pool(layers.dims, strides), project)
+        self.drop = stochastic_depth(drop)
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm before the sum."""
+        return self.layers[4]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.activation(self.drop(self.layers(features)) + self.shortcut(features))
+
+
+class AttentionGate(nn.Module):
+    """Additive attention on a skip connection (Oktay et al., 2018).
+
+    a = sigmoid(psi(relu(theta(skip) + phi(gate)))) is one number per pixel of the coarser features, upsampled linearly
+    to the size of the skip. The result is a * skip: with a = 1, the network is the plain U-Net.
+
+    skip [B, fine, *S], gate [B, coarse, *S / strides] -> [B, fine, *S].
+    """
+
+    def __init__(self, dims: int, fine: int, coarse: int, strides: Axes):
+        super().__init__()
+        conv, between = CONVOLUTIONS[dims], max(1, fine // 2)
+        self.theta = conv(fine, between, strides, stride=strides, bias=False)  # pyright: ignore[reportArgumentType]
+        self.phi = conv(coarse, between, 1)
+        self.psi = conv(between, 1, 1)
+        self.mode = LINEAR[dims]
+
+    def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
+        attention = torch.sigmoid(self.psi(torch.relu(self.theta(skip) + self.phi(gate))))
+        return skip * interpolate(attention, size=skip.shape[2:], mode=self.mode)
+
+
+class EncoderDecoder(nn.Module):
+    """The decoder of a U-Net with skip connections on an encoder: image [B, C, *S] -> logits [B, out_channels, *S].
+
+    encoder: one module per resolution, finest first, the first of which keeps the size of the image.
+    widths: channels of each resolution. steps: strides between them. kernels: of the convolutions of each resolution.
+    convs: convolutions of the decoder at each resolution but the coarsest.
+    residual: add the input of each stage of the decoder to its output. drops: see `Stage`; one number per stage, in the
+        order of the forward pass.
+    dropout: probability of dropping a channel of the coarsest features.
+    deep_supervision, attention: see `segkit.models.unet.UNet`.
+
+    Sets the attributes of a network that `segkit.models` describes.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        encoder: nn.ModuleList,
+        out_channels: int,
+        *,
+        widths: Sequence[int],
+        steps: Sequence[Axes],
+        kernels: Sequence[Axes],
+        convs: Sequence[int],
+        residual: bool = False,
+        drops: Sequence[float] | None = None,
+        dropout: float = 0.0,
+        deep_supervision: bool = False,
+        attention: bool = False,
+    ):
+        super().__init__()
+        dims = layers.dims
+        downsampling = list(itertools.accumulate([layers.ones, *steps], _product))
+        self.multiple: Multiple = downsampling[-1] if len(set(downsampling[-1])) > 1 else downsampling[-1][0]
+        self.minimum_pixels = layers.least_pixels(widths[-1]) * math.prod(downsampling[-1])
+        self.encoder_blocks = tuple(f"encoder.{number}" for number in range(len(encoder)))
+        self.encoder = encoder
+        self.dropout = DROPOUTS[dims](dropout)
+        pairs = list(itertools.pairwise(widths))
+        self.upsample = nn.ModuleList(
+            TRANSPOSED[dims](coarse, fine, step, stride=step)  # pyright: ignore[reportArgumentType]
+            for (fine, coarse), step in zip(pairs, steps, strict=True)
+        )
+        rates = [0.0] * len(convs) if drops is None else list(reversed(drops))
+        self.decoder = nn.ModuleList(
+            Stage(
+                layers, 2 * width, width, kernel=kernel, strides=layers.ones, convs=number, residual=residual, drop=drop
+            )
+            for width, kernel, number, drop in zip(widths[:-1], kernels[:-1], convs, rates, strict=True)
+        )
+        self.head = CONVOLUTIONS[dims](widths[0], out_channels, 1)
+        coarser = widths[1:-1] if deep_supervision else []
+        self.coarser_heads = nn.ModuleList(CONVOLUTIONS[dims](width, out_channels, 1) for width in coarser)
+        self.head_strides = tuple(downsampling[: 1 + len(coarser)])
+        gated = zip(pairs, steps, strict=True) if attention else []
+        self.gates = nn.ModuleList(AttentionGate(dims, fine, coarse, step) for (fine, coarse), step in gated)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        self._check_size(image)
+        skips = []
+        features = image
+        for stage in self.encoder:
+            features = stage(features)
+            skips.append(features)
+        features = self.dropout(skips.pop())
+        decoded = []
+        for level in reversed(range(len(self.decoder))):
+            skip = skips.pop()
+            if self.gates:
+                skip = self.gates[level](skip, features)
+            features = self.decoder[level](torch.cat([self.upsample[level](features), skip], dim=1))
+            decoded.insert(0, features)
+        logits = self.head(features)
+        if not self.training or not self.coarser_heads:
+            return logits
+        return [logits, *(head(features) for head, features in zip(self.coarser_heads, decoded[1:], strict=True))]
+
+    def _check_size(self, image: Tensor) -> None:
+        size = tuple(image.shape[2:])
+        padded_size = padded(size, self.multiple, self.minimum_pixels)
+        if padded_size == size:
+            return
+        few = "" if padded(size, self.multiple) != size else f" and at least {self.minimum_pixels} pixels"
+        raise ValueError(
+            f"expected image sides that are multiples of {self.multiple}{few}, got {list(size)}; pad to "
+            f"{list(padded_size)}"
+        )
+
+
+def initialise(network: nn.Module) -> None:
+    """He's initialisation (He et al., 2015), as in nnU-Net: the weights of convolutions are normal with the standard
+    deviation sqrt(2 / (1 + SLOPE**2) / fan_in), and their biases are 0."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            nn.init.kaiming_normal_(module.weight, a=SLOPE)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+# --- checks of options ----------------------------------------------------------------------------------------------
+
+
+def check_levels(dims: int, widths: Sequence[int]) -> None:
+    """Raise ValueError for images that are neither 2D nor 3D, and for fewer than two resolutions."""
+    if dims not in CONVOLUTIONS:
+        raise ValueError(f"expected images with 2 or 3 dimensions, got {dims}")
+    if len(widths) < 2:
+        raise ValueError(f"expected at least two widths, finest first, got {list(widths)}")
+
+
+def checked_strides(strides: Sequence[Sequence[int]] | None, levels: int, dims: int) -> list[Axes]:
+    """The strides between resolutions as tuples, by default 2 on each axis."""
+    if strides is None:
+        return [(2,) * dims] * levels
+    if len(strides) != levels or any(len(step) != dims or min(step) < 1 or max(step) < 2 for step in strides):
+        raise ValueError(
+            f"expected strides with {levels} entries, one fewer than widths, each with {dims} numbers of at least 1 "
+            f"that are not all 1, such as {[[2] * dims] * levels}, got {[list(step) for step in strides]}"
+        )
+    return [tuple(step) for step in strides]
+
+
+def checked_kernels(kernels: Sequence[Sequence[int]] | None, levels: int, dims: int) -> list[Axes]:
+    """The kernels of each resolution as tuples, by default 3 on each axis."""
+    if kernels is None:
+        return [(3,) * dims] * levels
+    if len(kernels) != levels or any(len(kernel) != dims or not {1, 3} >= {*kernel} for kernel in kernels):
+        raise ValueError(
+            f"expected kernels with {levels} entries, one per width, each with {dims} numbers, 1 or 3, such as "
+            f"{[[3] * dims] * levels}, got {[list(kernel) for kernel in kernels]}"
+        )
+    return [tuple(kernel) for kernel in kernels]
+
+
+def per_level(name: str, number: int | Sequence[int], levels: int) -> list[int]:
+    """One number for all resolutions, or one for each, as a list."""
+    numbers = [number] * levels if isinstance(number, int) else list(number)
+    if len(numbers) != levels or min(numbers) < 1:
+        raise ValueError(f"expected {name} with one number of at least 1, or {levels} of them, got {number}")
+    return numbers
+
+
+def _product(first: Axes, second: Axes) -> Axes:
+    return tuple(a * b for a, b in zip(first, second, strict=True))
