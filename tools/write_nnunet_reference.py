@@ -3,8 +3,8 @@
     pip install --no-deps --target DIR dynamic-network-architectures
     PYTHONPATH=DIR python tools/write_nnunet_reference.py
 
-Only names, shapes and logits are kept. Weights and image are functions of the name and the position of a number, so that
-a test can fill the same values in without the package.
+Only names, shapes and logits are kept. Weights and image are functions of the name and the position of a number, so
+that a test can fill the same values in without the package.
 """
 
 from __future__ import annotations

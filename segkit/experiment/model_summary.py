@@ -87,7 +87,7 @@ def summarise_model(config: Config, channels: int | None = None) -> ModelSummary
         network = _network(config, channels, labels, len(sides))
         patch = padded(sides, getattr(network, "multiple", 1), getattr(network, "minimum_pixels", 1))
         shape = [config.loader.batch, channels, *patch]
-        shapes = _shapes(_network(config, channels, labels, len(sides)), shape)
+        shapes = _shapes(network, shape)
         memory = _step_memory(config, network, labels, shape)
         counts = multiply_adds(_network(config, channels, labels, len(sides)), [1, channels, *patch])
     except (ValueError, RuntimeError) as error:
@@ -159,16 +159,26 @@ def _shapes(network: nn.Module, shape: Sequence[int]) -> dict[str, list[int]]:
         if isinstance(output, Tensor):
             shapes.setdefault(name, list(output.shape[1:]))
 
-    for name, module in network.named_modules():
+    hooks = [
         module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))
+        for name, module in network.named_modules()
+    ]
     with torch.no_grad(), torch.device("meta"):
         network.train()(torch.zeros(tuple(shape)))
+    for hook in hooks:
+        hook.remove()
     return shapes
 
 
 def _stages(network: nn.Module, shapes: dict[str, list[int]], counts: dict[str, int]) -> list[Stage]:
-    """The parts of the network with parameters: those that are called, in that order, then the others."""
-    parts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in _parts(network).items()}
+    """The parts of the network with parameters: those that are called, in that order, then the others.
+
+    A parameter of several parts counts for the first one.
+    """
+    parts, seen = {}, set()
+    for name, part in _parts(network).items():
+        parts[name] = sum(parameter.numel() for parameter in part.parameters() if parameter not in seen)
+        seen.update(part.parameters())
     order = {name: number for number, name in enumerate(shapes)}
     names = sorted((name for name, number in parts.items() if number), key=lambda name: order.get(name, math.inf))
     return [Stage(name, shapes.get(name), parts[name], counts.get(name, 0)) for name in names]

@@ -120,8 +120,23 @@ def multiply_adds(network: nn.Module, image: Sequence[int]) -> dict[str, int]:
 
 
 def _materialised(network: nn.Module) -> nn.Module:
-    """The network with weights on a CPU that holds no values, where automatic precision works, unlike on meta."""
-    return network.to_empty(device="cpu")
+    """The network with weights on a CPU that holds no values, where automatic precision works, unlike on meta.
+
+    Parameters and modules that occur several times stay the same.
+    """
+    made: dict[Tensor, Tensor] = {}  # by identity
+    for module in network.modules():
+        for entries in (module._parameters, module._buffers):
+            for name, tensor in entries.items():
+                if tensor is not None:
+                    made[tensor] = made[tensor] if tensor in made else _on_cpu(tensor)
+                    entries[name] = made[tensor]  # pyright: ignore[reportArgumentType]
+    return network
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="cpu", requires_grad=False)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _autocast(precision: Precision) -> AbstractContextManager[object]:
