@@ -72,14 +72,8 @@ def test_channels_without_reading(config, monkeypatch):
 
     monkeypatch.setattr("segkit.data.sources.synthetic.SyntheticSource.read", refuse)
     before = torch.get_rng_state()
-    huge = load_config(
-        config,
-        [
-            "sampling.patch=[512, 512]",
-            "loader.batch=64",
-            "model={name: unet, widths: [64, 128], encoder_convs: 1, decoder_convs: 1}",
-        ],
-    )
+    wide = "model={name: unet, widths: [64, 128], encoder_convs: 1, decoder_convs: 1}"
+    huge = load_config(config, ["sampling.patch=[512, 512]", "loader.batch=64", wide])
     summary = summarise_model(huge, channels=5)
     assert summary.channels == 5
     assert summary.stages[0].shape == [64, 512, 512]
@@ -111,9 +105,9 @@ def test_presets_stand_for_their_options(config):
     assert short.digest() == written.digest()
     other = load_config(config, ["model={name: unet, preset: medium, widths: [8, 16], encoder_convs: 1}"])
     assert (other.model.args["widths"], other.model.args["encoder_convs"]) == ([8, 16], 1)
-    with pytest.raises(ValueError, match="model.preset: expected one of small, medium, large, got 'huge'"):
+    with pytest.raises(ValueError, match=r"model\.preset: expected one of small, medium, large, got 'huge'"):
         load_config(config, ["model={name: unet, preset: huge}"])
-    with pytest.raises(ValueError, match="model.preset: unknown key"):
+    with pytest.raises(ValueError, match=r"model\.preset: unknown key"):
         load_config(config, ["model={name: monai_unet, preset: small}"])
 
 
