@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from segkit.compare.run_artifacts import gather
 from segkit.compare.sanity_checks import boundary_rates, log_warnings, same_functions, unequal_steps
 from segkit.compare.unit_results import (
     failure,
+    failure_code,
     finished,
     finished_folders,
     foreground_classes,
@@ -34,14 +35,23 @@ from segkit.metrics.rules import SEGKIT
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 from segkit.utils.csv_tables import write_table
+from segkit.utils.exit_codes import BUG
 from segkit.utils.files import remove_leftovers
 from segkit.utils.text import listed
 
 
 class UnitsFailed(Exception):
-    """Some units of a comparison failed."""
+    """Some units of a comparison failed.
 
-    exit_code = 1
+    codes: the exit code that each would have as a single training, if it is known.
+
+    The exit code is theirs if they agree, and 1 otherwise.
+    """
+
+    def __init__(self, message: str, codes: Iterable[int | None]):
+        super().__init__(message)
+        distinct = set(codes)
+        self.exit_code = (distinct.pop() if len(distinct) == 1 else None) or BUG
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,8 @@ def _train_and_report(
         reasons = "".join(f"\n  {unit.name}: {_reason(unit)}" for unit in failed)
         raise UnitsFailed(
             f"{len(failed)} of {len({*units, *failed})} units failed:{reasons}\n"
-            "fix the cause and run the same command again"
+            "fix the cause and run the same command again",
+            map(failure_code, failed),
         )
 
 

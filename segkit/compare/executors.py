@@ -127,9 +127,10 @@ class WorkerPool:
         """
         exit_codes = []
         try:
-            with _interrupted_by_sigterm():
+            with _noted_sigterm() as received:
                 while self.running:
-                    wait_for_any([process.sentinel for process in self.running.values()])
+                    wait_for_any([process.sentinel for process in self.running.values()], POLL_SECONDS)
+                    _check(received)
                     exit_codes += self._ended(console)
         except BaseException:
             self._terminate(console)
@@ -174,20 +175,39 @@ class WorkerPool:
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Raise Interrupted on SIGTERM, which would end this process before it stops its workers."""
+def _noted_sigterm() -> Iterator[list[int]]:
+    """Note SIGTERM, which would end this process before it stops its workers, in the list that is yielded.
 
-    def interrupt(number: int, _frame: object) -> None:
-        raise Interrupted(number)
+    The signal raises nothing by itself: an exception inside Ray's compiled functions would leave them as another one.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Restore the handler of SIGTERM that was set before."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _check(received: Sequence[int]) -> None:
+    """Raise Interrupted if a signal was received."""
+    if received:
+        raise Interrupted(received[0])
 
 
 def _was_killed(exit_code: int) -> bool:
@@ -250,7 +270,8 @@ class RayExecutor:
         ray = self.ray
         if not ray.is_initialized():
             variables = {name: os.environ[name] for name in ("SEGKIT_DATA",) if name in os.environ}
-            ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": variables})
+            with _kept_sigterm():  # Ray's own handler prints a stack and ends with exit code 1
+                ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": variables})
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         self.gpus = 1 if gpus else 0
@@ -276,11 +297,14 @@ class RayExecutor:
 
         remote = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1)(train_remotely)
         waiting, running, done = list(units), [], 0
-        with _interrupted_by_sigterm():  # Ray's own handler prints a stack and ends with exit code 1
+        with _noted_sigterm() as received:
             while waiting or running:
                 while waiting and len(running) < self.parallel:
                     running.append(remote.remote(waiting.pop(0)))
-                ended, running = self.ray.wait(running, num_returns=1)
+                ended, running = self.ray.wait(running, num_returns=1, timeout=POLL_SECONDS)
+                _check(received)
+                if not ended:
+                    continue
                 self.ray.get(ended)
                 done += len(ended)
                 console.print(f"{done} of {len(units)} units done", highlight=False)

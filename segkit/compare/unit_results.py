@@ -47,8 +47,14 @@ def failure(unit: Unit) -> str | None:
     return None if reason is None else str(reason)
 
 
+def failure_code(unit: Unit) -> int | None:
+    """The exit code that a failed unit would have as a single training; None if it is not recorded."""
+    code = failure_record(unit).get("exit_code")
+    return code if isinstance(code, int) else None
+
+
 def failure_record(unit: Unit) -> dict[str, Any]:
-    """The record of a failure, with `error` and `when`; empty if the unit did not fail."""
+    """The record of a failure, with `error`, `exit_code` and `when`; empty if the unit did not fail."""
     return read_json(unit.folder / FAILED, dict, {})
 
 

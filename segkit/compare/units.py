@@ -22,7 +22,7 @@ from segkit.experiment.plugins import plugin_hashes
 from segkit.experiment.runner import run_experiment
 from segkit.training.run_folder import Run
 from segkit.training.stopping import Interrupted
-from segkit.utils.exit_codes import describe
+from segkit.utils.exit_codes import OUT_OF_MEMORY, describe, exit_code
 from segkit.utils.files import read_json, replace_text
 
 ATTEMPTS = "attempts.json"
@@ -159,7 +159,8 @@ def train_unit(unit: Unit, leases: Leases, since: float, console: Console) -> bo
         (unit.folder / FAILED).unlink(missing_ok=True)
         deaths = len([when for when in _attempts(unit) if when >= since])
         if deaths >= MAX_DEATHS:
-            _note_failure(unit, f"its training process was killed {deaths} times, most likely for lack of memory")
+            reason = f"its training process was killed {deaths} times, most likely for lack of memory"
+            _note_failure(unit, reason, OUT_OF_MEMORY)
             return True
         remove_damaged_checkpoint(unit, console)
         with _attempt(unit):
@@ -169,7 +170,7 @@ def train_unit(unit: Unit, leases: Leases, since: float, console: Console) -> bo
                 raise
             except Exception as error:  # also of a bug, which need not be one of the other units
                 reason = describe(error)
-                _note_failure(unit, reason)
+                _note_failure(unit, reason, exit_code(error))
                 console.print(f"failed: {reason}", style="red", markup=False)
     return True
 
@@ -190,9 +191,9 @@ def _attempts(unit: Unit) -> list[float]:
     return [when for when in read_json(unit.folder / ATTEMPTS, list, []) if isinstance(when, (int, float))]
 
 
-def _note_failure(unit: Unit, reason: str) -> None:
+def _note_failure(unit: Unit, reason: str, code: int | None) -> None:
     unit.folder.mkdir(parents=True, exist_ok=True)
-    replace_text(unit.folder / FAILED, json.dumps({"error": reason, "when": time.time()}) + "\n")
+    replace_text(unit.folder / FAILED, json.dumps({"error": reason, "exit_code": code, "when": time.time()}) + "\n")
 
 
 def _settled(unit: Unit, since: float) -> bool:

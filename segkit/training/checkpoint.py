@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -40,9 +40,36 @@ def save(path: Path, content: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted or renamed is not made anew
         with replaced(path) as temporary, open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError for an OSError
-        raise CheckpointError(f"cannot write {path}, which is left unchanged: {error}") from error
+            _write({"format": FORMAT, **content}, file)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}, which is left unchanged: {error.strerror or error}") from error
+
+
+def _write(content: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint to an open file. Raises the OSError of the file, which PyTorch's writer hides."""
+    recorder = _ErrorRecorder(file)
+    try:
+        torch.save(content, recorder)  # pyright: ignore[reportArgumentType]
+    except RuntimeError as error:
+        raise recorder.error or error from error
+
+
+class _ErrorRecorder:
+    """An open file that keeps the OSError that occurs while it is written."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def load(path: Path) -> dict[str, Any]:

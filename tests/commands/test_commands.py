@@ -277,7 +277,7 @@ def test_a_failing_loss_stops_no_other(tmp_path):
     text = re.sub("data: .*", "data: {name: pairs, images: images, masks: masks}\nsplit: {name: kfold, folds: 2}", TINY)
     (tmp_path / "four.yaml").write_text(text)
     arguments = ("--config", "four.yaml", "--losses", "weighted_cross_entropy,dice", "--seeds", "1", "--out", "failing")
-    printed = tool("compare", *arguments, "train.steps=2", code=1, folder=tmp_path)
+    printed = tool("compare", *arguments, "train.steps=2", code=2, folder=tmp_path)
     assert "1 of 2 units failed" in printed
     assert "no training case contains b" in printed
     result = json.loads((tmp_path / "failing" / "comparison.json").read_text())

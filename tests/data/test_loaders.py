@@ -2,9 +2,7 @@
 
 import json
 import pickle
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,7 @@ from segkit.data.sampling import Key
 from segkit.utils.files import temporary_folder
 
 from support.command_line import TINY, tool
+from support.limits import limited_file_size
 
 LABELS = Labels(["background", "a"], ignore_index=255)
 
@@ -353,17 +352,10 @@ def test_an_entry_damaged_during_training_is_made_again(tmp_path, damage):
 
 def test_a_full_disk_is_named_with_the_option(tmp_path):
     """A limit on the size of files fails a write as a full disk does."""
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     volume = np.random.default_rng(0).random((1, 100, 100), dtype=np.float32)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.raises(
-            CacheError, match=r"cache .*written \(File too large\); free space.*loader\.cache_dir"
-        ) as caught:
-            DiskCache(tmp_path, {}).entry({}, lambda: ({"image": volume}, {}))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    message = r"cache .*written \(File too large\); free space.*loader\.cache_dir"
+    with limited_file_size(10_000), pytest.raises(CacheError, match=message) as caught:
+        DiskCache(tmp_path, {}).entry({}, lambda: ({"image": volume}, {}))
     assert caught.value.exit_code == 2
     assert not list(tmp_path.iterdir())
 

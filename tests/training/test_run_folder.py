@@ -11,6 +11,7 @@ from segkit.training.run_folder import Run
 from segkit.utils.errors import RunError
 
 from support.command_line import TINY, tool
+from support.limits import limited_file_size
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -24,17 +25,14 @@ def test_checkpoint_round_trip(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
 
 
-def test_a_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", [100, 10_000, 405_000])
+def test_a_failed_save_keeps_the_old_checkpoint_and_names_the_reason(tmp_path, limit):
+    """At any moment of the writing: PyTorch's writer has an error message of its own for each."""
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"step": 1})
-
-    def full_disk(_content, file):
-        file.write(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(CheckpointError, match=r"cannot write .*last.pt, .* no space"):
-        checkpoint.save(path, {"step": 2})
+    content = {"step": 2, "model": {"a": torch.ones(100_000), "b": torch.ones(5000)}}
+    with limited_file_size(limit), pytest.raises(CheckpointError, match=r"cannot write .*last.pt, .* File too large"):
+        checkpoint.save(path, content)
     assert checkpoint.load(path)["step"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
