@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from torch import nn
 
+from segkit.models.encoder_decoder import EncoderDecoder, check_levels, checked_kernels, checked_strides, per_level
 from segkit.models.nnunet_shapes import residual_blocks, widths_of
 from segkit.models.options import Convs, Widths
 from segkit.models.unet_blocks import (
     Axes,
-    EncoderDecoder,
     Kernel,
     Layers,
     Probability,
     ResidualBlock,
     Stage,
     Stride,
-    check_levels,
-    checked_kernels,
-    checked_strides,
     drop_rates,
     initialise,
-    per_level,
 )
 
 STAGES = {2: 8, 3: 6}  # of nnU-Net for a patch of 512 x 512 or 128 x 128 x 128

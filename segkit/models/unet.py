@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from segkit.models.encoder_decoder import EncoderDecoder, check_levels, checked_kernels, checked_strides, per_level
 from segkit.models.options import Convs, Widths
 from segkit.models.unet_blocks import (
-    EncoderDecoder,
     Groups,
     Init,
     Kernel,
@@ -17,12 +17,8 @@ from segkit.models.unet_blocks import (
     Probability,
     Stage,
     Stride,
-    check_levels,
-    checked_kernels,
-    checked_strides,
     drop_rates,
     initialise,
-    per_level,
 )
 
 
