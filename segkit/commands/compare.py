@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
 from segkit.compare.analysis import Analysis, ReportContext, write_comparison
-from segkit.compare.design import Design, Unit, check_overrides, make_design, write_plan
+from segkit.compare.design import PLAN, Design, Unit, check_overrides, make_design, write_plan
 from segkit.compare.executors import EXECUTORS, Executor
 from segkit.compare.leases import Leases
 from segkit.compare.lr_sweep import choose_rates, make_sweep, tried_rates
@@ -35,6 +36,7 @@ from segkit.metrics.rules import SEGKIT
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 from segkit.utils.csv_tables import write_table
+from segkit.utils.errors import RunError
 from segkit.utils.exit_codes import BUG
 from segkit.utils.files import remove_leftovers
 from segkit.utils.text import listed
@@ -102,10 +104,28 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions, conso
             units = make_units(comparison, choose_rates(tried_rates(trials, design), design.metric))
         print_units([*trials, *units], executor.parallel, console)
         return
+    comparison.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(comparison.out)
     repair([*trials, *units], console)
     with _exclusive_time_budget(comparison.out, design):
-        _train_and_report(comparison, units, trials, executor, options, console)
+        rules = rules_of(base).to_dict()
+        plan = write_plan(comparison.out, design, base, rules, comparison.digest, finished_folders(comparison.out))
+        with _vanishing_reported(comparison.out):
+            _train_and_report(comparison, plan, units, trials, executor, options, console)
+
+
+@contextmanager
+def _vanishing_reported(out: Path) -> Iterator[None]:
+    """Replace an error by one that names the cause, if the output folder with its plan is gone."""
+    try:
+        yield
+    except Exception as error:
+        if (out / PLAN).exists():
+            raise
+        raise RunError(
+            f"{out} was deleted or renamed while the comparison ran: rename it back and run the same command again, "
+            "which continues, or run it again to start from the beginning"
+        ) from error
 
 
 @contextmanager
@@ -128,6 +148,7 @@ def _exclusive_time_budget(out: Path, design: Design) -> Iterator[None]:
 
 def _train_and_report(
     comparison: Comparison,
+    plan: dict[str, Any],
     units: list[Unit],
     trials: list[Unit],
     executor: Executor,
@@ -137,7 +158,6 @@ def _train_and_report(
     design, base = comparison.design, comparison.base
     out = comparison.out
     notes = _warn_before_training(units, design, base, console)
-    plan = write_plan(out, design, base, rules_of(base).to_dict(), comparison.digest, finished_folders(out))
     if plan.get("finished_units"):
         notes.append(f"the plan was written after {plan['finished_units']} units had finished, not before the first")
     for change in plan["changes"]:

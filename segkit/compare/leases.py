@@ -25,8 +25,11 @@ class Leases:
 
     @contextmanager
     def acquire(self, folder: Path) -> Iterator[bool]:
-        """Try to hold the lease on a folder for the length of the block; yields whether this process holds it."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        """Try to hold the lease on a folder for the length of the block; yields whether this process holds it.
+
+        Its parent folder is made, but not those above it: a deleted output folder is not made anew.
+        """
+        folder.parent.mkdir(exist_ok=True)
         lease = self.leases.get(folder)
         if lease is None:
             file = folder.with_name(f"{folder.name}.lease")

@@ -178,7 +178,7 @@ def train_unit(unit: Unit, leases: Leases, since: float, console: Console) -> bo
 @contextmanager
 def _attempt(unit: Unit) -> Iterator[None]:
     """Record the start of a training; the record remains only if the process is killed."""
-    unit.folder.mkdir(parents=True, exist_ok=True)
+    unit.folder.mkdir(exist_ok=True)  # not its parents, see `Leases.acquire`
     replace_text(unit.folder / ATTEMPTS, json.dumps([*_attempts(unit), time.time()]))
     try:
         yield
@@ -192,7 +192,7 @@ def _attempts(unit: Unit) -> list[float]:
 
 
 def _note_failure(unit: Unit, reason: str, code: int | None) -> None:
-    unit.folder.mkdir(parents=True, exist_ok=True)
+    unit.folder.mkdir(exist_ok=True)  # not its parents, see `Leases.acquire`
     replace_text(unit.folder / FAILED, json.dumps({"error": reason, "exit_code": code, "when": time.time()}) + "\n")
 
 

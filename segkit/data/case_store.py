@@ -23,8 +23,9 @@ Result = TypeVar("Result")
 class PreparedCase:
     """A case on the grid of the network, not yet normalised; `(image - shift) / scale` normalises it.
 
-    image: float32 [C, *S]. mask: uint8 or int32, [*S] or [K, *S]. weight: float32 [*S], or None for 1 everywhere. They
-        may be read lazily from disk.
+    image: float32 [C, *S], or, if `is_scaled`, what augmentation receives.
+    mask: uint8 or int32, [*S] or [K, *S].
+    weight: float32 [*S], or None for 1 everywhere. Image, mask and weight may be read lazily from disk.
     shift, scale: float32 [C].
     low, width: float32 [C], the range of the case after normalisation, see `Preprocess.case_range`.
     spacing: length D.
@@ -40,6 +41,7 @@ class PreparedCase:
     spacing: tuple[float, ...]
     foreground: Locations
     weight: Pixels | None = None
+    is_scaled: bool = False
 
     def in_memory(self) -> PreparedCase:
         """The same case with all pixels loaded into memory."""

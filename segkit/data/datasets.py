@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,25 +105,35 @@ class TrainingSet(Dataset):
         weight = None if prepared.weight is None else prepared.weight[where]
         if weight is None and self.has_weights:
             weight = np.ones([part.stop - part.start for part in window.slices], np.float32)
-        image, mask, weight = self._transform(prepared, prepared.image[where], prepared.mask[where], weight, augmenting)
+        image = prepared.image[where] if prepared.is_scaled else self._scaled(prepared, prepared.image[where])
+        image, mask, weight = self.augment.apply(image, prepared.mask[where], weight, augmenting)
+        image = self._normalised(prepared, image)
         return (
             cut(image, window.offset, patch, 0.0),
             cut(mask, window.offset, patch, self.labels.padding_value),
             None if weight is None else cut(weight, window.offset, patch, 0.0),
         )
 
-    def _transform(
-        self, prepared: PreparedCase, image: np.ndarray, mask: np.ndarray, weight: np.ndarray | None, seed: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Augment in the units that the engine expects, and normalise."""
+    def _units(self, prepared: PreparedCase) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.preprocess.augmentation_units(self.augment.units, prepared.low, prepared.width)
+
+    def _scaled(self, prepared: PreparedCase, image: np.ndarray) -> np.ndarray:
+        """The image in the units that the augmentation expects."""
         shift, scale = prepared.shift, prepared.scale
-        units = self.preprocess.augmentation_units(self.augment.units, prepared.low, prepared.width)
+        units = self._units(prepared)
         if units is None:
-            return self.augment.apply(self.preprocess.normalise(image, shift, scale), mask, weight, seed)
+            return self.preprocess.normalise(image, shift, scale)
         origin, unit = units
-        image = linear(image, shift + origin * scale, unit * scale)
-        image, mask, weight = self.augment.apply(image, mask, weight, seed)
-        return linear(image, -origin / unit, 1 / unit), mask, weight
+        return linear(image, shift + origin * scale, unit * scale)
+
+    def _normalised(self, prepared: PreparedCase, image: np.ndarray) -> np.ndarray:
+        """The augmented image with normalised intensities."""
+        units = self._units(prepared)
+        if units is None:
+            return image
+        origin, unit = units
+        is_kept = prepared.is_scaled and np.may_share_memory(image, prepared.image)
+        return linear(image, -origin / unit, 1 / unit, in_place=not is_kept)
 
     def _centre(self, prepared: PreparedCase, placing: np.random.Generator) -> np.ndarray | None:
         on_foreground = placing.random() < self.foreground
@@ -133,9 +144,17 @@ class TrainingSet(Dataset):
             return self.prepared[number]
         case = self.cases[number]
         prepared = self.store.prepared(case, self.preprocess, self.labels, locate=self.balance if self.locate else None)
+        if self.store.keep == "memory":  # scaled once rather than for each sample
+            prepared = replace(prepared, image=self._kept(prepared), is_scaled=True)
         if self.store.keep != "none":
             self.prepared[number] = prepared
         return prepared
+
+    def _kept(self, prepared: PreparedCase) -> np.ndarray:
+        """The scaled image in the memory layout that the augmentation works in. It cannot be written to."""
+        image = self.augment.arranged(self._scaled(prepared, prepared.image[...]))
+        image.flags.writeable = False
+        return image
 
 
 class EvaluationSet(Dataset):
@@ -209,7 +228,7 @@ def as_sample(
     weights = {} if weight is None else {"weight": torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32))}
     return {
         **weights,
-        "image": torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
+        "image": torch.from_numpy(np.require(image, np.float32, ["C", "W"])),
         "mask": torch.from_numpy(np.ascontiguousarray(mask)),
         "case": case.name,
         "group": case.group,

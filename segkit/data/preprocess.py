@@ -310,10 +310,10 @@ def _shift_and_scale(flat: np.ndarray, intensity: Intensity) -> tuple[np.ndarray
     return shift, _no_zeros(scale)
 
 
-def linear(image: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return (image - shift) / scale of each channel, [C, *S]."""
+def linear(image: np.ndarray, shift: np.ndarray, scale: np.ndarray, *, in_place: bool = False) -> np.ndarray:
+    """Return (image - shift) / scale of each channel, [C, *S]. in_place: whether the image may be overwritten."""
     per_channel = (-1, *(1,) * (image.ndim - 1))
-    result = image - shift.reshape(per_channel)
+    result = np.subtract(image, shift.reshape(per_channel), out=image if in_place else None)
     result /= scale.reshape(per_channel)
     return result
 

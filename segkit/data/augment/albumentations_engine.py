@@ -114,7 +114,9 @@ def brightness_contrast(*, brightness: NonNegative = 0.2, contrast: NonNegative 
     limits = {"brightness_limit": (-brightness, brightness), "contrast_limit": (-contrast, contrast)}
 
     def change(image: np.ndarray, *, alpha: float, beta: float, **_others: Any) -> np.ndarray:
-        return image * np.float32(alpha) + np.float32(beta)
+        changed = image * np.float32(alpha)
+        changed += np.float32(beta)
+        return changed
 
     return _unclipped(_albumentations().RandomBrightnessContrast, change, **limits, p=p)
 
@@ -170,6 +172,9 @@ class AlbumentationsAugment(Augment):
     def __init__(self, transforms: Sequence[Any]):
         self.compose = _albumentations().Compose(list(transforms), additional_targets={"weight": "mask"})
 
+    def arranged(self, image: np.ndarray) -> np.ndarray:
+        return _channels_last(image).transpose(2, 0, 1) if image.ndim == 3 else image
+
     def apply(self, image: np.ndarray, mask: np.ndarray, weight: np.ndarray | None, seed: int) -> Augmented:
         if image.ndim != 3:
             raise AugmentError(
@@ -197,6 +202,8 @@ class AlbumentationsAugment(Augment):
 def _channels_last(image: np.ndarray) -> np.ndarray:
     import cv2
 
+    if image.strides[0] == image.itemsize:  # see `AlbumentationsAugment.arranged`
+        return np.ascontiguousarray(image.transpose(1, 2, 0))
     merged = cv2.merge([np.ascontiguousarray(channel) for channel in image])
     return merged.reshape(*image.shape[1:], len(image))
 

@@ -39,8 +39,15 @@ class Augment(Protocol):
     units: Units
 
     def apply(self, image: np.ndarray, mask: np.ndarray, weight: np.ndarray | None, seed: int) -> Augmented:
-        """Transform image, mask and, if there are any, weights of pixels, float32 [*S], which move with the mask."""
+        """Transform image, mask and, if there are any, weights of pixels, float32 [*S], which move with the mask.
+
+        The arguments are not changed, but may be returned.
+        """
         ...
+
+    def arranged(self, image: np.ndarray) -> np.ndarray:
+        """The image [C, *S] with its pixels in the order in memory that `apply` works in, where it has one."""
+        return image
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Transform image and mask."""

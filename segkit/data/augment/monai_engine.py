@@ -233,7 +233,7 @@ class MonaiAugment(Augment):
         # resampling fills pixels from outside with 0; shifted by the padding value, 0 stands for the padding value
         shifted = mask.astype(np.float32) - self.padding_value
         sample = {
-            "image": torch.from_numpy(np.ascontiguousarray(image)),
+            "image": torch.from_numpy(np.array(image, order="C")),  # some transforms work in place
             "mask": torch.from_numpy(shifted if mask.ndim > dims else shifted[None]),
         }
         if weight is not None:

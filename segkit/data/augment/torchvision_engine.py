@@ -168,7 +168,7 @@ class TorchvisionAugment(Augment):
 
         if image.ndim != 3:
             raise AugmentError(f"torchvision supports 2D images [C, H, W], got {list(image.shape)}; use engine: monai")
-        tv_image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)))
+        tv_image = tv_tensors.Image(torch.from_numpy(np.array(image, order="C")))
         masks = [mask if mask.ndim == 3 else mask[None], *([] if weight is None else [weight[None]])]
         tv_masks = [tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(array))) for array in masks]
         # the library draws from torch's global generator, whose state must not change for training
