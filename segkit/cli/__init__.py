@@ -16,6 +16,7 @@ from segkit.cli.compare import compare
 from segkit.cli.config import config_app
 from segkit.cli.data import data_app
 from segkit.cli.evaluate import evaluate
+from segkit.cli.model import model_app
 from segkit.cli.plugins import plugins
 from segkit.cli.train import predict, train
 from segkit.utils.exit_codes import BUG, OUT_OF_MEMORY, USAGE, describe, exit_code
@@ -32,6 +33,7 @@ for command in (train, evaluate, predict, compare, plugins):
     app.command()(command)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
 
 
 def _print_version(value: bool) -> None:

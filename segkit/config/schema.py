@@ -27,6 +27,23 @@ ADDED = {
     ("data", "boxes"): "refuse",
     ("sampling", "foreground_cases"): 0.0,
     ("model", "weights"): "none",
+    ("model", "kernels"): None,
+    ("model", "norm_groups"): 8,
+    ("model", "bias"): False,
+    ("model", "stochastic_depth"): 0.0,
+    ("model", "attention"): False,
+    ("model", "init"): "torch",
+}
+# the same for options that only some entries of a section lacked
+ADDED_TO = {
+    ("model", "monai_unet"): {"strides": None},
+    ("model", "monai_dynunet"): {
+        "strides": None,
+        "norm": "instance",
+        "residual": False,
+        "dropout": 0.0,
+        "deep_supervision": False,
+    },
 }
 
 
@@ -255,7 +272,11 @@ class Config:
             del content[key]
         if not self.plugins:
             del content["plugins"]
-        for (section, key), default in ADDED.items():
+        added = [(section, key, default) for (section, key), default in ADDED.items()]
+        for (section, name), options in ADDED_TO.items():
+            if content[section].get("name") == name:
+                added += [(section, key, default) for key, default in options.items()]
+        for section, key, default in added:
             if content[section].get(key) == default:
                 content[section].pop(key, None)
         for (section, option), former in FORMER_NAMES.items():

@@ -55,8 +55,25 @@ def _check_named(checker: Checker, path: tuple, value: Any, table: str) -> Named
     if chosen is None:
         return None
     name, options = chosen
-    args = checker.arguments(path, options, table, name)
+    options = _with_preset(checker, path, options, table, name)
+    args = None if options is None else checker.arguments(path, options, table, name)
     return None if args is None else Named(name, args)
+
+
+def _with_preset(
+    checker: Checker, path: tuple, options: dict[str, Any], table: str, name: str
+) -> dict[str, Any] | None:
+    """The options with those of `preset`, a key of the attribute `presets` of the entry; explicit options win.
+
+    The resolved configuration holds the options, so that a change of a preset is another experiment.
+    """
+    presets = getattr(checker.tables[table].entries[name], "presets", None)
+    if not presets or "preset" not in options:
+        return options
+    preset = options["preset"]
+    if not isinstance(preset, str) or preset not in presets:
+        return checker.error((*path, "preset"), f"expected one of {', '.join(presets)}, got {shown(preset)}")
+    return {**presets[preset], **{key: value for key, value in options.items() if key != "preset"}}
 
 
 def _check_augment(checker: Checker, value: Any) -> Augment | None:

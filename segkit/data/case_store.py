@@ -175,8 +175,8 @@ def _prepared(
 ) -> PreparedCase:
     assert mask is not None
     foreground = Locations(numbers["places"], numbers["starts"])
-    intensities = {name: numbers[name] for name in ("shift", "scale", "low", "width")}
-    return PreparedCase(image, mask, **intensities, spacing=spacing, foreground=foreground, weight=weight)
+    shift, scale, low, width = (numbers[name] for name in ("shift", "scale", "low", "width"))
+    return PreparedCase(image, mask, shift, scale, low, width, spacing, foreground, weight)
 
 
 def cache_content(raw: RawCase) -> Content:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from segkit.data.memory_check import available, in_gb
+from segkit.utils.live_bytes import LiveBytes
 
 # images of at most this many pixels are predicted without an estimate: it would cost more than it tells
 SMALL = 2**20
@@ -28,28 +25,6 @@ class PredictionMemoryError(MemoryError):
     exit_code = 4
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Records the largest number of bytes that the tensors of a computation occupy at the same time."""
-
-    def __init__(self, known: Sequence[Tensor]):
-        super().__init__()
-        self.known = {StorageWeakRef(tensor.untyped_storage()) for tensor in known}
-        self.live: dict[StorageWeakRef, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                reference = StorageWeakRef(storage)
-                if reference not in self.known:
-                    self.live[reference] = storage.nbytes()
-        self.live = {reference: size for reference, size in self.live.items() if not reference.expired()}
-        self.peak = max(self.peak, sum(self.live.values()))
-        return result
-
-
 def sample_size(size: Sequence[int]) -> tuple[int, ...]:
     """The size of the corner of an image on which the memory of a network is measured."""
     most = SAMPLE.get(len(size), min(SAMPLE.values()))
@@ -64,7 +39,7 @@ def bytes_per_pixel(network: nn.Module, image: Tensor, run: Callable[[Tensor], T
     run: image -> logits, with the padding that the network needs.
     """
     sample = image[(..., *(slice(side) for side in sample_size(image.shape[2:])))]
-    with _LiveBytes([*network.parameters(), *network.buffers(), image]) as counter:
+    with LiveBytes([*network.parameters(), *network.buffers(), image]) as counter:
         run(sample)
     return WORKSPACE * counter.peak / sample[0, 0].numel()
 

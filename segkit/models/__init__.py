@@ -35,11 +35,13 @@ from segkit.models.monai_networks import (
     monai_vnet,
 )
 from segkit.models.monai_transformers import monai_swin_unetr, monai_unetr
+from segkit.models.residual_unet import ResidualEncoderUNet
 from segkit.models.torchvision_networks import deeplabv3_mobilenet, deeplabv3_resnet50, fcn_resnet50, lraspp_mobilenet
 from segkit.models.unet import UNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
+    "residual_encoder_unet": ResidualEncoderUNet,
     "encoder_unet": encoder_unet,
     "monai_unet": monai_unet,
     "monai_attention_unet": monai_attention_unet,
@@ -58,4 +60,4 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lraspp_mobilenet": lraspp_mobilenet,
 }
 
-__all__ = ["MODELS", "UNet"]
+__all__ = ["MODELS", "ResidualEncoderUNet", "UNet"]

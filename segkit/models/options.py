@@ -14,3 +14,4 @@ Halving = Annotated[int, Field(ge=1, le=2)]  # stride along one axis: 1 or 2
 AxisStrides = Annotated[list[list[Halving]], Field(max_length=16)]  # of each further resolution, one number per axis
 Heads = Annotated[int, Field(ge=1, le=256)]  # of an attention
 Side = Annotated[int, Field(ge=1, le=2**16)]  # pixels along one axis
+Convs = Layers | Annotated[list[Layers], Field(max_length=16)]  # the same at each resolution, or one number for each

@@ -18,6 +18,35 @@ HERE = Path(__file__).parent
 NAME = "small-4e60251db05b"
 
 
+# of the configuration below, by version 0.1.0 before networks had more options
+DIGESTS = {
+    "unet": "3281ac67b1f3",
+    "monai_unet": "b40ceab5d7ed",
+    "monai_basic_unet": "1c11ee82bb19",
+    "monai_dynunet": "6fceccf1f5c1",
+    "monai_segresnet": "f33e866e148d",
+    "fcn_resnet50": "4e243b30413e",
+    "deeplabv3_resnet50": "0df28722d2e3",
+    "deeplabv3_mobilenet": "e21af17477df",
+    "lraspp_mobilenet": "f8a58f126daf",
+}
+
+
+@pytest.mark.parametrize("network", DIGESTS)
+def test_networks_keep_their_digest(network):
+    """Options that were added later do not change it, or runs could not be continued."""
+    config = {
+        "name": "x",
+        "labels": {"names": ["background", "a"]},
+        "data": {"name": "synthetic", "size": [32, 32], "train": 2, "validation": 1, "test": 1},
+        "model": network,
+        "loss": "dice",
+        "optimizer": "adamw",
+        "train": {"steps": 2},
+    }
+    assert load_config(config).digest() == DIGESTS[network]
+
+
 @pytest.fixture
 def old(tmp_path):
     """A copy of the folder that holds the run, as it was left."""

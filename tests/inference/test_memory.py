@@ -10,6 +10,7 @@ from segkit.experiment.planning import Fingerprint, prediction_bytes, propose
 from segkit.inference import memory
 from segkit.inference.memory import PredictionMemoryError, bytes_per_pixel, free_bytes
 from segkit.inference.predictor import Predictor
+from segkit.utils.live_bytes import LiveBytes
 
 CPU = torch.device("cpu")
 LABELS = Labels(["background", "a", "b"])
@@ -46,11 +47,11 @@ def test_logits_of_the_whole_image_are_never_in_memory(size, new, monkeypatch):
     network = torch.nn.Conv3d(1, 20, 1)
     predictor = Predictor(network, labels, CPU, window=(12, 12, 12))
     image = torch.randn(1, *size)
-    with memory._LiveBytes([*network.parameters()]) as counter:
+    with LiveBytes([*network.parameters()]) as counter:
         predictor.predict(image, new)
     mask = 20 * math.prod(new)
     assert counter.peak - mask < 4 * 20 * max(math.prod(new), math.prod(size)) / 2
-    with memory._LiveBytes([*network.parameters()]) as counter:
+    with LiveBytes([*network.parameters()]) as counter:
         predictor.predict(image, new, keep_logits=True)
     assert counter.peak - mask > 4 * 20 * math.prod(new)
 

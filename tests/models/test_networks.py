@@ -22,6 +22,7 @@ from segkit.utils.padding import padded
 # a small configuration of each network; `image_size` stands for an image with that side along all axes
 SMALL = {
     "unet": {"widths": [4, 4, 8]},
+    "residual_encoder_unet": {"widths": [4, 4, 8]},
     "encoder_unet": {"encoder": "test_resnet", "decoder_widths": [4] * 5},
     "monai_unet": {"widths": [4, 4, 8]},
     "monai_attention_unet": {"widths": [4, 4, 8]},

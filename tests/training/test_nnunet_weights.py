@@ -1,0 +1,84 @@
+"""Weights of nnU-Net's own networks, whose names, shapes and logits tools/write_nnunet_reference.py recorded."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from segkit.models import MODELS
+from segkit.training.nnunet_weights import translated
+
+REFERENCE = json.loads((Path(__file__).parent / "nnunet_reference.json").read_text())
+
+
+def filled(name, shape):
+    """The values that were filled in when the logits were recorded."""
+    offset = sum(map(ord, name))
+    return torch.sin(0.7 * torch.arange(math.prod(shape), dtype=torch.float64) + offset).reshape(shape) / 2
+
+
+def original_state(case):
+    """The state dict of nnU-Net's network, with a tensor under each of its names."""
+    return {name: filled(first, shape) for name, (first, shape) in REFERENCE[case]["tensors"].items()}
+
+
+def ours(case, **options):
+    reference = REFERENCE[case]
+    model = {**reference["model"], **options}
+    build = MODELS[model.pop("name")]
+    dims = len(reference["size"])
+    return build(in_channels=reference["channels"], out_channels=reference["classes"], dims=dims, **model).double()
+
+
+def check_logits(case, heads):
+    reference = REFERENCE[case]
+    recorded = reference["logits"]
+    for head, expected in zip(heads, recorded[: len(heads)], strict=True):
+        flat = head.detach().flatten()
+        sampled = flat[:: max(1, len(flat) // len(expected))][: len(expected)]
+        torch.testing.assert_close(sampled, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_the_logits_are_those_of_nnunet(case):
+    network = ours(case, deep_supervision=True).train()
+    weights = translated(original_state(case), network.state_dict())
+    network.load_state_dict(weights)  # strictly: each name and each shape
+    image = filled("image", [2, REFERENCE[case]["channels"], *REFERENCE[case]["size"]])
+    heads = network(image)
+    assert len(heads) == len(REFERENCE[case]["logits"])
+    check_logits(case, heads)
+
+
+@pytest.mark.parametrize("case", ["plain_2d", "residual_3d"])
+def test_coarser_heads_are_left_over_without_deep_supervision(case):
+    network = ours(case).eval()
+    state = {f"module._orig_mod.{name}": tensor for name, tensor in original_state(case).items()}
+    loaded = network.load_state_dict(translated(state, network.state_dict()), strict=False)
+    assert not loaded.missing_keys
+    assert loaded.unexpected_keys == ["coarser_heads.0.weight", "coarser_heads.0.bias"]
+    image = filled("image", [2, REFERENCE[case]["channels"], *REFERENCE[case]["size"]])
+    check_logits(case, [network(image)])
+
+
+def test_missing_biases_of_transposed_convolutions_are_zero():
+    """nnU-Net with conv_bias false has none."""
+    state = {name: tensor for name, tensor in original_state("plain_2d").items() if ".conv.bias" not in name}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.transpconvs.0.b")}
+    network = ours("plain_2d", deep_supervision=True)
+    weights = translated(state, network.state_dict())
+    assert not weights["upsample.1.bias"].any()
+    assert weights["upsample.0.bias"].any()
+
+
+def test_other_weights_are_not_translated():
+    network = ours("plain_2d")
+    assert translated(network.state_dict(), network.state_dict()) is None
+    assert translated({}, network.state_dict()) is None
+
+
+def test_a_tensor_of_no_known_name_keeps_it():
+    state = {**original_state("plain_2d"), "decoder.extra.weight": torch.zeros(2)}
+    assert "decoder.extra.weight" in translated(state, ours("plain_2d").state_dict())
