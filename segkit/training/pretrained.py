@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.data.preprocess import Preprocess
-from segkit.training import checkpoint_fields
+from segkit.training import checkpoint_fields, nnunet_weights
 from segkit.training.checkpoint import CheckpointError, check_finite
 from segkit.training.init_file import read_content
 from segkit.training.loaded_weights import HALF, Loaded, Origin, Shapes
@@ -23,7 +23,7 @@ IMAGE_CHANNELS = (1, 3)  # of networks for photographs, whose first convolution 
 Translator = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor] | None]
 # from weights of another tool, and those of a network, to the same weights by the names in the network; None if they
 # are not of that tool or another network
-TRANSLATORS: tuple[Translator, ...] = ()
+TRANSLATORS: tuple[Translator, ...] = (nnunet_weights.translated,)
 
 
 def load_weights(

@@ -9,6 +9,7 @@ import torch
 
 from segkit.models import MODELS
 from segkit.training.nnunet_weights import translated
+from segkit.training.pretrained import load_weights
 
 REFERENCE = json.loads((Path(__file__).parent / "nnunet_reference.json").read_text())
 
@@ -32,6 +33,10 @@ def ours(case, **options):
     return build(in_channels=reference["channels"], out_channels=reference["classes"], dims=dims, **model).double()
 
 
+def image_of(case):
+    return filled("image", [2, REFERENCE[case]["channels"], *REFERENCE[case]["size"]])
+
+
 def check_logits(case, heads):
     reference = REFERENCE[case]
     recorded = reference["logits"]
@@ -46,8 +51,7 @@ def test_the_logits_are_those_of_nnunet(case):
     network = ours(case, deep_supervision=True).train()
     weights = translated(original_state(case), network.state_dict())
     network.load_state_dict(weights)  # strictly: each name and each shape
-    image = filled("image", [2, REFERENCE[case]["channels"], *REFERENCE[case]["size"]])
-    heads = network(image)
+    heads = network(image_of(case))
     assert len(heads) == len(REFERENCE[case]["logits"])
     check_logits(case, heads)
 
@@ -59,8 +63,16 @@ def test_coarser_heads_are_left_over_without_deep_supervision(case):
     loaded = network.load_state_dict(translated(state, network.state_dict()), strict=False)
     assert not loaded.missing_keys
     assert loaded.unexpected_keys == ["coarser_heads.0.weight", "coarser_heads.0.bias"]
-    image = filled("image", [2, REFERENCE[case]["channels"], *REFERENCE[case]["size"]])
-    check_logits(case, [network(image)])
+    check_logits(case, [network(image_of(case))])
+
+
+def test_a_checkpoint_file_of_nnunet_initialises_the_network(tmp_path):
+    """The file holds more than weights."""
+    content = {"network_weights": original_state("residual_3d"), "init_args": {"fold": 0}, "trainer_name": "x"}
+    torch.save(content, tmp_path / "checkpoint_final.pth")
+    network = ours("residual_3d", deep_supervision=True).train()
+    assert not load_weights(network, tmp_path / "checkpoint_final.pth").missing
+    check_logits("residual_3d", network(image_of("residual_3d")))
 
 
 def test_missing_biases_of_transposed_convolutions_are_zero():
