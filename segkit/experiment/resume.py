@@ -65,8 +65,16 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
             highlight=False,
         )
         remove_leftovers(folder)
+    _restore_split(run, content["split"], console)
     console.print(f"{run.folder} holds the finished run; it is not trained again", markup=False, highlight=False)
     return scores
+
+
+def _restore_split(run: Run, split: Any, console: Console) -> None:
+    """Write split.json again from the checkpoint, if it is damaged or missing."""
+    if read_json(run.folder / "split.json", dict, {}) != split:
+        console.print(f"split.json in {run.folder} is damaged or missing, and is written again")
+        run.write_json("split.json", split)
 
 
 def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], allow: Sequence[str] = ()) -> list[str]:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from segkit.data.preprocess import Preprocess
 from segkit.training import checkpoint_fields, nnunet_weights
+from segkit.training.assigned_weights import adapted_to_channels
 from segkit.training.checkpoint import CheckpointError, check_finite
 from segkit.training.init_file import read_content
 from segkit.training.loaded_weights import HALF, Loaded, Origin, Shapes
@@ -68,19 +68,6 @@ def load_weights(
         notes=_choice(match),
         origin=origin,
     )
-
-
-def adapted_to_channels(weight: Tensor, channels: int) -> Tensor:
-    """The weight [O, C, *K] of a first convolution for another number of image channels.
-
-    The sum over the channels for one channel: a grey image gives what it gives in all channels of the old network.
-    Otherwise the channels in turn, as often as needed, times C / channels, which keeps the size of the output. This is
-    the usual adaption of timm and segmentation-models-pytorch.
-    """
-    count = weight.shape[1]
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    return weight[:, torch.arange(channels) % count] * (count / channels)
 
 
 def _match(sets: Mapping[str, Mapping[str, Tensor]], network: Mapping[str, Tensor]) -> Match | None:
