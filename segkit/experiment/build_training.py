@@ -29,9 +29,9 @@ from segkit.experiment.build import (
     check_network,
     choose_device,
     padding_multiple,
-    predictor_factory,
     to_format,
 )
+from segkit.experiment.build_predictor import predictor_factory
 from segkit.experiment.class_weights import Weighted, with_class_weights
 from segkit.experiment.plugins import plugin_hashes
 from segkit.labels import Labels
