@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,9 @@ def _start_worker(_number: int, exiting: Any) -> None:
 def _exit_event() -> Any:
     """An event that is set when this process exits."""
     event = torch.multiprocessing.get_context().Event()
-    atexit.register(event.set)
+    # unlike atexit, also in a process that multiprocessing started, such as a worker of a comparison, and before the
+    # loader workers are asked to end
+    Finalize(None, event.set, exitpriority=100)
     return event
 
 

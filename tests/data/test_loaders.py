@@ -24,6 +24,7 @@ from segkit.utils.files import temporary_folder
 
 from support.command_line import TINY, tool
 from support.limits import limited_file_size
+from support.processes import FORKS
 
 LABELS = Labels(["background", "a"], ignore_index=255)
 
@@ -325,6 +326,28 @@ def test_a_known_error_in_a_worker_is_its_message_alone(workers, error, is_known
     with pytest.raises(type(error)) as caught:
         next(iter(loader))
     assert (str(caught.value) == str(error)) is (is_known or not workers)
+
+
+def _leave_with_open_loader():
+    source = SyntheticSource(labels=LABELS, size=[16, 16], train=6, validation=0, test=0)
+    dataset = training_set(source, patch=[8, 8])
+    loader = training_loader(dataset, batch=2, workers=2, steps=90, seed=7, start=1, multiple=4, pin=False)
+    opened.append(iter(loader))  # as an error keeps it, whose traceback refers to it
+    next(opened[0])
+    sys.exit(3)
+
+
+opened = []
+
+
+def test_a_process_with_loader_workers_that_another_one_started_can_end():
+    """multiprocessing asks the loader workers to end and waits for them; functions of atexit do not run there."""
+    process = FORKS.Process(target=_leave_with_open_loader)
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 3
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "all"])
