@@ -30,6 +30,8 @@ GPU_GB = BUDGETS["M"].gb  # from which a given memory is taken to be that of a G
 KEPT_BY_CPU = {2: 1.3, 3: 1.6}
 CAPABILITY: tuple[tuple[int, Precision], ...] = ((8, "bf16"), (7, "fp16"))  # of NVIDIA's GPUs, from which it is fast
 
+_COUNTED: dict[str, StepMemory] = {}  # a search asks for the same step several times, and a step takes seconds
+
 PlanDevice = Literal["cpu", "cuda"]
 
 
@@ -124,13 +126,11 @@ class Task:
         fingerprint: Of the data set.
         labels: Of the data set.
         limit: Memory that a training step may use.
-        counted: The steps that were counted already.
     """
 
     fingerprint: Fingerprint
     labels: Labels
     limit: MemoryLimit
-    counted: dict[str, StepMemory] = field(default_factory=dict, repr=False)
 
     @property
     def factor(self) -> float:
@@ -153,11 +153,12 @@ class Task:
             batch: Patches per batch.
             patch: Sides of the patch.
         """
-        # the search asks for the same step several times
-        key = repr((model, recipe, batch, tuple(patch)))
-        if key not in self.counted:
-            self.counted[key] = self._step(model, recipe, batch, patch)
-        return self.counted[key]
+        labels, channels = self.labels, self.fingerprint.channels
+        classes = (labels.mode, len(labels.names), labels.ignore_index)
+        key = repr((model, recipe, self.limit.precision, batch, tuple(patch), channels, classes))
+        if key not in _COUNTED:
+            _COUNTED[key] = self._step(model, recipe, batch, patch)
+        return _COUNTED[key]
 
     def _step(self, model: Mapping[str, Any], recipe: Recipe, batch: int, patch: Sequence[int]) -> StepMemory:
         arguments = {key: value for key, value in recipe.optimizer.items() if key != "name"}

@@ -16,7 +16,7 @@ SGD = Recipe({"name": "sgd", "lr": 1e-2, "momentum": 0.99, "weight_decay": 3e-5}
 
 
 def plan_residual_encoder(task: Task) -> NetworkPlan | None:
-    """The kind that the memory allows; None for less than GPU_GB, for images too small to be downsampled, and if no step
+    """The kind that the memory allows; None for less than GPU_GB, for images too small to be halved, and if no step
     fits."""
     if not task.limit.gpu or task.limit.gb < GPU_GB:
         return None
