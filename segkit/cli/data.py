@@ -92,7 +92,7 @@ def data_plan(
     memory: MemoryOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Propose patch, spacing, batch, depth and loss for the data of a configuration, with the reasons."""
+    """Propose network, patch, spacing, batch and loss for the data of a configuration, with the reasons."""
     from rich.console import Console
 
     from segkit.commands import data as commands

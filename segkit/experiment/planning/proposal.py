@@ -183,8 +183,8 @@ def _training(
 ) -> None:
     """Propose optimizer, schedule and number of steps."""
     patches = min(max(1.0, math.prod(fingerprint.sides) / math.prod(plan.patch)), 8)  # per image
-    training_cases = max(1, round(0.8 * fingerprint.cases))
-    steps = min(20_000, max(300, round(EPOCHS * training_cases * patches / plan.batch / 100) * 100))
+    training_cases, least = max(1, round(0.8 * fingerprint.cases)), plan.recipe.least_steps
+    steps = min(20_000, max(least, round(EPOCHS * training_cases * patches / plan.batch / 100) * 100))
     sections["optimizer"] = dict(plan.recipe.optimizer)
     sections["schedule"] = dict(plan.recipe.schedule)
     sections["parameters"] = dict(plan.recipe.parameters)
@@ -192,7 +192,7 @@ def _training(
     sections["train"] = {"steps": steps, **precision, **plan.recipe.train, "validate_every": {"fraction": 0.1}}
     reasons["train.steps"] = [
         f"{training_cases} training cases with about {patches:.2g} patches each, seen about {EPOCHS} times, in "
-        f"batches of {plan.batch}; at least 300 and at most 20000 steps"
+        f"batches of {plan.batch}; at least {least} and at most 20000 steps"
     ]
     if precision:
         reasons["train.precision"] = [

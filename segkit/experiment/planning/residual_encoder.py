@@ -12,7 +12,13 @@ from segkit.training.step_memory import StepMemory
 KINDS: tuple[Kind, ...] = ("XL", "L", "M")
 SHARES = range(100, 45, -5)  # percent of the memory that nnU-Net's rule is given, until a step fits
 # the optimiser of nnU-Net: its memory rule expects one moment per weight and no moving average
-SGD = Recipe({"name": "sgd", "lr": 1e-2, "momentum": 0.99, "weight_decay": 3e-5}, {"name": "poly"}, {"clip_norm": 12})
+# nnU-Net trains 250,000 steps whatever the data
+SGD = Recipe(
+    {"name": "sgd", "lr": 1e-2, "momentum": 0.99, "weight_decay": 3e-5},
+    {"name": "poly"},
+    {"clip_norm": 12},
+    least_steps=5000,
+)
 
 
 def plan_residual_encoder(task: Task) -> NetworkPlan | None:
