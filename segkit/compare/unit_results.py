@@ -125,6 +125,8 @@ def repair(units: Sequence[Unit], console: Console) -> None:
                 console.print(f"{unit.name}: {damage}; it is made again", style="yellow", markup=False, highlight=False)
                 _evaluation(unit, "scores.json").unlink()
                 remove_damaged_checkpoint(unit, console)
+            elif acquired and finished(unit):  # it may have failed after its scores were written
+                (unit.folder / FAILED).unlink(missing_ok=True)
 
 
 def _evaluation(unit: Unit, name: str) -> Path:

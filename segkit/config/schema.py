@@ -98,7 +98,7 @@ class TrainSection(Section):
     patience: Duration | None = None
     init: Path | None = None
     overfit: Count | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     tf32: bool = False
     channels_last: bool = False
     compile: bool = False

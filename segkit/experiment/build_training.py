@@ -29,9 +29,9 @@ from segkit.experiment.build import (
     check_network,
     choose_device,
     padding_multiple,
-    predictor_factory,
     to_format,
 )
+from segkit.experiment.build_predictor import predictor_factory
 from segkit.experiment.class_weights import Weighted, with_class_weights
 from segkit.experiment.plugins import plugin_hashes
 from segkit.labels import Labels
@@ -45,7 +45,7 @@ from segkit.training.init_file import weights_digest
 from segkit.training.loaded_weights import Loaded
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import Grouping, build_optimizer, freeze
-from segkit.training.precision import bf16_slowdown
+from segkit.training.precision import bf16_slowdown, chosen_precision
 from segkit.training.pretrained import load_weights
 from segkit.training.stopping import Limits
 from segkit.training.trainer import Batch, Experiment, Settings
@@ -105,6 +105,7 @@ def _build_experiment(
 ) -> Built:
     """Build the parts in the order in which they depend on each other."""
     labels, device = build_labels(config), choose_device(config.device, processes)
+    given, config = config, with_precision(config, device)
     _check_device(config, device)
     configure_backends(deterministic=config.train.deterministic, tf32=config.train.tf32)
     cache = config.loader.cache_dir or cache
@@ -133,11 +134,18 @@ def _build_experiment(
         device=device,
         network=Compiled(model) if config.train.compile else None,
         processes=processes,
-        plain=_plain(config, resolved, data, None if pretrained is None else pretrained.origin),
+        plain=_plain(given, resolved, data, None if pretrained is None else pretrained.origin),
     )
     torch.manual_seed(config.seed + processes.rank)  # for dropout, which must differ between processes
-    notes = [*_memory_note(data), *([] if pretrained is None else pretrained.describe())]
+    notes = [*_precision_note(given, config), *_memory_note(data)]
+    notes += [] if pretrained is None else pretrained.describe()
     return Built(experiment, data, resolved, weighted, notes, loaded)
+
+
+def _precision_note(given: Config, config: Config) -> list[str]:
+    if given.train.precision != "auto":
+        return []
+    return [f"train.precision: auto is {config.train.precision} on this device"]
 
 
 def _memory_note(data: Data) -> list[str]:
@@ -145,6 +153,12 @@ def _memory_note(data: Data) -> list[str]:
         return []
     needed, free = data.memory
     return [f"cached cases need about {in_gb(needed)} of {in_gb(free)} free memory"]
+
+
+def with_precision(config: Config, device: torch.device) -> Config:
+    """The configuration with the precision that `auto` stands for on this device."""
+    precision = chosen_precision(config.train.precision, device)
+    return replace(config, train=config.train.model_copy(update={"precision": precision}))
 
 
 def _check_device(config: Config, device: torch.device) -> None:
@@ -268,7 +282,8 @@ def _training(
     frequent = training.with_foreground(track) if config.sampling.foreground_cases else []
     if config.sampling.foreground_cases and not frequent:
         raise DataError("sampling.foreground_cases: no training case has foreground; leave this option out")
-    settings = _settings(config, steps_per_epoch(len(training), config.loader.batch, config.train.accumulate))
+    epoch = steps_per_epoch(len(training), config.loader.batch, config.train.accumulate)
+    settings = _settings(config, epoch, device)
 
     def batches(start: int) -> Any:
         return training_loader(
@@ -300,7 +315,7 @@ def _repeated(batches: Iterable[Batch], steps: int, accumulate: int, start: int,
         yield from first[offset : offset + accumulate]
 
 
-def _settings(config: Config, epoch: int) -> Settings:
+def _settings(config: Config, epoch: int, device: torch.device) -> Settings:
     """The training settings with all durations in steps. epoch: the number of steps per epoch."""
     train, checkpoints = config.train, config.checkpoints
     limits = [
@@ -322,7 +337,7 @@ def _settings(config: Config, epoch: int) -> Settings:
             None if train.patience is None else in_steps(train.patience),
         ),
         steps_per_epoch=epoch,
-        precision=train.precision,
+        precision=chosen_precision(train.precision, device),
         channels_last=train.channels_last,
         accumulate=train.accumulate,
         clip_norm=train.clip_norm,

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segkit.config import Config, ConfigError
-from segkit.experiment.build import build_labels, build_source
+from segkit.experiment.build import build_labels, build_source, choose_device
+from segkit.experiment.build_training import with_precision
 from segkit.experiment.validate import meta_network
 from segkit.labels import Labels
 from segkit.losses import build_loss
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.training.optimizers import build_optimizer, freeze
+from segkit.training.precision import chosen_precision
 from segkit.training.step_memory import Layout, StepMemory, multiply_adds, step_memory
 from segkit.utils.errors import reason
 from segkit.utils.padding import padded
@@ -82,7 +84,7 @@ def summarise_model(config: Config, channels: int | None = None) -> ModelSummary
 
     Raises ConfigError if the network cannot be built, or cannot train on such batches.
     """
-    labels = build_labels(config)
+    labels, config = build_labels(config), with_precision(config, torch.device(_device_type(config)))
     channels, sides = _input(config, labels, channels)
     try:
         network = _network(config, channels, labels, len(sides))
@@ -112,6 +114,11 @@ def summarise_model(config: Config, channels: int | None = None) -> ModelSummary
     )
 
 
+def _device_type(config: Config) -> str:
+    """The type of the device to train on, which this machine need not have."""
+    return choose_device("auto").type if config.device == "auto" else config.device
+
+
 def _input(config: Config, labels: Labels, channels: int | None) -> tuple[int, Sequence[int]]:
     """The channels of the images, and the sides of a patch; the first case is read if the configuration lacks any."""
     patch = config.sampling.patch
@@ -134,13 +141,14 @@ def _network(config: Config, channels: int, labels: Labels, dims: int) -> nn.Mod
 
 def _step_memory(config: Config, network: nn.Module, labels: Labels, shape: Sequence[int]) -> StepMemory:
     train = config.train
+    precision = chosen_precision(train.precision, torch.device(_device_type(config)))
     return memory_of_step(
         network,
         labels,
         shape,
         [dict(term) for term in config.loss],
         lambda model: build_optimizer(config.optimizer.name, model, config.optimizer.args),
-        Layout(train.precision, train.channels_last, train.accumulate, train.ema is not None),
+        Layout(precision, train.channels_last, train.accumulate, train.ema is not None),
     )
 
 

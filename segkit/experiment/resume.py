@@ -13,8 +13,8 @@ from segkit.config.schema import leaves
 from segkit.data.cases import data_digest
 from segkit.data.splits import Split
 from segkit.evaluation.results import scores_match
-from segkit.experiment.build import build_labels, build_source, restore_config, scoring_of, split_cases
-from segkit.experiment.build_training import init_digest
+from segkit.experiment.build import build_labels, build_source, choose_device, restore_config, scoring_of, split_cases
+from segkit.experiment.build_training import init_digest, with_precision
 from segkit.experiment.evaluate_run import DRAWING, MAX_KILLS, evaluated_part, lacks_pictures
 from segkit.experiment.plugins import plugin_hashes
 from segkit.training.checkpoint import CONTINUED, TRAINED, check_complete
@@ -65,8 +65,16 @@ def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[
             highlight=False,
         )
         remove_leftovers(folder)
+    _restore_split(run, content["split"], console)
     console.print(f"{run.folder} holds the finished run; it is not trained again", markup=False, highlight=False)
     return scores
+
+
+def _restore_split(run: Run, split: Any, console: Console) -> None:
+    """Write split.json again from the checkpoint, if it is damaged or missing."""
+    if read_json(run.folder / "split.json", dict, {}) != split:
+        console.print(f"split.json in {run.folder} is damaged or missing, and is written again")
+        run.write_json("split.json", split)
 
 
 def check_same_experiment(config: Config, run: Run, content: Mapping[str, Any], allow: Sequence[str] = ()) -> list[str]:
@@ -109,10 +117,19 @@ def _other_files(config: Config, content: Mapping[str, Any]) -> list[tuple[str, 
         ("data", content["data"], data_digest(source.cases)),
         ("split", Split.from_json(content["split"]).content_hash, split.content_hash),
         ("train.init", content["init"], init),
+        ("train.precision", *_precisions(config, content)),
         ("model.weights", *_pretrained(config, content)),
         ("plugins", _short(content.get("plugins", {})), _short(plugin_hashes(config.plugins))),
     ]
     return [(key, old, new) for key, old, new in values if old != new]
+
+
+def _precisions(config: Config, content: Mapping[str, Any]) -> tuple[str, str]:
+    """The precision of the run, and the one that `auto` stands for now."""
+    now = with_precision(config, choose_device(config.device)).train.precision
+    if config.train.precision != "auto":
+        return now, now  # compared with the configuration
+    return content.get("resolved", {}).get("train", {}).get("precision", now), now
 
 
 def _pretrained(config: Config, content: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -27,10 +27,10 @@ from segkit.experiment.build import (
     build_model,
     build_source,
     choose_device,
-    predictor_factory,
     restore_config,
     to_format,
 )
+from segkit.experiment.build_predictor import predictor_factory
 from segkit.experiment.checkpoint_paths import refuse_unconfirmed, unconfirmed_paths
 from segkit.experiment.plugins import warn_of_changes
 from segkit.inference.predictor import Prediction, Predictor, nonfinite_text

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segkit.training import checkpoint_fields as fields
@@ -118,6 +118,18 @@ def check_finite(path: Path, field: str, state: Mapping[str, Any]) -> None:
             f"{path}: expected finite weights in {field}, got NaN or infinity in "
             f"{listed(wrong, limit=fields.SHOWN)}; use another checkpoint of the run"
         )
+
+
+def check_fitting(path: Path, weights: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for weights of another kind of numbers than in the network, and for NaN and infinity."""
+    other = [
+        f"{name} (file {value.dtype}, network {network[name].dtype})"
+        for name, value in weights.items()
+        if fields.kind_of_numbers(value) != fields.kind_of_numbers(network[name])
+    ]
+    if other:
+        raise CheckpointError(f"{path}: expected weights of the type of the network, got {listed(other, limit=3)}")
+    check_finite(path, "the file", weights)
 
 
 def check_resumable(path: Path, content: Mapping[str, Any], network: nn.Module, optimizer: Optimizer) -> None:

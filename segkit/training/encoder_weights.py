@@ -15,9 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from segkit.models.initial_weights import InitialWeights, initial_weights
-from segkit.training import checkpoint_fields
 from segkit.training.assigned_weights import Assigned, assign
-from segkit.training.checkpoint import CheckpointError, check_finite
+from segkit.training.checkpoint import CheckpointError, check_fitting
 from segkit.training.tensor_file import read_weights
 from segkit.training.tensor_pickle import Unreadable, shown
 from segkit.training.weights_file import WeightsFile, local_file, weights_file
@@ -66,7 +65,7 @@ def load_initial_weights(network: nn.Module) -> LoadedEncoder | None:
     if initial.published is not None and initial.published.library == "timm":
         state = _named_by_timm(initial, state)
     assigned = assign(state, module.state_dict(), initial, file.path)
-    _check_numbers(file.path, assigned.weights, module.state_dict())
+    check_fitting(file.path, assigned.weights, module.state_dict())
     module.load_state_dict(assigned.weights, strict=False)
     return LoadedEncoder(_origin(initial, file), assigned, initial.part)
 
@@ -120,16 +119,3 @@ def _named_by_timm(initial: InitialWeights, state: dict[str, Tensor]) -> dict[st
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"timm cannot load its weights {published.name}: {error}") from error
     return whole.state_dict()
-
-
-def _check_numbers(path: Path, weights: Mapping[str, Tensor], in_network: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for weights of another kind of numbers, and for NaN and infinity."""
-    kind = checkpoint_fields.kind_of_numbers
-    other = [
-        f"{name} (file {value.dtype}, network {in_network[name].dtype})"
-        for name, value in weights.items()
-        if kind(value) != kind(in_network[name])
-    ]
-    if other:
-        raise CheckpointError(f"{path}: expected weights of the type of the network, got {listed(other, limit=3)}")
-    check_finite(path, "the file", weights)

@@ -11,6 +11,22 @@ Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def chosen_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """The precision on a device. `auto` is bf16 where the hardware computes in it, otherwise fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        is_supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if is_supported else "fp32"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16. torch has no public function that tells."""
+    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return is_supported is not None and is_supported()
+
+
 def bf16_slowdown() -> float:
     """Time of a convolution with its gradient in bfloat16 on this CPU, relative to float32.
 

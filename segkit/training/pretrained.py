@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from segkit.data.preprocess import Preprocess
 from segkit.training import checkpoint_fields, nnunet_weights
-from segkit.training.checkpoint import CheckpointError, check_finite
+from segkit.training.assigned_weights import adapted_to_channels
+from segkit.training.checkpoint import CheckpointError, check_fitting
 from segkit.training.init_file import read_content
 from segkit.training.loaded_weights import HALF, Loaded, Origin, Shapes
 from segkit.training.tensor_pickle import shown
@@ -52,7 +52,7 @@ def load_weights(
     different = _different_shapes(in_file, network)
     adapted = {} if in_channels is None else _adapted(model, in_file, different, in_channels)
     taken = {name: value for name, value in (in_file | adapted).items() if name in adapted or name not in different}
-    _check_taken(path, {name: in_file[name] for name in taken}, network)
+    check_fitting(path, {name: in_file[name] for name in taken}, network)
     model.load_state_dict(taken, strict=False)
     mismatched = {name: shapes for name, shapes in different.items() if name not in adapted}
     used = set(match.names.values())
@@ -68,19 +68,6 @@ def load_weights(
         notes=_choice(match),
         origin=origin,
     )
-
-
-def adapted_to_channels(weight: Tensor, channels: int) -> Tensor:
-    """The weight [O, C, *K] of a first convolution for another number of image channels.
-
-    The sum over the channels for one channel: a grey image gives what it gives in all channels of the old network.
-    Otherwise the channels in turn, as often as needed, times C / channels, which keeps the size of the output. This is
-    the usual adaption of timm and segmentation-models-pytorch.
-    """
-    count = weight.shape[1]
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    return weight[:, torch.arange(channels) % count] * (count / channels)
 
 
 def _match(sets: Mapping[str, Mapping[str, Tensor]], network: Mapping[str, Tensor]) -> Match | None:
@@ -158,19 +145,6 @@ def _head(different: Sequence[Shapes], out_channels: int | None) -> tuple[int, i
     if len(pairs) > 1 or last_in_file[0] == last[0] or last[0] != out_channels:
         return None
     return last_in_file[0], last[0]
-
-
-def _check_taken(path: Path, taken: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for weights of another kind of numbers, and for NaN and infinity."""
-    kind = checkpoint_fields.kind_of_numbers
-    other = [
-        f"{name} (file {value.dtype}, network {network[name].dtype})"
-        for name, value in taken.items()
-        if kind(value) != kind(network[name])
-    ]
-    if other:
-        raise CheckpointError(f"{path}: expected weights of the type of the network, got {listed(other, limit=3)}")
-    check_finite(path, "the file", taken)
 
 
 def _nothing_fits(path: Path, content: Any, network: Mapping[str, Tensor]) -> CheckpointError:

@@ -118,6 +118,11 @@ def test_a_finished_run_prints_its_scores_and_an_unfinished_one_is_continued_onl
     assert "--resume" in tool("train", *arguments, code=2, folder=folder)
     tool("train", *arguments, "--resume", folder=folder)
     assert read_scores(tmp_path / "run" / "evaluation" / "test") == before
+    split = tmp_path / "run" / "split.json"
+    whole = split.read_bytes()
+    split.write_bytes(whole.replace(b"train", b"trail"))
+    assert "split.json" in tool("train", *arguments, folder=folder)
+    assert split.read_bytes() == whole
 
 
 def test_a_run_that_failed_at_once_does_not_keep_the_mended_one_from_starting(trained, tmp_path):

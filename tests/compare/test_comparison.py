@@ -766,7 +766,7 @@ def test_a_unit_that_kills_its_process_repeatedly_fails(folder):
     shutil.rmtree(unit)
     unit.mkdir()
     (unit / "attempts.json").write_text(json.dumps([time.time() + 600] * 2))
-    printed = compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", code=1)
+    printed = compare(folder, "--losses", "dice,cross_entropy", "--seeds", "2", code=4)
     assert "dice, seed 1: its training process was killed 2 times" in " ".join(printed.split())
     result = json.loads((folder / "out" / "comparison.json").read_text())
     assert result["pairs"][0]["verdict"] == "undecided"
@@ -911,6 +911,7 @@ def test_two_processes_share_the_units_and_one_is_killed(folder):
 
 
 def hold(folder, ready):
+    folder.parent.parent.mkdir(exist_ok=True)
     with Leases().acquire(folder) as acquired:
         assert acquired
         ready.set()

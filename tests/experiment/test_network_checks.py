@@ -11,9 +11,9 @@ from segkit.experiment.build import (
     check_network,
     load_config,
     padding_multiple,
-    predictor_factory,
     restore_config,
 )
+from segkit.experiment.build_predictor import predictor_factory
 
 UNETR = {"name": "monai_unetr", "image_size": [32, 16], "width": 4, "hidden_width": 8, "mlp_width": 8, "heads": 2}
 

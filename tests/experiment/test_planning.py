@@ -104,7 +104,7 @@ def test_volumes_get_the_network_that_nnunet_plans_for_the_memory(costs, gb, net
     proposal = propose(VOLUMES, LABELS, gpu(gb))
     config = checked(proposal, VOLUMES)
     assert config.model.name == network
-    assert config.train.precision == "bf16"
+    assert config.train.precision == "auto"
     if patch:
         assert (config.sampling.patch, config.loader.batch) == (patch, batch)
         assert config.model.args["blocks_per_stage"] == [1, 3, 4, 6, 6, 6]
@@ -269,6 +269,8 @@ def test_the_free_memory_of_a_gpu_is_found(monkeypatch, capability, precision):
     source = "22.5 of 25.4 GB are free on the GPU Test 3000"
     assert memory_limit(None, None) == MemoryLimit(22.5, True, precision, source)
     assert memory_limit(5, None).gpu
+    train = propose(fingerprint((6, 7, 5)), LABELS, memory_limit(None, None)).sections["train"]
+    assert train.get("precision", "fp32") == {"bf16": "auto"}.get(precision, precision)
     assert memory_limit(None, "cpu").gb == 4
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from segkit.experiment.build import load_config
 from segkit.experiment.runner import run_experiment
 from segkit.experiment.trained_model import load_trained
-from segkit.training import checkpoint
+from segkit.training import checkpoint, precision
 from segkit.training.checkpoint import CheckpointError
 from segkit.training.run_folder import Run
 from segkit.utils.errors import RunError
@@ -132,3 +132,20 @@ def test_a_network_of_any_size_costs_nothing(run):
         with pytest.raises(ValueError, match=message) as error:
             load_trained(run / "changed.pt")
         assert "changed.pt" in str(error.value)
+
+
+@pytest.mark.parametrize("recorded", ["bf16", "fp32"])
+def test_automatic_precision_is_that_of_the_hardware_and_a_run_keeps_its_own(tmp_path, monkeypatch, recorded):
+    """A run that was begun where the processor has bfloat16, or has not, and is continued where it is otherwise."""
+    other = "fp32" if recorded == "bf16" else "bf16"
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: recorded == "bf16")
+    automatic = "train.precision=auto"
+    _, printed = train(tmp_path / "run", automatic)
+    assert f"train.precision: auto is {recorded} on this device" in printed
+    train(tmp_path / "same", f"train.precision={recorded}")
+    first, second = (torch.load(Run(tmp_path / name).last, weights_only=True) for name in ("run", "same"))
+    assert all(torch.equal(first["model"][name], value) for name, value in second["model"].items())
+    assert (first["config"]["train"]["precision"], first["resolved"]["train"]["precision"]) == ("auto", recorded)
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: recorded != "bf16")
+    with pytest.raises(RunError, match=f"train.precision: '{recorded}' in the run, '{other}' now"):
+        train(tmp_path / "run", automatic, resume=True)

@@ -20,9 +20,10 @@ from segkit.experiment.build import load_config
 from segkit.experiment.runner import run_experiment
 from segkit.models import MODELS
 from segkit.training import pretrained
+from segkit.training.assigned_weights import adapted_to_channels
 from segkit.training.checkpoint import CheckpointError
 from segkit.training.init_file import weights_digest
-from segkit.training.pretrained import adapted_to_channels, load_weights
+from segkit.training.pretrained import load_weights
 from segkit.training.run_folder import Run
 from segkit.utils.errors import MissingExtra
 

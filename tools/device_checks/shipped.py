@@ -18,9 +18,9 @@ from device_checks.experiments import built
 from segkit.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# channels and image sizes of the data sets, at the resolution of training, for synthetic images in their place
+# channels and image sizes of the data sets, for synthetic images in their place
 IMAGES: dict[str, tuple[int, list[int]]] = {
-    "camvid": (3, [180, 240]),
+    "camvid": (3, [360, 480]),
     "chase_db1": (3, [960, 999]),
     "hippocampus": (1, [48, 64, 48]),
     "isbi2012": (1, [512, 512]),

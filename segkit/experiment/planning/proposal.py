@@ -188,17 +188,23 @@ def _training(
     sections["optimizer"] = dict(plan.recipe.optimizer)
     sections["schedule"] = dict(plan.recipe.schedule)
     sections["parameters"] = dict(plan.recipe.parameters)
-    precision = {} if limit.precision == "fp32" else {"precision": limit.precision}
+    precision, reasons["train.precision"] = _precision(limit)
     sections["train"] = {"steps": steps, **precision, **plan.recipe.train, "validate_every": {"fraction": 0.1}}
     reasons["train.steps"] = [
         f"{training_cases} training cases with about {patches:.2g} patches each, seen about {EPOCHS} times, in "
         f"batches of {plan.batch}; at least {least} and at most 20000 steps"
     ]
-    if precision:
-        reasons["train.precision"] = [
-            f"the plan is for a GPU, on which {limit.precision} halves the memory of the activations; on a CPU without "
-            f"instructions for it, training is slow (which the run says): train.precision=fp32"
-        ]
+
+
+def _precision(limit: MemoryLimit) -> tuple[dict[str, str], list[str]]:
+    """The setting for the precision that the memory is counted in, and why."""
+    if limit.precision == "fp32":
+        return {}, []
+    if limit.precision == "fp16":
+        return {"precision": "fp16"}, ["fp16 halves the memory of the activations on a GPU that has no bf16"]
+    return {"precision": "auto"}, [
+        "bf16 on the GPU of the plan, which halves the memory of the activations; fp32 on hardware without bf16"
+    ]
 
 
 def _augmentation(
