@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,7 +18,27 @@ FolderOrOverrides = Annotated[
     list[str] | None,
     typer.Argument(help="Data folder, or with --config: configuration overrides, such as train.steps=100."),
 ]
-MemoryOption = Annotated[float, typer.Option(min=0.1, help="GB that a training step may use.")]
+
+
+class Trainer(StrEnum):
+    """What a configuration is planned for."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+MemoryOption = Annotated[
+    float | None,
+    typer.Option(min=0.1, help="GB that a training step may use [default: what is free on the GPU; on a CPU 4]."),
+]
+DeviceOption = Annotated[
+    Trainer | None,
+    typer.Option(help="What trains [default: a CUDA device if there is one, or if --memory is 8 or more]."),
+]
+
+
+def _name(device: Trainer | None) -> Literal["cpu", "cuda"] | None:
+    return None if device is None else "cuda" if device is Trainer.cuda else "cpu"
 
 
 def _data_folder(arguments: list[str] | None) -> Path:
@@ -52,14 +73,15 @@ def data_check(
 def data_inspect(
     folder: Annotated[Path, typer.Argument(help="Data folder.")],
     out: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("segkit.yaml"),
-    memory: MemoryOption = 4.0,
+    memory: MemoryOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """Detect the layout, formats and classes of a folder, and write a configuration that trains on it."""
     from rich.console import Console
 
     from segkit.commands import data as commands
 
-    commands.inspect(folder, out, memory=memory, console=Console())
+    commands.inspect(folder, out, memory=memory, device=_name(device), console=Console())
 
 
 @data_app.command("plan")
@@ -67,17 +89,18 @@ def data_plan(
     overrides: FolderOrOverrides = None,
     config: OptionalConfig = None,
     out: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("plan.yaml"),
-    memory: MemoryOption = 4.0,
+    memory: MemoryOption = None,
+    device: DeviceOption = None,
 ) -> None:
-    """Propose patch, spacing, batch, depth and loss for the data of a configuration, with the reasons."""
+    """Propose network, patch, spacing, batch and loss for the data of a configuration, with the reasons."""
     from rich.console import Console
 
     from segkit.commands import data as commands
 
     if config is None:
-        commands.inspect(_data_folder(overrides), out, memory=memory, console=Console())
+        commands.inspect(_data_folder(overrides), out, memory=memory, device=_name(device), console=Console())
     else:
-        commands.plan(config, overrides or [], out, memory=memory, console=Console())
+        commands.plan(config, overrides or [], out, memory=memory, device=_name(device), console=Console())
 
 
 @data_app.command("download")

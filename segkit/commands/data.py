@@ -42,7 +42,7 @@ from segkit.experiment.build import (
     with_data,
 )
 from segkit.experiment.build_training import training_set
-from segkit.experiment.planning import extract_fingerprint, propose
+from segkit.experiment.planning import MemoryLimit, PlanDevice, extract_fingerprint, memory_limit, propose
 from segkit.experiment.preflight import mirror_warnings
 from segkit.labels import Labels
 from segkit.report.console_data import print_check
@@ -170,18 +170,21 @@ def _augmentation_effect(
     return describe_effect(pixels), [Finding("warning", text) for text in augmentation_warnings(pixels)]
 
 
-def inspect(root: Path, written: Path, *, memory: float, console: Console) -> None:
+def inspect(
+    root: Path, written: Path, *, memory: float | None = None, device: PlanDevice | None = None, console: Console
+) -> None:
     """Print the layout and the classes of a folder with the reasons, and write a configuration that trains on it.
 
     Args:
         root: The folder.
         written: The configuration to write.
-        memory: GB that a training step may use.
+        memory, device: See `segkit.experiment.planning.memory_limit`.
         console: Where to print.
 
     Raises DataError for a folder without a known layout, ConfigError if the file to write exists.
     """
     _check_new(written)
+    limit = memory_limit(memory, device)
     root = Path(os.path.abspath(root))  # the configuration may be written to another folder
     layout = detect_layout(root)
     table = _write_table(layout, written) if layout.rows else None
@@ -189,7 +192,7 @@ def inspect(root: Path, written: Path, *, memory: float, console: Console) -> No
         described = _describe(root, layout, table)
         _print_layout(root, layout, described, console)
         known = {**described.sections, "data": _relative_paths(described.sections["data"], written.parent)}
-        _write(written, known, described.reasons, described.source, described.labels, memory, console)
+        _write(written, known, described.reasons, described.source, described.labels, limit, console)
     except BaseException:
         if table is not None:
             table.unlink()
@@ -260,17 +263,26 @@ def _unused(root: Path, cases: Sequence[Case]) -> list[str]:
     return [f"{len(unused)} other images below {root.name} belong to no case, such as {examples}"]
 
 
-def plan(path: Path, overrides: Sequence[str], written: Path, *, memory: float, console: Console) -> None:
+def plan(
+    path: Path,
+    overrides: Sequence[str],
+    written: Path,
+    *,
+    memory: float | None = None,
+    device: PlanDevice | None = None,
+    console: Console,
+) -> None:
     """Write a configuration for the data of an existing one, with the reasons for each value as comments.
 
     Args:
         path: The existing configuration, whose sections `labels`, `data` and `split` are kept.
         overrides: Changes to it, `key=value`.
         written: The configuration to write.
-        memory: GB that a training step may use.
+        memory, device: See `segkit.experiment.planning.memory_limit`.
         console: Where to print.
     """
     _check_new(written)
+    limit = memory_limit(memory, device)
     config = load_config(path, overrides, data_only=True)
     labels = build_labels(config)
     source = build_source(config, labels)
@@ -280,7 +292,7 @@ def plan(path: Path, overrides: Sequence[str], written: Path, *, memory: float, 
         for key in ("labels", "data", "split")
     }
     known["data"] = _relative_paths(known["data"], written.parent)
-    _write(written, known, {}, source, labels, memory, console)
+    _write(written, known, {}, source, labels, limit, console)
 
 
 def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, samples: int, console: Console) -> None:
@@ -336,7 +348,7 @@ def _write(
     reasons: dict[str, list[str]],
     source: Source,
     labels: Labels,
-    memory: float,
+    limit: MemoryLimit,
     console: Console,
 ) -> None:
     """Plan the remaining sections, and write the configuration.
@@ -347,15 +359,16 @@ def _write(
         reasons: Comment lines for them.
         source: The data source.
         labels: The labels.
-        memory: GB that a training step may use.
+        limit: Memory that a training step may use.
         console: Where to print.
     """
     fingerprint = extract_fingerprint(source, labels)
-    proposal = propose(fingerprint, labels, memory * 1e9)
-    order = ("preprocess", "augment", "sampling", "loader", "model", "loss", "optimizer", "schedule", "train")
-    sections = {"name": written.stem, **known, **{key: proposal.sections[key] for key in order}}
+    console.print(f"  memory of a training step: {limit.source}", markup=False, highlight=False, soft_wrap=True)
+    proposal = propose(fingerprint, labels, limit)
+    sections = {"name": written.stem, **known, **proposal.sections}
     top = [
         f"written by `segkit data` from {fingerprint.read} of {fingerprint.cases} cases; change any value as needed",
+        f"memory of a training step: {limit.source}",
         f"check the data: segkit data check --config {written.name}",
         f"train:          segkit train --config {written.name}",
     ]

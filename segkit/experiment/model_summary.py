@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from segkit.config import Config, ConfigError
 from segkit.experiment.build import build_labels, build_source, choose_device
@@ -139,22 +140,32 @@ def _network(config: Config, channels: int, labels: Labels, dims: int) -> nn.Mod
 
 
 def _step_memory(config: Config, network: nn.Module, labels: Labels, shape: Sequence[int]) -> StepMemory:
-    equal = np.ones((1, len(labels.names)))
-    terms = [dict(term) for term in config.loss]
-    loss = DeepSupervision(build_loss(terms, labels, class_counts={"pixels": equal, "components": equal}))
-    regions = (len(labels.names),) if labels.has_mask_channels else ()
-    mask = (shape[0], *regions, *shape[2:]), labels.mask_dtype
     train = config.train
     precision = chosen_precision(train.precision, torch.device(_device_type(config)))
-    layout = Layout(precision, train.channels_last, train.accumulate, train.ema is not None)
-    return step_memory(
+    return memory_of_step(
         network,
+        labels,
         shape,
-        mask,
-        loss,
+        [dict(term) for term in config.loss],
         lambda model: build_optimizer(config.optimizer.name, model, config.optimizer.args),
-        layout,
+        Layout(precision, train.channels_last, train.accumulate, train.ema is not None),
     )
+
+
+def memory_of_step(
+    network: nn.Module,
+    labels: Labels,
+    shape: Sequence[int],
+    loss: Any,
+    optimizer: Callable[[nn.Module], Optimizer],
+    layout: Layout,
+) -> StepMemory:
+    """The memory of a training step, see `step_memory`. loss: anything that `build_loss` takes."""
+    equal = np.ones((1, len(labels.names)))
+    built = DeepSupervision(build_loss(loss, labels, class_counts={"pixels": equal, "components": equal}))
+    regions = (len(labels.names),) if labels.has_mask_channels else ()
+    mask = (shape[0], *regions, *shape[2:]), labels.mask_dtype
+    return step_memory(network, shape, mask, built, optimizer, layout)
 
 
 def _shapes(network: nn.Module, shape: Sequence[int]) -> dict[str, list[int]]:

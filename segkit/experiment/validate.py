@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import psutil
@@ -101,12 +102,16 @@ def meta_network(config: Config, in_channels: int, out_channels: int, dims: int)
 
     Raises ValueError if it cannot be built.
     """
-    build = MODELS[config.model.name]
+    return build_on_meta(config.model.name, config.model.args, in_channels, out_channels, dims)
+
+
+def build_on_meta(name: str, options: Mapping[str, Any], in_channels: int, out_channels: int, dims: int) -> nn.Module:
+    """The same for an entry of `MODELS` and its options."""
     try:
         with torch.random.fork_rng(devices=()), torch.device("meta"):
-            return build(in_channels=in_channels, out_channels=out_channels, dims=dims, **config.model.args)
+            return MODELS[name](in_channels=in_channels, out_channels=out_channels, dims=dims, **options)
     except RuntimeError as error:  # sizes that torch cannot count
-        raise ValueError(f"{config.model.name} cannot be built: {reason(error)}") from error
+        raise ValueError(f"{name} cannot be built: {reason(error)}") from error
 
 
 def weights_of(config: Config) -> InitialWeights | None:

@@ -21,6 +21,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.known = {StorageWeakRef(tensor.untyped_storage()) for tensor in known}
         self.live: dict[StorageWeakRef, int] = {}
+        self.listed = 0  # bytes of `live`, which may list tensors that are gone
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -30,11 +31,14 @@ class LiveBytes(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 reference = StorageWeakRef(storage)
                 if reference not in self.known:
+                    self.listed += storage.nbytes() - self.live.get(reference, 0)
                     self.live[reference] = storage.nbytes()
-        self.peak = max(self.peak, self.current())
+        if self.listed > self.peak:  # looking through all tensors after each operation takes most of the time
+            self.peak = max(self.peak, self.current())
         return result
 
     def current(self) -> int:
         """The bytes of the tensors that are alive now."""
         self.live = {reference: size for reference, size in self.live.items() if not reference.expired()}
-        return sum(self.live.values())
+        self.listed = sum(self.live.values())
+        return self.listed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 from segkit.utils.errors import MissingExtra
@@ -26,3 +27,8 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
             f"{purpose} requires the package {package}, which is not installed; "
             f"run: pip install 'segkit-trainer[{extra}]'"
         ) from error
+
+
+def is_installed(*modules: str) -> bool:
+    """Whether all of these top-level modules can be imported."""
+    return all(find_spec(module) is not None for module in modules)

@@ -9,7 +9,6 @@ import cv2
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
@@ -18,8 +17,6 @@ from segkit.commands import data
 from segkit.data import SOURCES, DataError
 from segkit.data.inspection import detect_layout, infer_classes
 from segkit.experiment.build import build_labels, build_source, load_config
-from segkit.experiment.planning import training_bytes
-from segkit.models import UNet
 from segkit.report.contact_sheet import contact_sheet
 
 from support.command_line import TINY, tool
@@ -572,26 +569,6 @@ def test_a_preview_shows_the_input_of_the_network(tmp_path, monkeypatch):
         np.testing.assert_array_equal(samples[0][1], raw.mask)
         for _image, mask in samples[1:]:  # flips are the only augmentation
             assert any(np.array_equal(mask, other) for other in (raw.mask, raw.mask[:, ::-1]))
-
-
-@pytest.mark.parametrize(("dims", "patch"), [(2, [64, 96]), (3, [32, 32, 24])])
-def test_training_bytes_match_the_tensors_that_autograd_saves(dims, patch):
-    """Compared with a real forward pass; twice the batch takes twice the memory except for the weights."""
-    options = {"widths": [8, 16, 32], "norm": "instance", "residual": True}
-    network = UNet(in_channels=1, out_channels=3, dims=dims, **options)
-    weights = sum(parameter.nbytes for parameter in network.parameters())
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = network(torch.randn(2, 1, *patch))
-    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) + 3 * weights + 3 * logits.nbytes
-    batch_of_1, batch_of_2 = (training_bytes(options, 1, 3, batch, patch) for batch in (1, 2))
-    assert batch_of_2 == pytest.approx(real, rel=0.02)
-    assert batch_of_2 - 4 * weights == pytest.approx(2 * (batch_of_1 - 4 * weights), rel=0.01)
 
 
 @needs_data

@@ -14,7 +14,8 @@ from segkit.commands import data
 from segkit.data import DataError
 from segkit.data.inspection import detect_layout, infer_classes
 from segkit.experiment.build import build_labels, build_source, load_config
-from segkit.experiment.planning import extract_fingerprint, propose, sided_pairs
+from segkit.experiment.planning import extract_fingerprint, memory_limit, propose
+from segkit.experiment.planning.proposal import sided_pairs
 
 from support.command_line import tool
 from support.layouts import classes, colours, save
@@ -294,7 +295,7 @@ def test_the_share_of_patches_on_foreground_is_the_real_one(tmp_path):
     source = build_source(load_config(tmp_path / "x.yaml", data_only=True), labels)
     fingerprint = extract_fingerprint(source, labels)
     assert fingerprint.with_foreground == 0.25
-    proposal = propose(fingerprint, labels, 2e7)  # too little memory for whole images
+    proposal = propose(fingerprint, labels, memory_limit(0.02, "cpu"))  # too little memory for whole images
     assert proposal.sections["sampling"]["foreground_cases"] == 0.5
     assert proposal.sections["sampling"]["foreground"] == 0.33
     # 0.5 of the samples are drawn from cases with foreground, a quarter of the others have some, a third is centred

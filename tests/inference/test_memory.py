@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from segkit import Labels
-from segkit.experiment.planning import Fingerprint, prediction_bytes, propose
+from segkit.experiment.planning import Fingerprint, memory_limit, propose
+from segkit.experiment.planning.memory import prediction_bytes
 from segkit.inference import memory
 from segkit.inference.memory import PredictionMemoryError, bytes_per_pixel, free_bytes
 from segkit.inference.predictor import Predictor
+from segkit.models import UNet
 from segkit.utils.live_bytes import LiveBytes
 
 CPU = torch.device("cpu")
@@ -109,18 +111,17 @@ def test_a_plan_predicts_in_windows_what_does_not_fit_as_a_whole(gigabytes, wind
     """A U-Net with 16 channels at full resolution keeps some 400 bytes per pixel: 20 GB for 6000 x 8000 pixels."""
     sides, spacing = (6000, 8000), (1.0, 1.0)
     fingerprint = Fingerprint(
-        *(20, 20, 0, 20, 3, sides, sides, sides, spacing, spacing, spacing, (0.0, 0.5, 1.0)),
+        *(20, 20, 0, 20, 3, sides, sides, sides, spacing, spacing, spacing, sides, (0.0, 255.0), (0.0, 0.5, 1.0)),
         between=0.1,
         with_foreground=1.0,
         shares=(0.8, 0.1, 0.1),
         class_counts=((8, 1, 1),) * 20,
     )
-    proposal = propose(fingerprint, LABELS, gigabytes * 1e9)
+    proposal = propose(fingerprint, LABELS, memory_limit(gigabytes, "cpu"))
     sections = proposal.sections
-    assert 15e9 < prediction_bytes(_options(sections["model"]), 3, 3, sides) < 30e9
+    options = {key: value for key, value in sections["model"].items() if key != "name"}
+    with torch.device("meta"):
+        network = UNet(in_channels=3, out_channels=3, dims=2, **options)
+    assert 15e9 < prediction_bytes(network, 3, sides) < 30e9
     assert sections.get("evaluation") == ({"window": sections["sampling"]["patch"]} if window else None)
     assert ("evaluation.window" in proposal.reasons) == window
-
-
-def _options(model):
-    return {key: value for key, value in model.items() if key != "name"}
