@@ -87,23 +87,32 @@ def _start_worker(_number: int, exiting: Any) -> None:
     A signal sent to all processes of a job must not end the workers first: the training process also receives it, and
     needs its workers to finish the step. They end with it.
 
-    exiting: event that is set when the training process exits. From then on SIGTERM ends the worker.
+    exiting: see `_exit_flag`. Once it is 1, SIGTERM ends the worker.
     """
     import cv2
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if exiting.is_set() else None)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if exiting.value else None)
+    if exiting.value:  # SIGTERM came before its handler was set
+        os._exit(0)
 
 
-def _exit_event() -> Any:
-    """An event that is set when this process exits."""
-    event = torch.multiprocessing.get_context().Event()
+def _exit_flag() -> Any:
+    """A shared byte that becomes 1 when this process exits.
+
+    Unlike an event it has no lock, which a worker that ends in its signal handler might hold for ever.
+    """
+    flag = torch.multiprocessing.get_context().RawValue("b", 0)
+
+    def exiting() -> None:
+        flag.value = 1
+
     # unlike atexit, also in a process that multiprocessing started, such as a worker of a comparison, and before the
     # loader workers are asked to end
-    Finalize(None, event.set, exitpriority=100)
-    return event
+    Finalize(None, exiting, exitpriority=100)
+    return flag
 
 
 def training_loader(
@@ -145,7 +154,7 @@ def training_loader(
         num_workers=workers,
         collate_fn=_as_collated,
         pin_memory=pin,
-        worker_init_fn=partial(_start_worker, exiting=_exit_event()) if workers else None,
+        worker_init_fn=partial(_start_worker, exiting=_exit_flag()) if workers else None,
         # a separate generator, so that loading does not advance the generator that training uses
         generator=torch.Generator().manual_seed(seed),
         prefetch_factor=4 if workers else None,

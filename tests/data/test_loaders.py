@@ -17,7 +17,7 @@ from segkit.data.augment import ALBUMENTATIONS, MONAI, TRANSFORMS, NoAugment, bu
 from segkit.data.case_store import CachedSource, CaseStore
 from segkit.data.datasets import EvaluationSet, TrainingSet
 from segkit.data.disk_cache import CacheError, DiskCache
-from segkit.data.loaders import collate, training_loader
+from segkit.data.loaders import _start_worker, collate, training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.data.sampling import Key
 from segkit.utils.files import temporary_folder
@@ -402,3 +402,17 @@ def test_entries_of_a_cache_have_the_permissions_of_new_files(tmp_path):
     (tmp_path / "new").mkdir()
     (entry,) = (path for path in tmp_path.iterdir() if path.name != "new")
     assert entry.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def _start_and_go_on(flag):
+    _start_worker(0, flag)
+    sys.exit(3)
+
+
+@pytest.mark.parametrize(("exiting", "code"), [(1, 0), (0, 3)])
+def test_a_loader_worker_ends_if_it_was_asked_to_before_it_could_listen(exiting, code):
+    """The signal is lost between the start of a process and the line that sets its handler."""
+    process = FORKS.Process(target=_start_and_go_on, args=(FORKS.RawValue("b", exiting),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == code
