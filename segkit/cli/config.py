@@ -34,9 +34,11 @@ def list_shipped() -> None:
     """List the shipped configurations, which --config accepts by name."""
     from segkit.config.shipped import shipped_configs
 
-    for name, file in shipped_configs().items():
+    configs = shipped_configs()
+    width = max(map(len, configs), default=0)
+    for name, file in configs.items():
         comment = file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        typer.echo(f"{name:<12} {comment}")
+        typer.echo(f"{name:<{width}} {comment}")
 
 
 @config_app.command("schema")
