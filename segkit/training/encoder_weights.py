@@ -6,7 +6,6 @@ without running code, and assigned to the network: by name, or by order where th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from segkit.models.initial_weights import InitialWeights, initial_weights
 from segkit.training.assigned_weights import Assigned, assign
 from segkit.training.checkpoint import CheckpointError, check_fitting
-from segkit.training.tensor_file import read_weights
-from segkit.training.tensor_pickle import Unreadable, shown
+from segkit.training.init_file import digest, read_content
+from segkit.training.tensor_pickle import shown
 from segkit.training.weights_file import WeightsFile, local_file, weights_file
 from segkit.utils.text import listed
 
@@ -79,12 +78,6 @@ def current_digest(source: str | Path, recorded: Mapping[str, str]) -> str:
     return recorded["sha256"] if file is None else digest(file)
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _origin(initial: InitialWeights, file: WeightsFile) -> dict[str, str]:
     plain = {"source": str(initial.source), "file": file.path.name, "sha256": digest(file.path)}
     published = {} if initial.published is None else {"name": initial.published.name}
@@ -93,10 +86,7 @@ def _origin(initial: InitialWeights, file: WeightsFile) -> dict[str, str]:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, in its order."""
-    try:
-        content = read_weights(path)
-    except Unreadable as error:
-        raise CheckpointError(f"cannot read weights from {path}: {error}") from error
+    content = read_content(path)
     for key in WRAPPERS:
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not content:

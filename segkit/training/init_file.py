@@ -36,8 +36,13 @@ def read_content(path: Path) -> Any:
 
 def weights_digest(path: Path) -> str:
     """16 hexadecimal digits of the SHA-256 of a file of weights. Raises CheckpointError if the file does not exist."""
-    with open(weights_file(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return digest(weights_file(path))[:16]
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_file(path: Path) -> Path:
