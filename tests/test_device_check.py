@@ -1,6 +1,7 @@
 """The device check in its short form on the CPU, and what becomes of checks that fail."""
 
 import io
+import subprocess
 import sys
 import time
 import warnings
@@ -14,8 +15,9 @@ from ruamel.yaml import YAML
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
-from device_checks import runner, shipped, synchronisation
-from device_checks.checks import FAILED, OK, SKIPPED, Part, Setup, run_checks
+import loss_peers
+from device_checks import experiments, runner, shipped, synchronisation
+from device_checks.checks import FAILED, OK, SKIPPED, UNMEASURED, Part, Setup, run_checks
 from device_checks.parts import PAGE, PARTS
 from meters import CpuMeter, CudaMeter
 
@@ -56,7 +58,7 @@ def test_a_check_that_fails_leaves_the_others():
     """Also a failure between two checks, and a crash of the process."""
     written = io.StringIO()
     outcomes = runner.run_parts([odd_checks.BREAKING, odd_checks.ODD], SHORT, runner.Output([written]))
-    assert outcomes == {OK: 2, SKIPPED: 3, FAILED: 4}
+    assert outcomes == {OK: 2, SKIPPED: 2, UNMEASURED: 1, FAILED: 4}
     table = written.getvalue().split("\n")
     for row in (
         "| good | 6 | ok |",
@@ -66,7 +68,7 @@ def test_a_check_that_fails_leaves_the_others():
         r"| raises | - | failed: KeyError: 'a\|b\nc' |",
         "| too large for the memory | - | skipped: does not fit into the memory |",
         "| not here | - | skipped: needs an accelerator |",
-        "| too long | - | skipped: no time left |",
+        "| too long | - | not measured: no time left |",
         "| crashes | - | failed: the process was ended by SIGSEGV |",
     ):
         assert row in table
@@ -81,6 +83,34 @@ def test_a_part_that_exceeds_its_time_is_stopped(monkeypatch):
     outcome, cells = rows[-1]
     assert outcome == FAILED
     assert cells[-1] == "failed: stopped, since the time of this part was over"
+
+
+def test_a_part_of_the_check_does_not_replace_the_page(tmp_path):
+    page = tmp_path / "device.md"
+    page.write_text("tables")
+    command = [sys.executable, Path(runner.__file__).parents[1] / "device_check.py", "--device", "cpu", "--short"]
+    ended = subprocess.run(
+        [*command, "--only", "losses", "--output", page], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "exists, and a part of the check would replace all of it" in ended.stderr
+    assert page.read_text() == "tables"
+
+
+def test_a_library_that_is_not_installed_leaves_its_column_empty(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia.losses", None)  # an import raises ImportError
+    rows = outcomes_of(PARTS["speed"])
+    assert {outcome for outcome, _cells in rows} == {OK}
+    assert {cells[1 + loss_peers.LIBRARIES.index("kornia")] for _outcome, cells in rows} == {"-"}
+    assert all(cells[1 + loss_peers.LIBRARIES.index("torch")] != "-" for _outcome, cells in rows)
+
+
+def test_the_memory_of_a_step_is_near_the_count():
+    """A step leaves no gradients, which would be missing in the next one."""
+    wide = {**experiments.PLANE, "model": {"name": "unet", "widths": [16, 32, 64, 128]}, "loader": {"batch": 8}}
+    config = experiments.configured(SHORT, wide, ["data.size=[128, 128]"])
+    peak = CpuMeter().peak_bytes(shipped.prepared(config))
+    assert peak == pytest.approx(shipped._counted(config), rel=0.1)
 
 
 def test_the_whole_check_ends_in_time():

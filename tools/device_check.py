@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic training
+sys.path.insert(0, str(Path(__file__).parents[1]))  # segkit need not be installed
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
@@ -33,6 +34,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device; --device cpu --short runs the same code with tiny sizes")
+    is_whole = arguments.device == "cuda" and not arguments.short and set(arguments.only) == set(PARTS)
+    if not is_whole and arguments.output is not None and arguments.output.exists():
+        parser.error(f"{arguments.output} exists, and a part of the check would replace all of it; name another file")
     file = opened(arguments.output)
     output = Output([sys.stdout] if file is None else [sys.stdout, file])
     output.line(PAGE)

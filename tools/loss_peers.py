@@ -50,7 +50,7 @@ ROWS = {
 
 def rows(dims: int, libraries: Sequence[str] = LIBRARIES) -> dict[str, Row]:
     """Every row with its counterparts for images of 2 or 3 axes. Raises ImportError if a library is not installed."""
-    by_library = {library: LOSSES_OF[library](dims) for library in libraries if library in LOSSES_OF}
+    by_library = {library: losses_of(library, dims) for library in libraries}
     return {
         name: Row(
             row.spec,
@@ -60,6 +60,11 @@ def rows(dims: int, libraries: Sequence[str] = LIBRARIES) -> dict[str, Row]:
         )
         for name, row in ROWS.items()
     }
+
+
+def losses_of(library: str, dims: int) -> dict[str, Loss]:
+    """The losses of another library. Raises ImportError if it is not installed."""
+    return LOSSES_OF[library](dims) if library in LOSSES_OF else {}
 
 
 def _torch_losses(_dims: int) -> dict[str, Loss]:

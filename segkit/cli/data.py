@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,15 @@ class Trainer(StrEnum):
     cuda = "cuda"
 
 
+class Network(StrEnum):
+    """What a plan may be asked for."""
+
+    unet = "unet"
+    residual_encoder_unet = "residual_encoder_unet"
+    encoder_unet = "encoder_unet"
+
+
+NetworkOption = Annotated[Network | None, typer.Option(help="Network to plan [default: chosen by data and memory].")]
 MemoryOption = Annotated[
     float | None,
     typer.Option(min=0.1, help="GB that a training step may use [default: what is free on the GPU; on a CPU 4]."),
@@ -37,8 +46,12 @@ DeviceOption = Annotated[
 ]
 
 
-def _name(device: Trainer | None) -> Literal["cpu", "cuda"] | None:
-    return None if device is None else "cuda" if device is Trainer.cuda else "cpu"
+def _wanted(memory: float | None, device: Trainer | None, network: Network | None) -> dict[str, Any]:
+    return {
+        "memory": memory,
+        "device": None if device is None else device.value,
+        "network": None if network is None else network.value,
+    }
 
 
 def _data_folder(arguments: list[str] | None) -> Path:
@@ -75,13 +88,14 @@ def data_inspect(
     out: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("segkit.yaml"),
     memory: MemoryOption = None,
     device: DeviceOption = None,
+    network: NetworkOption = None,
 ) -> None:
     """Detect the layout, formats and classes of a folder, and write a configuration that trains on it."""
     from rich.console import Console
 
     from segkit.commands import data as commands
 
-    commands.inspect(folder, out, memory=memory, device=_name(device), console=Console())
+    commands.inspect(folder, out, **_wanted(memory, device, network), console=Console())
 
 
 @data_app.command("plan")
@@ -91,6 +105,7 @@ def data_plan(
     out: Annotated[Path, typer.Option(help="Configuration to write.")] = Path("plan.yaml"),
     memory: MemoryOption = None,
     device: DeviceOption = None,
+    network: NetworkOption = None,
 ) -> None:
     """Propose network, patch, spacing, batch and loss for the data of a configuration, with the reasons."""
     from rich.console import Console
@@ -98,9 +113,9 @@ def data_plan(
     from segkit.commands import data as commands
 
     if config is None:
-        commands.inspect(_data_folder(overrides), out, memory=memory, device=_name(device), console=Console())
+        commands.inspect(_data_folder(overrides), out, **_wanted(memory, device, network), console=Console())
     else:
-        commands.plan(config, overrides or [], out, memory=memory, device=_name(device), console=Console())
+        commands.plan(config, overrides or [], out, **_wanted(memory, device, network), console=Console())
 
 
 @data_app.command("download")

@@ -109,7 +109,15 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions, conso
     repair([*trials, *units], console)
     with _exclusive_time_budget(comparison.out, design):
         rules = rules_of(base).to_dict()
-        plan = write_plan(comparison.out, design, base, rules, comparison.digest, finished_folders(comparison.out))
+        plan = write_plan(
+            comparison.out,
+            design,
+            comparison.base,
+            rules,
+            comparison.digest,
+            comparison.initial_weights,
+            finished_folders(comparison.out),
+        )
         with _vanishing_reported(comparison.out):
             _train_and_report(comparison, plan, units, trials, executor, options, console)
 

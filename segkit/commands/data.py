@@ -42,7 +42,14 @@ from segkit.experiment.build import (
     with_data,
 )
 from segkit.experiment.build_training import training_set
-from segkit.experiment.planning import MemoryLimit, PlanDevice, extract_fingerprint, memory_limit, propose
+from segkit.experiment.planning import (
+    MemoryLimit,
+    PlanDevice,
+    PlannedNetwork,
+    extract_fingerprint,
+    memory_limit,
+    propose,
+)
 from segkit.experiment.preflight import mirror_warnings
 from segkit.labels import Labels
 from segkit.report.console_data import print_check
@@ -171,7 +178,13 @@ def _augmentation_effect(
 
 
 def inspect(
-    root: Path, written: Path, *, memory: float | None = None, device: PlanDevice | None = None, console: Console
+    root: Path,
+    written: Path,
+    *,
+    memory: float | None = None,
+    device: PlanDevice | None = None,
+    network: PlannedNetwork | None = None,
+    console: Console,
 ) -> None:
     """Print the layout and the classes of a folder with the reasons, and write a configuration that trains on it.
 
@@ -179,9 +192,11 @@ def inspect(
         root: The folder.
         written: The configuration to write.
         memory, device: See `segkit.experiment.planning.memory_limit`.
+        network: The network to plan; None to choose one.
         console: Where to print.
 
-    Raises DataError for a folder without a known layout, ConfigError if the file to write exists.
+    Raises DataError for a folder without a known layout, ConfigError if the file to write exists, or the network does
+    not fit.
     """
     _check_new(written)
     limit = memory_limit(memory, device)
@@ -192,7 +207,7 @@ def inspect(
         described = _describe(root, layout, table)
         _print_layout(root, layout, described, console)
         known = {**described.sections, "data": _relative_paths(described.sections["data"], written.parent)}
-        _write(written, known, described.reasons, described.source, described.labels, limit, console)
+        _write(written, known, described.reasons, described.source, described.labels, (limit, network), console)
     except BaseException:
         if table is not None:
             table.unlink()
@@ -270,6 +285,7 @@ def plan(
     *,
     memory: float | None = None,
     device: PlanDevice | None = None,
+    network: PlannedNetwork | None = None,
     console: Console,
 ) -> None:
     """Write a configuration for the data of an existing one, with the reasons for each value as comments.
@@ -279,7 +295,10 @@ def plan(
         overrides: Changes to it, `key=value`.
         written: The configuration to write.
         memory, device: See `segkit.experiment.planning.memory_limit`.
+        network: The network to plan; None to choose one.
         console: Where to print.
+
+    Raises ConfigError if the file to write exists, or the network does not fit.
     """
     _check_new(written)
     limit = memory_limit(memory, device)
@@ -292,7 +311,7 @@ def plan(
         for key in ("labels", "data", "split")
     }
     known["data"] = _relative_paths(known["data"], written.parent)
-    _write(written, known, {}, source, labels, limit, console)
+    _write(written, known, {}, source, labels, (limit, network), console)
 
 
 def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, samples: int, console: Console) -> None:
@@ -348,7 +367,7 @@ def _write(
     reasons: dict[str, list[str]],
     source: Source,
     labels: Labels,
-    limit: MemoryLimit,
+    wanted: tuple[MemoryLimit, PlannedNetwork | None],
     console: Console,
 ) -> None:
     """Plan the remaining sections, and write the configuration.
@@ -359,12 +378,13 @@ def _write(
         reasons: Comment lines for them.
         source: The data source.
         labels: The labels.
-        limit: Memory that a training step may use.
+        wanted: Memory that a training step may use, and the network.
         console: Where to print.
     """
+    limit, network = wanted
     fingerprint = extract_fingerprint(source, labels)
     console.print(f"  memory of a training step: {limit.source}", markup=False, highlight=False, soft_wrap=True)
-    proposal = propose(fingerprint, labels, limit)
+    proposal = propose(fingerprint, labels, limit, network)
     sections = {"name": written.stem, **known, **proposal.sections}
     top = [
         f"written by `segkit data` from {fingerprint.read} of {fingerprint.cases} cases; change any value as needed",

@@ -234,7 +234,13 @@ def file_name(text: str) -> str:
 
 
 def write_plan(
-    out: Path, design: Design, base: Config, rules: Mapping[str, Any], data: str, finished: int
+    out: Path,
+    design: Design,
+    base: Config,
+    rules: Mapping[str, Any],
+    data: str,
+    initial_weights: Mapping[str, str],
+    finished: int,
 ) -> dict[str, Any]:
     """Write the plan before the first run, or record how it differs from the plan that exists.
 
@@ -246,12 +252,15 @@ def write_plan(
         base: The configuration of the comparison.
         rules: The scoring rules.
         data: The digest of the data.
+        initial_weights: The digests of the files of initial weights.
         finished: The number of finished units of any design.
 
     Returns:
         The plan with all its changes.
     """
     content = {"design": design.to_dict(), "rules": dict(rules), "data": data, "configuration": _configuration(base)}
+    if initial_weights:
+        content["initial_weights"] = dict(initial_weights)
     content = json.loads(json.dumps(content))
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -260,9 +269,10 @@ def write_plan(
     with FileLock(out / "plan.lock"):
         new = {"format": 1, "written": now, "finished_units": finished, "hash": digest, **content}
         plan = _read_plan(path) if path.exists() else new
-        latest = plan["changes"][-1] if plan.get("changes") else plan
+        latest = _latest(plan)
         if latest["hash"] != digest:
-            before, after = (leaves({key: version.get(key) for key in content}) for version in (latest, content))
+            known = dict.fromkeys(("initial_weights", *content))  # the former is missing in a plan without them
+            before, after = (leaves({key: version.get(key) for key in known}) for version in (latest, content))
             keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
             differences = [f"{key}: {before.get(key)!r} before, {after.get(key)!r} after" for key in keys]
             change = {"when": now, "hash": digest, "finished_units": finished, "differences": differences, **content}
@@ -270,6 +280,16 @@ def write_plan(
         plan.setdefault("changes", [])
         replace_text(path, json.dumps(plan, indent=2) + "\n")
     return plan
+
+
+def latest_plan(out: Path) -> dict[str, Any]:
+    """The latest version of the plan in the folder of a comparison; empty before the first start."""
+    path = out / PLAN
+    return _latest(_read_plan(path)) if path.exists() else {}
+
+
+def _latest(plan: dict[str, Any]) -> dict[str, Any]:
+    return plan["changes"][-1] if plan.get("changes") else plan
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from segkit.compare.design import Design, Unit, unit_folder, unit_overrides
+from segkit.compare.design import Design, Unit, latest_plan, unit_folder, unit_overrides
+from segkit.compare.fixed_at_start import digests_of_weights, fixed_precision
 from segkit.compare.leases import Leases
 from segkit.compare.unit_results import FAILED, failure_record, finished, remove_damaged_checkpoint
 from segkit.config import Config, ConfigError
@@ -41,6 +42,7 @@ class Comparison:
         out: The folder of the comparison.
         source: The data source.
         digest: The digest of the data.
+        initial_weights: Digests of the files of initial weights, see `digests_of_weights`.
     """
 
     path: Path
@@ -50,11 +52,25 @@ class Comparison:
     out: Path
     source: Source
     digest: str
+    initial_weights: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: Path, overrides: Sequence[str], design: Design, base: Config, out: Path) -> Comparison:
-        source = build_source(base, build_labels(base))
-        return cls(path, overrides, design, base, out.absolute(), source, _digest(base, source))
+        """Fix what the configuration leaves to the machine.
+
+        Raises CheckpointError for initial weights that are missing.
+        """
+        plan = latest_plan(out)
+        fixed = fixed_precision(base, plan)
+        overrides = [*overrides, *([] if fixed is base else [f"train.precision={fixed.train.precision}"])]
+        source, weights = build_source(fixed, build_labels(fixed)), digests_of_weights(fixed, plan)
+        return cls(path, overrides, design, fixed, out.absolute(), source, _digest(fixed, source), weights)
+
+    @property
+    def content(self) -> str:
+        """What identifies the content of the files that units are made from."""
+        weights = json.dumps(dict(self.initial_weights), sort_keys=True) if self.initial_weights else ""
+        return f"{self.digest} {weights}".rstrip()
 
     @property
     def cache(self) -> Path:
@@ -110,7 +126,7 @@ def make_unit(comparison: Comparison, overrides: Sequence[str], loss: str, seed:
     config = load_config(comparison.path, [*comparison.overrides, *overrides])
     split = split_cases(config, comparison.source)
     part = evaluated_part(config, split)
-    folder = unit_folder(comparison.out, loss, config, f"{split.content_hash} {comparison.digest}", kind)
+    folder = unit_folder(comparison.out, loss, config, f"{split.content_hash} {comparison.content}", kind)
     return Unit(loss, seed, fold, part, config, folder, split)
 
 

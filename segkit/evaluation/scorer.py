@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -191,30 +192,44 @@ def score_cases(
     numbers = cases_of_rank(len(cases), group)
     scorer = Scorer(len(numbers), labels, scoring, predictor.device, shared=group is not None)
     for number in track(numbers):
-        sample = cases[number]
-        mask = to_device(sample["mask"][None], predictor.device)
-        prediction = _predicted(predictor, sample, labels, keep_logits=scoring.calibration or observe is not None)
-        logits = prediction.logits
-        probabilities = labels.probabilities(logits) if scoring.calibration and logits is not None else None
-        if observe is not None and logits is not None:
-            observe(number, logits, mask)
-        scorer.add(
-            sample["case"],
-            sample["group"],
-            prediction.mask,
-            mask,
-            sample["spacing"],
-            probabilities,
-            prediction.nonfinite,
-        )
+        mask = score_case(scorer, predictor, cases[number], None if observe is None else partial(observe, number))
         if keep is not None:
-            keep(number, prediction.mask[0])
+            keep(number, mask[0])
     threshold = None if labels.mode == "multiclass" else predictor.threshold
     return replace(scorer.result(group), threshold=threshold)
 
 
+def score_case(
+    scorer: Scorer,
+    predictor: Predictor,
+    sample: Mapping[str, Any],
+    observe: Callable[[Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Predict and score a sample on the grid of its mask; the predicted mask [1, ...].
+
+    observe: called with the logits [1, K, *S] and the mask [1, ...].
+
+    Raises PredictionMemoryError, which names the case.
+    """
+    labels, calibrated = scorer.labels, scorer.scoring.calibration
+    mask = to_device(sample["mask"][None], predictor.device)
+    prediction = _predicted(predictor, sample, labels, keep_logits=calibrated or observe is not None)
+    logits = prediction.logits
+    if observe is not None and logits is not None:
+        observe(logits, mask)
+    scorer.add(
+        sample["case"],
+        sample["group"],
+        prediction.mask,
+        mask,
+        sample["spacing"],
+        labels.probabilities(logits) if calibrated and logits is not None else None,
+        prediction.nonfinite,
+    )
+    return prediction.mask
+
+
 def _predicted(predictor: Predictor, sample: Mapping[str, Any], labels: Labels, *, keep_logits: bool) -> Prediction:
-    """The prediction for a sample on the grid of its mask."""
     try:
         return predictor.predict(sample["image"], spatial_size(sample["mask"], labels), keep_logits=keep_logits)
     except PredictionMemoryError as error:

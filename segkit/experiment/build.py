@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
@@ -28,17 +26,16 @@ from segkit.data.cases import Case, RawCase, Source
 from segkit.data.class_counts import count_classes
 from segkit.data.datasets import EvaluationSet
 from segkit.data.disk_cache import DiskCache
-from segkit.data.memory_check import available, copies_of_cases, estimate, in_gb
+from segkit.data.memory_check import available, copies_of_cases, estimate
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import SPLITS, Split
 from segkit.evaluation.scoring import Scoring, build_scoring
 from segkit.experiment.plugins import INJECTED, load_plugins, used_plugins
 from segkit.experiment.validate import (
     CHECKS,
-    PIXELS,
     check_weights,
-    fixed_size,
     meta_network,
+    multiple_of,
     weights_of,
 )
 from segkit.labels import Labels
@@ -49,8 +46,7 @@ from segkit.models import MODELS
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import OPTIMIZERS
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
-from segkit.utils.errors import reason
-from segkit.utils.padding import Multiple, padded
+from segkit.utils.padding import Multiple
 
 TABLES: dict[str, Table] = {
     "data": Table(SOURCES, injected=INJECTED["SOURCES"]),
@@ -126,6 +122,7 @@ class Data:
     preprocess: Preprocess
     memory: tuple[int, int] | None = None  # bytes needed and free, if cases are cached in memory
     sizes: tuple[tuple[int, ...], ...] = ()  # of the training images as the network receives them
+    spacing: tuple[float, ...] = ()  # of these images, their median where they are not resampled
     absent_classes: tuple[str, ...] = ()  # that no training case contains
 
     def cases(self, part: str) -> list[Case]:
@@ -227,8 +224,9 @@ def fitted_data(
         encoder=None if known is None else known.normalisation,
     )
     sizes = tuple(preprocess.resampled_size(size, spacing) for size, spacing in shapes)
+    spacing = preprocess.spacing or tuple(np.median([spacing for _size, spacing in shapes], axis=0).tolist())
     absent = tuple(name for name, count in zip(labels.names, pixels.tolist(), strict=True) if not count)
-    return Data(labels, source, split, store, preprocess, memory, sizes, absent)
+    return Data(labels, source, split, store, preprocess, memory, sizes, spacing, absent)
 
 
 def _memory(config: Config, store: CaseStore, cases: Sequence[Case], number: int) -> tuple[int, int] | None:
@@ -265,62 +263,6 @@ def build_model(config: Config, in_channels: int, labels: Labels, dims: int) -> 
     return MODELS[config.model.name](**options, **config.model.args)
 
 
-def check_network(config: Config, data: Data, processes: Processes = SINGLE_PROCESS) -> None:
-    """Run the network on the batches of one process on the meta device, without memory.
-
-    Without a patch, a batch is as large as its largest image: those of the smallest and of the largest training images
-    are tried. Raises ConfigError if the network cannot train on such a batch, or if it does not fit into the memory.
-    """
-    preprocess, batch = data.preprocess, config.loader.batch
-    _check_spacing(config, data)
-    images = batch if config.train.sync_batchnorm else batch // processes.world_size
-    network = meta_network(config, preprocess.channels, data.labels.channels, preprocess.dims).train()
-    source = "sampling.patch gives" if config.sampling.patch is not None else "the training images give"
-    for size in _batch_sizes(config, data, images):
-        _check_size(config, size, fixed_size(network))
-        shape = [images, preprocess.channels, *size]
-        where = f"{config.name}: model {config.model.name} cannot train on batches {shape} as {source}"
-        if 4 * math.prod(shape) > psutil.virtual_memory().total:
-            raise ConfigError(f"{where}: their images alone need {in_gb(4 * math.prod(shape))} of memory")
-        try:
-            with torch.device("meta"):
-                network(torch.zeros(shape))
-        except (ValueError, RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"{where}: {reason(error)}; use a larger loader.batch or sampling.patch, fewer model.widths, or "
-                "another model.norm"
-            ) from error
-
-
-def _check_size(config: Config, size: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
-    """Raise ConfigError if a network that takes images of one size alone gets batches of another one."""
-    if expected not in (None, size):
-        raise ConfigError(
-            f"{config.name}: model {config.model.name} with these options takes only images of {list(expected)} "
-            f"pixels, but the training images give batches of {list(size)}; set sampling.patch to {list(expected)}"
-        )
-
-
-def _check_spacing(config: Config, data: Data) -> None:
-    """Raise ConfigError if the largest training image has too many pixels after resampling."""
-    largest = max(data.sizes, key=math.prod, default=(1,))
-    if math.prod(largest) > PIXELS:
-        raise ConfigError(
-            f"{config.name}: preprocess.spacing: expected images of at most 2^31 pixels after resampling, got "
-            f"{list(largest)}"
-        )
-
-
-def _batch_sizes(config: Config, data: Data, images: int) -> list[tuple[int, ...]]:
-    """The padded sizes of the smallest and of the largest batch of so many images."""
-    if config.sampling.patch is not None:
-        return [padded(config.sampling.patch, data.preprocess.multiple)]
-    by_size = sorted(data.sizes, key=math.prod)
-    batches = [group for group in (by_size[:images], by_size[-images:]) if group]
-    largest = [[max(sides) for sides in zip(*group, strict=True)] for group in batches]
-    return list(dict.fromkeys(padded(size, data.preprocess.multiple) for size in largest))
-
-
 def to_format(model: nn.Module, config: Config, dims: int) -> nn.Module:
     """The network in the memory format given by `train.channels_last`."""
     if not config.train.channels_last:
@@ -330,11 +272,10 @@ def to_format(model: nn.Module, config: Config, dims: int) -> nn.Module:
 
 def padding_multiple(config: Config, labels: Labels) -> Callable[[int], Multiple]:
     """A function from the number of spatial axes to the multiple that image sides must have, as reported by the
-    network, which is built on the meta device. If it takes one size alone, images are padded to that size."""
+    network, which is built on the meta device."""
 
     def multiple(dims: int) -> Multiple:
-        network = meta_network(config, 1, labels.channels, dims)
-        return fixed_size(network) or getattr(network, "multiple", 1)
+        return multiple_of(meta_network(config, 1, labels.channels, dims))
 
     return multiple
 

@@ -26,13 +26,13 @@ from segkit.experiment.build import (
     build_data,
     build_labels,
     build_model,
-    check_network,
     choose_device,
     padding_multiple,
     to_format,
 )
 from segkit.experiment.build_predictor import predictor_factory
 from segkit.experiment.class_weights import Weighted, with_class_weights
+from segkit.experiment.network_check import check_network
 from segkit.experiment.plugins import plugin_hashes
 from segkit.labels import Labels
 from segkit.losses import build_loss, expanded
@@ -42,11 +42,11 @@ from segkit.training.checkpoint import CheckpointError
 from segkit.training.compile import Compiled
 from segkit.training.encoder_weights import LoadedEncoder, load_initial_weights
 from segkit.training.init_file import weights_digest
+from segkit.training.init_weights import load_weights
 from segkit.training.loaded_weights import Loaded
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import Grouping, build_optimizer, freeze
 from segkit.training.precision import bf16_slowdown, chosen_precision
-from segkit.training.pretrained import load_weights
 from segkit.training.stopping import Limits
 from segkit.training.trainer import Batch, Experiment, Settings
 from segkit.utils.distributed import SINGLE_PROCESS, Processes

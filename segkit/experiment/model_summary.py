@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from segkit.config import Config, ConfigError
 from segkit.experiment.build import build_labels, build_source, choose_device
 from segkit.experiment.build_training import with_precision
-from segkit.experiment.validate import meta_network
+from segkit.experiment.validate import meta_network, multiple_of
 from segkit.labels import Labels
 from segkit.losses import build_loss
 from segkit.losses.deep_supervision import DeepSupervision
@@ -88,7 +88,7 @@ def summarise_model(config: Config, channels: int | None = None) -> ModelSummary
     channels, sides = _input(config, labels, channels)
     try:
         network = _network(config, channels, labels, len(sides))
-        patch = padded(sides, getattr(network, "multiple", 1), getattr(network, "minimum_pixels", 1))
+        patch = padded(sides, multiple_of(network), getattr(network, "minimum_pixels", 1))
         shape = [config.loader.batch, channels, *patch]
         shapes = _shapes(network, shape)
         memory = _step_memory(config, network, labels, shape)

@@ -21,6 +21,7 @@ from segkit.models import MODELS
 from segkit.models.initial_weights import InitialWeights, initial_weights
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.utils.errors import reason
+from segkit.utils.padding import Multiple
 from segkit.utils.text import shown
 
 PIXELS = 2**31  # of a patch or a window, the largest number that many operations of torch index
@@ -83,6 +84,11 @@ def check_model(config: Config) -> None:
 def fixed_size(network: nn.Module) -> tuple[int, ...] | None:
     """The only image size that a network takes, if there is one; see `segkit.models`."""
     return getattr(network, "fixed_size", None)
+
+
+def multiple_of(network: nn.Module) -> Multiple:
+    """The multiple to which a network needs its images padded; the size itself if it takes one size alone."""
+    return fixed_size(network) or getattr(network, "multiple", 1)
 
 
 def check_fixed_size(config: Config, size: tuple[int, ...] | None) -> None:

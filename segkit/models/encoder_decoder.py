@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from segkit.models.sizes import downsampling
 from segkit.models.unet_blocks import CONVOLUTIONS, DROPOUTS, TRANSPOSED, AttentionGate, Axes, Layers, Stage
 from segkit.utils.padding import Multiple, padded
 
@@ -45,9 +46,9 @@ class EncoderDecoder(nn.Module):
     ):
         super().__init__()
         dims = layers.dims
-        downsampling = list(itertools.accumulate([layers.ones, *steps], _product))
-        self.multiple: Multiple = downsampling[-1] if len(set(downsampling[-1])) > 1 else downsampling[-1][0]
-        self.minimum_pixels = layers.least_pixels(widths[-1]) * math.prod(downsampling[-1])
+        factors = downsampling(steps, dims)
+        self.multiple: Multiple = factors[-1] if len(set(factors[-1])) > 1 else factors[-1][0]
+        self.minimum_pixels = layers.least_pixels(widths[-1]) * math.prod(factors[-1])
         self.encoder_blocks = tuple(f"encoder.{number}" for number in range(len(encoder)))
         self.encoder = encoder
         self.dropout = DROPOUTS[dims](dropout)
@@ -66,7 +67,7 @@ class EncoderDecoder(nn.Module):
         self.head = CONVOLUTIONS[dims](widths[0], out_channels, 1)
         coarser = widths[1:-1] if deep_supervision else []
         self.coarser_heads = nn.ModuleList(CONVOLUTIONS[dims](width, out_channels, 1) for width in coarser)
-        self.head_strides = tuple(downsampling[: 1 + len(coarser)])
+        self.head_strides = tuple(factors[: 1 + len(coarser)])
         gated = zip(pairs, steps, strict=True) if attention else []
         self.gates = nn.ModuleList(AttentionGate(dims, fine, coarse, step) for (fine, coarse), step in gated)
 
@@ -102,10 +103,6 @@ class EncoderDecoder(nn.Module):
         )
 
 
-def _product(first: Axes, second: Axes) -> Axes:
-    return tuple(a * b for a, b in zip(first, second, strict=True))
-
-
 # --- checks of options ----------------------------------------------------------------------------------------------
 
 
@@ -115,30 +112,6 @@ def check_levels(dims: int, widths: Sequence[int]) -> None:
         raise ValueError(f"expected images with 2 or 3 dimensions, got {dims}")
     if len(widths) < 2:
         raise ValueError(f"expected at least two widths, finest first, got {list(widths)}")
-
-
-def checked_strides(strides: Sequence[Sequence[int]] | None, levels: int, dims: int) -> list[Axes]:
-    """The strides between resolutions as tuples, by default 2 on each axis."""
-    if strides is None:
-        return [(2,) * dims] * levels
-    if len(strides) != levels or any(len(step) != dims or min(step) < 1 or max(step) < 2 for step in strides):
-        raise ValueError(
-            f"expected strides with {levels} entries, one fewer than widths, each with {dims} numbers of at least 1 "
-            f"that are not all 1, such as {[[2] * dims] * levels}, got {[list(step) for step in strides]}"
-        )
-    return [tuple(step) for step in strides]
-
-
-def checked_kernels(kernels: Sequence[Sequence[int]] | None, levels: int, dims: int) -> list[Axes]:
-    """The kernels of each resolution as tuples, by default 3 on each axis."""
-    if kernels is None:
-        return [(3,) * dims] * levels
-    if len(kernels) != levels or any(len(kernel) != dims or not {1, 3} >= {*kernel} for kernel in kernels):
-        raise ValueError(
-            f"expected kernels with {levels} entries, one per width, each with {dims} numbers, 1 or 3, such as "
-            f"{[[3] * dims] * levels}, got {[list(kernel) for kernel in kernels]}"
-        )
-    return [tuple(kernel) for kernel in kernels]
 
 
 def per_level(name: str, number: int | Sequence[int], levels: int) -> list[int]:

@@ -54,6 +54,7 @@ class InitialWeights:
         published: What the name of published weights stands for; None if the source is no such name.
         head: Prefixes, within the part, of the weights that depend on the classes. They are left out where their shape
             differs.
+        parts: Prefixes, within the part, of parts that a file may be for alone, such as a backbone.
     """
 
     source: str | Path
@@ -63,6 +64,7 @@ class InitialWeights:
     first_convolutions: tuple[str, ...] = ()
     published: Published | None = None
     head: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     @property
     def pretrained(self) -> bool:

@@ -9,18 +9,18 @@ Each function raises ValueError for options that do not fit together or do not f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 from torch import nn
 
-from segkit.models.options import AxisStrides, Dropout, Layers, Width, Widths
+from segkit.models.options import AxisStrides, DropRate, Norm, Repeats, Width, Widths
 from segkit.models.sizes import checked_kernels, checked_strides, described, downsampling
 
 Units = Annotated[int, Field(ge=0, le=64)]
 Kernel = Literal[1, 3, 5, 7]  # side
-Norm = Literal["batch", "instance", "group"]
 Spacing = Annotated[float, Field(gt=0)]
+HALVED = 2  # the largest stride
 GROUPS = 8  # of a group norm
 NORMS: dict[str, Any] = {
     "batch": "batch",
@@ -77,7 +77,7 @@ def monai_unet(
 
     widths = [16, 32, 64, 128] if widths is None else widths
     _check_levels(widths, 2)
-    steps: Any = checked_strides(strides, widths, dims)
+    steps: Any = checked_strides(strides, len(widths) - 1, dims, HALVED)
     network = UNet(dims, in_channels, out_channels, widths, steps, num_res_units=residual_units)
     return described(network, downsampling(steps, dims), encoder=_nested_blocks(len(widths)), least=2)
 
@@ -89,7 +89,7 @@ def monai_attention_unet(
     dims: int,
     widths: Widths | None = None,
     strides: AxisStrides | None = None,
-    dropout: Dropout = 0.0,
+    dropout: DropRate = 0.0,
 ) -> nn.Module:
     """MONAI's AttentionUnet: a U-Net with attention gates on its skip connections (Oktay et al., 2018).
 
@@ -101,7 +101,7 @@ def monai_attention_unet(
     _check_levels(widths, 2)
     if min(widths[:-1]) < 2:
         raise ValueError(f"expected widths of at least 2, since an attention gate has half of them, got {widths}")
-    steps: Any = checked_strides(strides, widths, dims)
+    steps: Any = checked_strides(strides, len(widths) - 1, dims, HALVED)
     network = AttentionUnet(dims, in_channels, out_channels, widths, steps, dropout=dropout)
     return described(network, downsampling(steps, dims), encoder=_nested_blocks(len(widths)))
 
@@ -123,7 +123,7 @@ def monai_basic_unet_plusplus(
     out_channels: int,
     dims: int,
     widths: Widths | None = None,
-    dropout: Dropout = 0.0,
+    dropout: DropRate = 0.0,
     deep_supervision: bool = False,
 ) -> nn.Module:
     """MONAI's BasicUNetPlusPlus (U-Net++, Zhou et al., 2018).
@@ -154,7 +154,7 @@ def monai_dynunet(
     kernels: list[list[Kernel]] | None = None,
     norm: Norm = "instance",
     residual: bool = False,
-    dropout: Dropout = 0.0,
+    dropout: DropRate = 0.0,
     deep_supervision: bool = False,
 ) -> nn.Module:
     """MONAI's DynUNet, the network of nnU-Net (Isensee et al., 2021).
@@ -170,12 +170,12 @@ def monai_dynunet(
     _check_levels(widths, 3)
     _check_groups(norm, widths)
     levels = len(widths)
-    steps = checked_strides(strides, widths, dims)
+    steps = checked_strides(strides, len(widths) - 1, dims, HALVED)
     network = DynUNet(
         dims,
         in_channels,
         out_channels,
-        checked_kernels(kernels, levels, dims),
+        checked_kernels(kernels, levels, dims, get_args(Kernel)),
         [(1,) * dims, *steps],
         steps,
         filters=widths,
@@ -206,7 +206,7 @@ def monai_segresnet_ds(
     out_channels: int,
     dims: int,
     width: Width = 32,
-    blocks: Annotated[list[Layers], Field(min_length=2, max_length=8)] = [1, 2, 2, 4],  # noqa: B006  (never modified)
+    blocks: Annotated[list[Repeats], Field(min_length=2, max_length=8)] = [1, 2, 2, 4],  # noqa: B006  (never modified)
     norm: Norm = "batch",
     spacing: list[Spacing] | None = None,
     deep_supervision: bool = True,
@@ -238,10 +238,11 @@ def monai_segresnet_ds(
     steps = [tuple(int(side) for side in scale) for scale in scales[: levels - 1]]
     encoder = ["encoder.conv_init", *(f"encoder.layers.{level}" for level in range(levels))]
     heads, least = levels - 1 if deep_supervision else 1, _least_pixels(norm, width * 2 ** (levels - 1))
+    network.spacing = spacing  # pyright: ignore[reportArgumentType]
     return described(network, downsampling(steps, dims), encoder=encoder, least=least, heads=heads)
 
 
-def monai_vnet(*, in_channels: int, out_channels: int, dims: int, dropout: Dropout = 0.5) -> nn.Module:
+def monai_vnet(*, in_channels: int, out_channels: int, dims: int, dropout: DropRate = 0.5) -> nn.Module:
     """MONAI's VNet (Milletari et al., 2016).
 
     Its first block repeats the channels of the image to 16. Numbers of channels that do not divide 16 are first mapped

@@ -14,12 +14,12 @@ from pydantic import Field
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from segkit.models.options import Dropout, Heads, Layers, Side, Width
+from segkit.models.options import DropRate, Heads, Repeats, Side, Width
 from segkit.models.sizes import described, downsampling
 from segkit.utils.optional import require
 
 PATCH = 16  # side of the pieces of an image that UNETR embeds
-FourLayers = Annotated[list[Layers], Field(min_length=4, max_length=4)]
+FourLayers = Annotated[list[Repeats], Field(min_length=4, max_length=4)]
 FourHeads = Annotated[list[Heads], Field(min_length=4, max_length=4)]
 
 
@@ -43,8 +43,8 @@ def monai_swin_unetr(
     heads: FourHeads = [3, 6, 12, 24],  # noqa: B006
     window: Annotated[int, Field(ge=2, le=64)] = 7,
     version: Literal[1, 2] = 1,
-    dropout: Dropout = 0.0,
-    stochastic_depth: Dropout = 0.0,
+    dropout: DropRate = 0.0,
+    stochastic_depth: DropRate = 0.0,
 ) -> nn.Module:
     """MONAI's SwinUNETR (Hatamizadeh et al., 2022; version 2: He et al., 2023).
 
@@ -89,7 +89,7 @@ def monai_unetr(
     hidden_width: Width = 768,
     mlp_width: Width = 3072,
     heads: Heads = 12,
-    dropout: Dropout = 0.0,
+    dropout: DropRate = 0.0,
 ) -> nn.Module:
     """MONAI's UNETR (Hatamizadeh et al., 2022): a vision transformer with 12 blocks and a convolutional decoder.
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import nn
 
-from segkit.models.encoder_decoder import EncoderDecoder, check_levels, checked_kernels, checked_strides, per_level
+from segkit.models.encoder_decoder import EncoderDecoder, check_levels, per_level
 from segkit.models.nnunet_shapes import residual_blocks, widths_of
-from segkit.models.options import Convs, Widths
+from segkit.models.options import Convs, DropRate, Widths
+from segkit.models.sizes import checked_kernels, checked_strides
 from segkit.models.unet_blocks import (
     Axes,
     Kernel,
     Layers,
-    Probability,
     ResidualBlock,
     Stage,
     Stride,
@@ -54,14 +56,14 @@ class ResidualEncoderUNet(EncoderDecoder):
         strides: list[list[Stride]] | None = None,
         kernels: list[list[Kernel]] | None = None,
         decoder_convs: Convs = 1,
-        stochastic_depth: Probability = 0.0,
+        stochastic_depth: DropRate = 0.0,
         deep_supervision: bool = False,
     ):
         widths = widths_of(STAGES.get(dims, 2), dims) if widths is None else widths
         check_levels(dims, widths)
         layers, levels = Layers(dims, norm="instance", bias=True), len(widths)
         steps = checked_strides(strides, levels - 1, dims)
-        sizes = checked_kernels(kernels, levels, dims)
+        sizes = checked_kernels(kernels, levels, dims, get_args(Kernel))
         blocks = residual_blocks(levels) if blocks_per_stage is None else blocks_per_stage
         numbers = per_level("blocks_per_stage", blocks, levels)
         drops = iter(drop_rates(stochastic_depth, sum(numbers)))

@@ -13,33 +13,37 @@ Strides = tuple[int, ...]  # one number per axis
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def checked_strides(strides: Sequence[Sequence[int]] | None, widths: Sequence[int], dims: int) -> list[Strides]:
+def checked_strides(
+    strides: Sequence[Sequence[int]] | None, levels: int, dims: int, largest: int = 16
+) -> list[Strides]:
     """The strides between consecutive resolutions, one number per axis; None halves all axes each time.
 
-    Raises ValueError unless there is one entry fewer than widths, each with `dims` numbers of 1 or 2, not all 1.
+    Raises ValueError unless there is one entry per step, each with `dims` numbers of 1 to `largest`, not all 1.
     """
-    levels = len(widths) - 1
     if strides is None:
         return [(2,) * dims] * levels
-    if len(strides) != levels or any(len(step) != dims or set(step) not in ({1, 2}, {2}) for step in strides):
+    allowed = {*range(1, largest + 1)}
+    if len(strides) != levels or any(len(step) != dims or not {1} < {1, *step} <= allowed for step in strides):
         raise ValueError(
-            f"expected strides with {levels} entries, one fewer than widths, each with {dims} numbers of 1 or 2 that "
-            f"are not all 1, such as {[[2] * dims] * levels}, got {[list(step) for step in strides]}"
+            f"expected strides with {levels} entries, one fewer than widths, each with {dims} numbers of 1 to "
+            f"{largest} that are not all 1, such as {[[2] * dims] * levels}, got {[list(step) for step in strides]}"
         )
     return [tuple(step) for step in strides]
 
 
-def checked_kernels(kernels: Sequence[Sequence[int]] | None, levels: int, dims: int) -> list[tuple[int, ...]]:
+def checked_kernels(
+    kernels: Sequence[Sequence[int]] | None, levels: int, dims: int, sides: Sequence[int]
+) -> list[tuple[int, ...]]:
     """The sides of the convolutions at each resolution, one number per axis; None takes 3.
 
-    Raises ValueError unless there is one entry per resolution, each with `dims` numbers.
+    Raises ValueError unless there is one entry per resolution, each with `dims` of the numbers `sides`.
     """
     if kernels is None:
         return [(3,) * dims] * levels
-    if len(kernels) != levels or any(len(kernel) != dims for kernel in kernels):
+    if len(kernels) != levels or any(len(kernel) != dims or not {*kernel} <= {*sides} for kernel in kernels):
         raise ValueError(
-            f"expected kernels with {levels} entries, as many as widths, each with {dims} numbers, such as "
-            f"{[[3] * dims] * levels}, got {[list(kernel) for kernel in kernels]}"
+            f"expected kernels with {levels} entries, as many as widths, each with {dims} numbers among "
+            f"{', '.join(map(str, sides))}, such as {[[3] * dims] * levels}, got {[list(kernel) for kernel in kernels]}"
         )
     return [tuple(kernel) for kernel in kernels]
 

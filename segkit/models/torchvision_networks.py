@@ -1,7 +1,8 @@
 """Segmentation networks of torchvision, for 2D images.
 
 torchvision is imported only when a network is built. It is built with random weights; its attribute `initial_weights`
-says which pretrained weights belong into it: `coco` for the whole network, `imagenet` for its backbone, or a file.
+says which pretrained weights belong into it: `coco` for the whole network, `imagenet` for its backbone, or a file of
+either.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def _build(name: str, in_channels: int, out_channels: int, dims: int, weights: s
 
 
 def _initial_weights(name: str, network: MainOutput, weights: str | Path) -> InitialWeights:
-    """Where the weights come from: `imagenet` are those of the backbone, all others those of the whole network."""
+    """Where the weights come from: `imagenet` are those of the backbone, `coco` those of the whole network, and a file
+    may hold either."""
     first = f"{network.first_convolution}.weight"
     backbone = weights == "imagenet"
     return InitialWeights(
@@ -78,6 +80,7 @@ def _initial_weights(name: str, network: MainOutput, weights: str | Path) -> Ini
         first_convolutions=(first.removeprefix("backbone."),) if backbone else (first,),
         published=_published(name, weights) if weights in ("imagenet", "coco") else None,
         head=() if backbone else ("classifier.",),
+        parts=() if backbone or weights == "coco" else ("backbone.",),
     )
 
 

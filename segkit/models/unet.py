@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from torch import nn
 
-from segkit.models.encoder_decoder import EncoderDecoder, check_levels, checked_kernels, checked_strides, per_level
-from segkit.models.options import Convs, Widths
+from segkit.models.encoder_decoder import EncoderDecoder, check_levels, per_level
+from segkit.models.options import Convs, DropRate, Norm, Widths
+from segkit.models.sizes import checked_kernels, checked_strides
 from segkit.models.unet_blocks import (
     Groups,
     Init,
     Kernel,
     Layers,
-    Norm,
-    Probability,
     Stage,
     Stride,
     drop_rates,
     initialise,
 )
+
+GROUPS = 8  # of a group norm
 
 
 class UNet(EncoderDecoder):
@@ -74,12 +75,12 @@ class UNet(EncoderDecoder):
         decoder_convs: Convs = 2,
         norm: Norm = "batch",
         residual: bool = False,
-        dropout: Probability = 0.0,
+        dropout: DropRate = 0.0,
         deep_supervision: bool = False,
         kernels: list[list[Kernel]] | None = None,
-        norm_groups: Groups = 8,
+        norm_groups: Groups = GROUPS,
         bias: bool = False,
-        stochastic_depth: Probability = 0.0,
+        stochastic_depth: DropRate = 0.0,
         attention: bool = False,
         init: Init = "torch",
     ):
@@ -93,9 +94,11 @@ class UNet(EncoderDecoder):
             raise ValueError(
                 f"stochastic_depth: {stochastic_depth} drops the convolutions of residual stages; set residual: true"
             )
+        if norm_groups != GROUPS and norm != "group":
+            raise ValueError(f"norm_groups: {norm_groups} is for norm: group, got norm: {norm}")
         layers, levels = Layers(dims, norm, norm_groups, bias), len(widths)
         steps = checked_strides(strides, levels - 1, dims)
-        sizes = checked_kernels(kernels, levels, dims)
+        sizes = checked_kernels(kernels, levels, dims, get_args(Kernel))
         encoding = per_level("encoder_convs", encoder_convs, levels)
         decoding = per_level("decoder_convs", decoder_convs, levels - 1)
         drops = drop_rates(stochastic_depth, 2 * levels - 1)

@@ -11,21 +11,20 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from segkit.models.options import Norm
+
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-POOLS = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 DROPOUTS = {2: nn.Dropout2d, 3: nn.Dropout3d}
 BATCH_NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 SLOPE = 0.01  # of the leaky ReLUs
 
-Norm = Literal["batch", "instance", "group"]
 Init = Literal["torch", "he"]
 Axes = tuple[int, ...]  # one number per axis
 Stride = Annotated[int, Field(ge=1, le=16)]
 Kernel = Literal[1, 3]
-Probability = Annotated[float, Field(ge=0, lt=1)]
 Groups = Annotated[int, Field(ge=1, le=2**16)]
 
 
@@ -118,7 +117,33 @@ def _shortcut(dims: int, in_channels: int, out_channels: int, strides: Axes) -> 
 
 
 def _pool(dims: int, strides: Axes) -> nn.Module:
-    return POOLS[dims](strides) if max(strides) > 1 else nn.Identity()  # pyright: ignore[reportArgumentType]
+    if max(strides) == 1:
+        return nn.Identity()
+    return nn.AvgPool2d(strides) if dims == 2 else AveragePool3d(strides)  # pyright: ignore[reportArgumentType]
+
+
+class AveragePool3d(nn.AvgPool3d):
+    """Average of blocks of voxels, [B, C, *S] -> [B, C, *S / strides], also with deterministic operations alone.
+
+    The backward pass of torch's own pooling is not deterministic on CUDA, and raises an error there.
+    """
+
+    def __init__(self, strides: Axes):
+        super().__init__(strides)  # pyright: ignore[reportArgumentType]
+        self.strides = strides
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.is_cuda and torch.are_deterministic_algorithms_enabled():
+            return mean_of_blocks(features, self.strides)
+        return super().forward(features)
+
+
+def mean_of_blocks(features: Tensor, sides: Axes) -> Tensor:
+    """The mean of each block of so many voxels along the last axes, which its sides divide."""
+    first = features.ndim - len(sides)
+    for axis, side in reversed(list(enumerate(sides, first))):
+        features = features.unflatten(axis, (-1, side))
+    return features.mean([first + 2 * number + 1 for number in range(len(sides))])
 
 
 def stochastic_depth(probability: float) -> nn.Module:

@@ -18,10 +18,9 @@ from segkit.training.assigned_weights import Assigned, assign
 from segkit.training.checkpoint import CheckpointError, check_fitting
 from segkit.training.init_file import digest, read_content
 from segkit.training.tensor_pickle import shown
-from segkit.training.weights_file import WeightsFile, local_file, weights_file
+from segkit.training.weight_names import by_preference, weight_sets
+from segkit.training.weights_file import WeightsFile, find_weights, local_file
 from segkit.utils.text import listed
-
-WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema")  # under which files keep their weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class LoadedEncoder:
         taken, origin = self.assigned, self.origin
         where = f"{origin['source']} ({origin['file']}, SHA-256 {origin['sha256'][:16]})"
         how = "in the order of the file, all shapes agree" if taken.by_order else "by name"
-        lines = [f"loaded {len(taken.weights)} of {taken.expected} {self.part} weights from {where}, {how}"]
+        part = taken.part.rstrip(".") or self.part
+        lines = [f"loaded {len(taken.weights)} of {taken.expected} {part} weights from {where}, {how}", *taken.notes]
         if taken.adapted:
             lines.append(f"adapted to {taken.channels} image channels: {', '.join(taken.adapted)}")
         if taken.left_out:
@@ -59,11 +59,11 @@ def load_initial_weights(network: nn.Module) -> LoadedEncoder | None:
     if initial is None or not initial.pretrained:
         return None
     module = network.get_submodule(initial.module)
-    file = weights_file(initial)
-    state = _tensors(file.path)
+    file = find_weights(initial)
+    content = read_content(file.path)
     if initial.published is not None and initial.published.library == "timm":
-        state = _named_by_timm(initial, state)
-    assigned = assign(state, module.state_dict(), initial, file.path)
+        content = _named_by_timm(initial, content, file.path)
+    assigned = assign(content, module.state_dict(), initial, file.path)
     check_fitting(file.path, assigned.weights, module.state_dict())
     module.load_state_dict(assigned.weights, strict=False)
     return LoadedEncoder(_origin(initial, file), assigned, initial.part)
@@ -84,26 +84,15 @@ def _origin(initial: InitialWeights, file: WeightsFile) -> dict[str, str]:
     return {**plain, **published, **file.download}
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, in its order."""
-    content = read_content(path)
-    for key in WRAPPERS:
-        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: expected a mapping from names to tensors, got {shown(content)}")
-    other = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
-    if other:
-        raise CheckpointError(
-            f"{path}: expected a mapping from names to tensors, got {shown(content[other[0]])} under {shown(other[0])}"
-        )
-    return content
-
-
-def _named_by_timm(initial: InitialWeights, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _named_by_timm(initial: InitialWeights, content: Any, path: Path) -> dict[str, Tensor]:
     """Published weights with the names of timm's present code, which timm itself converts."""
     import timm
 
     published: Any = initial.published
+    sets = weight_sets(content)
+    if not sets:
+        raise CheckpointError(f"{path}: expected a mapping from names to tensors, got {shown(content)}")
+    state = sets[by_preference(sets)[0]]
     try:
         whole = timm.create_model(published.name, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
     except (RuntimeError, KeyError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,3 +75,38 @@ def _name(name: str, stages: int) -> str:
 def _block(stage: str, block: str) -> str:
     """The name of a residual block; at the finest resolution, it comes after the stem."""
     return f"encoder.{stage}.{int(block) + (stage == '0')}"
+
+
+def model_section(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The section `model` of a network that takes these translated weights."""
+    is_residual = "encoder.0.0.layers.0.weight" in weights
+    name = "encoder.{0}.0.layers.0.weight" if is_residual else "encoder.{0}.layers.0.weight"
+    levels = 1 + _count(weights, r"upsample\.\d+\.weight")
+    first = [weights[name.format(level)].shape for level in range(levels)]
+    convs = r"\.layers\.\d+\.weight"
+    if is_residual:
+        blocks = [_count(weights, rf"encoder\.{level}\.\d+\.layers\.0\.weight") for level in range(levels)]
+        encoder = {"blocks_per_stage": [blocks[0] - 1, *blocks[1:]]}  # without the stem
+    else:
+        encoder = {"encoder_convs": [_convolutions(weights, rf"encoder\.{level}{convs}") for level in range(levels)]}
+    return {
+        "name": "residual_encoder_unet" if is_residual else "unet",
+        "widths": [shape[0] for shape in first],
+        "strides": [list(weights[f"upsample.{level}.weight"].shape[2:]) for level in range(levels - 1)],
+        "kernels": [list(shape[2:]) for shape in first],
+        **encoder,
+        "decoder_convs": [_convolutions(weights, rf"decoder\.{level}{convs}") for level in range(levels - 1)],
+        **({} if is_residual else {"norm": "instance", "bias": True, "init": "he"}),
+    }
+
+
+def _matching(weights: Mapping[str, Tensor], pattern: str) -> Iterable[Tensor]:
+    return (tensor for name, tensor in weights.items() if re.fullmatch(pattern, name))
+
+
+def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
+    return sum(1 for _ in _matching(weights, pattern))
+
+
+def _convolutions(weights: Mapping[str, Tensor], pattern: str) -> int:
+    return sum(tensor.ndim > 1 for tensor in _matching(weights, pattern))

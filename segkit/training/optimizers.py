@@ -17,16 +17,18 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
+from segkit.models.initial_weights import blocks_of
+
 Groups = Sequence[dict[str, Any]]
 Rate = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 FUSED = ("cpu", "cuda", "mps", "xpu")  # device types for which PyTorch has fused optimisers
 ENCODER = "encoder"  # the item of `parameters.freeze` that means all blocks of the encoder
-# names of the encoder in networks without the attribute `encoder_blocks`, such as those of segmentation_models_pytorch
-# and MONAI, and names under which a wrapper holds a network
-ENCODERS = ("encoder", "backbone", "convInit", "down_layers", "conv_0", "down_1", "down_2", "down_3", "down_4")
+# names of the encoder in networks without the attribute `encoder_blocks`, such as those of segmentation_models_pytorch,
+# and names under which a wrapper holds a network
+ENCODERS = ("encoder", "backbone")
 WRAPPERS = ("network", "model", "module")
-_EXPECTED = f"attribute encoder_blocks or module named {' or '.join(ENCODERS[:2])}"
+_EXPECTED = f"attribute encoder_blocks or module named {' or '.join(ENCODERS)}"
 
 
 def _fused(groups: Groups) -> bool:
@@ -128,15 +130,10 @@ def parameter_groups(model: nn.Module, grouping: Grouping) -> list[dict[str, Any
     """The trainable parameters, grouped by learning rate and weight decay.
 
     `lr_factor` of a group is the factor on the learning rate. Raises ValueError if the grouping sets a learning rate of
-    the encoder and the network has no encoder, see `encoder_blocks`.
+    the encoder and the network has no encoder, see `encoder_blocks`, or a frozen one.
     """
     blocks = encoder_blocks(model)
-    if (grouping.encoder_lr != 1 or grouping.layer_decay != 1) and not blocks:
-        names = [name for name, _parameter in model.named_parameters()]
-        raise ValueError(
-            f"parameters.encoder_lr and layer_decay need a network with an {_EXPECTED}, but this network has "
-            f"{_top_level(names)}"
-        )
+    _check_encoder(model, blocks, grouping)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -148,11 +145,31 @@ def parameter_groups(model: nn.Module, grouping: Grouping) -> list[dict[str, Any
     ]
 
 
+def _check_encoder(model: nn.Module, blocks: Sequence[str], grouping: Grouping) -> None:
+    """Raise ValueError if the grouping would have no effect on a network with these blocks of the encoder."""
+    if grouping.encoder_lr == grouping.layer_decay == 1:
+        return
+    parameters = dict(model.named_parameters())
+    if not blocks:
+        raise ValueError(
+            f"parameters.encoder_lr and layer_decay need a network with an {_EXPECTED}, but this network has "
+            f"{_top_level(list(parameters))}"
+        )
+    trained = {_block_of(name, blocks) for name, parameter in parameters.items() if parameter.requires_grad} - {None}
+    if not trained:
+        raise ValueError("parameters.encoder_lr and layer_decay are for an encoder that is trained, but it is frozen")
+    if grouping.layer_decay != 1 and len(blocks) == 1:
+        raise ValueError(
+            f"parameters.layer_decay is for an encoder of several blocks, but this network has one, {blocks[0]}; use "
+            "encoder_lr"
+        )
+
+
 def encoder_blocks(model: nn.Module) -> list[str]:
     """The blocks of the encoder as prefixes of parameter names, in the order of the forward pass.
 
-    They are the attribute `encoder_blocks` of the network, or of the network inside a wrapper; without it, the parts of
-    the modules that are named as an encoder. The list is empty if there is no encoder. Raises ValueError if a block of
+    They are the attribute `encoder_blocks` of the network, or of the network inside a wrapper; without it, the blocks
+    of the module that is named as an encoder. The list is empty if there is no encoder. Raises ValueError if a block of
     the attribute has no parameter.
     """
     names = [name for name, _parameter in model.named_parameters()]
@@ -164,17 +181,13 @@ def encoder_blocks(model: nn.Module) -> list[str]:
             if empty:
                 raise ValueError(f"encoder_blocks of the network: no parameter belongs to {', '.join(empty)}")
             return blocks
-    return list(dict.fromkeys(block for block in map(_named_block, names) if block is not None))
+    return next((list(blocks_of(module, path)) for path, module in model.named_modules() if _is_encoder(path)), [])
 
 
-def _named_block(name: str) -> str | None:
-    """The block of a parameter of an encoder that is recognised by its name; None for other parameters."""
-    parts = name.split(".")
-    start = next((number for number, part in enumerate(parts) if part not in WRAPPERS), 0)
-    if parts[start] not in ENCODERS:
-        return None
-    length = 2 if parts[start] in ENCODERS[:2] else 1
-    return ".".join(parts[: start + length])
+def _is_encoder(path: str) -> bool:
+    """Whether a module is an encoder by its name, perhaps inside wrappers."""
+    *outer, name = path.split(".")
+    return name in ENCODERS and all(part in WRAPPERS for part in outer)
 
 
 def _block_of(name: str, blocks: Sequence[str]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -22,9 +23,12 @@ def chosen_precision(precision: Precision | Literal["auto"], device: torch.devic
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the processor has instructions for bfloat16. torch has no public function that tells."""
-    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return is_supported is not None and is_supported()
+    """Whether the processor has instructions for bfloat16; False where this version of torch does not tell.
+
+    oneDNN's own answer is no help: it is yes for any AVX-512, on which it computes in float32 between conversions.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in BF16_INSTRUCTIONS)
 
 
 def bf16_slowdown() -> float:

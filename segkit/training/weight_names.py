@@ -29,8 +29,9 @@ class Match:
     key: The keys that lead to the weights in the file, joined by dots; empty for the file itself.
     state: These weights by their names in the file.
     file_prefix, network_prefix: What is removed from the names of the file and of the network.
-    names: From the name in the network to that in the file, where they agree.
-    fitting: The number of these weights that agree in shape, too, without scalars.
+    names: From the name in the network to that in the file, where they agree, with `.` and `_` taken for the same.
+    named: The number of these weights without scalars, such as counters of batches, which some files lack.
+    fitting: The number of those that agree in shape, too.
     rivals: Other sets of weights of the file that fit equally well, in words.
     """
 
@@ -39,13 +40,14 @@ class Match:
     file_prefix: str
     network_prefix: str
     names: Mapping[str, str]
+    named: int
     fitting: int
     rivals: tuple[str, ...] = ()
 
     @property
     def is_average(self) -> bool:
         """Whether the names say that the weights are a moving average of those in training."""
-        return not AVERAGES.isdisjoint(re.split(r"[._]", f"{self.key}.{self.file_prefix}".lower()))
+        return names_average(f"{self.key}.{self.file_prefix}")
 
     @property
     def place(self) -> str:
@@ -62,9 +64,30 @@ class Match:
     @property
     def rank(self) -> tuple[int, ...]:
         """Of several matches, the one with the highest rank is taken."""
-        usual = USUAL.index(self.key) if self.key in USUAL else len(USUAL)
         dots = (self.network_prefix.count("."), self.file_prefix.count("."))
-        return self.fitting, len(self.names), self.is_average, -usual, -dots[0], -dots[1]
+        return self.fitting, self.named, self.is_average, -_usual(self.key), -dots[0], -dots[1]
+
+    @property
+    def choice(self) -> tuple[str, ...]:
+        """A note if other weights of the file would fit as well."""
+        if not self.rivals:
+            return ()
+        why = "the moving average" if self.is_average else "by the order of the usual names"
+        return (f"several sets of weights fit equally; took {self.where} ({why}), not {', '.join(self.rivals)}",)
+
+
+def names_average(names: str) -> bool:
+    """Whether keys and prefixes, joined by dots, say that weights are a moving average of those in training."""
+    return not AVERAGES.isdisjoint(re.split(r"[._]", names.lower()))
+
+
+def by_preference(sets: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """The keys of sets of weights, in the order in which equal sets are taken: averages, then the usual keys."""
+    return sorted(sets, key=lambda key: (not names_average(key), _usual(key)))
+
+
+def _usual(key: str) -> int:
+    return USUAL.index(key) if key in USUAL else len(USUAL)
 
 
 def weight_sets(content: Any) -> dict[str, dict[str, Tensor]]:
@@ -124,23 +147,29 @@ def _matches(key: str, state: Mapping[str, Tensor], network: Mapping[str, Tensor
             if min(len(in_file), len(in_network)) < needed:
                 continue
             names = {name: in_file[rest] for rest, name in in_network.items() if rest in in_file}
-            fitting = sum(_agree(network[name], state[source]) for name, source in names.items())
+            weights = [(network[name], state[source]) for name, source in names.items() if network[name].ndim]
+            fitting = sum(here.shape == there.shape for here, there in weights)
             if fitting >= needed:
-                yield Match(key, state, file_prefix, network_prefix, names, fitting)
+                yield Match(key, state, file_prefix, network_prefix, names, len(weights), fitting)
                 least = max(least, fitting)
 
 
-def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether two weights have the same shape. Scalars, such as counters of batches, always do, and tell nothing."""
-    return one.shape == other.shape and one.ndim > 0
-
-
 def by_prefix(state: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
-    """For each prefix of the names, that is each module: from the rest of a name to the whole name in the state."""
+    """For each prefix of the names, that is each module: from the rest of a name, dotted, to the whole name."""
     prefixes: dict[str, dict[str, str]] = {}
     for name in state:
-        plain = INNER_WRAPPERS.sub("", name)
+        plain = unwrapped(name)
         ends = [0, *(dot.end() for dot in re.finditer(r"\.", plain))]
         for end in ends:
-            prefixes.setdefault(plain[:end], {})[plain[end:]] = name
+            prefixes.setdefault(plain[:end], {})[dotted(plain[end:])] = name
     return prefixes
+
+
+def unwrapped(name: str) -> str:
+    """A name without what wrappers put into it."""
+    return INNER_WRAPPERS.sub("", name)
+
+
+def dotted(name: str) -> str:
+    """A name with a dot for each underscore: encoders of timm have underscores where its files have dots."""
+    return name.replace("_", ".")

@@ -31,7 +31,7 @@ class WeightsFile:
     download: dict[str, str] = field(default_factory=dict)
 
 
-def weights_file(initial: InitialWeights) -> WeightsFile:
+def find_weights(initial: InitialWeights) -> WeightsFile:
     """The file of the weights that a network asks for; published weights are downloaded unless they are cached.
 
     Raises CheckpointError if there is none, with the ways out.

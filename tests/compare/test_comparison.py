@@ -17,6 +17,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 from scipy import stats
@@ -54,8 +55,10 @@ from segkit.compare.variance_models import Folds, TwoWay, group_values
 from segkit.config import Config
 from segkit.data import SyntheticSource
 from segkit.data.splits import Split
+from segkit.models import MODELS
 from segkit.report.comparison_figures import classes_figure, cliques
 from segkit.report.comparison_page import best_first, sentences
+from segkit.training import precision
 
 from support.command_line import TINY, tool, write_pairs
 from support.processes import FORKS, start_tool
@@ -708,6 +711,37 @@ def test_changed_data_gives_new_units(folder):
     assert "data: " in " ".join(printed.split())
     table = pd.read_csv(folder / "out" / "cases.csv")
     assert set(table[table["class"] == "a"]["reference"]) == {32 * 32}
+
+
+def test_changed_initial_weights_give_new_units_and_a_change_of_the_plan(folder):
+    """A file that is missing later is the one that the plan knows."""
+    network = MODELS["unet"](in_channels=1, out_channels=3, dims=2, widths=[8, 16])
+    arguments = ("--losses", "dice", "train.init=weights.pt")
+    printed = compare(folder, *arguments, "--seeds", "1", code=2)
+    assert "train.init: there is no file" in " ".join(printed.split())
+    torch.save(network.state_dict(), folder / "weights.pt")
+    compare(folder, *arguments, "--seeds", "1")
+    torch.save({name: 2 * value for name, value in network.state_dict().items()}, folder / "weights.pt")
+    printed = " ".join(compare(folder, *arguments, "--seeds", "2").split())
+    assert "already finished" not in printed
+    assert re.search(r"initial_weights\.train\.init: '\w{16}' before, '\w{16}' after", printed)
+    (folder / "weights.pt").unlink()
+    assert "already finished: 2 of 2 units" in compare(folder, *arguments, "--seeds", "2")
+    plan = json.loads((folder / "out" / "plan.json").read_text())
+    assert len(plan["changes"]) == 1  # the seeds and the weights
+
+
+def test_automatic_precision_is_that_of_the_first_start(folder, monkeypatch):
+    """Also on a machine that would choose another one, so that no comparison mixes them."""
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
+    arguments = ("--losses", "dice", "train.precision=auto")
+    compare(folder, *arguments, "--seeds", "1")
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: False)
+    assert "already finished: 1 of 2 units" in compare(folder, *arguments, "--seeds", "2")
+    for file in (folder / "out" / "units").glob("*/checkpoints/last.pt"):
+        assert torch.load(file, weights_only=True)["resolved"]["train"]["precision"] == "bf16"
+    plan = json.loads((folder / "out" / "plan.json").read_text())
+    assert plan["configuration"]["train"]["precision"] == "bf16"
 
 
 def test_training_must_not_use_scores_of_evaluation_cases(folder):

@@ -331,7 +331,7 @@ def test_larger_batches_of_the_same_images_are_accepted():
 
 
 def test_the_batch_of_one_process_counts():
-    from segkit.experiment.build import check_network
+    from segkit.experiment.network_check import check_network
     from segkit.utils.distributed import Processes
 
     config = load_config(VALID, [*DEEP, "loader.batch=2"])

@@ -8,12 +8,12 @@ from segkit.experiment.build import (
     build_data,
     build_labels,
     build_model,
-    check_network,
     load_config,
     padding_multiple,
     restore_config,
 )
 from segkit.experiment.build_predictor import predictor_factory
+from segkit.experiment.network_check import check_network
 
 UNETR = {"name": "monai_unetr", "image_size": [32, 16], "width": 4, "hidden_width": 8, "mlp_width": 8, "heads": 2}
 
@@ -88,6 +88,40 @@ def einops():
 def test_patch_and_window_must_have_the_only_size(section, message):
     with pytest.raises(ConfigError, match=message):
         config_of(UNETR, **section)
+
+
+@pytest.mark.parametrize(
+    ("given", "resampled", "message"),
+    [
+        ([4.5, 1], [1, 4.5], r"spacing of \[1\.0, 4\.5\], got \[4\.5, 1"),
+        ([1, 2], None, r"spacing of \[1\.0, 1\.0\], got \[1"),
+    ],
+)
+def test_the_spacing_of_a_network_is_that_of_the_images(given, resampled, message):
+    """After resampling, in the order of the axes; synthetic images have a spacing of 1."""
+    model = {"name": "monai_segresnet_ds", "blocks": [1, 2], "width": 8, "spacing": given}
+    config = config_of(model, preprocess={"spacing": resampled})
+    with pytest.raises(ConfigError, match=rf"model\.spacing: the training images have a {message}"):
+        check_network(config, data_of(config))
+    same = config_of(
+        {**model, "spacing": [2 * length for length in resampled or [1, 1]]}, preprocess={"spacing": resampled}
+    )
+    check_network(same, data_of(same))
+
+
+def test_the_ways_out_are_options_of_the_network():
+    """A batch norm at one pixel with one image, and an encoder that has neither widths nor a choice of norms."""
+    one = {"loader": {"batch": 1}, "sampling": {"patch": [32, 32]}}
+    for model, ways in (
+        ({"name": "encoder_unet", "encoder": "test_resnet"}, "sampling.patch, or another network"),
+        (
+            {"name": "unet", "widths": [4] * 6},
+            "sampling.patch, fewer model.widths, another model.norm, or another network",
+        ),
+    ):
+        config = config_of(model, **one)
+        with pytest.raises(ConfigError, match=rf"Expected more than 1 value .*; use a larger loader.batch or {ways}$"):
+            check_network(config, data_of(config))
 
 
 @pytest.mark.usefixtures("einops")

@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +133,22 @@ def test_a_network_of_any_size_costs_nothing(run):
         with pytest.raises(ValueError, match=message) as error:
             load_trained(run / "changed.pt")
         assert "changed.pt" in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs the list of instructions that Linux gives")
+def test_the_instructions_of_the_processor_are_those_that_linux_lists():
+    flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    assert precision._cpu_has_bf16() == (not flags.isdisjoint({"avx512_bf16", "amx_bf16"}))
+
+
+@pytest.mark.parametrize("capabilities", [{"avx512_f": True, "avx512_bf16": False}, {}, None])
+def test_bfloat16_is_not_chosen_where_it_is_emulated(monkeypatch, capabilities):
+    """AVX-512 alone, another kind of processor, and a version of torch that does not tell."""
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert precision.chosen_precision("auto", torch.device("cpu")) == "fp32"
 
 
 @pytest.mark.parametrize("recorded", ["bf16", "fp32"])

@@ -111,7 +111,23 @@ def test_a_plan_predicts_in_windows_what_does_not_fit_as_a_whole(gigabytes, wind
     """A U-Net with 16 channels at full resolution keeps some 400 bytes per pixel: 20 GB for 6000 x 8000 pixels."""
     sides, spacing = (6000, 8000), (1.0, 1.0)
     fingerprint = Fingerprint(
-        *(20, 20, 0, 20, 3, sides, sides, sides, spacing, spacing, spacing, sides, (0.0, 255.0), (0.0, 0.5, 1.0)),
+        *(
+            20,
+            20,
+            0,
+            20,
+            3,
+            sides,
+            sides,
+            sides,
+            spacing,
+            spacing,
+            spacing,
+            spacing,
+            sides,
+            (0.0, 255.0),
+            (0.0, 0.5, 1.0),
+        ),
         between=0.1,
         with_foreground=1.0,
         shares=(0.8, 0.1, 0.1),

@@ -8,7 +8,7 @@ from torch import nn
 
 from segkit.models.residual_unet import ResidualEncoderUNet
 from segkit.models.unet import UNet
-from segkit.models.unet_blocks import AttentionGate, Layers, ResidualBlock, Stage
+from segkit.models.unet_blocks import AttentionGate, AveragePool3d, Layers, ResidualBlock, Stage, mean_of_blocks
 
 BUILDS = {"unet": UNet, "residual_encoder_unet": ResidualEncoderUNet}
 
@@ -169,8 +169,8 @@ def test_the_blocks_of_the_encoder_hold_all_that_comes_before_the_decoder(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("unet", {"kernels": [[3, 3]]}, "expected kernels with 3 entries, one per width"),
-        ("unet", {"kernels": [[3, 3], [3, 2], [3, 3]]}, "each with 2 numbers, 1 or 3"),
+        ("unet", {"kernels": [[3, 3]]}, "expected kernels with 3 entries, as many as widths"),
+        ("unet", {"kernels": [[3, 3], [3, 2], [3, 3]]}, "each with 2 numbers among 1, 3"),
         ("unet", {"encoder_convs": [1, 2]}, "expected encoder_convs with one number of at least 1, or 3 of them"),
         ("unet", {"decoder_convs": [1, 2, 3]}, "expected decoder_convs .* or 2 of them"),
         ("unet", {"encoder_convs": 0}, "expected encoder_convs"),
@@ -184,3 +184,14 @@ def test_invalid_options_raise(name, options, message):
     options = {"widths": [4, 4, 4], **options}
     with pytest.raises(ValueError, match=message):
         BUILDS[name](in_channels=1, out_channels=2, dims=2, **options)
+
+
+@pytest.mark.parametrize("sides", [(2, 2, 2), (1, 2, 2), (1, 3, 2)])
+def test_the_deterministic_average_of_blocks_is_that_of_the_pooling(sides):
+    """On CUDA, with deterministic operations alone, it takes the place of torch's pooling."""
+    features = torch.randn(2, 3, 4, 6, 8, dtype=torch.float64, requires_grad=True)
+    pooled, mean = AveragePool3d(sides)(features), mean_of_blocks(features, sides)
+    torch.testing.assert_close(mean, pooled)
+    weight = torch.randn_like(pooled)
+    gradients = [torch.autograd.grad((result * weight).sum(), features)[0] for result in (pooled, mean)]
+    torch.testing.assert_close(*gradients)

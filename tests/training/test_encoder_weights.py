@@ -25,6 +25,7 @@ from segkit.models.encoder_unet import encoder_unet
 from segkit.models.initial_weights import Published
 from segkit.training.checkpoint import CheckpointError
 from segkit.training.encoder_weights import digest, load_initial_weights
+from segkit.training.init_weights import load_weights
 from segkit.training.run_folder import Run
 from segkit.utils.errors import RunError
 
@@ -190,7 +191,6 @@ def test_a_file_of_torchvision_fills_the_encoder_of_timm(tmp_path):
         (lambda state: state.update({"bn1.bias": torch.ones(3)}), r"the names agree, but bn1\.bias .* shape \[3\]"),
         (lambda state: state.update({"bn1.bias": state["bn1.bias"] / 0}), r"finite weights .* bn1\.bias"),
         (lambda state: state.update({"bn1.bias": state["bn1.bias"].long()}), r"bn1\.bias \(file torch\.int64"),
-        (lambda state: state.update({"epoch": 3}), r"got 3 under 'epoch'"),
     ],
 )
 def test_an_encoder_is_never_filled_in_part(tmp_path, change, message):
@@ -202,6 +202,50 @@ def test_an_encoder_is_never_filled_in_part(tmp_path, change, message):
     with pytest.raises(CheckpointError, match=rf"weights\.pth: .*{message}"):
         load_initial_weights(built)
     assert torch.equal(built.encoder.model.bn1.bias, before)
+
+
+@pytest.mark.parametrize("option", ["model.weights", "train.init"])
+@pytest.mark.parametrize("lacking", ["", "num_batches_tracked"])
+@pytest.mark.parametrize("keys", [("student", "teacher"), ("state_dict", "state_dict_ema")])
+def test_of_equal_sets_the_moving_average_is_taken_and_said(tmp_path, keys, lacking, option):
+    """Averages often lack the counters of batches, which evaluation does not need."""
+    raw, average = random_weights("test_resnet", seed=1), random_weights("test_resnet", seed=2)
+    kept = {name: value for name, value in average.items() if not lacking or not name.endswith(lacking)}
+    torch.save(dict(zip(keys, (raw, kept), strict=True)), tmp_path / "weights.pth")
+    built = network(weights=tmp_path / "weights.pth")
+    if option == "model.weights":
+        told = load_initial_weights(built).describe()
+    else:
+        told = load_weights(built, tmp_path / "weights.pth").describe(tmp_path)
+    assert torch.equal(built.encoder.model.bn1.bias, average["bn1.bias"])
+    assert any(f"took {keys[1]} (the moving average), not {keys[0]}" in line for line in told)
+
+
+def test_prefixes_of_the_same_length_are_chosen_by_their_meaning(tmp_path):
+    """`encoder_q` and `encoder_k` of a contrastive training say nothing: the first is taken, and the other named."""
+    state = {
+        f"{prefix}.{name}": value
+        for prefix, seed in (("encoder_q", 1), ("encoder_k", 2))
+        for name, value in random_weights("test_resnet", seed).items()
+    }
+    torch.save(state, tmp_path / "weights.pth")
+    built = network(weights=tmp_path / "weights.pth")
+    told = "\n".join(load_initial_weights(built).describe())
+    assert torch.equal(built.encoder.model.bn1.bias, state["encoder_q.bn1.bias"])
+    assert "took encoder_q.* (by the order of the usual names), not encoder_k.*" in told
+
+
+@pytest.mark.parametrize("encoder", ["test_resnet", "test_convnext"])
+def test_init_fills_an_encoder_whose_names_have_underscores(tmp_path, encoder):
+    """timm writes `stages.0` and its encoders have `stages_0`."""
+    state = random_weights(encoder)
+    torch.save(state, tmp_path / "weights.pth")
+    built = network(encoder)
+    loaded = load_weights(built, tmp_path / "weights.pth")
+    names = {name.replace(".", "_"): value for name, value in state.items()}
+    for name, value in built.encoder.model.state_dict().items():
+        assert torch.equal(value, names[name.replace(".", "_")]), name
+    assert len(loaded.taken) == len(built.encoder.model.state_dict())
 
 
 # --- published weights -----------------------------------------------------------------------------------------------
@@ -297,6 +341,22 @@ def test_the_whole_network_of_torchvision_but_a_head_of_other_classes(tmp_path, 
         found = built.network.backbone(grey.expand(1, channels, 64, 64))["high"]
     if channels != 5:  # five channels of one image weigh red and green twice
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_file_of_the_backbone_alone_fills_the_backbone(tmp_path, channels):
+    """As torchvision publishes weights of ImageNet; `features.` is its prefix."""
+    whole = torchvision.models.mobilenet_v3_large()
+    torch.save(whole.state_dict(), tmp_path / "backbone.pth")
+    built = MODELS["lraspp_mobilenet"](in_channels=channels, out_channels=4, dims=2, weights=tmp_path / "backbone.pth")
+    head = built.network.classifier.cbr[0].weight.clone()
+    told = load_initial_weights(built).describe()
+    expected = whole.features.state_dict()
+    assert told[0].startswith(f"loaded {len(expected)} of {len(expected)} backbone weights")
+    assert any("adapted to 1 image channels: backbone.0.0.weight" in line for line in told) == (channels == 1)
+    for name, value in built.network.backbone.state_dict().items():
+        assert torch.equal(value, expected[name]) or name == "0.0.weight", name
+    assert torch.equal(built.network.classifier.cbr[0].weight, head)
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------

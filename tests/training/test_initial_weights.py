@@ -19,11 +19,11 @@ from torch import nn
 from segkit.experiment.build import load_config
 from segkit.experiment.runner import run_experiment
 from segkit.models import MODELS
-from segkit.training import pretrained
+from segkit.training import init_weights
 from segkit.training.assigned_weights import adapted_to_channels
 from segkit.training.checkpoint import CheckpointError
 from segkit.training.init_file import weights_digest
-from segkit.training.pretrained import load_weights
+from segkit.training.init_weights import load_weights
 from segkit.training.run_folder import Run
 from segkit.utils.errors import MissingExtra
 
@@ -363,7 +363,7 @@ def test_the_table_stays_short_and_a_file_of_few_weights_is_warned_of(tmp_path):
     assert "only 40 of the 120 weights" in warning
 
 
-def test_a_translator_is_asked_where_names_do_not_agree(tmp_path, monkeypatch):
+def test_names_are_translated_where_they_do_not_agree(tmp_path, monkeypatch):
     source, model = filled(network()), network()
     names = {f"x{number}": name for number, name in enumerate(source.state_dict())}
     torch.save(
@@ -375,7 +375,7 @@ def test_a_translator_is_asked_where_names_do_not_agree(tmp_path, monkeypatch):
 
     with pytest.raises(CheckpointError, match="no weight"):
         load_weights(model, tmp_path / "x.pt")
-    monkeypatch.setattr(pretrained, "TRANSLATORS", (translated,))
+    monkeypatch.setattr(init_weights, "translated", translated)
     assert "translated names" in load_weights(model, tmp_path / "x.pt").describe(tmp_path)[0]
     assert_loaded(model, source)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from segkit.models import MODELS
-from segkit.training.nnunet_weights import translated
-from segkit.training.pretrained import load_weights
+from segkit.training.checkpoint import CheckpointError
+from segkit.training.init_weights import load_weights
+from segkit.training.nnunet_weights import model_section, translated
 
 REFERENCE = json.loads((Path(__file__).parent / "nnunet_reference.json").read_text())
 
@@ -73,6 +74,30 @@ def test_a_checkpoint_file_of_nnunet_initialises_the_network(tmp_path):
     network = ours("residual_3d", deep_supervision=True).train()
     assert not load_weights(network, tmp_path / "checkpoint_final.pth").missing
     check_logits("residual_3d", network(image_of("residual_3d")))
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_the_section_of_its_network_is_read_from_the_shapes(case):
+    """The recorded plan of nnU-Net has the same widths, strides, kernels and numbers of convolutions."""
+    section = model_section(translated(original_state(case), {}))
+    expected = REFERENCE[case]["model"]
+    assert {key: section[key] for key in expected} == expected
+    options = {key: value for key, value in section.items() if key != "name"}
+    sizes = {"in_channels": REFERENCE[case]["channels"], "out_channels": REFERENCE[case]["classes"]}
+    network = MODELS[section["name"]](**sizes, dims=len(REFERENCE[case]["size"]), deep_supervision=True, **options)
+    network.load_state_dict(translated(original_state(case), network.state_dict()))
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_a_checkpoint_of_another_network_is_refused_with_its_own(tmp_path, case):
+    torch.save({"network_weights": original_state(case)}, tmp_path / "checkpoint_final.pth")
+    network = MODELS["unet"](in_channels=1, out_channels=7, dims=2, widths=[4, 6])
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match="is a checkpoint of nnU-Net, but less than half") as raised:
+        load_weights(network, tmp_path / "checkpoint_final.pth")
+    section = json.loads(str(raised.value).rpartition("model: ")[2])
+    assert section == model_section(translated(original_state(case), {}))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_missing_biases_of_transposed_convolutions_are_zero():

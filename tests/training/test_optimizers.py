@@ -129,6 +129,27 @@ def test_a_module_named_as_an_encoder_is_recognised(name, wrappers):
     assert trained == [".".join((*wrappers, "head", part)) for part in ("weight", "bias")]
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-test_resnet"])
+def test_a_network_of_a_plugin_has_the_blocks_of_its_encoder(encoder):
+    """Encoders of smp itself, and those of timm, which smp wraps once more."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    blocks = encoder_blocks(smp.Unet(encoder, encoder_weights=None))
+    assert len(blocks) >= 5
+    assert all(block.startswith("encoder.") for block in blocks)
+    assert [block for block in blocks if "layer" in block] == sorted(block for block in blocks if "layer" in block)
+
+
+def test_rates_of_an_encoder_without_effect_are_refused():
+    frozen, single = Custom(encoder=layers(), head=linear()), Custom(encoder=Custom(only=layers()), head=linear())
+    freeze(frozen, ["encoder"])
+    for grouping in (Grouping(encoder_lr=0.1), Grouping(layer_decay=0.5)):
+        with pytest.raises(ValueError, match="encoder that is trained, but it is frozen"):
+            build_optimizer("sgd", frozen, {}, grouping)
+    with pytest.raises(ValueError, match=r"several blocks, but this network has one, encoder\.only; use encoder_lr"):
+        build_optimizer("sgd", single, {}, Grouping(layer_decay=0.5))
+    build_optimizer("sgd", single, {}, Grouping(encoder_lr=0.5))
+
+
 def test_the_attribute_comes_before_names():
     model = Custom(encoder=layers(), stem=layers())
     model.encoder_blocks = ("stem.1", "stem.0")

@@ -13,10 +13,10 @@ from segkit.losses.deep_supervision import DeepSupervision
 from segkit.models.unet import UNet
 from segkit.training import checkpoint
 from segkit.training.compile import Compiled
+from segkit.training.init_weights import load_weights
 from segkit.training.loop import fit
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import build_optimizer, freeze
-from segkit.training.pretrained import load_weights
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Run
 from segkit.training.step_logger import Meter

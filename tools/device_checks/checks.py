@@ -12,7 +12,7 @@ import torch
 
 from segkit.utils.errors import is_out_of_memory
 
-OK, SKIPPED, FAILED = "ok", "skipped", "failed"
+OK, SKIPPED, UNMEASURED, FAILED = "ok", "skipped", "not measured", "failed"
 LONGEST = 300  # characters of a message
 
 
@@ -54,7 +54,7 @@ class Skip(Exception):
 class Check:
     """A row of a table.
 
-    seconds: The time that it may need. It is skipped if less is left.
+    seconds: The time that it may need. It is not measured if less is left.
     """
 
     name: str
@@ -84,13 +84,13 @@ class Part:
         return [name, *cells, *["-"] * missing, outcome]
 
 
-Emit = Callable[[str, list[str]], None]  # called with OK, SKIPPED or FAILED, and the cells of a row
+Emit = Callable[[str, list[str]], None]  # called with OK, SKIPPED, UNMEASURED or FAILED, and the cells of a row
 
 
 def run_checks(part: Part, setup: Setup, deadline: float, emit: Emit, started: Callable[[str], None]) -> None:
     """Run the checks of a part one after the other. One that fails does not end the others.
 
-    deadline: The time by `time.monotonic` after which checks are skipped.
+    deadline: The time by `time.monotonic` after which checks are not measured.
     started: Called with the name of each check before it runs.
     """
     checks = part.checks(setup)
@@ -112,7 +112,7 @@ def run_checks(part: Part, setup: Setup, deadline: float, emit: Emit, started: C
 def _outcome(part: Part, check: Check, deadline: float) -> tuple[str, list[str]]:
     """Run a check. Sizes that do not fit into the memory are skipped."""
     if time.monotonic() + check.seconds > deadline:
-        return SKIPPED, part.row(check.name, f"{SKIPPED}: no time left")
+        return UNMEASURED, part.row(check.name, f"{UNMEASURED}: no time left")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

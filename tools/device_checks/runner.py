@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
 
-from device_checks.checks import FAILED, OK, SKIPPED, Emit, Part, Setup, run_checks
+from device_checks.checks import FAILED, OK, SKIPPED, UNMEASURED, Emit, Part, Setup, run_checks
 
 GRACE = 10.0  # seconds after its time in which a part may end by itself
 
@@ -58,7 +58,7 @@ def run_parts(parts: Sequence[Part], setup: Setup, output: Output) -> Counter[st
         output.head(part)
         run_isolated(part, setup, deadline, emit)
         output.line(f"\n{time.monotonic() - began:.0f} s\n")
-    counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in (OK, SKIPPED, FAILED))
+    counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in (OK, SKIPPED, UNMEASURED, FAILED))
     output.line(f"**{outcomes.total()} checks in {time.monotonic() - start:.0f} s: {counts}**")
     return outcomes
 

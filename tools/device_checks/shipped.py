@@ -14,7 +14,10 @@ from meters import Meter, meter_of
 from ruamel.yaml import YAML
 
 from device_checks.checks import Check, Measured, Setup, Skip
-from device_checks.experiments import built
+from device_checks.experiments import configured
+from segkit.config import Config
+from segkit.experiment.build_training import build_experiment
+from segkit.experiment.model_summary import summarise_model
 from segkit.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -36,12 +39,12 @@ SHORT_VARIANTS = ["fp32", "bf16, channels_last"]
 REPEATS, SECONDS = 15, 2.0  # timed steps
 COMPILATION = 45.0  # seconds that compiling a network may take
 TOLERANCE = 0.02  # relative difference of the first loss from that in fp32
-COLUMNS = ("ms per step", "steps per second", "peak MiB", "first loss")
+COLUMNS = ("ms per step", "steps per second", "peak MiB", "counted MiB", "first loss")
 NOTE = f"""\
 Steps with one batch that stays the same: synthetic images in the sizes of the data set. Median over the device's events
-after a warm-up; the time includes the copy of the batch to the device, and no loading. Peak memory is counted beyond
-weights and optimiser state. The first loss may differ from that in fp32 by {TOLERANCE:.0%}. Networks with pretrained
-weights start from random ones.\
+after a warm-up; the time includes the copy of the batch to the device, and no loading. Peak memory: measured, and
+counted as `segkit model summary` does, both beyond weights and optimiser state. The first loss may differ from that in
+fp32 by {TOLERANCE:.0%}. Networks with pretrained weights start from random ones.\
 """
 
 
@@ -58,11 +61,13 @@ def checks(setup: Setup) -> Iterator[Check]:
 def _measure(setup: Setup, file: Path, overrides: Sequence[str], first_losses: dict[str, float]) -> Measured:
     if not setup.is_cuda and "train.precision=fp16" in overrides:
         raise Skip("fp16 needs an accelerator")
-    step = prepared(setup, file, overrides)
+    config = _config(setup, file, overrides)
+    step = prepared(config)
     loss = _first_loss(step)
     meter = meter_of(setup.torch_device)
     milliseconds, peak = _numbers(setup, meter, step)
-    cells = [f"{milliseconds:.2f}", f"{1e3 / milliseconds:.1f}", f"{peak / 2**20:.0f}", f"{loss:.4f}"]
+    memory = [f"{number / 2**20:.4g}" for number in (peak, _counted(config))]
+    cells = [f"{milliseconds:.2f}", f"{1e3 / milliseconds:.1f}", *memory, f"{loss:.4f}"]
     expected = first_losses.setdefault(file.stem, loss)  # of the first variant, which is fp32
     if not abs(loss - expected) <= TOLERANCE * abs(expected):
         return Measured(cells, f"expected the first loss {expected:.4f} of fp32")
@@ -85,14 +90,30 @@ def _numbers(setup: Setup, meter: Meter, step: Callable[[], Any]) -> tuple[float
     return meter.milliseconds(step, 1 if setup.short else REPEATS, SECONDS), meter.peak_bytes(step)
 
 
-def prepared(setup: Setup, file: Path, overrides: Sequence[str]) -> Callable[[], dict[str, torch.Tensor]]:
-    """A training step of a configuration with synthetic data."""
-    tree = with_synthetic_data(YAML(typ="safe").load(file), setup.short)
-    experiment = built(setup, tree, overrides).experiment
+def _config(setup: Setup, file: Path, overrides: Sequence[str]) -> Config:
+    """A configuration with synthetic data."""
+    return configured(setup, with_synthetic_data(YAML(typ="safe").load(file), setup.short), overrides)
+
+
+def _counted(config: Config) -> int:
+    """Bytes of a step beyond weights and optimiser state, counted tensor by tensor."""
+    memory = summarise_model(config).memory
+    return memory.peak - memory.weights - memory.moments
+
+
+def prepared(config: Config) -> Callable[[], dict[str, torch.Tensor]]:
+    """A training step of a configuration, which leaves no gradients."""
+    experiment = build_experiment(config).experiment
     batches = list(islice(iter(experiment.batches(0)), experiment.settings.accumulate))
     trainer = Trainer(experiment)
     trainer.train_mode()
-    return lambda: trainer.step(batches)
+
+    def step() -> dict[str, torch.Tensor]:
+        scalars = trainer.step(batches)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        return scalars
+
+    return step
 
 
 def with_synthetic_data(tree: dict[str, Any], short: bool) -> dict[str, Any]:

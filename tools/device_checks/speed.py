@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
-from loss_peers import LIBRARIES, Call, Row, calls_of, random_batch, rows, sides_of
+from loss_peers import LIBRARIES, Call, Row, calls_of, losses_of, random_batch, rows, sides_of
 from meters import Meter, meter_of
 
 from device_checks.checks import Check, Measured, Setup, described, free_memory
@@ -21,7 +22,8 @@ NOTE = """\
 A call computes a loss and its gradient with respect to float32 logits. Cells: median milliseconds by the events of the
 device after a warm-up, and peak memory of torch's allocator in sizes of the logits, the gradient (1) included. The last
 columns: time of segkit over that of the fastest other library, and memory over the smallest other. The losses of a row
-are of the same kind, but not always of the same value: each library has its own defaults.\
+are of the same kind, but not always of the same value: each library has its own defaults. A library that is not
+installed has empty cells.\
 """
 
 
@@ -29,10 +31,21 @@ def checks(setup: Setup) -> Iterator[Check]:
     """A row per shape and loss."""
     meter = meter_of(setup.torch_device)
     for shape in SHORT_SHAPES if setup.short else SHAPES:
-        libraries = SHORT_LIBRARIES if setup.short else LIBRARIES
-        for name, row in rows(len(sides_of(shape)) - 2, libraries).items():
+        dims = len(sides_of(shape)) - 2
+        libraries = installed(SHORT_LIBRARIES if setup.short else LIBRARIES, dims)
+        for name, row in rows(dims, libraries).items():
             if not setup.short or row.peers:
                 yield Check(f"{shape}, {name}", partial(_measure, setup, meter, shape, row))
+
+
+def installed(libraries: Sequence[str], dims: int) -> list[str]:
+    """Those that can be imported. The columns of others stay empty."""
+    found = []
+    for library in libraries:
+        with suppress(ImportError):
+            losses_of(library, dims)
+            found.append(library)
+    return found
 
 
 def _measure(setup: Setup, meter: Meter, shape: str, row: Row) -> Measured:

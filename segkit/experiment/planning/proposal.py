@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from segkit.experiment.planning.choice import choose_network
-from segkit.experiment.planning.fingerprint import Fingerprint, foreground
+from segkit.experiment.planning.choice import PlannedNetwork, choose_network
+from segkit.experiment.planning.fingerprint import FINE_PERCENTILE, Fingerprint, foreground
 from segkit.experiment.planning.memory import LOSS, MemoryLimit, Task, prediction_bytes
 from segkit.experiment.planning.networks import NetworkPlan, times
 from segkit.experiment.preflight import SIDE
@@ -44,17 +44,22 @@ class Proposal:
     reasons: dict[str, list[str]]
 
 
-def propose(fingerprint: Fingerprint, labels: Labels, limit: MemoryLimit) -> Proposal:
+def propose(
+    fingerprint: Fingerprint, labels: Labels, limit: MemoryLimit, network: PlannedNetwork | None = None
+) -> Proposal:
     """Propose patch, spacing, normalisation, batch, network, loss and number of steps for a data set.
 
     Args:
         fingerprint: Fingerprint of the data set.
         labels: Labels of the data set.
         limit: Memory that a training step may use.
+        network: The network to plan; None to choose one.
+
+    Raises ConfigError if a named network does not fit.
     """
     sections: dict[str, Any] = {}
     reasons: dict[str, list[str]] = {}
-    plan = _network(Task(fingerprint, labels, limit), sections, reasons)
+    plan = _network(Task(fingerprint, labels, limit), network, sections, reasons)
     _preprocess(fingerprint, plan, sections, reasons)
     _sampling(fingerprint, labels, sections, reasons)
     _loss(fingerprint, labels, sections, reasons)
@@ -71,10 +76,19 @@ def _preprocess(
     if not plan.has_own_intensity:
         preprocess["intensity"], reasons["preprocess.intensity"] = _intensity(fingerprint)
     if fingerprint.is_resampled:
-        preprocess["spacing"] = "median"
+        is_median = fingerprint.target == fingerprint.spacing
+        preprocess["spacing"] = "median" if is_median else list(fingerprint.target)
         reasons["preprocess.spacing"] = [
             f"spacings differ by factors up to {fingerprint.spacing_ratio:.2g}, from {fingerprint.finest} to "
-            f"{fingerprint.coarsest} mm; all images are resampled to {fingerprint.spacing}"
+            f"{fingerprint.coarsest} mm; all images are resampled to {fingerprint.target}",
+            *(
+                []
+                if is_median
+                else [
+                    f"thick slices: across them the {FINE_PERCENTILE}th percentile, which loses fewer "
+                    "of them than the median (nnU-Net)"
+                ]
+            ),
         ]
     sections["preprocess"] = preprocess
 
@@ -94,9 +108,11 @@ def _intensity(fingerprint: Fingerprint) -> tuple[str, list[str]]:
     return intensity, [percentiles, reason]
 
 
-def _network(task: Task, sections: dict[str, Any], reasons: dict[str, list[str]]) -> NetworkPlan:
+def _network(
+    task: Task, network: PlannedNetwork | None, sections: dict[str, Any], reasons: dict[str, list[str]]
+) -> NetworkPlan:
     """Propose network, patch and batch."""
-    plan = choose_network(task)
+    plan = choose_network(task, network)
     sections["sampling"] = {"patch": plan.patch}
     sections["loader"] = {"batch": plan.batch}
     sections["model"] = plan.model
@@ -109,11 +125,12 @@ def _network(task: Task, sections: dict[str, Any], reasons: dict[str, list[str]]
 def _window(task: Task, plan: NetworkPlan, sections: dict[str, Any], reasons: dict[str, list[str]]) -> None:
     """Propose windows for prediction if the largest image does not fit into the memory as a whole."""
     fingerprint = task.fingerprint
-    needed = prediction_bytes(task.network(plan.model), fingerprint.channels, fingerprint.largest)
-    if needed > task.limit.gb * 1e9:
+    bytes_needed = prediction_bytes(task.network(plan.model), fingerprint.channels, fingerprint.largest)
+    needed = bytes_needed / task.limit.unit
+    if needed > task.limit.gb:
         sections["evaluation"] = {"window": plan.patch}
         reasons["evaluation.window"] = [
-            f"to predict {times(fingerprint.largest)} pixels as a whole takes about {needed / 1e9:.3g} GB: images are "
+            f"to predict {times(fingerprint.largest)} pixels as a whole takes about {needed:.3g} GB: images are "
             "predicted in windows"
         ]
 
@@ -230,9 +247,10 @@ def _augmentation(
     else:
         affine = {"name": "affine", "rotate": 15, "scale": 0.15, "shift": 0.0, "p": 0.5}
         reasons["augment"] = ["no flips, since organs differ by side"]
-        thick = int(np.argmax(fingerprint.spacing))
-        anisotropy = fingerprint.spacing[thick] / min(fingerprint.spacing)
-        if fingerprint.spacing[thick] >= ANISOTROPIC * min(fingerprint.spacing):
+        spacing = fingerprint.spacing_of_network
+        thick = int(np.argmax(spacing))
+        anisotropy = spacing[thick] / min(spacing)
+        if spacing[thick] >= ANISOTROPIC * min(spacing):
             affine["axis"] = thick
             reasons["augment"].append(
                 f"voxels are {anisotropy:.2g} times as thick as wide: rotation only within the slices"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from segkit.experiment.planning.memory import GPU_GB, Recipe, Task
+from segkit.experiment.planning.memory import Recipe, Task
 from segkit.experiment.planning.networks import NetworkPlan, image_sizes, times
 from segkit.models.nnunet_shapes import BUDGETS, REFERENCE_BATCH, START, Kind, Shapes, nnunet_shapes
 from segkit.training.step_memory import StepMemory
@@ -22,10 +22,7 @@ SGD = Recipe(
 
 
 def plan_residual_encoder(task: Task) -> NetworkPlan | None:
-    """The kind that the memory allows; None for less than GPU_GB, for images too small to be halved, and if no step
-    fits."""
-    if not task.limit.gpu or task.limit.gb < GPU_GB:
-        return None
+    """The kind that the memory allows, M at least; None for images too small to be halved, and if no step fits."""
     kind = max(KINDS, key=lambda kind: (BUDGETS[kind].gb <= task.limit.gb, BUDGETS[kind].gb))
     rejected: dict[Shapes, StepMemory] = {}
     for percent in SHARES:
@@ -48,7 +45,7 @@ def _shapes(task: Task, kind: Kind, percent: int) -> Shapes | None:
     try:
         shapes = nnunet_shapes(
             kind,
-            spacing=fingerprint.spacing,
+            spacing=fingerprint.spacing_of_network,
             median=fingerprint.sides,
             classes=task.labels.channels,
             pixels=_pixels(task),
@@ -84,8 +81,8 @@ def _reasons(
         ],
         "sampling.patch": [
             image_sizes(task),
-            f"spacing {times(fingerprint.spacing)}: the search starts with a patch that is equally long on each axis "
-            f"and has {START[dims]:.3g} {unit}, cropped to the median image",
+            f"spacing {times(fingerprint.spacing_of_network)}: the search starts with a patch that is equally long on "
+            f"each axis and has {START[dims]:.3g} {unit}, cropped to the median image",
             "it reduces the axis on which the patch covers most of the image, until the feature maps have at most "
             f"{elements:.3g} x {gb:.3g} / {budget.gb:g} GB = {limit:.4g} elements; they have {shapes.elements:.4g}",
         ],
@@ -113,5 +110,5 @@ def _reduced(task: Task, rejected: dict[Shapes, StepMemory], gb: float) -> list[
     shapes, memory = next(iter(rejected.items()))
     return [
         f"for {task.limit.gb:.3g} GB, the rule gives {shapes.batch} patches of {times(shapes.patch)}, whose step takes "
-        f"{memory.peak / 1e9:.3g} GB by the count below: the rule was given {gb:.3g} GB instead"
+        f"{memory.peak / task.limit.unit:.3g} GB by the count below: the rule was given {gb:.3g} GB instead"
     ]

@@ -34,10 +34,12 @@ def plan_small_unet(task: Task) -> NetworkPlan:
     fingerprint = task.fingerprint
 
     def model(patch: Sequence[float]) -> dict[str, Any]:
-        return _options(strides_for(patch, fingerprint.spacing))
+        return _options(strides_for(patch, fingerprint.spacing_of_network))
 
     def multiple(patch: Sequence[float]) -> tuple[int, ...]:
-        return tuple(math.prod(steps) for steps in zip(*strides_for(patch, fingerprint.spacing), strict=True))
+        return tuple(
+            math.prod(steps) for steps in zip(*strides_for(patch, fingerprint.spacing_of_network), strict=True)
+        )
 
     candidates = list(patches(fingerprint.sides, MAX_PATCH[fingerprint.dims], multiple))
     batches = batches_for(task)
@@ -104,7 +106,7 @@ def _reasons(task: Task, plan: NetworkPlan, multiple: tuple[int, ...]) -> dict[s
     }
     if "strides" in plan.model:
         reasons["model.strides"] = [
-            f"spacing {times(fingerprint.spacing)}: an axis is halved while at least {MIN_BOTTOM} pixels remain, "
-            f"unless its spacing is {THICK} or more times the finest one"
+            f"spacing {times(fingerprint.spacing_of_network)}: an axis is halved while at least {MIN_BOTTOM} pixels "
+            f"remain, unless its spacing is {THICK} or more times the finest one"
         ]
     return reasons

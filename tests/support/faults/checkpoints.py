@@ -30,7 +30,7 @@ from segkit.experiment.runner import run_experiment
 from segkit.experiment.trained_model import load_trained
 from segkit.training import checkpoint
 from segkit.training.checkpoint import CheckpointError
-from segkit.training.pretrained import load_weights
+from segkit.training.init_weights import load_weights
 from segkit.training.run_folder import Run
 from segkit.utils.errors import DataError, RunError
 

@@ -1,29 +1,26 @@
-"""Loading pretrained weights into a network: those that agree in name and shape."""
+"""Loading the weights of `train.init` into a network: those that agree in name and shape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from segkit.data.preprocess import Preprocess
-from segkit.training import checkpoint_fields, nnunet_weights
+from segkit.training import checkpoint_fields
 from segkit.training.assigned_weights import adapted_to_channels
 from segkit.training.checkpoint import CheckpointError, check_fitting
 from segkit.training.init_file import read_content
 from segkit.training.loaded_weights import HALF, Loaded, Origin, Shapes
+from segkit.training.nnunet_weights import model_section, translated
 from segkit.training.tensor_pickle import shown
-from segkit.training.weight_names import Match, best_match, by_prefix, weight_sets
+from segkit.training.weight_names import Match, best_match, by_prefix, unwrapped, weight_sets
 from segkit.utils.text import listed
 
 IMAGE_CHANNELS = (1, 3)  # of networks for photographs, whose first convolution can be adapted to other channels
-
-Translator = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor] | None]
-# from weights of another tool, and those of a network, to the same weights by the names in the network; None if they
-# are not of that tool or another network
-TRANSLATORS: tuple[Translator, ...] = (nnunet_weights.translated,)
 
 
 def load_weights(
@@ -45,7 +42,7 @@ def load_weights(
     network = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     content = read_content(path)
     origin = _origin(content, path)
-    match = _match(weight_sets({"model": content.get("model")} if origin is not None else content), network)
+    match = _match(weight_sets({"model": content.get("model")} if origin is not None else content), network, path)
     if match is None:
         raise _nothing_fits(path, content, network)
     in_file = {name: match.state[file_name] for name, file_name in match.names.items()}
@@ -65,41 +62,55 @@ def load_weights(
         head=_head(list(mismatched.values()), out_channels),
         place="" if origin is not None else match.place,
         names=match.names,
-        notes=_choice(match),
+        notes=match.choice,
         origin=origin,
     )
 
 
-def _match(sets: Mapping[str, Mapping[str, Tensor]], network: Mapping[str, Tensor]) -> Match | None:
-    """Which weights in a file are those of the network: by their names, or by those of a translation that fits more."""
+def _match(sets: Mapping[str, Mapping[str, Tensor]], network: Mapping[str, Tensor], path: Path) -> Match | None:
+    """Which weights in a file are those of the network: by their names, or by those of nnU-Net's networks.
+
+    Raises CheckpointError for weights of nnU-Net's networks that have other shapes than this network.
+    """
     match = best_match(sets, network)
-    if match is not None and match.fitting >= HALF * sum(value.ndim > 0 for value in network.values()):
+    if match is not None and _share(match, network) >= HALF:
         return match
-    translated = best_match(_translations(sets, network), network)
-    return max((found for found in (match, translated) if found), key=lambda found: found.fitting, default=None)
+    translations = _translations(sets, network)
+    of_nnunet = best_match(translations, network)
+    if translations and (of_nnunet is None or _share(of_nnunet, network) < HALF):
+        raise CheckpointError(_other_shapes(path, next(iter(translations.values())), network))
+    return max((found for found in (match, of_nnunet) if found), key=lambda found: found.fitting, default=None)
+
+
+def _share(match: Match, network: Mapping[str, Tensor]) -> float:
+    """The share of the weights of the network, without scalars, that agree."""
+    return match.fitting / sum(value.ndim > 0 for value in network.values())
 
 
 def _translations(
     sets: Mapping[str, Mapping[str, Tensor]], network: Mapping[str, Tensor]
 ) -> dict[str, Mapping[str, Tensor]]:
-    """What the translators make of the sets of weights, without the prefixes that all of their names share."""
+    """The sets of weights that are those of nnU-Net, with the names of segkit's networks."""
     results = {}
     for key, state in sets.items():
-        for names in by_prefix(state).values():
+        for prefix, names in by_prefix(state).items():
             if len(names) < len(state):
-                continue
-            plain = {name: state[whole] for name, whole in names.items()}
-            made = (translator(plain, network) for translator in TRANSLATORS)
-            results |= {f"{key}, with translated names": weights for weights in made if weights}
+                continue  # not the prefix of all names
+            plain = {unwrapped(name).removeprefix(prefix): value for name, value in state.items()}
+            if weights := translated(plain, network):
+                results[f"{key}, with translated names"] = weights
     return results
 
 
-def _choice(match: Match) -> tuple[str, ...]:
-    """A note if other weights of the file would fit as well."""
-    if not match.rivals:
-        return ()
-    why = "the moving average" if match.is_average else "by the order of the usual names"
-    return (f"several sets of weights fit equally; took {match.where} ({why}), not {', '.join(match.rivals)}",)
+def _other_shapes(path: Path, weights: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> str:
+    """What to do about weights of nnU-Net that are those of another network."""
+    different = _different_shapes({name: value for name, value in weights.items() if name in network}, network)
+    shapes = [f"{name} (file {before}, network {here})" for name, (before, here) in different.items()]
+    why = f"; among those with other shapes are {listed(shapes, limit=2)}" if shapes else ""
+    return (
+        f"{path} is a checkpoint of nnU-Net, but less than half of the network's weights fit{why}. These weights are "
+        f"of the network\n  model: {json.dumps(model_section(weights))}"
+    )
 
 
 def _different_shapes(in_file: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Shapes]:

@@ -16,7 +16,7 @@ from segkit import Labels
 from segkit.data.preprocess import Preprocess
 from segkit.training import checkpoint
 from segkit.training.checkpoint import CheckpointError
-from segkit.training.pretrained import load_weights
+from segkit.training.init_weights import load_weights
 from segkit.training.tensor_file import read_weights
 
 from support.faults.checkpoints import honest
