@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import loss_peers
-from device_checks import experiments, runner, shipped, synchronisation
+from device_checks import experiments, resume, runner, shipped, synchronisation
 from device_checks.checks import FAILED, OK, SKIPPED, UNMEASURED, Part, Setup, run_checks
 from device_checks.parts import PAGE, PARTS
 from meters import CpuMeter, CudaMeter
@@ -103,6 +103,15 @@ def test_a_library_that_is_not_installed_leaves_its_column_empty(monkeypatch):
     assert {outcome for outcome, _cells in rows} == {OK}
     assert {cells[1 + loss_peers.LIBRARIES.index("kornia")] for _outcome, cells in rows} == {"-"}
     assert all(cells[1 + loss_peers.LIBRARIES.index("torch")] != "-" for _outcome, cells in rows)
+
+
+def test_the_configurations_that_the_short_form_leaves_out_are_valid():
+    """Of steps, evaluations and resumed trainings, whose first run would otherwise be that on a device."""
+    known = [*synchronisation.STEPS.values(), *synchronisation.EVALUATIONS.values()]
+    known += [(tree, [f"train.precision={precision}"]) for tree, precision in resume.TRAININGS.values()]
+    for tree, overrides in known:
+        if "train.precision=fp16" not in overrides:  # needs an accelerator
+            assert experiments.built(SHORT, {"name": "x", **tree}, [*overrides, "train.steps=1"]).experiment.batches
 
 
 def test_the_memory_of_a_step_is_near_the_count():

@@ -14,7 +14,7 @@ from segkit.data.augment import Augment, NoAugment
 from segkit.data.case_store import CaseStore, PreparedCase
 from segkit.data.cases import Case, RawCase, Source
 from segkit.data.disk_cache import DamagedError
-from segkit.data.preprocess import Preprocess, check_unit_range, linear
+from segkit.data.preprocess import Preprocess, check_unit_range, linear, unscaled
 from segkit.data.sampling import Balance, Key, cut, place_window, sample_seeds
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
@@ -133,7 +133,7 @@ class TrainingSet(Dataset):
             return image
         origin, unit = units
         is_kept = prepared.is_scaled and np.may_share_memory(image, prepared.image)
-        return linear(image, -origin / unit, 1 / unit, in_place=not is_kept)
+        return unscaled(image, origin, unit, in_place=not is_kept)
 
     def _centre(self, prepared: PreparedCase, placing: np.random.Generator) -> np.ndarray | None:
         on_foreground = placing.random() < self.foreground

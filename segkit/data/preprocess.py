@@ -337,11 +337,23 @@ def _shift_and_scale(flat: np.ndarray, intensity: Intensity) -> tuple[np.ndarray
     return shift, _no_zeros(scale)
 
 
-def linear(image: np.ndarray, shift: np.ndarray, scale: np.ndarray, *, in_place: bool = False) -> np.ndarray:
-    """Return (image - shift) / scale of each channel, [C, *S]. in_place: whether the image may be overwritten."""
+def linear(image: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return (image - shift) / scale of each channel, [C, *S]."""
     per_channel = (-1, *(1,) * (image.ndim - 1))
-    result = np.subtract(image, shift.reshape(per_channel), out=image if in_place else None)
+    result = np.subtract(image, shift.reshape(per_channel))
     result /= scale.reshape(per_channel)
+    return result
+
+
+def unscaled(image: np.ndarray, shift: np.ndarray, scale: np.ndarray, *, in_place: bool = False) -> np.ndarray:
+    """Return image * scale + shift of each channel, [C, *S], the inverse of `linear`; float32 of float32.
+
+    in_place: whether the image may be overwritten. The result of a new image is contiguous.
+    """
+    result = image if in_place else np.empty(image.shape, image.dtype)
+    for channel, values in enumerate(image):  # one channel fits into the second cache
+        np.multiply(values, scale[channel], out=result[channel])
+        result[channel] += shift[channel]
     return result
 
 

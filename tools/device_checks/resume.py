@@ -42,7 +42,7 @@ PLANE: dict[str, Any] = {
 VOLUME: dict[str, Any] = {
     **PLANE,
     "data": {**PLANE["data"], "size": [24, 24, 24], "train": 8},
-    "augment": {"engine": "monai", "transforms": ["horizontal_flip"]},
+    "augment": {"engine": "monai", "transforms": [{"name": "flip", "axes": "all"}]},
     "loader": {"batch": 2},
     "model": {"name": "unet", "widths": [8, 16], "norm": "instance", "residual": True, "deep_supervision": True},
     "loss": ["dice", "focal"],
