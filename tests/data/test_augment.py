@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from segkit.data.augment import PRESETS, TRANSFORMS, Swap, build_augment
+from segkit.data.augment import PRESETS, TRANSFORMS, Swap, albumentations_engine, build_augment
 
 from support.command_line import TINY, tool
 
@@ -229,3 +229,29 @@ def test_arguments_out_of_range_are_reported_before_data_are_read(tmp_path, engi
     overrides = (f"augment.engine={engine}", f"augment.transforms=[{json.dumps(transform)}]")
     printed = tool("train", "--config", "x.yaml", *overrides, "run.dir=run", code=2, folder=tmp_path)
     assert next(key for key in transform if key != "name") in printed
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("largest", [2**21, 100])
+def test_images_are_warped_as_the_library_does(monkeypatch, channels, largest):
+    """To the bit, also one after another in sizes that share memory, and images too large for that."""
+    import albumentations
+
+    monkeypatch.setattr(albumentations_engine, "LARGEST_WARP", largest)
+    ranges = {"rotate": (-30, 30), "scale": (0.7, 1.3), "translate_percent": (-0.1, 0.1), "shear": (-5, 5)}
+    library = albumentations.Affine(**ranges, fill=0, fill_mask=9, p=1)
+    ours = albumentations_engine.affine(padding_value=9, rotate=30, scale=0.3, shift=0.1, shear=5, p=1)
+    results = []
+    for seed, size in enumerate([(40, 50), (50, 40), (7, 90), (40, 50)]):
+        generator = np.random.default_rng(seed)
+        image = generator.normal(size=(*size, channels)).astype(np.float32)
+        mask = generator.integers(0, 5, size).astype(np.uint8)
+        pair = []
+        for transform in (library, ours):
+            compose = albumentations.Compose([transform])
+            compose.set_random_seed(seed)
+            pair.append(compose(image=image, mask=mask))
+        results.append(pair)
+    for expected, found in results:
+        np.testing.assert_array_equal(found["image"], expected["image"])
+        np.testing.assert_array_equal(found["mask"], expected["mask"])

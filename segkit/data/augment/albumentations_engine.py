@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from segkit.data.augment.base import (
     check_order,
 )
 from segkit.data.preprocess import Units
+
+LARGEST_WARP = 2**21  # pixels of an image that is warped in memory that is used again, 34 MB
 
 
 def _albumentations() -> Any:
@@ -92,7 +95,8 @@ def affine(
 ) -> Any:
     """Rotate by up to `rotate` degrees, scale by 1 +- `scale`, shift by up to a fraction `shift` of the sides, and
     shear by up to `shear` degrees."""
-    return _albumentations().Affine(
+    return _in_four_channels(
+        _albumentations().Affine,
         rotate=(-rotate, rotate),
         scale=(1 - scale, 1 + scale),
         translate_percent=(-shift, shift),
@@ -101,6 +105,46 @@ def affine(
         fill_mask=padding_value,
         p=p,
     )
+
+
+def _in_four_channels(affine: type, **options: Any) -> Any:
+    """The affine transform, which warps a colour image with a fourth channel.
+
+    OpenCV warps four channels of float32 in half the time of three (0.42 and 0.77 ms for 360 x 480 pixels, version
+    5.0), to the same values. The arrays for it are used again, since new ones of this size cost more than the warp.
+    """
+
+    class InFourChannels(affine):
+        def apply(
+            self, img: np.ndarray, matrix: np.ndarray, output_shape: tuple[int, int], **params: Any
+        ) -> np.ndarray:
+            size = round(output_shape[0]), round(output_shape[1])
+            is_small = max(img.size, 3 * size[0] * size[1]) <= 3 * LARGEST_WARP
+            if img.shape[2:] != (3,) or img.dtype != np.float32 or not is_small or np.allclose(matrix, np.eye(3)):
+                return super().apply(img, matrix=matrix, output_shape=output_shape, **params)
+            return _warped(img, matrix[:2], size)
+
+    return InFourChannels(**options)
+
+
+def _warped(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A colour image [H, W, 3] warped linearly to another size, with 0 outside."""
+    import cv2
+
+    source = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA, dst=_scratch("source", image.shape[:2]))
+    target = cv2.warpAffine(source, matrix, size[::-1], dst=_scratch("target", size), flags=cv2.INTER_LINEAR)
+    return cv2.cvtColor(target, cv2.COLOR_BGRA2BGR)
+
+
+def _scratch(use: str, size: tuple[int, ...]) -> np.ndarray:
+    """An array [H, W, 4] that the next call overwrites. A process loads one sample at a time."""
+    return _memory(use)[: 4 * size[0] * size[1]].reshape(*size, 4)
+
+
+@cache
+def _memory(_use: str) -> np.ndarray:
+    """The system gives memory to this array only where it is written."""
+    return np.empty(4 * LARGEST_WARP, np.float32)
 
 
 def elastic(*, padding_value: int, alpha: NonNegative = 50.0, sigma: Sigma = 7.0, p: Probability = 0.3) -> Any:
