@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from segkit.models.sizes import downsampling
+from segkit.models.sizes import described, downsampling
 from segkit.models.unet_blocks import CONVOLUTIONS, DROPOUTS, TRANSPOSED, AttentionGate, Axes, Layers, Stage
 from segkit.utils.padding import Multiple, padded
 
@@ -27,6 +26,9 @@ class EncoderDecoder(nn.Module):
 
     Sets the attributes of a network that `segkit.models` describes.
     """
+
+    multiple: Multiple
+    minimum_pixels: int
 
     def __init__(
         self,
@@ -46,10 +48,6 @@ class EncoderDecoder(nn.Module):
     ):
         super().__init__()
         dims = layers.dims
-        factors = downsampling(steps, dims)
-        self.multiple: Multiple = factors[-1] if len(set(factors[-1])) > 1 else factors[-1][0]
-        self.minimum_pixels = layers.least_pixels(widths[-1]) * math.prod(factors[-1])
-        self.encoder_blocks = tuple(f"encoder.{number}" for number in range(len(encoder)))
         self.encoder = encoder
         self.dropout = DROPOUTS[dims](dropout)
         pairs = list(itertools.pairwise(widths))
@@ -67,7 +65,13 @@ class EncoderDecoder(nn.Module):
         self.head = CONVOLUTIONS[dims](widths[0], out_channels, 1)
         coarser = widths[1:-1] if deep_supervision else []
         self.coarser_heads = nn.ModuleList(CONVOLUTIONS[dims](width, out_channels, 1) for width in coarser)
-        self.head_strides = tuple(factors[: 1 + len(coarser)])
+        described(
+            self,
+            downsampling(steps, dims),
+            encoder=[f"encoder.{number}" for number in range(len(encoder))],
+            least=layers.least_pixels(widths[-1]),
+            heads=1 + len(coarser),
+        )
         gated = zip(pairs, steps, strict=True) if attention else []
         self.gates = nn.ModuleList(AttentionGate(dims, fine, coarse, step) for (fine, coarse), step in gated)
 

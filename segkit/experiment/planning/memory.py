@@ -13,7 +13,7 @@ from torch import nn
 from segkit.config import ConfigError
 from segkit.experiment.model_summary import memory_of_step
 from segkit.experiment.planning.fingerprint import Fingerprint
-from segkit.experiment.validate import build_on_meta
+from segkit.experiment.validate import build_on_meta, multiple_of
 from segkit.inference.memory import bytes_per_pixel
 from segkit.inference.predictor import whole_image
 from segkit.labels import Labels
@@ -221,7 +221,7 @@ def prediction_bytes(network: nn.Module, channels: int, size: Sequence[int]) -> 
         channels: Number of image channels.
         size: Sides of the image.
     """
-    multiple, minimum = getattr(network, "multiple", 1), getattr(network, "minimum_pixels", 1)
+    multiple, minimum = multiple_of(network), getattr(network, "minimum_pixels", 1)
     network = network.eval()
     run: Callable[[torch.Tensor], torch.Tensor] = lambda image: whole_image(image, network, multiple, minimum)  # noqa: E731
     with torch.device("meta"), torch.inference_mode():
