@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
@@ -49,6 +49,23 @@ def _check_random(value: Tensor) -> None:
         raise ValueError(f"expected the state of a random generator, got {shown(value)}") from error
 
 
+def _check_plain(content: Mapping[str, Any]) -> None:
+    """Accept what YAML can hold: text, numbers, lists and mappings, whose keys may be numbers, as those of masks."""
+    waiting: list[tuple[str, Any]] = list(content.items())
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, (str, int, float)):
+                    raise ValueError(f"expected text or numbers as keys of {place}, got {shown(key)}")
+            waiting += [(f"{place}.{key}"[:200], item) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(f"{place}.{number}"[:200], item) for number, item in enumerate(value)]
+        elif not isinstance(value, (str, int, float, type(None))):
+            raise ValueError(f"expected plain data in {place}, got {shown(value)}")
+
+
+Plain = Annotated[dict[str, Any], _accepted(_check_plain)]
 Weights = Annotated[dict[str, Any], _accepted(_check_weights)]
 Scalars = dict[str, Annotated[Tensor, _accepted(_check_scalar)]]
 Steps = Annotated[int, Field(ge=0, lt=2**53)]
@@ -105,8 +122,8 @@ class Pretrained(_Section):
 class Fields(_Section):
     """Every field of a checkpoint. Which of them a command needs is its own business."""
 
-    config: dict[str, JsonValue] = {}
-    resolved: dict[str, JsonValue] = {}
+    config: Plain = {}
+    resolved: Plain = {}
     preprocess: Annotated[dict[str, Any], _accepted(Preprocess.from_dict)] = {}
     split: Annotated[dict[str, Any], _accepted(Split.from_json)] = {}
     data: str = ""
@@ -114,7 +131,7 @@ class Fields(_Section):
     pretrained: Pretrained | None = None
     plugins: dict[str, str] = {}
     integers_scaled: bool | None = None
-    environment: dict[str, JsonValue] = {}
+    environment: Plain = {}
     step: Steps = 0
     steps: Annotated[Steps, Field(ge=1)] = 1
     finished: Literal["steps", "max_steps", "max_minutes", "patience"] | None = None
@@ -154,7 +171,6 @@ def _described(problem: Any, content: Any) -> str:
     if is_missing:
         return f"{name}: is missing"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    message = message.replace("input was not a valid JSON value", "expected plain data")
     return f"{name}: {message}" + ("" if problem["type"] == "value_error" else f", got {shown(problem['input'])}")
 
 

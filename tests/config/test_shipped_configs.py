@@ -11,6 +11,7 @@ from rich.console import Console
 from segkit.config import schema
 from segkit.experiment.build import TABLES, build_augment_from, build_labels, load_config
 from segkit.experiment.build_training import build_experiment
+from segkit.experiment.trained_model import load_trained
 from segkit.training.loop import run_training
 from segkit.training.run_folder import Run
 
@@ -39,6 +40,7 @@ def test_two_steps(path, request, tmp_path):
     experiment.validation.cases = experiment.validation.cases[:1]  # one case shows as much as all
     trainer = run_training(experiment, Run(tmp_path), console=Console(quiet=True))
     assert trainer.step_number == 2
+    assert load_trained(Run(tmp_path).last).config.experiment() == config.experiment()
     assert all(torch.isfinite(parameter).all() for parameter in experiment.model.parameters())
     assert data.split.train
 
