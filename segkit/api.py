@@ -16,9 +16,10 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from torch import Tensor
 
+from segkit.commands.checkpoints import checkpoint_files
 from segkit.commands.compare import CompareOptions
 from segkit.commands.compare import compare as run_comparison
-from segkit.commands.evaluate import evaluate_checkpoint
+from segkit.commands.evaluate import evaluate_checkpoint, evaluate_ensemble
 from segkit.commands.train import train as run_training
 from segkit.compare.score_table import read_rows
 from segkit.data.cases import RawCase, check_finite
@@ -27,10 +28,12 @@ from segkit.evaluation.results import scores_json
 from segkit.evaluation.scorer import Scorer
 from segkit.evaluation.scoring import build_scoring
 from segkit.experiment.build import ConfigSource
-from segkit.experiment.evaluate_run import checkpoint_file
-from segkit.experiment.trained_model import TrainedModel, load_trained
+from segkit.experiment.trained_ensemble import TrainedEnsemble, load_members, together
+from segkit.experiment.trained_model import TrainedModel
+from segkit.inference.predictor import Prediction
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
+from segkit.utils.text import listed
 
 
 @dataclass(frozen=True)
@@ -78,24 +81,31 @@ def train(
 
 
 class Model:
-    """A trained model with its labels, preprocessing and way of predicting, as stored in a checkpoint."""
+    """A trained model with its labels, preprocessing and way of predicting, as stored in a checkpoint; or the average
+    of several."""
 
-    def __init__(self, trained: TrainedModel, source: Path):
-        self._trained, self._source = trained, source
+    def __init__(self, ensemble: TrainedEnsemble, sources: Sequence[Path], tta: bool):
+        self._ensemble, self._sources, self._tta = ensemble, sources, tta
+
+    @property
+    def _trained(self) -> TrainedModel:
+        return self._ensemble.members[0]
 
     @property
     def labels(self) -> Labels:
         """The classes and their meaning."""
-        return self._trained.labels
+        return self._ensemble.labels
 
     @property
     def network(self) -> torch.nn.Module:
-        """The network, in evaluation mode: image [B, C, *S], preprocessed and padded -> logits [B, K, *S]."""
+        """The network, in evaluation mode: image [B, C, *S], preprocessed and padded -> logits [B, K, *S]; of several
+        checkpoints the first one's."""
         return self._trained.predictor.model
 
     def __repr__(self) -> str:
         classes = ", ".join(self.labels.names)
-        return f"<segkit model {self._trained.config.model.name} from {self._source}: {self.labels.mode}, {classes}>"
+        sources = listed([str(source) for source in self._sources])
+        return f"<segkit model {self._trained.config.model.name} from {sources}: {self.labels.mode}, {classes}>"
 
     def predict(self, image: ArrayLike | Tensor | str | Path, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Segment one image: the class numbers [*S] on its own grid, or 0 and 1 [K, *S] for overlapping classes.
@@ -111,14 +121,25 @@ class Model:
         Raises DataError for an image with other channels or axes than those in training, or with NaN, and for a network
         whose output is NaN or infinite.
         """
-        return self._trained.predict(self._raw(image, spacing), _where(image))
+        return self._prediction(image, spacing).mask[0].cpu().numpy()
 
     def probabilities(
         self, image: ArrayLike | Tensor | str | Path, spacing: Sequence[float] | None = None
     ) -> np.ndarray:
         """The probability of each class, float32 [K, *S] on the image's own grid; [1, *S], of the positive class, in
         binary mode. Arguments and errors as for `predict`."""
-        return self._trained.probabilities(self._raw(image, spacing), _where(image))
+        logits = self._prediction(image, spacing, keep_logits=True).logits
+        assert logits is not None
+        return self.labels.probabilities(logits)[0].cpu().numpy()
+
+    def _prediction(
+        self,
+        image: ArrayLike | Tensor | str | Path,
+        spacing: Sequence[float] | None,
+        *,
+        keep_logits: bool = False,
+    ) -> Prediction:
+        return self._ensemble.predict(self._raw(image, spacing), _where(image), keep_logits=keep_logits)
 
     def evaluate(
         self,
@@ -129,24 +150,27 @@ class Model:
         overrides: Sequence[str] = (),
         verbose: bool = False,
     ) -> dict[str, Any]:
-        """Evaluate the checkpoint as `segkit evaluate` does. Returns the contents of scores.json.
+        """Evaluate the checkpoint as `segkit evaluate` does, several of them as one model. Returns the contents of
+        scores.json.
 
         Args:
             split: `train`, `validation` or `test`; default: the part that was evaluated after training.
             data: another folder with the layout of the training data; all of its cases are evaluated.
-            out: the folder for the tables; default: the run folder. Needed with `data`, `overrides`, and a model that
-                was loaded from a file.
+            out: the folder for the tables; default: the run folder. Needed with `data`, `overrides`, `tta`, and a model
+                that was loaded from a file, or from several.
             overrides: settings of the evaluation, such as `["evaluation.metrics=[dice, hd95]"]`.
         """
-        return evaluate_checkpoint(
-            self._source,
-            overrides,
-            split=split,
-            data=None if data is None else Path(data),
-            out=None if out is None else Path(out),
-            device=str(self._trained.predictor.device),
-            console=Console(quiet=not verbose),
-        )
+        options: Any = {
+            "split": split,
+            "data": None if data is None else Path(data),
+            "out": None if out is None else Path(out),
+            "device": str(self._trained.predictor.device),
+            "tta": self._tta,
+            "console": Console(quiet=not verbose),
+        }
+        if len(self._sources) == 1:
+            return evaluate_checkpoint(self._sources[0], overrides, **options)
+        return evaluate_ensemble(self._sources, overrides, loss=None, **options)
 
     def _raw(self, image: ArrayLike | Tensor | str | Path, spacing: Sequence[float] | None) -> RawCase:
         if isinstance(image, (str, Path)):
@@ -206,17 +230,31 @@ def _where(image: Any) -> str:
     return f"file {image}" if isinstance(image, (str, Path)) else "image"
 
 
-def load(run: str | Path, *, device: str | None = None, overrides: Sequence[str] = ()) -> Model:
-    """Load a trained model from a run folder (its last.pt) or a checkpoint file.
+def load(
+    run: str | Path | Sequence[str | Path],
+    *,
+    loss: str | None = None,
+    tta: bool = False,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Model:
+    """Load a trained model from a run folder (its last.pt) or a checkpoint file; several predict together.
 
     Args:
-        run: a run folder or a `.pt` file. It is read without executing code; a run with plugins imports them by name.
+        run: a run folder or a `.pt` file; or a list of them, whose probabilities are averaged. They are read without
+            executing code; a run with plugins imports them by name.
+        loss: with the folder of a comparison as `run`: the average of all its runs with this loss.
+        tta: average over the flips and right-angle turns that the training allowed.
         device: `auto`, `cpu`, `cuda` or `mps`; default: as in the configuration of the run.
         overrides: changes in the sections data, evaluation and loader, such as `["data.root=/elsewhere"]`.
 
-    Raises CheckpointError for a file that is missing, damaged or too new, and ConfigError for a missing plugin.
+    Raises CheckpointError for a file that is missing, damaged or too new, ConfigError for a missing plugin, and
+    RunError for checkpoints that cannot be averaged.
     """
-    return Model(load_trained(checkpoint_file(Path(run)), device, overrides), Path(run))
+    sources = [Path(run)] if isinstance(run, (str, Path)) else [Path(path) for path in run]
+    files = checkpoint_files(sources, loss)
+    ensemble = together(load_members(files, device, overrides), tta=tta)
+    return Model(ensemble, files if loss is not None else sources, tta)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from segkit.cli.data import data_app
 from segkit.cli.evaluate import evaluate
 from segkit.cli.model import model_app
 from segkit.cli.plugins import plugins
-from segkit.cli.train import predict, train
+from segkit.cli.predict import predict
+from segkit.cli.train import train
 from segkit.utils.exit_codes import BUG, OUT_OF_MEMORY, USAGE, describe, exit_code
 
 PACKAGE = Path(__file__).parents[1]

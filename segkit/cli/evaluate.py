@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from segkit.cli.options import DeviceOption, split_list
+from segkit.cli.options import DeviceOption, TtaOption, split_list
 
 if TYPE_CHECKING:
     from segkit.data.mask_encoding import MaskEncoding
@@ -20,7 +20,10 @@ CHECKPOINTS, PREDICTIONS = "With --checkpoint", "With --predictions"
 def evaluate(
     checkpoint: Annotated[
         list[Path] | None,
-        typer.Option(help="Run folder (its last.pt is used), or a .pt file, which needs --out. Repeat to compare."),
+        typer.Option(
+            help="Run folder (its last.pt is used), or a .pt file, which needs --out. Repeat to compare, or to average "
+            "with --ensemble."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Overrides, such as evaluation.metrics=[hd95] or data.root=/elsewhere.")
@@ -44,6 +47,23 @@ def evaluate(
         Path | None,
         typer.Option(help="Evaluate all cases of another folder with the same layout.", rich_help_panel=CHECKPOINTS),
     ] = None,
+    ensemble: Annotated[
+        bool,
+        typer.Option(
+            "--ensemble",
+            help="Evaluate the checkpoints as one model: the mean of their probabilities; of a cross-validation, each "
+            "case by the checkpoints of its fold.",
+            rich_help_panel=CHECKPOINTS,
+        ),
+    ] = False,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="With a comparison's folder as --checkpoint: the ensemble of all its runs with this loss.",
+            rich_help_panel=CHECKPOINTS,
+        ),
+    ] = None,
+    tta: TtaOption = False,
     device: DeviceOption = None,
     references: Annotated[
         Path | None, typer.Option(help="Folder of the reference masks.", rich_help_panel=PREDICTIONS)
@@ -122,12 +142,25 @@ def evaluate(
             "exclude_classes": exclude and f"[{exclude}]",
             "tolerance_mm": tolerance,
         }
-        chosen = [f"evaluation.{name}={value}" for name, value in settings.items() if value is not None]
-        commands.evaluate(
-            checkpoint, [*(overrides or []), *chosen], split=split, data=data, out=out, device=device, console=Console()
-        )
+        chosen = [
+            *(overrides or []),
+            *(f"evaluation.{name}={value}" for name, value in settings.items() if value is not None),
+        ]
+        where = {"split": split, "data": data, "out": out, "device": device, "tta": tta, "console": Console()}
+        if ensemble or loss is not None:
+            commands.evaluate_ensemble(checkpoint, chosen, loss=loss, **where)
+        else:
+            commands.evaluate(checkpoint, chosen, **where)
         return
-    unsupported = {"--split": split, "--data": data, "--device": device, "key=value": overrides or None}
+    unsupported = {
+        "--split": split,
+        "--data": data,
+        "--device": device,
+        "--ensemble": ensemble or None,
+        "--loss": loss,
+        "--tta": tta or None,
+        "key=value": overrides or None,
+    }
     _refuse(unsupported, "cannot be used with --predictions: no network is run")
     if references is None or (classes is None and regions is None) or out is None:
         raise typer.BadParameter("--predictions also needs --references, --classes (or --regions) and --out")

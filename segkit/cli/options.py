@@ -13,6 +13,14 @@ ConfigOption = Annotated[
 Overrides = Annotated[list[str] | None, typer.Argument(help="Configuration overrides, such as train.steps=100.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: as in the checkpoint].")]
 
+TtaOption = Annotated[
+    bool,
+    typer.Option(
+        "--tta",
+        help="Average over the flips and right-angle turns that the training allowed (test-time augmentation).",
+    ),
+]
+
 
 def split_list(text: str) -> list[str]:
     """`a, b` as a list of names."""

@@ -1,13 +1,12 @@
-"""The options of `segkit train` and `segkit predict`."""
+"""The options of `segkit train`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from segkit.cli.options import ConfigOption, DeviceOption, Overrides
+from segkit.cli.options import ConfigOption, Overrides
 
 
 def train(
@@ -28,26 +27,3 @@ def train(
     from segkit.commands.train import train as run
 
     run(config, overrides or [], resume=resume, allow=allow or [], overfit=overfit, console=Console())
-
-
-def predict(
-    checkpoint: Annotated[Path, typer.Option(help="Run folder (its last.pt is used), or a .pt file.")],
-    input: Annotated[
-        Path,
-        typer.Option(
-            help="Image, folder of images, folder with the layout of the training data, table, or dataset.json."
-        ),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder for the predicted masks.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="evaluation.window=[256,256], evaluation.overlap=0.25 or evaluation.threshold=0.3."),
-    ] = None,
-    device: DeviceOption = None,
-) -> None:
-    """Write a predicted mask for each image, on the image's own grid."""
-    from rich.console import Console
-
-    from segkit.commands.predict import predict as run
-
-    run(checkpoint, input, output, overrides or [], device=device, console=Console())

@@ -14,11 +14,11 @@ from rich.console import Console
 from segkit.compare.analysis import Analysis, ReportContext, write_comparison
 from segkit.compare.design import PLAN, Design, Unit, check_overrides, make_design, write_plan
 from segkit.compare.executors import EXECUTORS, Executor
-from segkit.compare.leases import Leases
 from segkit.compare.lr_sweep import choose_rates, make_sweep, tried_rates
 from segkit.compare.run_artifacts import gather
 from segkit.compare.sanity_checks import boundary_rates, log_warnings, same_functions, unequal_steps
 from segkit.compare.unit_results import (
+    RUNS,
     failure,
     failure_code,
     finished,
@@ -27,6 +27,7 @@ from segkit.compare.unit_results import (
     is_complete,
     repair,
     rules_of,
+    runs_table,
     unit_rows,
 )
 from segkit.compare.units import Comparison, check_evaluation_cases, config_of, make_units, train_unit
@@ -39,6 +40,7 @@ from segkit.utils.csv_tables import write_table
 from segkit.utils.errors import RunError
 from segkit.utils.exit_codes import BUG
 from segkit.utils.files import remove_leftovers
+from segkit.utils.leases import Leases
 from segkit.utils.text import listed
 
 
@@ -255,6 +257,7 @@ def report(units: Sequence[Unit], design: Design, context: ReportContext, out: P
     """Write the long table of finished units, analyse it and write the pages."""
     table = pd.concat([unit_rows(unit, design.metric) for unit in units], ignore_index=True)
     write_table(out / "cases.csv", table)
+    write_table(out / RUNS, runs_table(units, out))
     logs = {unit: Run(unit.folder).records() for unit in units}
     incomplete = [unit.name for unit, records in logs.items() if not is_complete(unit, records)]
     if incomplete:

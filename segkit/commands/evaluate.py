@@ -9,10 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
+from segkit.commands.checkpoints import checkpoint_files
 from segkit.data.mask_encoding import AS_STORED
 from segkit.evaluation.mask_folders import Encodings, score_folder
 from segkit.evaluation.results import scores_json, write_results
 from segkit.evaluation.scoring import build_scoring
+from segkit.experiment.evaluate_ensemble import joint_evaluation
 from segkit.experiment.evaluate_run import (
     checkpoint_file,
     evaluated_cases,
@@ -20,6 +22,7 @@ from segkit.experiment.evaluate_run import (
     write_evaluation,
     write_figures,
 )
+from segkit.experiment.trained_ensemble import load_members, together
 from segkit.experiment.trained_model import load_trained
 from segkit.labels import Labels
 from segkit.training.run_folder import Run
@@ -35,9 +38,10 @@ def evaluate(
     data: Path | None,
     out: Path | None,
     device: str | None,
+    tta: bool = False,
     console: Console,
 ) -> None:
-    """Evaluate checkpoints on a part of their own split, or on all cases of another folder with the same layout."""
+    """Evaluate each of several checkpoints, see `evaluate_checkpoint`, and print their scores side by side."""
     from segkit.report.console import print_scores, print_side_by_side
 
     names = short_names(checkpoints)
@@ -45,7 +49,7 @@ def evaluate(
     for name, path in names.items():
         folder = out / name if out is not None and len(names) > 1 else out
         results[name] = evaluate_checkpoint(
-            path, overrides, split=split, data=data, out=folder, device=device, console=console
+            path, overrides, split=split, data=data, out=folder, device=device, tta=tta, console=console
         )
         print_scores(results[name], console)
     if len(results) > 1:
@@ -75,41 +79,86 @@ def evaluate_checkpoint(
     data: Path | None,
     out: Path | None,
     device: str | None,
+    tta: bool = False,
     console: Console,
 ) -> dict[str, Any]:
-    """Evaluate one checkpoint and write tables and figures. Returns the contents of scores.json.
+    """Evaluate one checkpoint on a part of its own split, or on all cases of another folder with the same layout, and
+    write tables and figures. Returns the contents of scores.json.
 
-    path: a run folder, whose last.pt is evaluated and which holds the results, or a file, which needs `out`. Raises
-    RunError for options that exclude each other.
+    path: a run folder, whose last.pt is evaluated and which holds the results, or a file, which needs `out`. tta: see
+    `together`. Raises RunError for options that exclude each other.
     """
     file = checkpoint_file(path)
     is_run = file != path
-    if split is not None and data is not None:
-        raise RunError("give either --split (a part of the run's own data) or --data (other data), not both")
+    _check_part(split, data)
     if out is None and (not is_run or data is not None):
         reason = "--data is not the run's own data" if is_run else f"{path} is not a run folder"
         raise RunError(f"{reason}: choose a folder for the scores with --out")
-    changed = [text for text in overrides if text.startswith("evaluation.")]
+    changed = [text for text in overrides if text.startswith("evaluation.")] + (["--tta"] if tta else [])
     if out is None and changed:
         raise RunError(
             f"{changed[0]} differs from the run's own configuration; the scores in the run folder must follow that "
             "configuration, because comparisons read them: choose another folder with --out"
         )
     trained = load_trained(file, device, overrides)
+    ensemble = together([trained], tta=tta)
     cases, part = evaluated_cases(trained, split, data)
     folder = out if out is not None else Run(path).evaluation(part)
     result = write_evaluation(
-        trained.predictor,
+        ensemble.predictor,
         cases,
         trained.labels,
         folder,
         split=part,
-        origin=replace(trained.origin, checkpoint=str(file.relative_to(path)) if is_run else str(file)),
+        origin=replace(ensemble.origin, checkpoint=str(file.relative_to(path)) if is_run else str(file)),
         config=trained.config,
         console=console,
     )
     console.print(f"written to {folder}", markup=False)
     return result
+
+
+def evaluate_ensemble(
+    checkpoints: Sequence[Path],
+    overrides: Sequence[str],
+    *,
+    loss: str | None,
+    split: str | None,
+    data: Path | None,
+    out: Path | None,
+    device: str | None,
+    tta: bool = False,
+    console: Console,
+) -> dict[str, Any]:
+    """Evaluate several checkpoints as one model, see `joint_evaluation`, and write tables and figures.
+
+    checkpoints, loss: see `checkpoint_files`. Returns the contents of scores.json.
+    """
+    from segkit.report.console import print_scores
+
+    _check_part(split, data)
+    if out is None:
+        raise RunError("an ensemble has no run folder: choose a folder for the scores with --out")
+    members = load_members(checkpoint_files(checkpoints, loss), device, overrides)
+    joint = joint_evaluation(members, split, data, tta=tta)
+    result = write_evaluation(
+        joint.predictor,
+        joint.cases,
+        members[0].labels,
+        out,
+        split=joint.part,
+        origin=joint.origin,
+        config=members[0].config,
+        console=console,
+    )
+    print_scores(result, console)
+    console.print(f"written to {out}", markup=False)
+    return result
+
+
+def _check_part(split: str | None, data: Path | None) -> None:
+    if split is not None and data is not None:
+        raise RunError("give either --split (a part of the run's own data) or --data (other data), not both")
 
 
 def evaluate_predictions(

@@ -1,24 +1,35 @@
-"""The command `predict`: write masks for images."""
+"""The command `predict`: write masks for images, and what else is known about each pixel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from torch import Tensor
 
+from segkit.commands.checkpoints import checkpoint_files
+from segkit.commands.prediction_jobs import Claims, Error, Job, PredictOptions, check_files, planned, remaining
+from segkit.commands.prediction_record import check_record, record_of, write_record
 from segkit.data.cases import Case, RawCase
-from segkit.data.mask_writer import mask_files, write_mask
+from segkit.data.mask_writer import write_mask
 from segkit.data.readers import read_image
 from segkit.data.sources.unlabelled import unlabelled_cases
-from segkit.experiment.evaluate_run import checkpoint_file
-from segkit.experiment.trained_model import TrainedModel, load_trained
+from segkit.data.value_writer import write_values
+from segkit.experiment.trained_ensemble import TrainedEnsemble, load_members, together
+from segkit.inference.averaged_network import entropy
 from segkit.inference.memory import PredictionMemoryError
+from segkit.inference.predictor import Prediction
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError, is_out_of_memory
 from segkit.utils.files import remove_leftovers
-from segkit.utils.progress import tracked
+from segkit.utils.pipeline import overlapped
+from segkit.utils.progress import ProgressDisplay
 from segkit.utils.text import listed_lines
 
 CHANGEABLE = ("evaluation.window", "evaluation.overlap", "evaluation.threshold")
@@ -33,35 +44,38 @@ class PredictionsFailed(DataError):
         self.exit_code = code
 
 
-def predict(
-    checkpoint: Path, source: Path, output: Path, overrides: Sequence[str] = (), *, device: str | None, console: Console
-) -> None:
+def predict(options: PredictOptions, console: Console) -> None:
     """Write the predicted mask of every image. An image that cannot be predicted does not stop the others.
 
-    source: see `unlabelled_cases`.
-    overrides: `key=value` for one of CHANGEABLE.
+    Several processes can share the work: each takes the images that no other one has taken.
 
     Raises PredictionsFailed at the end, with the reason for each image without a mask; before anything is written,
     DataError if there are no images or two masks would have the same name, and RunError if a mask would overwrite an
-    image; and RunError if a mask cannot be written.
+    image or a mask that exists; and RunError if a mask cannot be written.
     """
-    _check_overrides(overrides)
-    trained = load_trained(checkpoint_file(checkpoint), device, overrides)
-    data = trained.config.data
-    cases = unlabelled_cases(source, trained.labels, trained.preprocess.channels, data.name, data.args)
-    files, failures = _mask_files(cases, output, trained.labels)
-    _check_files(files)
-    _prepare(output)
-    for case in tracked(files, "predicting", len(files), console):
-        try:
-            mask = _predicted(trained, case)
-        except (DataError, MemoryError) as error:
-            failures[case] = error
-            continue
-        _write(mask, case, output, trained)
-    console.print(f"{len(cases) - len(failures)} masks written to {output}", markup=False)
+    _check_overrides(options.overrides)
+    if options.skip_existing and options.overwrite:
+        raise RunError("give either --skip-existing or --overwrite, not both")
+    files = checkpoint_files(options.checkpoints, options.loss)
+    members = load_members(files, options.device, options.overrides)
+    ensemble = together(members, tta=options.tta, disagreement=options.uncertainty)
+    data = ensemble.config.data
+    cases = unlabelled_cases(options.source, ensemble.labels, members[0].preprocess.channels, data.name, data.args)
+    jobs, failures = planned(cases, ensemble, options)
+    check_files(jobs)
+    _prepare(options.output)
+    left = remaining(jobs, options)
+    record = record_of(ensemble)
+    if not options.overwrite:
+        check_record(options.output, record, keeps_masks=len(left) < len(jobs))
+    write_record(options.output, record)
+    Claims(options.output).tidy(jobs)
+    work = _Work(ensemble, options, {})
+    done = _predict_all(left, work, console)
+    _tell(done, len(jobs) - len(left), len(left) - done - len(work.failures), options, console)
+    failures |= work.failures
     if failures:
-        raise _failed(failures, files, len(cases))
+        raise _failed(failures, {job.case: job.masks for job in jobs}, len(cases))
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
@@ -70,76 +84,151 @@ def _check_overrides(overrides: Sequence[str]) -> None:
         raise RunError(f"expected changes of {', '.join(CHANGEABLE)}, got {other[0]}; all else is part of the network")
 
 
-def _mask_files(
-    cases: Sequence[Case], output: Path, labels: Labels
-) -> tuple[dict[Case, list[Path]], dict[Case, DataError | MemoryError]]:
-    """The files of the masks, and the errors of images whose format cannot be read."""
-    files: dict[Case, list[Path]] = {}
-    failures: dict[Case, DataError | MemoryError] = {}
-    for case in cases:
-        try:
-            files[case] = mask_files(case.images[0], output, labels, case.name)
-        except DataError as error:
-            failures[case] = error
-    return files, failures
-
-
-def _check_files(files: Mapping[Case, Sequence[Path]]) -> None:
-    """Raise an error if a mask would replace an image, or the mask of another image."""
-    images = {image.resolve() for case in files for image in case.images}
-    first: dict[Path, Case] = {}
-    for case, masks in files.items():
-        for mask in masks:
-            if mask.resolve() in images:
-                raise RunError(
-                    f"the mask of {case.images[0]} would overwrite the image {mask}: choose another --output"
-                )
-            other = first.setdefault(mask, case)
-            if other is not case:
-                raise DataError(
-                    f"{other.images[0]} and {case.images[0]} would have the same mask {mask}; rename one of them"
-                )
-
-
 def _prepare(output: Path) -> None:
     """Make the folder, and remove what a killed process left in it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"the folder {output} cannot be made ({error.strerror}): choose another --output") from error
-    remove_leftovers(output)
+    for folder in (output, *(path for path in output.iterdir() if path.is_dir())):
+        remove_leftovers(folder)
 
 
-def _predicted(trained: TrainedModel, case: Case) -> np.ndarray:
-    """The mask of a case. Raises DataError and MemoryError, which name the file."""
-    where = f"case {case.name}, file {case.images[0]}"
-    try:
-        image, spacing = read_image(case.images, case.name)
-        return trained.predict(RawCase(image, None, spacing), where)
-    except PredictionMemoryError as error:
-        raise PredictionMemoryError(f"{where}: {error}") from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryError(f"{where}: out of memory while reading it, before the prediction") from error
+# --- predicting ------------------------------------------------------------------------------------------------------
 
 
-def _write(mask: np.ndarray, case: Case, output: Path, trained: TrainedModel) -> None:
-    """Write a mask. Raises RunError if that is impossible, as on a full disk."""
-    try:
-        write_mask(mask, case.images[0], output, trained.labels, case.name)
-    except OSError as error:
-        raise RunError(
-            f"the mask of {case.images[0]} cannot be written to {output} ({error.strerror or error}); the masks before "
-            "it are complete: make room or choose another --output, and run the same command again"
-        ) from error
+def _predict_all(jobs: Sequence[Job], work: _Work, console: Console) -> int:
+    """Predict all jobs that no other process has taken. Returns how many of them have a mask now."""
+    options, start, done = work.options, time.monotonic(), 0
+    with Claims(options.output) as claims, ProgressDisplay("predicting", len(jobs), console) as display:
+        taken = claims.taken(jobs, skip_finished=not options.overwrite)
+        for number, job in enumerate(overlapped(taken, work.read, work.compute, work.write), 1):
+            claims.release(job)
+            if job.case in work.failures:
+                console.print(f"failed: case {job.case.name}", style="red", markup=False, highlight=False)
+            else:
+                done += 1
+            display.update(number, _rate(number, time.monotonic() - start))
+    return done
 
 
-def _failed(
-    failures: Mapping[Case, DataError | MemoryError], files: Mapping[Case, Sequence[Path]], cases: int
-) -> DataError:
+def _rate(images: int, seconds: float) -> str:
+    rate = images / max(seconds, 1e-9)
+    return f"{rate:.1f} images/s" if rate >= 1 else f"{60 * rate:.1f} images/min"
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What was read of an image. network: what the predictor needs. image: [C, *S], if a picture is drawn of it."""
+
+    network: Tensor | tuple[Tensor, ...]
+    size: tuple[int, ...]
+    image: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What is written for an image. mask: [*S] or [K, *S]. values: what is written beside it, [K, *S] or [1, *S]."""
+
+    mask: np.ndarray
+    values: Mapping[str, np.ndarray]
+    image: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The three steps of predicting an image. An image that cannot be predicted goes to `failures`, with the reason."""
+
+    ensemble: TrainedEnsemble
+    options: PredictOptions
+    failures: dict[Case, Error]
+
+    def read(self, job: Job) -> _Contents | None:
+        """Read and prepare an image."""
+        with self._noting_failure(job, "reading it, before the prediction"):
+            image, spacing = read_image(job.case.images, job.case.name)
+            images = self.ensemble.images(RawCase(image, None, spacing), job.where)
+            return _Contents(images, image.shape[1:], image if self.options.overlays else None)
+
+    def compute(self, job: Job, contents: _Contents | None) -> _Result | None:
+        """Predict an image."""
+        if contents is None:
+            return None
+        with self._noting_failure(job, "keeping its prediction"):
+            keep_logits = self.options.probabilities or self.options.uncertainty
+            prediction = self.ensemble.prediction(contents.network, contents.size, job.where, keep_logits=keep_logits)
+            values = {kind: value[0].cpu().numpy() for kind, value in self._values(prediction, job).items()}
+            return _Result(prediction.mask[0].cpu().numpy(), values, contents.image)
+
+    def write(self, job: Job, result: _Result | None) -> None:
+        """Write all files of an image, the masks last. Raises RunError if that is impossible, as on a full disk."""
+        if result is None:
+            return
+        labels, output, image = self.ensemble.labels, self.options.output, job.case.images[0]
+        try:
+            for file in job.others.values():
+                file.parent.mkdir(exist_ok=True)
+            for kind, values in result.values.items():
+                names = labels.channel_names if len(values) == labels.channels else (kind,)
+                write_values(values, image, job.others[kind], names, _largest(kind, labels))
+            if result.image is not None:
+                from segkit.report.prediction_picture import write_prediction_picture
+
+                write_prediction_picture(job.case.name, result.image, result.mask, labels, job.others["overlays"])
+            write_mask(result.mask, image, output, labels, job.case.name)
+        except OSError as error:
+            raise RunError(
+                f"the mask of {image} cannot be written to {output} ({error.strerror or error}); the masks before it "
+                "are complete: make room or choose another --output, and run the same command again with "
+                "--skip-existing"
+            ) from error
+
+    @contextmanager
+    def _noting_failure(self, job: Job, doing: str) -> Iterator[None]:
+        """Note that an image cannot be predicted, with its file. doing: what memory may not have sufficed for."""
+        try:
+            yield
+        except DataError as error:
+            self.failures[job.case] = error
+        except PredictionMemoryError as error:
+            self.failures[job.case] = PredictionMemoryError(f"{job.where}: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.failures[job.case] = MemoryError(f"{job.where}: out of memory while {doing}")
+
+    def _values(self, prediction: Prediction, job: Job) -> dict[str, Tensor]:
+        """What is written beside the mask, [1, K, *S] or [1, 1, *S] each."""
+        values = {}
+        if prediction.logits is not None:
+            probabilities = self.ensemble.labels.probabilities(prediction.logits)
+            values = {"probabilities": probabilities, "entropy": entropy(probabilities, self.ensemble.labels)}
+        if prediction.disagreement is not None:
+            values["disagreement"] = prediction.disagreement
+        return {kind: value for kind, value in values.items() if kind in job.others}
+
+
+def _largest(kind: str, labels: Labels) -> float:
+    """The largest value of what is written beside masks."""
+    if kind == "probabilities":
+        return 1.0
+    return math.log(labels.channels if labels.mode == "multiclass" else 2)
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------
+
+
+def _tell(done: int, skipped: int, others: int, options: PredictOptions, console: Console) -> None:
+    console.print(f"{done} masks written to {options.output}", markup=False, highlight=False)
+    if skipped:
+        console.print(f"{skipped} images had their masks already", markup=False, highlight=False)
+    if others > 0:
+        console.print(f"{others} images are left to other processes", markup=False, highlight=False)
+
+
+def _failed(failures: Mapping[Case, Error], masks: Mapping[Case, Sequence[Path]], cases: int) -> DataError:
     """The error that lists all images without a mask."""
-    lines = [f"{error}{_stale(files.get(case, []))}" for case, error in failures.items()]
+    lines = [f"{error}{_stale(masks.get(case, []))}" for case, error in failures.items()]
     is_memory = all(isinstance(error, MemoryError) for error in failures.values())
     return PredictionsFailed(
         f"{len(failures)} of {cases} images have no mask:{listed_lines(lines, limit=SHOWN)}",

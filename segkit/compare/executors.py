@@ -24,8 +24,8 @@ import torch
 from rich.console import Console
 
 from segkit.compare.design import Unit
-from segkit.compare.leases import Leases
 from segkit.training.stopping import Interrupted
+from segkit.utils.leases import Leases
 from segkit.utils.optional import require
 
 POLL_SECONDS = 2.0

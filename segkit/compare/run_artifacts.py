@@ -15,6 +15,7 @@ from segkit.compare.design import Unit
 from segkit.compare.disagreement import disagreement
 from segkit.compare.score_table import Scores
 from segkit.compare.unit_results import unit_scores
+from segkit.experiment.trained_ensemble import TrainedEnsemble, together
 from segkit.experiment.trained_model import load_trained
 from segkit.report.comparison_page import Material
 from segkit.report.overlays import overlay_picture
@@ -122,7 +123,7 @@ def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None
 
     Each loss is represented by its first run that was evaluated on the case.
     """
-    networks: dict[Unit, Any] = {}
+    models: dict[Unit, TrainedEnsemble] = {}
     rows, labels = [], None
     chosen = disagreement(scores)[:OVERLAY_CASES]
     for entry in chosen:
@@ -130,15 +131,15 @@ def _overlays(units: Sequence[Unit], scores: Scores) -> tuple[bytes, str] | None
             unit = next((unit for unit in units if unit.loss == loss and _evaluates(unit, scores, entry["case"])), None)
             if unit is None:
                 continue
-            if unit not in networks:
-                networks[unit] = load_trained(Run(unit.folder).last)
-            network = networks[unit]
-            labels = network.labels
-            data = network.data()
+            if unit not in models:
+                models[unit] = together([load_trained(Run(unit.folder).last)])
+            model = models[unit]
+            labels = model.labels
+            data = model.members[0].data()
             case = next(case for case in data.source.cases if case.name == entry["case"])
             raw = data.source.read(case)
             caption = f"{entry['case']}: {loss}, seed {unit.seed}; mean over its runs {entry['means'][loss]:.3f}"
-            rows.append((caption, raw.image, raw.mask, np.asarray(network.predict(raw))))
+            rows.append((caption, raw.image, raw.mask, model.predict(raw).mask[0].cpu().numpy()))
     if not rows or labels is None:
         return None
     file = io.BytesIO()

@@ -11,7 +11,6 @@ import pandas as pd
 from rich.console import Console
 
 from segkit.compare.design import Unit
-from segkit.compare.leases import Leases
 from segkit.compare.score_table import read_rows
 from segkit.config import Config
 from segkit.evaluation.results import scores_match
@@ -24,10 +23,12 @@ from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 from segkit.utils.errors import reason as reason_of
 from segkit.utils.files import read_json, remove_leftovers
+from segkit.utils.leases import Leases
 from segkit.utils.text import listed
 
 COLUMNS = ["loss", "seed", "fold"]
 FAILED = "failed.json"
+RUNS = "runs.csv"  # the finished runs of a comparison with their folders
 
 
 def finished(unit: Unit) -> bool:
@@ -75,6 +76,12 @@ def unit_rows(unit: Unit, metric: str) -> pd.DataFrame:
     for position, (name, value) in enumerate(zip(COLUMNS, (unit.loss, unit.seed, unit.fold), strict=True)):
         table.insert(position, name, value)
     return table
+
+
+def runs_table(units: Sequence[Unit], out: Path) -> pd.DataFrame:
+    """The runs of a comparison: loss, seed, fold, and the run folder, relative to the folder of the comparison."""
+    rows = [(unit.loss, unit.seed, unit.fold, unit.folder.relative_to(out).as_posix()) for unit in units]
+    return pd.DataFrame(rows, columns=pd.Index([*COLUMNS, "folder"]))
 
 
 def unit_scores(unit: Unit) -> dict[str, Any]:

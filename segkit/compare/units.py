@@ -13,7 +13,6 @@ from rich.console import Console
 
 from segkit.compare.design import Design, Unit, latest_plan, unit_folder, unit_overrides
 from segkit.compare.fixed_at_start import digests_of_weights, fixed_precision
-from segkit.compare.leases import Leases
 from segkit.compare.unit_results import FAILED, failure_record, finished, remove_damaged_checkpoint
 from segkit.config import Config, ConfigError
 from segkit.data.cases import Source, data_digest
@@ -25,6 +24,7 @@ from segkit.training.run_folder import Run
 from segkit.training.stopping import Interrupted
 from segkit.utils.exit_codes import OUT_OF_MEMORY, describe, exit_code
 from segkit.utils.files import read_json, replace_text
+from segkit.utils.leases import Leases
 
 ATTEMPTS = "attempts.json"
 MAX_DEATHS = 2  # of the process that trains a unit, after which the unit counts as failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,22 @@ class TrainingSet(Dataset):
 
 
 class EvaluationSet(Dataset):
-    """Whole images as the network receives them, with masks on the original grid. Indexed by case number.
+    """Whole images as a predictor receives them, with masks on the original grid. Indexed by case number.
 
+    prepare: what a predictor receives, from a case and its stored contents; a preprocessing for `prepared_image`.
     keep: whether samples stay in memory once they have been read.
     """
 
-    def __init__(self, cases: Sequence[Case], source: Source, preprocess: Preprocess, *, keep: bool):
-        self.cases, self.source, self.preprocess, self.keep = cases, source, preprocess, keep
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        source: Source,
+        prepare: Preprocess | Callable[[Case, RawCase], Any],
+        *,
+        keep: bool,
+    ):
+        self.cases, self.source, self.keep = cases, source, keep
+        self.prepare = partial(prepared_image, prepare) if isinstance(prepare, Preprocess) else prepare
         self.samples: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -179,16 +189,22 @@ class EvaluationSet(Dataset):
             return self.samples[number]
         raw = self.raw(number)
         case = self.cases[number]
-        image = network_image(raw, self.preprocess, f"case {case.name}{_first_file(case)}")
         assert raw.mask is not None
-        sample = as_sample(image, raw.mask, case, raw.spacing)
+        sample = {"image": self.prepare(case, raw), **as_labelled(raw.mask, case, raw.spacing)}
         if self.keep:
             self.samples[number] = sample
         return sample
 
 
-def _first_file(case: Case) -> str:
-    return f", file {case.images[0]}" if case.images else ""
+def prepared_image(preprocess: Preprocess, case: Case, raw: RawCase) -> torch.Tensor:
+    """The image of a case as a network receives it, float32 [C, *S]. Raises DataError, see `network_image`."""
+    image = network_image(raw, preprocess, case_and_file(case))
+    return torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
+
+
+def case_and_file(case: Case) -> str:
+    """A case and its first file, for errors."""
+    return f"case {case.name}" + (f", file {case.images[0]}" if case.images else "")
 
 
 def network_image(raw: RawCase, preprocess: Preprocess, where: str) -> np.ndarray:
@@ -231,6 +247,13 @@ def as_sample(
     return {
         **weights,
         "image": torch.from_numpy(np.require(image, np.float32, ["C", "W"])),
+        **as_labelled(mask, case, spacing),
+    }
+
+
+def as_labelled(mask: np.ndarray, case: Case, spacing: Sequence[float]) -> dict[str, Any]:
+    """A sample without its image."""
+    return {
         "mask": torch.from_numpy(np.ascontiguousarray(mask)),
         "case": case.name,
         "group": case.group,

@@ -53,19 +53,18 @@ def write_mask(mask: np.ndarray, image: Path, folder: Path, labels: Labels, name
     Raises OSError if a file cannot be written.
     """
     files = mask_files(image, folder, labels, name)
-    read_geometry = FORMATS[str(format_name(image))].read_geometry
-    geometry = None if read_geometry is None else read_geometry(image, f"file {image}")
+    geometry = image_geometry(image)
     planes = [mask] if len(files) == 1 else [255 * plane for plane in mask]
     for plane, file in zip(planes, files, strict=True):
         with replaced(file) as temporary:
-            _write(plane, geometry, temporary, labels)
+            _write(plane, geometry, temporary)
     return files
 
 
-def _write(mask: np.ndarray, geometry: Geometry | None, path: Path, labels: Labels) -> None:
+def _write(mask: np.ndarray, geometry: Geometry | None, path: Path) -> None:
     """Write a mask in the format of the path."""
     if geometry is not None:
-        _write_volume(mask, geometry, path, labels)
+        _write_volume(mask, geometry, path)
     elif path.suffix == ".npy":
         np.save(path, mask)
     else:
@@ -80,20 +79,31 @@ def _write_raster(mask: np.ndarray, path: Path) -> None:
     first_page.save(path, **({"save_all": True, "append_images": other_pages} if other_pages else {}))
 
 
-def _write_volume(mask: np.ndarray, geometry: Geometry, path: Path, labels: Labels) -> None:
-    """Write a volume in the orientation of its geometry, undoing the reorientation to RAS at reading."""
+def image_geometry(image: Path) -> Geometry | None:
+    """The geometry of an image; None for formats without one."""
+    read_geometry = FORMATS[str(format_name(image))].read_geometry
+    return None if read_geometry is None else read_geometry(image, f"file {image}")
+
+
+def as_stored(array: np.ndarray, geometry: Geometry, where: str) -> np.ndarray:
+    """A volume, [*S] or [K, *S], in the orientation of its geometry, [*S] or [*S, K].
+
+    It undoes the reorientation to RAS at reading. where: names the file in errors.
+    """
     orientations = require("nibabel.orientations", "medical", "writing medical volumes")
-    stored_orientation = ras_orientation(geometry.affine, str(path))
-    axes = len(geometry.shape)
-    has_channels = mask.ndim > 3 or (labels.mode == "multilabel" and mask.ndim == 3 and axes == 2)
-    array = np.moveaxis(mask, 0, -1) if has_channels else mask
+    stored_orientation = ras_orientation(geometry.affine, where)
+    has_channels = array.ndim > len(geometry.shape)
+    array = np.moveaxis(array, 0, -1) if has_channels else array
     is_flat = array.ndim - has_channels == 2
     if is_flat:
         array = np.expand_dims(array, int(stored_orientation[2, 0]))
     to_stored = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), stored_orientation)
     array = orientations.apply_orientation(array, to_stored)
-    if is_flat:
-        array = array[:, :, 0]
+    return array[:, :, 0] if is_flat else array
+
+
+def _write_volume(mask: np.ndarray, geometry: Geometry, path: Path) -> None:
+    array = as_stored(mask, geometry, str(path))
     array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.int32)
     try:
         FORMATS[str(format_name(path))].write_volume(array, geometry, path)

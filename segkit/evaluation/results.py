@@ -18,25 +18,35 @@ from segkit.utils.csv_tables import write_table
 from segkit.utils.files import replace_text
 
 FORMAT = 1
+ADDED = ("members", "orientations")  # fields of an origin that a single checkpoint does not need
 
 
 @dataclass(frozen=True)
 class Origin:
     """The checkpoint that was evaluated.
 
-    checkpoint: its file.
-    step, steps: training steps done, and steps planned.
+    checkpoint: its file; for several that predict together, how many they are.
+    step, steps: training steps done, and steps planned; None if several checkpoints differ in them.
     finished: the duration or limit that ended the training at this step; None if the training was to continue.
     selected_on: the part of the split on which the checkpoint was selected; None if it was not selected by a score.
-    split_hash: hash of the split used in training.
+    split_hash: hash of the split used in training; None if several checkpoints differ in it.
+    members: the origins of the checkpoints that predict together; empty for a single one.
+    orientations: in which images were predicted and averaged; empty without test-time augmentation.
     """
 
     checkpoint: str
-    step: int
-    steps: int
+    step: int | None
+    steps: int | None
     finished: str | None
     selected_on: str | None
-    split_hash: str
+    split_hash: str | None
+    members: tuple[Origin, ...] = ()
+    orientations: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields for scores.json."""
+        content = asdict(self) | {"members": [member.to_json() for member in self.members]}
+        return {name: value for name, value in content.items() if name not in ADDED or value}
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ def scores_json(
     scores: CaseScores, labels: Labels, scoring: Scoring, *, split: str, origin: Origin | None
 ) -> dict[str, Any]:
     """The contents of scores.json. origin: None for masks that were not predicted by a checkpoint of segkit."""
-    source = asdict(origin) if origin is not None else {"checkpoint": None, "selected_on": None}
+    source = origin.to_json() if origin is not None else {"checkpoint": None, "selected_on": None}
     result = {
         "format": FORMAT,
         "split": split,

@@ -16,7 +16,7 @@ from segkit.data.datasets import EvaluationSet
 from segkit.evaluation.results import CaseScores
 from segkit.evaluation.scoring import DICE_AND_IOU, Scoring
 from segkit.inference.memory import PredictionMemoryError
-from segkit.inference.predictor import Prediction, Predictor, nonfinite_text, to_device
+from segkit.inference.predictor import ImagePredictor, Prediction, nonfinite_text, to_device
 from segkit.labels import Labels
 from segkit.metrics.all_gather import PixelTotals, add_totals, cases_of_rank, gather_table, gather_totals
 from segkit.metrics.boundary import boundary_counts
@@ -171,7 +171,7 @@ def class_masks(prediction: Tensor, mask: Tensor, labels: Labels) -> Iterator[tu
 
 
 def score_cases(
-    predictor: Predictor,
+    predictor: ImagePredictor,
     cases: EvaluationSet,
     labels: Labels,
     scoring: Scoring = DICE_AND_IOU,
@@ -201,7 +201,7 @@ def score_cases(
 
 def score_case(
     scorer: Scorer,
-    predictor: Predictor,
+    predictor: ImagePredictor,
     sample: Mapping[str, Any],
     observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
@@ -229,7 +229,9 @@ def score_case(
     return prediction.mask
 
 
-def _predicted(predictor: Predictor, sample: Mapping[str, Any], labels: Labels, *, keep_logits: bool) -> Prediction:
+def _predicted(
+    predictor: ImagePredictor, sample: Mapping[str, Any], labels: Labels, *, keep_logits: bool
+) -> Prediction:
     try:
         return predictor.predict(sample["image"], spatial_size(sample["mask"], labels), keep_logits=keep_logits)
     except PredictionMemoryError as error:

@@ -20,7 +20,7 @@ from segkit.evaluation.results import CaseScores, Origin, scores_json, write_res
 from segkit.evaluation.scorer import score_cases
 from segkit.experiment.build import scoring_of
 from segkit.experiment.trained_model import TrainedModel
-from segkit.inference.predictor import Predictor
+from segkit.inference.predictor import ImagePredictor
 from segkit.labels import Labels
 from segkit.training.run_folder import Run
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
@@ -37,12 +37,17 @@ def evaluated_cases(trained: TrainedModel, split: str | None, data: Path | None)
     """The cases to evaluate, and a name for them."""
     if data is not None:
         return trained.other_data(data).evaluation_set("test"), f"all of {data}"
-    run_data = trained.data()
-    part = split or evaluated_part(trained.config, run_data.split)
-    available = [name for name in PARTS if getattr(run_data.split, name)]
+    part = chosen_part(trained, split)
+    return trained.data().evaluation_set(part), part
+
+
+def chosen_part(trained: TrainedModel, split: str | None) -> str:
+    """The part of the split to evaluate: the given one, which must have cases, or that of `evaluated_part`."""
+    part = split or evaluated_part(trained.config, trained.split)
+    available = [name for name in PARTS if getattr(trained.split, name)]
     if part not in available:
         raise RunError(f"expected --split to be one of {', '.join(available)}, got {part}")
-    return run_data.evaluation_set(part), part
+    return part
 
 
 def evaluated_part(config: Config, split: Any) -> str:
@@ -59,7 +64,7 @@ def checkpoint_file(path: Path) -> Path:
 
 
 def write_evaluation(
-    predictor: Predictor,
+    predictor: ImagePredictor,
     cases: EvaluationSet,
     labels: Labels,
     folder: Path,

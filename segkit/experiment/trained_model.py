@@ -9,15 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from segkit.config import Config, ConfigError, Named
 from segkit.data.case_store import CaseStore
-from segkit.data.cases import RawCase
-from segkit.data.datasets import network_image
 from segkit.data.preprocess import Preprocess
 from segkit.data.splits import Split
 from segkit.evaluation.results import Origin
@@ -33,7 +30,7 @@ from segkit.experiment.build import (
 from segkit.experiment.build_predictor import predictor_factory
 from segkit.experiment.checkpoint_paths import refuse_unconfirmed, unconfirmed_paths
 from segkit.experiment.plugins import warn_of_changes
-from segkit.inference.predictor import Prediction, Predictor, nonfinite_text
+from segkit.inference.predictor import Predictor
 from segkit.labels import Labels
 from segkit.training import checkpoint
 from segkit.training.checkpoint import CheckpointError
@@ -53,29 +50,6 @@ class TrainedModel:
     origin: Origin
     integers_scaled: bool | None = None  # whether integers of training images were scaled to 0..1; None if unknown
     unconfirmed: Mapping[str, str] = field(default_factory=dict)  # paths that only the checkpoint names, by option
-
-    def predict(self, raw: RawCase, where: str = "image") -> np.ndarray:
-        """The mask of one image on its own grid, [*S], or [K, *S] for overlapping classes.
-
-        where: names the image in errors.
-
-        Raises DataError for an image with other channels or axes than those in training, and for logits that are not
-        finite.
-        """
-        return self._prediction(raw, where).mask[0].cpu().numpy()
-
-    def probabilities(self, raw: RawCase, where: str = "image") -> np.ndarray:
-        """The class probabilities of one image on its own grid, float32 [K, *S]. Arguments and errors as `predict`."""
-        logits = self._prediction(raw, where, keep_logits=True).logits
-        assert logits is not None
-        return self.labels.probabilities(logits)[0].cpu().numpy()
-
-    def _prediction(self, raw: RawCase, where: str, *, keep_logits: bool = False) -> Prediction:
-        image = torch.from_numpy(network_image(raw, self.preprocess, where))
-        prediction = self.predictor.predict(image, raw.image.shape[1:], keep_logits=keep_logits)
-        if pixels := int(prediction.nonfinite):
-            raise DataError(f"{where}: {nonfinite_text(pixels)}")
-        return prediction
 
     def data(self) -> Data:
         """The cases of the training data, in the split of the training.

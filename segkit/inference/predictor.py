@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.inference.averaged_network import disagreement_channels
 from segkit.inference.memory import SMALL, WHOLE, PredictionMemoryError, bytes_per_pixel, check_fits, sample_size
 from segkit.inference.windows import Network, Slab, resampled_slabs, window_slabs, windows_per_pass
 from segkit.labels import Labels
@@ -66,11 +68,30 @@ class Prediction:
     nonfinite: the number of pixels of the network's output that are NaN or infinite for any class, int64 []. Where it
         is not 0, the mask means nothing.
     logits: float32 [1, K, *S]; None unless they were asked for.
+    disagreement: float32 [1, 1, *S], or [1, K, *S] for overlapping classes; None unless the network gives it.
     """
 
     mask: Tensor
     nonfinite: Tensor
     logits: Tensor | None = None
+    disagreement: Tensor | None = None
+
+
+class ImagePredictor(Protocol):
+    """What evaluation needs: `Predictor`, and several of them as one, see `segkit.inference.ensemble`."""
+
+    @property
+    def labels(self) -> Labels: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+    def predict(self, image: Any, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
+        """Predict an image, prepared for this predictor, on a grid of the given size."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,7 @@ class Predictor:
         predicts them as a whole nevertheless.
     channels_last: whether images are moved to the channels-last memory format.
     threshold: probability above which a class is predicted, for binary and multilabel.
+    disagreement: whether the disagreement follows the logits, see `AveragedNetwork`.
     """
 
     model: nn.Module
@@ -98,6 +120,7 @@ class Predictor:
     threshold: float = 0.5
     minimum_pixels: int = 1
     large_window: tuple[int, ...] | None = None
+    disagreement: bool = False
 
     def predict(self, image: Tensor, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
         """Predict one image [C, *S] and return its mask on a grid of the given size [D].
@@ -109,21 +132,13 @@ class Predictor:
 
         Raises PredictionMemoryError if the memory does not suffice.
         """
-        shape = [1, self.labels.channels, *size]
-        with self._explaining(image.shape[1:]):
-            per_class = self.labels.mode == "multilabel"
-            dtype = self.labels.mask_dtype if self.labels.mode == "multiclass" else torch.uint8
-            mask = torch.empty(shape if per_class else [1, *size], dtype=dtype, device=self.device)
+        with explaining_memory(image.shape[1:], self.advice), evaluation_mode(self.model), torch.inference_mode():
             nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
-            logits = torch.empty(shape, device=self.device) if keep_logits else None
-            with evaluation_mode(self.model), torch.inference_mode():
-                for slab in self._slabs(image, size, nonfinite):
-                    rows = slab.stop - slab.start
-                    decoded = self.labels.decode(slab.logits, self.threshold)
-                    mask.narrow(slab.axis + 1 + per_class, slab.start, rows).copy_(decoded)
-                    if logits is not None:
-                        logits.narrow(slab.axis + 2, slab.start, rows).copy_(slab.logits)
-        return Prediction(mask, nonfinite, logits)
+            slabs = self.slabs(image, size, nonfinite)
+            mask, logits, disagreement = assembled(
+                slabs, size, self.labels, self.threshold, self.device, keep_logits, self.disagreement
+            )
+        return Prediction(mask, nonfinite, logits, disagreement)
 
     def __call__(self, image: Tensor) -> Tensor:
         """Logits [1, K, *S], float32, of one image [C, *S] on the grid of that image."""
@@ -131,21 +146,26 @@ class Predictor:
         assert logits is not None
         return logits
 
-    def _slabs(self, image: Tensor, size: Sequence[int], nonfinite: Tensor) -> Iterator[Slab]:
-        """The logits on a grid of the given size. Pixels that are not finite are added to `nonfinite`."""
+    def slabs(self, image: Tensor, size: Sequence[int], nonfinite: Tensor, axis: int | None = None) -> Iterator[Slab]:
+        """The logits of an image [C, *S] on a grid of the given size, slab by slab. The network has to be in evaluation
+        mode.
+
+        nonfinite: the number of pixels that are not finite is added to it.
+        axis: along which the slabs follow each other; None for that with the thinnest slabs.
+        """
         batch = to_device(image[None], self.device, channels_last=self.channels_last)
-        slabs = self._finite(self._network_slabs(batch), nonfinite)
+        slabs = self._finite(self._network_slabs(batch, axis), nonfinite)
         if tuple(size) == tuple(image.shape[1:]):
             return slabs
         return resampled_slabs(slabs, self.labels, image.shape[1:], size)
 
-    def _network_slabs(self, batch: Tensor) -> Iterator[Slab]:
+    def _network_slabs(self, batch: Tensor, axis: int | None) -> Iterator[Slab]:
         """The logits [1, K, *S] of an image [1, C, *S] on its own grid."""
         window = self._window_for(batch)
         if window is None:
-            yield Slab(0, self._whole(batch).float(), axis=0)
+            yield Slab(0, self._whole(batch).float(), axis=axis or 0)
         else:
-            yield from window_slabs(batch, self.model, window, self.overlap)
+            yield from window_slabs(batch, self.model, window, self.overlap, axis)
 
     def _whole(self, batch: Tensor) -> Tensor:
         return whole_image(batch, self.model, self.multiple, self.minimum_pixels)
@@ -172,7 +192,7 @@ class Predictor:
             window = None
         together = math.prod(size) if window is None else windows_per_pass(window) * math.prod(window)
         if together > SMALL:
-            check_fits(self._bytes_per_pixel(batch) * together, self.device, self._advice(size))
+            check_fits(self._bytes_per_pixel(batch) * together, self.device, self.advice(size))
         return window
 
     def _bytes_per_pixel(self, batch: Tensor) -> float:
@@ -187,25 +207,54 @@ class Predictor:
     def _measured(self) -> dict[str, float]:
         return {}
 
-    @contextmanager
-    def _explaining(self, size: Sequence[int]) -> Iterator[None]:
-        """Replace the allocator's error by one that says what to change."""
-        try:
-            yield
-        except PredictionMemoryError:
-            raise
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise PredictionMemoryError(
-                f"out of memory while predicting an image of {' x '.join(map(str, size))} pixels; {self._advice(size)}"
-            ) from error
-
-    def _advice(self, size: Sequence[int]) -> str:
+    def advice(self, size: Sequence[int]) -> str:
         """How to predict with less memory: windows of half the sides."""
         sides = self.window or [min(side, 2 * SMALL_WINDOW) for side in size]
         smaller = padded([max(1, side // 2) for side in sides], self.multiple, self.minimum_pixels)
         return f"predict in smaller windows, such as evaluation.window={list(smaller)}, or on another device"
+
+
+def assembled(
+    slabs: Iterator[Slab],
+    size: Sequence[int],
+    labels: Labels,
+    threshold: float,
+    device: torch.device,
+    keep_logits: bool,
+    disagreement: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The mask, the logits and the disagreement of an image of the given size, see `Prediction`, from its slabs."""
+    per_class = labels.mode == "multilabel"
+    dtype = labels.mask_dtype if labels.mode == "multiclass" else torch.uint8
+    mask = torch.empty([1, *([labels.channels] if per_class else []), *size], dtype=dtype, device=device)
+    logits = torch.empty(1, labels.channels, *size, device=device) if keep_logits else None
+    disagreed = torch.empty(1, disagreement_channels(labels), *size, device=device) if disagreement else None
+    for slab in slabs:
+        rows = slab.stop - slab.start
+        classes, others = slab.logits[:, : labels.channels], slab.logits[:, labels.channels :]
+        mask.narrow(slab.axis + 1 + per_class, slab.start, rows).copy_(labels.decode(classes, threshold))
+        for kept, channels in ((logits, classes), (disagreed, others)):
+            if kept is not None:
+                kept.narrow(slab.axis + 2, slab.start, rows).copy_(channels)
+    return mask, logits, disagreed
+
+
+@contextmanager
+def explaining_memory(size: Sequence[int], advice: Callable[[Sequence[int]], str]) -> Iterator[None]:
+    """Replace the allocator's error by one that says what to change.
+
+    size: of the image that is predicted. advice: what to change for an image of a size.
+    """
+    try:
+        yield
+    except PredictionMemoryError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise PredictionMemoryError(
+            f"out of memory while predicting an image of {' x '.join(map(str, size))} pixels; {advice(size)}"
+        ) from error
 
 
 def nonfinite_text(pixels: int) -> str:

@@ -56,15 +56,19 @@ def windows_per_pass(window: Sequence[int]) -> int:
     return max(1, min(MOST, PIXELS_PER_PASS // math.prod(window)))
 
 
-def window_slabs(image: Tensor, network: Network, window: Sequence[int], overlap: float) -> Iterator[Slab]:
+def window_slabs(
+    image: Tensor, network: Network, window: Sequence[int], overlap: float, axis: int | None = None
+) -> Iterator[Slab]:
     """Yield the logits of one image [1, C, *S] in overlapping windows, blended with Gaussian weights.
 
     An image that is smaller than the window is padded with 0 on both sides.
+
+    axis: along which the slabs follow each other; None for `slab_axis`.
     """
     from monai.data.utils import dense_patch_slices
 
     size = image.shape[2:]
-    axis = slab_axis(size, window)
+    axis = slab_axis(size, window) if axis is None else axis
     before = [max(length - side, 0) // 2 for side, length in zip(size, window, strict=True)]
     after = [max(length - side, 0) - first for side, length, first in zip(size, window, before, strict=True)]
     if any(before) or any(after):
@@ -147,14 +151,15 @@ def resampled_slabs(
 ) -> Iterator[Slab]:
     """Resample the logits of an image to another size as `Labels.resample` does, slab by slab.
 
-    slabs: the logits of the image of the given size, without gaps along one axis.
+    slabs: the logits of the image of the given size, without gaps along one axis. Channels after those of the classes
+        are interpolated as they are.
     """
     kept: Tensor | None = None  # probabilities from the position `first` on
     first = done = 0
     for slab in slabs:
         dim, axis = slab.axis + 2, slab.axis
         low, high, fraction = _neighbours(size[axis], new_size[axis])
-        probabilities = labels.probabilities(slab.logits)
+        probabilities = _on_classes(labels.probabilities, slab.logits, labels)
         kept = probabilities if kept is None else torch.cat([kept, probabilities], dim)
         ready = int((high < slab.stop).sum())
         others = [side for number, side in enumerate(new_size) if number != axis]
@@ -162,12 +167,19 @@ def resampled_slabs(
         for start in range(done, ready, rows):
             chosen = slice(start, min(start + rows, ready))
             between = _between(kept, dim, low[chosen] - first, high[chosen] - first, fraction[chosen])
-            yield Slab(start, labels.logits(_resize_others(between, dim, others)), axis)
+            yield Slab(start, _on_classes(labels.logits, _resize_others(between, dim, others), labels), axis)
         if ready < len(low):
             needed = min(int(low[ready]), slab.stop)  # an image that shrinks skips rows
             kept = kept.narrow(dim, needed - first, slab.stop - needed).clone()
             first = needed
         done = ready
+
+
+def _on_classes(function: Network, channels: Tensor, labels: Labels) -> Tensor:
+    """Apply a function to the channels of the classes, and leave those after them."""
+    classes = function(channels[:, : labels.channels])
+    others = channels[:, labels.channels :]
+    return torch.cat([classes, others], 1) if others.shape[1] else classes
 
 
 def _neighbours(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:

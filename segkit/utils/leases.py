@@ -1,16 +1,16 @@
-"""Leases on units, so that several processes, on one machine or on several that share a folder, can work together."""
+"""Leases, by which several processes, on one machine or on several that share a folder, divide work among them."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
 
-LEASE_SECONDS = 30.0  # without a heartbeat, after which another machine may take the unit
+LEASE_SECONDS = 30.0  # without a heartbeat, after which another machine may take the work
 
 
 class Leases:
@@ -20,8 +20,11 @@ class Leases:
     `LEASE_SECONDS` without a heartbeat, by the clock of this machine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_lost: Callable[[object], None] | None = None):
+        """on_lost: called when another process has taken a lease that this one holds, because it considered this one
+        dead; by default this process finishes its current step and stops."""
         self.leases: dict[Path, SoftFileLease] = {}  # kept, because each remembers when it last saw a heartbeat
+        self.on_lost = on_lost or _stop
 
     @contextmanager
     def acquire(self, folder: Path) -> Iterator[bool]:
@@ -32,8 +35,9 @@ class Leases:
         folder.parent.mkdir(exist_ok=True)
         lease = self.leases.get(folder)
         if lease is None:
-            file = folder.with_name(f"{folder.name}.lease")
-            lease = SoftFileLease(file, lease_duration=LEASE_SECONDS, timeout=0, on_compromise=_stop)
+            lease = SoftFileLease(
+                lease_file(folder), lease_duration=LEASE_SECONDS, timeout=0, on_compromise=self.on_lost
+            )
             self.leases[folder] = lease
         try:
             lease.acquire()
@@ -46,6 +50,11 @@ class Leases:
             lease.release()
 
 
+def lease_file(folder: Path) -> Path:
+    """The file that exists while a lease on a folder is held."""
+    return folder.with_name(f"{folder.name}.lease")
+
+
 def _stop(_lost: object) -> None:
-    """Finish the current step and stop, because another process considered this one dead and took the unit."""
+    """Finish the current step and stop."""
     os.kill(os.getpid(), signal.SIGTERM)

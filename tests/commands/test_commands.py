@@ -219,7 +219,7 @@ def test_predicting_pictures(trained, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "in" / "one.png")
     Image.fromarray(pixels.T).save(tmp_path / "in" / "two.png")
     tool("predict", "--checkpoint", "run", "--input", tmp_path / "in", "--output", tmp_path / "out", folder=folder)
-    shapes = {path.name: np.array(Image.open(path)).shape for path in (tmp_path / "out").iterdir()}
+    shapes = {path.name: np.array(Image.open(path)).shape for path in (tmp_path / "out").glob("*.png")}
     assert shapes == {"one.png": (37, 50), "two.png": (50, 37)}
     arguments = ("--checkpoint", "run", "--input", tmp_path / "in", "--output", tmp_path / "in")
     assert "would overwrite the image" in tool("predict", *arguments, code=2, folder=folder)

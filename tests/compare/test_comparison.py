@@ -37,7 +37,6 @@ from segkit.compare.analysis import (
 )
 from segkit.compare.design import Unit
 from segkit.compare.executors import LocalExecutor, RayExecutor
-from segkit.compare.leases import Leases
 from segkit.compare.rankings import Draws, loss_means, rankings
 from segkit.compare.sanity_checks import (
     aggregation_warnings,
@@ -59,6 +58,7 @@ from segkit.models import MODELS
 from segkit.report.comparison_figures import classes_figure, cliques
 from segkit.report.comparison_page import best_first, sentences
 from segkit.training import precision
+from segkit.utils.leases import Leases
 
 from support.command_line import TINY, tool, write_pairs
 from support.processes import FORKS, start_tool
@@ -968,7 +968,7 @@ def test_a_lease_is_exclusive_and_ends_with_its_process(tmp_path):
 
 def test_a_lease_of_another_machine_expires(tmp_path, monkeypatch):
     """The processes of another machine cannot be checked, only the heartbeat of the lease."""
-    monkeypatch.setattr("segkit.compare.leases.LEASE_SECONDS", 1.0)
+    monkeypatch.setattr("segkit.utils.leases.LEASE_SECONDS", 1.0)
     marker, leases = tmp_path / "unit.lease", Leases()
     with Leases().acquire(tmp_path / "unit"):
         written = marker.read_text()
@@ -983,7 +983,7 @@ def test_a_lease_of_another_machine_expires(tmp_path, monkeypatch):
 
 def test_a_process_that_lost_its_lease_stops(tmp_path, monkeypatch):
     """For example a process that was suspended for longer than a lease lasts."""
-    monkeypatch.setattr("segkit.compare.leases.LEASE_SECONDS", 0.6)
+    monkeypatch.setattr("segkit.utils.leases.LEASE_SECONDS", 0.6)
     told = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda _number, _frame: told.set())
     try:

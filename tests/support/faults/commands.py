@@ -37,7 +37,10 @@ device: cpu
 COMMANDS = {
     "train": (["train", "--config", "small.yaml", "run.dir=run", "--resume"], "run"),
     "evaluate": (["evaluate", "--checkpoint", "trained", "--out", "scores"], "scores"),
-    "predict": (["predict", "--checkpoint", "trained", "--input", "images", "--output", "masks"], "masks"),
+    "predict": (
+        ["predict", "--checkpoint", "trained", "--input", "images", "--output", "masks", "--skip-existing"],
+        "masks",
+    ),
     "compare": (
         ["compare", "--config", "small.yaml", "--out", "out", "--losses", "dice,cross_entropy", "--seeds", "1"],
         "out",

@@ -25,6 +25,7 @@ from PIL import Image
 
 import segkit
 from segkit import cli
+from segkit.commands.prediction_record import RECORD
 from segkit.models.unet import UNet
 
 CONFIG = """\
@@ -88,7 +89,8 @@ class _Bench:
         that it leaves."""
         try:
             found, printed = _command(
-                "predict", "--checkpoint", self.folder / "run", "--input", source, "--output", output
+                *("predict", "--checkpoint", self.folder / "run", "--input", source),
+                *("--output", output, "--skip-existing"),
             )
         except Exception as error:  # anything that is not an expected error is a fault
             return f"{type(error).__name__}: {error}"
@@ -102,7 +104,7 @@ class _Bench:
 
 def wrong_masks(output: Path, masks: Masks, *, complete: bool = True) -> str | None:
     """What is wrong with the files of a folder of masks. complete: whether none may be missing."""
-    files = {path.name: path for path in output.iterdir()} if output.is_dir() else {}
+    files = {path.name: path for path in output.iterdir() if path.name != RECORD} if output.is_dir() else {}
     if not files.keys() <= masks.keys() or (complete and files.keys() != masks.keys()):
         return f"expected the masks {sorted(masks)}, got {sorted(files)}"
     for name, path in files.items():
@@ -183,7 +185,7 @@ def full_disk(folder: Path, count: int, seed: int) -> Iterator[str | None]:
         number = bench.random.choice([errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES])
         fails_at, where = bench.random.randrange(4), bench.random.choice(["fsync", "replace"])
         written = dict(sorted(masks.items())[:fails_at])
-        with _failing(where, fails_at, number):
+        with _failing(where, fails_at + 1, number):  # the first file is the record
             problem = bench.attempt(source, output, written, 2, os.strerror(number), f"good{fails_at}.png")
         yield problem or bench.attempt(source, output, masks, 0)
 

@@ -1,0 +1,58 @@
+"""The checkpoints that a command is given: run folders, files, or the runs of a loss in a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segkit.compare.design import PLAN
+from segkit.compare.unit_results import RUNS
+from segkit.experiment.evaluate_run import checkpoint_file
+from segkit.training.run_folder import Run
+from segkit.utils.csv_tables import read_table
+from segkit.utils.errors import RunError, reason
+
+
+def checkpoint_files(paths: Sequence[Path], loss: str | None) -> list[Path]:
+    """The checkpoint files that predict together.
+
+    paths: run folders, whose last.pt is used, or files; with `loss`, the folder of a comparison, whose runs with that
+        loss are used, of all seeds and folds.
+
+    Raises RunError for a checkpoint given twice, and for a comparison without a loss or with an unknown one.
+    """
+    if loss is not None:
+        if len(paths) != 1:
+            raise RunError(f"--loss needs one --checkpoint, the folder of a comparison, got {len(paths)}")
+        return _runs_of_loss(paths[0], loss)
+    for path in paths:
+        if (path / PLAN).is_file():
+            raise RunError(f"{path} is a comparison: choose one of its losses with --loss ({_listed_losses(path)})")
+    files = [checkpoint_file(path) for path in paths]
+    if len({file.resolve() for file in files}) < len(files):
+        raise RunError(f"expected different checkpoints, got one twice: {', '.join(map(str, paths))}")
+    return files
+
+
+def _runs_of_loss(folder: Path, loss: str) -> list[Path]:
+    chosen = [Run(folder / run).last for name, run in _runs(folder) if name == loss]
+    if not chosen:
+        raise RunError(f"expected --loss to be one of {_listed_losses(folder)}, got {loss}")
+    return chosen
+
+
+def _listed_losses(folder: Path) -> str:
+    return ", ".join(dict.fromkeys(loss for loss, _run in _runs(folder)))
+
+
+def _runs(folder: Path) -> list[tuple[str, str]]:
+    """The loss and the run folder of each run of a comparison. Raises RunError if it has no table of runs."""
+    try:
+        table = read_table(folder / RUNS, ("loss", "folder"))
+        return list(zip(table["loss"].astype(str), table["folder"].astype(str), strict=True))
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            f"{folder / RUNS}, the table of the runs of a comparison, cannot be read ({reason(error)}): expected the "
+            "folder that was given to `segkit compare --out`; the same command, given again, writes the table and "
+            "trains nothing again"
+        ) from error
