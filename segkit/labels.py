@@ -432,17 +432,25 @@ class Labels:
         """Logits that have these probabilities, the inverse of `probabilities`: [B, K, *S] -> [B, K, *S]."""
         return probabilities.log() if self.mode == "multiclass" else probabilities.logit()
 
-    def decode(self, logits: Tensor, threshold: float = 0.5) -> Tensor:
+    def decode(self, logits: Tensor, threshold: float | Sequence[float] = 0.5) -> Tensor:
         """Convert logits [B, K, *S] to a mask, in the form in which masks are stored.
 
         multiclass: the class with the largest logit, [B, *S]; `threshold` is not used. binary: 1 where the probability
         exceeds `threshold`, [B, *S]. multilabel: the same per class, [B, K, *S].
 
-        Raises ValueError if the threshold is not between 0 and 1.
+        threshold: one for all classes, or one per channel.
+
+        Raises ValueError if a threshold is not between 0 and 1, or if their number is wrong.
         """
-        if not 0 < threshold < 1:
-            raise ValueError(f"expected a threshold between 0 and 1, got {threshold}")
+        thresholds = [threshold] if isinstance(threshold, (int, float)) else list(threshold)
+        if not all(0 < value < 1 for value in thresholds) or len(thresholds) not in (1, self.channels):
+            raise ValueError(f"expected a threshold between 0 and 1, or one per channel, got {threshold}")
         if self.mode == "multiclass":
             return logits.argmax(1).to(self.mask_dtype)
-        positive = (logits > math.log(threshold / (1 - threshold))).to(torch.uint8)
+        cutoffs = [math.log(value / (1 - value)) for value in thresholds]
+        if len(cutoffs) == 1:
+            positive = (logits > cutoffs[0]).to(torch.uint8)
+        else:
+            above = [logits[:, number] > cutoff for number, cutoff in enumerate(cutoffs)]
+            positive = torch.stack(above, 1).to(torch.uint8)
         return positive[:, 0] if self.mode == "binary" else positive

@@ -20,6 +20,7 @@ from segkit.cli.model import model_app
 from segkit.cli.plugins import plugins
 from segkit.cli.predict import predict
 from segkit.cli.train import train
+from segkit.cli.tune import tune
 from segkit.utils.exit_codes import BUG, OUT_OF_MEMORY, USAGE, describe, exit_code
 
 PACKAGE = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, compare, plugins):
+for command in (train, evaluate, predict, tune, compare, plugins):
     app.command()(command)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from segkit.cli.options import DeviceOption, TtaOption, split_list
+from segkit.cli.options import DecisionsOption, DeviceOption, TtaOption, split_list
 
 if TYPE_CHECKING:
     from segkit.data.mask_encoding import MaskEncoding
@@ -64,6 +64,7 @@ def evaluate(
         ),
     ] = None,
     tta: TtaOption = False,
+    decisions: DecisionsOption = None,
     device: DeviceOption = None,
     references: Annotated[
         Path | None, typer.Option(help="Folder of the reference masks.", rich_help_panel=PREDICTIONS)
@@ -146,7 +147,15 @@ def evaluate(
             *(overrides or []),
             *(f"evaluation.{name}={value}" for name, value in settings.items() if value is not None),
         ]
-        where = {"split": split, "data": data, "out": out, "device": device, "tta": tta, "console": Console()}
+        where = {
+            "split": split,
+            "data": data,
+            "out": out,
+            "device": device,
+            "tta": tta,
+            "decisions": decisions,
+            "console": Console(),
+        }
         if ensemble or loss is not None:
             commands.evaluate_ensemble(checkpoint, chosen, loss=loss, **where)
         else:
@@ -159,6 +168,7 @@ def evaluate(
         "--ensemble": ensemble or None,
         "--loss": loss,
         "--tta": tta or None,
+        "--decisions": decisions,
         "key=value": overrides or None,
     }
     _refuse(unsupported, "cannot be used with --predictions: no network is run")

@@ -21,6 +21,13 @@ TtaOption = Annotated[
     ),
 ]
 
+DecisionsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="File of segkit tune to apply, or none [default: the one beside a single checkpoint].",
+    ),
+]
+
 
 def split_list(text: str) -> list[str]:
     """`a, b` as a list of names."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segkit.cli.options import DeviceOption, TtaOption
+from segkit.cli.options import DecisionsOption, DeviceOption, TtaOption
 
 WRITTEN = "Written beside the masks"
 
@@ -36,6 +36,7 @@ def predict(
         typer.Option(help="With a comparison's folder as --checkpoint: average all its runs with this loss."),
     ] = None,
     tta: TtaOption = False,
+    decisions: DecisionsOption = None,
     skip_existing: Annotated[
         bool,
         typer.Option(
@@ -77,6 +78,7 @@ def predict(
         overrides=overrides or [],
         device=device,
         tta=tta,
+        decisions=decisions,
         probabilities=probabilities,
         uncertainty=uncertainty,
         overlays=overlays,

@@ -10,10 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from segkit.commands.checkpoints import checkpoint_files
+from segkit.commands.decisions import NONE, chosen_decisions
 from segkit.data.mask_encoding import AS_STORED
 from segkit.evaluation.mask_folders import Encodings, score_folder
-from segkit.evaluation.results import scores_json, write_results
+from segkit.evaluation.results import Origin, scores_json, write_results
 from segkit.evaluation.scoring import build_scoring
+from segkit.experiment.decision_file import default_file
 from segkit.experiment.evaluate_ensemble import joint_evaluation
 from segkit.experiment.evaluate_run import (
     checkpoint_file,
@@ -23,7 +25,9 @@ from segkit.experiment.evaluate_run import (
     write_figures,
 )
 from segkit.experiment.trained_ensemble import load_members, together
-from segkit.experiment.trained_model import load_trained
+from segkit.experiment.trained_model import TrainedModel, load_trained
+from segkit.inference.decisions import decided
+from segkit.inference.predictor import ImagePredictor
 from segkit.labels import Labels
 from segkit.training.run_folder import Run
 from segkit.utils.csv_tables import write_table
@@ -39,6 +43,7 @@ def evaluate(
     out: Path | None,
     device: str | None,
     tta: bool = False,
+    decisions: str | None = None,
     console: Console,
 ) -> None:
     """Evaluate each of several checkpoints, see `evaluate_checkpoint`, and print their scores side by side."""
@@ -49,7 +54,15 @@ def evaluate(
     for name, path in names.items():
         folder = out / name if out is not None and len(names) > 1 else out
         results[name] = evaluate_checkpoint(
-            path, overrides, split=split, data=data, out=folder, device=device, tta=tta, console=console
+            path,
+            overrides,
+            split=split,
+            data=data,
+            out=folder,
+            device=device,
+            tta=tta,
+            decisions=decisions,
+            console=console,
         )
         print_scores(results[name], console)
     if len(results) > 1:
@@ -80,13 +93,17 @@ def evaluate_checkpoint(
     out: Path | None,
     device: str | None,
     tta: bool = False,
+    decisions: str | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Evaluate one checkpoint on a part of its own split, or on all cases of another folder with the same layout, and
     write tables and figures. Returns the contents of scores.json.
 
-    path: a run folder, whose last.pt is evaluated and which holds the results, or a file, which needs `out`. tta: see
-    `together`. Raises RunError for options that exclude each other.
+    path: a run folder, whose last.pt is evaluated and which holds the results, or a file, which needs `out`.
+    tta: see `together`.
+    decisions: see `chosen_decisions`. They are not applied to the results in the run folder.
+
+    Raises RunError for options that exclude each other.
     """
     file = checkpoint_file(path)
     is_run = file != path
@@ -94,7 +111,7 @@ def evaluate_checkpoint(
     if out is None and (not is_run or data is not None):
         reason = "--data is not the run's own data" if is_run else f"{path} is not a run folder"
         raise RunError(f"{reason}: choose a folder for the scores with --out")
-    changed = [text for text in overrides if text.startswith("evaluation.")] + (["--tta"] if tta else [])
+    changed = [text for text in overrides if text.startswith("evaluation.")] + _changes(tta, decisions)
     if out is None and changed:
         raise RunError(
             f"{changed[0]} differs from the run's own configuration; the scores in the run folder must follow that "
@@ -102,15 +119,20 @@ def evaluate_checkpoint(
         )
     trained = load_trained(file, device, overrides)
     ensemble = together([trained], tta=tta)
+    origin = replace(ensemble.origin, checkpoint=str(file.relative_to(path)) if is_run else str(file))
+    if out is None and decisions is None and default_file(file).exists():
+        console.print(f"{default_file(file)} is applied with --out only: it is no part of the run", markup=False)
+        decisions = NONE
+    predictor, origin = _decided(ensemble.predictor, origin, decisions, [trained], console)
     cases, part = evaluated_cases(trained, split, data)
     folder = out if out is not None else Run(path).evaluation(part)
     result = write_evaluation(
-        ensemble.predictor,
+        predictor,
         cases,
         trained.labels,
         folder,
         split=part,
-        origin=replace(ensemble.origin, checkpoint=str(file.relative_to(path)) if is_run else str(file)),
+        origin=origin,
         config=trained.config,
         console=console,
     )
@@ -128,11 +150,12 @@ def evaluate_ensemble(
     out: Path | None,
     device: str | None,
     tta: bool = False,
+    decisions: str | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Evaluate several checkpoints as one model, see `joint_evaluation`, and write tables and figures.
 
-    checkpoints, loss: see `checkpoint_files`. Returns the contents of scores.json.
+    checkpoints, loss: see `checkpoint_files`. decisions: see `chosen_decisions`. Returns the contents of scores.json.
     """
     from segkit.report.console import print_scores
 
@@ -141,19 +164,39 @@ def evaluate_ensemble(
         raise RunError("an ensemble has no run folder: choose a folder for the scores with --out")
     members = load_members(checkpoint_files(checkpoints, loss), device, overrides)
     joint = joint_evaluation(members, split, data, tta=tta)
+    predictor, origin = _decided(joint.predictor, joint.origin, decisions, members, console)
     result = write_evaluation(
-        joint.predictor,
+        predictor,
         joint.cases,
         members[0].labels,
         out,
         split=joint.part,
-        origin=joint.origin,
+        origin=origin,
         config=members[0].config,
         console=console,
     )
     print_scores(result, console)
     console.print(f"written to {out}", markup=False)
     return result
+
+
+def _changes(tta: bool, decisions: str | None) -> list[str]:
+    """The options that make an evaluation differ from that of the run."""
+    return (["--tta"] if tta else []) + (["--decisions"] if decisions not in (None, NONE) else [])
+
+
+def _decided(
+    predictor: ImagePredictor,
+    origin: Origin,
+    decisions: str | None,
+    members: Sequence[TrainedModel],
+    console: Console,
+) -> tuple[ImagePredictor, Origin]:
+    """The predictor with decisions applied, and the origin that says so."""
+    applied = chosen_decisions(decisions, members, origin.orientations, console)
+    if applied is None:
+        return predictor, origin
+    return decided(predictor, applied.decisions), replace(origin, decisions=applied.to_json())
 
 
 def _check_part(split: str | None, data: Path | None) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from segkit.commands.checkpoints import checkpoint_files
+from segkit.commands.decisions import chosen_decisions
 from segkit.commands.prediction_jobs import Claims, Error, Job, PredictOptions, check_files, planned, remaining
 from segkit.commands.prediction_record import check_record, record_of, write_record
 from segkit.data.cases import Case, RawCase
@@ -23,6 +24,7 @@ from segkit.data.sources.unlabelled import unlabelled_cases
 from segkit.data.value_writer import write_values
 from segkit.experiment.trained_ensemble import TrainedEnsemble, load_members, together
 from segkit.inference.averaged_network import entropy
+from segkit.inference.decisions import decided
 from segkit.inference.memory import PredictionMemoryError
 from segkit.inference.predictor import Prediction
 from segkit.labels import Labels
@@ -59,13 +61,16 @@ def predict(options: PredictOptions, console: Console) -> None:
     files = checkpoint_files(options.checkpoints, options.loss)
     members = load_members(files, options.device, options.overrides)
     ensemble = together(members, tta=options.tta, disagreement=options.uncertainty)
+    applied = chosen_decisions(options.decisions, members, ensemble.origin.orientations, console)
+    if applied is not None:
+        ensemble = replace(ensemble, predictor=decided(ensemble.predictor, applied.decisions))
     data = ensemble.config.data
     cases = unlabelled_cases(options.source, ensemble.labels, members[0].preprocess.channels, data.name, data.args)
     jobs, failures = planned(cases, ensemble, options)
     check_files(jobs)
     _prepare(options.output)
     left = remaining(jobs, options)
-    record = record_of(ensemble)
+    record = record_of(ensemble, applied)
     if not options.overwrite:
         check_record(options.output, record, keeps_masks=len(left) < len(jobs))
     write_record(options.output, record)

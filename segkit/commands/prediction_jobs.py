@@ -23,7 +23,7 @@ class PredictOptions:
     """What is predicted, with which checkpoints, and what is written.
 
     checkpoints, loss: see `checkpoint_files`. source: see `unlabelled_cases`.
-    tta: whether flips and turns of each image are averaged.
+    tta: whether flips and turns of each image are averaged. decisions: see `chosen_decisions`.
     probabilities, uncertainty, overlays: what is written beside the masks, each in a folder of its own.
     skip_existing, overwrite: what happens to images whose masks exist; neither refuses to start.
     """
@@ -35,6 +35,7 @@ class PredictOptions:
     overrides: Sequence[str] = ()
     device: str | None = None
     tta: bool = False
+    decisions: str | None = None
     probabilities: bool = False
     uncertainty: bool = False
     overlays: bool = False

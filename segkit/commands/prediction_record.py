@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segkit._version import VERSION
+from segkit.experiment.decision_file import AppliedDecisions
 from segkit.experiment.trained_ensemble import TrainedEnsemble
 from segkit.training.init_file import digest
 from segkit.utils.errors import RunError
@@ -14,10 +15,10 @@ from segkit.utils.files import read_json, replace_text
 
 RECORD = "prediction.json"
 FORMAT = 1
-COMPARED = ("checkpoints", "orientations", "threshold")  # smaller windows are what large images may need
+COMPARED = ("checkpoints", "orientations", "threshold", "decisions")  # smaller windows are what large images may need
 
 
-def record_of(ensemble: TrainedEnsemble) -> dict[str, Any]:
+def record_of(ensemble: TrainedEnsemble, applied: AppliedDecisions | None) -> dict[str, Any]:
     """What a folder of predictions was made with: all that changes a mask."""
     evaluation = ensemble.config.evaluation
     return {
@@ -28,6 +29,7 @@ def record_of(ensemble: TrainedEnsemble) -> dict[str, Any]:
         "orientations": [str(orientation) for orientation in ensemble.orientations],
         "window": None if evaluation.window is None else list(evaluation.window),
         "overlap": evaluation.overlap,
+        "decisions": None if applied is None else applied.to_json(),
         "threshold": None if ensemble.labels.mode == "multiclass" else ensemble.predictor.threshold,
     }
 
@@ -58,7 +60,9 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _without_files(value: Any) -> Any:
-    """A checkpoint is the same wherever its file lies."""
+    """Checkpoints and decisions are the same wherever their files lie."""
+    if isinstance(value, dict):
+        return value.get("in_words")
     if isinstance(value, list):
         return [item.get("sha256") if isinstance(item, dict) else item for item in value]
     return value

@@ -18,7 +18,7 @@ from segkit.utils.csv_tables import write_table
 from segkit.utils.files import replace_text
 
 FORMAT = 1
-ADDED = ("members", "orientations")  # fields of an origin that a single checkpoint does not need
+ADDED = ("members", "orientations", "decisions")  # fields of an origin that a plain evaluation does not need
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Origin:
     split_hash: hash of the split used in training; None if several checkpoints differ in it.
     members: the origins of the checkpoints that predict together; empty for a single one.
     orientations: in which images were predicted and averaged; empty without test-time augmentation.
+    decisions: that were chosen on validation cases and applied: their `file`, the `metric`, the part that they were
+        `chosen_on`, and the decisions `in_words`; None if none were applied.
     """
 
     checkpoint: str
@@ -42,6 +44,7 @@ class Origin:
     split_hash: str | None
     members: tuple[Origin, ...] = ()
     orientations: tuple[str, ...] = ()
+    decisions: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields for scores.json."""
@@ -57,14 +60,14 @@ class CaseScores:
     matrix: confusion matrix, int64 [C, C] for the C classes of `labels.names`; rows are the reference, columns the
         prediction. None for overlapping classes.
     calibration: contents of `calibration` in scores.json; None if it was not computed.
-    threshold: probability above which a class was predicted, for binary and multilabel, or the value from which pixels
-        of masks belong to the second class; None if no threshold was used.
+    threshold: probability above which a class was predicted, for binary and multilabel, one for all or one per class;
+        or the value from which pixels of masks belong to the second class; None if no threshold was used.
     """
 
     cases: pd.DataFrame
     matrix: np.ndarray | None
     calibration: dict[str, Any] | None
-    threshold: float | None = None
+    threshold: float | tuple[float, ...] | None = None
 
 
 def foreground_means(cases: pd.DataFrame, labels: Labels) -> dict[str, float | None]:
@@ -81,7 +84,7 @@ def scores_json(
         "format": FORMAT,
         "split": split,
         **source,
-        "threshold": scores.threshold,
+        "threshold": _threshold(scores, labels),
         "cases": len(set(scores.cases["case"])),
         "ignored_pixels": _ignored_pixels(scores.cases, labels),
         **summarise(scores.cases, labels, scoring.rules, metrics=scoring.metrics),
@@ -89,6 +92,12 @@ def scores_json(
     if scores.calibration is not None:
         result["calibration"] = scores.calibration
     return result
+
+
+def _threshold(scores: CaseScores, labels: Labels) -> float | dict[str, float] | None:
+    """The threshold of all classes, or that of each by name."""
+    threshold = scores.threshold
+    return dict(zip(labels.channel_names, threshold, strict=True)) if isinstance(threshold, tuple) else threshold
 
 
 def scores_match(scores: Mapping[str, Any], scoring: Scoring, step: int, threshold: float) -> bool:

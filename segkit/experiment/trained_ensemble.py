@@ -63,7 +63,7 @@ class TrainedEnsemble:
         Raises DataError for an image with other channels or axes than those in training.
         """
         images = tuple(torch.from_numpy(network_image(raw, preprocess, where)) for preprocess in self.preprocesses)
-        return images if isinstance(self.predictor, Ensemble) else images[0]
+        return images[0] if len(images) == 1 else images
 
     def predict(self, raw: RawCase, where: str = "image", *, keep_logits: bool = False) -> Prediction:
         """Predict an image on its own grid. where: names it in errors.

@@ -43,7 +43,7 @@ class Ensemble:
         return self.predictors[0].device
 
     @property
-    def threshold(self) -> float:
+    def threshold(self) -> float | tuple[float, ...]:
         return self.predictors[0].threshold
 
     def predict(self, image: Sequence[Tensor], size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
@@ -93,7 +93,7 @@ class FoldPredictors:
         return self.predictors[0].device
 
     @property
-    def threshold(self) -> float:
+    def threshold(self) -> float | tuple[float, ...]:
         return self.predictors[0].threshold
 
     def predict(self, image: tuple[int, Any], size: Sequence[int], *, keep_logits: bool = False) -> Prediction:

@@ -87,7 +87,7 @@ class ImagePredictor(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def threshold(self) -> float: ...
+    def threshold(self) -> float | tuple[float, ...]: ...
 
     def predict(self, image: Any, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
         """Predict an image, prepared for this predictor, on a grid of the given size."""
@@ -106,7 +106,7 @@ class Predictor:
     large_window: the window for images that are too large to be predicted as a whole, if `window` is None; None
         predicts them as a whole nevertheless.
     channels_last: whether images are moved to the channels-last memory format.
-    threshold: probability above which a class is predicted, for binary and multilabel.
+    threshold: probability above which a class is predicted, for binary and multilabel; one for all, or one each.
     disagreement: whether the disagreement follows the logits, see `AveragedNetwork`.
     """
 
@@ -117,7 +117,7 @@ class Predictor:
     window: tuple[int, ...] | None = None
     overlap: float = 0.5
     channels_last: bool = False
-    threshold: float = 0.5
+    threshold: float | tuple[float, ...] = 0.5
     minimum_pixels: int = 1
     large_window: tuple[int, ...] | None = None
     disagreement: bool = False
@@ -218,7 +218,7 @@ def assembled(
     slabs: Iterator[Slab],
     size: Sequence[int],
     labels: Labels,
-    threshold: float,
+    threshold: float | tuple[float, ...],
     device: torch.device,
     keep_logits: bool,
     disagreement: bool,

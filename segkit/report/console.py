@@ -125,7 +125,7 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
     return pd.DataFrame(
         [
             {"checkpoint": name, "metric": full_name, "class": class_name}
-            | {"rules": result["rules"]["id"], "threshold": result["threshold"]}
+            | {"rules": result["rules"]["id"], "threshold": _number_or_text(result)}
             | {key: score[metric][key] for key in ("mean", "cases", "missed", "spurious")}
             for name, result in results.items()
             for metric, full_name in result["metrics"].items()
@@ -134,12 +134,17 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
         ]
         + [
             {"checkpoint": name, "metric": result["metrics"][metric], "class": ""}
-            | {"rules": result["rules"]["id"], "threshold": result["threshold"]}
+            | {"rules": result["rules"]["id"], "threshold": _number_or_text(result)}
             | {key: score[key] for key in ("mean", "cases", "missed", "spurious")}
             for name, result in results.items()
             for metric, score in result.get("of_cases", {}).items()
         ]
     )
+
+
+def _number_or_text(result: Mapping[str, Any]) -> Any:
+    """The threshold for a table: a number, or a text with that of each class."""
+    return _thresholds(result) if isinstance(result["threshold"], Mapping) else result["threshold"]
 
 
 def _mean_of(result: Mapping[str, Any], metric: str) -> float | None:
@@ -165,6 +170,23 @@ def _side_by_side_notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*notes, "these are single trained networks; use segkit compare to test whether their losses differ"]
 
 
+def _notes_on_decisions(decisions: Mapping[str, Any] | None, part: str) -> list[str]:
+    if decisions is None:
+        return []
+    notes = [f"decided on {decisions['chosen_on']} by {decisions['metric']}: {'; '.join(decisions['in_words'])}"]
+    if decisions["chosen_on"] == part:
+        notes.append(f"these decisions were chosen on {part}, so this score is optimistic")
+    return notes
+
+
+def _thresholds(scores: Mapping[str, Any]) -> str:
+    """The threshold of all classes, or that of each."""
+    threshold = scores["threshold"]
+    if isinstance(threshold, Mapping):
+        return ", ".join(f"{value:g} ({name})" for name, value in threshold.items())
+    return f"{threshold:g}"
+
+
 def _score_notes(scores: Mapping[str, Any]) -> list[str]:
     """Notes below the scores: checkpoint, rules, excluded classes, and reasons for missing means and intervals."""
     notes = []
@@ -174,13 +196,14 @@ def _score_notes(scores: Mapping[str, Any]) -> list[str]:
         notes.append(f"checkpoint: {scores['checkpoint']}, {chosen}")
         if selected and selected == scores["split"]:
             notes.append(f"the checkpoint was selected by its score on {selected}, so this score is optimistic")
+    notes += _notes_on_decisions(scores.get("decisions"), scores["split"])
     notes += scores["rules_in_words"]
     if len(scores["classes"]) > MAX_ROWS:
         notes.append(f"the {MAX_ROWS} of {len(scores['classes'])} classes with the lowest Dice; all are in scores.json")
     if scores["threshold"] is not None:
         verb = "is predicted where its probability exceeds"
         verb = verb if scores["checkpoint"] is not None else "is predicted where the value of the mask is at least"
-        notes.append(f"a class {verb} {scores['threshold']:g}")
+        notes.append(f"a class {verb} {_thresholds(scores)}")
     for metric, names in scores["mean_left_out"].items():
         notes.append(
             f"excluded from the mean of {heading(metric)}, because no case is counted for them: "
