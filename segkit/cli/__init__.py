@@ -16,6 +16,7 @@ from segkit.cli.compare import compare
 from segkit.cli.config import config_app
 from segkit.cli.data import data_app
 from segkit.cli.evaluate import evaluate
+from segkit.cli.export import export
 from segkit.cli.model import model_app
 from segkit.cli.plugins import plugins
 from segkit.cli.predict import predict
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, tune, compare, plugins):
+for command in (train, evaluate, predict, tune, export, compare, plugins):
     app.command()(command)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

@@ -69,7 +69,9 @@ class AveragedNetwork(nn.Module):
 def finite_logits(probabilities: Tensor, labels: Labels) -> Tensor:
     """Logits that have these probabilities, [B, K, *S]; those of probabilities of 0 and 1 are large but finite."""
     limits = torch.finfo(probabilities.dtype)
-    return labels.logits(probabilities.clamp(limits.tiny, 1 - limits.eps if labels.mode != "multiclass" else 1))
+    positive = probabilities.clamp_min(limits.tiny)
+    # two steps, because the exporter to ONNX fails at a clamp with two limits
+    return labels.logits(positive if labels.mode == "multiclass" else positive.clamp_max(1 - limits.eps))
 
 
 def entropy(probabilities: Tensor, labels: Labels) -> Tensor:

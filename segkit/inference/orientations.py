@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 PLANE_FLIPS = {"vertical_flip": 0, "horizontal_flip": 1}  # spatial axes; transforms of 2D images
-TURNED = (-2, -1)  # the axes of the plane of a turn
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class Orientation:
 
     def apply(self, image: Tensor) -> Tensor:
         """The image [B, C, *S] in this orientation."""
-        turned = torch.rot90(image, self.turns, TURNED) if self.turns else image
+        turned = quarter_turns(image, self.turns)
         return turned.flip([axis + 2 for axis in self.flips]) if self.flips else turned
 
     def undo(self, output: Tensor) -> Tensor:
         """What a network gave for an image in this orientation, [B, K, *S], in that of the original image."""
         flipped = output.flip([axis + 2 for axis in self.flips]) if self.flips else output
-        return torch.rot90(flipped, -self.turns, TURNED) if self.turns else flipped
+        return quarter_turns(flipped, -self.turns % 4)
 
     def mirrors_sides(self, dims: int) -> bool:
         """Whether it flips left and right: the last axis of a 2D image, the first one of a volume."""
@@ -43,6 +42,13 @@ class Orientation:
         parts = [f"turned by {90 * self.turns} degrees"] if self.turns else []
         parts += [f"axis {axis} flipped" for axis in self.flips]
         return ", ".join(parts) or "as it is"
+
+
+def quarter_turns(image: Tensor, turns: int) -> Tensor:
+    """`torch.rot90` in the plane of the last two axes, by operations that can be exported. turns: 0 to 3."""
+    if turns == 2:
+        return image.flip(-2, -1)
+    return image if turns == 0 else image.transpose(-2, -1).flip(-2 if turns == 1 else -1)
 
 
 AS_IT_IS = Orientation()

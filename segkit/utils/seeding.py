@@ -39,5 +39,7 @@ def configure_backends(*, deterministic: bool, tf32: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
     backends: Any = torch.backends
+    # torch.export and torch.compile read the older switches, which raise an error unless they agree with the new ones
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = tf32
     backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
-    backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+    backends.cudnn.conv.fp32_precision = backends.cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"
