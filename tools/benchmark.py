@@ -1,6 +1,6 @@
 """Benchmarks against other libraries, interleaved in one process.
 
-python tools/benchmark.py train | losses | metrics | data
+python tools/benchmark.py train | losses | metrics | data | predict
 """
 
 import argparse
@@ -44,6 +44,13 @@ def run_data(arguments: argparse.Namespace) -> None:
     benchmark_data(arguments.rounds, arguments.workers, arguments.data, arguments.markdown)
 
 
+def run_predict(arguments: argparse.Namespace) -> None:
+    warnings.filterwarnings("ignore", module=PEERS)
+    from benchmark_predict import benchmark_predict
+
+    benchmark_predict(arguments.rounds, arguments.threads, arguments.markdown)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -76,6 +83,11 @@ def main() -> None:
         help="folder with the data sets hippocampus and camvid",
     )
     data.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
+    predict = commands.add_parser("predict", help="speed and memory of prediction in windows")
+    predict.set_defaults(run=run_predict)
+    predict.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    predict.add_argument("--threads", type=int, default=2, help="number of PyTorch threads")
+    predict.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to this file")
     arguments = parser.parse_args()
     arguments.run(arguments)
 
