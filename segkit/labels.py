@@ -429,8 +429,16 @@ class Labels:
         return self.logits(F.interpolate(self.probabilities(logits), size=tuple(size), mode=INTERPOLATION[len(size)]))
 
     def logits(self, probabilities: Tensor) -> Tensor:
-        """Logits that have these probabilities, the inverse of `probabilities`: [B, K, *S] -> [B, K, *S]."""
-        return probabilities.log() if self.mode == "multiclass" else probabilities.logit()
+        """Logits that have these probabilities, the inverse of `probabilities`: [B, K, *S] -> [B, K, *S].
+
+        They are finite: probabilities of 0 and 1, to which float32 rounds large logits, are taken for the next numbers
+        that differ from them; for binary and overlapping classes as far from 0 as from 1.
+        """
+        limits = torch.finfo(probabilities.dtype)
+        if self.mode == "multiclass":
+            return probabilities.clamp_min(limits.tiny).log()
+        # two steps, because the exporter to ONNX fails at a clamp with two limits
+        return probabilities.clamp_min(limits.eps).clamp_max(1 - limits.eps).logit()
 
     def decode(self, logits: Tensor, threshold: float | Sequence[float] = 0.5) -> Tensor:
         """Convert logits [B, K, *S] to a mask, in the form in which masks are stored.

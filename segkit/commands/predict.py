@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +14,19 @@ import numpy as np
 from rich.console import Console
 from torch import Tensor
 
+from segkit.commands import prediction_jobs
 from segkit.commands.checkpoints import checkpoint_files
 from segkit.commands.decisions import chosen_decisions
-from segkit.commands.prediction_jobs import Claims, Error, Job, PredictOptions, check_files, planned, remaining
+from segkit.commands.prediction_jobs import (
+    Claims,
+    Error,
+    Job,
+    PredictOptions,
+    check_files,
+    planned,
+    remaining,
+    remove_files,
+)
 from segkit.commands.prediction_record import check_record, record_of, write_record
 from segkit.data.cases import Case, RawCase
 from segkit.data.mask_writer import write_mask
@@ -71,8 +82,9 @@ def predict(options: PredictOptions, console: Console) -> None:
     _prepare(options.output)
     left = remaining(jobs, options)
     record = record_of(ensemble, applied)
-    if not options.overwrite:
-        check_record(options.output, record, keeps_masks=len(left) < len(jobs))
+    check_record(options.output, record, keeps_masks=len(left) < len(jobs), replaced=_replaced(jobs, options))
+    if options.overwrite:
+        remove_files(jobs)
     write_record(options.output, record)
     Claims(options.output).tidy(jobs)
     work = _Work(ensemble, options, {})
@@ -80,7 +92,7 @@ def predict(options: PredictOptions, console: Console) -> None:
     _tell(done, len(jobs) - len(left), len(left) - done - len(work.failures), options, console)
     failures |= work.failures
     if failures:
-        raise _failed(failures, {job.case: job.masks for job in jobs}, len(cases))
+        raise _failed(failures, len(cases))
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
@@ -99,22 +111,36 @@ def _prepare(output: Path) -> None:
         remove_leftovers(folder)
 
 
+def _replaced(jobs: Sequence[Job], options: PredictOptions) -> set[Path]:
+    """The files that are predicted again."""
+    return {file for job in jobs for file in job.files} if options.overwrite else set()
+
+
 # --- predicting ------------------------------------------------------------------------------------------------------
 
 
 def _predict_all(jobs: Sequence[Job], work: _Work, console: Console) -> int:
-    """Predict all jobs that no other process has taken. Returns how many of them have a mask now."""
-    options, start, done = work.options, time.monotonic(), 0
-    with Claims(options.output) as claims, ProgressDisplay("predicting", len(jobs), console) as display:
-        taken = claims.taken(jobs, skip_finished=not options.overwrite)
-        for number, job in enumerate(overlapped(taken, work.read, work.compute, work.write), 1):
-            claims.release(job)
-            if job.case in work.failures:
-                console.print(f"failed: case {job.case.name}", style="red", markup=False, highlight=False)
-            else:
-                done += 1
-            display.update(number, _rate(number, time.monotonic() - start))
-    return done
+    """Predict all jobs that no other process takes, also those of a process that dies meanwhile.
+
+    Returns how many of them have a mask now.
+    """
+    start = idle_since = time.monotonic()
+    with Claims(work.options.output) as claims, ProgressDisplay("predicting", len(jobs), console) as display:
+        left = list(jobs)
+        while left and time.monotonic() - idle_since <= prediction_jobs.WAIT_SECONDS:
+            before = len(claims.seen)
+            for job in overlapped(claims.taken(left), work.read, work.compute, work.write):
+                claims.release(job)
+                if job.case in work.failures:
+                    console.print(f"failed: case {job.case.name}", style="red", markup=False, highlight=False)
+                number = len(claims.seen) - len(claims.held)
+                display.update(number, _rate(number, time.monotonic() - start))
+            left = claims.of_others(jobs)
+            if len(claims.seen) > before:
+                idle_since = time.monotonic()
+            elif left:
+                time.sleep(prediction_jobs.LOOK_SECONDS)
+        return len(claims.seen) - len(work.failures)
 
 
 def _rate(images: int, seconds: float) -> str:
@@ -177,16 +203,27 @@ class _Work:
                 names = labels.channel_names if len(values) == labels.channels else (kind,)
                 write_values(values, image, job.others[kind], names, _largest(kind, labels))
             if result.image is not None:
-                from segkit.report.prediction_picture import write_prediction_picture
-
-                write_prediction_picture(job.case.name, result.image, result.mask, labels, job.others["overlays"])
+                self._draw(job, result.image, result.mask)
             write_mask(result.mask, image, output, labels, job.case.name)
+        except MemoryError:
+            self.failures[job.case] = MemoryError(f"{job.where}: out of memory while writing its files")
         except OSError as error:
             raise RunError(
                 f"the mask of {image} cannot be written to {output} ({error.strerror or error}); the masks before it "
                 "are complete: make room or choose another --output, and run the same command again with "
                 "--skip-existing"
             ) from error
+
+    def _draw(self, job: Job, image: np.ndarray, mask: np.ndarray) -> None:
+        """Draw the picture of an image. If that fails, warn: the mask does not depend on it."""
+        from segkit.report.prediction_picture import write_prediction_picture
+
+        try:
+            write_prediction_picture(job.case.name, image, mask, self.ensemble.labels, job.others["overlays"])
+        except OSError:
+            raise
+        except Exception as error:
+            warnings.warn(f"{job.where}: no picture ({type(error).__name__}: {error})", stacklevel=2)
 
     @contextmanager
     def _noting_failure(self, job: Job, doing: str) -> Iterator[None]:
@@ -231,17 +268,8 @@ def _tell(done: int, skipped: int, others: int, options: PredictOptions, console
         console.print(f"{others} images are left to other processes", markup=False, highlight=False)
 
 
-def _failed(failures: Mapping[Case, Error], masks: Mapping[Case, Sequence[Path]], cases: int) -> DataError:
+def _failed(failures: Mapping[Case, Error], cases: int) -> DataError:
     """The error that lists all images without a mask."""
-    lines = [f"{error}{_stale(masks.get(case, []))}" for case, error in failures.items()]
     is_memory = all(isinstance(error, MemoryError) for error in failures.values())
-    return PredictionsFailed(
-        f"{len(failures)} of {cases} images have no mask:{listed_lines(lines, limit=SHOWN)}",
-        4 if is_memory else 3,
-    )
-
-
-def _stale(masks: Sequence[Path]) -> str:
-    """What to say about a mask that an earlier command wrote for an image without a new one."""
-    existing = [mask for mask in masks if mask.exists()]
-    return f"; {existing[0]} is the mask of an earlier command" if existing else ""
+    lines = listed_lines([str(error) for error in failures.values()], limit=SHOWN)
+    return PredictionsFailed(f"{len(failures)} of {cases} images have no mask:{lines}", 4 if is_memory else 3)

@@ -12,10 +12,12 @@ from segkit.data.mask_writer import file_name, mask_files
 from segkit.data.value_writer import value_file
 from segkit.experiment.trained_ensemble import TrainedEnsemble
 from segkit.utils.errors import DataError, RunError
-from segkit.utils.leases import Leases, lease_file
+from segkit.utils.leases import LEASE_SECONDS, Leases, lease_file
 from segkit.utils.text import listed
 
 Error = DataError | MemoryError
+# how often, and how long, jobs of other processes are looked at: until the lease of a dead one on another machine ends
+LOOK_SECONDS, WAIT_SECONDS = 2.0, LEASE_SECONDS + 10
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,14 @@ def remaining(jobs: Sequence[Job], options: PredictOptions) -> list[Job]:
     return [job for job in jobs if not job.is_finished]
 
 
+def remove_files(jobs: Sequence[Job]) -> None:
+    """Remove the files that are predicted again. Otherwise nobody could tell the old ones from the new ones if the
+    command is interrupted."""
+    for job in jobs:
+        for file in job.files:
+            file.unlink(missing_ok=True)
+
+
 class Claims:
     """The images that this process has taken, so that several processes can share a folder."""
 
@@ -132,6 +142,7 @@ class Claims:
         self.output = output
         self.leases = Leases(on_lost=lambda _lost: None)  # both processes would write the same mask
         self.held: dict[Job, ExitStack] = {}
+        self.seen: set[Job] = set()  # taken at some time, so that a job that fails is not taken again
 
     def __enter__(self) -> Claims:
         return self
@@ -140,17 +151,21 @@ class Claims:
         for stack in self.held.values():
             stack.close()
 
-    def taken(self, jobs: Sequence[Job], *, skip_finished: bool) -> Iterator[Job]:
-        """Take the jobs that no other process has taken, one after another. skip_finished: whether jobs that another
-        process has finished are left out."""
+    def taken(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """Take the jobs that are neither finished nor taken by another process, one after another."""
         for job in jobs:
             stack = ExitStack()
             is_taken = stack.enter_context(self.leases.acquire(self._place(job)))
-            if is_taken and not (skip_finished and job.is_finished):
+            if is_taken and not job.is_finished:
                 self.held[job] = stack
+                self.seen.add(job)
                 yield job
             else:
                 stack.close()
+
+    def of_others(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that another process has taken and not finished yet."""
+        return [job for job in jobs if job not in self.seen and not job.is_finished]
 
     def tidy(self, jobs: Sequence[Job]) -> None:
         """Remove the leases on finished jobs that a killed process left behind."""

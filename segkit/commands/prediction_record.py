@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from segkit._version import VERSION
+from segkit.data.formats import is_image
 from segkit.experiment.decision_file import AppliedDecisions
 from segkit.experiment.trained_ensemble import TrainedEnsemble
 from segkit.training.init_file import digest
@@ -30,14 +32,20 @@ def record_of(ensemble: TrainedEnsemble, applied: AppliedDecisions | None) -> di
         "window": None if evaluation.window is None else list(evaluation.window),
         "overlap": evaluation.overlap,
         "decisions": None if applied is None else applied.to_json(),
-        "threshold": None if ensemble.labels.mode == "multiclass" else ensemble.predictor.threshold,
+        "threshold": None if ensemble.labels.mode == "multiclass" else _thresholds(ensemble),
     }
 
 
-def check_record(folder: Path, record: dict[str, Any], *, keeps_masks: bool) -> None:
-    """Raise RunError if the folder has masks that were made in another way, or keeps masks of unknown origin.
+def _thresholds(ensemble: TrainedEnsemble) -> float | list[float]:
+    threshold = ensemble.predictor.threshold
+    return list(threshold) if isinstance(threshold, tuple) else threshold
+
+
+def check_record(folder: Path, record: dict[str, Any], *, keeps_masks: bool, replaced: Collection[Path]) -> None:
+    """Raise RunError if the folder keeps masks that were made in another way, or masks of unknown origin.
 
     keeps_masks: whether some images have their masks already, and keep them.
+    replaced: files that are predicted again.
     """
     known = read_json(folder / RECORD, dict, None)
     advice = "choose another --output, or predict all images again with --overwrite"
@@ -46,10 +54,11 @@ def check_record(folder: Path, record: dict[str, Any], *, keeps_masks: bool) -> 
             raise RunError(f"{folder} has masks of unknown origin, since it has no {RECORD}: {advice}")
         return
     differences = [key for key in COMPARED if _without_files(known.get(key)) != _without_files(record[key])]
-    if differences:
+    others = [path.name for path in folder.iterdir() if is_image(path) and path not in replaced]
+    if differences and others:
         raise RunError(
-            f"{folder} has masks that were predicted in another way ({', '.join(differences)} differ, see {RECORD}): "
-            f"{advice}"
+            f"{folder} has masks that were predicted in another way ({', '.join(differences)} differ, see {RECORD}), "
+            f"such as {others[0]}: {advice}"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segkit.data.formats import FORMATS, format_name
 from segkit.data.mask_writer import as_stored, file_name, image_geometry
 from segkit.data.readers import mask_ending
 from segkit.utils.files import replaced
@@ -18,15 +19,17 @@ LEVELS = 65535  # NIfTI has no float16; integers of the same size with a factor 
 
 def value_file(image: Path, folder: Path, name: str) -> Path:
     """The file that `write_values` writes to `folder` for the case `name`. Raises DataError as `mask_files`."""
-    return folder / f"{file_name(name)}{NIFTI if mask_ending(image) == NIFTI else '.npz'}"
+    mask_ending(image)  # which reads what cannot be read
+    has_geometry = FORMATS[str(format_name(image))].has_geometry
+    return folder / f"{file_name(name)}{NIFTI if has_geometry else '.npz'}"
 
 
 def write_values(values: np.ndarray, image: Path, path: Path, names: Sequence[str], largest: float) -> None:
     """Write a number from 0 to `largest` for each pixel, [K, *S], with the names of the K channels.
 
-    For images whose masks are NIfTI: a NIfTI volume with the orientation and affine of the image, the channels as its
-    fourth axis, as 16-bit integers with a factor that readers apply, exact to `largest` / 131070. For all others: an
-    NPZ file with `values`, float16 [K, *S], and `names`.
+    For images in formats that say where their voxels lie: a NIfTI volume with the orientation and affine of the image,
+    the channels as its fourth axis, as 16-bit integers with a factor that readers apply, exact to `largest` / 131070.
+    For all others: an NPZ file with `values`, float16 [K, *S], and `names`.
 
     The file appears when it is complete. Raises OSError if it cannot be written.
     """

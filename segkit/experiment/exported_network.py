@@ -38,27 +38,34 @@ def export_network(ensemble: TrainedEnsemble, kind: Format, file: Path, size: Se
     predictor, preprocess = _single(ensemble), ensemble.preprocesses[0]
     network = copy.deepcopy(predictor.model).cpu().float().eval()
     network = network.to(memory_format=torch.contiguous_format)
-    sides = (
-        size
-        or fixed_size(network)
-        or padded(EXAMPLE_SIDES[: preprocess.dims], predictor.multiple, predictor.minimum_pixels)
-    )
-    is_static = size is not None or fixed_size(network) is not None
-    image = torch.zeros(2, preprocess.channels, *sides)
-    dynamic: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
-    dynamic |= {} if is_static else {axis + 2: torch.export.Dim.DYNAMIC for axis in range(preprocess.dims)}
+    only = size or fixed_size(network)
+    example = padded(EXAMPLE_SIDES[: preprocess.dims], predictor.multiple, predictor.minimum_pixels)
+    image = torch.zeros(2, preprocess.channels, *(only or example))
     try:
-        with torch.no_grad():
-            program = torch.export.export(network, (image,), dynamic_shapes=(dynamic,))
-        if kind == "torch":
-            torch.export.save(program, file)
-        else:
-            _write_onnx(program, file, preprocess.dims)
+        write_network(network, image, kind, file, any_size=only is None)
     except Exception as error:  # of a network that torch cannot trace, which may be anything
         if hasattr(error, "exit_code"):
             raise
-        advice = "" if is_static else "; with --size, such as that of the window, its graph may be simpler"
+        advice = "; with --size, such as that of the window, its graph may be simpler" if only is None else ""
         raise RunError(f"the network cannot be exported: {_root_reason(error)}{advice}") from error
+
+
+def write_network(network: nn.Module, image: Tensor, kind: Format, file: Path, *, any_size: bool) -> None:
+    """Write a network for images like an example [B, C, *S], with a batch of any number.
+
+    any_size: whether images may have other sizes than the example.
+
+    Raises whatever torch raises if the network cannot be exported.
+    """
+    dims = image.ndim - 2
+    dynamic = {0: torch.export.Dim.DYNAMIC}
+    dynamic |= {axis + 2: torch.export.Dim.DYNAMIC for axis in range(dims)} if any_size else {}
+    with torch.no_grad():
+        program = torch.export.export(network, (image,), dynamic_shapes=(dynamic,))
+    if kind == "torch":
+        torch.export.save(program, file)
+    else:
+        _write_onnx(program, file, dims)
 
 
 def _root_reason(error: BaseException) -> str:
@@ -112,7 +119,14 @@ class ExportedNetwork(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.run(image.contiguous())
+        try:
+            return self.run(image.contiguous())
+        except Exception as error:  # of a runtime, which may be anything
+            sides = " x ".join(map(str, image.shape[2:]))
+            raise RunError(
+                f"the exported file cannot predict an image of {sides} pixels: {_root_reason(error)}; export it for "
+                "one size, such as that of the window, with --size"
+            ) from error
 
 
 def with_network(ensemble: TrainedEnsemble, network: nn.Module) -> TrainedEnsemble:

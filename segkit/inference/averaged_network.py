@@ -39,6 +39,8 @@ class AveragedNetwork(nn.Module):
             self.order[first], self.order[second] = second, first
 
     def forward(self, image: Tensor) -> Tensor:
+        if len(self.networks) == len(self.orientations) == 1 and self.orientations[0] == AS_IT_IS:
+            return self._alone(image)
         mean: Tensor | None = None
         entropies: Tensor | None = None
         for probabilities in self._all_probabilities(image):
@@ -49,10 +51,19 @@ class AveragedNetwork(nn.Module):
         assert mean is not None
         number = len(self.networks) * len(self.orientations)
         mean = mean.div_(number)
-        logits = finite_logits(mean, self.labels)
+        logits = self.labels.logits(mean)
         if entropies is None:
             return logits
         return torch.cat([logits, (entropy(mean, self.labels) - entropies.div_(number)).clamp_(min=0)], 1)
+
+    def _alone(self, image: Tensor) -> Tensor:
+        """The logits of a single network, which does not disagree with itself."""
+        logits = self.networks[0](image).float()
+        if not self.disagreement:
+            return logits
+        return torch.cat(
+            [logits, logits.new_zeros(len(logits), disagreement_channels(self.labels), *logits.shape[2:])], 1
+        )
 
     def _all_probabilities(self, image: Tensor) -> Iterator[Tensor]:
         """The probabilities by each network in each orientation, float32 [B, K, *S]."""
@@ -64,14 +75,6 @@ class AveragedNetwork(nn.Module):
                 probabilities = self.labels.probabilities(logits).add_(0 * logits.sum(1, keepdim=True))
                 probabilities = orientation.undo(probabilities)
                 yield probabilities[:, self.order] if orientation.mirrors_sides(image.ndim - 2) else probabilities
-
-
-def finite_logits(probabilities: Tensor, labels: Labels) -> Tensor:
-    """Logits that have these probabilities, [B, K, *S]; those of probabilities of 0 and 1 are large but finite."""
-    limits = torch.finfo(probabilities.dtype)
-    positive = probabilities.clamp_min(limits.tiny)
-    # two steps, because the exporter to ONNX fails at a clamp with two limits
-    return labels.logits(positive if labels.mode == "multiclass" else positive.clamp_max(1 - limits.eps))
 
 
 def entropy(probabilities: Tensor, labels: Labels) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segkit.inference.averaged_network import entropy, finite_logits
+from segkit.inference.averaged_network import entropy
 from segkit.inference.predictor import (
     ImagePredictor,
     Prediction,
@@ -132,7 +132,7 @@ def _averaged(parts: Sequence[Tensor], shares: Sequence[float], labels: Labels) 
     """The mean of logits [1, K, *S], or of logits and disagreement, over predictions."""
     probabilities = [labels.probabilities(part[:, : labels.channels]) for part in parts]
     mean = torch.stack([share * part for share, part in zip(shares, probabilities, strict=True)]).sum(0)
-    logits = finite_logits(mean, labels)
+    logits = labels.logits(mean)
     if parts[0].shape[1] == labels.channels:
         return logits
     disagreement = entropy(mean, labels)

@@ -57,7 +57,7 @@ AS_IT_IS = Orientation()
 def trained_orientations(
     transforms: Sequence[tuple[str, Mapping[str, Any]]], dims: int, *, exchanges: bool = False, turns: bool = True
 ) -> list[Orientation]:
-    """The orientations that the random flips and turns of a training have given, each once, the original one first.
+    """The original orientation, and those that the random flips and turns of a training have given, each once.
 
     transforms: the names and options of the transforms of the training.
     exchanges: whether classes change places where left and right are flipped. Half a turn and two flips then give one
@@ -79,11 +79,12 @@ def trained_orientations(
     for turn, flip in itertools.product(range(quarters), flips):
         orientation = Orientation(turn, flip)
         same.setdefault(_places(orientation, dims), []).append(orientation)
-    return [
+    sure = [
         group[0]
         for group in same.values()
         if not exchanges or len({orientation.mirrors_sides(dims) for orientation in group}) == 1
     ]
+    return [AS_IT_IS, *(orientation for orientation in sure if orientation != AS_IT_IS)]
 
 
 def _places(orientation: Orientation, dims: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 import segkit
-from segkit.utils.leases import Leases
+from segkit.commands import prediction_jobs
+from segkit.utils import leases
 
 from support.command_line import TINY, tool
 from support.processes import FORKS
@@ -173,8 +175,10 @@ def test_masks_of_unknown_origin_are_not_mixed_with_new_ones(runs, tmp_path):
     predict(runs, tmp_path, *checkpoints(runs, "run0"), "--overwrite")
 
 
-def test_an_image_that_another_process_has_taken_is_left_to_it(runs, tmp_path):
-    with Leases().acquire(tmp_path / ".b.png") as acquired:
+def test_an_image_that_another_process_has_taken_is_left_to_it(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_jobs, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(prediction_jobs, "LOOK_SECONDS", 0.1)
+    with leases.Leases().acquire(tmp_path / ".b.png") as acquired:
         assert acquired
         printed = predict(runs, tmp_path, *checkpoints(runs, "run0"))
     assert "2 masks written" in printed
@@ -183,8 +187,49 @@ def test_an_image_that_another_process_has_taken_is_left_to_it(runs, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def take_and_die(folder):
-    with Leases().acquire(folder):
+def test_an_image_of_a_process_that_dies_is_predicted(runs, tmp_path, monkeypatch):
+    """Also of one on another machine, whose lease ends after a time without a sign of life."""
+    monkeypatch.setattr(prediction_jobs, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(prediction_jobs, "WAIT_SECONDS", 5.0)
+    monkeypatch.setattr("segkit.utils.leases.LEASE_SECONDS", 1.0)
+    process = FORKS.Process(target=take_and_die, args=(tmp_path / ".b.png", 1.0))
+    process.start()
+    process.join()
+    lease = tmp_path / ".b.png.lease"
+    lease.write_text(lease.read_text().replace(socket.gethostname(), "another-machine"))
+    assert "another-machine" in lease.read_text()
+    assert "3 masks written" in predict(runs, tmp_path, *checkpoints(runs, "run0"))
+    assert not lease.exists()
+
+
+def test_an_interrupted_replacement_leaves_no_old_masks(runs, tmp_path, monkeypatch):
+    """Whatever is there after `--overwrite` was stopped is of the new checkpoint."""
+    predict(runs, tmp_path, *checkpoints(runs, "run0"))
+
+    def stop(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("segkit.commands.predict.write_mask", stop)
+        predict(runs, tmp_path, *checkpoints(runs, "run1"), "--overwrite", code=2)
+    assert list(tmp_path.glob("*.png")) == []
+    printed = predict(runs, tmp_path, *checkpoints(runs, "run1"), "--skip-existing")
+    assert "3 masks written" in printed
+
+
+def test_a_part_of_a_folder_is_not_replaced_by_another_checkpoint(runs, tmp_path):
+    predict(runs, tmp_path, *checkpoints(runs, "run0"))
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    arguments = ["--input", runs / "in" / "a.png", "--output", tmp_path, "--overwrite"]
+    printed = tool("predict", *checkpoints(runs, "run1"), *arguments, code=2)
+    assert "predicted in another way" in " ".join(printed.split())
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == before
+    tool("predict", *checkpoints(runs, "run0"), *arguments)
+
+
+def take_and_die(folder, seconds=leases.LEASE_SECONDS):
+    leases.LEASE_SECONDS = seconds
+    with leases.Leases().acquire(folder):
         os._exit(1)
 
 

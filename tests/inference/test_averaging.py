@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segkit import Labels
-from segkit.inference.averaged_network import AveragedNetwork, entropy, finite_logits
+from segkit.inference.averaged_network import AveragedNetwork, entropy
 from segkit.inference.ensemble import Ensemble, averaged_slabs
 from segkit.inference.orientations import AS_IT_IS, Orientation, trained_orientations
 from segkit.inference.predictor import Predictor
@@ -90,6 +90,15 @@ def test_turns_are_left_out_where_the_network_does_not_take_them():
 def test_classes_that_change_places_leave_no_doubt():
     """Half a turn gives the image of two flips; only the flips exchange left and right, so neither is used."""
     sure = trained_orientations([*FLIPS, TURN], 2, exchanges=True)
+    assert sure == [AS_IT_IS], "each symmetry of the square is a turn and a flip, with and without an exchange"
+    one = trained_orientations([FLIPS[0], TURN], 2, exchanges=True)
+    assert one == [
+        AS_IT_IS,
+        *(
+            Orientation(turn, flips)
+            for turn, flips in [(0, (1,)), (1, ()), (1, (1,)), (2, ()), (2, (1,)), (3, ()), (3, (1,))]
+        ),
+    ]
     places = {tuple(orientation.apply(torch.arange(4).view(1, 1, 2, 2)).flatten().tolist()) for orientation in sure}
     assert (3, 2, 1, 0) not in places
     assert len(trained_orientations(FLIPS, 2, exchanges=True)) == 4
@@ -192,7 +201,7 @@ def test_output_that_is_not_finite_stays_recognisable(labels, value):
 def test_certain_predictions_have_finite_logits(labels):
     certain = torch.zeros(1, labels.channels, 2, 2)
     certain[:, 0] = 1
-    logits = finite_logits(certain, labels)
+    logits = labels.logits(certain)
     assert logits.isfinite().all()
     torch.testing.assert_close(labels.probabilities(logits), certain, rtol=0, atol=1e-6)
 
@@ -222,7 +231,7 @@ def test_predictors_of_other_spacings_are_averaged_on_the_grid_of_the_image(labe
     ]
     mean = sum(weight * part for weight, part in zip(weights, each, strict=True)) / 4
     torch.testing.assert_close(labels.probabilities(found.logits.double()), mean, rtol=1e-5, atol=1e-6)
-    assert torch.equal(found.mask, labels.decode(finite_logits(mean, labels)))
+    assert torch.equal(found.mask, labels.decode(labels.logits(mean)))
     assert int(found.nonfinite) == 0
     assert found.disagreement is None
 

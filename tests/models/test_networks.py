@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segkit import Labels
+from segkit.experiment.exported_network import ExportedNetwork, write_network
 from segkit.inference.predictor import Predictor
 from segkit.losses import build_loss
 from segkit.losses.deep_supervision import DeepSupervision
@@ -429,3 +430,26 @@ def test_invalid_options_raise(name, dims, options, message):
         pytest.importorskip(NEEDS[name])
     with pytest.raises(ValueError, match=message):
         MODELS[name](in_channels=1, out_channels=2, dims=dims, **options)
+
+
+FIXED_GRAPHS = {"monai_swin_unetr"}  # the exported graph of which is of one image size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dims"), [row(name, dims, slow=True) for dims in (2, 3) for name in SMALL if dims == 2 or name in VOLUMES]
+)
+def test_every_network_can_be_exported(name, dims, tmp_path):
+    """As ONNX, for images of any size where its graph allows that."""
+    network = build(name, dims).eval()
+    any_size = name not in FIXED_GRAPHS and getattr(network, "fixed_size", None) is None
+    sides = sides_of(network)
+    multiples = (sides,) * dims if isinstance(sides, int) else sides
+    example = padded((32, 64, 32)[:dims] if any_size else (64,) * dims, sides, getattr(network, "minimum_pixels", 1))
+    write_network(network, torch.zeros(2, 1, *example), "onnx", tmp_path / "model.onnx", any_size=any_size)
+    size = tuple(side + more for side, more in zip(example, multiples, strict=True)) if any_size else example
+    image = torch.randn(1, 1, *size)
+    with torch.no_grad():
+        expected = network(image)
+        found = ExportedNetwork(tmp_path / "model.onnx", "onnx")(image)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * max(1.0, float(expected.abs().max())))
