@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from segkit.commands.checkpoints import checkpoint_files
 from segkit.commands.compare import CompareOptions
 from segkit.commands.compare import compare as run_comparison
+from segkit.commands.decisions import NONE, chosen_decisions
 from segkit.commands.evaluate import evaluate_checkpoint, evaluate_ensemble
 from segkit.commands.train import train as run_training
 from segkit.compare.score_table import read_rows
@@ -28,8 +29,10 @@ from segkit.evaluation.results import scores_json
 from segkit.evaluation.scorer import Scorer
 from segkit.evaluation.scoring import build_scoring
 from segkit.experiment.build import ConfigSource
+from segkit.experiment.decision_file import AppliedDecisions
 from segkit.experiment.trained_ensemble import TrainedEnsemble, load_members, together
 from segkit.experiment.trained_model import TrainedModel
+from segkit.inference.decisions import decided
 from segkit.inference.predictor import Prediction
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
@@ -84,8 +87,8 @@ class Model:
     """A trained model with its labels, preprocessing and way of predicting, as stored in a checkpoint; or the average
     of several."""
 
-    def __init__(self, ensemble: TrainedEnsemble, sources: Sequence[Path], tta: bool):
-        self._ensemble, self._sources, self._tta = ensemble, sources, tta
+    def __init__(self, ensemble: TrainedEnsemble, sources: Sequence[Path], tta: bool, applied: AppliedDecisions | None):
+        self._ensemble, self._sources, self._tta, self._applied = ensemble, sources, tta, applied
 
     @property
     def _trained(self) -> TrainedModel:
@@ -101,6 +104,11 @@ class Model:
         """The network, in evaluation mode: image [B, C, *S], preprocessed and padded -> logits [B, K, *S]; of several
         checkpoints the first one's."""
         return self._trained.predictor.model
+
+    @property
+    def decisions(self) -> list[str]:
+        """The decisions of `segkit tune` that predictions follow, in words."""
+        return [] if self._applied is None else self._applied.decisions.in_words()
 
     def __repr__(self) -> str:
         classes = ", ".join(self.labels.names)
@@ -156,8 +164,8 @@ class Model:
         Args:
             split: `train`, `validation` or `test`; default: the part that was evaluated after training.
             data: another folder with the layout of the training data; all of its cases are evaluated.
-            out: the folder for the tables; default: the run folder. Needed with `data`, `overrides`, `tta`, and a model
-                that was loaded from a file, or from several.
+            out: the folder for the tables; default: the run folder, to which decisions are not applied. Needed with
+                `data`, `overrides`, `tta`, and a model that was loaded from a file, or from several.
             overrides: settings of the evaluation, such as `["evaluation.metrics=[dice, hd95]"]`.
         """
         options: Any = {
@@ -166,6 +174,7 @@ class Model:
             "out": None if out is None else Path(out),
             "device": str(self._trained.predictor.device),
             "tta": self._tta,
+            "decisions": NONE if self._applied is None or out is None else str(self._applied.file),
             "console": Console(quiet=not verbose),
         }
         if len(self._sources) == 1:
@@ -235,6 +244,7 @@ def load(
     *,
     loss: str | None = None,
     tta: bool = False,
+    decisions: str | Path | None = None,
     device: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Model:
@@ -245,6 +255,7 @@ def load(
             executing code; a run with plugins imports them by name.
         loss: with the folder of a comparison as `run`: the average of all its runs with this loss.
         tta: average over the flips and right-angle turns that the training allowed.
+        decisions: a file of `segkit tune` to apply, or "none"; default: the one beside a single checkpoint.
         device: `auto`, `cpu`, `cuda` or `mps`; default: as in the configuration of the run.
         overrides: changes in the sections data, evaluation and loader, such as `["data.root=/elsewhere"]`.
 
@@ -253,8 +264,13 @@ def load(
     """
     sources = [Path(run)] if isinstance(run, (str, Path)) else [Path(path) for path in run]
     files = checkpoint_files(sources, loss)
-    ensemble = together(load_members(files, device, overrides), tta=tta)
-    return Model(ensemble, files if loss is not None else sources, tta)
+    members = load_members(files, device, overrides)
+    ensemble = together(members, tta=tta)
+    given = None if decisions is None else str(decisions)
+    applied = chosen_decisions(given, members, ensemble.origin.orientations, Console(quiet=True))
+    if applied is not None:
+        ensemble = replace(ensemble, predictor=decided(ensemble.predictor, applied.decisions))
+    return Model(ensemble, files if loss is not None else sources, tta, applied)
 
 
 @dataclass(frozen=True)

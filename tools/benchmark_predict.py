@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,9 +87,7 @@ def monai(task: Task, network: nn.Module) -> Predict:
 
 def nnunet(task: Task, network: nn.Module) -> Predict:
     """Its predictor without test-time mirroring, which the others do not do either; it predicts window by window."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    predictor: Any = nnUNetPredictor(
+    predictor: Any = import_module("nnunetv2.inference.predict_from_raw_data").nnUNetPredictor(
         tile_step_size=1 - OVERLAP,
         use_gaussian=True,
         use_mirroring=False,

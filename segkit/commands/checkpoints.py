@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from segkit.compare.design import PLAN
+from segkit.compare.design import PLAN, latest_plan
 from segkit.compare.unit_results import RUNS
 from segkit.experiment.evaluate_run import checkpoint_file
 from segkit.training.run_folder import Run
@@ -38,7 +39,20 @@ def _runs_of_loss(folder: Path, loss: str) -> list[Path]:
     chosen = [Run(folder / run).last for name, run in _runs(folder) if name == loss]
     if not chosen:
         raise RunError(f"expected --loss to be one of {_listed_losses(folder)}, got {loss}")
+    if (planned := _planned(folder)) and planned > len(chosen):
+        warnings.warn(
+            f"{len(chosen)} of {planned} planned runs of {loss} have finished; the others are left out", stacklevel=2
+        )
     return chosen
+
+
+def _planned(folder: Path) -> int:
+    """The number of runs of each loss in the plan; 0 if it cannot be read."""
+    design = latest_plan(folder).get("design", {})
+    try:
+        return len(design["seeds"]) * (design["folds"] or 1) * design["repeats"]
+    except (KeyError, TypeError):
+        return 0
 
 
 def _listed_losses(folder: Path) -> str:

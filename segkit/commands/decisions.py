@@ -14,6 +14,7 @@ from segkit.experiment.decision_file import (
     differences,
     identity,
     read_decisions,
+    settings_of,
 )
 from segkit.experiment.trained_model import TrainedModel
 from segkit.utils.errors import RunError
@@ -29,13 +30,14 @@ def chosen_decisions(
     given: a file, `none`, or None for the file beside a single checkpoint, if there is one and it is valid.
     orientations: as in `Origin`.
 
-    Raises RunError if the given file was made for other checkpoints, or with or without test-time augmentation.
+    Raises RunError if the given file was made for other checkpoints, with or without test-time augmentation, or with
+    other settings of the prediction, such as another threshold.
     """
     file = _file(given, members)
     if file is None:
         return None
     content = read_decisions(file)
-    reason = differences(content, *identity(members, orientations))
+    reason = differences(content, *identity(members, orientations), settings_of(members[0]))
     if reason is not None and given is not None:
         raise RunError(f"the decisions {file} cannot be applied: {reason}")
     if reason is not None:

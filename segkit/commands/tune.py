@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from segkit.commands.checkpoints import checkpoint_files
-from segkit.evaluation.scoring import build_scoring
+from segkit.evaluation.scoring import Scoring, build_scoring
 from segkit.evaluation.tuning import (
     TEMPERATURES,
     THRESHOLDS,
@@ -24,13 +24,14 @@ from segkit.evaluation.tuning import (
     threshold_scores,
 )
 from segkit.experiment.build import MODES
-from segkit.experiment.decision_file import Chosen, DecisionFile, default_file, identity, write_decisions
+from segkit.experiment.decision_file import Chosen, DecisionFile, default_file, identity, settings_of, write_decisions
 from segkit.experiment.evaluate_ensemble import joint_evaluation
 from segkit.experiment.evaluate_run import progress
 from segkit.experiment.trained_ensemble import load_members
 from segkit.experiment.trained_model import TrainedModel
 from segkit.inference.decisions import Decisions, decided
 from segkit.inference.post_processing import PostProcess
+from segkit.metrics.rules import SEGKIT
 from segkit.utils.errors import RunError
 
 PART = "validation"
@@ -75,6 +76,7 @@ def tune(
         orientations=orientations,
         metric=metric,
         rules=predicted.scoring.rules.id,
+        settings=settings_of(members[0]),
         part=joint.part,
         cases=len(joint.cases),
         groups=len(set(predicted.groups)),
@@ -87,31 +89,37 @@ def tune(
     return content
 
 
-def _scoring(member: TrainedModel, metric: str) -> Any:
+def _scoring(member: TrainedModel, metric: str) -> Scoring:
+    """The metric by segkit's rules, by which missed and spurious objects count, with the distance settings of the run.
+
+    By rules that leave missed objects out, predicting nothing would be best.
+    """
     chosen = member.config.evaluation
     modes = {name: getattr(chosen, name) for name in MODES}
-    return build_scoring(member.labels, metrics=[metric], rules=chosen.rules, modes=modes)
+    return build_scoring(member.labels, metrics=[metric], rules=SEGKIT.name, modes=modes)
 
 
 def _choices(predicted: Predicted) -> dict[str, Any]:
     """The choices, post-processing after thresholds; see `DecisionFile`."""
     labels, groups = predicted.labels, predicted.groups
     names = [labels.channel_names[channel] for channel in labels.foreground]
-    (temperature,) = choose(temperature_scores(predicted), groups)
+    has_thresholds, has_background = labels.mode != "multiclass", labels.background_channel is not None
+    number = 1 + len(names) * (has_thresholds + (has_thresholds or has_background))
+    (temperature,) = choose(temperature_scores(predicted), groups, number)
     thresholds: dict[str, Chosen] = {}
-    if labels.mode != "multiclass":
+    if has_thresholds:
         present = predicted.predictor.threshold
         assert isinstance(present, float)  # that of the configuration
         candidates = (present, *THRESHOLDS)
-        choices = choose(threshold_scores(predicted), groups)
+        choices = choose(threshold_scores(predicted), groups, number)
         thresholds = {name: _chosen(choice, candidates) for name, choice in zip(names, choices, strict=True)}
         kept = {name: choice.value for name, choice in thresholds.items() if choice.kept}
         predictor = decided(predicted.predictor, Decisions(kept)).predictor
         predicted = Predicted(predictor, predicted.cases, predicted.scoring, predicted.metric, predicted.track)
     post_processing: dict[str, Chosen] = {}
-    if labels.mode != "multiclass" or labels.background_channel is not None:
+    if has_thresholds or has_background:
         processes = post_processes()
-        choices = choose(post_processing_scores(predicted), groups)
+        choices = choose(post_processing_scores(predicted), groups, number)
         post_processing = {name: _chosen(choice, processes) for name, choice in zip(names, choices, strict=True)}
     return {
         "temperature": _chosen(temperature, (1.0, *TEMPERATURES)),

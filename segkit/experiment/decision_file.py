@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,7 +41,8 @@ class DecisionFile(_Section):
     """The contents of the file.
 
     checkpoints: the SHA-256 of each. orientations: of test-time augmentation; empty without.
-    metric: by which thresholds and post-processing were chosen. part, cases, groups: the cases on which.
+    metric: by which thresholds and post-processing were chosen. settings: of the prediction, see `settings_of`.
+    part, cases, groups: the cases on which they were chosen.
     thresholds, post_processing: by class.
     """
 
@@ -50,6 +51,7 @@ class DecisionFile(_Section):
     orientations: list[str]
     metric: str
     rules: str
+    settings: dict[str, Any]
     part: str
     cases: int
     groups: int
@@ -116,12 +118,24 @@ def identity(members: Sequence[TrainedModel], orientations: Sequence[str]) -> tu
     return sorted(digest(Path(member.origin.checkpoint)) for member in members), list(orientations)
 
 
-def differences(content: DecisionFile, checkpoints: Sequence[str], orientations: Sequence[str]) -> str | None:
-    """Why decisions are not valid for these checkpoints and orientations; None if they are."""
+def settings_of(member: TrainedModel) -> dict[str, Any]:
+    """The settings of a prediction on which decisions depend."""
+    chosen = member.config.evaluation
+    window = None if chosen.window is None else list(chosen.window)
+    return {"window": window, "overlap": chosen.overlap, "threshold": chosen.threshold}
+
+
+def differences(
+    content: DecisionFile, checkpoints: Sequence[str], orientations: Sequence[str], settings: Mapping[str, Any]
+) -> str | None:
+    """Why decisions are not valid for these checkpoints, orientations and settings; None if they are."""
+    other = [name for name, value in settings.items() if content.settings.get(name) != value]
     if sorted(content.checkpoints) != sorted(checkpoints):
         return "they were chosen for other checkpoints"
     if list(content.orientations) != list(orientations):
         return f"they were chosen {'with' if content.orientations else 'without'} --tta"
+    if other:
+        return f"they were chosen with another evaluation.{other[0]}, {content.settings.get(other[0])}"
     return None
 
 

@@ -59,6 +59,7 @@ def _notes(content: Mapping[str, Any]) -> list[str]:
     notes = [
         f"gain in {content['metric']}, of temperature in log-likelihood; estimated on cases on which the value was not "
         "chosen (5-fold cross-fitting)",
-        "applied is what gains more than chance: the interval lies above 0",
+        "applied is what gains more than chance: the interval, of 95 % for all decisions together, lies above 0",
+        "harm that is rarer than one group in all of these cannot be seen here",
     ]
     return notes + sorted({f"no interval: {choice['reason']}" for choice in choices if choice["reason"]})

@@ -313,4 +313,11 @@ def test_the_loss_of_a_comparison_is_chosen(comparison, tmp_path):
     assert "one of dice_ce, got dice" in printed
     tool("predict", "--checkpoint", comparison / "out", "--loss", "dice_ce", "--tta", *arguments)
     assert len(list((tmp_path / "out").glob("*.png"))) == 12
+    runs = pd.read_csv(comparison / "out" / "runs.csv")
+    partly = tmp_path / "partly"
+    shutil.copytree(comparison / "out", partly)
+    runs[:2].to_csv(partly / "runs.csv", index=False)
+    arguments = ["--checkpoint", partly, "--loss", "dice_ce", "--out", tmp_path / "scores"]
+    printed = " ".join(tool("evaluate", *arguments, folder=comparison).split())
+    assert "2 of 3 planned runs of dice_ce have finished" in printed
     assert len(json.loads((tmp_path / "out" / "prediction.json").read_text())["orientations"]) == 8

@@ -93,7 +93,7 @@ def test_predict_applies_them(folder, run, tmp_path):
     image = folder / "set" / "images" / "00.png"
     printed = tool("predict", "--checkpoint", run, "--input", image, "--output", tmp_path / "masks", folder=folder)
     assert "decided on validation by dice" in printed
-    probabilities = segkit.load(run).probabilities(image)[0]
+    probabilities = segkit.load(run, decisions="none").probabilities(image)[0]
     mask = np.asarray(Image.open(tmp_path / "masks" / "00.png"))
     expected = probabilities > content["thresholds"]["a"]["value"]
     process = content["post_processing"]["a"]
@@ -102,6 +102,12 @@ def test_predict_applies_them(folder, run, tmp_path):
     record = json.loads((tmp_path / "masks" / "prediction.json").read_text())
     assert record["decisions"]["metric"] == "dice"
     arguments = ["--checkpoint", run, "--input", image, "--output", tmp_path / "masks", "--skip-existing"]
+    assert "1 images had their masks already" in tool("predict", *arguments, folder=folder)
+    model = segkit.load(run)
+    np.testing.assert_array_equal(model.predict(image), mask)
+    assert model.decisions == record["decisions"]["in_words"]
+    assert model.evaluate(out=tmp_path / "scores")["threshold"] == {"a": content["thresholds"]["a"]["value"]}
+    assert segkit.load(run, decisions="none").decisions == []
     assert "decisions" in tool("predict", *arguments, "--decisions", "none", folder=folder, code=2)
 
 
@@ -132,6 +138,12 @@ def test_decisions_are_for_one_checkpoint(folder, run, tmp_path):
     assert "decisions" not in json.loads((tmp_path / "x" / "scores.json").read_text())
     printed = tool("evaluate", "--checkpoint", run, "--tta", "--out", tmp_path / "y", folder=folder)
     assert "chosen without --tta" in " ".join(printed.split())
+    arguments = ["--checkpoint", run, "--out", tmp_path / "z", "evaluation.threshold=0.3"]
+    printed = " ".join(tool("evaluate", *arguments, folder=folder).split())
+    assert "not applied: they were chosen with another evaluation.threshold, 0.5" in printed
+    assert json.loads((tmp_path / "z" / "scores.json").read_text())["threshold"] == 0.3
+    printed = tool("evaluate", *arguments, "--decisions", file, folder=folder, code=2)
+    assert "another evaluation.threshold" in printed
 
 
 def test_a_cross_validation_is_tuned_on_all_its_cases(folder, tmp_path):

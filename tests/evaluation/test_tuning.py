@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 
@@ -43,6 +44,31 @@ def test_noise_is_not_kept():
         naive += values.mean(1).max() > values[0].mean() + 0.02
     assert kept <= 12  # 5 expected; more than 12 has a probability below 0.2 %
     assert naive > 50, "the best of thirty seems better on the cases on which it was chosen"
+
+
+@pytest.mark.parametrize("number", [12, 30])
+def test_many_decisions_on_few_groups_do_not_find_one_in_noise(number):
+    """20 classes with 30 candidates each, 40 times: in at most a few tunings may any decision seem to gain."""
+    random = np.random.default_rng(number)
+    groups = [f"g{case:02}" for case in range(number)]
+    wrong = 0
+    for _tuning in range(40):
+        choices = choose(random.normal(0, 0.05, (30, number, 20)), groups, decisions=20)
+        wrong += any(choice.is_kept for choice in choices)
+    assert wrong <= 6  # 2 expected; cross-fitted gains depend on each other a little
+
+
+def test_the_interval_is_that_of_student_where_it_is_wider():
+    """With one case per group and a fixed candidate, the mean gain is that of a paired test, as scipy computes it."""
+    gains = np.random.default_rng(3).normal(0.02, 0.02, 12)
+    values = np.zeros((2, 12, 1))
+    values[1, :, 0] = gains
+    (choice,) = choose(values, [f"g{case:02}" for case in range(12)])
+    expected = scipy.stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert choice.interval[0] <= expected.low + 1e-12
+    assert choice.interval[1] >= expected.high - 1e-12
+    (strict,) = choose(values, [f"g{case:02}" for case in range(12)], decisions=10)
+    assert strict.interval[0] <= scipy.stats.ttest_1samp(gains, 0).confidence_interval(0.995).low + 1e-12
 
 
 def test_a_true_gain_is_kept_with_an_honest_estimate():
@@ -176,6 +202,16 @@ def test_post_processing_is_scored_as_by_a_loop():
                 assert found[number, case, class_number - 1] == pytest.approx(expected, abs=1e-12)
 
 
+def test_rules_by_which_missed_objects_do_not_count_are_refused():
+    """Predicting nothing would be perfect."""
+    cases = Cases(BINARY)
+    cases.samples[0]["image"] = torch.full_like(cases.samples[0]["image"], -20.0)
+    by_monai = build_scoring(BINARY, metrics=["hd95"], rules="monai")
+    source = predicted(BINARY, cases, "hd95")
+    with pytest.raises(ValueError, match="not counted"):
+        threshold_scores(Predicted(source.predictor, cases, by_monai, "hd95", source.track))
+
+
 def test_distances_are_lower_for_better_candidates():
     cases = Cases(BINARY, number=2)
     found = threshold_scores(predicted(BINARY, cases, "hd95"))
@@ -199,6 +235,17 @@ def test_the_log_likelihood_is_that_of_torch():
     expected = -float(F.binary_cross_entropy(single.sigmoid(), truth))
     assert log_likelihood(single, truth, BINARY) == pytest.approx(expected)
     assert log_likelihood(single[:0], truth[:0], BINARY) == 0.0
+
+
+@pytest.mark.parametrize("labels", [MULTICLASS, BINARY, OVERLAPPING], ids=lambda labels: labels.mode)
+def test_certain_logits_on_another_grid_have_a_likelihood(labels):
+    """float32 rounds probabilities of very large logits to 0 and 1 before they are resampled."""
+    predictor = Predictor(torch.nn.Identity(), labels, torch.device("cpu"))
+    image = 200 * (2 * torch.randint(0, 2, (labels.channels, 8, 9)).float() - 1)
+    logits = predictor.predict(image, (16, 18), keep_logits=True).logits
+    assert logits.isfinite().all()
+    onehot = (torch.rand(50, labels.channels) > 0.5).double()
+    assert np.isfinite(log_likelihood(logits.flatten(2)[0].T[:50].double(), onehot, labels))
 
 
 @pytest.mark.parametrize("labels", [MULTICLASS, BINARY, OVERLAPPING], ids=lambda labels: labels.mode)
