@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,11 @@ from segkit.experiment.exported_network import (
     description,
     export_network,
     with_network,
+    with_size,
 )
 from segkit.experiment.trained_ensemble import TrainedEnsemble, load_members, together
+from segkit.experiment.trained_model import TrainedModel
+from segkit.experiment.validate import fixed_size
 from segkit.report.model_card import model_card
 from segkit.training.init_file import digest
 from segkit.utils.errors import RunError
@@ -65,18 +69,22 @@ def export(options: ExportOptions, console: Console) -> None:
         raise RunError(f"{options.out} is not empty: choose another --out")
     files = checkpoint_files(options.checkpoints, options.loss)
     members = load_members(files, "cpu", options.overrides)
-    ensemble = together(members, tta=options.tta)
+    ensemble = with_size(together(members, tta=options.tta), options.size)
+    any_size = options.size is None and fixed_size(members[0].predictor.model) is None
     applied = chosen_decisions(options.decisions, members, ensemble.origin.orientations, console)
     decisions = None if applied is None else applied.decisions
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(options.out.parent) as folder:
         console.print(f"exporting {members[0].config.model.name} to {FILES[options.kind]}", highlight=False)
-        export_network(ensemble, options.kind, folder / FILES[options.kind], options.size)
-        content = description(ensemble, options.kind, options.size, decisions)
+        export_network(ensemble, options.kind, folder / FILES[options.kind], any_size=any_size)
+        content = description(ensemble, options.kind, decisions, any_size=any_size)
         content["checkpoints"] = [digest(file) for file in files]
         content["check"] = _checked(ensemble, folder / FILES[options.kind], options, console)
         (folder / "model.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        card = model_card(members[0].config.name, content, _training(ensemble), _scores(files), content["check"])
+        scored_alone = decisions is None and ensemble.predictions == 1
+        card = model_card(
+            members[0].config.name, content, _training(ensemble), _scores(files), scored_alone=scored_alone
+        )
         (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
         _move(folder, options.out)
     console.print(
@@ -114,7 +122,8 @@ def _checked(ensemble: TrainedEnsemble, file: Path, options: ExportOptions, cons
         assert ours.logits is not None
         assert theirs.logits is not None
         scale = max(1.0, float(ours.logits.abs().max()))
-        largest = max(largest, float((ours.logits - theirs.logits).abs().max()) / scale)
+        difference = float((ours.logits - theirs.logits).abs().max()) / scale
+        largest = max(largest, difference if math.isfinite(difference) else math.inf)
         equal += int(torch.eq(ours.mask, theirs.mask).sum())
         pixels += ours.mask.numel()
         names.append(name)
@@ -127,18 +136,22 @@ def _checked(ensemble: TrainedEnsemble, file: Path, options: ExportOptions, cons
     return {"images": names, "largest_difference": largest, "equal_pixels": equal / pixels}
 
 
-def _training(ensemble: TrainedEnsemble) -> dict[str, Any]:
-    """Facts about the training, without paths."""
-    member = ensemble.members[0]
+def _training(ensemble: TrainedEnsemble) -> dict[str, str]:
+    """Facts about the training, without paths; of several checkpoints, what they have in common or all they have."""
+    facts = [_facts(member) for member in ensemble.members]
+    common = {name: "; or ".join(dict.fromkeys(fact[name] for fact in facts)) for name in facts[0]}
+    number = {"checkpoints": f"{len(facts)}, of which the probabilities are averaged"} if len(facts) > 1 else {}
+    return number | common
+
+
+def _facts(member: TrainedModel) -> dict[str, str]:
     config, origin, split = member.config, member.origin, member.split
-    sizes = {part: len(getattr(split, part)) for part in ("train", "validation", "test")}
-    losses = " + ".join(f"{loss['weight']:g} {loss['name']}" for loss in config.loss)
+    sizes = [f"{len(getattr(split, part))} {part} cases" for part in ("train", "validation", "test")]
     return {
-        "data": f"source `{config.data.name}`; " + ", ".join(f"{count} {part} cases" for part, count in sizes.items()),
+        "data": f"source `{config.data.name}`; {', '.join(sizes)}",
         "split": f"SHA-256 {split.content_hash} of the case names",
-        "network": f"`{config.model.name}`"
-        + (f", {len(ensemble.members)} averaged" if len(ensemble.members) > 1 else ""),
-        "loss": losses,
+        "network": f"`{config.model.name}`",
+        "loss": " + ".join(f"{loss['weight']:g} {loss['name']}" for loss in config.loss),
         "steps": f"{origin.step} of {origin.steps}",
     }
 

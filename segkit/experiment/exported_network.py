@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from segkit.data.preprocess import PERCENTILES, Preprocess
 from segkit.experiment.trained_ensemble import TrainedEnsemble
 from segkit.experiment.validate import fixed_size
 from segkit.inference.decisions import Decisions
+from segkit.inference.memory import WHOLE
 from segkit.inference.predictor import Predictor
 from segkit.utils.errors import RunError
 from segkit.utils.optional import require
@@ -24,29 +25,33 @@ from segkit.utils.padding import padded
 Format = Literal["onnx", "torch"]
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 AXES = {2: ["height", "width"], 3: ["x", "y", "z"]}  # of volumes in RAS orientation
+READ = {
+    True: "integers of image files are divided by the largest value of their type",
+    False: "values as stored",
+    None: "unknown: the checkpoint does not record how integers were read",
+}
 EXAMPLE_SIDES = (64, 96, 80)  # different, so that no two axes are taken for one
 FORMAT = 1
 
 
-def export_network(ensemble: TrainedEnsemble, kind: Format, file: Path, size: Sequence[int] | None) -> None:
-    """Write the network in float32, with a batch of any number and images of any size it takes.
+def export_network(ensemble: TrainedEnsemble, kind: Format, file: Path, *, any_size: bool) -> None:
+    """Write the network in float32, with a batch of any number.
 
-    size: the only size of images, instead of any size; needed for networks whose graph depends on it.
+    any_size: whether images may have any size that the network takes, instead of that of the window, see `with_size`.
 
     Raises RunError if the network cannot be exported, with the reason of torch.
     """
     predictor, preprocess = _single(ensemble), ensemble.preprocesses[0]
     network = copy.deepcopy(predictor.model).cpu().float().eval()
     network = network.to(memory_format=torch.contiguous_format)
-    only = size or fixed_size(network)
-    example = padded(EXAMPLE_SIDES[: preprocess.dims], predictor.multiple, predictor.minimum_pixels)
-    image = torch.zeros(2, preprocess.channels, *(only or example))
+    sides = EXAMPLE_SIDES[: preprocess.dims] if any_size else predictor.window or ()
+    image = torch.zeros(2, preprocess.channels, *padded(sides, predictor.multiple, predictor.minimum_pixels))
     try:
-        write_network(network, image, kind, file, any_size=only is None)
+        write_network(network, image, kind, file, any_size=any_size)
     except Exception as error:  # of a network that torch cannot trace, which may be anything
         if hasattr(error, "exit_code"):
             raise
-        advice = "; with --size, such as that of the window, its graph may be simpler" if only is None else ""
+        advice = "; with --size, such as that of the window, its graph may be simpler" if any_size else ""
         raise RunError(f"the network cannot be exported: {_root_reason(error)}{advice}") from error
 
 
@@ -135,10 +140,29 @@ def with_network(ensemble: TrainedEnsemble, network: nn.Module) -> TrainedEnsemb
     return replace(ensemble, predictor=predictor)
 
 
+def with_size(ensemble: TrainedEnsemble, size: Sequence[int] | None) -> TrainedEnsemble:
+    """The same ensemble, which predicts every image in windows of the only size of its network, if there is one.
+
+    Raises RunError for a size that the network does not take.
+    """
+    predictor, dims = _single(ensemble), ensemble.preprocesses[0].dims
+    only = size or fixed_size(ensemble.members[0].predictor.model)
+    if only is None:
+        return ensemble
+    sides = tuple(only)
+    if len(sides) != dims or padded(sides, predictor.multiple, predictor.minimum_pixels) != sides:
+        multiple = predictor.multiple
+        raise RunError(
+            f"expected --size with {dims} sides that are multiples of {multiple}, and enough pixels for the network "
+            f"({predictor.minimum_pixels}), got {list(sides)}"
+        )
+    return replace(ensemble, predictor=replace(predictor, window=sides, large_window=sides, multiple=sides))
+
+
 def description(
-    ensemble: TrainedEnsemble, kind: Format, size: Sequence[int] | None, decisions: Decisions | None
+    ensemble: TrainedEnsemble, kind: Format, decisions: Decisions | None, *, any_size: bool
 ) -> dict[str, Any]:
-    """What is needed to predict with the file, beside the file itself."""
+    """What is needed to predict with the file, beside the file itself. any_size: see `export_network`."""
     predictor, preprocess, labels = _single(ensemble), ensemble.preprocesses[0], ensemble.labels
     decisions = decisions or Decisions()
     multiple = predictor.multiple
@@ -152,7 +176,7 @@ def description(
             "type": "float32",
             "axes": ["batch", "channel", *axes],
             "channels": preprocess.channels,
-            "size": None if size is None else list(size),
+            "size": None if any_size else list(predictor.window or ()),
             "multiple_of": list(multiple) if isinstance(multiple, tuple) else [multiple] * preprocess.dims,
             "minimum_pixels": predictor.minimum_pixels,
         },
@@ -165,8 +189,15 @@ def description(
             else {name: list(values) for name, values in labels.regions.items()},
         },
         "preprocessing": _preprocessing(preprocess, ensemble.members[0].integers_scaled),
+        "averaged": {
+            "checkpoints": len(ensemble.members),
+            "orientations": [str(orientation) for orientation in ensemble.orientations],
+        },
         "window": {
             "size": None if predictor.window is None else list(predictor.window),
+            "size_of_large_images": None if predictor.large_window is None else list(predictor.large_window),
+            "rule": "images that fit into the window are predicted as a whole; without a window, those whose "
+            f"prediction needs more than {WHOLE / 1e9:g} GB are predicted in windows for large images",
             "overlap": predictor.overlap,
             "blending": "Gaussian weights with a standard deviation of 1/8 of each side",
         },
@@ -187,9 +218,7 @@ def _preprocessing(preprocess: Preprocess, integers_scaled: bool | None) -> dict
         "steps": ["read", "resample", "normalise", "pad"],
         "read": {
             "integers_scaled": integers_scaled,
-            "rule": "integers of image files are divided by the largest value of their type"
-            if integers_scaled
-            else "values as stored",
+            "rule": READ[integers_scaled],
             "orientation": "RAS" if preprocess.dims == 3 else None,
         },
         "resample": {
@@ -210,8 +239,16 @@ def _preprocessing(preprocess: Preprocess, integers_scaled: bool | None) -> dict
 
 def _decoding(ensemble: TrainedEnsemble, decisions: Decisions) -> dict[str, Any]:
     labels = ensemble.labels
-    post_processing = {name: str(process) for name, process in decisions.post_processing.items()}
-    common = {"temperature": decisions.temperature, "post_processing": post_processing}
+    post_processing = {
+        name: {**asdict(process), "in_words": str(process)} for name, process in decisions.post_processing.items()
+    }
+    common = {
+        "temperature": decisions.temperature,
+        "temperature_rule": "divides logits before they become probabilities to be shown; it changes no mask",
+        "post_processing": post_processing,
+        "post_processing_rule": "first `smallest` (pixels), then `largest`, then `fill`; pixels that share a corner "
+        "are of one object, a hole is closed over sides; removed pixels become background, only background is filled",
+    }
     if labels.mode == "multiclass":
         return {"rule": "softmax over classes; the class with the largest logit", "thresholds": {}, **common}
     default = ensemble.predictor.threshold
@@ -219,4 +256,8 @@ def _decoding(ensemble: TrainedEnsemble, decisions: Decisions) -> dict[str, Any]
     thresholds = {
         name: decisions.thresholds.get(name, value) for name, value in zip(labels.channel_names, present, strict=True)
     }
-    return {"rule": "sigmoid; a class where its probability exceeds its threshold", "thresholds": thresholds, **common}
+    return {
+        "rule": "sigmoid of the logits as they are; a class where that exceeds its threshold",
+        "thresholds": thresholds,
+        **common,
+    }

@@ -13,14 +13,15 @@ def model_card(
     description: Mapping[str, Any],
     training: Mapping[str, Any],
     scores: Mapping[str, Mapping[str, Any]],
-    check: Mapping[str, Any],
+    *,
+    scored_alone: bool,
 ) -> str:
     """The text of a model card.
 
     name: of the model. description: of the exported file, see `segkit.experiment.exported_network.description`.
     training: facts by heading, in the order in which they are listed.
     scores: the contents of scores.json by part of the split.
-    check: how the exported file was compared with the trained model.
+    scored_alone: whether the scores are of what was exported: one network without augmentation and decisions.
     """
     sections = [
         f"# {name}",
@@ -30,8 +31,8 @@ def model_card(
         + " Who should use it, on which images, for which decisions, and for which not?",
         "## Input and output\n\n" + _list(_interface(description)),
         "## Training\n\n" + _list(training),
-        "## Scores\n\n" + _scores(scores),
-        "## The exported file\n\n" + _list(_check(check)),
+        "## Scores\n\n" + _scores(scores, scored_alone),
+        "## The exported file\n\n" + _list(_check(description["check"])),
         "## Limitations\n\n" + FILL_IN + " Scores hold for images like those of the evaluation. Of which scanners, "
         "sites, patients or scenes are there none in the data?",
         "## Licence and contact\n\n" + FILL_IN,
@@ -44,6 +45,7 @@ def _list(facts: Mapping[str, Any]) -> str:
 
 
 def _interface(description: Mapping[str, Any]) -> dict[str, str]:
+    averaged = description["averaged"]
     given, reading = description["input"], description["preprocessing"]
     spacing = reading["resample"]["spacing"]
     return {
@@ -52,20 +54,24 @@ def _interface(description: Mapping[str, Any]) -> dict[str, str]:
         "intensities": f"`{reading['normalise']['name']}`: {reading['normalise']['rule']}",
         "classes": ", ".join(description["output"]["classes"]) + f" ({description['labels']['mode']})",
         "mask": _decoding(description["decoding"]),
+        "averaged": f"{averaged['checkpoints']} checkpoint(s) over {len(averaged['orientations'])} orientation(s)",
     }
 
 
 def _decoding(decoding: Mapping[str, Any]) -> str:
     parts = [decoding["rule"]]
     parts += [f"threshold of {name} {value:g}" for name, value in decoding["thresholds"].items()]
-    parts += [f"{name}: {words}" for name, words in decoding["post_processing"].items()]
+    parts += [f"{name}: {process['in_words']}" for name, process in decoding["post_processing"].items()]
+    parts += [f"temperature {decoding['temperature']:.3g} for probabilities"] if decoding["temperature"] != 1 else []
     return "; ".join(parts)
 
 
-def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
+def _scores(scores: Mapping[str, Mapping[str, Any]], scored_alone: bool) -> str:
     if not scores:
         return "None were recorded beside the checkpoint."
-    return "\n\n".join(_table(part, content) for part, content in scores.items())
+    tables = [_table(part, content) for part, content in scores.items()]
+    note = "These are scores of the network alone, without the averaging and the decisions that were exported with it; "
+    return "\n\n".join([*([] if scored_alone else [note + "`segkit evaluate` gives those."]), *tables])
 
 
 def _table(part: str, scores: Mapping[str, Any]) -> str:

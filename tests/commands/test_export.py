@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,9 @@ def test_an_ensemble_with_test_time_augmentation(runs, tmp_path, kind):
     with torch.no_grad():
         expected = model._ensemble.predictor.model(image)
         torch.testing.assert_close(network(image), expected, atol=1e-4, rtol=0)
-    assert "2 averaged" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert "2, of which the probabilities are averaged" in card
+    assert "2 checkpoint(s) over 2 orientation(s)" in card
 
 
 def test_a_file_that_predicts_otherwise_is_not_written(runs, tmp_path, monkeypatch):
@@ -125,10 +128,14 @@ def test_a_network_that_cannot_be_exported_is_an_error_with_the_reason(runs, tmp
 
 
 def test_one_size_and_own_images(runs, tmp_path):
-    arguments = ["--checkpoint", runs / "run0", "--size", "38,50", "--input", runs / "picture.png"]
+    """Images that are larger than the size are predicted in windows of it, smaller ones are padded to it."""
+    for size in ("16,20", "64,64"):
+        arguments = ["--checkpoint", runs / "run0", "--size", size, "--input", runs / "picture.png"]
+        tool("export", *arguments, "--out", tmp_path / size, folder=runs)
+    arguments[3] = "38,50"
     tool("export", *arguments, "--out", tmp_path / "out", folder=runs)
     content = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert content["input"]["size"] == [38, 50]
+    assert content["input"]["size"] == content["window"]["size"] == [38, 50]
     assert content["check"]["images"] == ["picture.png"]
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     assert session.get_inputs()[0].shape == ["batch", 1, 38, 50]
@@ -151,3 +158,29 @@ def test_what_is_refused(runs, exported, tmp_path):
     )
     assert "whole numbers" in printed
     assert not (tmp_path / "x").exists()
+
+
+def test_differences_that_are_not_finite_are_differences(runs, tmp_path, monkeypatch):
+    forward = exported_network.ExportedNetwork.forward
+    monkeypatch.setattr(
+        exported_network.ExportedNetwork, "forward", lambda self, image: forward(self, image) + float("inf")
+    )
+    printed = tool("export", "--checkpoint", runs / "run0", "--out", tmp_path / "out", folder=runs, code=3)
+    assert "expected finite logits" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_decisions_are_exported_as_numbers_and_the_card_says_what_was_scored(runs, tmp_path):
+    shutil.copytree(runs / "run0", tmp_path / "run")
+    tool("tune", "--checkpoint", tmp_path / "run", folder=runs)
+    file = tmp_path / "run" / "checkpoints" / "last.decisions.json"
+    content = json.loads(file.read_text())
+    value = {"smallest": 9, "largest": True, "fill": False}
+    content["post_processing"]["a"] |= {"value": value, "kept": True}
+    file.write_text(json.dumps(content))
+    tool("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "out", folder=runs)
+    exported = json.loads((tmp_path / "out" / "model.json").read_text())["decoding"]["post_processing"]["a"]
+    assert {name: exported[name] for name in value} == value
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert "a: objects of fewer than 9 pixels removed, largest object only" in card
+    assert "scores of the network alone" in card

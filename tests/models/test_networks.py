@@ -442,10 +442,11 @@ FIXED_GRAPHS = {"monai_swin_unetr"}  # the exported graph of which is of one ima
 def test_every_network_can_be_exported(name, dims, tmp_path):
     """As ONNX, for images of any size where its graph allows that."""
     network = build(name, dims).eval()
-    any_size = name not in FIXED_GRAPHS and getattr(network, "fixed_size", None) is None
+    fixed = getattr(network, "fixed_size", None)
+    any_size = name not in FIXED_GRAPHS and fixed is None
     sides = sides_of(network)
     multiples = (sides,) * dims if isinstance(sides, int) else sides
-    example = padded((32, 64, 32)[:dims] if any_size else (64,) * dims, sides, getattr(network, "minimum_pixels", 1))
+    example = fixed or padded((32, 64, 64)[:dims], sides, getattr(network, "minimum_pixels", 1))
     write_network(network, torch.zeros(2, 1, *example), "onnx", tmp_path / "model.onnx", any_size=any_size)
     size = tuple(side + more for side, more in zip(example, multiples, strict=True)) if any_size else example
     image = torch.randn(1, 1, *size)
