@@ -6,8 +6,8 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,11 @@ from segkit.commands.prediction_jobs import (
 from segkit.commands.prediction_record import check_record, record_of, write_record
 from segkit.data.cases import Case, RawCase
 from segkit.data.mask_writer import write_mask
-from segkit.data.readers import read_image
+from segkit.data.pieces import thinned
+from segkit.data.readers import is_large, large_image, read_image
 from segkit.data.sources.unlabelled import unlabelled_cases
 from segkit.data.value_writer import write_values
-from segkit.experiment.trained_ensemble import TrainedEnsemble, load_members, together
+from segkit.experiment.trained_ensemble import PreparedImage, TrainedEnsemble, load_members, together
 from segkit.inference.averaged_network import entropy
 from segkit.inference.decisions import decided
 from segkit.inference.memory import PredictionMemoryError
@@ -150,20 +151,30 @@ def _rate(images: int, seconds: float) -> str:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What was read of an image. network: what the predictor needs. image: [C, *S], if a picture is drawn of it."""
+    """What was read of an image.
 
-    network: Tensor | tuple[Tensor, ...]
+    network: what the predictor needs. size: of the image, [D].
+    image, step: every n-th pixel, if a picture is drawn. files: temporary ones, needed until the image is predicted.
+    """
+
+    network: PreparedImage
     size: tuple[int, ...]
     image: np.ndarray | None
+    step: int = 1
+    files: ExitStack = field(default_factory=ExitStack)
 
 
 @dataclass(frozen=True)
 class _Result:
-    """What is written for an image. mask: [*S] or [K, *S]. values: what is written beside it, [K, *S] or [1, *S]."""
+    """What is written for an image.
+
+    mask: [*S] or [K, *S]. values: what is written beside it, [K, *S] or [1, *S]. image, step: see `_Contents`.
+    """
 
     mask: np.ndarray
     values: Mapping[str, np.ndarray]
     image: np.ndarray | None
+    step: int
 
 
 @dataclass(frozen=True)
@@ -177,19 +188,30 @@ class _Work:
     def read(self, job: Job) -> _Contents | None:
         """Read and prepare an image."""
         with self._noting_failure(job, "reading it, before the prediction"):
+            if is_large(job.case.images, job.case.name):
+                return self._read_in_pieces(job)
             image, spacing = read_image(job.case.images, job.case.name)
             images = self.ensemble.images(RawCase(image, None, spacing), job.where)
             return _Contents(images, image.shape[1:], image if self.options.overlays else None)
+
+    def _read_in_pieces(self, job: Job) -> _Contents:
+        """Prepare an image that is read while it is predicted."""
+        with ExitStack() as files:
+            source = large_image(job.case.images[0], self.options.output, job.case.name)
+            pieces, spacing = files.enter_context(source)
+            prepared = self.ensemble.pieces(pieces, spacing, job.where)
+            image, step = thinned(pieces) if self.options.overlays else (None, 1)
+            return _Contents(prepared, pieces.shape[1:], image, step, files.pop_all())
 
     def compute(self, job: Job, contents: _Contents | None) -> _Result | None:
         """Predict an image."""
         if contents is None:
             return None
-        with self._noting_failure(job, "keeping its prediction"):
+        with contents.files, self._noting_failure(job, "keeping its prediction"):
             keep_logits = self.options.probabilities or self.options.uncertainty
             prediction = self.ensemble.prediction(contents.network, contents.size, job.where, keep_logits=keep_logits)
             values = {kind: value[0].cpu().numpy() for kind, value in self._values(prediction, job).items()}
-            return _Result(prediction.mask[0].cpu().numpy(), values, contents.image)
+            return _Result(prediction.mask[0].cpu().numpy(), values, contents.image, contents.step)
 
     def write(self, job: Job, result: _Result | None) -> None:
         """Write all files of an image, the masks last. Raises RunError if that is impossible, as on a full disk."""
@@ -203,7 +225,8 @@ class _Work:
                 names = labels.channel_names if len(values) == labels.channels else (kind,)
                 write_values(values, image, job.others[kind], names, _largest(kind, labels))
             if result.image is not None:
-                self._draw(job, result.image, result.mask)
+                thin = (..., *[slice(None, None, result.step)] * (result.image.ndim - 1))
+                self._draw(job, result.image, result.mask[thin])
             write_mask(result.mask, image, output, labels, job.case.name)
         except MemoryError:
             self.failures[job.case] = MemoryError(f"{job.where}: out of memory while writing its files")

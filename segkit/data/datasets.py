@@ -212,16 +212,16 @@ def network_image(raw: RawCase, preprocess: Preprocess, where: str) -> np.ndarra
 
     where: names the image in the DataError for other channels or axes than in training.
     """
-    _check_axes(raw.image, preprocess, where)
+    check_axes(raw.image.shape, preprocess, where)
     if preprocess.intensity == "encoder":
         check_unit_range(raw.image, where, "give images as those of the training")
     image = preprocess.resample(raw).image
     return preprocess.normalise(image, *preprocess.intensity_map(image))
 
 
-def _check_axes(image: np.ndarray, preprocess: Preprocess, where: str) -> None:
+def check_axes(shape: Sequence[int], preprocess: Preprocess, where: str) -> None:
     """Raise DataError if an image [C, *S] has other channels or axes than the images of the training."""
-    channels, dims = len(image), image.ndim - 1
+    channels, dims = shape[0], len(shape) - 1
     if (channels, dims) == (preprocess.channels, preprocess.dims):
         return
     if dims != preprocess.dims:

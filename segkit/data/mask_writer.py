@@ -15,6 +15,7 @@ from segkit.utils.errors import reason
 from segkit.utils.files import replaced
 from segkit.utils.optional import require
 
+TILE = 512  # side of the tiles of a mask, in pixels
 UNSAFE = re.compile(r"^\.+|[/\\\x00-\x1f]")
 
 
@@ -47,8 +48,8 @@ def write_mask(mask: np.ndarray, image: Path, folder: Path, labels: Labels, name
     - Volumes keep their orientation and affine matrix; overlapping classes become a fourth axis. NIfTI and DICOM images
       yield NIfTI, NRRD and MetaImage yield their own format, in one file.
     - Arrays yield NPY.
-    - 2D raster images yield a PNG of class numbers, or one PNG of 0 and 255 per class if classes overlap. A TIFF of
-      several pages yields a TIFF with the same number of pages.
+    - 2D raster images yield a PNG of class numbers, or one PNG of 0 and 255 per class if classes overlap. A tiled TIFF
+      yields a tiled TIFF, and one of several pages a TIFF with the same number of pages.
 
     Raises OSError if a file cannot be written.
     """
@@ -74,7 +75,11 @@ def _write(mask: np.ndarray, geometry: Geometry | None, path: Path) -> None:
 def _write_raster(mask: np.ndarray, path: Path) -> None:
     from PIL import Image
 
-    mask = mask.astype(np.uint8 if mask.max(initial=0) < 256 else np.uint16)
+    mask = mask.astype(np.uint8 if mask.max(initial=0) < 256 else np.uint16, copy=False)
+    if path.suffix == ".tif" and mask.ndim == 2:
+        tifffile = require("tifffile", "tiff", "writing TIFF files")
+        tifffile.imwrite(path, mask, tile=(TILE, TILE), compression="zlib", bigtiff=mask.nbytes > 2**31)
+        return
     first_page, *other_pages = [Image.fromarray(page) for page in (mask if mask.ndim == 3 else mask[None])]
     first_page.save(path, **({"save_all": True, "append_images": other_pages} if other_pages else {}))
 
@@ -104,7 +109,7 @@ def as_stored(array: np.ndarray, geometry: Geometry, where: str) -> np.ndarray:
 
 def _write_volume(mask: np.ndarray, geometry: Geometry, path: Path) -> None:
     array = as_stored(mask, geometry, str(path))
-    array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.int32)
+    array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.int32, copy=False)
     try:
         FORMATS[str(format_name(path))].write_volume(array, geometry, path)
     except RuntimeError as error:  # of SimpleITK, for everything that prevents writing

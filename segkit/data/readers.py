@@ -19,8 +19,10 @@ from segkit.data.formats.geometry import Geometry, check_same_geometry, covers_l
 from segkit.data.formats.header_checks import check_regular
 from segkit.data.mask_encoding import AS_STORED, MaskEncoding
 from segkit.data.mask_validation import Advice, check_mask, likely_cause, under_data
+from segkit.data.pieces import ArrayPieces, Pieces
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, DataErrors, MissingExtra, reason
+from segkit.utils.files import temporary_folder
 from segkit.utils.text import one_line
 
 
@@ -76,6 +78,37 @@ def _read_image_file(path: Path, case: str | None) -> tuple[np.ndarray, tuple[fl
     image = np.ascontiguousarray(image, dtype=np.float32)
     check_finite(image, where)
     return image, spacing
+
+
+LARGE = 2**30  # bytes of float32 numbers above which an image is read in pieces
+
+
+def is_large(paths: Sequence[Path], case: str | None = None) -> bool:
+    """Whether an image is read in pieces: one file of a format that can be mapped, with more numbers than LARGE.
+
+    Raises DataError for a header that cannot be read.
+    """
+    if len(paths) != 1:
+        return False
+    where = _where(case, paths[0])
+    with _reading(paths[0], where) as file_format:
+        declared = file_format.declared_numbers
+        return declared is not None and 4 * declared(paths[0], where) > LARGE
+
+
+@contextmanager
+def large_image(path: Path, folder: Path, case: str | None = None) -> Iterator[tuple[Pieces, tuple[float, ...]]]:
+    """An image in pieces, and its spacing, for the length of the block: what `read_image` gives, read box by box.
+
+    folder: where temporary files are made. Raises DataError as `read_image`; for pixels that are not finite, when they
+    are read.
+    """
+    where = _where(case, path)
+    with temporary_folder(folder) as temporary:
+        with _reading(path, where) as file_format:
+            assert file_format.map_image is not None
+            array, convert, spacing = file_format.map_image(path, where, temporary)
+        yield ArrayPieces(array, convert, where), spacing
 
 
 def read_mask(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from segkit.config import Config
 from segkit.data.cases import RawCase
-from segkit.data.datasets import network_image
+from segkit.data.datasets import check_axes, network_image
+from segkit.data.pieces import Pieces, network_pieces
 from segkit.data.preprocess import Preprocess
 from segkit.evaluation.results import Origin
 from segkit.experiment.trained_model import TrainedModel, load_trained
@@ -24,6 +25,9 @@ from segkit.inference.orientations import AS_IT_IS, Orientation, trained_orienta
 from segkit.inference.predictor import ImagePredictor, Prediction, Predictor, nonfinite_text
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError
+
+
+PreparedImage = Tensor | Pieces | tuple[Tensor, ...] | tuple[Pieces, ...]  # as a predictor needs it
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,13 @@ class TrainedEnsemble:
         images = tuple(torch.from_numpy(network_image(raw, preprocess, where)) for preprocess in self.preprocesses)
         return images[0] if len(images) == 1 else images
 
+    def pieces(self, image: Pieces, spacing: tuple[float, ...], where: str) -> Pieces | tuple[Pieces, ...]:
+        """The same for an image that is read in pieces."""
+        for preprocess in self.preprocesses:
+            check_axes(image.shape, preprocess, where)
+        prepared = tuple(network_pieces(image, spacing, preprocess, where) for preprocess in self.preprocesses)
+        return prepared[0] if len(prepared) == 1 else prepared
+
     def predict(self, raw: RawCase, where: str = "image", *, keep_logits: bool = False) -> Prediction:
         """Predict an image on its own grid. where: names it in errors.
 
@@ -74,7 +85,7 @@ class TrainedEnsemble:
         return self.prediction(self.images(raw, where), raw.image.shape[1:], where, keep_logits=keep_logits)
 
     def prediction(
-        self, images: Tensor | tuple[Tensor, ...], size: Sequence[int], where: str, *, keep_logits: bool = False
+        self, images: PreparedImage, size: Sequence[int], where: str, *, keep_logits: bool = False
     ) -> Prediction:
         """Predict what `images` gave on a grid of the given size. Raises DataError for logits that are not finite."""
         prediction = self.predictor.predict(images, size, keep_logits=keep_logits)

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.data.pieces import Pieces
 from segkit.inference.averaged_network import disagreement_channels
 from segkit.inference.memory import SMALL, WHOLE, PredictionMemoryError, bytes_per_pixel, check_fits, sample_size
+from segkit.inference.piecewise import PiecewiseBatch
 from segkit.inference.windows import Network, Slab, resampled_slabs, window_slabs, windows_per_pass
 from segkit.labels import Labels
 from segkit.utils.errors import is_out_of_memory
@@ -122,8 +124,10 @@ class Predictor:
     large_window: tuple[int, ...] | None = None
     disagreement: bool = False
 
-    def predict(self, image: Tensor, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
+    def predict(self, image: Tensor | Pieces, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
         """Predict one image [C, *S] and return its mask on a grid of the given size [D].
+
+        image: a tensor, or pieces that are read window by window.
 
         If the size differs from that of the image, as after preprocessing to another spacing, the logits are resampled
         as by `Labels.resample`. The network runs in evaluation mode; its mode is restored afterwards.
@@ -153,17 +157,22 @@ class Predictor:
         nonfinite: the number of pixels that are not finite is added to it.
         axis: along which the slabs follow each other; None for that with the thinnest slabs.
         """
-        batch = to_device(image[None], self.device, channels_last=self.channels_last)
+        batch = (
+            to_device(image[None], self.device, channels_last=self.channels_last)
+            if isinstance(image, Tensor)
+            else PiecewiseBatch.of(image, self.device)
+        )
         slabs = self._finite(self._network_slabs(batch, axis), nonfinite)
         if tuple(size) == tuple(image.shape[1:]):
             return slabs
         return resampled_slabs(slabs, self.labels, image.shape[1:], size)
 
-    def _network_slabs(self, batch: Tensor, axis: int | None) -> Iterator[Slab]:
+    def _network_slabs(self, batch: Tensor | PiecewiseBatch, axis: int | None) -> Iterator[Slab]:
         """The logits [1, K, *S] of an image [1, C, *S] on its own grid."""
         window = self._window_for(batch)
         if window is None:
-            yield Slab(0, self._whole(batch).float(), axis=axis or 0)
+            whole = batch if isinstance(batch, Tensor) else batch[(..., *(slice(None) for _side in batch.shape[2:]))]
+            yield Slab(0, self._whole(whole).float(), axis=axis or 0)
         else:
             yield from window_slabs(batch, self.model, window, self.overlap, axis)
 
@@ -178,7 +187,7 @@ class Predictor:
                 nonfinite += (~piece.logits.isfinite()).any(1).sum()
                 yield piece
 
-    def _window_for(self, batch: Tensor) -> tuple[int, ...] | None:
+    def _window_for(self, batch: Tensor | PiecewiseBatch) -> tuple[int, ...] | None:
         """The window in which an image [1, C, *S] is predicted; None for one pass.
 
         Raises PredictionMemoryError if that needs more memory than there is.
@@ -195,7 +204,7 @@ class Predictor:
             check_fits(self._bytes_per_pixel(batch) * together, self.device, self.advice(size))
         return window
 
-    def _bytes_per_pixel(self, batch: Tensor) -> float:
+    def _bytes_per_pixel(self, batch: Tensor | PiecewiseBatch) -> float:
         """See `bytes_per_pixel`, per pixel of the padded image. It is measured once."""
         if "bytes" not in self._measured:
             sample = sample_size(batch.shape[2:])

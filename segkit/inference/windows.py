@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segkit.inference.piecewise import PiecewiseBatch
 from segkit.labels import Labels
 
 Network = Callable[[Tensor], Tensor]
@@ -57,7 +58,7 @@ def windows_per_pass(window: Sequence[int]) -> int:
 
 
 def window_slabs(
-    image: Tensor, network: Network, window: Sequence[int], overlap: float, axis: int | None = None
+    image: Tensor | PiecewiseBatch, network: Network, window: Sequence[int], overlap: float, axis: int | None = None
 ) -> Iterator[Slab]:
     """Yield the logits of one image [1, C, *S] in overlapping windows, blended with Gaussian weights.
 
@@ -72,8 +73,7 @@ def window_slabs(
     before = [max(length - side, 0) // 2 for side, length in zip(size, window, strict=True)]
     after = [max(length - side, 0) - first for side, length, first in zip(size, window, before, strict=True)]
     if any(before) or any(after):
-        pairs = zip(reversed(before), reversed(after), strict=True)
-        image = F.pad(image, [number for pair in pairs for number in pair])
+        image = _padded(image, before, after)
     padded_size = image.shape[2:]
     steps = [
         side if side == length else max(1, int(length * (1 - overlap)))
@@ -85,7 +85,15 @@ def window_slabs(
         yield from _cropped(slab, inside)
 
 
-def _blended(image: Tensor, network: Network, windows: Sequence[tuple[slice, ...]], axis: int) -> Iterator[Slab]:
+def _padded(image: Tensor | PiecewiseBatch, before: Sequence[int], after: Sequence[int]) -> Tensor | PiecewiseBatch:
+    """An image with a border of zeros."""
+    if isinstance(image, PiecewiseBatch):
+        return image.padded(before, after)
+    pairs = zip(reversed(before), reversed(after), strict=True)
+    return F.pad(image, [number for pair in pairs for number in pair])
+
+
+def _blended(image: Tensor | PiecewiseBatch, network: Network, windows: Sequence[tuple[slice, ...]], axis: int) -> Iterator[Slab]:
     """Yield the weighted means of the windows, which are sorted by their start along the axis."""
     sums: Tensor | None = None  # [1, K + 1, *S], weighted sums of the logits, and of the weights
     first, dim = 0, axis + 2

@@ -13,6 +13,7 @@ from segkit.data.formats import arrays, dicom, matlab, nifti, raster, sitk, tiff
 from segkit.data.formats.geometry import Geometry
 
 ReadArray = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, prefix of errors -> array, spacing
+Mapped = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], tuple[float, ...]]
 WriteVolume = Callable[[np.ndarray, Geometry, Path], None]
 
 
@@ -48,6 +49,9 @@ class Format:
         is_sliced: Whether a mask may cover only some of the slices of its image.
         mask_ending: Returns the file name ending of masks predicted for an image of this format.
         has_mask_channels: Whether a single mask file of this format holds overlapping classes as channels.
+        declared_numbers: Reads the count of numbers of an image from its header; None where images cannot be mapped.
+        map_image: Returns an image as an array [C, *S] that reads what is indexed, how its numbers become float32, and
+            its spacing; a folder for temporary files is given.
         write_volume: Writes a mask with its geometry; None if masks are not written in this format, or without a
             geometry.
     """
@@ -65,6 +69,8 @@ class Format:
     mask_ending: Callable[[Path], str] = _png
     has_mask_channels: bool = False
     write_volume: WriteVolume = sitk.write
+    declared_numbers: Callable[[Path, str], int] | None = None
+    map_image: Callable[[Path, str, Path], Mapped] | None = None
 
     @property
     def has_geometry(self) -> bool:
@@ -97,6 +103,8 @@ FORMATS: dict[str, Format] = {
         mask_ending=extension,
         has_mask_channels=True,
         write_volume=nifti.write,
+        declared_numbers=nifti.declared_numbers,
+        map_image=nifti.map_volume,
     ),
     "MGH": _as_nifti(".mgz", ".mgh"),
     "Analyze": _as_nifti(".hdr"),
@@ -130,6 +138,8 @@ FORMATS: dict[str, Format] = {
         tiff.orientation,
         is_raster=True,
         mask_ending=tiff.mask_ending,
+        declared_numbers=tiff.declared_numbers,
+        map_image=tiff.map_image,
     ),
     "NPY": Format(
         (".npy",),
@@ -139,6 +149,8 @@ FORMATS: dict[str, Format] = {
         arrays.number_type,
         mask_ending=extension,
         has_mask_channels=True,
+        declared_numbers=arrays.declared_numbers,
+        map_image=arrays.map_image,
     ),
     "NPZ": Format(
         (".npz",), arrays.read_image, arrays.read_mask, mask_ending=lambda _image: ".npy", has_mask_channels=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +13,7 @@ import numpy as np
 from segkit.data.formats.header_checks import DEFLATE, UNCOMPRESSED, check_pixel_bytes
 from segkit.utils.errors import DataError
 
+Mapped = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], tuple[float, ...]]
 MAX_CHANNELS = 4  # an axis that is this short after longer ones holds channels
 IMAGE_NAMES, MASK_NAMES = ("image", "img", "data"), ("mask", "label", "seg", "segmentation")
 
@@ -36,6 +38,23 @@ def check_channels_first(array: np.ndarray, where: str) -> np.ndarray:
             "looks like channels; save numpy.moveaxis(array, -1, 0)"
         )
     return array
+
+
+def declared_numbers(path: Path, _where: str) -> int:
+    """The numbers of an NPY file, from the header alone; 0 for an NPZ file, which cannot be mapped."""
+    content = np.load(path, mmap_mode="r", allow_pickle=False)
+    return content.size if isinstance(content, np.ndarray) else 0
+
+
+def map_image(path: Path, where: str, _folder: Path) -> Mapped:
+    """The image of `read_image` as an array [C, *S] that reads what is indexed, how its numbers become float32, and
+    the spacing."""
+    _check_size(path, where)
+    array = check_channels_first(np.load(path, mmap_mode="r", allow_pickle=False), where)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: expected an array of real numbers, got {array.dtype}")
+    spacing = (1.0,) * max(2, array.ndim - 1)
+    return array[None] if array.ndim == len(spacing) else array, lambda piece: piece, spacing
 
 
 def number_type(path: Path) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +17,7 @@ from segkit.data.formats.header_checks import DEFLATE, UNCOMPRESSED, check_pixel
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
+Mapped = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], tuple[float, ...]]
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 
 
@@ -23,13 +27,35 @@ def read(path: Path, where: str) -> tuple[np.ndarray, tuple[float, ...]]:
     Raises DataError, beginning with `where`, for colours, complex numbers, more than four axes and an affine that is
     not invertible; OSError and other errors of the reader for a damaged file.
     """
-    volume, files = _open(path, where), [path, *pixel_files(path)]
+    volume = _checked_size(path, where)
     affine = _affine_in_mm(volume, where)
-    declared = math.prod(volume.shape) * volume.get_data_dtype().itemsize
-    is_compressed = any(file.suffix.lower() in (".gz", ".mgz") for file in files)
-    check_pixel_bytes(declared, files, where, ratio=DEFLATE if is_compressed else UNCOMPRESSED)
     array = _checked_axes(np.asanyarray(volume.dataobj), where)
     return to_ras(array, Geometry(affine, array.shape[:3]), where)
+
+
+def declared_numbers(path: Path, where: str) -> int:
+    """The numbers of the volume, from the header alone."""
+    return math.prod(_open(path, where).shape)
+
+
+def map_volume(path: Path, where: str, folder: Path) -> Mapped:
+    """The volume of `read` as an array [C, *S] that reads what is indexed, how its numbers become float32, and the
+    spacing. A compressed file is unpacked into the given folder."""
+    _checked_size(path, where)
+    if path.name.lower().endswith(".gz"):
+        unpacked = folder / "volume.nii"
+        with gzip.open(path, "rb") as source, unpacked.open("wb") as target:
+            shutil.copyfileobj(source, target, 2**22)
+        path = unpacked
+    volume = _open(path, where)
+    array = _checked_axes(volume.dataobj.get_unscaled(), where)
+    slope, intercept = volume.dataobj.slope, volume.dataobj.inter
+    oriented, spacing = to_ras(array, Geometry(_affine_in_mm(volume, where), array.shape[:3]), where)
+
+    def convert(piece: np.ndarray) -> np.ndarray:
+        return piece if (slope, intercept) == (1, 0) else piece * slope + intercept
+
+    return oriented[None] if oriented.ndim == len(spacing) else oriented, convert, spacing
 
 
 def pixel_files(path: Path) -> list[Path]:
@@ -100,6 +126,15 @@ def _open(path: Path, where: str) -> Any:
 
 def _nibabel(purpose: str) -> ModuleType:
     return require("nibabel", "medical", purpose)
+
+
+def _checked_size(path: Path, where: str) -> Any:
+    """The volume with its pixels not yet read. Raises DataError if its header declares more than the file can hold."""
+    volume, files = _open(path, where), [path, *pixel_files(path)]
+    declared = math.prod(volume.shape) * volume.get_data_dtype().itemsize
+    is_compressed = any(file.suffix.lower() in (".gz", ".mgz") for file in files)
+    check_pixel_bytes(declared, files, where, ratio=DEFLATE if is_compressed else UNCOMPRESSED)
+    return volume
 
 
 def _checked_axes(array: np.ndarray, where: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ YCBCR, JPEG = 6, (6, 7)
 PARTS_OF_A_BYTE = (2, 4)  # bits per pixel that tifffile unpacks to bytes
 PLAIN, ZLIB = 1, (8, 32946)  # values of the tag Compression
 ALPHA = (1, 2)  # values of the tag ExtraSamples
+Mapped = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], tuple[float, ...]]
 CHANNELS = "SC"  # axes of channels in tifffile's notation; all others but Y and X are depth
 
 
@@ -91,8 +92,44 @@ def page_count(path: Path) -> int:
 
 
 def mask_ending(image: Path) -> str:
-    """The ending of masks predicted for an image: `.tif` for several pages, `.png` for a single one."""
-    return ".tif" if image.is_file() and page_count(image) > 1 else ".png"
+    """The ending of masks predicted for an image: `.tif` for several pages and for tiles, `.png` otherwise."""
+    if not image.is_file():
+        return ".png"
+    with _open(image, f"file {image}") as file:
+        pages = _pages(file)
+        return ".tif" if len(pages) > 1 or pages[0].is_tiled else ".png"
+
+
+def declared_numbers(path: Path, where: str) -> int:
+    """The numbers of the image, from the header alone; 0 for images that cannot be mapped."""
+    with _open(path, where) as file:
+        pages = _pages(file)
+        is_plain = pages[0].photometric != PALETTE and pages[0].bitspersample not in (1, *PARTS_OF_A_BYTE)
+        return file.series[0].size if is_plain else 0
+
+
+def map_image(path: Path, where: str, folder: Path) -> Mapped:
+    """The image of `read_image` as an array [C, *S] that reads what is indexed, how its numbers become float32, and
+    the spacing.
+
+    An array that is stored in one piece is mapped as it is; the tiles of all others are decoded into a file in the
+    given folder, one after another.
+    """
+    with _open(path, where) as file:
+        series, page = _checked(file, path, where, limit=False)
+        if series.dataoffset is not None and page.compression == PLAIN:
+            stored = np.memmap(path, series.keyframe.parent.byteorder + series.dtype.char, "r", series.dataoffset, series.shape)
+        else:
+            stored = np.memmap(folder / "pixels", series.dtype, "w+", shape=series.shape)
+            series.asarray(out=stored)
+        array = _channels_first(stored, series.axes, where)
+    array = array[: len(array) - _alpha_channels(page, len(array))]
+    is_inverted, largest = page.photometric == WHITE_IS_ZERO, np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
+
+    def convert(piece: np.ndarray) -> np.ndarray:
+        return scaled((largest - piece).astype(piece.dtype) if is_inverted and piece.dtype.kind == "u" else piece)
+
+    return upright(array, _orientation(page)), convert, (1.0,) * (array.ndim - 1)
 
 
 @contextmanager
@@ -111,30 +148,40 @@ def _pages(file: Any) -> list[Any]:
 def _read(path: Path, where: str, *, is_mask: bool = False) -> tuple[np.ndarray, Any]:
     """The pixels [C, *S] without transparency, and the first page, whose tags describe them."""
     with _open(path, where) as file:
-        pages = _pages(file)
-        page_types = {f"{page.shape} of {page.dtype}" for page in pages}
-        if len(page_types) > 1:
-            raise DataError(f"{where}: expected pages of one size and type, got {', '.join(sorted(page_types))}")
-        for page in pages:
-            check_size((page.imagewidth, page.imagelength), where)
-            _check_complete(page, path.stat().st_size, where)
-        series, page = file.series[0], pages[0]
-        if page.compression != PLAIN:
-            require("imagecodecs", "tiff", "reading compressed TIFF files")
-        if page.dtype is None or page.dtype.kind not in "biuf":
-            raise DataError(f"{where}: expected integers or floating-point numbers, got {page.dtype}")
-        if page.photometric in OTHER_MODELS and not (page.photometric == YCBCR and page.compression in JPEG):
-            raise DataError(
-                f"{where}: expected grey values, a palette or red, green and blue, got {OTHER_MODELS[page.photometric]}"
-                "; convert it, for example with `magick IN.tif -colorspace sRGB OUT.tif`"
-            )
-        _check_size(series, page, path, where)
+        series, page = _checked(file, path, where)
         array = _channels_first(series.asarray(), series.axes, where)
     colours = len(array) - _alpha_channels(page, len(array))
     if is_mask and 0 < colours < len(array):
         refuse_transparency_alone(array[:colours], array[colours], where)
     array = array[:colours]
     return upright(array, _orientation(page)), page
+
+
+def _checked(file: Any, path: Path, where: str, *, limit: bool = True) -> tuple[Any, Any]:
+    """The series of full-resolution pages and the first page. Raises DataError for what cannot be read.
+
+    limit: whether the number of pixels is limited, because all are read into memory.
+    """
+    pages = _pages(file)
+    page_types = {f"{page.shape} of {page.dtype}" for page in pages}
+    if len(page_types) > 1:
+        raise DataError(f"{where}: expected pages of one size and type, got {', '.join(sorted(page_types))}")
+    for page in pages:
+        if limit:
+            check_size((page.imagewidth, page.imagelength), where)
+        _check_complete(page, path.stat().st_size, where)
+    series, page = file.series[0], pages[0]
+    if page.compression != PLAIN:
+        require("imagecodecs", "tiff", "reading compressed TIFF files")
+    if page.dtype is None or page.dtype.kind not in "biuf":
+        raise DataError(f"{where}: expected integers or floating-point numbers, got {page.dtype}")
+    if page.photometric in OTHER_MODELS and not (page.photometric == YCBCR and page.compression in JPEG):
+        raise DataError(
+            f"{where}: expected grey values, a palette or red, green and blue, got {OTHER_MODELS[page.photometric]}"
+            "; convert it, for example with `magick IN.tif -colorspace sRGB OUT.tif`"
+        )
+    _check_size(series, page, path, where)
+    return series, page
 
 
 @contextmanager

@@ -1,0 +1,218 @@
+"""Images that are read in pieces, because they, or their float32 numbers, may not fit into memory.
+
+A source of pieces knows the size of the image and reads any box of it. Preprocessing in pieces gives the numbers that
+preprocessing of the whole image gives: means and percentiles are exact, and resampling interpolates between the same
+pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from segkit.data.preprocess import FIXED, PERCENTILES, Preprocess, check_unit_range
+from segkit.utils.errors import DataError
+
+Box = tuple[slice, ...]  # spatial, with start and stop
+BLOCK = 2**24  # numbers that are in memory at a time while statistics are computed
+
+
+class Pieces(Protocol):
+    """An image [C, *S] of which boxes are read as float32. shape: [C, *S]."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self, box: Box) -> np.ndarray:
+        """The pixels of a box, float32 [C, *box]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayPieces:
+    """Pieces of an array-like [C, *S] that reads what is indexed, such as a memory map.
+
+    convert: from the stored numbers of a piece to float32, such as by the range of their type.
+    """
+
+    array: np.ndarray
+    convert: Callable[[np.ndarray], np.ndarray]
+    where: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    def read(self, box: Box) -> np.ndarray:
+        piece = np.ascontiguousarray(self.convert(np.asarray(self.array[(slice(None), *box)])), dtype=np.float32)
+        if not np.isfinite(piece).all():
+            raise DataError(f"{self.where}: expected finite pixels, got NaN or infinity")
+        return piece
+
+
+@dataclass(frozen=True)
+class ResampledPieces:
+    """Pieces of an image on another grid, linear between pixel centres like `resize_linear`.
+
+    size: [D], of the new grid.
+    """
+
+    source: Pieces
+    size: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.source.shape[0], *self.size)
+
+    def read(self, box: Box) -> np.ndarray:
+        lows, highs, shares = zip(*(self._neighbours(axis, part) for axis, part in enumerate(box)), strict=True)
+        needed = tuple(slice(int(low[0]), int(high[-1]) + 1) for low, high in zip(lows, highs, strict=True))
+        piece = self.source.read(needed)
+        for axis, (low, high, share, part) in enumerate(zip(lows, highs, shares, needed, strict=True), 1):
+            share = share.reshape(-1, *[1] * (piece.ndim - 1 - axis))
+            below, above = (np.take(piece, numbers - part.start, axis) for numbers in (low, high))
+            piece = below + (above - below) * share
+        return np.ascontiguousarray(piece, dtype=np.float32)
+
+    def _neighbours(self, axis: int, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each position, the source positions below and above, and the share of the latter."""
+        old, new = self.source.shape[axis + 1], self.size[axis]
+        positions = (np.arange(part.start, part.stop, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new)
+        places = np.clip(positions - np.float32(0.5), 0, old - 1)
+        low = np.floor(places).astype(np.int64)
+        return low, np.minimum(low + 1, old - 1), (places - low).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class NormalisedPieces:
+    """Pieces with (image - shift) / scale of each channel, see `Preprocess.normalise`."""
+
+    source: Pieces
+    preprocess: Preprocess
+    shift: np.ndarray
+    scale: np.ndarray
+    where: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    def read(self, box: Box) -> np.ndarray:
+        piece = self.source.read(box)
+        if self.preprocess.intensity == "encoder":
+            check_unit_range(piece, self.where, "give images as those of the training")
+        return self.preprocess.normalise(piece, self.shift, self.scale)
+
+
+def network_pieces(source: Pieces, spacing: tuple[float, ...], preprocess: Preprocess, where: str) -> Pieces:
+    """The image as a network receives it, in pieces: what `network_image` gives for the whole image.
+
+    where: names the image in errors.
+    """
+    size = preprocess.resampled_size(source.shape[1:], spacing)
+    resampled = source if size == source.shape[1:] else ResampledPieces(source, size)
+    return NormalisedPieces(resampled, preprocess, *intensity_map(resampled, preprocess), where)
+
+
+def thinned(source: Pieces) -> tuple[np.ndarray, int]:
+    """Every n-th pixel of an image along each axis, so that it has at most BLOCK numbers, for a picture; and n."""
+    step = math.ceil((math.prod(source.shape) / BLOCK) ** (1 / (len(source.shape) - 1)))
+    first, *others = source.shape[1:]
+    whole = tuple(slice(0, side) for side in others)
+    rows = [source.read((slice(row, row + 1), *whole))[(slice(None), slice(None), *[slice(None, None, step)] * len(others))] for row in range(0, first, step)]
+    return np.concatenate(rows, 1), step
+
+
+def blocks(shape: Sequence[int]) -> Iterator[Box]:
+    """Boxes along the first spatial axis that cover an image [C, *S], of at most BLOCK numbers or one position each."""
+    channels, *sides = shape
+    rows = max(1, BLOCK // (channels * math.prod(sides[1:])))
+    for start in range(0, sides[0], rows):
+        yield (slice(start, min(start + rows, sides[0])), *(slice(0, side) for side in sides[1:]))
+
+
+def intensity_map(source: Pieces, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
+    """Shift and scale, float32 [C], see `Preprocess.intensity_map`."""
+    channels = source.shape[0]
+    if preprocess.intensity in FIXED:
+        shift, scale = np.asarray(preprocess.shift), np.asarray(preprocess.scale)
+    elif preprocess.intensity == "none":
+        shift, scale = np.zeros(channels), np.ones(channels)
+    elif preprocess.intensity == "zscore":
+        shift, scale = moments(source)
+    else:
+        shift, high = percentiles(source)
+        scale = high - shift
+    return shift.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
+
+
+def moments(source: Pieces) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and standard deviation of each channel, float64 [C], in two passes."""
+    number = math.prod(source.shape[1:])
+    mean = sum(_sums(source, lambda piece: piece)) / number
+    variance = sum(_sums(source, lambda piece: (piece - mean[:, None]) ** 2)) / number
+    return mean, np.sqrt(variance)
+
+
+def _sums(source: Pieces, function: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
+    for box in blocks(source.shape):
+        piece = source.read(box)
+        yield function(piece.reshape(len(piece), -1).astype(np.float64)).sum(1)
+
+
+def percentiles(source: Pieces, levels: Sequence[float] = PERCENTILES) -> np.ndarray:
+    """Percentiles of each channel, float64 [L, C], interpolated linearly as by `numpy.percentile`.
+
+    They are exact without the numbers of all pixels in memory: the bits of float32, with the negative ones turned
+    round, have the order of the numbers. A first pass counts their upper 16 bits, a second one the lower 16 bits of
+    those among which the wanted ranks lie.
+    """
+    channels, number = source.shape[0], math.prod(source.shape[1:])
+    ranks = sorted({rank for level in levels for rank in _ranks(level, number)})
+    upper = np.zeros((channels, 2**16), np.int64)
+    for keys in _keys(source):
+        for channel, values in enumerate(keys):
+            upper[channel] += np.bincount(values >> 16, minlength=2**16)
+    cumulative = upper.cumsum(1)
+    prefix = {(channel, rank): int(np.searchsorted(cumulative[channel], rank, "right")) for channel in range(channels) for rank in ranks}
+    lower = {(channel, value): np.zeros(2**16, np.int64) for (channel, _rank), value in prefix.items()}
+    for keys in _keys(source):
+        for (channel, value), counts in lower.items():
+            chosen = keys[channel][keys[channel] >> 16 == value] & 0xFFFF
+            counts += np.bincount(chosen, minlength=2**16)
+    found = {}
+    for (channel, rank), value in prefix.items():
+        before = int(cumulative[channel][value - 1]) if value else 0
+        low = int(np.searchsorted(lower[channel, value].cumsum(), rank - before, "right"))
+        found[channel, rank] = float(_number(np.array([(value << 16) | low], np.uint32))[0])
+    return np.array([[_between(found, channel, level, number) for channel in range(channels)] for level in levels])
+
+
+def _ranks(level: float, number: int) -> tuple[int, int]:
+    place = level / 100 * (number - 1)
+    return math.floor(place), min(math.floor(place) + 1, number - 1)
+
+
+def _between(found: dict[tuple[int, int], float], channel: int, level: float, number: int) -> float:
+    low, high = _ranks(level, number)
+    share = level / 100 * (number - 1) - low
+    below, above = found[channel, low], found[channel, high]
+    return below + (above - below) * share
+
+
+def _keys(source: Pieces) -> Iterator[np.ndarray]:
+    """The pixels of each block as unsigned integers [C, N] in the order of the numbers."""
+    for box in blocks(source.shape):
+        piece = source.read(box)
+        bits = piece.reshape(len(piece), -1).view(np.uint32)
+        yield np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000)).astype(np.uint32)
+
+
+def _number(keys: np.ndarray) -> np.ndarray:
+    """The float32 numbers of keys."""
+    bits = np.where(keys >> 31, keys & np.uint32(0x7FFFFFFF), ~keys).astype(np.uint32)
+    return bits.view(np.float32)
