@@ -1,7 +1,8 @@
 """Speed and memory of prediction in overlapping windows: segkit, MONAI's inferer, nnU-Net's predictor.
 
 Run as tools/benchmark.py predict. All use the same network with the same weights, windows of the same size with half an
-overlap and Gaussian weights, and return the mask of the whole image. The tools take turns in processes of their own,
+overlap and Gaussian weights, and return the mask of the whole image. segkit also takes part with `train.channels_last`,
+as its shipped configurations have it. The tools take turns in processes of their own,
 whose peak of resident memory is read after each image. nnU-Net takes part where nnunetv2 can be imported.
 """
 
@@ -67,8 +68,12 @@ TASKS = (
 )
 
 
-def segkit(task: Task, network: nn.Module) -> Predict:
-    predictor = Predictor(network, task.labels, torch.device("cpu"), window=task.window, overlap=OVERLAP)
+def segkit(task: Task, network: nn.Module, *, channels_last: bool = False) -> Predict:
+    if channels_last:
+        formats: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
+        network = network.to(memory_format=formats[len(task.size)])
+    cpu, options = torch.device("cpu"), {"window": task.window, "overlap": OVERLAP, "channels_last": channels_last}
+    predictor = Predictor(network, task.labels, cpu, **options)
     return lambda image: predictor.predict(image, image.shape[1:]).mask[0]
 
 
@@ -110,7 +115,7 @@ def nnunet(task: Task, network: nn.Module) -> Predict:
 
 def tools() -> dict[str, Callable[[Task, nn.Module], Predict]]:
     """The tools that are installed."""
-    found = {"segkit": segkit, "MONAI": monai}
+    found = {"segkit": segkit, "segkit, channels_last": partial(segkit, channels_last=True), "MONAI": monai}
     return found | ({"nnU-Net": nnunet} if find_spec("nnunetv2") is not None else {})
 
 
@@ -160,10 +165,10 @@ def _medians(results: Sequence[tuple[float, float, np.ndarray]]) -> tuple[float,
 
 
 def _measured(name: str, task: Task, threads: int) -> tuple[float, float, np.ndarray]:
-    """The seconds and the bytes for one image, and its mask, after a first window."""
+    """The seconds and the bytes for one image, and its mask, after some windows."""
     torch.set_num_threads(threads)
     predict, image = tools()[name](task, task.network()), task.image()
-    predict(image[(..., *(slice(side) for side in task.window))])
+    predict(image[(..., *(slice(3 * side // 2) for side in task.window))])
     before = _reset_peak()
     start = time.perf_counter()
     mask = predict(image)

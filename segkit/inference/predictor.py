@@ -199,7 +199,7 @@ class Predictor:
             window = self.large_window if needed > WHOLE else None
         if window is not None and all(side <= limit for side, limit in zip(size, window, strict=True)):
             window = None
-        together = math.prod(size) if window is None else windows_per_pass(window) * math.prod(window)
+        together = math.prod(size) if window is None else windows_per_pass(window, self.device) * math.prod(window)
         if together > SMALL:
             check_fits(self._bytes_per_pixel(batch) * together, self.device, self.advice(size))
         return window

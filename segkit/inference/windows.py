@@ -19,7 +19,9 @@ from segkit.inference.piecewise import PiecewiseBatch
 from segkit.labels import Labels
 
 Network = Callable[[Tensor], Tensor]
-MOST = 4  # largest number of windows that go through the network together
+# largest number of windows that go through the network together: on a CPU by the number of axes, measured with two
+# cores. Several pictures do not fit into its caches; single volumes are computed by one core in some layers.
+MOST_ON_CPU, MOST = {2: 1, 3: 2}, 4
 PIXELS_PER_PASS = 2**21  # pixels of those windows, which bounds the memory of a pass; one window may have more
 PIECE = 2**22  # logits that are decoded together, which bounds temporary copies
 LINEAR = {1: "linear", 2: "bilinear"}  # interpolation of all axes but one
@@ -52,9 +54,10 @@ def slab_axis(size: Sequence[int], window: Sequence[int]) -> int:
     return max(range(len(size)), key=lambda axis: size[axis] / window[axis])
 
 
-def windows_per_pass(window: Sequence[int]) -> int:
+def windows_per_pass(window: Sequence[int], device: torch.device) -> int:
     """The number of windows that go through the network together."""
-    return max(1, min(MOST, PIXELS_PER_PASS // math.prod(window)))
+    most = MOST_ON_CPU.get(len(window), MOST) if device.type == "cpu" else MOST
+    return max(1, min(most, PIXELS_PER_PASS // math.prod(window)))
 
 
 def window_slabs(
@@ -98,7 +101,7 @@ def _blended(image: Tensor | PiecewiseBatch, network: Network, windows: Sequence
     sums: Tensor | None = None  # [1, K + 1, *S], weighted sums of the logits, and of the weights
     first, dim = 0, axis + 2
     weights = _weights(tuple(place.stop - place.start for place in windows[0]), image.device)
-    together = windows_per_pass(weights.shape)
+    together = windows_per_pass(weights.shape, image.device)
     for number in range(0, len(windows), together):
         places = windows[number : number + together]
         logits = network(torch.cat([image[(..., *place)] for place in places]))
