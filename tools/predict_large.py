@@ -30,7 +30,7 @@ loader: {{batch: 1}}
 model: {{name: unet, widths: [8, 16]}}
 loss: dice_ce
 optimizer: {{name: adamw, lr: 1e-2}}
-train: {{steps: 10}}
+train: {{steps: 150}}
 evaluation: {{overlays: false}}
 """
 
@@ -94,7 +94,13 @@ def large_picture(folder: Path, side: int) -> Path:
             yield np.repeat(phantom(random, (tile, tile))[0][..., None], 3, -1)
 
     tifffile.imwrite(
-        path, tiles(), shape=(side, side, 3), dtype=np.uint8, tile=(tile, tile), compression="zlib", photometric="rgb",
+        path,
+        tiles(),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        tile=(tile, tile),
+        compression="zlib",
+        photometric="rgb",
         bigtiff=True,
     )
     return path

@@ -123,7 +123,10 @@ def thinned(source: Pieces) -> tuple[np.ndarray, int]:
     step = math.ceil((math.prod(source.shape) / BLOCK) ** (1 / (len(source.shape) - 1)))
     first, *others = source.shape[1:]
     whole = tuple(slice(0, side) for side in others)
-    rows = [source.read((slice(row, row + 1), *whole))[(slice(None), slice(None), *[slice(None, None, step)] * len(others))] for row in range(0, first, step)]
+    rows = [
+        source.read((slice(row, row + 1), *whole))[(slice(None), slice(None), *[slice(None, None, step)] * len(others))]
+        for row in range(0, first, step)
+    ]
     return np.concatenate(rows, 1), step
 
 
@@ -152,16 +155,17 @@ def intensity_map(source: Pieces, preprocess: Preprocess) -> tuple[np.ndarray, n
 
 def moments(source: Pieces) -> tuple[np.ndarray, np.ndarray]:
     """The mean and standard deviation of each channel, float64 [C], in two passes."""
-    number = math.prod(source.shape[1:])
-    mean = sum(_sums(source, lambda piece: piece)) / number
-    variance = sum(_sums(source, lambda piece: (piece - mean[:, None]) ** 2)) / number
-    return mean, np.sqrt(variance)
+    mean = _mean(source, lambda piece: piece)
+    return mean, np.sqrt(_mean(source, lambda piece: (piece - mean[:, None]) ** 2))
 
 
-def _sums(source: Pieces, function: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
+def _mean(source: Pieces, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The mean over all pixels of a function of them, float64 [C]."""
+    total = np.zeros(source.shape[0])
     for box in blocks(source.shape):
         piece = source.read(box)
-        yield function(piece.reshape(len(piece), -1).astype(np.float64)).sum(1)
+        total += function(piece.reshape(len(piece), -1).astype(np.float64)).sum(1)
+    return total / math.prod(source.shape[1:])
 
 
 def percentiles(source: Pieces, levels: Sequence[float] = PERCENTILES) -> np.ndarray:
@@ -178,7 +182,11 @@ def percentiles(source: Pieces, levels: Sequence[float] = PERCENTILES) -> np.nda
         for channel, values in enumerate(keys):
             upper[channel] += np.bincount(values >> 16, minlength=2**16)
     cumulative = upper.cumsum(1)
-    prefix = {(channel, rank): int(np.searchsorted(cumulative[channel], rank, "right")) for channel in range(channels) for rank in ranks}
+    prefix = {
+        (channel, rank): int(np.searchsorted(cumulative[channel], rank, "right"))
+        for channel in range(channels)
+        for rank in ranks
+    }
     lower = {(channel, value): np.zeros(2**16, np.int64) for (channel, _rank), value in prefix.items()}
     for keys in _keys(source):
         for (channel, value), counts in lower.items():

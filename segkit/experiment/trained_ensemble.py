@@ -26,7 +26,6 @@ from segkit.inference.predictor import ImagePredictor, Prediction, Predictor, no
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError
 
-
 PreparedImage = Tensor | Pieces | tuple[Tensor, ...] | tuple[Pieces, ...]  # as a predictor needs it
 
 

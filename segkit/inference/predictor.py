@@ -150,7 +150,9 @@ class Predictor:
         assert logits is not None
         return logits
 
-    def slabs(self, image: Tensor, size: Sequence[int], nonfinite: Tensor, axis: int | None = None) -> Iterator[Slab]:
+    def slabs(
+        self, image: Tensor | Pieces, size: Sequence[int], nonfinite: Tensor, axis: int | None = None
+    ) -> Iterator[Slab]:
         """The logits of an image [C, *S] on a grid of the given size, slab by slab. The network has to be in evaluation
         mode.
 

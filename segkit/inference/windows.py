@@ -96,7 +96,9 @@ def _padded(image: Tensor | PiecewiseBatch, before: Sequence[int], after: Sequen
     return F.pad(image, [number for pair in pairs for number in pair])
 
 
-def _blended(image: Tensor | PiecewiseBatch, network: Network, windows: Sequence[tuple[slice, ...]], axis: int) -> Iterator[Slab]:
+def _blended(
+    image: Tensor | PiecewiseBatch, network: Network, windows: Sequence[tuple[slice, ...]], axis: int
+) -> Iterator[Slab]:
     """Yield the weighted means of the windows, which are sorted by their start along the axis."""
     sums: Tensor | None = None  # [1, K + 1, *S], weighted sums of the logits, and of the weights
     first, dim = 0, axis + 2

@@ -118,13 +118,18 @@ def map_image(path: Path, where: str, folder: Path) -> Mapped:
     with _open(path, where) as file:
         series, page = _checked(file, path, where, limit=False)
         if series.dataoffset is not None and page.compression == PLAIN:
-            stored = np.memmap(path, series.keyframe.parent.byteorder + series.dtype.char, "r", series.dataoffset, series.shape)
+            stored = np.memmap(
+                path, series.keyframe.parent.byteorder + series.dtype.char, "r", series.dataoffset, series.shape
+            )
         else:
             stored = np.memmap(folder / "pixels", series.dtype, "w+", shape=series.shape)
             series.asarray(out=stored)
         array = _channels_first(stored, series.axes, where)
     array = array[: len(array) - _alpha_channels(page, len(array))]
-    is_inverted, largest = page.photometric == WHITE_IS_ZERO, np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
+    is_inverted, largest = (
+        page.photometric == WHITE_IS_ZERO,
+        np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1,
+    )
 
     def convert(piece: np.ndarray) -> np.ndarray:
         return scaled((largest - piece).astype(piece.dtype) if is_inverted and piece.dtype.kind == "u" else piece)
