@@ -64,8 +64,9 @@ def choose(values: np.ndarray, groups: Sequence[str], decisions: int = 1) -> lis
     decisions: the number of choices among which all that are kept should be right, with 95 %; each has an interval of
         the level 1 - 0.05 / decisions (Bonferroni).
 
-    The interval covers two: that of Student with the variance between groups, which is right for few groups, and that
-    of the bootstrap (BCa), which follows skewed gains. Harm in fewer groups than one in N cannot be seen in N groups.
+    The interval covers two: that of Student with the variance between groups, corrected for the overlap of the folds,
+    and that of the bootstrap (BCa), which follows skewed gains. Harm in fewer groups than one in N cannot be seen in N
+    groups.
     """
     names = sorted(set(groups))
     order = np.random.default_rng(0).permutation(len(names))
@@ -101,14 +102,19 @@ def _intervals(
 
 
 def _student_intervals(gains: np.ndarray, groups: Sequence[str], confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Student's interval of the mean over cases, with the variance between groups of cases, [C] each."""
+    """Student's interval of the mean over cases, with the variance between groups of cases, [C] each.
+
+    Gains of different folds depend on each other, since their candidates were chosen on mostly the same cases. The
+    variance is therefore multiplied by 1 + K / (K - 1) for K folds (Nadeau and Bengio, 2003).
+    """
     names, numbers = np.unique(groups, return_inverse=True)
     mean, count = gains.mean(0), len(names)
     residuals = np.zeros((count, gains.shape[1]))
     np.add.at(residuals, numbers, gains - mean)
     if count < 2:
         return np.full_like(mean, -np.inf), np.full_like(mean, np.inf)
-    error = np.sqrt(count / (count - 1) * (residuals**2).sum(0)) / len(gains)
+    correction = 1 + FOLDS / (FOLDS - 1)
+    error = np.sqrt(correction * count / (count - 1) * (residuals**2).sum(0)) / len(gains)
     width = scipy.stats.t.ppf((1 + confidence) / 2, count - 1) * error
     return mean - width, mean + width
 
