@@ -23,16 +23,10 @@ from segkit.inference.windows import Slab, slab_axis
 from segkit.labels import Labels
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """Predictors with the same labels, whose probabilities are averaged on the grid of the original image.
+class _Several:
+    """What several predictors have in common."""
 
-    predictors: for one device.
-    weights: of each predictor in the mean, such as the number of networks that it averages itself.
-    """
-
-    predictors: tuple[Predictor, ...]
-    weights: tuple[float, ...]
+    predictors: tuple[ImagePredictor, ...]
 
     @property
     def labels(self) -> Labels:
@@ -45,6 +39,18 @@ class Ensemble:
     @property
     def threshold(self) -> float | tuple[float, ...]:
         return self.predictors[0].threshold
+
+
+@dataclass(frozen=True)
+class Ensemble(_Several):
+    """Predictors with the same labels, whose probabilities are averaged on the grid of the original image.
+
+    predictors: for one device.
+    weights: of each predictor in the mean, such as the number of networks that it averages itself.
+    """
+
+    predictors: tuple[Predictor, ...]
+    weights: tuple[float, ...]
 
     def predict(self, image: Sequence[Tensor], size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
         """Predict one image, given as each predictor needs it, [C, *S] each; otherwise as `Predictor.predict`.
@@ -76,25 +82,13 @@ class Ensemble:
 
 
 @dataclass(frozen=True)
-class FoldPredictors:
+class FoldPredictors(_Several):
     """The predictors of a cross-validation. Each predicts the cases on which it was not trained.
 
     predictors: for each fold, with the same labels, device and threshold.
     """
 
     predictors: tuple[ImagePredictor, ...]
-
-    @property
-    def labels(self) -> Labels:
-        return self.predictors[0].labels
-
-    @property
-    def device(self) -> torch.device:
-        return self.predictors[0].device
-
-    @property
-    def threshold(self) -> float | tuple[float, ...]:
-        return self.predictors[0].threshold
 
     def predict(self, image: tuple[int, Any], size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
         """Predict one image. image: the number of its fold, and the image as that predictor needs it."""

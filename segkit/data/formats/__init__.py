@@ -11,9 +11,9 @@ import numpy as np
 
 from segkit.data.formats import arrays, dicom, matlab, nifti, raster, sitk, tiff
 from segkit.data.formats.geometry import Geometry
+from segkit.data.formats.mapped import Mapped
 
 ReadArray = Callable[[Path, str], tuple[np.ndarray, tuple[float, ...]]]  # file, prefix of errors -> array, spacing
-Mapped = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], tuple[float, ...]]
 WriteVolume = Callable[[np.ndarray, Geometry, Path], None]
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from segkit.data.formats.header_checks import DEFLATE, UNCOMPRESSED, check_pixel_bytes
+from segkit.data.formats.mapped import Mapped
 from segkit.utils.errors import DataError
 
-Mapped = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], tuple[float, ...]]
 MAX_CHANNELS = 4  # an axis that is this short after longer ones holds channels
 IMAGE_NAMES, MASK_NAMES = ("image", "img", "data"), ("mask", "label", "seg", "segmentation")
 

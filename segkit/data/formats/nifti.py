@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,10 +13,10 @@ import numpy as np
 
 from segkit.data.formats.geometry import Geometry, check_affine, ras_orientation, to_ras
 from segkit.data.formats.header_checks import DEFLATE, UNCOMPRESSED, check_pixel_bytes, check_regular
+from segkit.data.formats.mapped import Mapped
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
-Mapped = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], tuple[float, ...]]
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from segkit.data.formats.header_checks import ANY_CODEC, DEFLATE, UNCOMPRESSED, check_pixel_bytes
+from segkit.data.formats.mapped import Mapped
 from segkit.data.formats.raster import ORIENTATION, check_size, refuse_transparency_alone, scaled, upright
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
@@ -32,7 +33,6 @@ YCBCR, JPEG = 6, (6, 7)
 PARTS_OF_A_BYTE = (2, 4)  # bits per pixel that tifffile unpacks to bytes
 PLAIN, ZLIB = 1, (8, 32946)  # values of the tag Compression
 ALPHA = (1, 2)  # values of the tag ExtraSamples
-Mapped = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], tuple[float, ...]]
 CHANNELS = "SC"  # axes of channels in tifffile's notation; all others but Y and X are depth
 
 
