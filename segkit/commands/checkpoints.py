@@ -30,9 +30,14 @@ def checkpoint_files(paths: Sequence[Path], loss: str | None) -> list[Path]:
         if (path / PLAN).is_file():
             raise RunError(f"{path} is a comparison: choose one of its losses with --loss ({_listed_losses(path)})")
     files = [checkpoint_file(path) for path in paths]
+    check_different(files, paths)
+    return files
+
+
+def check_different(files: Sequence[Path], paths: Sequence[Path]) -> None:
+    """Raise RunError if a checkpoint is given twice. paths: as they were given."""
     if len({file.resolve() for file in files}) < len(files):
         raise RunError(f"expected different checkpoints, got one twice: {', '.join(map(str, paths))}")
-    return files
 
 
 def _runs_of_loss(folder: Path, loss: str) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segkit.commands.checkpoints import checkpoint_files
+from segkit.commands.checkpoints import check_different, checkpoint_files
 from segkit.commands.decisions import NONE, chosen_decisions
 from segkit.data.mask_encoding import AS_STORED
 from segkit.evaluation.mask_folders import Encodings, score_folder
@@ -77,8 +77,7 @@ def short_names(paths: Sequence[Path]) -> dict[str, Path]:
     The last.pt of a run is named after the run. Raises RunError if a checkpoint is given twice.
     """
     files = [checkpoint_file(path).resolve() for path in paths]
-    if len(set(files)) < len(files):
-        raise RunError(f"expected different checkpoints, got one twice: {', '.join(map(str, paths))}")
+    check_different(files, paths)
     parts = [[part for part in file.with_suffix("").parts if part not in ("checkpoints", "last")] for file in files]
     length = next(length for length in range(1, 100) if len({tuple(names[-length:]) for names in parts}) == len(parts))
     return {"-".join(names[-length:]): path for names, path in zip(parts, paths, strict=True)}

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from segkit.data.preprocess import FIXED, PERCENTILES, Preprocess, check_unit_range
+from segkit.data.preprocess import FIXED, PERCENTILES, Preprocess, check_unit_range, no_zeros
 from segkit.utils.errors import DataError
 
 Box = tuple[slice, ...]  # spatial, with start and stop
@@ -150,7 +150,7 @@ def intensity_map(source: Pieces, preprocess: Preprocess) -> tuple[np.ndarray, n
     else:
         shift, high = percentiles(source)
         scale = high - shift
-    return shift.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
+    return shift.astype(np.float32), no_zeros(scale).astype(np.float32)
 
 
 def moments(source: Pieces) -> tuple[np.ndarray, np.ndarray]:

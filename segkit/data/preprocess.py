@@ -277,7 +277,7 @@ class TrainingStatistics:
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel."""
-        deviation = _no_zeros(np.sqrt(self.squares / self.pixels))
+        deviation = no_zeros(np.sqrt(self.squares / self.pixels))
         return tuple(self.mean.tolist()), tuple(deviation.tolist())
 
     def usual_range(
@@ -334,7 +334,7 @@ def _shift_and_scale(flat: np.ndarray, intensity: Intensity) -> tuple[np.ndarray
     else:
         shift, high = np.percentile(flat, PERCENTILES, axis=1)
         scale = high - shift
-    return shift, _no_zeros(scale)
+    return shift, no_zeros(scale)
 
 
 def linear(image: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -357,7 +357,7 @@ def unscaled(image: np.ndarray, shift: np.ndarray, scale: np.ndarray, *, in_plac
     return result
 
 
-def _no_zeros(scale: np.ndarray) -> np.ndarray:
+def no_zeros(scale: np.ndarray) -> np.ndarray:
     """Replace zeros by 1, so that a constant image is only shifted."""
     return np.where(scale > 0, scale, 1.0)
 
