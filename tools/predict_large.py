@@ -163,7 +163,7 @@ def check(image: Path, output: Path, code: int) -> None:
         expected = phantom(np.random.default_rng(0), (512, 512))[1]
         found = mask[:512, :512]
     else:
-        volume = nib.load(output / image.name)
+        volume = nib.Nifti1Image.from_filename(output / image.name)
         found = np.asarray(volume.dataobj[:64, :64, :64])
         expected = phantom(np.random.default_rng(0), (64, 64, 64))[1]
     overlap = 2 * np.logical_and(found, expected).sum() / (found.sum() + expected.sum())
