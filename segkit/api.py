@@ -33,7 +33,7 @@ from segkit.experiment.decision_file import AppliedDecisions
 from segkit.experiment.trained_ensemble import TrainedEnsemble, load_members, together
 from segkit.experiment.trained_model import TrainedModel
 from segkit.inference.decisions import decided
-from segkit.inference.predictor import Prediction
+from segkit.inference.prediction import Prediction
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 from segkit.utils.text import listed

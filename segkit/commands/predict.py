@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -38,7 +39,8 @@ from segkit.experiment.trained_ensemble import PreparedImage, TrainedEnsemble, l
 from segkit.inference.averaged_network import entropy
 from segkit.inference.decisions import decided
 from segkit.inference.memory import PredictionMemoryError
-from segkit.inference.predictor import Prediction
+from segkit.inference.prediction import Prediction
+from segkit.inference.windows import Slab
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError, is_out_of_memory
 from segkit.utils.files import remove_leftovers
@@ -264,10 +266,15 @@ class _Work:
 
     def _values(self, prediction: Prediction, job: Job) -> dict[str, Tensor]:
         """What is written beside the mask, [1, K, *S] or [1, 1, *S] each."""
-        values = {}
+        labels, values = self.ensemble.labels, {}
         if prediction.logits is not None:
-            probabilities = self.ensemble.labels.probabilities(prediction.logits)
-            values = {"probabilities": probabilities, "entropy": entropy(probabilities, self.ensemble.labels)}
+            # in pieces and in place: of a large image, a copy would not fit into memory
+            pieces = [piece.logits for piece in Slab(0, prediction.logits, axis=0).pieces()]
+            for piece in pieces:
+                piece.copy_(labels.probabilities(piece))
+            values["probabilities"] = prediction.logits
+            if "entropy" in job.others:
+                values["entropy"] = torch.cat([entropy(piece, labels) for piece in pieces], 2)
         if prediction.disagreement is not None:
             values["disagreement"] = prediction.disagreement
         return {kind: value for kind, value in values.items() if kind in job.others}

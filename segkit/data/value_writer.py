@@ -44,7 +44,9 @@ def _write_nifti(values: np.ndarray, image: Path, path: Path, largest: float) ->
     nibabel = require("nibabel", "medical", "writing NIfTI files")
     geometry = image_geometry(image)
     assert geometry is not None
-    levels = np.rint(values * np.float32(LEVELS / largest)).clip(0, LEVELS).astype(np.uint16)
+    levels = np.empty(values.shape, np.uint16)
+    for plane in np.ndindex(values.shape[:2]):  # one by one: the float32 numbers may fill the memory already
+        levels[plane] = np.rint(values[plane] * np.float32(LEVELS / largest)).clip(0, LEVELS)
     array = as_stored(levels if len(levels) > 1 else levels[0], geometry, str(path))
     volume = nibabel.Nifti1Image(array, geometry.affine)
     volume.header.set_slope_inter(largest / LEVELS, 0)

@@ -16,7 +16,8 @@ from segkit.data.datasets import EvaluationSet
 from segkit.evaluation.results import CaseScores
 from segkit.evaluation.scoring import DICE_AND_IOU, Scoring
 from segkit.inference.memory import PredictionMemoryError
-from segkit.inference.predictor import ImagePredictor, Prediction, nonfinite_text, to_device
+from segkit.inference.prediction import Prediction
+from segkit.inference.predictor import ImagePredictor, nonfinite_text, to_device
 from segkit.labels import Labels
 from segkit.metrics.all_gather import PixelTotals, add_totals, cases_of_rank, gather_table, gather_totals
 from segkit.metrics.boundary import boundary_counts

@@ -22,7 +22,8 @@ from segkit.experiment.validate import fixed_size
 from segkit.inference.averaged_network import AveragedNetwork
 from segkit.inference.ensemble import Ensemble
 from segkit.inference.orientations import AS_IT_IS, Orientation, trained_orientations
-from segkit.inference.predictor import ImagePredictor, Prediction, Predictor, nonfinite_text
+from segkit.inference.prediction import Prediction
+from segkit.inference.predictor import ImagePredictor, Predictor, nonfinite_text
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError
 

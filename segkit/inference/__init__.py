@@ -1,5 +1,6 @@
 """From an image to logits and a mask."""
 
-from segkit.inference.predictor import Prediction, Predictor, sliding_window
+from segkit.inference.prediction import Prediction
+from segkit.inference.predictor import Predictor, sliding_window
 
 __all__ = ["Prediction", "Predictor", "sliding_window"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from segkit.inference.ensemble import Ensemble, FoldPredictors
 from segkit.inference.post_processing import NOTHING, PostProcess, processed
-from segkit.inference.predictor import ImagePredictor, Prediction, Predictor
+from segkit.inference.prediction import Prediction
+from segkit.inference.predictor import ImagePredictor, Predictor
 from segkit.labels import Labels
 
 

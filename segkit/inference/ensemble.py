@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from segkit.inference.averaged_network import entropy
-from segkit.inference.predictor import (
-    ImagePredictor,
-    Prediction,
-    Predictor,
-    assembled,
-    evaluation_mode,
-    explaining_memory,
-)
+from segkit.inference.prediction import Prediction, Request
+from segkit.inference.predictor import ImagePredictor, Predictor, evaluation_mode, explaining_memory
+from segkit.inference.storage import Storage
 from segkit.inference.windows import Slab, slab_axis
 from segkit.labels import Labels
 
@@ -59,26 +54,25 @@ class Ensemble(_Several):
         """
         first = self.predictors[0]
         axis = slab_axis(size, first.window or [1] * len(size))
+        request = Request(self.labels, self.threshold, tuple(size), keep_logits, first.disagreement)
         with ExitStack() as stack:
             stack.enter_context(explaining_memory(size, first.advice))
             for predictor in self.predictors:
                 stack.enter_context(evaluation_mode(predictor.model))
             stack.enter_context(torch.inference_mode())
-            nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
-            slabs = [
-                predictor.slabs(seen, size, nonfinite, axis)
-                for predictor, seen in zip(self.predictors, image, strict=True)
-            ]
-            mask, logits, disagreement = assembled(
-                averaged_slabs(slabs, self.weights, self.labels),
-                size,
-                self.labels,
-                self.threshold,
-                self.device,
-                keep_logits,
-                first.disagreement,
+            windows = [predictor.window_for(seen) for predictor, seen in zip(self.predictors, image, strict=True)]
+            views = list(zip(self.predictors, image, windows, strict=True))
+            needed = request.bytes + sum(
+                predictor.stored_bytes(seen, window, axis) for predictor, seen, window in views
             )
-        return Prediction(mask, nonfinite, logits, disagreement)
+
+            def slabs(storage: Storage, nonfinite: Tensor) -> Iterator[Slab]:
+                streams = [
+                    predictor.slabs(seen, window, size, storage, nonfinite, axis) for predictor, seen, window in views
+                ]
+                return averaged_slabs(streams, self.weights, self.labels)
+
+            return request.answered(slabs, self.device, first.places(image[0], windows[0], needed))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from segkit.data.memory_check import available, in_gb
-from segkit.inference.piecewise import PiecewiseBatch
 from segkit.utils.live_bytes import LiveBytes
 
 # images of at most this many pixels are predicted without an estimate: it would cost more than it tells
@@ -32,16 +31,14 @@ def sample_size(size: Sequence[int]) -> tuple[int, ...]:
     return tuple(min(side, most) for side in size)
 
 
-def bytes_per_pixel(network: nn.Module, image: Tensor | PiecewiseBatch, run: Callable[[Tensor], Tensor]) -> float:
+def bytes_per_pixel(network: nn.Module, sample: Tensor, run: Callable[[Tensor], Tensor]) -> float:
     """Estimate the peak memory of a pass per pixel of its images, by a pass with a small one.
 
     network: its weights do not count.
-    image: [1, C, *S]. A corner of it is predicted.
+    sample: a corner of an image, [1, C, *S] of `sample_size`. It does not count either.
     run: image -> logits, with the padding that the network needs.
     """
-    sample = image[(..., *(slice(side) for side in sample_size(image.shape[2:])))]
-    counted = [*network.parameters(), *network.buffers(), *([image] if isinstance(image, Tensor) else [])]
-    with LiveBytes(counted) as counter:
+    with LiveBytes([*network.parameters(), *network.buffers(), sample]) as counter:
         run(sample)
     return WORKSPACE * counter.peak / sample[0, 0].numel()
 

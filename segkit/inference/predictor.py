@@ -17,7 +17,9 @@ from segkit.data.pieces import Pieces
 from segkit.inference.averaged_network import disagreement_channels
 from segkit.inference.memory import SMALL, WHOLE, PredictionMemoryError, bytes_per_pixel, check_fits, sample_size
 from segkit.inference.piecewise import PiecewiseBatch
-from segkit.inference.windows import Network, Slab, resampled_slabs, window_slabs, windows_per_pass
+from segkit.inference.prediction import Prediction, Request
+from segkit.inference.storage import Storage, fitting_storages, storages
+from segkit.inference.windows import Network, Slab, resampled_slabs, slab_axis, window_slabs, windows_per_pass
 from segkit.labels import Labels
 from segkit.utils.errors import is_out_of_memory
 from segkit.utils.padding import Multiple, padded
@@ -41,9 +43,10 @@ def sliding_window(image: Tensor, network: Network, window: Sequence[int], overl
     if not 0 <= overlap < 1:
         raise ValueError(f"expected an overlap of at least 0 and less than 1, got {overlap}")
     logits = []
+    axis, storage = slab_axis(image.shape[2:], window), Storage(image.device)
     for single in image.split(1):
-        slabs = [(slab.axis, slab.logits.clone()) for slab in window_slabs(single, network, window, overlap)]
-        logits.append(torch.cat([part for _axis, part in slabs], slabs[0][0] + 2))
+        parts = [slab.logits.clone() for slab in window_slabs(single, network, window, overlap, storage, axis)]
+        logits.append(torch.cat(parts, axis + 2))
     return torch.cat(logits)
 
 
@@ -60,23 +63,6 @@ def whole_image(image: Tensor, network: Network, multiple: Multiple, minimum_pix
     padding = [target - side for target, side in zip(sides, size, strict=True)]
     logits = network(F.pad(image, [amount for number in reversed(padding) for amount in (0, number)]))
     return logits[(..., *(slice(side) for side in size))]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one image, on the requested grid and on the device of the predictor.
-
-    mask: the decoded mask, [1, *S], or [1, K, *S] for overlapping classes.
-    nonfinite: the number of pixels of the network's output that are NaN or infinite for any class, int64 []. Where it
-        is not 0, the mask means nothing.
-    logits: float32 [1, K, *S]; None unless they were asked for.
-    disagreement: float32 [1, 1, *S], or [1, K, *S] for overlapping classes; None unless the network gives it.
-    """
-
-    mask: Tensor
-    nonfinite: Tensor
-    logits: Tensor | None = None
-    disagreement: Tensor | None = None
 
 
 class ImagePredictor(Protocol):
@@ -134,15 +120,21 @@ class Predictor:
 
         keep_logits: whether to return the logits as well, which need 4 bytes per pixel and class.
 
+        What does not fit into the memory of the device, by an estimate or because an allocation has failed, is kept in
+        the main memory, and what does not fit there in a temporary file, see `Storage`.
+
         Raises PredictionMemoryError if the memory does not suffice.
         """
+        request = Request(self.labels, self.threshold, tuple(size), keep_logits, self.disagreement)
         with explaining_memory(image.shape[1:], self.advice), evaluation_mode(self.model), torch.inference_mode():
-            nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
-            slabs = self.slabs(image, size, nonfinite)
-            mask, logits, disagreement = assembled(
-                slabs, size, self.labels, self.threshold, self.device, keep_logits, self.disagreement
-            )
-        return Prediction(mask, nonfinite, logits, disagreement)
+            window = self.window_for(image)
+            axis = 0 if window is None else slab_axis(image.shape[1:], window)
+            places = self.places(image, window, request.bytes + self.stored_bytes(image, window, axis))
+
+            def slabs(storage: Storage, nonfinite: Tensor) -> Iterator[Slab]:
+                return self.slabs(image, window, size, storage, nonfinite, axis)
+
+            return request.answered(slabs, self.device, places)
 
     def __call__(self, image: Tensor) -> Tensor:
         """Logits [1, K, *S], float32, of one image [C, *S] on the grid of that image."""
@@ -151,32 +143,42 @@ class Predictor:
         return logits
 
     def slabs(
-        self, image: Tensor | Pieces, size: Sequence[int], nonfinite: Tensor, axis: int | None = None
+        self,
+        image: Tensor | Pieces,
+        window: tuple[int, ...] | None,
+        size: Sequence[int],
+        storage: Storage,
+        nonfinite: Tensor,
+        axis: int,
     ) -> Iterator[Slab]:
         """The logits of an image [C, *S] on a grid of the given size, slab by slab. The network has to be in evaluation
         mode.
 
+        window: as `window_for` says.
+        storage: where logits are added up.
         nonfinite: the number of pixels that are not finite is added to it.
-        axis: along which the slabs follow each other; None for that with the thinnest slabs.
+        axis: along which the slabs follow each other.
         """
-        batch = (
-            to_device(image[None], self.device, channels_last=self.channels_last)
-            if isinstance(image, Tensor)
-            else PiecewiseBatch.of(image, self.device)
-        )
-        slabs = self._finite(self._network_slabs(batch, axis), nonfinite)
+        slabs = self._finite(self._network_slabs(self._batch(image, storage), window, storage, axis), nonfinite)
         if tuple(size) == tuple(image.shape[1:]):
             return slabs
         return resampled_slabs(slabs, self.labels, image.shape[1:], size)
 
-    def _network_slabs(self, batch: Tensor | PiecewiseBatch, axis: int | None) -> Iterator[Slab]:
+    def _batch(self, image: Tensor | Pieces, storage: Storage) -> Tensor | PiecewiseBatch:
+        """The image with a batch axis: on the device, unless its memory is short."""
+        if isinstance(image, Tensor) and storage.device.type == self.device.type:
+            return to_device(image[None], self.device, channels_last=self.channels_last)
+        return PiecewiseBatch.of(image, self.device)
+
+    def _network_slabs(
+        self, batch: Tensor | PiecewiseBatch, window: tuple[int, ...] | None, storage: Storage, axis: int
+    ) -> Iterator[Slab]:
         """The logits [1, K, *S] of an image [1, C, *S] on its own grid."""
-        window = self._window_for(batch)
         if window is None:
             whole = batch if isinstance(batch, Tensor) else batch[(..., *(slice(None) for _side in batch.shape[2:]))]
-            yield Slab(0, self._whole(whole).float(), axis=axis or 0)
+            yield Slab(0, self._whole(whole).float(), axis)
         else:
-            yield from window_slabs(batch, self.model, window, self.overlap, axis)
+            yield from window_slabs(batch, self.model, window, self.overlap, storage, axis)
 
     def _whole(self, batch: Tensor) -> Tensor:
         return whole_image(batch, self.model, self.multiple, self.minimum_pixels)
@@ -186,32 +188,58 @@ class Predictor:
         """The slabs in thin pieces, whose pixels are checked."""
         for slab in slabs:
             for piece in slab.pieces():
-                nonfinite += (~piece.logits.isfinite()).any(1).sum()
+                nonfinite += (~piece.logits.isfinite()).any(1).sum().to(nonfinite.device)
                 yield piece
 
-    def _window_for(self, batch: Tensor | PiecewiseBatch) -> tuple[int, ...] | None:
-        """The window in which an image [1, C, *S] is predicted; None for one pass.
+    def window_for(self, image: Tensor | Pieces) -> tuple[int, ...] | None:
+        """The window in which an image [C, *S] is predicted; None for one pass. The network has to be in evaluation
+        mode.
 
-        Raises PredictionMemoryError if that needs more memory than there is.
+        Raises PredictionMemoryError if a pass needs more memory than there is.
         """
-        size = tuple(batch.shape[2:])
+        size = tuple(image.shape[1:])
         window = self.window
         if window is None and self.large_window is not None and math.prod(size) > SMALL:
-            needed = self._bytes_per_pixel(batch) * math.prod(size)
-            window = self.large_window if needed > WHOLE else None
+            window = self.large_window if self._bytes_per_pixel(image) * math.prod(size) > WHOLE else None
         if window is not None and all(side <= limit for side, limit in zip(size, window, strict=True)):
             window = None
-        together = math.prod(size) if window is None else windows_per_pass(window, self.device) * math.prod(window)
-        if together > SMALL:
-            check_fits(self._bytes_per_pixel(batch) * together, self.device, self.advice(size))
+        if self._pixels_per_pass(size, window) > SMALL:
+            check_fits(self.pass_bytes(image, window), self.device, self.advice(size))
         return window
 
-    def _bytes_per_pixel(self, batch: Tensor | PiecewiseBatch) -> float:
+    def _pixels_per_pass(self, size: Sequence[int], window: tuple[int, ...] | None) -> int:
+        return math.prod(size) if window is None else windows_per_pass(window, self.device) * math.prod(window)
+
+    def pass_bytes(self, image: Tensor | Pieces, window: tuple[int, ...] | None) -> float:
+        """The estimated peak memory of a pass through the network."""
+        return self._bytes_per_pixel(image) * self._pixels_per_pass(image.shape[1:], window)
+
+    def stored_bytes(self, image: Tensor | Pieces, window: tuple[int, ...] | None, axis: int) -> int:
+        """The memory of the image on the device, and of the logits that windows add up there."""
+        channels, *sides = image.shape
+        moved = isinstance(image, Tensor) and image.device.type != self.device.type
+        image_bytes = 4 * channels * math.prod(sides) if moved else 0
+        if window is None:
+            return image_bytes
+        sides = [max(side, length) for side, length in zip(sides, window, strict=True)]
+        sides[axis] = window[axis]
+        numbers = self.labels.channels + (disagreement_channels(self.labels) if self.disagreement else 0)
+        return image_bytes + 4 * (numbers + 1) * math.prod(sides)
+
+    def places(self, image: Tensor | Pieces, window: tuple[int, ...] | None, needed: int) -> list[Storage]:
+        """The places that have room for so many bytes, beside a pass through the network."""
+        if needed <= SMALL:
+            return storages(self.device)
+        reserved = self.pass_bytes(image, window) if self._pixels_per_pass(image.shape[1:], window) > SMALL else 0
+        return fitting_storages(self.device, needed, reserved)
+
+    def _bytes_per_pixel(self, image: Tensor | Pieces) -> float:
         """See `bytes_per_pixel`, per pixel of the padded image. It is measured once."""
         if "bytes" not in self._measured:
-            sample = sample_size(batch.shape[2:])
-            share = math.prod(sample) / math.prod(padded(sample, self.multiple, self.minimum_pixels))
-            self._measured["bytes"] = share * bytes_per_pixel(self.model, batch, self._whole)
+            size = sample_size(image.shape[1:])
+            sample = PiecewiseBatch.of(image, self.device)[(..., *(slice(side) for side in size))]
+            share = math.prod(size) / math.prod(padded(size, self.multiple, self.minimum_pixels))
+            self._measured["bytes"] = share * bytes_per_pixel(self.model, sample, self._whole)
         return self._measured["bytes"]
 
     @cached_property
@@ -223,31 +251,6 @@ class Predictor:
         sides = self.window or [min(side, 2 * SMALL_WINDOW) for side in size]
         smaller = padded([max(1, side // 2) for side in sides], self.multiple, self.minimum_pixels)
         return f"predict in smaller windows, such as evaluation.window={list(smaller)}, or on another device"
-
-
-def assembled(
-    slabs: Iterator[Slab],
-    size: Sequence[int],
-    labels: Labels,
-    threshold: float | tuple[float, ...],
-    device: torch.device,
-    keep_logits: bool,
-    disagreement: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The mask, the logits and the disagreement of an image of the given size, see `Prediction`, from its slabs."""
-    per_class = labels.mode == "multilabel"
-    dtype = labels.mask_dtype if labels.mode == "multiclass" else torch.uint8
-    mask = torch.empty([1, *([labels.channels] if per_class else []), *size], dtype=dtype, device=device)
-    logits = torch.empty(1, labels.channels, *size, device=device) if keep_logits else None
-    disagreed = torch.empty(1, disagreement_channels(labels), *size, device=device) if disagreement else None
-    for slab in slabs:
-        rows = slab.stop - slab.start
-        classes, others = slab.logits[:, : labels.channels], slab.logits[:, labels.channels :]
-        mask.narrow(slab.axis + 1 + per_class, slab.start, rows).copy_(labels.decode(classes, threshold))
-        for kept, channels in ((logits, classes), (disagreed, others)):
-            if kept is not None:
-                kept.narrow(slab.axis + 2, slab.start, rows).copy_(channels)
-    return mask, logits, disagreed
 
 
 @contextmanager

@@ -91,7 +91,10 @@ class Greedy(torch.nn.Module):
 
 def test_an_allocation_that_fails_names_the_option():
     predictor = Predictor(Greedy().train(), LABELS, CPU, multiple=8, window=(20, 20))
-    with pytest.raises(PredictionMemoryError, match=r"an image of 30 x 40 pixels.*evaluation.window=\[16, 16\]"):
+    with (
+        pytest.warns(UserWarning, match="predicted again, with its logits in a temporary file"),
+        pytest.raises(PredictionMemoryError, match=r"an image of 30 x 40 pixels.*evaluation.window=\[16, 16\]"),
+    ):
         predictor.predict(torch.zeros(1, 30, 40), (30, 40))
     assert predictor.model.training
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from device_checks.checks import Check, Measured, Setup
 from segkit import Labels
-from segkit.inference.predictor import Prediction, Predictor
+from segkit.inference.prediction import Prediction
+from segkit.inference.predictor import Predictor
 from segkit.models import UNet
 from segkit.utils.seeding import configure_backends
 
