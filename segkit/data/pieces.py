@@ -8,6 +8,7 @@ pixels.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,9 +50,23 @@ class ArrayPieces:
 
     def read(self, box: Box) -> np.ndarray:
         piece = np.ascontiguousarray(self.convert(np.asarray(self.array[(slice(None), *box)])), dtype=np.float32)
+        release_pages(self.array)
         if not np.isfinite(piece).all():
             raise DataError(f"{self.where}: expected finite pixels, got NaN or infinity")
         return piece
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Give back the memory of what was read of a mapped file, which would otherwise grow to that of the file.
+
+    The system still has the pages while it has memory to spare. Nothing happens to arrays that are not mapped, and on
+    systems that cannot do this.
+    """
+    source: object = array
+    while isinstance(source, np.ndarray):
+        source = source.base
+    if isinstance(source, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        source.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
