@@ -31,8 +31,8 @@ from segkit.commands.prediction_jobs import (
 from segkit.commands.prediction_record import check_record, record_of, write_record
 from segkit.data.cases import Case, RawCase
 from segkit.data.mask_writer import write_mask
-from segkit.data.pieces import thinned
-from segkit.data.readers import is_large, large_image, read_image
+from segkit.data.pieces import ArrayPieces, thinned
+from segkit.data.readers import is_read_in_pieces, large_image, read_image
 from segkit.data.sources.unlabelled import unlabelled_cases
 from segkit.data.value_writer import write_values
 from segkit.experiment.trained_ensemble import PreparedImage, TrainedEnsemble, load_members, together
@@ -42,7 +42,7 @@ from segkit.inference.memory import PredictionMemoryError
 from segkit.inference.prediction import Prediction
 from segkit.inference.windows import Slab
 from segkit.labels import Labels
-from segkit.utils.errors import DataError, RunError, is_out_of_memory
+from segkit.utils.errors import DataError, RunError, is_out_of_memory, kept
 from segkit.utils.files import remove_leftovers
 from segkit.utils.pipeline import overlapped
 from segkit.utils.progress import ProgressDisplay
@@ -132,7 +132,7 @@ def _predict_all(jobs: Sequence[Job], work: _Work, console: Console) -> int:
         left = list(jobs)
         while left and time.monotonic() - idle_since <= prediction_jobs.WAIT_SECONDS:
             before = len(claims.seen)
-            for job in overlapped(claims.taken(left), work.read, work.compute, work.write):
+            for job in overlapped(claims.taken(left), work.read, work.compute, work.write, _close):
                 claims.release(job)
                 if job.case in work.failures:
                     console.print(f"failed: case {job.case.name}", style="red", markup=False, highlight=False)
@@ -190,10 +190,13 @@ class _Work:
     def read(self, job: Job) -> _Contents | None:
         """Read and prepare an image."""
         with self._noting_failure(job, "reading it, before the prediction"):
-            if is_large(job.case.images, job.case.name):
+            if is_read_in_pieces(job.case.images, job.case.name):
                 return self._read_in_pieces(job)
             image, spacing = read_image(job.case.images, job.case.name)
-            images = self.ensemble.images(RawCase(image, None, spacing), job.where)
+            if self.ensemble.is_large(image.shape, spacing):
+                images = self.ensemble.pieces(ArrayPieces(image, lambda piece: piece, job.where), spacing, job.where)
+            else:
+                images = self.ensemble.images(RawCase(image, None, spacing), job.where)
             return _Contents(images, image.shape[1:], image if self.options.overlays else None)
 
     def _read_in_pieces(self, job: Job) -> _Contents:
@@ -230,6 +233,8 @@ class _Work:
                 thin = (..., *[slice(None, None, result.step)] * (result.image.ndim - 1))
                 self._draw(job, result.image, result.mask[thin])
             write_mask(result.mask, image, output, labels, job.case.name)
+        except DataError as error:  # the image was needed once more, and is not what it was
+            self.failures[job.case] = kept(error)
         except MemoryError:
             self.failures[job.case] = MemoryError(f"{job.where}: out of memory while writing its files")
         except OSError as error:
@@ -256,7 +261,7 @@ class _Work:
         try:
             yield
         except DataError as error:
-            self.failures[job.case] = error
+            self.failures[job.case] = kept(error)
         except PredictionMemoryError as error:
             self.failures[job.case] = PredictionMemoryError(f"{job.where}: {error}")
         except (MemoryError, RuntimeError) as error:
@@ -270,14 +275,21 @@ class _Work:
         if prediction.logits is not None:
             # in pieces and in place: of a large image, a copy would not fit into memory
             pieces = [piece.logits for piece in Slab(0, prediction.logits, axis=0).pieces()]
-            for piece in pieces:
-                piece.copy_(labels.probabilities(piece))
+            with torch.inference_mode():
+                for piece in pieces:
+                    piece.copy_(labels.probabilities(piece))
             values["probabilities"] = prediction.logits
             if "entropy" in job.others:
                 values["entropy"] = torch.cat([entropy(piece, labels) for piece in pieces], 2)
         if prediction.disagreement is not None:
             values["disagreement"] = prediction.disagreement
         return {kind: value for kind, value in values.items() if kind in job.others}
+
+
+def _close(contents: _Contents | None) -> None:
+    """Remove the temporary files of an image that was read, but will not be predicted."""
+    if contents is not None:
+        contents.files.close()
 
 
 def _largest(kind: str, labels: Labels) -> float:

@@ -48,8 +48,8 @@ def write_mask(mask: np.ndarray, image: Path, folder: Path, labels: Labels, name
     - Volumes keep their orientation and affine matrix; overlapping classes become a fourth axis. NIfTI and DICOM images
       yield NIfTI, NRRD and MetaImage yield their own format, in one file.
     - Arrays yield NPY.
-    - 2D raster images yield a PNG of class numbers, or one PNG of 0 and 255 per class if classes overlap. A tiled TIFF
-      yields a tiled TIFF, and one of several pages a TIFF with the same number of pages.
+    - 2D raster images yield a PNG of class numbers, or one PNG of 0 and 255 per class if classes overlap. A tiled or
+      very large TIFF yields a tiled TIFF, and a volume a TIFF with a page for each slice.
 
     Raises OSError if a file cannot be written.
     """
@@ -76,12 +76,12 @@ def _write_raster(mask: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     mask = mask.astype(np.uint8 if mask.max(initial=0) < 256 else np.uint16, copy=False)
-    if path.suffix == ".tif" and mask.ndim == 2:
+    if path.suffix == ".tif":
         tifffile = require("tifffile", "tiff", "writing TIFF files")
-        tifffile.imwrite(path, mask, tile=(TILE, TILE), compression="zlib", bigtiff=mask.nbytes > 2**31)
-        return
-    first_page, *other_pages = [Image.fromarray(page) for page in (mask if mask.ndim == 3 else mask[None])]
-    first_page.save(path, **({"save_all": True, "append_images": other_pages} if other_pages else {}))
+        layout = {"tile": (TILE, TILE)} if mask.ndim == 2 else {"photometric": "minisblack", "metadata": None}
+        tifffile.imwrite(path, mask, compression="zlib", bigtiff=mask.nbytes > 2**31, **layout)
+    else:
+        Image.fromarray(mask).save(path)
 
 
 def image_geometry(image: Path) -> Geometry | None:
@@ -91,7 +91,7 @@ def image_geometry(image: Path) -> Geometry | None:
 
 
 def as_stored(array: np.ndarray, geometry: Geometry, where: str) -> np.ndarray:
-    """A volume, [*S] or [K, *S], in the orientation of its geometry, [*S] or [*S, K].
+    """A volume, [*S] or [K, *S], in the orientation of its geometry, [*S], or [*S, K] with three axes before K.
 
     It undoes the reorientation to RAS at reading. where: names the file in errors.
     """
@@ -104,7 +104,7 @@ def as_stored(array: np.ndarray, geometry: Geometry, where: str) -> np.ndarray:
         array = np.expand_dims(array, int(stored_orientation[2, 0]))
     to_stored = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), stored_orientation)
     array = orientations.apply_orientation(array, to_stored)
-    return array[:, :, 0] if is_flat else array
+    return array[:, :, 0] if is_flat and not has_channels else array  # channels are always the fourth axis
 
 
 def _write_volume(mask: np.ndarray, geometry: Geometry, path: Path) -> None:

@@ -11,22 +11,30 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Protocol
 
 import numpy as np
 
+from segkit.data.cases import check_finite
 from segkit.data.preprocess import FIXED, PERCENTILES, Preprocess, check_unit_range, no_zeros
-from segkit.utils.errors import DataError
 
 Box = tuple[slice, ...]  # spatial, with start and stop
 BLOCK = 2**24  # numbers that are in memory at a time while statistics are computed
+LARGE = 2**30  # bytes of float32 numbers above which an image is predicted in pieces
 
 
 class Pieces(Protocol):
-    """An image [C, *S] of which boxes are read as float32. shape: [C, *S]."""
+    """An image [C, *S] of which boxes are read as float32.
+
+    shape: [C, *S]. slowest: the spatial axes, those first along which neighbours are furthest apart in the file.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def slowest(self) -> tuple[int, ...]: ...
 
     def read(self, box: Box) -> np.ndarray:
         """The pixels of a box, float32 [C, *box]."""
@@ -48,11 +56,15 @@ class ArrayPieces:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.array.shape)
 
+    @property
+    def slowest(self) -> tuple[int, ...]:
+        steps = [abs(step) for step in self.array.strides[1:]]
+        return tuple(sorted(range(len(steps)), key=lambda axis: -steps[axis]))
+
     def read(self, box: Box) -> np.ndarray:
         piece = np.ascontiguousarray(self.convert(np.asarray(self.array[(slice(None), *box)])), dtype=np.float32)
         release_pages(self.array)
-        if not np.isfinite(piece).all():
-            raise DataError(f"{self.where}: expected finite pixels, got NaN or infinity")
+        check_finite(piece, self.where)
         return piece
 
 
@@ -83,15 +95,28 @@ class ResampledPieces:
     def shape(self) -> tuple[int, ...]:
         return (self.source.shape[0], *self.size)
 
+    @property
+    def slowest(self) -> tuple[int, ...]:
+        return self.source.slowest
+
     def read(self, box: Box) -> np.ndarray:
         lows, highs, shares = zip(*(self._neighbours(axis, part) for axis, part in enumerate(box)), strict=True)
         needed = tuple(slice(int(low[0]), int(high[-1]) + 1) for low, high in zip(lows, highs, strict=True))
+        if self.shape[0] * math.prod(part.stop - part.start for part in needed) > BLOCK and _pixels(box) > 1:
+            return self._read_in_halves(box)
         piece = self.source.read(needed)
         for axis, (low, high, share, part) in enumerate(zip(lows, highs, shares, needed, strict=True), 1):
             share = share.reshape(-1, *[1] * (piece.ndim - 1 - axis))
             below, above = (np.take(piece, numbers - part.start, axis) for numbers in (low, high))
             piece = below + (above - below) * share
         return np.ascontiguousarray(piece, dtype=np.float32)
+
+    def _read_in_halves(self, box: Box) -> np.ndarray:
+        """What is finely spaced in the file has many more pixels there than on the new grid."""
+        axis = max(range(len(box)), key=lambda axis: box[axis].stop - box[axis].start)
+        start, stop = box[axis].start, box[axis].stop
+        halves = [slice(start, (start + stop) // 2), slice((start + stop) // 2, stop)]
+        return np.concatenate([self.read((*box[:axis], half, *box[axis + 1 :])) for half in halves], axis + 1)
 
     def _neighbours(self, axis: int, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each position, the source positions below and above, and the share of the latter."""
@@ -110,17 +135,38 @@ class NormalisedPieces:
     preprocess: Preprocess
     shift: np.ndarray
     scale: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def slowest(self) -> tuple[int, ...]:
+        return self.source.slowest
+
+    def read(self, box: Box) -> np.ndarray:
+        return self.preprocess.normalise(self.source.read(box), self.shift, self.scale)
+
+
+@dataclass(frozen=True)
+class UnitRangePieces:
+    """Pieces that are checked for values from 0 to 1. where: names the image in errors."""
+
+    source: Pieces
     where: str
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.source.shape
 
+    @property
+    def slowest(self) -> tuple[int, ...]:
+        return self.source.slowest
+
     def read(self, box: Box) -> np.ndarray:
         piece = self.source.read(box)
-        if self.preprocess.intensity == "encoder":
-            check_unit_range(piece, self.where, "give images as those of the training")
-        return self.preprocess.normalise(piece, self.shift, self.scale)
+        check_unit_range(piece, self.where, "give images as those of the training")
+        return piece
 
 
 def network_pieces(source: Pieces, spacing: tuple[float, ...], preprocess: Preprocess, where: str) -> Pieces:
@@ -128,29 +174,56 @@ def network_pieces(source: Pieces, spacing: tuple[float, ...], preprocess: Prepr
 
     where: names the image in errors.
     """
+    if preprocess.intensity == "encoder":
+        source = UnitRangePieces(source, where)
     size = preprocess.resampled_size(source.shape[1:], spacing)
-    resampled = source if size == source.shape[1:] else ResampledPieces(source, size)
-    return NormalisedPieces(resampled, preprocess, *intensity_map(resampled, preprocess), where)
+    resampled = source if size == source.shape[1:] else _resampled(source, size, where)
+    return NormalisedPieces(resampled, preprocess, *intensity_map(resampled, preprocess))
+
+
+def is_large(numbers: int) -> bool:
+    """Whether an image of so many numbers is predicted in pieces."""
+    return 4 * numbers > LARGE
+
+
+def _resampled(source: Pieces, size: tuple[int, ...], where: str) -> Pieces:
+    """An image on another grid. If it is small there, it is resampled once, and not for each window."""
+    resampled = ResampledPieces(source, size)
+    if is_large(math.prod(resampled.shape)):
+        return resampled
+    array = np.empty(resampled.shape, np.float32)
+    for box in blocks(resampled):
+        array[(slice(None), *box)] = resampled.read(box)
+    return ArrayPieces(array, lambda piece: piece, where)
 
 
 def thinned(source: Pieces) -> tuple[np.ndarray, int]:
     """Every n-th pixel of an image along each axis, so that it has at most BLOCK numbers, for a picture; and n."""
-    step = math.ceil((math.prod(source.shape) / BLOCK) ** (1 / (len(source.shape) - 1)))
-    first, *others = source.shape[1:]
-    whole = tuple(slice(0, side) for side in others)
-    rows = [
-        source.read((slice(row, row + 1), *whole))[(slice(None), slice(None), *[slice(None, None, step)] * len(others))]
-        for row in range(0, first, step)
-    ]
-    return np.concatenate(rows, 1), step
+    channels, *sides = source.shape
+    step = math.ceil((math.prod(source.shape) / BLOCK) ** (1 / len(sides)))
+    thin = np.empty((channels, *(len(range(0, side, step)) for side in sides)), np.float32)
+    for box in blocks(source):
+        kept = tuple(slice(-part.start % step, None, step) for part in box)
+        places = tuple(slice(-(-part.start // step), -(-part.stop // step)) for part in box)
+        thin[(slice(None), *places)] = source.read(box)[(slice(None), *kept)]
+    return thin, step
 
 
-def blocks(shape: Sequence[int]) -> Iterator[Box]:
-    """Boxes along the first spatial axis that cover an image [C, *S], of at most BLOCK numbers or one position each."""
-    channels, *sides = shape
-    rows = max(1, BLOCK // (channels * math.prod(sides[1:])))
-    for start in range(0, sides[0], rows):
-        yield (slice(start, min(start + rows, sides[0])), *(slice(0, side) for side in sides[1:]))
+def blocks(source: Pieces) -> Iterator[Box]:
+    """Boxes that cover an image, of at most BLOCK numbers each, thin along the axes that are slowest in the file."""
+    channels, *sides = source.shape
+    lengths = list(sides)
+    for axis in source.slowest:
+        others = channels * math.prod(lengths) // lengths[axis]
+        lengths[axis] = min(lengths[axis], max(1, BLOCK // others))
+    starts = [range(0, side, length) for side, length in zip(sides, lengths, strict=True)]
+    for corner in product(*starts):
+        corners = zip(corner, lengths, sides, strict=True)
+        yield tuple(slice(start, min(start + length, side)) for start, length, side in corners)
+
+
+def _pixels(box: Box) -> int:
+    return math.prod(part.stop - part.start for part in box)
 
 
 def intensity_map(source: Pieces, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +250,7 @@ def moments(source: Pieces) -> tuple[np.ndarray, np.ndarray]:
 def _mean(source: Pieces, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The mean over all pixels of a function of them, float64 [C]."""
     total = np.zeros(source.shape[0])
-    for box in blocks(source.shape):
+    for box in blocks(source):
         piece = source.read(box)
         total += function(piece.reshape(len(piece), -1).astype(np.float64)).sum(1)
     return total / math.prod(source.shape[1:])
@@ -229,7 +302,7 @@ def _between(found: dict[tuple[int, int], float], channel: int, level: float, nu
 
 def _keys(source: Pieces) -> Iterator[np.ndarray]:
     """The pixels of each block as unsigned integers [C, N] in the order of the numbers."""
-    for box in blocks(source.shape):
+    for box in blocks(source):
         piece = source.read(box)
         bits = piece.reshape(len(piece), -1).view(np.uint32)
         yield np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000)).astype(np.uint32)

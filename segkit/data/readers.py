@@ -19,9 +19,9 @@ from segkit.data.formats.geometry import Geometry, check_same_geometry, covers_l
 from segkit.data.formats.header_checks import check_regular
 from segkit.data.mask_encoding import AS_STORED, MaskEncoding
 from segkit.data.mask_validation import Advice, check_mask, likely_cause, under_data
-from segkit.data.pieces import ArrayPieces, Pieces
+from segkit.data.pieces import ArrayPieces, Pieces, is_large
 from segkit.labels import Labels
-from segkit.utils.errors import DataError, DataErrors, MissingExtra, reason
+from segkit.utils.errors import DataError, DataErrors, MissingExtra, RunError, reason
 from segkit.utils.files import temporary_folder
 from segkit.utils.text import one_line
 
@@ -80,11 +80,8 @@ def _read_image_file(path: Path, case: str | None) -> tuple[np.ndarray, tuple[fl
     return image, spacing
 
 
-LARGE = 2**30  # bytes of float32 numbers above which an image is read in pieces
-
-
-def is_large(paths: Sequence[Path], case: str | None = None) -> bool:
-    """Whether an image is read in pieces: one file of a format that can be mapped, with more numbers than LARGE.
+def is_read_in_pieces(paths: Sequence[Path], case: str | None = None) -> bool:
+    """Whether an image is read in pieces: one large file of a format that can be mapped.
 
     Raises DataError for a header that cannot be read.
     """
@@ -93,7 +90,7 @@ def is_large(paths: Sequence[Path], case: str | None = None) -> bool:
     where = _where(case, paths[0])
     with _reading(paths[0], where) as file_format:
         declared = file_format.declared_numbers
-        return declared is not None and 4 * declared(paths[0], where) > LARGE
+        return declared is not None and is_large(declared(paths[0], where))
 
 
 @contextmanager
@@ -426,7 +423,7 @@ def _reading(path: Path, where: str) -> Iterator[Format]:
         raise DataError(f"{where}: expected {expected}")
     try:
         yield FORMATS[name]
-    except (DataError, MissingExtra, MemoryError):
+    except (DataError, RunError, MissingExtra, MemoryError):
         raise
     except Exception as error:  # libraries raise exceptions of any type for damaged files
         raise DataError(

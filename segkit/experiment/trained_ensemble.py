@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from segkit.config import Config
 from segkit.data.cases import RawCase
 from segkit.data.datasets import check_axes, network_image
-from segkit.data.pieces import Pieces, network_pieces
+from segkit.data.pieces import Pieces, is_large, network_pieces
 from segkit.data.preprocess import Preprocess
 from segkit.evaluation.results import Origin
 from segkit.experiment.trained_model import TrainedModel, load_trained
@@ -73,8 +74,21 @@ class TrainedEnsemble:
         """The same for an image that is read in pieces."""
         for preprocess in self.preprocesses:
             check_axes(image.shape, preprocess, where)
-        prepared = tuple(network_pieces(image, spacing, preprocess, where) for preprocess in self.preprocesses)
+        different = {preprocess: network_pieces(image, spacing, preprocess, where) for preprocess in self._different}
+        prepared = tuple(different[preprocess] for preprocess in self.preprocesses)
         return prepared[0] if len(prepared) == 1 else prepared
+
+    def is_large(self, shape: Sequence[int], spacing: tuple[float, ...]) -> bool:
+        """Whether an image [C, *S] is prepared in pieces, for its size or for the size to which it is resampled."""
+        channels, *size = shape
+        if len(size) != self.preprocesses[0].dims:
+            return False
+        sizes = [preprocess.resampled_size(size, spacing) for preprocess in self._different]
+        return any(is_large(channels * math.prod(sides)) for sides in [size, *sizes])
+
+    @property
+    def _different(self) -> list[Preprocess]:
+        return list(dict.fromkeys(self.preprocesses))
 
     def predict(self, raw: RawCase, where: str = "image", *, keep_logits: bool = False) -> Prediction:
         """Predict an image on its own grid. where: names it in errors.

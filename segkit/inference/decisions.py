@@ -71,8 +71,10 @@ class DecidedPredictor:
     def predict(self, image: Any, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
         """Predict an image and apply the decisions."""
         prediction = self.predictor.predict(image, size, keep_logits=keep_logits)
-        logits = None if prediction.logits is None else prediction.logits / self.decisions.temperature
-        return replace(prediction, mask=post_processed(prediction.mask, self.decisions, self.labels), logits=logits)
+        if prediction.logits is not None and self.decisions.temperature != 1:
+            with torch.inference_mode():
+                prediction.logits.div_(self.decisions.temperature)
+        return replace(prediction, mask=post_processed(prediction.mask, self.decisions, self.labels))
 
 
 def decided(predictor: ImagePredictor, decisions: Decisions) -> DecidedPredictor:

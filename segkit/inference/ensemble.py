@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segkit.inference.averaged_network import entropy
 from segkit.inference.prediction import Prediction, Request
-from segkit.inference.predictor import ImagePredictor, Predictor, evaluation_mode, explaining_memory
+from segkit.inference.predictor import ImagePredictor, Predictor, evaluation_mode, explaining_memory, places_for
 from segkit.inference.storage import Storage
 from segkit.inference.windows import Slab, slab_axis
 from segkit.labels import Labels
@@ -72,7 +72,8 @@ class Ensemble(_Several):
                 ]
                 return averaged_slabs(streams, self.weights, self.labels)
 
-            return request.answered(slabs, self.device, first.places(image[0], windows[0], needed))
+            reserved = max(predictor.reserved_bytes(seen, window) for predictor, seen, window in views)
+            return request.answered(slabs, self.device, places_for(self.device, needed, reserved))
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,18 @@ class PostProcess:
             raise ValueError(f"expected largest and fill as true or false, got {self.largest!r} and {self.fill!r}")
 
     def apply(self, mask: np.ndarray) -> np.ndarray:
-        """The mask of one class, bool [*S], after post-processing."""
+        """The mask of one class, bool [*S], after post-processing.
+
+        Only the box around the class is looked at, for which some 6 bytes per pixel are needed.
+        """
         if not mask.any():
             return mask
-        mask = self._without_small(mask) if self.smallest > 1 or self.largest else mask
-        return filled(mask) if self.fill else mask
+        box = box_around(mask)
+        part = mask[box]
+        part = self._without_small(part) if self.smallest > 1 or self.largest else part
+        result = np.zeros_like(mask)
+        result[box] = filled(part) if self.fill else part
+        return result
 
     def _without_small(self, mask: np.ndarray) -> np.ndarray:
         components, sizes = labelled(mask)
@@ -58,7 +65,19 @@ def labelled(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from scipy.ndimage import generate_binary_structure, label
 
     components, number = label(mask, structure=generate_binary_structure(mask.ndim, mask.ndim))  # pyright: ignore
-    return components, np.bincount(components.ravel(), minlength=number + 1)[1:]
+    # slice by slice: of the whole array, numpy would make a copy of twice the size
+    sizes = np.sum([np.bincount(part.ravel(), minlength=number + 1) for part in components], 0)
+    return components, sizes[1:]
+
+
+def box_around(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box that contains all pixels of a bool mask [*S], of which there is at least one."""
+    places = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        (present,) = np.nonzero(mask.any(others))
+        places.append(slice(int(present[0]), int(present[-1]) + 1))
+    return tuple(places)
 
 
 def filled(mask: np.ndarray) -> np.ndarray:

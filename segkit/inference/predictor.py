@@ -129,7 +129,8 @@ class Predictor:
         with explaining_memory(image.shape[1:], self.advice), evaluation_mode(self.model), torch.inference_mode():
             window = self.window_for(image)
             axis = 0 if window is None else slab_axis(image.shape[1:], window)
-            places = self.places(image, window, request.bytes + self.stored_bytes(image, window, axis))
+            needed = request.bytes + self.stored_bytes(image, window, axis)
+            places = places_for(self.device, needed, self.reserved_bytes(image, window))
 
             def slabs(storage: Storage, nonfinite: Tensor) -> Iterator[Slab]:
                 return self.slabs(image, window, size, storage, nonfinite, axis)
@@ -226,12 +227,9 @@ class Predictor:
         numbers = self.labels.channels + (disagreement_channels(self.labels) if self.disagreement else 0)
         return image_bytes + 4 * (numbers + 1) * math.prod(sides)
 
-    def places(self, image: Tensor | Pieces, window: tuple[int, ...] | None, needed: int) -> list[Storage]:
-        """The places that have room for so many bytes, beside a pass through the network."""
-        if needed <= SMALL:
-            return storages(self.device)
-        reserved = self.pass_bytes(image, window) if self._pixels_per_pass(image.shape[1:], window) > SMALL else 0
-        return fitting_storages(self.device, needed, reserved)
+    def reserved_bytes(self, image: Tensor | Pieces, window: tuple[int, ...] | None) -> float:
+        """The memory that a pass needs beside what is stored; of small images 0, for which it is not measured."""
+        return self.pass_bytes(image, window) if self._pixels_per_pass(image.shape[1:], window) > SMALL else 0
 
     def _bytes_per_pixel(self, image: Tensor | Pieces) -> float:
         """See `bytes_per_pixel`, per pixel of the padded image. It is measured once."""
@@ -251,6 +249,11 @@ class Predictor:
         sides = self.window or [min(side, 2 * SMALL_WINDOW) for side in size]
         smaller = padded([max(1, side // 2) for side in sides], self.multiple, self.minimum_pixels)
         return f"predict in smaller windows, such as evaluation.window={list(smaller)}, or on another device"
+
+
+def places_for(device: torch.device, needed: int, reserved: float) -> list[Storage]:
+    """The places that have room, see `fitting_storages`; all for small images, for which nothing is measured."""
+    return storages(device) if needed <= SMALL else fitting_storages(device, needed, reserved)
 
 
 @contextmanager

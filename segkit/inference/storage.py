@@ -17,8 +17,10 @@ from torch import Tensor
 from segkit.data.memory_check import in_gb
 from segkit.inference.memory import PredictionMemoryError, free_bytes
 from segkit.utils.errors import is_out_of_memory
+from segkit.utils.files import reserve
 
 CPU = torch.device("cpu")
+ON_DISK = "/var/tmp"
 Result = TypeVar("Result")
 
 
@@ -27,8 +29,8 @@ class Storage:
     """A place for tensors.
 
     device: on which the tensors are.
-    in_file: whether they lie in a temporary file, in the folder that TMPDIR names. It has no name, so nothing is left
-        of it when the process ends.
+    in_file: whether they lie in a temporary file, see `disk_folder`. It has no name, so nothing is left of it when the
+        process ends.
     """
 
     device: torch.device
@@ -41,15 +43,16 @@ class Storage:
     def _in_file(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
         numbers = torch.empty(0, dtype=dtype).numpy().dtype
         needed = int(np.prod(size, dtype=np.int64)) * numbers.itemsize
-        with tempfile.TemporaryFile() as file:
-            try:
-                _reserve(file.fileno(), needed)
-            except OSError as error:
-                raise PredictionMemoryError(
-                    f"prediction needs a temporary file of {in_gb(needed)}, which cannot be made in "
-                    f"{tempfile.gettempdir()} ({error.strerror}); name a folder with more room by TMPDIR"
-                ) from error
-            return torch.from_numpy(np.memmap(file, numbers, "r+", shape=tuple(size)))
+        folder = disk_folder()
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                reserve(file.fileno(), needed)
+                return torch.from_numpy(np.memmap(file, numbers, "r+", shape=tuple(size)))
+        except OSError as error:
+            raise PredictionMemoryError(
+                f"prediction needs a temporary file of {in_gb(needed)}, which cannot be made in {folder} "
+                f"({error.strerror}); name a folder with more room by TMPDIR"
+            ) from error
 
     def is_memory_of(self, device: torch.device) -> bool:
         """Whether tensors are in the memory of a device."""
@@ -59,13 +62,12 @@ class Storage:
         return "a temporary file" if self.in_file else f"the memory of the device {self.device}"
 
 
-def _reserve(file: int, size: int) -> None:
-    """Give a file its size. Where the system can, its room on the disk is taken now: a page for which there is none
-    would end the process later."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
+def disk_folder() -> str:
+    """The folder for large temporary files: TMPDIR if it is set, otherwise /var/tmp if there is one, since /tmp may lie
+    in memory."""
+    if "TMPDIR" not in os.environ and os.access(ON_DISK, os.W_OK):
+        return ON_DISK
+    return tempfile.gettempdir()
 
 
 def storages(device: torch.device) -> list[Storage]:

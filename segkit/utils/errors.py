@@ -29,6 +29,13 @@ class DataErrors(DataError):
         return self._messages
 
 
+def kept(error: DataError) -> DataError:
+    """An error that is kept for a list of all, without its traceback, which would keep the pixels of its case in
+    memory."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
+
+
 class RunError(ValueError):
     """A command cannot use a run folder, or its options, as requested."""
 

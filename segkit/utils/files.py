@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -97,6 +98,19 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def reserve(file: int, size: int) -> None:
+    """Give an empty file its size, and take its room on the disk where the system can: of a mapped file, a page for
+    which there is no room would end the process later. file: its descriptor. Raises OSError if there is no room."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # file systems that cannot do it
+                raise
+    os.truncate(file, size)
 
 
 def remove_leftovers(folder: Path, *, locked: bool = False) -> None:

@@ -1,8 +1,10 @@
 """The command `predict`: every layout, one bad image among good ones, memory, full disks, and what a kill leaves."""
 
 import errno
+import gc
 import json
 import os
+import weakref
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 import segkit
 from segkit.commands.prediction_record import RECORD
+from segkit.data.readers import read_image
 from segkit.models.unet import UNet
 
 from support.command_line import TINY, tool
@@ -244,3 +247,22 @@ def test_masks_of_one_name_are_refused_before_anything_is_written(run, tmp_path)
     (tmp_path / "table.csv").write_text("case,image\n../../1,x.png\n")
     assert "stays in its folder" in predict(run, tmp_path / "table.csv", tmp_path / "out", code=3)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_fail_do_not_stay_in_memory(run, tmp_path, monkeypatch):
+    """Their errors are kept until the end, and with a traceback each of them would keep its pixels."""
+    for number in range(8):
+        save(tmp_path / "in" / f"{number}.png", np.zeros((16, 16, 3), np.uint8))  # in colour, for a network for grey
+    alive, references = [], []
+
+    def read(*arguments):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in references))
+        image, spacing = read_image(*arguments)
+        references.append(weakref.ref(image))
+        return image, spacing
+
+    monkeypatch.setattr("segkit.commands.predict.read_image", read)
+    printed = predict(run, tmp_path / "in", tmp_path / "out", code=3)
+    assert "8 of 8 images have no mask" in printed
+    assert max(alive) <= 2

@@ -1,12 +1,15 @@
 """Images above a size are predicted in pieces, to the same masks."""
 
+import errno
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
 
 from segkit.commands.prediction_record import RECORD
-from segkit.data import readers
+from segkit.data import pieces, readers
 
 from support.command_line import TINY, tool
 
@@ -62,7 +65,7 @@ def predicted(folder, source, output, *options):
 @pytest.mark.parametrize("options", [(), ("--probabilities", "--overlays")])
 def test_pictures(pictures, tmp_path, monkeypatch, options):
     predicted(pictures, pictures / "in", tmp_path / "whole", *options)
-    monkeypatch.setattr(readers, "LARGE", 1000)
+    monkeypatch.setattr(pieces, "LARGE", 1000)
     predicted(pictures, pictures / "in", tmp_path / "pieces", *options)
     names = sorted(path.name for path in (tmp_path / "pieces").iterdir() if path.is_file())
     assert names == ["a.tif", "b.png", RECORD], "a tiled image has a tiled mask"
@@ -76,7 +79,7 @@ def test_pictures(pictures, tmp_path, monkeypatch, options):
 
 def test_volumes_on_another_grid(volumes, tmp_path, monkeypatch):
     predicted(volumes, volumes / "set" / "images", tmp_path / "whole")
-    monkeypatch.setattr(readers, "LARGE", 1000)
+    monkeypatch.setattr(pieces, "LARGE", 1000)
     predicted(volumes, volumes / "set" / "images", tmp_path / "pieces")
     for number in range(4):
         found, expected = (nib.load(tmp_path / kind / f"{number}.nii.gz") for kind in ("pieces", "whole"))
@@ -84,8 +87,55 @@ def test_volumes_on_another_grid(volumes, tmp_path, monkeypatch):
         assert (np.asarray(found.dataobj) == np.asarray(expected.dataobj)).mean() > 0.999
 
 
+def test_an_image_that_is_large_on_the_grid_of_the_network_is_prepared_in_pieces(volumes, tmp_path, monkeypatch):
+    """10 x 9 x 8 voxels of 3 mm are 30 x 27 x 16 on the grid of the network."""
+    array = np.random.default_rng(2).integers(0, 900, (10, 9, 8)).astype(np.int16)
+    nib.save(nib.Nifti1Image(array, np.diag([3, 3, 3, 1])), tmp_path / "coarse.nii.gz")
+    predicted(volumes, tmp_path / "coarse.nii.gz", tmp_path / "whole")
+    prepared = []
+    monkeypatch.setattr(
+        "segkit.experiment.trained_ensemble.network_pieces",
+        lambda source, *args: (prepared.append(source.shape), pieces.network_pieces(source, *args))[1],
+    )
+    monkeypatch.setattr(pieces, "LARGE", 4 * 10 * 9 * 8)
+    predicted(volumes, tmp_path / "coarse.nii.gz", tmp_path / "pieces")
+    assert prepared == [(1, 10, 9, 8)]
+    found, expected = (nib.load(tmp_path / kind / "coarse.nii.gz") for kind in ("pieces", "whole"))
+    assert (np.asarray(found.dataobj) == np.asarray(expected.dataobj)).mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["pictures", "volumes"])
+def test_no_room_for_a_temporary_file_is_told_before_pixels_are_written(kind, request, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = request.getfixturevalue(kind)
+    source = folder / "in" / "a.tif" if kind == "pictures" else folder / "set" / "images" / "0.nii.gz"
+    monkeypatch.setattr(pieces, "LARGE", 1000)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    arguments = ["--checkpoint", folder / "run", "--input", source, "--output", tmp_path / "out"]
+    printed = tool("predict", *arguments, code=2)
+    assert source.name in printed
+    assert "No space left on device" in printed
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [RECORD]
+
+
+def test_a_mask_of_a_large_picture_can_be_evaluated(pictures, tmp_path, monkeypatch):
+    """An image above the limit of pixels, its mask, which is a TIFF for that reason, and the scores of the mask."""
+    image = tmp_path / "in" / "b.tif"
+    image.parent.mkdir()
+    image.write_bytes((pictures / "in" / "b.tif").read_bytes())
+    for module in ("raster", "tiff"):
+        monkeypatch.setattr(f"segkit.data.formats.{module}.MAX_PIXELS", 90 * 75 - 1)
+    monkeypatch.setattr(pieces, "LARGE", 1000)
+    predicted(pictures, image, tmp_path / "masks")
+    arguments = ["--predictions", tmp_path / "masks", "--references", tmp_path / "masks", "--out", tmp_path / "scores"]
+    printed = tool("evaluate", *arguments, "--classes", "background,a,b")
+    assert "1.0000" in printed
+
+
 def test_a_damaged_image_among_large_ones_leaves_nothing_behind(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LARGE", 1000)
+    monkeypatch.setattr(pieces, "LARGE", 1000)
     (tmp_path / "in").mkdir()
     content = (pictures / "in" / "a.tif").read_bytes()
     (tmp_path / "in" / "a.tif").write_bytes(content)

@@ -5,6 +5,7 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from segkit import Labels
@@ -58,6 +59,47 @@ def test_raster_and_array_masks_round_trip(tmp_path, kind):
     (tmp_path / "out").mkdir()
     (path,) = write_mask(mask, image, tmp_path / "out", LABELS)
     np.testing.assert_array_equal(read_mask(path, LABELS), mask)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "PSR"])
+def test_overlapping_masks_of_a_flat_volume(tmp_path, codes):
+    """One slice: channels are the fourth axis nevertheless, so that the mask can be read."""
+    volume(tmp_path / "image.nii.gz", codes, shape=(5, 6, 1))
+    image, _ = read_image(tmp_path / "image.nii.gz")
+    mask = np.stack([image[0] > 0, image[0] > 1]).astype(np.uint8)
+    (tmp_path / "out").mkdir()
+    (path,) = write_mask(mask, tmp_path / "image.nii.gz", tmp_path / "out", OVERLAPPING)
+    np.testing.assert_array_equal(read_mask(path, OVERLAPPING), mask)
+
+
+def test_overlapping_masks_of_a_two_dimensional_nifti(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((5, 6), np.float32), np.diag([-1, 2, 3, 1])), tmp_path / "image.nii.gz")
+    image, _ = read_image(tmp_path / "image.nii.gz")
+    mask = np.random.default_rng(0).integers(0, 2, (2, *image.shape[1:])).astype(np.uint8)
+    (tmp_path / "out").mkdir()
+    (path,) = write_mask(mask, tmp_path / "image.nii.gz", tmp_path / "out", OVERLAPPING)
+    written = np.asarray(nib.load(path).dataobj)
+    assert written.shape == (5, 6, 1, 2), "classes are the fourth axis"
+    np.testing.assert_array_equal(written[::-1, :, 0], np.moveaxis(mask, 0, -1))  # the first axis leads to the left
+
+
+IMAGEJ = {"imagej": True, "metadata": {"axes": "ZYX"}}
+
+
+@pytest.mark.parametrize("options", [IMAGEJ, IMAGEJ | {"truncate": True}, {}, {"tile": (16, 16)}])
+def test_masks_of_stacks_have_all_slices(tmp_path, options):
+    """ImageJ writes large stacks as a single page."""
+    stack = np.random.default_rng(0).integers(0, 255, (5, 40, 30)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "image.tif", stack, photometric="minisblack", **options)
+    mask = (read_image(tmp_path / "image.tif")[0][0] > 0.5).astype(np.uint8)
+    assert mask.shape == (5, 40, 30)
+    (tmp_path / "out").mkdir()
+    (path,) = write_mask(mask, tmp_path / "image.tif", tmp_path / "out", LABELS)
+    np.testing.assert_array_equal(read_mask(path, LABELS), mask)
+    with Image.open(path) as picture:  # an independent reader
+        assert picture.n_frames == 5
+        picture.seek(3)
+        np.testing.assert_array_equal(np.asarray(picture), mask[3])
 
 
 def test_overlapping_raster_masks_are_one_file_per_class(tmp_path):

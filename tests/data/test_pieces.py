@@ -32,10 +32,43 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(1, 31, 40), (3, 17, 9), (2, 8, 9, 10), (1, 1, 700)])
 def test_blocks_cover_the_image_once(shape):
-    seen = np.zeros(shape, int)
-    for box in blocks(shape):
-        seen[(slice(None), *box)] += 1
-    assert (seen == 1).all()
+    for order in "CF":
+        seen = np.zeros(shape, np.float32, order=order)
+        for box in blocks(as_is(seen)):
+            assert seen[(slice(None), *box)].size <= 500
+            seen[(slice(None), *box)] += 1
+        assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_blocks_lie_together_in_the_file(order):
+    image = np.zeros((1, 20, 20, 20), order=order)
+    (box, *_others) = blocks(as_is(image))
+    sides = [part.stop - part.start for part in box]
+    assert sides == ([1, 20, 20] if order == "C" else [20, 20, 1])
+
+
+@pytest.mark.parametrize("new", [(5, 6), (3, 120), (50, 60)])
+def test_no_more_than_a_block_is_read_at_a_time_whatever_the_new_grid(new):
+    read, image = [], np.random.default_rng(7).random((1, 200, 240)).astype(np.float32)
+
+    class Watched(ArrayPieces):
+        def read(self, box):
+            piece = super().read(box)
+            read.append(piece.size)
+            return piece
+
+    source = ResampledPieces(Watched(image, lambda piece: piece, "image"), new)
+    np.testing.assert_allclose(whole(source), resize_linear(image, new), atol=5e-6)
+    assert max(read) <= 500
+
+
+def test_an_image_that_is_small_on_the_new_grid_is_resampled_once():
+    preprocess = Preprocess(1, 2, "zscore", shift=(), scale=(), low=(0,), high=(1,), spacing=(4.0, 4.0), multiple=1)
+    image = np.random.default_rng(8).random((1, 40, 60)).astype(np.float32)
+    source = network_pieces(as_is(image), (1.0, 1.0), preprocess, "image")
+    assert isinstance(source.source, ArrayPieces)
+    assert source.shape == (1, 10, 15)
 
 
 @pytest.mark.parametrize("kind", ["normal", "integers", "constant", "skewed", "negative", "tiny"])
@@ -78,8 +111,9 @@ def test_what_a_network_receives(intensity, spacing):
     np.testing.assert_allclose(whole(source), expected, rtol=1e-5, atol=2e-5)
 
 
-def test_a_thinned_image_has_every_nth_pixel():
-    image = np.random.default_rng(3).random((1, 100, 90)).astype(np.float32)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_thinned_image_has_every_nth_pixel(order):
+    image = np.require(np.random.default_rng(3).random((1, 100, 90)), np.float32, [order])
     found, step = thinned(as_is(image))
     assert step == math.ceil(math.sqrt(100 * 90 / 500))
     np.testing.assert_array_equal(found, image[:, ::step, ::step])
@@ -88,7 +122,7 @@ def test_a_thinned_image_has_every_nth_pixel():
 def test_pixels_that_are_not_finite_name_the_file():
     image = np.zeros((1, 4, 5), np.float32)
     image[0, 2, 3] = np.nan
-    with pytest.raises(Exception, match="image: expected finite pixels"):
+    with pytest.raises(Exception, match="image: expected finite pixel values, got 1 of 5"):
         as_is(image).read((slice(2, 3), slice(0, 5)))
 
 

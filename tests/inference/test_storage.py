@@ -118,14 +118,24 @@ def test_a_disk_without_room_is_named(network, image, monkeypatch, tmp_path):
 
     no_room(monkeypatch, 10**5)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     message = rf"file of 3e-05 GB.* in {tmp_path} \(No space left on device\).*TMPDIR"
     with pytest.raises(PredictionMemoryError, match=message):
         Predictor(network, LABELS, CPU, window=WINDOW).predict(image, SIZE)
 
 
+def test_a_file_system_that_cannot_reserve_room_is_used_without(monkeypatch):
+    def unsupported(*_arguments):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    assert not Storage(CPU, in_file=True).zeros([4, 5]).any()
+
+
 def test_files_leave_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     tensor = Storage(CPU, in_file=True).zeros([2, 3, 5], torch.uint8)
     assert list(tmp_path.iterdir()) == []
     assert tensor.shape == (2, 3, 5)

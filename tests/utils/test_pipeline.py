@@ -69,3 +69,30 @@ def test_an_error_of_any_step_ends_it_after_what_was_before(step):
     assert done == [0, 1][: len(done)]
     assert len(done) >= 1
     assert list(overlapped([], failing("read"), failing("compute"), failing("write"))) == []
+
+
+@pytest.mark.parametrize("step", ["compute", "write", "caller"])
+def test_what_was_read_ahead_is_discarded_at_an_error(step):
+    opened, discarded = [], []
+
+    def read(item):
+        opened.append(item)
+        return item
+
+    def failing(name):
+        def function(item, *_results):
+            if name == step and item == 1:
+                raise OSError(f"{name} failed")
+            discarded.append(item) if name == "compute" else None  # which is done with it
+            return item
+
+        return function
+
+    work = overlapped(range(5), read, failing("compute"), failing("write"), discarded.append)
+    if step == "caller":
+        assert next(work) == 0
+        work.close()
+    else:
+        with pytest.raises(OSError, match="failed"):
+            list(work)
+    assert set(opened) - set(discarded) <= ({1} if step == "compute" else set())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +12,11 @@ import numpy as np
 
 from segkit.data.formats.geometry import Geometry, check_affine, ras_orientation, to_ras
 from segkit.data.formats.header_checks import DEFLATE, UNCOMPRESSED, check_pixel_bytes, check_regular
-from segkit.data.formats.mapped import Mapped
+from segkit.data.formats.mapped import Mapped, temporary_file
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
+BLOCK = 2**22  # bytes that are unpacked at a time
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 
 
@@ -42,10 +42,7 @@ def map_volume(path: Path, where: str, folder: Path) -> Mapped:
     spacing. A compressed file is unpacked into the given folder."""
     _checked_size(path, where)
     if path.name.lower().endswith(".gz"):
-        unpacked = folder / "volume.nii"
-        with gzip.open(path, "rb") as source, unpacked.open("wb") as target:
-            shutil.copyfileobj(source, target, 2**22)
-        path = unpacked
+        path = _unpacked(path, folder, where)
     volume = _open(path, where)
     array = _checked_axes(volume.dataobj.get_unscaled(), where)
     slope, intercept = volume.dataobj.slope, volume.dataobj.inter
@@ -55,6 +52,20 @@ def map_volume(path: Path, where: str, folder: Path) -> Mapped:
         return piece if (slope, intercept) == (1, 0) else piece * slope + intercept
 
     return oriented[None] if oriented.ndim == len(spacing) else oriented, convert, spacing
+
+
+def _unpacked(path: Path, folder: Path, where: str) -> Path:
+    """The file behind a compressed one, up to the last voxel that its header declares."""
+    volume = _open(path, where)
+    bits = int(volume.header["bitpix"])
+    needed = int(volume.dataobj.offset) + math.prod(volume.shape) * bits // 8
+    with temporary_file(folder / "volume.nii", needed, where) as target, gzip.open(path, "rb") as source:
+        for start in range(0, needed, BLOCK):
+            block = source.read(min(BLOCK, needed - start))
+            if not block:
+                raise EOFError(f"{start} bytes instead of {needed}")
+            target.write(block)
+    return folder / "volume.nii"
 
 
 def pixel_files(path: Path) -> list[Path]:

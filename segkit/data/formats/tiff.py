@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from segkit.data.formats.header_checks import ANY_CODEC, DEFLATE, UNCOMPRESSED, check_pixel_bytes
-from segkit.data.formats.mapped import Mapped
-from segkit.data.formats.raster import ORIENTATION, check_size, refuse_transparency_alone, scaled, upright
+from segkit.data.formats.mapped import Mapped, temporary_array
+from segkit.data.formats.raster import MAX_PIXELS, ORIENTATION, check_size, refuse_transparency_alone, scaled, upright
 from segkit.utils.errors import DataError
 from segkit.utils.optional import require
 
@@ -92,12 +92,16 @@ def page_count(path: Path) -> int:
 
 
 def mask_ending(image: Path) -> str:
-    """The ending of masks predicted for an image: `.tif` for several pages and for tiles, `.png` otherwise."""
+    """The ending of masks predicted for an image: `.tif` for volumes, tiles and what is too large for a PNG file that
+    can be read back, `.png` otherwise."""
     if not image.is_file():
         return ".png"
     with _open(image, f"file {image}") as file:
-        pages = _pages(file)
-        return ".tif" if len(pages) > 1 or pages[0].is_tiled else ".png"
+        pages, series = _pages(file), file.series[0]
+        spatial = [side for axis, side in zip(series.axes, series.shape, strict=True) if axis not in CHANNELS]
+        is_volume = len(pages) > 1 or sum(side > 1 for side in spatial) > 2  # ImageJ writes large stacks as one page
+        is_large = pages[0].imagewidth * pages[0].imagelength > MAX_PIXELS
+        return ".tif" if is_volume or is_large or pages[0].is_tiled else ".png"
 
 
 def declared_numbers(path: Path, where: str) -> int:
@@ -122,7 +126,7 @@ def map_image(path: Path, where: str, folder: Path) -> Mapped:
                 path, series.keyframe.parent.byteorder + series.dtype.char, "r", series.dataoffset, series.shape
             )
         else:
-            stored = np.memmap(folder / "pixels", series.dtype, "w+", shape=series.shape)
+            stored = temporary_array(folder / "pixels", series.dtype, series.shape, where)
             series.asarray(out=stored)
         array = _channels_first(stored, series.axes, where)
     array = array[: len(array) - _alpha_channels(page, len(array))]
@@ -153,7 +157,7 @@ def _pages(file: Any) -> list[Any]:
 def _read(path: Path, where: str, *, is_mask: bool = False) -> tuple[np.ndarray, Any]:
     """The pixels [C, *S] without transparency, and the first page, whose tags describe them."""
     with _open(path, where) as file:
-        series, page = _checked(file, path, where)
+        series, page = _checked(file, path, where, limit=not is_mask)  # predicted masks are as large as their images
         array = _channels_first(series.asarray(), series.axes, where)
     colours = len(array) - _alpha_channels(page, len(array))
     if is_mask and 0 < colours < len(array):

@@ -14,7 +14,7 @@ from segkit.data.cases import spread
 from segkit.data.formats import is_lossy
 from segkit.data.mask_encoding import packed_colours
 from segkit.data.readers import stored_mask
-from segkit.utils.errors import DataError
+from segkit.utils.errors import DataError, kept
 
 SURVEYED = 2000  # masks whose values are read
 SMOOTHED = 16  # with more distinct values, those between 0 and 255 are smoothed edges and not classes
@@ -49,7 +49,7 @@ def infer_classes(masks: Sequence[Path]) -> MaskClasses:
         try:
             stored, is_colour = stored_mask(path)
         except DataError as error:
-            errors.append(error)
+            errors.append(kept(error))
             continue
         read += 1
         if is_colour and not (stored == stored[:1]).all():

@@ -11,7 +11,7 @@ import numpy as np
 from segkit.data.cases import Source, spread
 from segkit.data.class_counts import count_classes
 from segkit.labels import Labels
-from segkit.utils.errors import DataError
+from segkit.utils.errors import DataError, kept
 
 MAX_READ = 50  # cases read for the fingerprint
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -101,7 +101,7 @@ def extract_fingerprint(source: Source, labels: Labels) -> Fingerprint:
         try:
             raw = source.read(case)
         except DataError as error:
-            errors.append(error)
+            errors.append(kept(error))
             continue
         sides.append(raw.image.shape[1:])
         spacings.append(raw.spacing)
