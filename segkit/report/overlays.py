@@ -166,9 +166,16 @@ def _view(row: Row, labels: Labels) -> View:
     mask, prediction = (_thinned(array, steps, image.ndim - 1) for array in (mask, prediction))
     image = image[(slice(None), *steps)]
     if image.ndim == 4:
-        number = _slice_of(mask, prediction, labels)
+        number = choose_slice(*(planes[None] for planes in foreground_pixels(mask, prediction, labels)))
         caption = f"{caption}, slice {number + 1} of {image.shape[-1]}"
         image, mask, prediction = image[:1, ..., number], mask[..., number], prediction[..., number]
+    return view_of_plane(image, mask, prediction, labels, caption)
+
+
+def view_of_plane(
+    image: np.ndarray, mask: np.ndarray, prediction: np.ndarray, labels: Labels, caption: str = ""
+) -> View:
+    """The view of a 2D image or of one slice of a volume; arrays as for `overlay_figure`."""
     reference, valid = _reference_planes(mask, labels, 2)
     predicted = _predicted_planes(prediction, labels) & valid
     return View(caption, _displayed(image), reference, predicted, np.asarray(valid.any(0)))
@@ -179,17 +186,17 @@ def _thinned(mask: np.ndarray, steps: tuple[slice, ...], spatial: int) -> np.nda
     return mask[(*[slice(None)] * (mask.ndim - spatial), *steps)]
 
 
-def _slice_of(mask: np.ndarray, prediction: np.ndarray, labels: Labels) -> int:
-    """The slice to show; planes are made slice by slice, because those of a whole volume may not fit into memory."""
-    slices = range(mask.shape[-1])
-    present = np.stack([_reference_planes(mask[..., number], labels, 2)[0].any(0) for number in slices], -1)
-    if present.any():
-        return choose_slice(present[None], present[None])
-    predicted = [
-        (_predicted_planes(prediction[..., number], labels) & _reference_planes(mask[..., number], labels, 2)[1]).any(0)
-        for number in slices
-    ]
-    return choose_slice(present[None], np.stack(predicted, -1)[None])
+def foreground_pixels(mask: np.ndarray, prediction: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """The foreground of any class in the reference, and in the prediction where it is not ignored, bool [*S].
+
+    Planes are made slice by slice, because those of a whole volume may not fit into memory.
+    """
+    present, predicted = [], []
+    for number in range(mask.shape[-1]):
+        reference, valid = _reference_planes(mask[..., number], labels, 2)
+        present.append(reference.any(0))
+        predicted.append((_predicted_planes(prediction[..., number], labels) & valid).any(0))
+    return np.stack(present, -1), np.stack(predicted, -1)
 
 
 def choose_slice(reference: np.ndarray, predicted: np.ndarray) -> int:
@@ -291,19 +298,25 @@ def error_map(view: View) -> np.ndarray:
 
 
 def _tint(shown: np.ndarray, plane: np.ndarray, colour: str, opacity: float) -> None:
-    from matplotlib.colors import to_rgb
+    shown[plane] = (1 - opacity) * shown[plane] + opacity * np.array(rgb(colour))
 
-    shown[plane] = (1 - opacity) * shown[plane] + opacity * np.array(to_rgb(colour))
+
+def rgb(colour: str) -> tuple[float, float, float]:
+    """A colour such as #009E73 as three numbers from 0 to 1."""
+    red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+    return red, green, blue
 
 
 def _striped(shown: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Cover ignored pixels with diagonal grey stripes."""
-    from matplotlib.colors import to_rgb
+    """Cover ignored pixels with stripes."""
+    return np.where(valid[..., None], shown, ignored_stripes(valid.shape))
 
-    rows, columns = np.indices(valid.shape)
-    width = max(2, min(valid.shape) // 32)
-    stripes = np.array([to_rgb(colour) for colour in IGNORED])[(rows + columns) // width % 2]
-    return np.where(valid[..., None], shown, stripes)
+
+def ignored_stripes(size: Sequence[int]) -> np.ndarray:
+    """Diagonal grey stripes, [H, W, 3] from 0 to 1."""
+    rows, columns = np.indices(tuple(size))
+    width = max(2, min(size) // 32)
+    return np.array([rgb(colour) for colour in IGNORED])[(rows + columns) // width % 2]
 
 
 def _contours(axis: Axes, planes: np.ndarray, labels: Labels) -> None:
