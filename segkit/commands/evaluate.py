@@ -20,10 +20,12 @@ from segkit.experiment.evaluate_ensemble import joint_evaluation
 from segkit.experiment.evaluate_run import (
     checkpoint_file,
     evaluated_cases,
+    evaluated_part,
     progress,
     write_evaluation,
     write_figures,
 )
+from segkit.experiment.evaluation_page import PAGE, write_page
 from segkit.experiment.trained_ensemble import load_members, together
 from segkit.experiment.trained_model import TrainedModel, load_trained
 from segkit.inference.decisions import decided
@@ -134,6 +136,8 @@ def evaluate_checkpoint(
         origin=origin,
         config=trained.config,
         console=console,
+        run=Run(path) if is_run else None,
+        is_of_run=out is None and part == evaluated_part(trained.config, trained.split),
     )
     console.print(f"written to {folder}", markup=False)
     return result
@@ -240,5 +244,6 @@ def evaluate_predictions(
     out.mkdir(parents=True, exist_ok=True)
     write_results(out, scored, labels, result)  # before the figures, which may fail
     write_figures(scored, labels, out)
+    write_page(out / PAGE, out.name, scored, labels, result)
     print_scores(result, console)
     console.print(f"written to {out}", markup=False)

@@ -29,7 +29,8 @@ class Origin:
     step, steps: training steps done, and steps planned; None if several checkpoints differ in them.
     finished: the duration or limit that ended the training at this step; None if the training was to continue.
     selected_on: the part of the split on which the checkpoint was selected; None if it was not selected by a score.
-    split_hash: hash of the split used in training; None if several checkpoints differ in it.
+    split_hash, data_hash: hashes of the split and of the files used in training; None if several checkpoints differ in
+        them.
     members: the origins of the checkpoints that predict together; empty for a single one.
     orientations: in which images were predicted and averaged; empty without test-time augmentation.
     decisions: that were chosen on validation cases and applied: their `file`, the `metric`, the part that they were
@@ -42,6 +43,7 @@ class Origin:
     finished: str | None
     selected_on: str | None
     split_hash: str | None
+    data_hash: str | None = None
     members: tuple[Origin, ...] = ()
     orientations: tuple[str, ...] = ()
     decisions: Mapping[str, Any] | None = None

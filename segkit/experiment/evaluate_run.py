@@ -19,6 +19,7 @@ from segkit.data.splits import PARTS
 from segkit.evaluation.results import CaseScores, Origin, scores_json, write_results
 from segkit.evaluation.scorer import score_cases
 from segkit.experiment.build import scoring_of
+from segkit.experiment.evaluation_page import PAGE, DrawnCase, write_page
 from segkit.experiment.trained_model import TrainedModel
 from segkit.inference.predictor import ImagePredictor
 from segkit.labels import Labels
@@ -28,7 +29,7 @@ from segkit.utils.errors import RunError
 from segkit.utils.files import remove_leftovers, replace_text, temporary_folder
 from segkit.utils.progress import tracked
 
-PICTURES = ("overlays.png", "confusion.png", "reliability.png")
+PICTURES = ("overlays.png", "confusion.png", "reliability.png", PAGE)
 DRAWING = "drawing"  # exists while results are written and pictures drawn
 MAX_KILLS = 5  # while drawing, after which an evaluation is complete without pictures
 
@@ -73,11 +74,16 @@ def write_evaluation(
     origin: Origin,
     config: Config,
     console: Console,
+    run: Run | None = None,
+    is_of_run: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Predict and score every case, in all processes; write the tables and scores.json, then the pictures.
+    """Predict and score every case, in all processes; write the tables and scores.json, then the pictures and the page.
 
-    Returns the contents of scores.json. A picture that cannot be drawn is a warning.
+    run: the run folder of the evaluated checkpoint, whose log the page shows.
+    is_of_run: whether this is the evaluation of the run, whose page is written too.
+
+    Returns the contents of scores.json. A picture or page that cannot be drawn is a warning.
     """
     scoring = scoring_of(config, labels)
     shown = progress(f"evaluating {split}", console)
@@ -95,10 +101,23 @@ def write_evaluation(
         (folder / name).unlink(missing_ok=True)
     with _drawing(folder) if config.evaluation.overlays else nullcontext():
         write_results(folder, scored, labels, result)
+        drawn: list[DrawnCase] = []
         if config.evaluation.overlays:
-            _try_to_draw("overlays.png", lambda: write_overlays(cases, labels, chosen, folder / "overlays.png"))
+            _try_to_draw("overlays.png", lambda: drawn.extend(drawn_cases(cases, chosen)))
+            _try_to_draw("overlays.png", lambda: write_overlays(drawn, labels, folder / "overlays.png"))
             write_figures(scored, labels, folder)
+        for page, title in _pages(folder, split, run, is_of_run=is_of_run):
+            _try_to_draw(
+                PAGE, lambda page=page, title=title: write_page(page, title, scored, labels, result, drawn, config, run)
+            )
     return result
+
+
+def _pages(folder: Path, part: str, run: Run | None, *, is_of_run: bool) -> list[tuple[Path, str]]:
+    """The pages of an evaluation, each with its title: its own and, if it is that of a run, the page of the run."""
+    name = folder.name if run is None else run.folder.name
+    pages = [(folder / PAGE, f"{name}: {part}")]
+    return [*pages, (run.folder / PAGE, name)] if run is not None and is_of_run else pages
 
 
 @contextmanager
@@ -177,7 +196,7 @@ def write_figures(scored: CaseScores, labels: Labels, folder: Path) -> None:
         _try_to_draw("reliability.png", lambda: reliability_figure(calibration, folder / "reliability.png"))
 
 
-Chosen = tuple[str, int, np.ndarray]  # caption, number of the case, predicted mask
+Chosen = tuple[str, float, int, np.ndarray]  # rank, Dice, number of the case, predicted mask
 
 
 def chosen_cases(
@@ -190,19 +209,25 @@ def chosen_cases(
     from segkit.report.overlays import choose_cases
 
     numbers = {case.name: number for number, case in enumerate(cases.cases)}
-    chosen = {numbers[name]: f"{rank}: {name}, Dice {dice:.3f}" for rank, name, dice in choose_cases(table, labels)}
+    chosen = {numbers[name]: (rank, dice) for rank, name, dice in choose_cases(table, labels)}
     local = {number: np.load(file) for number in chosen if (file := masks / f"{number}.npy").exists()}
     predicted = {number: mask for part in processes.all_gather(local) for number, mask in part.items()}
-    return [(caption, number, predicted[number]) for number, caption in chosen.items() if number in predicted]
+    return [(*found, number, predicted[number]) for number, found in chosen.items() if number in predicted]
 
 
-def write_overlays(cases: EvaluationSet, labels: Labels, chosen: Sequence[Chosen], path: Path) -> None:
-    """Write overlays of the chosen cases."""
+def drawn_cases(cases: EvaluationSet, chosen: Sequence[Chosen]) -> list[DrawnCase]:
+    """The chosen cases with their images and masks."""
+    drawn = []
+    for rank, dice, number, predicted in chosen:
+        raw = cases.raw(number)
+        assert raw.mask is not None
+        drawn.append(DrawnCase(rank, cases.cases[number].name, dice, raw.image, raw.mask, predicted, raw.spacing))
+    return drawn
+
+
+def write_overlays(drawn: Sequence[DrawnCase], labels: Labels, path: Path) -> None:
+    """Write overlays of cases, if there are any."""
     from segkit.report.overlays import overlay_figure
 
-    rows = []
-    for caption, number, predicted in chosen:
-        raw = cases.raw(number)
-        rows.append((caption, raw.image, raw.mask, predicted))
-    if rows:
-        overlay_figure(rows, labels, path)
+    if drawn:
+        overlay_figure([(case.caption, case.image, case.mask, case.predicted) for case in drawn], labels, path)

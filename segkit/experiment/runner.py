@@ -113,8 +113,10 @@ def _train_and_evaluate(
             data.labels,
             run.evaluation(part),
             split=part,
-            origin=_origin(run, trainer, data),
+            origin=_origin(run, trainer, data, experiment.plain["data"]),
             config=config,
+            run=run,
+            is_of_run=True,
             console=console,
             processes=processes,
         )
@@ -133,7 +135,7 @@ def _start(run: Run, built: Built) -> None:
         run.write_json("initial_weights.json", built.loaded.to_json(built.config.train.init))
 
 
-def _origin(run: Run, trainer: Trainer, data: Data) -> Origin:
+def _origin(run: Run, trainer: Trainer, data: Data, data_hash: str) -> Origin:
     """The last checkpoint of this training, for scores.json."""
     return Origin(
         checkpoint=str(run.last.relative_to(run.folder)),
@@ -142,6 +144,7 @@ def _origin(run: Run, trainer: Trainer, data: Data) -> Origin:
         finished=trainer.finished,
         selected_on=None,
         split_hash=data.split.content_hash,
+        data_hash=data_hash,
     )
 
 

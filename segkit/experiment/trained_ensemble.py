@@ -83,7 +83,7 @@ class TrainedEnsemble:
         channels, *size = shape
         if len(size) != self.preprocesses[0].dims:
             return False
-        sizes = [preprocess.resampled_size(size, spacing) for preprocess in self._different]
+        sizes = [preprocess.resampled_size(tuple(size), spacing) for preprocess in self._different]
         return any(is_large(channels * math.prod(sides)) for sides in [size, *sizes])
 
     @property
@@ -126,6 +126,7 @@ def origin_of(name: str, origins: Sequence[Origin], orientations: tuple[str, ...
         common([origin.finished for origin in origins]),
         next((origin.selected_on for origin in origins if origin.selected_on), None),
         common([origin.split_hash for origin in origins]),
+        common([origin.data_hash for origin in origins]),
         tuple(origins),
         orientations,
     )

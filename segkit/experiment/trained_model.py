@@ -133,7 +133,15 @@ def load_trained(path: Path, device: str | None = None, overrides: Sequence[str]
     build_predictor = _of_configuration(path, lambda: predictor_factory(config, labels, preprocess, device_used))
     finished = content.get("finished", "steps" if content["step"] == content["steps"] else None)
     split = Split.from_json(content["split"])
-    origin = Origin(str(path), content["step"], content["steps"], finished, content["selected_on"], split.content_hash)
+    origin = Origin(
+        str(path),
+        content["step"],
+        content["steps"],
+        finished,
+        content["selected_on"],
+        split.content_hash,
+        content.get("data"),
+    )
     unconfirmed = unconfirmed_paths(content["config"], config, path, overrides)
     scaled = content.get("integers_scaled")
     return TrainedModel(config, labels, preprocess, build_predictor(model), split, origin, scaled, unconfirmed)

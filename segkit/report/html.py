@@ -7,10 +7,11 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 
 from segkit.report.figure_text import printable, without_glyph_warnings
 from segkit.utils.files import replace_bytes, replace_text
@@ -49,6 +50,20 @@ def write_both(template: str, values: Mapping[str, Any], out: Path, name: str) -
         out: The output folder.
         name: The name of both files.
     """
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for picture in values["pictures"]:
+        replace_bytes(out / "figures" / f"{picture.name}.png", picture.png)
+    for kind in ("html", "md"):
+        replace_text(out / f"{name}.{kind}", _template(f"{template}.{kind}").render(values))
+
+
+def write_html(template: str, values: Mapping[str, Any], path: Path) -> None:
+    """Write a page to a file from its template, given without `.html.j2`, and the variables of the template."""
+    replace_text(path, _template(f"{template}.html").render(values))
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("segkit.report"),
         autoescape=lambda name: name is not None and "html" in name,
@@ -56,11 +71,11 @@ def write_both(template: str, values: Mapping[str, Any], out: Path, name: str) -
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "interval": interval, "p": p_value, "cell": markdown_cell}
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for picture in values["pictures"]:
-        replace_bytes(out / "figures" / f"{picture.name}.png", picture.png)
-    for kind in ("html", "md"):
-        replace_text(out / f"{name}.{kind}", environment.get_template(f"{template}.{kind}.j2").render(values))
+    return environment
+
+
+def _template(name: str) -> Template:
+    return _environment().get_template(f"{name}.j2")
 
 
 def png_of(figure: Figure) -> bytes:

@@ -57,6 +57,8 @@ def test_training_leaves_a_complete_run(trained):
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert files == {
         "config.yaml",
+        "report.html",
+        "evaluation/test/report.html",
         "environment.json",
         "split.json",
         "log.jsonl",
@@ -203,7 +205,7 @@ def test_several_checkpoints_side_by_side(trained, tmp_path):
     table = pd.read_csv(tmp_path / "side_by_side.csv")
     assert len(table) == 2 * 4 * 3
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    pictures = {"overlays.png", "confusion.png", "reliability.png"}
+    pictures = {"overlays.png", "confusion.png", "reliability.png", "report.html"}
     assert files == {"cases.csv", "scores.json", "confusion.csv", *pictures}
     cases = pd.read_csv(tmp_path / "run" / "cases.csv")
     assert set(cases["rules"]) == {"monai"}

@@ -60,6 +60,7 @@ from segkit.report.comparison_page import best_first, sentences
 from segkit.training import precision
 from segkit.utils.leases import Leases
 
+from support.browser import Visit, browser
 from support.command_line import TINY, tool, write_pairs
 from support.processes import FORKS, start_tool
 from support.simulated_tables import long_table, simulated
@@ -1027,26 +1028,15 @@ def test_the_page_starts_with_the_verdict_and_escapes_names(pages):
             assert (pages / picture).exists()
 
 
-def test_the_page_in_a_browser(pages):
+@pytest.mark.parametrize("width", [360, 900])
+def test_the_page_in_a_browser(pages, width):
     """The page loads nothing, shows every figure, and fits the width of the window."""
-    browser_path = next((path for path in ("/usr/bin/chromium", "/usr/bin/google-chrome") if Path(path).exists()), None)
-    if browser_path is None:
-        pytest.skip("no Chromium on this system")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 900, "height": 800})
-        asked, dialogs = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("dialog", lambda dialog: dialogs.append(dialog.message))
-        page.goto(f"file://{pages / 'report.html'}")
-        widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
-        assert len(widths) >= 8
-        assert min(widths) > 300
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-        assert dialogs == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= 900
-        browser.close()
+    with browser() as opened:
+        visit = Visit(opened, pages / "report.html", width)
+        visit.check()
+        widths = visit.page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
+    assert len(widths) >= 8
+    assert min(widths) > 300
 
 
 def test_the_best_loss_comes_first(tmp_path):
