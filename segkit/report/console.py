@@ -12,11 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from segkit.report.figure_text import printable, shortened
-from segkit.utils.text import listed
+from segkit.report.score_notes import basis, caveats, heading, thresholds
 
 METRICS_PER_TABLE = 4
 MAX_ROWS = 200  # of a table
-LISTED = 20  # classes in a note
 VERDICT_STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "undecided": "yellow"}
 
 
@@ -45,7 +44,7 @@ def print_scores(scores: Mapping[str, Any], console: Console) -> None:
         console.print(_metrics_table(scores, others[start : start + METRICS_PER_TABLE]))
     if "of_cases" in scores:
         console.print(_case_table(scores["of_cases"]))
-    for line in _score_notes(scores):
+    for line in (*basis(scores), *_left_out(scores), *caveats(scores)):
         console.print(f"  {_line(line)}", style="dim", highlight=False)
 
 
@@ -79,18 +78,6 @@ def _case_table(of_cases: Mapping[str, Mapping[str, Any]]) -> Table:
 def _mean_row_name(scores: Mapping[str, Any], metric: str) -> str:
     """The classes over which the mean is taken."""
     return "all classes" if metric in scores["rules"]["background"] else "foreground"
-
-
-def heading(metric: str) -> str:
-    """The column heading of a metric."""
-    names = {
-        "dice": "Dice",
-        "iou": "IoU",
-        "boundary_iou": "b. IoU",
-        "volume_difference": "vol. diff.",
-        "generalized_dice": "generalised Dice",
-    }
-    return names.get(metric, metric.upper() if metric in ("hd", "hd95", "assd", "nsd") else metric)
 
 
 def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Console) -> pd.DataFrame:
@@ -142,9 +129,16 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
     )
 
 
+def _left_out(scores: Mapping[str, Any]) -> list[str]:
+    """Which classes are not printed."""
+    if len(scores["classes"]) <= MAX_ROWS:
+        return []
+    return [f"the {MAX_ROWS} of {len(scores['classes'])} classes with the lowest Dice; all are in scores.json"]
+
+
 def _number_or_text(result: Mapping[str, Any]) -> Any:
     """The threshold for a table: a number, or a text with that of each class."""
-    return _thresholds(result) if isinstance(result["threshold"], Mapping) else result["threshold"]
+    return thresholds(result) if isinstance(result["threshold"], Mapping) else result["threshold"]
 
 
 def _mean_of(result: Mapping[str, Any], metric: str) -> float | None:
@@ -170,74 +164,6 @@ def _side_by_side_notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*notes, "these are single trained networks; use segkit compare to test whether their losses differ"]
 
 
-def _notes_on_decisions(decisions: Mapping[str, Any] | None, part: str) -> list[str]:
-    if decisions is None:
-        return []
-    notes = [f"decided on {decisions['chosen_on']} by {decisions['metric']}: {'; '.join(decisions['in_words'])}"]
-    if decisions["chosen_on"] == part:
-        notes.append(f"these decisions were chosen on {part}, so this score is optimistic")
-    return notes
-
-
-def _thresholds(scores: Mapping[str, Any]) -> str:
-    """The threshold of all classes, or that of each."""
-    threshold = scores["threshold"]
-    if isinstance(threshold, Mapping):
-        return ", ".join(f"{value:g} ({name})" for name, value in threshold.items())
-    return f"{threshold:g}"
-
-
-def _score_notes(scores: Mapping[str, Any]) -> list[str]:
-    """Notes below the scores: checkpoint, rules, excluded classes, and reasons for missing means and intervals."""
-    notes = []
-    if scores["checkpoint"] is not None:
-        selected = scores["selected_on"]
-        chosen = f"selected on {selected}" if selected else "not selected by a score"
-        notes.append(f"checkpoint: {scores['checkpoint']}, {chosen}")
-        if selected and selected == scores["split"]:
-            notes.append(f"the checkpoint was selected by its score on {selected}, so this score is optimistic")
-    notes += _notes_on_decisions(scores.get("decisions"), scores["split"])
-    notes += scores["rules_in_words"]
-    if len(scores["classes"]) > MAX_ROWS:
-        notes.append(f"the {MAX_ROWS} of {len(scores['classes'])} classes with the lowest Dice; all are in scores.json")
-    if scores["threshold"] is not None:
-        verb = "is predicted where its probability exceeds"
-        verb = verb if scores["checkpoint"] is not None else "is predicted where the value of the mask is at least"
-        notes.append(f"a class {verb} {_thresholds(scores)}")
-    for metric, names in scores["mean_left_out"].items():
-        notes.append(
-            f"excluded from the mean of {heading(metric)}, because no case is counted for them: "
-            f"{listed(names, limit=LISTED)}"
-        )
-    reasons = scores["mean_reason"] | {
-        metric: score["mean_reason"] for metric, score in scores.get("of_cases", {}).items() if "mean_reason" in score
-    }
-    notes += [f"no mean of {heading(metric)}: {reason}" for metric, reason in reasons.items()]
-    first = next(iter(scores["metrics"]))
-    counted = [score[first] for score in scores["classes"].values() if score[first]["mean"] is not None]
-    notes += sorted({f"no interval: {score['ci95_reason']}" for score in counted if "ci95_reason" in score})
-    notes += scores.get("interval_notes", [])
-    pooled = scores["global"]["mean"]
-    notes.append(f"pooled over the pixels of all cases: Dice {_number(pooled['dice'])}, IoU {_number(pooled['iou'])}")
-    if "calibration" in scores:
-        notes.append(_calibration_note(scores["calibration"]))
-    return notes
-
-
-def _calibration_note(calibration: Mapping[str, Any]) -> str:
-    kind = "toplabel" if "toplabel" in calibration else "classwise"
-    regions = []
-    for region, score in calibration[kind].items():
-        ece = score["ece"]
-        value = (
-            _number(ece)
-            if not isinstance(ece, Mapping)
-            else ", ".join(f"{name} {_number(value)}" for name, value in ece.items())
-        )
-        regions.append(f"{region} {value}")
-    return f"expected calibration error ({kind}, {calibration['rules']['bins']} bins): {'; '.join(regions)}"
-
-
 def print_parts(seconds: Mapping[str, float], console: Console) -> None:
     """Print the time of each phase of a training step, in milliseconds and as a share of the step.
 
@@ -248,8 +174,8 @@ def print_parts(seconds: Mapping[str, float], console: Console) -> None:
     total = sum(seconds.values())
     table = Table(title=f"training step: {1e3 * total:.1f} ms", title_justify="left")
     table.add_column("phase")
-    for heading in ("ms", "share"):
-        table.add_column(heading, justify="right")
+    for column in ("ms", "share"):
+        table.add_column(column, justify="right")
     for phase, time in seconds.items():
         table.add_row(phase, f"{1e3 * time:.2f}", f"{100 * time / total:.0f} %")
     console.print(table)
@@ -271,8 +197,8 @@ def print_class_weights(
     console.print(f"class weights of {term}: {method}", markup=False, highlight=False)
     table = Table()
     table.add_column("class", overflow="fold")
-    for heading in ("share of pixels", "weight"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for column in ("share of pixels", "weight"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, pixel_share, weight in zip(names, share, weights, strict=True):
         table.add_row(_cell(name), f"{100 * pixel_share:.3g} %", f"{weight:.4g}")
     console.print(table)
@@ -288,8 +214,8 @@ def print_modules(rows: Sequence[Sequence[str]], console: Console) -> None:
     """
     table = Table()
     table.add_column("module", overflow="fold")
-    for heading in ("loaded", "not in file", "other shape"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for column in ("loaded", "not in file", "other shape"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("shape in file", overflow="fold")
     for module, *cells in rows:
         table.add_row(_cell(module), *map(_cell, cells))
@@ -373,8 +299,8 @@ def _losses_table(result: Mapping[str, Any]) -> Table:
     title = f"losses by mean {score_name(result)}, {result['cases']} cases in {result['groups']} groups"
     table = Table(title=title, title_justify="left")
     table.add_column("loss")
-    for heading in ("mean", "95 % CI", "runs", "lowest", "highest"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for column in ("mean", "95 % CI", "runs", "lowest", "highest"):
+        table.add_column(column, justify="right", no_wrap=True)
     for loss in by_mean(result):
         means = [run["mean"] for run in loss["runs"]]
         if not means:
@@ -399,8 +325,8 @@ def _pairs_table(result: Mapping[str, Any]) -> Table:
     table.add_column("verdict", no_wrap=True)
     table.add_column("b", overflow="fold")
     difference = "a - b" if result["higher_is_better"] else "b - a"  # positive favours a
-    for heading in (difference, "adjusted CI", "p adj."):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for column in (difference, "adjusted CI", "p adj."):
+        table.add_column(column, justify="right", no_wrap=True)
     for pair in _listed_pairs(result):
         verdict = pair["verdict"]
         numbers = [_number(pair["difference"], "+"), _interval(pair["ci95_adjusted"], "+"), _p(pair["p_adjusted"])]

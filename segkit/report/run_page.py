@@ -14,9 +14,9 @@ import pandas as pd
 
 from segkit.report.case_views import CaseView
 from segkit.report.charts import Chart, Line, Tick, round_numbers, short, widened
-from segkit.report.console import heading
 from segkit.report.evaluation_figures import MAX_CURVES, most_confused
 from segkit.report.html import number, write_html
+from segkit.report.score_notes import basis, caveats, heading
 
 MOST_CLASSES = 40  # rows of the confusion matrix and of the distributions
 NUMBERED_CLASSES = 16  # up to which the cells of the confusion matrix hold numbers
@@ -115,8 +115,8 @@ def write_run_page(
     values = {
         "title": title,
         "headline": headline(scores, main),
-        "basis": scores["rules_in_words"],
-        "notes": notes(scores),
+        "basis": basis(scores),
+        "caveats": caveats(scores),
         "charts": training_charts(material.records),
         "columns": class_columns(scores),
         "classes": class_rows(scores),
@@ -144,26 +144,9 @@ def headline(scores: Mapping[str, Any], metric: str) -> str:
     mean, interval = scores["mean"].get(metric), scores["mean_intervals"].get(metric, {}).get("ci95")
     cases = f"{scores['cases']} case{'s' * (scores['cases'] != 1)} of {scores['split']}"
     if mean is None:
-        return f"No {heading(metric)} for {cases}: {scores.get('mean_reason', 'nothing was counted')}"
+        return f"No {heading(metric)} for {cases}: {scores['mean_reason'].get(metric, 'nothing was counted')}"
     ends = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
     return f"{heading(metric)} {mean:.3f}{ends}, mean over {cases}"
-
-
-def notes(scores: Mapping[str, Any]) -> list[str]:
-    """What a reader should know before trusting the scores."""
-    found = []
-    if scores.get("checkpoint") is not None and scores.get("finished", True) is None:
-        found.append(f"The training was to continue: step {scores['step']} of {scores['steps']}.")
-    if scores.get("selected_on") is not None and scores["selected_on"] == scores["split"]:
-        found.append(
-            f"The checkpoint was selected by its score on these {scores['split']} cases, so the scores are too good."
-        )
-    if scores.get("decisions"):
-        decisions = scores["decisions"]
-        found.append(f"Decisions chosen on {decisions['chosen_on']} are applied: {'; '.join(decisions['in_words'])}.")
-    if scores.get("mean_left_out"):
-        found.append(f"Classes without a counted case, left out of the mean: {', '.join(scores['mean_left_out'])}.")
-    return [*found, *(f"{note[:1].upper()}{note[1:]}." for note in map(str, scores.get("interval_notes", [])))]
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------

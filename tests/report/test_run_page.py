@@ -45,6 +45,8 @@ def scored(random):
 def calibration():
     bins = {"pixels": [10, 0, 30], "confidence": [0.4, None, 0.9], "accuracy": [0.3, None, 0.8]}
     return {
+        "toplabel": {"all": {"ece": 0.1}, "boundary": {"ece": None}},
+        "rules": {"bins": 3},
         "reliability": {"all": {"a": bins}, "boundary": {"a": bins}},
         "regions": {"all": {"brier": 0.25, "nll": 0.5}, "boundary": {"brier": 0.5, "nll": None}},
     }

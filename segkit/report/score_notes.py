@@ -1,0 +1,94 @@
+"""What a reader should know about scores, in words: for the console and for pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from segkit.utils.text import listed
+
+LISTED = 20  # classes in a note
+
+
+def heading(metric: str) -> str:
+    """The name of a metric for the head of a column."""
+    names = {
+        "dice": "Dice",
+        "iou": "IoU",
+        "boundary_iou": "b. IoU",
+        "volume_difference": "vol. diff.",
+        "generalized_dice": "generalised Dice",
+    }
+    return names.get(metric, metric.upper() if metric in ("hd", "hd95", "assd", "nsd") else metric)
+
+
+def basis(scores: Mapping[str, Any]) -> list[str]:
+    """How the scores were computed: the checkpoint, decisions, rules and thresholds, and the pooled scores."""
+    notes = []
+    if scores["checkpoint"] is not None:
+        selected = scores["selected_on"]
+        chosen = f"selected on {selected}" if selected else "not selected by a score"
+        early = scores.get("step") is not None and scores["finished"] is None
+        place = f", step {scores['step']} of {scores['steps']}" if early else ""
+        notes.append(f"checkpoint: {scores['checkpoint']}{place}, {chosen}")
+    if decisions := scores.get("decisions"):
+        words = "; ".join(decisions["in_words"])
+        notes.append(f"decided on {decisions['chosen_on']} by {decisions['metric']}: {words}")
+    notes += scores["rules_in_words"]
+    if scores["threshold"] is not None:
+        verb = "is predicted where its probability exceeds"
+        verb = verb if scores["checkpoint"] is not None else "is predicted where the value of the mask is at least"
+        notes.append(f"a class {verb} {thresholds(scores)}")
+    pooled = scores["global"]["mean"]
+    notes.append(f"pooled over the pixels of all cases: Dice {_number(pooled['dice'])}, IoU {_number(pooled['iou'])}")
+    if "calibration" in scores:
+        notes.append(_calibration_note(scores["calibration"]))
+    return notes
+
+
+def caveats(scores: Mapping[str, Any]) -> list[str]:
+    """Why scores are optimistic or missing, and how far intervals can be trusted."""
+    notes = []
+    if scores["checkpoint"] is not None and scores["selected_on"] == scores["split"]:
+        notes.append(f"the checkpoint was selected by its score on {scores['split']}, so this score is optimistic")
+    if scores.get("decisions") and scores["decisions"]["chosen_on"] == scores["split"]:
+        notes.append(f"the decisions were chosen on {scores['split']}, so this score is optimistic")
+    for metric, names in scores["mean_left_out"].items():
+        notes.append(
+            f"excluded from the mean of {heading(metric)}, because no case is counted for them: "
+            f"{listed(names, limit=LISTED)}"
+        )
+    reasons = scores["mean_reason"] | {
+        metric: score["mean_reason"] for metric, score in scores.get("of_cases", {}).items() if "mean_reason" in score
+    }
+    notes += [f"no mean of {heading(metric)}: {reason}" for metric, reason in reasons.items()]
+    first = next(iter(scores["metrics"]))
+    counted = [score[first] for score in scores["classes"].values() if score.get(first, {}).get("mean") is not None]
+    notes += sorted({f"no interval: {score['ci95_reason']}" for score in counted if "ci95_reason" in score})
+    return notes + scores.get("interval_notes", [])
+
+
+def thresholds(scores: Mapping[str, Any]) -> str:
+    """The threshold of all classes, or that of each."""
+    threshold = scores["threshold"]
+    if isinstance(threshold, Mapping):
+        return ", ".join(f"{value:g} ({name})" for name, value in threshold.items())
+    return f"{threshold:g}"
+
+
+def _calibration_note(calibration: Mapping[str, Any]) -> str:
+    kind = "toplabel" if "toplabel" in calibration else "classwise"
+    regions = []
+    for region, score in calibration[kind].items():
+        ece = score["ece"]
+        value = (
+            _number(ece)
+            if not isinstance(ece, Mapping)
+            else ", ".join(f"{name} {_number(value)}" for name, value in ece.items())
+        )
+        regions.append(f"{region} {value}")
+    return f"expected calibration error ({kind}, {calibration['rules']['bins']} bins): {'; '.join(regions)}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
