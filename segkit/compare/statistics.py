@@ -20,6 +20,7 @@ from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_avail
 from segkit.compare.caveats import caveats
 from segkit.compare.rankings import rankings
 from segkit.compare.score_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
+from segkit.compare.table_checks import METRICS
 from segkit.compare.variance_models import ALPHA, MIN_GROUPS, Folds, TwoWay, fit_variance_model
 
 MAX_RUNS = 200  # largest number of runs per loss that `seeds_needed` reports
@@ -120,6 +121,7 @@ def analyse_scores(
     _check_aggregation(scores)
     model = fit_variance_model(scores, test_train_ratio)
     pairs = _pairs(losses, baseline, family)
+    low, high = 0.0, METRICS[scores.metric].maximum
     return {
         "metric": scores.metric,
         "aggregation": scores.aggregation,
@@ -131,14 +133,20 @@ def analyse_scores(
         "cases": len(scores.cases),
         "groups": model.groups,
         "higher_is_better": scores.sign > 0,
-        "losses": [_loss_result(loss, scores, model) for loss in losses],
-        "pairs": pair_results(pairs, model, margin, failed),
+        "losses": [_possible(_loss_result(loss, scores, model), low, high) for loss in losses],
+        "pairs": [_possible(pair, low - high, high - low) for pair in pair_results(pairs, model, margin, failed)],
         "components": model.components(),
         "equal_spread_p": model.equal_spread_p,
         "ranks": rankings(scores, pairs, resamples, seed),
         "method": _method(model, pairs, scores.aggregation),
         "warnings": caveats(scores, model),
     }
+
+
+def _possible(result: dict[str, Any], low: float, high: float) -> dict[str, Any]:
+    """The result of a loss or pair with intervals that end where the score does: with few runs they would go beyond."""
+    intervals = {key: result[key] for key in ("ci95", "ci95_adjusted") if result.get(key) is not None}
+    return result | {key: [min(max(end, low), high) for end in ends] for key, ends in intervals.items()}
 
 
 def _check_family(losses: Sequence[str], baseline: str | None, family: str, margin: float) -> None:

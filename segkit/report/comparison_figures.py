@@ -3,24 +3,60 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from segkit.report.console import score_name
 from segkit.report.figure_text import plain_texts, shortened
+from segkit.report.score_notes import score_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 7.5
+WIDTH, NARROW = 7.5, 3.8  # inches: of a figure on a desk, and on a phone
+LETTERS, NAME_LETTERS = 12, 18  # of a label per inch, and of a name in a narrow figure
+_width: ContextVar[float] = ContextVar("width", default=WIDTH)
 MAX_CELLS = 600  # of a table that shows its values
 # the colours of Okabe and Ito, ordered so that neighbours are easy to tell apart
 LOSS_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 VERDICT_COLOURS = {"better": "#117733", "worse": "#CC6677", "equivalent": "#0072B2", "undecided": "0.45", None: "0.45"}
+
+
+def drawn(make: Callable[[], Figure], width: float = WIDTH) -> Figure:
+    """A figure of a width in inches, with its texts broken into lines that fit."""
+    token = _width.set(width)
+    try:
+        figure = make()
+    finally:
+        _width.reset(token)
+    for axis in figure.axes:
+        axis.set_xlabel(textwrap.fill(axis.get_xlabel(), _letters(axis, width)))
+    if width < WIDTH:
+        _break_names(figure)
+    if (label := figure.get_supxlabel()) != "":
+        figure.supxlabel(textwrap.fill(label, int(LETTERS * width)), fontsize=10)
+    return figure
+
+
+def _letters(axis: Axes, width: float) -> int:
+    """How many letters fit below an axis."""
+    specification = axis.get_subplotspec()
+    columns = 1 if specification is None else specification.get_gridspec().ncols
+    return int(LETTERS * width / columns)
+
+
+def _break_names(figure: Figure) -> None:
+    """Break the names of rows, which would leave no room for a narrow figure."""
+    for axis in figure.axes:
+        names = [label.get_text() for label in axis.get_yticklabels()]
+        if max(map(len, names), default=0) > NAME_LETTERS:
+            lines = [textwrap.fill(shortened(name, 2 * NAME_LETTERS), NAME_LETTERS) for name in names]
+            axis.set_yticks(axis.get_yticks(), lines, parse_math=False)
 
 
 def forest_figure(result: Mapping[str, Any]) -> Figure:
@@ -38,7 +74,7 @@ def forest_figure(result: Mapping[str, Any]) -> Figure:
         axis.plot(pair["difference"], row, "o", color="white", markeredgecolor=colour, markersize=7)
     _rows(axis, [f"{shortened(pair['a'], 40)} - {shortened(pair['b'], 40)}" for pair in reversed(pairs)])
     axis.set_xlabel(
-        f"difference of {score_name(result)}; positive favours the first loss; grey: practically equivalent"
+        f"difference of {score_in_words(result)}; positive favours the first loss; grey: practically equivalent"
     )
     return figure
 
@@ -54,7 +90,7 @@ def runs_figure(result: Mapping[str, Any]) -> Figure:
         axis.plot(scores, [row] * len(scores), "o", color="#0072B2", alpha=0.75, markersize=6)
         axis.plot(loss["mean"], row, "|", color="black", markersize=18, markeredgewidth=2)
     _rows(axis, [f"{shortened(loss['name'])} ({len(loss['runs'])})" for loss in reversed(losses)])
-    axis.set_xlabel(f"{score_name(result)} (dots: runs; bar: mean; grey: 95 % interval of the mean)")
+    axis.set_xlabel(f"{score_in_words(result)} (dots: runs; bar: mean; grey: 95 % interval of the mean)")
     return figure
 
 
@@ -274,7 +310,7 @@ def reliability_figure(reliability: pd.DataFrame, losses: Sequence[str], min_pix
         losses: The losses, which determine the colours.
         min_pixels: Bins with fewer pixels are omitted.
     """
-    figure = _blank(4.6, 4.2)
+    figure = _blank(min(4.6, _width.get()), 4.2)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     for loss, rows, colour in _by_loss(reliability[reliability["pixels"] >= min_pixels], losses):
@@ -319,7 +355,7 @@ def components_figure(result: Mapping[str, Any]) -> Figure:
     components = result["components"]
     figure, axis = _figure(0.35 * len(components) + 1.0)
     axis.barh(list(components)[::-1], list(components.values())[::-1], color="#56B4E9")
-    axis.set_xlabel(f"standard deviation of {score_name(result)}")
+    axis.set_xlabel(f"standard deviation of {score_in_words(result)}")
     return figure
 
 
@@ -340,15 +376,15 @@ def _blank(width: float, height: float) -> Figure:
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = _blank(WIDTH, height)
+    figure = _blank(_width.get(), height)
     return figure, figure.subplots()
 
 
 def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A grid of panels with two columns; `height` is that of one panel."""
-    columns = min(2, number)
+    """A grid of panels with two columns, or one in a narrow figure; `height` is that of one panel."""
+    columns = min(2, number) if _width.get() >= WIDTH else 1
     rows = -(-number // columns)
-    figure = _blank(WIDTH * columns / 2, height * rows)
+    figure = _blank(_width.get() if columns > 1 or _width.get() < WIDTH else WIDTH / 2, height * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[number:]:
         axis.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from segkit.report import comparison_figures as draw
-from segkit.report.console import by_mean, noise_sentence, score_name, verdict_explanation
-from segkit.report.html import Picture, png_of, write_both
+from segkit.report.advice import MIRRORED, advice, enumerated
+from segkit.report.console import by_mean, noise_sentence, verdict_explanation
+from segkit.report.html import Picture, figure_picture, write_both
+from segkit.report.score_notes import score_in_words
 from segkit.utils.text import listed
 
 if TYPE_CHECKING:
@@ -30,7 +33,6 @@ SENTENCES = {
     "undecided": "The comparison of {a} and {b} is inconclusive",
     None: "There is no conclusion about {a} and {b}",
 }
-MIRRORED = {"better": "worse", "worse": "better"}
 DEFINITE = {"better": "is better than", "worse": "is worse than", "equivalent": "is equivalent to"}
 
 
@@ -84,10 +86,11 @@ def write_pages(
     has_verdicts = any(pair["verdict"] for pair in result["pairs"])
     values = {
         "result": result,
+        "advice": advice(result),
         "sentences": sentences(result),
         "basis": basis(result, scores),
         "pictures": pictures(result, scores, class_scores, material),
-        "score": score_name(result),
+        "score": score_in_words(result),
         "noise": noise_sentence(result["noise_floor"]) if result.get("noise_floor") else None,
         "verdicts": verdict_explanation(result["margin"]).capitalize() if has_verdicts else "No pair has a verdict",
         "difference": "a - b" if result["higher_is_better"] else "b - a",
@@ -153,18 +156,18 @@ def _summary(result: Mapping[str, Any]) -> str:
             others.setdefault(pair["verdict"], []).append(pair["b"])
         elif pair["b"] == centre:
             others.setdefault(MIRRORED.get(pair["verdict"], pair["verdict"]), []).append(pair["a"])
-    clauses = [f"{words} {_listed(others[verdict])}" for verdict, words in DEFINITE.items() if verdict in others]
+    clauses = [f"{words} {enumerated(others[verdict])}" for verdict, words in DEFINITE.items() if verdict in others]
     definite = ", and ".join(clauses)
     subject = f"{centre} has the best mean" if all_pairs else f"The baseline {centre}"
     lead = (f"{subject} and {definite}" if all_pairs else f"{subject} {definite}") if definite else subject
     if not definite and not all_pairs:
         inconclusive = others.pop("undecided", []) + others.pop(None, [])
-        lead = f"The comparison of the baseline {centre} with {_listed(inconclusive)} is inconclusive"
+        lead = f"The comparison of the baseline {centre} with {enumerated(inconclusive)} is inconclusive"
     rest = []
     if "undecided" in others:
-        rest.append(f"the comparison with {_listed(others['undecided'])} is inconclusive")
+        rest.append(f"the comparison with {enumerated(others['undecided'])} is inconclusive")
     if None in others:
-        rest.append(f"there is no conclusion about {_listed(others[None])}")
+        rest.append(f"there is no conclusion about {enumerated(others[None])}")
     return f"{'; '.join([lead, *rest])}."
 
 
@@ -180,17 +183,12 @@ def basis(result: Mapping[str, Any], scores: Any) -> str:
     return f"{result['cases']} cases in {result['groups']} groups, {classes}; runs: {runs}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Names as an enumeration in words."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, material: Material) -> list[Picture]:
     """All figures that the available results allow."""
     based_on = f"Based on {basis(result, scores)}. {limits_caption(result, scores)}".rstrip()
     has_shares = result["ranks"]["resamples"] and all(rule.get("shares") for rule in result["ranks"]["rules"].values())
     result = drawn_part(result)
-    metric, several = result["metric"], len(result["losses"]) > 1
+    metric, several, score = result["metric"], len(result["losses"]) > 1, score_in_words(result)
     shown = drawn_classes(class_scores)
     classes, counted = scores.sign * class_scores[:, shown], (~np.isnan(scores.values)).any(0).sum(0)[shown]
     class_names = [scores.classes[number] for number in shown]
@@ -212,11 +210,11 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
         (several, "rules", "Ranks by aggregation", f"{aggregation_caption(result)} {based_on}",
          lambda: draw.aggregations_figure(result)),
         (True, "classes", "Scores by class",
-         f"{score_name(result)} of each class alone, mean over the runs. {based_on}",
+         f"{score[:1].upper()}{score[1:]} of each class alone, mean over the runs. {based_on}",
          lambda: draw.classes_figure(classes, loss_of_run, losses, class_names, scores.sign, counted)),
         (True, "components", "Sources of variation",
-         f"Variation of {score_name(result)} that is due to each source. A group of cases counts by its contribution "
-         f"to the score. {based_on}",
+         f"Variation of {score} that is due to each source. A group of cases counts by its contribution to the score. "
+         f"{based_on}",
          lambda: draw.components_figure(result)),
         (several, "paired", "Scores of the cases", f"{paired_caption(result)} {based_on}",
          lambda: draw.paired_figure(paired(result, scores), metric)),
@@ -234,7 +232,7 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
          lambda: draw.cost_figure(_not_none(material.units), losses[:COLOURS], metric)),
     ]  # fmt: skip
     drawn = [
-        Picture(name, title, caption, png_of(make()))
+        figure_picture(name, title, caption, partial(draw.drawn, make), (draw.WIDTH, draw.NARROW))
         for available, name, title, caption, make in candidates
         if available
     ]
@@ -353,8 +351,8 @@ def tables(result: Mapping[str, Any], scores: Any, material: Material) -> list[T
     tried, chosen = result.get("tried_rates"), result.get("learning_rates", {})
     if tried:
         caption = (
-            f"{score_name(result)} of one run for each loss and learning rate on the validation set; the best rate was "
-            "used."
+            f"{score_in_words(result)} of one run for each loss and learning rate on the validation set; the best rate "
+            "was used."
         )
         marks = ["x" if chosen.get(row["loss"]) == row["rate"] else "" for row in tried]
         rows = _in_order(pd.DataFrame(tried).assign(used=marks), result)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from segkit.report.figure_text import printable, shortened
-from segkit.report.score_notes import basis, caveats, heading, thresholds
+from segkit.report.score_notes import basis, caveats, heading, score_in_words, thresholds
 
 METRICS_PER_TABLE = 4
 MAX_ROWS = 200  # of a table
@@ -268,7 +268,7 @@ def noise_sentence(noise: Mapping[str, Any]) -> str:
 def print_datasets(result: Mapping[str, Any], console: Console) -> None:
     """Print the contents of datasets.json: mean ranks, and the results of the test across data sets."""
     number = len(result["datasets"])
-    table = Table(title=f"mean ranks by {score_name(result)} over {number} data sets", title_justify="left")
+    table = Table(title=f"mean ranks by {score_in_words(result)} over {number} data sets", title_justify="left")
     table.add_column("loss")
     table.add_column("mean rank", justify="right")
     for loss, rank in sorted(result["mean_ranks"].items(), key=lambda item: item[1]):
@@ -284,11 +284,6 @@ def print_datasets(result: Mapping[str, Any], console: Console) -> None:
         console.print(f"  {_line(line)}", highlight=False)
 
 
-def score_name(result: Mapping[str, Any]) -> str:
-    """The metric and its aggregation, for example dice/class_case."""
-    return f"{result['metric']}/{result['aggregation']}"
-
-
 def by_mean(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The losses of comparison.json from best to worst; losses without a run come last."""
     sign = 1 if result["higher_is_better"] else -1
@@ -296,7 +291,7 @@ def by_mean(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _losses_table(result: Mapping[str, Any]) -> Table:
-    title = f"losses by mean {score_name(result)}, {result['cases']} cases in {result['groups']} groups"
+    title = f"losses by {score_in_words(result)}, {result['cases']} cases in {result['groups']} groups"
     table = Table(title=title, title_justify="left")
     table.add_column("loss")
     for column in ("mean", "95 % CI", "runs", "lowest", "highest"):

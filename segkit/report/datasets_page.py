@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segkit.report.comparison_figures import demsar_figure
-from segkit.report.console import score_name
-from segkit.report.html import Picture, png_of, write_both
+from segkit.report.comparison_figures import NARROW, WIDTH, demsar_figure, drawn
+from segkit.report.html import Picture, figure_picture, write_both
+from segkit.report.score_notes import score_in_words
 
 ALPHA = 0.05
 
@@ -27,7 +28,7 @@ def write_datasets_pages(result: Mapping[str, Any], folders: Mapping[str, str], 
         "pairs": best_first(result),
         "folders": folders,
         "order": order,
-        "score": score_name(result),
+        "score": score_in_words(result),
         "basis": {name: basis_of(numbers) for name, numbers in result["basis"].items()},
         "sentences": sentences(result),
         "pictures": pictures(result),
@@ -82,4 +83,5 @@ def pictures(result: Mapping[str, Any]) -> list[Picture]:
         f"Mean ranks over {len(result['datasets'])} data sets. Bars join losses whose mean ranks differ by less than "
         "the critical difference of Nemenyi's test at the level 0.05, which is drawn at the top (Demšar 2006)."
     )
-    return [Picture("datasets", "Critical difference", caption, png_of(demsar_figure(result, ALPHA)))]
+    make = partial(drawn, lambda: demsar_figure(result, ALPHA))
+    return [figure_picture("datasets", "Critical difference", caption, make, (WIDTH, NARROW))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,9 @@ from segkit.utils.files import replace_bytes, replace_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Widths = tuple[float, float]  # inches, on a desk and on a phone
+MAX_SVG = 500_000  # bytes
+
 # beside Markdown's characters: entities, plain addresses that become links, mentions, mathematics, and what begins a
 # heading, a list or a quotation at the start of a line
 MARKUP = re.compile(
@@ -28,17 +31,46 @@ MARKUP = re.compile(
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a page: the name of its file, its title and caption, and its contents as PNG."""
+    """A figure of a page: the name of its file, its title and caption, and its contents as PNG.
+
+    wide, narrow: the figure for a desk and for a phone, as data URLs that stay sharp at any size; empty to show `png`.
+    """
 
     name: str
     title: str
     caption: str
     png: bytes
+    wide: str = ""
+    narrow: str = ""
 
     @property
     def embedded(self) -> str:
-        """The picture as a data URL."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+        """The picture for a desk."""
+        return self.wide or data_url(self.png, "png")
+
+
+def figure_picture(name: str, title: str, caption: str, make: Callable[[float], Figure], widths: Widths) -> Picture:
+    """A figure that is drawn for a desk and for a phone. make: width in inches -> figure."""
+    wide, narrow = (make(width) for width in widths)
+    png, *drawn = png_of(wide), svg_of(wide), svg_of(narrow)
+    if max(map(len, drawn)) > MAX_SVG:  # as of thousands of dots, which take less room as pixels
+        return Picture(name, title, caption, png)
+    return Picture(name, title, caption, png, *(data_url(content, "svg+xml") for content in drawn))
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """A picture that a page holds itself."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def svg_of(figure: Figure) -> bytes:
+    """A figure as SVG, the same bytes for the same figure."""
+    from matplotlib import rc_context
+
+    file = io.BytesIO()
+    with without_glyph_warnings(), rc_context({"svg.hashsalt": "segkit"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def write_both(template: str, values: Mapping[str, Any], out: Path, name: str) -> None:

@@ -8,6 +8,15 @@ from typing import Any
 from segkit.utils.text import listed
 
 LISTED = 20  # classes in a note
+SCORES = {  # by aggregation
+    "class_case": "mean {} over cases, then classes",
+    "case_class": "mean {} over classes, then cases",
+    "groups": "mean {} over groups of cases, then classes",
+    "present": "mean {} over cases with the class, then classes",
+    "median": "median {} of the cases, mean over classes",
+    "global": "{} of all pixels, mean over classes",
+    "micro": "{} of all pixels and classes",
+}
 
 
 def heading(metric: str) -> str:
@@ -20,6 +29,11 @@ def heading(metric: str) -> str:
         "generalized_dice": "generalised Dice",
     }
     return names.get(metric, metric.upper() if metric in ("hd", "hd95", "assd", "nsd") else metric)
+
+
+def score_in_words(result: Mapping[str, Any]) -> str:
+    """A metric and its aggregation, such as `mean Dice over cases, then classes`."""
+    return SCORES[result["aggregation"]].format(heading(result["metric"]))
 
 
 def basis(scores: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 LEASE_SECONDS = 30.0  # without a heartbeat, after which another machine may take the work
+EMPTY_SECONDS = 5.0  # for which a lease file without an owner stays; its owner writes its name at once
 
 
 class Leases:
     """Leases on folders.
 
     A lease of a process that died on this machine ends at once. A lease of a process on another machine ends after
-    `LEASE_SECONDS` without a heartbeat, by the clock of this machine.
+    `LEASE_SECONDS` without a heartbeat, by the clock of this machine. A lease file without an owner, of a process that
+    was killed while it made it, is removed after `EMPTY_SECONDS`.
     """
 
     def __init__(self, on_lost: Callable[[object], None] | None = None):
@@ -25,6 +28,7 @@ class Leases:
         dead; by default this process finishes its current step and stops."""
         self.leases: dict[Path, SoftFileLease] = {}  # kept, because each remembers when it last saw a heartbeat
         self.on_lost = on_lost or _stop
+        self.empty: dict[Path, tuple[tuple[int, int], float]] = {}  # lease files, and since when they are seen
 
     @contextmanager
     def acquire(self, folder: Path) -> Iterator[bool]:
@@ -39,6 +43,7 @@ class Leases:
                 lease_file(folder), lease_duration=LEASE_SECONDS, timeout=0, on_compromise=self.on_lost
             )
             self.leases[folder] = lease
+        self._remove_abandoned(lease_file(folder))
         try:
             lease.acquire()
         except Timeout:
@@ -48,6 +53,19 @@ class Leases:
             yield True
         finally:
             lease.release()
+
+    def _remove_abandoned(self, file: Path) -> None:
+        """Remove a lease file that has been empty and unchanged for a while."""
+        try:
+            found = file.stat()
+        except OSError:
+            return
+        identity = found.st_ino, found.st_mtime_ns
+        known, since = self.empty.setdefault(file, (identity, time.monotonic()))
+        if found.st_size or known != identity:
+            del self.empty[file]
+        elif time.monotonic() - since >= EMPTY_SECONDS:
+            file.unlink(missing_ok=True)
 
 
 def lease_file(folder: Path) -> Path:

@@ -266,3 +266,15 @@ def test_images_that_fail_do_not_stay_in_memory(run, tmp_path, monkeypatch):
     printed = predict(run, tmp_path / "in", tmp_path / "out", code=3)
     assert "8 of 8 images have no mask" in printed
     assert max(alive) <= 2
+
+
+def test_an_image_that_a_killed_process_was_about_to_take_is_predicted(run, tmp_path, monkeypatch):
+    """It has made the file of the lease and not yet written its name into it."""
+    monkeypatch.setattr("segkit.utils.leases.EMPTY_SECONDS", 0.3)
+    monkeypatch.setattr("segkit.commands.prediction_jobs.LOOK_SECONDS", 0.1)
+    for number in range(3):
+        save(tmp_path / "in" / f"{number}.png", np.zeros((16, 16), np.uint8))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".1.png.lease").touch()
+    assert "3 masks written" in predict(run, tmp_path / "in", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png", RECORD]
