@@ -36,9 +36,10 @@ def advice(result: Mapping[str, Any]) -> list[str]:
     if not open_:
         margin = f"{result['margin']:g}"
         return [f"Take {_any_of([best, *equal])}: they differ by less than {margin}.{behind}", _sureness(result)]
-    alike = enumerated([best, *equal, *open_])
+    alike = _any_of([best, *equal, *open_])
+    lead = f"Take {alike}" if worse else "No loss can be preferred"
     return [
-        f"Nothing shows which of {alike} is best. {best} has the best mean.{behind}",
+        f"{lead}: nothing shows which of them is better. {best} has the best mean, which may be chance.{behind}",
         _more_seeds(result, best, open_),
         _sureness(result),
     ]
@@ -78,8 +79,12 @@ def _more_seeds(result: Mapping[str, Any], best: str, others: Sequence[str]) -> 
     pairs = [pair for pair in result["pairs"] if {pair["a"], pair["b"]} in wanted]
     needed = [number for pair in pairs if (number := pair.get("seeds_needed")) is not None]
     if len(needed) < len(others):
-        return "More seeds alone would not decide it: the cases are too few or too different."
-    return f"About {max(needed)} seeds per loss would decide it, if differences and variances stay as they are."
+        return "More seeds alone would not show which is better: the cases are too few or too different."
+    seeds = max(len(loss["runs"]) for loss in result["losses"] if loss["name"] in (best, *others))
+    return (
+        f"About {max(needed)} seeds per loss in all, instead of {seeds}, would show whether one of them is better, if "
+        "differences and variances stay as they are."
+    )
 
 
 def _sureness(result: Mapping[str, Any]) -> str:
@@ -88,6 +93,6 @@ def _sureness(result: Mapping[str, Any]) -> str:
     if not tested:
         return "Nothing was tested."
     return (
-        f"How sure: for losses that do not differ, at most 5 in 100 comparisons like this one call any of their "
-        f"{tested} pair{'s' * (tested != 1)} better or worse."
+        "How sure: among losses that are in truth equal, at most 5 in 100 comparisons like this one would call "
+        f"{'any' if tested > 1 else 'one'} better or worse by chance. This holds for images and training like these."
     )

@@ -34,20 +34,15 @@ def drawn(make: Callable[[], Figure], width: float = WIDTH) -> Figure:
         figure = make()
     finally:
         _width.reset(token)
-    for axis in figure.axes:
-        axis.set_xlabel(textwrap.fill(axis.get_xlabel(), _letters(axis, width)))
     if width < WIDTH:
         _break_names(figure)
+    figure.draw_without_rendering()  # after which the width of the axes is known
+    for axis in figure.axes:
+        inches = axis.get_window_extent().width / figure.dpi
+        axis.set_xlabel(textwrap.fill(axis.get_xlabel(), max(NAME_LETTERS, int(LETTERS * inches))))
     if (label := figure.get_supxlabel()) != "":
         figure.supxlabel(textwrap.fill(label, int(LETTERS * width)), fontsize=10)
     return figure
-
-
-def _letters(axis: Axes, width: float) -> int:
-    """How many letters fit below an axis."""
-    specification = axis.get_subplotspec()
-    columns = 1 if specification is None else specification.get_gridspec().ncols
-    return int(LETTERS * width / columns)
 
 
 def _break_names(figure: Figure) -> None:
@@ -98,7 +93,9 @@ def ranks_figure(result: Mapping[str, Any]) -> Figure:
     """Share of resamples in each rank, with one panel per aggregation."""
     aggregations, losses = result["ranks"]["rules"], [loss["name"] for loss in result["losses"]]
     figure, axes = _panels(len(aggregations), 0.3 * len(losses) + 0.8)
-    for panel, (axis, (name, aggregation)) in enumerate(zip(axes, aggregations.items(), strict=True)):
+    for axis, (name, aggregation) in zip(axes, aggregations.items(), strict=True):
+        place = axis.get_subplotspec()
+        is_first = place is None or place.is_first_col()
         table = np.array([aggregation["shares"][loss] for loss in losses])
         axis.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         _numbers(axis, table, "{:.0%}")
@@ -106,7 +103,7 @@ def ranks_figure(result: Mapping[str, Any]) -> Figure:
         ranks = table.shape[1]
         steps = range(0, ranks, 1 + ranks // 20)
         axis.set_xticks(steps, [str(rank + 1) for rank in steps])
-        names = [shortened(loss, 30) if panel % 2 == 0 else "" for loss in losses]
+        names = [shortened(loss, 30) if is_first else "" for loss in losses]
         axis.set_yticks(range(len(losses)), names, parse_math=False)
     figure.supxlabel(
         f"rank in {result['ranks']['resamples']} resamples of runs and groups of cases (1 is best)", fontsize=10

@@ -1177,3 +1177,20 @@ def test_a_table_of_several_tasks(tmp_path):
     assert "ranks before" in page
     assert "figures/datasets.png" in (tmp_path / "out" / "datasets.md").read_text()
     assert (tmp_path / "out" / "figures" / "datasets.png").exists()
+
+
+def test_no_interval_leaves_the_range_of_the_score():
+    """Two runs, of which one has failed to learn: Student's interval with one degree of freedom goes far beyond."""
+    random = np.random.default_rng(0)
+    values = {"a": np.stack([random.uniform(0, 0.1, 30), random.uniform(0.6, 0.7, 30)]), "b": np.full((2, 30), 0.5)}
+    result = analyse(long_table(values))
+    for loss in result["losses"]:
+        low, high = loss["ci95"]
+        assert 0 <= low <= loss["mean"] <= high <= 1
+    (pair,) = result["pairs"]
+    assert -1 <= pair["ci95_adjusted"][0] <= pair["difference"] <= pair["ci95_adjusted"][1] <= 1
+    assert pair["verdict"] == "undecided"
+    distances = long_table({loss: 100 * value for loss, value in values.items()}).rename(columns={"dice": "hd95"})
+    far = analyse(distances, "hd95")
+    assert all(loss["ci95"][0] >= 0 for loss in far["losses"])
+    assert any(loss["ci95"][1] > 100 for loss in far["losses"])

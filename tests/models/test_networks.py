@@ -188,7 +188,10 @@ COMPILED += [row(name, 2, "inductor", slow=True) for name in SMALL]
 
 @pytest.mark.compile
 @pytest.mark.parametrize(("name", "dims", "backend"), COMPILED)
-def test_compiled_network_gives_the_same_logits(name, dims, backend):
+def test_compiled_network_gives_the_same_logits(name, dims, backend, request):
+    if backend == "inductor" and name in NOT_BY_INDUCTOR:
+        reason = "torch 2.14 compiles replicate padding wrongly; a training goes on without compilation"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     network = build(name, dims).eval()
     image = torch.randn(2, 1, *smallest(network, dims))
     torch.compiler.reset()
@@ -198,6 +201,9 @@ def test_compiled_network_gives_the_same_logits(name, dims, backend):
     sum(head.square().mean() for head in trained).backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
     torch.compiler.reset()
+
+
+NOT_BY_INDUCTOR = ("monai_basic_unet", "monai_basic_unet_plusplus")
 
 
 class Wrapper(nn.Module):
