@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -11,13 +14,56 @@ from segkit.cli.options import ConfigOption, Overrides
 config_app = typer.Typer(help="Show, check and list configurations.", no_args_is_help=True, rich_markup_mode=None)
 
 
+OriginsOption = Annotated[bool, typer.Option("--origins", help="Print one line per value, with where it comes from.")]
+Compared = Annotated[str, typer.Argument(help="YAML file, name of a shipped configuration, or run folder.")]
+
+
 @config_app.command("show")
-def show(config: ConfigOption, overrides: Overrides = None) -> None:
+def show(config: ConfigOption, origins: OriginsOption = False, overrides: Overrides = None) -> None:
     """Print the resolved configuration with every default filled in."""
     from segkit.config import dump
+    from segkit.config.origins import origins as origins_of
+    from segkit.config.shipped import config_file
     from segkit.experiment.build import load_config
 
-    dump(load_config(config, overrides or []), sys.stdout)
+    checked = load_config(config, overrides or [])
+    if not origins:
+        dump(checked, sys.stdout)
+        return
+    found = origins_of(checked, config_file(config), overrides or [])
+    _print_columns([(key, _text(value), origin) for key, value, origin in found])
+
+
+@config_app.command("diff")
+def diff(first: Compared, second: Compared) -> None:
+    """Print the values in which two configurations differ, and whether they are the same experiment."""
+    from segkit.config.origins import differing
+    from segkit.experiment.build import load_config
+
+    configs = [load_config(_config_of(name), []) for name in (first, second)]
+    digests = [config.digest() for config in configs]
+    rows = [(key, _text(before), _text(after)) for key, before, after in differing(*configs)]
+    _print_columns([("", first, second), *rows] if rows else [])
+    same = "the same experiment" if digests[0] == digests[1] else "different experiments"
+    typer.echo(f"{len(rows)} differences; {same}, digests {digests[0]} and {digests[1]}")
+
+
+def _config_of(name: str) -> Path:
+    """The configuration of a run folder, or the name of a file or shipped configuration."""
+    return Path(name) / "config.yaml" if Path(name).is_dir() else Path(name)
+
+
+def _text(value: Any) -> str:
+    """A value as in YAML, on one line; a dash where there is none."""
+    import json
+
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _print_columns(rows: Sequence[tuple[str, str, str]]) -> None:
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for first, second, third in rows:
+        typer.echo(f"{first:<{widths[0]}}  {second:<{widths[1]}}  {third}")
 
 
 @config_app.command("validate")
