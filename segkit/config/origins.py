@@ -39,7 +39,9 @@ def _origin(
         written = _at(tree, part)
         if written is None:
             continue
-        if length < len(path) and isinstance(written, dict):
+        # an override of another key has made a mapping of a name, whose key has no line of its own
+        has_key = length < len(path) and _at(tree, path[: length + 1]) is not None
+        if length < len(path) and isinstance(written, dict) and not has_key:
             if "preset" not in written:
                 return DEFAULT  # of a section that the file has, but not this key
             part = (*part, "preset")
