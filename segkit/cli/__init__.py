@@ -15,6 +15,7 @@ from segkit._version import VERSION
 from segkit.cli.compare import compare
 from segkit.cli.config import config_app
 from segkit.cli.data import data_app
+from segkit.cli.doctor import doctor
 from segkit.cli.evaluate import evaluate
 from segkit.cli.export import export
 from segkit.cli.model import model_app
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, tune, export, compare, plugins):
+for command in (train, evaluate, predict, tune, export, compare, plugins, doctor):
     app.command()(command)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
