@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from segkit.cli.train import train
 from segkit.cli.tune import tune
 from segkit.utils.exit_codes import BUG, OUT_OF_MEMORY, USAGE, describe, exit_code
 
+DEBUG = "--debug"
 PACKAGE = Path(__file__).parents[1]
 
 app = typer.Typer(
@@ -51,16 +53,25 @@ def segkit(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    debug: Annotated[  # taken from anywhere on the command line by `main`
+        bool, typer.Option(DEBUG, help="Print the traceback of every error; may also follow a command.")
+    ] = False,
 ) -> None:
     """Train segmentation networks, evaluate checkpoints, and find out which losses really differ."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. An error becomes a message and an exit code; the traceback of a bug goes to a file."""
+    """Run the command. An error becomes a message and an exit code; the traceback of a bug goes to a file.
+
+    With --debug anywhere among the arguments, the traceback of any error is printed too.
+    """
     warnings.showwarning = show_warning
+    given = list(arguments) if arguments is not None else sys.argv[1:]
     try:
-        app(args=list(arguments) if arguments is not None else None)
+        app(args=[text for text in given if text != DEBUG])
     except Exception as error:
+        if DEBUG in given:
+            traceback.print_exception(error)
         try:
             _report(error)
         except MemoryError:

@@ -87,6 +87,9 @@ def describe(error: Exception) -> str:
     return str(error) or ("out of memory" if code == OUT_OF_MEMORY else type(error).__name__)
 
 
+REPORT = "please report it with this file and what `segkit doctor` prints"
+
+
 def record_bug(error: Exception) -> str:
     """Write the traceback of an unexpected error to a file and return the message for the user.
 
@@ -101,7 +104,7 @@ def record_bug(error: Exception) -> str:
                 with open(file, "x") as opened:
                     opened.write(text)
                 what = f"unexpected {type(error).__name__}: {error}"
-                return f"{what}; this is a bug, whose traceback is in {file.absolute()}"
+                return f"{what}; this is a bug, whose traceback is in {file.absolute()}; {REPORT}"
         except OSError:  # a full disk or a read-only folder: try the next one
             continue
     return f"unexpected {type(error).__name__}; this is a bug, whose traceback cannot be written to a file:\n{text}"

@@ -536,3 +536,14 @@ def test_a_bad_case_that_judges_is_told_before_the_training(tmp_path, part):
     assert not (tmp_path / "run/checkpoints/last.pt").exists()
     tool("train", "--config", "tiny.yaml", "run.dir=late", "evaluation.read_first=false", code=3, folder=tmp_path)
     assert (tmp_path / "late/checkpoints/last.pt").exists()
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_debug_prints_the_traceback_of_an_error(tmp_path, place):
+    arguments = ["config", "validate", "--config", str(tmp_path / "no.yaml")]
+    printed = tool(*arguments, code=2)
+    assert "Traceback" not in printed
+    arguments.insert(place, "--debug")
+    printed = tool(*arguments, code=2)
+    assert "Traceback (most recent call last)" in printed
+    assert "no.yaml: cannot read the configuration" in printed.splitlines()[-1]
