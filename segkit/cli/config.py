@@ -57,7 +57,7 @@ def _text(value: Any) -> str:
     """A value as in YAML, on one line; a dash where there is none."""
     import json
 
-    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _print_columns(rows: Sequence[tuple[str, str, str]]) -> None:

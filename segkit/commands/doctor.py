@@ -22,6 +22,7 @@ from segkit._version import VERSION
 from segkit.data.memory_check import available, in_gb
 from segkit.training.precision import chosen_precision
 from segkit.utils.environment import environment
+from segkit.utils.text import one_line
 
 PACKAGE = "segkit-trainer"
 LITTLE_MEMORY, LITTLE_DISK, LITTLE_SHARED = 4e9, 5e9, 1e9  # bytes
@@ -40,7 +41,7 @@ class Finding:
 
 def doctor(console: Console) -> bool:
     """Print all findings, and the advice below them. Returns whether there is any."""
-    found = [finding for check in CHECKS for finding in check()]
+    found = [finding for check in CHECKS for finding in _findings(check)]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -55,12 +56,29 @@ def doctor(console: Console) -> bool:
     return bool(advised)
 
 
+def _findings(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """What a check finds. If it fails, that is a finding: the machine may be the one that has to be looked at."""
+    found = []
+    try:
+        for finding in check():
+            found.append(finding)  # noqa: PERF402  (those before a failure count)
+    except Exception as error:  # of any type, such as of a driver
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
+        found.append(Finding(check.__name__, f"cannot be found out ({reason})", "see the reason above"))
+    return found
+
+
 def software() -> Iterator[Finding]:
     """Versions, and whether they are those that segkit needs."""
     recorded = environment()
     yield Finding("segkit", f"{VERSION}, code {recorded['revision'] or 'installed'}, {Path(__file__).parents[1]}")
     yield Finding("Python", f"{platform.python_version()} on {platform.platform()}")
-    for requirement in map(Requirement, metadata.requires(PACKAGE) or []):
+    try:
+        needed = metadata.requires(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        yield Finding(PACKAGE, "not installed, but found on the path", "install it: pip install -e .")
+        return
+    for requirement in map(Requirement, needed):
         if requirement.marker is None:
             yield from _package(requirement)
     missing = sorted(extra for extra in _extras() if not _has_extra(extra))
@@ -107,17 +125,15 @@ def conflicts() -> Iterator[Finding]:
 
 def processor() -> Iterator[Finding]:
     """Cores, threads and number formats."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
-    set_by = os.environ.get("OMP_NUM_THREADS")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    physical = min(usable, psutil.cpu_count(logical=False) or usable)  # two threads of a core gain nothing
+    threads, set_by = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     advice = None
-    if threads < cores:
-        advice = f"a training uses {threads} of {cores} cores" + (
-            f", since OMP_NUM_THREADS is {set_by}; unset it" if set_by else "; set OMP_NUM_THREADS to the cores"
-        )
-    elif threads > cores:
-        advice = f"{threads} threads share {cores} cores, which is slower: set OMP_NUM_THREADS={cores}"
-    yield Finding("cores, threads", f"{cores}, {threads}", advice)
+    if threads < physical and set_by:
+        advice = f"a training uses {threads} of {physical} cores, since OMP_NUM_THREADS is {set_by}: unset it"
+    elif threads > usable:
+        advice = f"{threads} threads share {usable} cores, which is slower: set OMP_NUM_THREADS={usable}"
+    yield Finding("cores, threads", f"{physical}, {threads}", advice)
     yield Finding("precision auto", f"{chosen_precision('auto', torch.device('cpu'))} on the CPU")
 
 

@@ -22,10 +22,11 @@ from segkit.experiment.evaluate_run import (
     evaluated_cases,
     evaluated_part,
     progress,
+    try_to_draw,
     write_evaluation,
     write_figures,
 )
-from segkit.experiment.evaluation_page import PAGE, write_page
+from segkit.experiment.evaluation_page import PAGE, write_pages
 from segkit.experiment.trained_ensemble import load_members, together
 from segkit.experiment.trained_model import TrainedModel, load_trained
 from segkit.inference.decisions import decided
@@ -244,6 +245,6 @@ def evaluate_predictions(
     out.mkdir(parents=True, exist_ok=True)
     write_results(out, scored, labels, result)  # before the figures, which may fail
     write_figures(scored, labels, out)
-    write_page(out / PAGE, out.name, scored, labels, result)
     print_scores(result, console)
+    try_to_draw(PAGE, lambda: write_pages({out / PAGE: out.resolve().name}, scored, labels, result))
     console.print(f"written to {out}", markup=False)

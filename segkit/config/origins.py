@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segkit.config.schema import Config, leaves
+from segkit.config.schema import FORMER_NAMES, Config, leaves
 from segkit.config.yaml_reader import KeyPath
 from segkit.config.yaml_tree import apply_overrides, parse_file
 
@@ -22,11 +22,33 @@ def origins(config: Config, file: Path, overrides: Sequence[str]) -> list[tuple[
     """
     tree, lines = parse_file(file)
     overridden, _errors = apply_overrides(tree, overrides)
+    content = config.to_dict()
     found = []
-    for key, value in leaves(config.to_dict()).items():
+    for key, value in leaves(content).items():
         path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-        found.append((key, value, _origin(path, tree, lines, overridden)))
+        places = [_written(path, tree, content), _former(_written(path, tree, content))]
+        known = [origin for place in places if (origin := _origin(place, tree, lines, overridden)) != DEFAULT]
+        found.append((key, value, known[0] if known else DEFAULT))
     return found
+
+
+def _written(path: KeyPath, tree: Mapping[str, Any], content: Mapping[str, Any]) -> KeyPath:
+    """Where the value at a path of the checked configuration stands in the file, in the forms that the file may have:
+    a single term of the loss without a list, and transforms after those of a preset."""
+    if path[:2] == ("loss", 0) and not isinstance(tree.get("loss"), list):
+        return ("loss", *path[2:])
+    if path[:2] == ("augment", "transforms") and len(path) > 2:
+        own = _at(tree, ("augment", "transforms"))
+        from_preset = len(content["augment"]["transforms"]) - (len(own) if isinstance(own, list) else 0)
+        number = path[2] - from_preset
+        return (*path[:2], number, *path[3:]) if number >= 0 else ("augment", "preset")
+    return path
+
+
+def _former(path: KeyPath) -> KeyPath:
+    """The same path with the name that its option had in earlier versions."""
+    former = FORMER_NAMES.get((str(path[0]), str(path[-1])))
+    return path if former is None else (*path[:-1], former)
 
 
 def _origin(
@@ -42,11 +64,7 @@ def _origin(
         # an override of another key has made a mapping of a name, whose key has no line of its own
         has_key = length < len(path) and _at(tree, path[: length + 1]) is not None
         if length < len(path) and isinstance(written, dict) and not has_key:
-            if "preset" not in written:
-                return DEFAULT  # of a section that the file has, but not this key
-            part = (*part, "preset")
-            if part in overridden:
-                return overridden[part]
+            return DEFAULT  # of a section that the file has, but not this key
         if part in lines:
             return f"line {lines[part]}"
     return DEFAULT

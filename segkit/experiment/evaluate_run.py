@@ -14,12 +14,14 @@ from rich.console import Console
 from torch import Tensor
 
 from segkit.config import Config
+from segkit.data.cases import Case
 from segkit.data.datasets import EvaluationSet
+from segkit.data.formats import FORMATS, format_name
 from segkit.data.splits import PARTS
 from segkit.evaluation.results import CaseScores, Origin, scores_json, write_results
 from segkit.evaluation.scorer import score_cases
 from segkit.experiment.build import scoring_of
-from segkit.experiment.evaluation_page import PAGE, DrawnCase, write_page
+from segkit.experiment.evaluation_page import PAGE, DrawnCase, write_pages
 from segkit.experiment.trained_model import TrainedModel
 from segkit.inference.predictor import ImagePredictor
 from segkit.labels import Labels
@@ -92,32 +94,33 @@ def write_evaluation(
         keep = _MaskKeeper(temporary) if config.evaluation.overlays else None
         scored = score_cases(predictor, cases, labels, scoring, shown, group=processes.group, keep=keep)
         result = scores_json(scored, labels, scoring, split=split, origin=origin)
-        chosen = chosen_cases(cases, labels, scored.cases, temporary, processes) if keep is not None else []
+        table: Any = scored.cases
+        reported = table[~table["class"].isin(result["rules"]["exclude_classes"])]
+        chosen = chosen_cases(cases, labels, reported, temporary, processes) if keep is not None else []
     if not processes.is_first:
         return result
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    for name in PICTURES:  # of an earlier evaluation
-        (folder / name).unlink(missing_ok=True)
+    pages = _pages(folder, split, run, is_of_run=is_of_run)
+    for file in (*map(folder.joinpath, PICTURES), *pages):  # of an earlier evaluation
+        file.unlink(missing_ok=True)
     with _drawing(folder) if config.evaluation.overlays else nullcontext():
         write_results(folder, scored, labels, result)
         drawn: list[DrawnCase] = []
         if config.evaluation.overlays:
-            _try_to_draw("overlays.png", lambda: drawn.extend(drawn_cases(cases, chosen)))
-            _try_to_draw("overlays.png", lambda: write_overlays(drawn, labels, folder / "overlays.png"))
+            try_to_draw("overlays.png", lambda: drawn.extend(drawn_cases(cases, chosen)))
+            try_to_draw("overlays.png", lambda: write_overlays(drawn, labels, folder / "overlays.png"))
             write_figures(scored, labels, folder)
-        for page, title in _pages(folder, split, run, is_of_run=is_of_run):
-            _try_to_draw(
-                PAGE, lambda page=page, title=title: write_page(page, title, scored, labels, result, drawn, config, run)
-            )
+        of_run = {"is_of_run": is_of_run}
+        try_to_draw(PAGE, lambda: write_pages(pages, scored, labels, result, drawn, config, run, **of_run))
     return result
 
 
-def _pages(folder: Path, part: str, run: Run | None, *, is_of_run: bool) -> list[tuple[Path, str]]:
-    """The pages of an evaluation, each with its title: its own and, if it is that of a run, the page of the run."""
-    name = folder.name if run is None else run.folder.name
-    pages = [(folder / PAGE, f"{name}: {part}")]
-    return [*pages, (run.folder / PAGE, name)] if run is not None and is_of_run else pages
+def _pages(folder: Path, part: str, run: Run | None, *, is_of_run: bool) -> dict[Path, str]:
+    """The pages of an evaluation and their titles: its own and, if it is that of a run, the page of the run."""
+    name = (folder if run is None else run.folder).resolve().name
+    pages = {folder / PAGE: f"{name}: {part}"}
+    return pages | {run.folder / PAGE: name} if run is not None and is_of_run else pages
 
 
 @contextmanager
@@ -168,7 +171,7 @@ class _MaskKeeper:
             )
 
 
-def _try_to_draw(name: str, draw: Callable[[], None]) -> None:
+def try_to_draw(name: str, draw: Callable[[], None]) -> None:
     """Draw a picture. If this fails, warn: the scores are already written, and they do not depend on it."""
     try:
         draw()
@@ -190,10 +193,10 @@ def write_figures(scored: CaseScores, labels: Labels, folder: Path) -> None:
 
     if scored.matrix is not None:
         matrix = scored.matrix
-        _try_to_draw("confusion.png", lambda: confusion_figure(matrix, labels.names, folder / "confusion.png"))
+        try_to_draw("confusion.png", lambda: confusion_figure(matrix, labels.names, folder / "confusion.png"))
     if scored.calibration is not None:
         calibration = scored.calibration
-        _try_to_draw("reliability.png", lambda: reliability_figure(calibration, folder / "reliability.png"))
+        try_to_draw("reliability.png", lambda: reliability_figure(calibration, folder / "reliability.png"))
 
 
 Chosen = tuple[str, float, int, np.ndarray]  # rank, Dice, number of the case, predicted mask
@@ -221,8 +224,16 @@ def drawn_cases(cases: EvaluationSet, chosen: Sequence[Chosen]) -> list[DrawnCas
     for rank, dice, number, predicted in chosen:
         raw = cases.raw(number)
         assert raw.mask is not None
-        drawn.append(DrawnCase(rank, cases.cases[number].name, dice, raw.image, raw.mask, predicted, raw.spacing))
+        case = cases.cases[number]
+        arrays = (raw.image, raw.mask, predicted, raw.spacing)
+        drawn.append(DrawnCase(rank, case.name, dice, *arrays, is_anatomical=_is_anatomical(case)))
     return drawn
+
+
+def _is_anatomical(case: Case) -> bool:
+    """Whether the image of a case is in a format that says where its voxels lie, and was turned accordingly."""
+    name = format_name(case.images[0]) if case.images else None
+    return name is not None and FORMATS[name].has_geometry
 
 
 def write_overlays(drawn: Sequence[DrawnCase], labels: Labels, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 MIRRORED = {"better": "worse", "worse": "better"}
@@ -14,55 +15,66 @@ def enumerated(names: Sequence[str]) -> str:
 
 
 def advice(result: Mapping[str, Any]) -> list[str]:
-    """The advice, one sentence each. result: the contents of comparison.json, the best loss first."""
+    """The advice, one sentence each; none where there is nothing to choose from.
+
+    result: the contents of comparison.json, the best loss first.
+    """
     losses = [loss["name"] for loss in result["losses"] if loss["runs"]]
     if len(losses) < 2 or not result["pairs"]:
         return []
     if result["scope"] == "checkpoints":
         return [
-            "These results cannot say which loss to take: they are of single trainings, whose scores would differ with "
-            "another seed. Train each loss with several seeds."
+            "These results cannot say which loss to take: at most one loss has several runs, and the score of a single "
+            "run would differ with another seed. Train each loss with several seeds."
         ]
     if result["family"] == "vs_baseline":
-        return [_advice_against(result), _sureness(result)]
-    best, *others = losses
-    verdicts = {other: _verdict_on(result, best, other) for other in others}
-    worse = [other for other in others if verdicts[other] == "better"]
-    equal = [other for other in others if verdicts[other] == "equivalent"]
-    open_ = [other for other in others if verdicts[other] not in ("better", "equivalent")]
-    if not open_ and not equal:
-        return [f"Take {best}: it is better than {_all(others)}.", _sureness(result)]
-    behind = f" {enumerated(worse)} {'is' if len(worse) == 1 else 'are'} worse than {best}." if worse else ""
-    if not open_:
-        margin = f"{result['margin']:g}"
-        return [f"Take {_any_of([best, *equal])}: they differ by less than {margin}.{behind}", _sureness(result)]
-    alike = _any_of([best, *equal, *open_])
-    lead = f"Take {alike}" if worse else "No loss can be preferred"
+        return _advice_against(result, losses)
+    candidates = [loss for loss in losses if not any(_verdict(result, other, loss) == "better" for other in losses)]
+    worse = [loss for loss in losses if loss not in candidates]
+    behind = f" {enumerated(worse)} {'is' if len(worse) == 1 else 'are'} worse." if worse else ""
+    pairs = list(combinations(candidates, 2))
+    if not candidates:  # verdicts that go in a circle
+        return ["No loss can be preferred: each is worse than another one.", _sureness(result)]
+    if not pairs:
+        (best,) = candidates
+        if all(_verdict(result, best, other) == "better" for other in worse):
+            return [f"Take {best}: it is better than {_all(worse)}.", _sureness(result)]
+        return [f"Take {best}: no other loss is better.{behind}", _sureness(result)]
+    if all(_verdict(result, *pair) == "equivalent" for pair in pairs):
+        alike = f"they differ by less than {result['margin']:g}"
+        return [f"Take {_any_of(candidates)}: {alike}.{behind}", _sureness(result)]
+    lead = f"Take {_any_of(candidates)}" if worse else "No loss can be preferred"
+    chance = f"{candidates[0]} has the best mean of them, which may be chance."
+    undecided = [pair for pair in pairs if _verdict(result, *pair) != "equivalent"]
     return [
-        f"{lead}: nothing shows which of them is better. {best} has the best mean, which may be chance.{behind}",
-        _more_seeds(result, best, open_),
+        f"{lead}: nothing shows which of them is best. {chance}{behind}",
+        *_more_seeds(result, undecided),
         _sureness(result),
     ]
 
 
-def _advice_against(result: Mapping[str, Any]) -> str:
+def _advice_against(result: Mapping[str, Any], losses: Sequence[str]) -> list[str]:
     """Whether to leave the baseline, with which all other losses were compared."""
     baseline = result["baseline"]
+    if baseline not in losses:
+        return [f"These results cannot say which loss to take: the baseline {baseline} has no complete runs."]
     better = [pair["a"] for pair in result["pairs"] if pair["verdict"] == "better"]
     if not better:
-        return f"Keep the baseline {baseline}: no other loss is shown to be better."
+        return [f"Keep the baseline {baseline}: no other loss is shown to be better.", _sureness(result)]
     they_are = "it is" if len(better) == 1 else "they are"
-    return f"Take {_any_of(better)} instead of the baseline {baseline}: {they_are} better."
+    return [f"Take {_any_of(better)} instead of the baseline {baseline}: {they_are} better.", _sureness(result)]
 
 
-def _verdict_on(result: Mapping[str, Any], a: str, b: str) -> str | None:
+def _verdict(result: Mapping[str, Any], a: str, b: str) -> str | None:
     """The verdict on a, compared with b."""
-    for pair in result["pairs"]:
-        if (pair["a"], pair["b"]) == (a, b):
-            return pair["verdict"]
-        if (pair["a"], pair["b"]) == (b, a):
-            return MIRRORED.get(pair["verdict"], pair["verdict"])
-    return None
+    pair = _pair(result, a, b)
+    if pair is None:
+        return None
+    return pair["verdict"] if pair["a"] == a else MIRRORED.get(pair["verdict"], pair["verdict"])
+
+
+def _pair(result: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:
+    return next((pair for pair in result["pairs"] if {pair["a"], pair["b"]} == {a, b}), None)
 
 
 def _any_of(names: Sequence[str]) -> str:
@@ -73,26 +85,28 @@ def _all(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"every other loss ({enumerated(names)})"
 
 
-def _more_seeds(result: Mapping[str, Any], best: str, others: Sequence[str]) -> str:
-    """How many more trainings could decide it."""
-    wanted = [{best, other} for other in others]
-    pairs = [pair for pair in result["pairs"] if {pair["a"], pair["b"]} in wanted]
-    needed = [number for pair in pairs if (number := pair.get("seeds_needed")) is not None]
-    if len(needed) < len(others):
-        return "More seeds alone would not show which is better: the cases are too few or too different."
-    seeds = max(len(loss["runs"]) for loss in result["losses"] if loss["name"] in (best, *others))
-    return (
-        f"About {max(needed)} seeds per loss in all, instead of {seeds}, would show whether one of them is better, if "
-        "differences and variances stay as they are."
-    )
+def _more_seeds(result: Mapping[str, Any], undecided: Sequence[tuple[str, str]]) -> list[str]:
+    """How many trainings could tell losses apart; nothing where that was not computed, as for folds."""
+    pairs = [pair for names in undecided if (pair := _pair(result, *names)) is not None]
+    if not all("seeds_needed" in pair for pair in pairs):
+        reasons = dict.fromkeys(pair["reason"] for pair in pairs if pair.get("reason"))
+        return [f"{reason[:1].upper()}{reason[1:]}." for reason in reasons]
+    needed = [pair["seeds_needed"] for pair in pairs]
+    if None in needed:
+        return ["Even 200 seeds per loss would not tell all of them apart, as far as these results show."]
+    seeds = max(len(loss["runs"]) for loss in result["losses"])
+    return [
+        f"About {max(needed)} seeds per loss in all, instead of {seeds}, would tell them apart, if differences and "
+        "variances stay as they are."
+    ]
 
 
 def _sureness(result: Mapping[str, Any]) -> str:
-    """How often such statements are wrong."""
-    tested = sum(pair["p"] is not None for pair in result["pairs"])
-    if not tested:
+    """How often such statements are wrong: a wrong verdict needs an adjusted interval that misses the difference, and
+    all of them together do so in 5 % of the comparisons."""
+    if all(pair["p"] is None for pair in result["pairs"]):
         return "Nothing was tested."
     return (
-        "How sure: among losses that are in truth equal, at most 5 in 100 comparisons like this one would call "
-        f"{'any' if tested > 1 else 'one'} better or worse by chance. This holds for images and training like these."
+        "How sure: in about 5 of 100 comparisons like this one, or fewer, chance makes any loss look better, worse or "
+        "equivalent that is not."
     )

@@ -15,6 +15,7 @@ from segkit.labels import Labels
 from segkit.report.overlays import (
     CONFUSED,
     CORRECT,
+    IGNORED,
     MISSED,
     SPURIOUS,
     View,
@@ -29,6 +30,8 @@ from segkit.report.overlays import (
 MOST_PIXELS = 640  # along a side; of larger images every n-th pixel is shown
 FILLED, OUTLINED = 0.35, 1.0  # opacity
 PLANES = ("sagittal", "coronal", "axial")  # across the first, second and third axis of a volume in RAS orientation
+MOST_CLASSES = 36  # of the legend
+NARROWEST = 0.25  # width by height, and height by width, of a picture
 
 
 @dataclass(frozen=True)
@@ -66,33 +69,45 @@ def case_view(
     prediction: np.ndarray,
     spacing: Sequence[float],
     labels: Labels,
+    *,
+    is_anatomical: bool = True,
 ) -> CaseView:
     """The pictures of a case: of a volume, the slices with the most foreground across each axis.
 
     image, mask, prediction: as for `overlay_figure`. spacing: [D].
+    is_anatomical: whether the axes of a volume lead to the right, the front and the top, as those of medical formats
+        do after reading. If not, slices are shown as they are stored.
     """
     planes = [
-        _plane(caption, view_of_plane(*arrays, labels), lengths, labels)
-        for caption, arrays, lengths in _planes(image, mask, prediction, spacing, labels)
+        _plane(caption, view_of_plane(*_thinned(arrays), labels), lengths, labels)
+        for caption, arrays, lengths in _planes(image, mask, prediction, spacing, labels, is_anatomical)
     ]
     return CaseView(rank, name, score, planes)
 
 
 def legend(labels: Labels) -> list[tuple[str, str]]:
-    """What the colours mean, as names and colours."""
+    """What the colours mean, as names and colours; of many classes, the first ones."""
     classes = [labels.channel_names[channel] for channel in labels.foreground]
+    shown = [*zip(classes, class_colours(labels), strict=True)][:MOST_CLASSES]
+    more = [(f"and {len(classes) - len(shown)} more classes", "transparent")] if len(shown) < len(classes) else []
     errors = [("errors: correct", CORRECT), ("spurious", SPURIOUS), ("missed", MISSED)]
     errors += [("wrong class", CONFUSED)] if len(classes) > 1 else []
-    return [*zip(classes, class_colours(labels), strict=True), *errors]
+    errors += [("ignored (striped)", IGNORED[0])] if labels.ignore_index is not None else []
+    return [*shown, *more, *errors]
 
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _planes(
-    image: np.ndarray, mask: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], labels: Labels
+    image: np.ndarray,
+    mask: np.ndarray,
+    prediction: np.ndarray,
+    spacing: Sequence[float],
+    labels: Labels,
+    is_anatomical: bool,
 ) -> Iterator[tuple[str, Arrays, tuple[float, float]]]:
-    """Captions, two-dimensional arrays and the lengths of their two sides."""
+    """Captions, two-dimensional arrays and the lengths of their two sides, height and width."""
     if image.ndim == 3:
         rows, columns = image.shape[1:]
         yield "", (image, mask, prediction), (rows * spacing[0], columns * spacing[1])
@@ -100,10 +115,13 @@ def _planes(
     reference, predicted = foreground_pixels(mask, prediction, labels)
     for axis, plane in enumerate(PLANES):
         number = choose_slice(np.moveaxis(reference, axis, -1)[None], np.moveaxis(predicted, axis, -1)[None])
-        arrays = [_turned(np.take(array, number, axis - 3)) for array in (image[:1], mask, prediction)]
-        across, up = (image.shape[other + 1] * spacing[other] for other in range(3) if other != axis)
-        caption = f"{plane}, slice {number + 1} of {image.shape[axis + 1]}"
-        yield caption, (arrays[0], arrays[1], arrays[2]), (up, across)
+        arrays = [np.take(array, number, axis - 3) for array in (image[:1], mask, prediction)]
+        sides = [image.shape[other + 1] * spacing[other] for other in range(3) if other != axis]
+        name = plane if is_anatomical else f"across axis {axis + 1}"
+        if is_anatomical:
+            arrays, sides = [_turned(array) for array in arrays], sides[::-1]
+        caption = f"{name}, slice {number + 1} of {image.shape[axis + 1]}"
+        yield caption, (arrays[0], arrays[1], arrays[2]), (sides[0], sides[1])
 
 
 def _turned(array: np.ndarray) -> np.ndarray:
@@ -111,17 +129,16 @@ def _turned(array: np.ndarray) -> np.ndarray:
     return np.flip(np.swapaxes(array, -1, -2), -2)
 
 
+def _thinned(arrays: Arrays) -> Arrays:
+    """Every n-th row and column, before anything is computed for each pixel."""
+    step = max(1, -(-max(arrays[0].shape[-2:]) // MOST_PIXELS))
+    image, mask, prediction = (array[..., ::step, ::step] for array in arrays)
+    return image, mask, prediction
+
+
 def _plane(caption: str, view: View, lengths: tuple[float, float], labels: Labels) -> Plane:
-    step = max(1, -(-max(view.image.shape[:2]) // MOST_PIXELS))
-    thin = (slice(None, None, step),) * 2
-    view = View(
-        view.caption,
-        view.image[thin],
-        view.reference[(slice(None), *thin)],
-        view.predicted[(slice(None), *thin)],
-        view.valid[thin],
-    )
-    height, width = lengths
+    ratio = min(max(lengths[1] / lengths[0], NARROWEST), 1 / NARROWEST)
+    height, width = 1.0, ratio
     layers = [_class_layer(planes, view, labels) for planes in (view.reference, view.predicted)]
     image = _data_url(np.rint(255 * view.image).astype(np.uint8), "JPEG")
     return Plane(caption, width, height, image, *(_data_url(layer, "PNG") for layer in (*layers, _error_layer(view))))
@@ -130,10 +147,11 @@ def _plane(caption: str, view: View, lengths: tuple[float, float], labels: Label
 def _class_layer(planes: np.ndarray, view: View, labels: Labels) -> np.ndarray:
     """The classes of a mask in their colours, filled and outlined, uint8 RGBA [H, W, 4]."""
     layer = np.zeros((*view.valid.shape, 4))
-    for plane, colour in zip(planes, class_colours(labels), strict=True):
-        outline = plane & np.logical_not(binary_erosion(plane, border_value=1))
+    shown = [(plane, colour) for plane, colour in zip(planes, class_colours(labels), strict=True) if plane.any()]
+    for plane, colour in shown:
         _paint(layer, plane, colour, FILLED)
-        _paint(layer, outline, colour, OUTLINED)
+    for plane, colour in shown:  # above all fills, so that a class inside another one is seen
+        _paint(layer, plane & np.logical_not(binary_erosion(plane, border_value=1)), colour, OUTLINED)
     return _finished(layer, view)
 
 
@@ -143,13 +161,23 @@ def _error_layer(view: View) -> np.ndarray:
     missed = (view.reference & ~view.predicted).any(0)
     spurious = (view.predicted & ~view.reference).any(0)
     correct = (view.reference & view.predicted).any(0)
-    for plane, colour in ((correct, CORRECT), (spurious, SPURIOUS), (missed, MISSED), (missed & spurious, CONFUSED)):
+    kinds = (
+        (correct & ~missed & ~spurious, CORRECT),
+        (spurious & ~missed, SPURIOUS),
+        (missed & ~spurious, MISSED),
+        (missed & spurious, CONFUSED),
+    )
+    for plane, colour in kinds:
         _paint(layer, np.asarray(plane), colour, 0.7)
     return _finished(layer, view)
 
 
 def _paint(layer: np.ndarray, plane: np.ndarray, colour: str, opacity: float) -> None:
-    layer[plane] = (*rgb(colour), opacity)
+    """Paint pixels of a layer over what is there."""
+    below = layer[plane]
+    alpha = opacity + below[:, 3:] * (1 - opacity)
+    mixed = opacity * np.array(rgb(colour)) + below[:, 3:] * (1 - opacity) * below[:, :3]
+    layer[plane] = np.concatenate([mixed / alpha, alpha], 1)
 
 
 def _finished(layer: np.ndarray, view: View) -> np.ndarray:

@@ -58,12 +58,12 @@ class Chart:
     @property
     def x_ticks(self) -> list[Tick]:
         low, high = self._x_limits
-        return [Tick(100 * (value - low) / (high - low), short(value)) for value in round_numbers(low, high)]
+        return [Tick(100 * place, text) for place, text in ticks(low, high)]
 
     @property
     def y_ticks(self) -> list[Tick]:
         low, high = self._y_limits
-        return [Tick(100 * (high - value) / (high - low), short(value)) for value in round_numbers(low, high)]
+        return [Tick(100 * (1 - place), text) for place, text in ticks(low, high)]
 
     def places(self, line: Line) -> list[Point]:
         """The points of a line in percent."""
@@ -89,6 +89,19 @@ class Chart:
     def _y_limits(self) -> Point:
         values = [y for line in self.lines for _x, y in line.points]
         return self.y_range or widened(min(values), max(values))
+
+
+def ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers along an axis: their place as a share of it, and their text with as many decimals as they need."""
+    step = _round_step(low, high)
+    small = step < 1e-4 or max(abs(low), abs(high)) >= 1e7
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    decimals += not math.isclose(round(step, decimals), step, rel_tol=1e-6)  # steps such as 0.25
+    found = []
+    for value in round_numbers(low, high):
+        text = f"{value:.4g}" if small else f"{round(value, decimals) + 0.0:,.{decimals}f}"
+        found.append(((value - low) / (high - low), text))
+    return found
 
 
 def round_numbers(low: float, high: float) -> list[float]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from segkit.report.case_views import CaseView
-from segkit.report.charts import Chart, Line, Tick, round_numbers, short, widened
+from segkit.report.charts import Chart, Line, Tick, ticks, widened
 from segkit.report.evaluation_figures import MAX_CURVES, most_confused
 from segkit.report.html import number, write_html
 from segkit.report.score_notes import basis, caveats, heading
@@ -111,7 +111,8 @@ def write_run_page(
     foreground: the names of the foreground classes.
     """
     main = _per_class(scores)[0]
-    shown = shown_classes(scores, main, foreground)
+    averaged = averaged_classes(scores, main, foreground)
+    shown = shown_classes(scores, main, averaged)
     values = {
         "title": title,
         "headline": headline(scores, main),
@@ -122,13 +123,14 @@ def write_run_page(
         "classes": class_rows(scores),
         "mean": mean_row(scores),
         "of_cases": [
-            [Cell(heading(name)), *(Cell(number(score[key])) for key in ("mean", "median")), Cell(str(score["cases"]))]
+            [Cell(heading(name)), *(_number(score.get(key)) for key in ("mean", "median")), Cell(str(score["cases"]))]
             for name, score in scores.get("of_cases", {}).items()
         ],
         "metric": heading(main),
         "distributions": distributions(cases, main, shown),
         "case_columns": ["case", *shown, "mean"],
-        "cases": case_rows(cases, main, shown),
+        "cases": case_rows(cases, main, shown, averaged),
+        "left_out": len(averaged) - len(shown),
         "shown_cases": MOST_ROWS,
         "confusion": None if material.confusion is None else confusion(*material.confusion),
         "reliability": reliability_charts(scores.get("calibration")),
@@ -146,7 +148,7 @@ def headline(scores: Mapping[str, Any], metric: str) -> str:
     if mean is None:
         return f"No {heading(metric)} for {cases}: {scores['mean_reason'].get(metric, 'nothing was counted')}"
     ends = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
-    return f"{heading(metric)} {mean:.3f}{ends}, mean over {cases}"
+    return f"{heading(metric)} {mean:.3f}{ends}, {cases}"
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
@@ -212,7 +214,8 @@ def mean_row(scores: Mapping[str, Any]) -> list[Cell]:
         interval = scores["mean_intervals"].get(metric, {}).get("ci95")
         row += [_number(scores["mean"][metric]), _interval(interval), Cell("")]
     counts = scores["mean_counts"][metrics[0]] if metrics else {}
-    return [*row, *(Cell(str(counts[key])) for key in ("pairs", "missed", "spurious"))]
+    texts = [f"{counts.get('pairs', 0)} in all", *(str(counts.get(key, 0)) for key in ("missed", "spurious"))]
+    return [*row, *map(Cell, texts)]
 
 
 def _number(value: float | None) -> Cell:
@@ -223,9 +226,13 @@ def _interval(ends: Sequence[float] | None) -> Cell:
     return Cell("-") if ends is None else Cell(f"{ends[0]:.3f} to {ends[1]:.3f}", ends[0])
 
 
-def shown_classes(scores: Mapping[str, Any], metric: str, foreground: Sequence[str]) -> list[str]:
-    """The classes over which the mean is taken, of many those with the lowest scores."""
-    averaged = scores["classes"] if metric in scores["rules"]["background"] else set(foreground)
+def averaged_classes(scores: Mapping[str, Any], metric: str, foreground: Sequence[str]) -> list[str]:
+    """The classes over which the mean is taken."""
+    return [name for name in scores["classes"] if metric in scores["rules"]["background"] or name in foreground]
+
+
+def shown_classes(scores: Mapping[str, Any], metric: str, averaged: Sequence[str]) -> list[str]:
+    """Those of the averaged classes that are shown, of many those with the lowest scores."""
     means = {name: score[metric]["mean"] for name, score in scores["classes"].items() if name in averaged}
     lowest = sorted(means, key=lambda name: math.inf if means[name] is None else means[name])[:MOST_CLASSES]
     return [name for name in means if name in lowest]
@@ -240,11 +247,10 @@ def distributions(cases: pd.DataFrame, metric: str, classes: Sequence[str]) -> D
     low, high = widened(counted[metric].min(), counted[metric].max())
     rows = []
     for name in classes:
-        ranked = counted[counted["class"] == name].sort_values([metric, "case"], ascending=[_is_score(metric), True])
+        ranked = counted[counted["class"] == name].sort_values([metric, "case"])
         if len(ranked):
             rows.append(_distribution(name, ranked["case"].tolist(), ranked[metric].to_numpy(float), low, high))
-    ticks = [Tick(100 * (value - low) / (high - low), short(value)) for value in round_numbers(low, high)]
-    return Distributions(rows, ticks)
+    return Distributions(rows, [Tick(100 * place, text) for place, text in ticks(low, high)])
 
 
 def _distribution(name: str, cases: Sequence[str], values: np.ndarray, low: float, high: float) -> Distribution:
@@ -259,22 +265,16 @@ def _distribution(name: str, cases: Sequence[str], values: np.ndarray, low: floa
     return Distribution(name, dots, 100 * (median - low) / (high - low), f"median {median:.3f}, worst {worst}", worst)
 
 
-def _is_score(metric: str) -> bool:
-    """Whether larger values are better."""
-    return metric not in ("hd", "hd95", "assd", "volume_difference")
-
-
 def _spread(rank: int) -> float:
     """Heights from 0 to 1 at which neighbours do not cover each other."""
     return rank * 0.618034 % 1
 
 
-def case_rows(cases: pd.DataFrame, metric: str, classes: Sequence[str]) -> list[list[Cell]]:
-    """The score of each case for each class, the worst case first."""
+def case_rows(cases: pd.DataFrame, metric: str, classes: Sequence[str], averaged: Sequence[str]) -> list[list[Cell]]:
+    """The score of each case for each class, the case with the worst mean over the averaged classes first."""
     table: Any = cases.pivot_table(index="case", columns="class", values=metric, dropna=False)
-    wide = table.reindex(columns=list(classes))
-    means = wide.mean(axis=1)
-    order = means.sort_values(ascending=_is_score(metric), kind="stable").index[:MOST_ROWS]
+    wide, means = table.reindex(columns=list(classes)), table.reindex(columns=list(averaged)).mean(axis=1)
+    order = means.sort_values(kind="stable").index[:MOST_ROWS]
     return [[Cell(str(case)), *(_finite(value) for value in wide.loc[case]), _finite(means[case])] for case in order]
 
 
@@ -346,7 +346,8 @@ def cost(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         return []
     times = [record.get("time", {}) for record in steps]
     epochs = [record for record in records if record["kind"] == "epoch"]
-    validation = [record.get("time", {}).get("validation_seconds", 0.0) for record in epochs]
+    seconds = [record.get("time", {}).get("validation_seconds") for record in epochs]
+    validation = [value for value in seconds if value is not None]
     rates = [time["images_per_second"] for time in times if "images_per_second" in time]
     waiting = [time["waiting_for_data"] for time in times if "waiting_for_data" in time]
     memory = [time["memory_peak_mb"] for time in times if time.get("memory_peak_mb") is not None]
@@ -356,5 +357,7 @@ def cost(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     if waiting:
         found.append(("waiting for data", f"{100 * np.median(waiting):.0f} % of the time (median)"))
     if memory:
-        found.append(("peak memory of the process", f"{max(memory) / 1000:.2f} GB"))
-    return [*found, ("validation", f"{sum(validation):.0f} s in {len(validation)} validations")]
+        found.append(("peak memory, of the GPU if there is one", f"{max(memory) / 1000:.2f} GB"))
+    if validation:
+        found.append(("validation", f"{sum(validation):.0f} s in {len(validation)} validations"))
+    return found

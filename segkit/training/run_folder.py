@@ -138,7 +138,7 @@ class Run:
                 *self._numbered(),
                 self.log_file,
                 self.best,
-                *map(self.folder.joinpath, ("mlflow-run", "initial_weights.json")),
+                *map(self.folder.joinpath, ("mlflow-run", "initial_weights.json", "report.html")),
             ):
                 file.unlink(missing_ok=True)
             for name in ("evaluation", "profile", "tensorboard"):

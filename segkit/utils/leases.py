@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
@@ -65,12 +65,23 @@ class Leases:
         if found.st_size or known != identity:
             del self.empty[file]
         elif time.monotonic() - since >= EMPTY_SECONDS:
-            file.unlink(missing_ok=True)
+            _remove_if_same(file, identity)
 
 
 def lease_file(folder: Path) -> Path:
     """The file that exists while a lease on a folder is held."""
     return folder.with_name(f"{folder.name}.lease")
+
+
+def _remove_if_same(file: Path, identity: tuple[int, int]) -> None:
+    """Remove a file, unless another process has meanwhile removed it and made its own."""
+    aside = file.with_name(f"{file.name}.{os.getpid()}.abandoned")
+    with suppress(OSError):
+        file.rename(aside)
+        found = aside.stat()
+        if (found.st_ino, found.st_mtime_ns) != identity:
+            aside.rename(file)
+        aside.unlink(missing_ok=True)
 
 
 def _stop(_lost: object) -> None:

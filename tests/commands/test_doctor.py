@@ -59,7 +59,7 @@ def test_two_packages_with_the_same_module(monkeypatch):
 
 @pytest.mark.parametrize(
     ("threads", "variable", "words"),
-    [(1, "1", "is 1; unset it"), (1, None, "set OMP_NUM_THREADS"), (4, None, None), (9, None, "slower")],
+    [(1, "1", "is 1: unset it"), (4, None, None), (2, None, None), (9, None, "set OMP_NUM_THREADS=4")],
 )
 def test_threads_and_cores(monkeypatch, threads, variable, words):
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _process: set(range(4)))
@@ -80,6 +80,33 @@ def test_a_driver_without_a_device(monkeypatch, cuda, words):
     assert words in advice(doctor.devices)["GPU"]
     monkeypatch.setattr(doctor.shutil, "which", lambda _name: None)
     assert advice(doctor.devices)["GPU"] is None
+
+
+def test_a_processor_with_two_threads_a_core_needs_one_each(monkeypatch):
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _process: set(range(16)))
+    monkeypatch.setattr(doctor.psutil, "cpu_count", lambda **_options: 8)
+    monkeypatch.setattr(doctor.torch, "get_num_threads", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert advice(doctor.processor)["cores, threads"] is None
+
+
+def test_a_check_that_fails_does_not_hide_the_others(monkeypatch):
+    def devices():
+        yield doctor.Finding("GPU", "one")
+        raise RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    monkeypatch.setattr(doctor, "CHECKS", (devices, doctor.disks))
+    printed = tool("doctor", code=1)
+    assert "cannot be found out (RuntimeError: CUDA error: out of memory" in printed
+    assert "open files" in printed
+
+
+def test_a_checkout_that_is_not_installed(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "requires", missing)
+    assert advice(doctor.software)[doctor.PACKAGE] == "install it: pip install -e ."
 
 
 def test_little_memory_and_little_room(monkeypatch):

@@ -52,6 +52,22 @@ def test_each_value_has_its_origin(file):
     assert found["loader.batch"][1] == "default"
 
 
+def test_short_and_former_forms_have_their_lines(tmp_path):
+    terms = "loss:\n  - {name: dice, per: image}\n  - cross_entropy\n"
+    text = CONFIG.replace(terms, "loss:\n  name: focal\n  link: sigmoid\n")
+    text = text.replace("  preset: light\n", "  preset: light\n  transforms:\n    - {name: gaussian_blur, p: 0.1}\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    found = {key: origin for key, _value, origin in origins(load_config(path, []), path, [])}
+    assert found["loss.0.name"] == "line 11", "a single term without a list"
+    assert found["loss.0.activation"] == "line 12", "the former name of the option"
+    assert found["loss.0.gamma"] == "default"
+    transforms = load_config(path, []).augment.transforms
+    assert transforms[-1].name == "gaussian_blur"
+    assert found[f"augment.transforms.{len(transforms) - 1}.p"] == "line 8"
+    assert found["augment.transforms.0.name"] == "line 6", "of the preset"
+
+
 def test_differences_are_those_of_the_values(file):
     first, second = load_config(file, []), load_config(file, ["optimizer.lr=0.1", "name=other", "seed=3"])
     assert differing(first, second) == [("seed", 0, 3), ("optimizer.lr", 0.01, 0.1)]

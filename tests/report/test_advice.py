@@ -1,48 +1,65 @@
 """The first sentences of a comparison: which loss to take, and how sure that is."""
 
+import numpy as np
 import pytest
 
+from segkit.compare.statistics import analyse
 from segkit.report.advice import advice
+from segkit.report.comparison_page import best_first
+
+from support.simulated_tables import long_table
 
 
-def result(verdicts, *, family="all_pairs", baseline=None, scope="losses", needed=None):
+def result(verdicts, *, family="all_pairs", baseline=None, scope="losses", runs=2, **extra):
     """Contents of comparison.json. verdicts: of pairs `a b`, the losses in the order of their means."""
     names = list(dict.fromkeys(name for pair in verdicts for name in pair.split()))
     pairs = [
-        {"a": a, "b": b, "verdict": verdict, "p": 0.5, **({} if needed is None else {"seeds_needed": needed})}
+        {"a": a, "b": b, "verdict": verdict, "p": 0.5, **extra}
         for (a, b), verdict in ((pair.split(), verdict) for pair, verdict in verdicts.items())
     ]
-    losses = [{"name": name, "runs": [1, 2]} for name in names]
     return {
-        "losses": losses,
+        "losses": [{"name": name, "runs": [1] * runs} for name in names],
         "pairs": pairs,
         "scope": scope,
         "family": family,
         "baseline": baseline,
         "margin": 0.005,
-        "higher_is_better": True,
     }
+
+
+CHANCE = "x has the best mean of them, which may be chance."
 
 
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
         ({"x y": "better"}, "Take x: it is better than y."),
-        ({"x y": "better", "z x": "worse"}, "Take x: it is better than every other loss (y and z)."),
+        ({"x y": "better", "z x": "worse", "y z": None}, "Take x: it is better than every other loss (y and z)."),
         ({"x y": "equivalent"}, "Take either of x and y: they differ by less than 0.005."),
         (
-            {"x y": "equivalent", "x z": "equivalent", "w x": "worse"},
-            "Take any of x, y and z: they differ by less than 0.005. w is worse than x.",
+            {"x y": "equivalent", "x z": "equivalent", "z y": "equivalent", "w x": "worse"},
+            "Take any of x, y and z: they differ by less than 0.005. w is worse.",
         ),
         (
-            {"x y": "undecided", "x z": "better"},
-            "Take either of x and y: nothing shows which of them is better. x has the best mean, which may be chance. "
-            "z is worse than x.",
+            {"x y": "equivalent", "x z": "equivalent", "y z": "undecided"},
+            f"No loss can be preferred: nothing shows which of them is best. {CHANCE}",
         ),
         (
-            {"x y": "undecided", "x z": "undecided"},
-            "No loss can be preferred: nothing shows which of them is better. "
-            "x has the best mean, which may be chance.",
+            {"x y": "undecided", "x z": "better", "y z": "undecided"},
+            f"Take either of x and y: nothing shows which of them is best. {CHANCE} z is worse.",
+        ),
+        (
+            {"x y": "undecided", "x z": "undecided", "y z": "better"},
+            f"Take either of x and y: nothing shows which of them is best. {CHANCE} z is worse.",
+        ),
+        (
+            {"x y": "undecided", "x z": "undecided", "y z": "undecided"},
+            f"No loss can be preferred: nothing shows which of them is best. {CHANCE}",
+        ),
+        ({"x y": None, "z x": "better", "z y": "better"}, "Take z: it is better than every other loss (x and y)."),
+        (
+            {"x y": "better", "y z": "better", "z x": "better"},
+            "No loss can be preferred: each is worse than another one.",
         ),
     ],
 )
@@ -50,15 +67,13 @@ def test_the_loss_to_take(verdicts, expected):
     assert advice(result(verdicts))[0] == expected
 
 
-def test_what_would_decide_it():
-    (_lead, more, _sure) = advice(result({"x y": "undecided"}, needed=16))
-    assert more.startswith("About 16 seeds per loss in all, instead of 2, would show whether one of them is better")
-    assert advice(result({"x y": "undecided"}))[1].startswith("More seeds alone would not show which is better")
-
-
-def test_how_sure_it_is():
-    sentence = advice(result({"x y": "better"}))[-1]
-    assert "at most 5 in 100 comparisons like this one would call one better or worse by chance" in sentence
+def test_what_would_tell_losses_apart():
+    sixteen = advice(result({"x y": "undecided"}, seeds_needed=16))[1]
+    assert sixteen.startswith("About 16 seeds per loss in all, instead of 2,")
+    assert advice(result({"x y": "undecided"}, seeds_needed=None))[1].startswith("Even 200 seeds per loss would not")
+    reason = "runs of x (1) failed; the remaining runs are not a fair sample of the loss"
+    assert advice(result({"x y": "undecided"}, reason=reason))[1] == f"R{reason[1:]}."
+    assert len(advice(result({"x y": "undecided"}))) == 2, "as for folds, for which it is not computed"
 
 
 @pytest.mark.parametrize(
@@ -76,10 +91,32 @@ def test_against_a_baseline(verdicts, expected):
     assert advice(result(verdicts, family="vs_baseline", baseline="base"))[0] == expected
 
 
-def test_single_runs_give_no_advice_on_losses():
-    (sentence,) = advice(result({"x y": None}, scope="checkpoints"))
-    assert "cannot say which loss to take" in sentence
+def test_a_baseline_without_runs_is_not_recommended():
+    found = result({"x base": "undecided", "y base": "undecided"}, family="vs_baseline", baseline="base")
+    next(loss for loss in found["losses"] if loss["name"] == "base")["runs"] = []
+    (sentence,) = advice(found)
+    assert sentence.endswith("the baseline base has no complete runs.")
 
 
 def test_one_loss_needs_no_advice():
     assert advice({"losses": [{"name": "x", "runs": [1]}], "pairs": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("runs", "gap", "expected"),
+    [
+        (4, 0.2, "Take a: it is better than b."),
+        (1, 0.2, "These results cannot say which loss to take"),
+        (4, 0.0, "No loss can be preferred"),
+    ],
+)
+def test_advice_on_a_table_of_scores(runs, gap, expected):
+    random = np.random.default_rng(0)
+    case = random.normal(0, 0.02, 30)
+    values = {
+        name: np.clip(0.6 + shift + case + random.normal(0, 0.02, (runs, 1)) + random.normal(0, 0.01, (runs, 30)), 0, 1)
+        for name, shift in (("a", gap), ("b", 0.0))
+    }
+    found = advice(best_first(analyse(long_table(values))))
+    assert found[0].startswith(expected)
+    assert len(found) == (1 if runs == 1 else 2 if gap else 3)

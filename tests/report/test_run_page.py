@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 
 import numpy as np
@@ -13,9 +14,10 @@ from segkit import Labels
 from segkit.evaluation.results import CaseScores, scores_json
 from segkit.evaluation.scoring import build_scoring
 from segkit.metrics.case_table import cases_table
+from segkit.report import case_views
 from segkit.report.case_views import case_view, legend
-from segkit.report.charts import Chart, Line, round_numbers, thinned, widened
-from segkit.report.run_page import RunMaterial, Setting, shown_classes, write_run_page
+from segkit.report.charts import Chart, Line, round_numbers, thinned, ticks, widened
+from segkit.report.run_page import RunMaterial, Setting, averaged_classes, case_rows, shown_classes, write_run_page
 
 from support.browser import Visit, browser
 
@@ -30,6 +32,7 @@ def scored(random):
     wrong = random.random(masks.shape) < random.uniform(0.02, 0.5, (CASES, 1, 1))
     predictions = np.where(wrong, random.integers(0, 3, masks.shape), masks)
     predictions[0][predictions[0] == 1] = 0  # the class a is missed
+    predictions[:, :8] = masks[:, :8] = 0  # nearly all of the background is right: the darkest cell
     names = [f"case {number:02d}" for number in range(CASES)]
     counts = [
         [[((p == k) & (m == k)).sum(), (p == k).sum(), (m == k).sum()] for k in range(3)]
@@ -107,7 +110,7 @@ def test_the_headline_is_the_mean_with_its_interval_and_rules(page):
     text = file.read_text()
     low, high = scores["mean_intervals"]["dice"]["ci95"]
     score = f"Dice {scores['mean']['dice']:.3f} (95 % interval {low:.3f} to {high:.3f})"
-    assert f"{score}, mean over 30 cases of test" in text
+    assert f"{score}, 30 cases of test" in text
     for sentence in scores["rules_in_words"]:
         assert sentence[1:].replace("'", "&#39;") in text
 
@@ -152,10 +155,10 @@ def test_a_page_of_masks_alone_has_scores_only(tmp_path):
 
 def test_cases_without_any_foreground_have_a_page(tmp_path):
     """Nothing is counted, so there is no score: the page says so."""
-    counts = np.array([[[9, 9, 9], [0, 0, 0], [0, 0, 0]]])
-    table = cases_table(["x"], ["x"], counts, LABELS).assign(ignored=0)
+    counts, metrics = np.array([[[9, 9, 9], [0, 0, 0], [0, 0, 0]]]), ["dice", "iou", "generalized_dice"]
+    table = cases_table(["x"], ["x"], counts, LABELS, metrics=metrics).assign(ignored=0)
     found = CaseScores(table, None, None)
-    scores = scores_json(found, LABELS, build_scoring(LABELS, metrics=["dice"]), split="test", origin=None)
+    scores = scores_json(found, LABELS, build_scoring(LABELS, metrics=metrics), split="test", origin=None)
     write_run_page("empty", scores, table, LABELS.names[1:], RunMaterial(), tmp_path / "report.html")
     assert "No Dice for 1 case of test: " in (tmp_path / "report.html").read_text()
 
@@ -164,7 +167,16 @@ def test_the_classes_with_the_lowest_scores_are_shown(monkeypatch):
     monkeypatch.setattr("segkit.report.run_page.MOST_CLASSES", 2)
     means = {"bg": 0.0, "x": 0.9, "y": None, "z": 0.2, "w": 0.5}
     scores = {"rules": {"background": []}, "classes": {name: {"dice": {"mean": mean}} for name, mean in means.items()}}
-    assert shown_classes(scores, "dice", ["x", "y", "z", "w"]) == ["z", "w"]
+    averaged = averaged_classes(scores, "dice", ["x", "y", "z", "w"])
+    assert averaged == ["x", "y", "z", "w"]
+    assert shown_classes(scores, "dice", averaged) == ["z", "w"]
+
+
+def test_the_mean_of_a_case_is_over_all_classes_whatever_is_shown():
+    rows = [("p", "x", 0.2), ("p", "y", 0.9), ("q", "x", 0.3), ("q", "y", 0.5)]
+    cases = pd.DataFrame(rows, columns=["case", "class", "dice"])
+    found = [[cell.text for cell in row] for row in case_rows(cases, "dice", ["x"], ["x", "y"])]
+    assert found == [["q", "0.300", "0.400"], ["p", "0.200", "0.550"]]
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -182,7 +194,7 @@ def test_layers_are_opaque_where_their_class_is():
     prediction = np.zeros((20, 30), int)
     prediction[5:12, 14:26] = 1
     (plane,) = case_view("x", "x", "", np.zeros((1, 20, 30)), mask, prediction, (1.0, 2.0), LABELS).planes
-    assert (plane.width, plane.height) == (60, 20), "pixels are twice as wide as high"
+    assert plane.width / plane.height == 60 / 20, "pixels are twice as wide as high"
     reference, predicted, errors = (decoded(url) for url in (plane.reference, plane.prediction, plane.errors))
     valid = mask != 255
     np.testing.assert_array_equal(reference[..., 3] > 0, (mask == 1) | ~valid)
@@ -203,12 +215,45 @@ def test_slices_of_a_volume_are_looked_at_from_three_sides_with_their_lengths():
         "coronal, slice 18 of 20",
         "axial, slice 27 of 30",
     ]
-    assert [(plane.width, plane.height) for plane in planes] == [(40, 90), (10, 90), (10, 40)]
+    assert [plane.width / plane.height for plane in planes] == [40 / 90, 0.25, 0.25], "narrow ones are widened"
     for plane in planes:
         rows, columns = np.nonzero(decoded(plane.reference)[..., 3])
         height, width = decoded(plane.reference).shape[:2]
         assert rows.max() < height / 2, "the top is up"
         assert columns.min() > width / 2, "right, or the front, is to the right"
+
+
+def test_volumes_without_anatomy_are_shown_as_stored():
+    mask = np.zeros((6, 8, 10), int)
+    mask[1, 2, 3] = 1
+    arrays = (mask[None].astype(float), mask, mask, (1, 1, 1))
+    planes = case_view("x", "x", "", *arrays, LABELS, is_anatomical=False).planes
+    captions = ["across axis 1, slice 2 of 6", "across axis 2, slice 3 of 8", "across axis 3, slice 4 of 10"]
+    assert [plane.caption for plane in planes] == captions
+    for plane, kept in zip(planes, ((2, 3), (1, 3), (1, 2)), strict=True):
+        assert tuple(np.argwhere(decoded(plane.reference)[..., 3])[0]) == kept
+
+
+def test_a_class_inside_another_one_is_seen():
+    """Overlapping classes, the inner one first: the outer one is painted above it, but not over its outline."""
+    labels = Labels(["core", "whole"], mode="multilabel")
+    masks = np.zeros((2, 40, 40), int)
+    masks[1, 5:35, 5:35] = masks[0, 15:25, 15:25] = 1
+    (plane,) = case_view("x", "x", "", np.zeros((1, 40, 40)), masks, masks, (1, 1), labels).planes
+    layer = decoded(plane.reference)
+    inner, outer = layer[15, 20, :3], layer[5, 20, :3]
+    assert (inner != outer).any(), "outlines in their own colours"
+    assert (layer[20, 20, :3] != layer[10, 20, :3]).any(), "a mixture where both are"
+
+
+def test_large_images_are_thinned_before_they_are_worked_on(monkeypatch):
+    seen = []
+    view = case_views.view_of_plane
+    monkeypatch.setattr(case_views, "view_of_plane", lambda *args: (seen.append(args[0].shape), view(*args))[1])
+    mask = np.zeros((2000, 1500), int)
+    (plane,) = case_view("x", "x", "", np.zeros((3, 2000, 1500)), mask, mask, (1, 1), LABELS).planes
+    assert seen == [(3, 500, 375)]
+    assert decoded(plane.errors).shape[:2] == (500, 375)
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
@@ -226,6 +271,19 @@ def test_axes_end_at_round_numbers_outside_of_the_points(low, high):
     steps = np.diff(ticks)
     np.testing.assert_allclose(steps, steps[0])
     assert float(f"{steps[0]:.2g}") == pytest.approx(steps[0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.8812, 0.8829), (0.9991, 0.9998), (12345.1, 12345.9), (0, 2000), (-0.5, 0.5), (1e-6, 3e-6), (0, 3e8)],
+)
+def test_texts_of_ticks_are_their_values(low, high):
+    start, stop = widened(low, high)
+    found = ticks(start, stop)
+    values = [float(text.replace(",", "")) for _place, text in found]
+    assert len(set(values)) == len(values)
+    expected = [start + place * (stop - start) for place, _text in found]
+    np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-12)
 
 
 def test_points_of_a_chart_are_placed_in_percent():
@@ -305,4 +363,4 @@ def test_numbers_of_a_page_are_json_plain(page):
     values = re.findall(r'data-value="([^"]*)"', file.read_text())
     assert len(values) > 100
     for value in values:
-        json.loads(value)
+        assert math.isfinite(json.loads(value))
