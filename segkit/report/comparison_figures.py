@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WIDTH, NARROW = 7.5, 3.8  # inches: of a figure on a desk, and on a phone
 LETTERS, NAME_LETTERS = 12, 18  # of a label per inch, and of a name in a narrow figure
+MARGIN_LETTERS = 5  # as wide as the ticks and the border of an axis
 _width: ContextVar[float] = ContextVar("width", default=WIDTH)
 MAX_CELLS = 600  # of a table that shows its values
 # the colours of Okabe and Ito, ordered so that neighbours are easy to tell apart
@@ -36,13 +37,22 @@ def drawn(make: Callable[[], Figure], width: float = WIDTH) -> Figure:
         _width.reset(token)
     if width < WIDTH:
         _break_names(figure)
-    figure.draw_without_rendering()  # after which the width of the axes is known
     for axis in figure.axes:
-        inches = axis.get_window_extent().width / figure.dpi
-        axis.set_xlabel(textwrap.fill(axis.get_xlabel(), max(NAME_LETTERS, int(LETTERS * inches))))
+        axis.set_xlabel(textwrap.fill(axis.get_xlabel(), _letters(axis, width)))
     if (label := figure.get_supxlabel()) != "":
         figure.supxlabel(textwrap.fill(label, int(LETTERS * width)), fontsize=10)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is done, and takes most of the time of writing a figure
     return figure
+
+
+def _letters(axis: Axes, width: float) -> int:
+    """About how many letters fit below an axis, beside the names of its rows."""
+    place = axis.get_subplotspec()
+    columns = 1 if place is None else place.get_gridspec().ncols
+    lines = [line for label in axis.get_yticklabels() for line in label.get_text().split("\n")]
+    beside = max(map(len, lines), default=0) + MARGIN_LETTERS
+    return max(NAME_LETTERS, int(LETTERS * width / columns) - beside)
 
 
 def _break_names(figure: Figure) -> None:
