@@ -128,13 +128,11 @@ class ResampledPieces:
 
 
 @dataclass(frozen=True)
-class NormalisedPieces:
-    """Pieces with (image - shift) / scale of each channel, see `Preprocess.normalise`."""
+class ProcessedPieces:
+    """Pieces of which each is passed through a function that keeps its shape, such as a normalisation or a check."""
 
     source: Pieces
-    preprocess: Preprocess
-    shift: np.ndarray
-    scale: np.ndarray
+    process: Callable[[np.ndarray], np.ndarray]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -145,28 +143,7 @@ class NormalisedPieces:
         return self.source.slowest
 
     def read(self, box: Box) -> np.ndarray:
-        return self.preprocess.normalise(self.source.read(box), self.shift, self.scale)
-
-
-@dataclass(frozen=True)
-class UnitRangePieces:
-    """Pieces that are checked for values from 0 to 1. where: names the image in errors."""
-
-    source: Pieces
-    where: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    @property
-    def slowest(self) -> tuple[int, ...]:
-        return self.source.slowest
-
-    def read(self, box: Box) -> np.ndarray:
-        piece = self.source.read(box)
-        check_unit_range(piece, self.where, "give images as those of the training")
-        return piece
+        return self.process(self.source.read(box))
 
 
 def network_pieces(source: Pieces, spacing: tuple[float, ...], preprocess: Preprocess, where: str) -> Pieces:
@@ -174,11 +151,17 @@ def network_pieces(source: Pieces, spacing: tuple[float, ...], preprocess: Prepr
 
     where: names the image in errors.
     """
+
+    def checked(piece: np.ndarray) -> np.ndarray:
+        check_unit_range(piece, where, "give images as those of the training")
+        return piece
+
     if preprocess.intensity == "encoder":
-        source = UnitRangePieces(source, where)
+        source = ProcessedPieces(source, checked)
     size = preprocess.resampled_size(source.shape[1:], spacing)
     resampled = source if size == source.shape[1:] else _resampled(source, size, where)
-    return NormalisedPieces(resampled, preprocess, *intensity_map(resampled, preprocess))
+    shift, scale = intensity_map(resampled, preprocess)
+    return ProcessedPieces(resampled, lambda piece: preprocess.normalise(piece, shift, scale))
 
 
 def is_large(numbers: int) -> bool:

@@ -111,8 +111,10 @@ def write_evaluation(
             try_to_draw("overlays.png", lambda: drawn.extend(drawn_cases(cases, chosen)))
             try_to_draw("overlays.png", lambda: write_overlays(drawn, labels, folder / "overlays.png"))
             write_figures(scored, labels, folder)
-        of_run = {"is_of_run": is_of_run}
-        try_to_draw(PAGE, lambda: write_pages(pages, scored, labels, result, drawn, config, run, **of_run))
+        try_to_draw(
+            PAGE,
+            lambda: write_pages(pages, scored, labels, result, drawn, config, run, is_of_run=is_of_run),
+        )
     return result
 
 

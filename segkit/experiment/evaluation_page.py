@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from segkit.config import Config, dump
-from segkit.config.changed_settings import ChangedSetting, changed_settings
+from segkit.config.changed_settings import changed_settings
 from segkit.evaluation.results import CaseScores
 from segkit.experiment.build import TABLES
 from segkit.labels import Labels
-from segkit.report.run_page import RunMaterial, Setting, write_run_page
 from segkit.training.run_folder import Run
 from segkit.utils.environment import environment
 from segkit.utils.files import read_json
@@ -64,7 +63,9 @@ def write_pages(
         or of the first of several.
     run: the run folder that it belongs to, whose log is shown. is_of_run: whether this is the evaluation of the run.
     """
+    # imported here, with all that draws, because processes that only train import this module too
     from segkit.report.case_views import case_view, legend
+    from segkit.report.run_page import RunMaterial, Setting, write_run_page
 
     excluded = result["rules"]["exclude_classes"]
     names = [labels.channel_names[channel] for channel in labels.foreground]
@@ -81,7 +82,12 @@ def write_pages(
         views=views,
         legend=legend(labels) if views else (),
         records=[] if run is None else run.records(),
-        settings=[] if config is None else [_setting(setting) for setting in changed_settings(config, TABLES)],
+        settings=[]
+        if config is None
+        else [
+            Setting(changed.key, _words(changed.value), _words(changed.default) if changed.has_default else None)
+            for changed in changed_settings(config, TABLES)
+        ],
         config=None if config is None else _yaml(config),
         facts=facts(result, run),
         again=again(run, is_of_run=is_of_run),
@@ -90,10 +96,6 @@ def write_pages(
     reported, foreground = cases[~cases["class"].isin(excluded)], [name for name in names if name not in excluded]
     for path, title in pages.items():
         write_run_page(title, result, reported, foreground, material, path)
-
-
-def _setting(changed: ChangedSetting) -> Setting:
-    return Setting(changed.key, _words(changed.value), _words(changed.default) if changed.has_default else None)
 
 
 def _words(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +11,18 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 
 from segkit.labels import Labels
+from segkit.report.html import data_url
 from segkit.report.overlays import (
     CONFUSED,
     CORRECT,
     IGNORED,
+    MAX_LEGEND,
     MISSED,
     SPURIOUS,
     View,
     choose_slice,
     class_colours,
+    error_planes,
     foreground_pixels,
     ignored_stripes,
     rgb,
@@ -30,7 +32,6 @@ from segkit.report.overlays import (
 MOST_PIXELS = 640  # along a side; of larger images every n-th pixel is shown
 FILLED, OUTLINED = 0.35, 1.0  # opacity
 PLANES = ("sagittal", "coronal", "axial")  # across the first, second and third axis of a volume in RAS orientation
-MOST_CLASSES = 36  # of the legend
 NARROWEST = 0.25  # width by height, and height by width, of a picture
 
 
@@ -38,12 +39,11 @@ NARROWEST = 0.25  # width by height, and height by width, of a picture
 class Plane:
     """A picture of a case: a 2D image, or a slice of a volume. All pictures are data URLs of one size.
 
-    caption: which slice it is; empty for a 2D image. width, height: as it should appear, in the ratio of the lengths.
+    caption: which slice it is; empty for a 2D image. ratio: width by height as it should appear.
     """
 
     caption: str
-    width: float
-    height: float
+    ratio: float
     image: str
     reference: str
     prediction: str
@@ -88,7 +88,7 @@ def case_view(
 def legend(labels: Labels) -> list[tuple[str, str]]:
     """What the colours mean, as names and colours; of many classes, the first ones."""
     classes = [labels.channel_names[channel] for channel in labels.foreground]
-    shown = [*zip(classes, class_colours(labels), strict=True)][:MOST_CLASSES]
+    shown = [*zip(classes, class_colours(labels), strict=True)][:MAX_LEGEND]
     more = [(f"and {len(classes) - len(shown)} more classes", "transparent")] if len(shown) < len(classes) else []
     errors = [("errors: correct", CORRECT), ("spurious", SPURIOUS), ("missed", MISSED)]
     errors += [("wrong class", CONFUSED)] if len(classes) > 1 else []
@@ -138,10 +138,9 @@ def _thinned(arrays: Arrays) -> Arrays:
 
 def _plane(caption: str, view: View, lengths: tuple[float, float], labels: Labels) -> Plane:
     ratio = min(max(lengths[1] / lengths[0], NARROWEST), 1 / NARROWEST)
-    height, width = 1.0, ratio
     layers = [_class_layer(planes, view, labels) for planes in (view.reference, view.predicted)]
-    image = _data_url(np.rint(255 * view.image).astype(np.uint8), "JPEG")
-    return Plane(caption, width, height, image, *(_data_url(layer, "PNG") for layer in (*layers, _error_layer(view))))
+    image = _encoded(np.rint(255 * view.image).astype(np.uint8), "JPEG")
+    return Plane(caption, ratio, image, *(_encoded(layer, "PNG") for layer in (*layers, _error_layer(view))))
 
 
 def _class_layer(planes: np.ndarray, view: View, labels: Labels) -> np.ndarray:
@@ -156,19 +155,10 @@ def _class_layer(planes: np.ndarray, view: View, labels: Labels) -> np.ndarray:
 
 
 def _error_layer(view: View) -> np.ndarray:
-    """Correct, spurious, missed and confused foreground, see `error_map`."""
+    """The errors in their colours, see `error_planes`."""
     layer = np.zeros((*view.valid.shape, 4))
-    missed = (view.reference & ~view.predicted).any(0)
-    spurious = (view.predicted & ~view.reference).any(0)
-    correct = (view.reference & view.predicted).any(0)
-    kinds = (
-        (correct & ~missed & ~spurious, CORRECT),
-        (spurious & ~missed, SPURIOUS),
-        (missed & ~spurious, MISSED),
-        (missed & spurious, CONFUSED),
-    )
-    for plane, colour in kinds:
-        _paint(layer, np.asarray(plane), colour, 0.7)
+    for plane, colour in error_planes(view):
+        _paint(layer, plane, colour, 0.7)
     return _finished(layer, view)
 
 
@@ -187,7 +177,7 @@ def _finished(layer: np.ndarray, view: View) -> np.ndarray:
     return np.rint(255 * layer).astype(np.uint8)
 
 
-def _data_url(array: np.ndarray, kind: str) -> str:
+def _encoded(array: np.ndarray, kind: str) -> str:
     file = io.BytesIO()
     Image.fromarray(array).save(file, kind, optimize=True, **({"quality": 88} if kind == "JPEG" else {}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_url(file.getvalue(), kind.lower())

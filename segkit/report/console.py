@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from segkit.report.figure_text import printable, shortened
-from segkit.report.score_notes import basis, caveats, heading, score_in_words, thresholds
+from segkit.report.score_notes import basis, caveats, heading, number, score_in_words, thresholds
 
 METRICS_PER_TABLE = 4
 MAX_ROWS = 200  # of a table
@@ -31,13 +31,13 @@ def print_scores(scores: Mapping[str, Any], console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for name, score in _listed_classes(scores).items():
         dice, iou = score["dice"], score["iou"]
-        cells = [_number(dice["mean"]), _interval(dice.get("ci95")), _number(iou["mean"])]
+        cells = [number(dice["mean"]), _interval(dice.get("ci95")), number(iou["mean"])]
         table.add_row(_cell(name), *cells, *(str(dice[column]) for column in ("cases", "missed", "spurious")))
     table.add_section()
     mean, name = scores["mean"], _mean_row_name(scores, "dice")
     counts = [str(scores["mean_counts"]["dice"][column]) for column in ("pairs", "missed", "spurious")]
     interval = _interval(scores["mean_intervals"]["dice"]["ci95"])
-    table.add_row(name, _number(mean["dice"]), interval, _number(mean["iou"]), *counts, style="bold")
+    table.add_row(name, number(mean["dice"]), interval, number(mean["iou"]), *counts, style="bold")
     console.print(table)
     others = [metric for metric in scores["mean"] if metric not in ("dice", "iou")]
     for start in range(0, len(others), METRICS_PER_TABLE):
@@ -55,10 +55,10 @@ def _metrics_table(scores: Mapping[str, Any], metrics: Sequence[str]) -> Table:
     for metric in metrics:
         table.add_column(f"{heading(metric)} (cases)", justify="right")
     for name, score in _listed_classes(scores).items():
-        table.add_row(_cell(name), *(f"{_number(score[m]['mean'])} ({score[m]['cases']})" for m in metrics))
+        table.add_row(_cell(name), *(f"{number(score[m]['mean'])} ({score[m]['cases']})" for m in metrics))
     table.add_section()
     names = dict.fromkeys(_mean_row_name(scores, metric) for metric in metrics)
-    means = (f"{_number(scores['mean'][m])} ({scores['mean_counts'][m]['pairs']})" for m in metrics)
+    means = (f"{number(scores['mean'][m])} ({scores['mean_counts'][m]['pairs']})" for m in metrics)
     table.add_row(" / ".join(names), *means, style="bold")
     return table
 
@@ -70,7 +70,7 @@ def _case_table(of_cases: Mapping[str, Mapping[str, Any]]) -> Table:
     for column in ("mean", "95 % CI", "median", "cases"):
         table.add_column(column, justify="right", no_wrap=True)
     for metric, score in of_cases.items():
-        numbers = [_number(score["mean"]), _interval(score.get("ci95")), _number(score.get("median"))]
+        numbers = [number(score["mean"]), _interval(score.get("ci95")), number(score.get("median"))]
         table.add_row(heading(metric), *numbers, str(score["cases"]))
     return table
 
@@ -103,9 +103,9 @@ def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Consol
         class_names = [name for result in results.values() for name in result["classes"] if per_class]
         for class_name in dict.fromkeys(class_names):
             cells = [result["classes"].get(class_name, {}).get(metric, {}).get("mean") for result in results.values()]
-            table.add_row(_cell(class_name), *map(_number, cells))
+            table.add_row(_cell(class_name), *map(number, cells))
         table.add_section()
-        table.add_row("mean", *(_number(_mean_of(result, metric)) for result in results.values()), style="bold")
+        table.add_row("mean", *(number(_mean_of(result, metric)) for result in results.values()), style="bold")
         console.print(table)
     for line in _side_by_side_notes(results):
         console.print(f"  {_line(line)}", style="dim", highlight=False)
@@ -259,7 +259,7 @@ def noise_sentence(noise: Mapping[str, Any]) -> str:
     """The noise floor: the difference between two sets of runs of one loss."""
     return (
         f"Noise floor: two sets of runs of the same loss, {noise['a']} and {noise['b']}, differ by "
-        f"{_number(noise['difference'], '+')} (95 % interval {_interval(noise['ci95'], '+')}; verdict "
+        f"{number(noise['difference'], '+')} (95 % interval {_interval(noise['ci95'], '+')}; verdict "
         f"{noise['verdict'] or 'none'}). Based on {noise['cases']} cases in {noise['groups']} groups and "
         f"{' and '.join(map(str, noise['runs']))} runs."
     )
@@ -301,8 +301,8 @@ def _losses_table(result: Mapping[str, Any]) -> Table:
         if not means:
             table.add_row(_cell(loss["name"]), "-", "-", "0", "-", "-")
             continue
-        extremes = (_number(min(means)), _number(max(means)))
-        table.add_row(_cell(loss["name"]), _number(loss["mean"]), _interval(loss["ci95"]), str(len(means)), *extremes)
+        extremes = (number(min(means)), number(max(means)))
+        table.add_row(_cell(loss["name"]), number(loss["mean"]), _interval(loss["ci95"]), str(len(means)), *extremes)
     return table
 
 
@@ -324,7 +324,7 @@ def _pairs_table(result: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for pair in _listed_pairs(result):
         verdict = pair["verdict"]
-        numbers = [_number(pair["difference"], "+"), _interval(pair["ci95_adjusted"], "+"), _p(pair["p_adjusted"])]
+        numbers = [number(pair["difference"], "+"), _interval(pair["ci95_adjusted"], "+"), _p(pair["p_adjusted"])]
         styled = f"[{VERDICT_STYLES[verdict]}]{verdict}[/]" if verdict else "-"
         table.add_row(_cell(pair["a"]), styled, _cell(pair["b"]), *numbers)
     if len(result["pairs"]) > MAX_ROWS:
@@ -354,10 +354,6 @@ def _listed_classes(scores: Mapping[str, Any]) -> dict[str, Any]:
 
     lowest = set(sorted(classes, key=dice)[:MAX_ROWS])
     return {name: score for name, score in classes.items() if name in lowest}
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.4f}"
 
 
 def _interval(ends: list[float] | None, sign: str = "") -> str:

@@ -72,10 +72,11 @@ def _write_shares(axis: Axes, shares: np.ndarray) -> None:
     for row, column in zip(*np.nonzero(~np.isnan(shares)), strict=True):
         share = float(shares[row, column])
         colour = "white" if share > 0.5 else "black"
-        axis.text(column, row, _share_label(share), ha="center", va="center", fontsize=8, color=colour)
+        axis.text(column, row, share_label(share), ha="center", va="center", fontsize=8, color=colour)
 
 
-def _share_label(share: float) -> str:
+def share_label(share: float) -> str:
+    """A share for a cell of the confusion matrix."""
     if 0 < share < 0.001:
         return "<0.001"
     return f"{share:.3f}"

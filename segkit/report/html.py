@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, Template
 
 from segkit.report.figure_text import printable, without_glyph_warnings
+from segkit.report.score_notes import number
 from segkit.utils.files import replace_bytes, replace_text
 
 if TYPE_CHECKING:
@@ -116,11 +117,6 @@ def png_of(figure: Figure) -> bytes:
     with without_glyph_warnings():
         figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
-
-
-def number(value: float | None, sign: str = "") -> str:
-    """A number with four digits, or a dash for None."""
-    return "-" if value is None else f"{value:{sign}.4f}"
 
 
 def interval(ends: list[float] | None, sign: str = "") -> str:

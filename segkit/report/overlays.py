@@ -287,14 +287,20 @@ def error_map(view: View) -> np.ndarray:
     A pixel is confused if one class is missed and another class is predicted in its place. If classes overlap, an error
     in one class hides a correct prediction of another.
     """
+    shown = 0.6 * view.image.mean(-1, keepdims=True).repeat(3, axis=-1)
+    for plane, colour in error_planes(view):
+        _tint(shown, plane, colour, 0.8)
+    return shown
+
+
+def error_planes(view: View) -> list[tuple[np.ndarray, str]]:
+    """Correct, spurious, missed and confused pixels, bool [H, W] each, with their colours, see `error_map`."""
     missed = (view.reference & ~view.predicted).any(0)
     spurious = (view.predicted & ~view.reference).any(0)
     correct = (view.reference & view.predicted).any(0) & ~missed & ~spurious
-    shown = 0.6 * view.image.mean(-1, keepdims=True).repeat(3, axis=-1)
     planes = (correct, spurious & ~missed, missed & ~spurious, missed & spurious)
-    for plane, colour in zip(planes, (CORRECT, SPURIOUS, MISSED, CONFUSED), strict=True):
-        _tint(shown, np.asarray(plane), colour, 0.8)
-    return shown
+    colours = (CORRECT, SPURIOUS, MISSED, CONFUSED)
+    return [(np.asarray(plane), colour) for plane, colour in zip(planes, colours, strict=True)]
 
 
 def _tint(shown: np.ndarray, plane: np.ndarray, colour: str, opacity: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ import pandas as pd
 
 from segkit.report.case_views import CaseView
 from segkit.report.charts import Chart, Line, Tick, ticks, widened
-from segkit.report.evaluation_figures import MAX_CURVES, most_confused
-from segkit.report.html import number, write_html
-from segkit.report.score_notes import basis, caveats, heading
+from segkit.report.evaluation_figures import MAX_ANNOTATED_CLASSES, MAX_CLASSES, most_confused, share_label
+from segkit.report.html import write_html
+from segkit.report.score_notes import basis, caveats, heading, number
 
-MOST_CLASSES = 40  # rows of the confusion matrix and of the distributions
-NUMBERED_CLASSES = 16  # up to which the cells of the confusion matrix hold numbers
+MOST_CLASSES = 40  # rows of the distributions
 MOST_DOTS = 400  # cases of a class that are drawn
 MOST_ROWS = 1000  # cases of the table
 COLOURS = 6  # of the page
@@ -93,7 +92,6 @@ class Confusion:
     names: Sequence[str]
     rows: Sequence[tuple[str, Sequence[tuple[float, str, str]]]]
     of: int
-    numbered: bool = field(default=True)
 
 
 def write_run_page(
@@ -287,24 +285,18 @@ def _finite(value: float) -> Cell:
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> Confusion:
     """The confusion matrix; of many classes, those with the most wrongly predicted pixels."""
-    chosen = most_confused(matrix, MOST_CLASSES)
+    chosen = most_confused(matrix, MAX_CLASSES)
     totals = matrix.sum(1)
-    numbered = len(chosen) <= NUMBERED_CLASSES
+    has_numbers = len(chosen) <= MAX_ANNOTATED_CLASSES
     rows = []
     for row in chosen:
         cells = []
         for column in chosen:
-            share = matrix[row, column] / totals[row] if totals[row] else math.nan
-            title = f"{names[row]} predicted as {names[column]}: {matrix[row, column]:,} pixels"
-            cells.append((0.0 if math.isnan(share) else float(share), _share(share) if numbered else "", title))
+            share = float(matrix[row, column] / totals[row]) if totals[row] else 0.0
+            text = share_label(share) if has_numbers and totals[row] else ""
+            cells.append((share, text, f"{names[row]} predicted as {names[column]}: {matrix[row, column]:,} pixels"))
         rows.append((names[row], cells))
-    return Confusion([names[number] for number in chosen], rows, len(names), numbered)
-
-
-def _share(share: float) -> str:
-    if math.isnan(share):
-        return ""
-    return "<0.001" if 0 < share < 0.001 else f"{share:.3f}"
+    return Confusion([names[number] for number in chosen], rows, len(names))
 
 
 def reliability_charts(calibration: Mapping[str, Any] | None) -> list[Chart]:
@@ -315,7 +307,7 @@ def reliability_charts(calibration: Mapping[str, Any] | None) -> list[Chart]:
     for region, rows in calibration["reliability"].items():
         lines = []
         by_pixels = sorted(rows, key=lambda name: -sum(rows[name]["pixels"]))[:COLOURS]
-        for colour, name in enumerate(by_pixels[:MAX_CURVES]):
+        for colour, name in enumerate(by_pixels):
             row = rows[name]
             bins = zip(row["confidence"], row["accuracy"], strict=True)
             points = [(x, y) for x, y in bins if x is not None and y is not None]

@@ -54,7 +54,7 @@ def basis(scores: Mapping[str, Any]) -> list[str]:
         verb = verb if scores["checkpoint"] is not None else "is predicted where the value of the mask is at least"
         notes.append(f"a class {verb} {thresholds(scores)}")
     pooled = scores["global"]["mean"]
-    notes.append(f"pooled over the pixels of all cases: Dice {_number(pooled['dice'])}, IoU {_number(pooled['iou'])}")
+    notes.append(f"pooled over the pixels of all cases: Dice {number(pooled['dice'])}, IoU {number(pooled['iou'])}")
     if "calibration" in scores:
         notes.append(_calibration_note(scores["calibration"]))
     return notes
@@ -96,13 +96,14 @@ def _calibration_note(calibration: Mapping[str, Any]) -> str:
     for region, score in calibration[kind].items():
         ece = score["ece"]
         value = (
-            _number(ece)
+            number(ece)
             if not isinstance(ece, Mapping)
-            else ", ".join(f"{name} {_number(value)}" for name, value in ece.items())
+            else ", ".join(f"{name} {number(value)}" for name, value in ece.items())
         )
         regions.append(f"{region} {value}")
     return f"expected calibration error ({kind}, {calibration['rules']['bins']} bins): {'; '.join(regions)}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def number(value: float | None, sign: str = "") -> str:
+    """A number with four digits, or a dash for None."""
+    return "-" if value is None else f"{value:{sign}.4f}"

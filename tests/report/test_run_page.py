@@ -4,6 +4,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -194,7 +196,7 @@ def test_layers_are_opaque_where_their_class_is():
     prediction = np.zeros((20, 30), int)
     prediction[5:12, 14:26] = 1
     (plane,) = case_view("x", "x", "", np.zeros((1, 20, 30)), mask, prediction, (1.0, 2.0), LABELS).planes
-    assert plane.width / plane.height == 60 / 20, "pixels are twice as wide as high"
+    assert plane.ratio == 60 / 20, "pixels are twice as wide as high"
     reference, predicted, errors = (decoded(url) for url in (plane.reference, plane.prediction, plane.errors))
     valid = mask != 255
     np.testing.assert_array_equal(reference[..., 3] > 0, (mask == 1) | ~valid)
@@ -215,7 +217,7 @@ def test_slices_of_a_volume_are_looked_at_from_three_sides_with_their_lengths():
         "coronal, slice 18 of 20",
         "axial, slice 27 of 30",
     ]
-    assert [plane.width / plane.height for plane in planes] == [40 / 90, 0.25, 0.25], "narrow ones are widened"
+    assert [plane.ratio for plane in planes] == [40 / 90, 0.25, 0.25], "narrow ones are widened"
     for plane in planes:
         rows, columns = np.nonzero(decoded(plane.reference)[..., 3])
         height, width = decoded(plane.reference).shape[:2]
@@ -364,3 +366,10 @@ def test_numbers_of_a_page_are_json_plain(page):
     assert len(values) > 100
     for value in values:
         assert math.isfinite(json.loads(value))
+
+
+def test_a_training_starts_without_what_draws():
+    """matplotlib and jinja2 take a second to import, in every process of a comparison too."""
+    code = "import sys, segkit.experiment.runner; print({'matplotlib', 'jinja2'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
