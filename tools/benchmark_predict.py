@@ -2,8 +2,9 @@
 
 Run as tools/benchmark.py predict. All use the same network with the same weights, windows of the same size with half an
 overlap and Gaussian weights, and return the mask of the whole image. segkit also takes part with `train.channels_last`,
-as its shipped configurations have it. The tools take turns in processes of their own,
-whose peak of resident memory is read after each image. nnU-Net takes part where nnunetv2 can be imported.
+as its shipped configurations have it; of volumes on a CPU, networks receive that format in any case. The tools take
+turns in processes of their own, whose peak of resident memory is read after each image. nnU-Net takes part where
+nnunetv2 can be imported.
 """
 
 import multiprocessing
@@ -72,7 +73,8 @@ def segkit(task: Task, network: nn.Module, *, channels_last: bool = False) -> Pr
     if channels_last:
         formats: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
         network = network.to(memory_format=formats[len(task.size)])
-    cpu, options = torch.device("cpu"), {"window": task.window, "overlap": OVERLAP, "channels_last": channels_last}
+    received = channels_last or len(task.size) == 3  # as `predictor_factory` does
+    cpu, options = torch.device("cpu"), {"window": task.window, "overlap": OVERLAP, "channels_last": received}
     predictor = Predictor(network, task.labels, cpu, **options)
     return lambda image: predictor.predict(image, image.shape[1:]).mask[0]
 

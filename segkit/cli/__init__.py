@@ -19,6 +19,7 @@ from segkit.cli.data import data_app
 from segkit.cli.doctor import doctor
 from segkit.cli.evaluate import evaluate
 from segkit.cli.export import export
+from segkit.cli.imports import import_app
 from segkit.cli.model import model_app
 from segkit.cli.plugins import plugins
 from segkit.cli.predict import predict
@@ -40,6 +41,7 @@ for command in (train, evaluate, predict, tune, export, compare, plugins, doctor
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
+app.add_typer(import_app, name="import")
 
 
 def _print_version(value: bool) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segkit.cli.options import Overrides, split_list
+from segkit.cli.output import JsonOption, QuietOption, command_output
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 TRAINING, TABLE = "With --config", "With --from-table"
 
@@ -86,6 +90,8 @@ def compare(
         str | None,
         typer.Option(help="Comma-separated classes to average over [all except background].", rich_help_panel=TABLE),
     ] = None,
+    quiet: QuietOption = False,
+    written: JsonOption = None,
 ) -> None:
     """Train each loss with several seeds under equal conditions and test which differences are significant.
 
@@ -113,7 +119,8 @@ def compare(
         unused = [name for name, value in training.items() if value] + list(overrides or [])
         if unused:
             raise typer.BadParameter(f"{unused[0]} cannot be combined with --from-table, because nothing is trained")
-        _analyse_table(from_table, out, analysis | {"missing": missing}, classes)
+        with command_output(quiet, written) as command:
+            command.results = _analyse_table(from_table, out, analysis | {"missing": missing}, classes, command.console)
         return
     if missing is not None or classes is not None:
         raise typer.BadParameter("--missing and --classes need --from-table")
@@ -126,22 +133,18 @@ def compare(
         "noise_floor": noise_floor or None,
     }
     chosen = [f"comparison.{key}={json.dumps(value)}" for key, value in section.items() if value is not None]
-    _train_and_compare(config, [*(overrides or []), *chosen], out, engine, parallel, dry_run, not no_wait)
-
-
-def _analyse_table(table: Path, out: Path, settings: Mapping[str, Any], classes: str | None) -> None:
-    from rich.console import Console
-
-    from segkit.compare.analysis import Analysis, compare_table
-
-    analysis = Analysis(**{name: value for name, value in settings.items() if value is not None})
-    compare_table(table, out, analysis, Console(), split_list(classes) if classes else None)
-
-
-def _train_and_compare(config: Path, overrides: list[str], *options: Any) -> None:
-    from rich.console import Console
-
     from segkit.commands.compare import CompareOptions
     from segkit.commands.compare import compare as run
 
-    run(config, overrides, CompareOptions(*options), Console())
+    options = CompareOptions(out, engine, parallel, dry_run, not no_wait)
+    with command_output(quiet, written) as command:
+        command.results = run(config, [*(overrides or []), *chosen], options, command.console)
+
+
+def _analyse_table(
+    table: Path, out: Path, settings: Mapping[str, Any], classes: str | None, console: Console
+) -> dict[str, Any]:
+    from segkit.compare.analysis import Analysis, compare_table
+
+    analysis = Analysis(**{name: value for name, value in settings.items() if value is not None})
+    return compare_table(table, out, analysis, console, split_list(classes) if classes else None)

@@ -88,11 +88,18 @@ def list_shipped() -> None:
 
 
 @config_app.command("schema")
-def schema() -> None:
-    """Print the JSON schema of configurations."""
-    import json
+def schema(
+    out: Annotated[Path | None, typer.Option(help="File to write [default: standard output].")] = None,
+) -> None:
+    """Print the JSON Schema of configuration files, with which editors complete and check them."""
+    from segkit.experiment.plugins import load_plugins
+    from segkit.experiment.schema_file import schema_text
 
-    from segkit.config import schema as json_schema
-    from segkit.experiment.build import TABLES
+    load_plugins([])  # those that are installed
+    if out is None:
+        typer.echo(schema_text(), nl=False)
+    else:
+        from segkit.utils.files import replace_text
 
-    typer.echo(json.dumps(json_schema(TABLES), indent=2))
+        replace_text(out, schema_text())
+        typer.echo(f"written to {out}; files beside it name it by the line # yaml-language-server: $schema={out.name}")

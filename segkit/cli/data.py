@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from segkit.cli.options import ConfigOption, Overrides
+from segkit.cli.output import JsonOption, QuietOption, command_output
 
 data_app = typer.Typer(help="Inspect and check data before training.", no_args_is_help=True, rich_markup_mode=None)
 OptionalConfig = Annotated[
@@ -68,18 +69,18 @@ def data_check(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Number of reading processes [default: one per CPU core].")
     ] = None,
-    written: Annotated[Path | None, typer.Option("--json", help="JSON file for the results.")] = None,
+    quiet: QuietOption = False,
+    written: JsonOption = None,
 ) -> None:
     """Read every case once and report unreadable files, wrong labels, split leakage and missing classes."""
-    from rich.console import Console
-
     from segkit.commands import data as commands
 
-    options = {"workers": workers, "written": written, "console": Console()}
-    if config is None:
-        commands.check_folder(_data_folder(overrides), **options)
-    else:
-        commands.check(config, overrides or [], **options)
+    with command_output(quiet, written) as out:
+        options = {"workers": workers, "console": out.console}
+        if config is None:
+            out.results = commands.check_folder(_data_folder(overrides), **options)
+        else:
+            out.results = commands.check(config, overrides or [], **options)
 
 
 @data_app.command("inspect")

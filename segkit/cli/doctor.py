@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import typer
 
+from segkit.cli.output import JsonOption, QuietOption, command_output
 
-def doctor() -> None:
+
+def doctor(quiet: QuietOption = False, written: JsonOption = None) -> None:
     """Show versions, devices, memory and disks, and what to do about what is wrong. Exit code 1 if there is any."""
-    from rich.console import Console
-
     from segkit.commands import doctor as command
 
-    if command.doctor(Console()):
+    with command_output(quiet, written) as out:
+        found = command.doctor(out.console)
+        out.results = [asdict(finding) for finding in found]
+    if any(finding.advice is not None for finding in found):
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from segkit.cli.options import DecisionsOption, DeviceOption, TtaOption, split_list
+from segkit.cli.output import JsonOption, QuietOption, command_output
 
 if TYPE_CHECKING:
     from segkit.data.mask_encoding import MaskEncoding
@@ -115,10 +116,10 @@ def evaluate(
             help="Regular expression on case names; its first group is the patient.", rich_help_panel=PREDICTIONS
         ),
     ] = None,
+    quiet: QuietOption = False,
+    written: JsonOption = None,
 ) -> None:
     """Score checkpoints, or a folder of predicted masks: cases.csv, scores.json, figures and a table."""
-    from rich.console import Console
-
     from segkit.commands import evaluate as commands
 
     if bool(checkpoint) == bool(predictions):
@@ -154,12 +155,13 @@ def evaluate(
             "device": device,
             "tta": tta,
             "decisions": decisions,
-            "console": Console(),
         }
-        if ensemble or loss is not None:
-            commands.evaluate_ensemble(checkpoint, chosen, loss=loss, **where)
-        else:
-            commands.evaluate(checkpoint, chosen, **where)
+        with command_output(quiet, written) as command:
+            where["console"] = command.console
+            if ensemble or loss is not None:
+                command.results = {"ensemble": commands.evaluate_ensemble(checkpoint, chosen, loss=loss, **where)}
+            else:
+                command.results = commands.evaluate(checkpoint, chosen, **where)
         return
     unsupported = {
         "--split": split,
@@ -177,19 +179,20 @@ def evaluate(
     if regions is not None and (classes is not None or mode not in (None, "multilabel")):
         raise typer.BadParameter("--regions already defines overlapping classes: leave out --classes and --mode")
     assert predictions is not None
-    commands.evaluate_predictions(
-        predictions,
-        references,
-        _labels(classes, mode, regions, ignore),
-        out,
-        console=Console(),
-        exclude=split_list(exclude) if exclude else [],
-        encodings=_encodings(values, threshold, prediction_values, prediction_threshold, ignore),
-        metrics=split_list(metrics or "dice,iou"),
-        rules=rules or "segkit",
-        tolerance=tolerance,
-        group=group,
-    )
+    described = {
+        "exclude": split_list(exclude) if exclude else [],
+        "encodings": _encodings(values, threshold, prediction_values, prediction_threshold, ignore),
+        "metrics": split_list(metrics or "dice,iou"),
+        "rules": rules or "segkit",
+        "tolerance": tolerance,
+        "group": group,
+    }
+    names = _labels(classes, mode, regions, ignore)
+    with command_output(quiet, written) as command:
+        scores = commands.evaluate_predictions(
+            predictions, references, names, out, **described, console=command.console
+        )
+        command.results = {predictions.name: scores}
 
 
 def _refuse(options: Mapping[str, Any], reason: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, cast
 import typer
 
 from segkit.cli.options import DecisionsOption, TtaOption, split_list
+from segkit.cli.output import JsonOption, QuietOption, command_output
 
 
 def export(
@@ -32,10 +33,10 @@ def export(
     size: Annotated[str | None, typer.Option(help="The only image size, such as 256,256 [default: any size].")] = None,
     tta: TtaOption = False,
     decisions: DecisionsOption = None,
+    quiet: QuietOption = False,
+    written: JsonOption = None,
 ) -> None:
     """Write a network that runs without segkit, compared with the trained model on real images."""
-    from rich.console import Console
-
     from segkit.commands.export import ExportOptions
     from segkit.commands.export import export as run
 
@@ -52,7 +53,8 @@ def export(
         tta=tta,
         decisions=decisions,
     )
-    run(options, Console())
+    with command_output(quiet, written) as command:
+        command.results = run(options, command.console)
 
 
 def _sides(text: str | None) -> list[int] | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from segkit.cli.options import ConfigOption, Overrides
+from segkit.cli.output import JsonOption, QuietOption, command_output
 
 model_app = typer.Typer(help="Describe networks.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -24,11 +24,11 @@ def model_summary(
     channels: Annotated[
         int | None, typer.Option(min=1, help="Image channels [default: as in the first case, which is read].")
     ] = None,
-    written: Annotated[Path | None, typer.Option("--json", help="JSON file for the numbers.")] = None,
+    quiet: QuietOption = False,
+    written: JsonOption = None,
 ) -> None:
     """Print stages, parameters, multiply-adds and the memory of a training step of a configuration's network."""
-    from rich.console import Console
-
     from segkit.commands import model as commands
 
-    commands.summary(config, overrides or [], channels=channels, written=written, console=Console())
+    with command_output(quiet, written) as out:
+        out.results = commands.summary(config, overrides or [], channels=channels, console=out.console).to_json()

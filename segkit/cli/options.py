@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 
+from segkit.cli.completion import complete_config, complete_override
+
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML file, or the name of a shipped configuration.")
+    Path,
+    typer.Option(
+        "--config", "-c", help="YAML file, or the name of a shipped configuration.", autocompletion=complete_config
+    ),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Configuration overrides, such as train.steps=100.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Configuration overrides, such as train.steps=100.", autocompletion=complete_override),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: as in the checkpoint].")]
 
 TtaOption = Annotated[

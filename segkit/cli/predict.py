@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from segkit.cli.options import DecisionsOption, DeviceOption, TtaOption
+from segkit.cli.output import JsonOption, QuietOption, command_output
 
 WRITTEN = "Written beside the masks"
 
@@ -63,10 +64,10 @@ def predict(
         typer.Option("--overlays", help="A picture of each image with its classes.", rich_help_panel=WRITTEN),
     ] = False,
     device: DeviceOption = None,
+    quiet: QuietOption = False,
+    written: JsonOption = None,
 ) -> None:
     """Write a predicted mask for each image, on the image's own grid."""
-    from rich.console import Console
-
     from segkit.commands.predict import PredictOptions
     from segkit.commands.predict import predict as run
 
@@ -85,4 +86,5 @@ def predict(
         skip_existing=skip_existing,
         overwrite=overwrite,
     )
-    run(options, Console())
+    with command_output(quiet, written) as command:
+        command.results = run(options, command.console)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from segkit.cli.options import ConfigOption, Overrides
+from segkit.cli.output import JsonOption, QuietOption, command_output
 
 
 def train(
@@ -20,10 +21,13 @@ def train(
         int | None,
         typer.Option(min=1, help="Overfit this number of fixed batches without augmentation, as a sanity check."),
     ] = None,
+    quiet: QuietOption = False,
+    written: JsonOption = None,
 ) -> None:
     """Train a network, then evaluate its last checkpoint."""
-    from rich.console import Console
-
     from segkit.commands.train import train as run
 
-    run(config, overrides or [], resume=resume, allow=allow or [], overfit=overfit, console=Console())
+    with command_output(quiet, written) as out:
+        changes = {"resume": resume, "allow": allow or [], "overfit": overfit}
+        scores, folder = run(config, overrides or [], **changes, console=out.console)
+        out.results = {"run": str(folder), "scores": scores}

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from segkit.cli.options import DeviceOption, TtaOption
+from segkit.cli.output import JsonOption, QuietOption, command_output
 
 
 def tune(
@@ -32,13 +33,15 @@ def tune(
         Path | None, typer.Option(help="File for the decisions [default: last.decisions.json beside the checkpoint].")
     ] = None,
     device: DeviceOption = None,
+    quiet: QuietOption = False,
+    written: JsonOption = None,
 ) -> None:
     """Choose thresholds, temperature and post-processing on the validation cases.
 
     Written are all choices; applied by predict and evaluate are those that gain more than chance.
     """
-    from rich.console import Console
-
     from segkit.commands.tune import tune as run
 
-    run(checkpoint, overrides or [], loss=loss, metric=metric, tta=tta, out=out, device=device, console=Console())
+    chosen = {"loss": loss, "metric": metric, "tta": tta, "out": out, "device": device}
+    with command_output(quiet, written) as command:
+        command.results = run(checkpoint, overrides or [], **chosen, console=command.console).model_dump(mode="json")

@@ -36,6 +36,7 @@ from segkit.experiment.build import build_labels, load_config
 from segkit.metrics.rules import SEGKIT
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
+from segkit.utils.console import warn
 from segkit.utils.csv_tables import write_table
 from segkit.utils.errors import RunError
 from segkit.utils.exit_codes import BUG
@@ -48,12 +49,14 @@ class UnitsFailed(Exception):
     """Some units of a comparison failed.
 
     codes: the exit code that each would have as a single training, if it is known.
+    results: the content of comparison.json, if there is one.
 
     The exit code is theirs if they agree, and 1 otherwise.
     """
 
-    def __init__(self, message: str, codes: Iterable[int | None]):
+    def __init__(self, message: str, codes: Iterable[int | None], results: dict[str, Any] | None):
         super().__init__(message)
+        self.results = results
         distinct = set(codes)
         self.exit_code = (distinct.pop() if len(distinct) == 1 else None) or BUG
 
@@ -78,10 +81,11 @@ class CompareOptions:
     wait: bool = True
 
 
-def compare(path: Path, overrides: Sequence[str], options: CompareOptions, console: Console) -> None:
+def compare(path: Path, overrides: Sequence[str], options: CompareOptions, console: Console) -> dict[str, Any] | None:
     """Train every loss with every seed and fold, write the long table to cases.csv and analyse it.
 
-    A failing unit does not stop the others.
+    A failing unit does not stop the others. Returns the content of comparison.json, the units of a dry run, or None if
+    another process writes the report.
 
     Args:
         path: The YAML file of the experiment.
@@ -105,7 +109,7 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions, conso
         if trials and all(map(finished, trials)):
             units = make_units(comparison, choose_rates(tried_rates(trials, design), design.metric))
         print_units([*trials, *units], executor.parallel, console)
-        return
+        return {"units": [{"name": unit.name, "state": _state(unit)} for unit in [*trials, *units]]}
     comparison.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(comparison.out)
     repair([*trials, *units], console)
@@ -121,7 +125,7 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions, conso
             finished_folders(comparison.out),
         )
         with _vanishing_reported(comparison.out):
-            _train_and_report(comparison, plan, units, trials, executor, options, console)
+            return _train_and_report(comparison, plan, units, trials, executor, options, console)
 
 
 @contextmanager
@@ -164,7 +168,7 @@ def _train_and_report(
     executor: Executor,
     options: CompareOptions,
     console: Console,
-) -> None:
+) -> dict[str, Any] | None:
     design, base = comparison.design, comparison.base
     out = comparison.out
     notes = _warn_before_training(units, design, base, console)
@@ -201,21 +205,24 @@ def _train_and_report(
             "writes the report",
             highlight=False,
         )
-        return
+        return None
     failed += unfinished
     complete = [unit for unit in units if unit not in unfinished]
+    results = None
     if complete:
         context = ReportContext(
             foreground_classes(base), _by_loss(failed), rules_of(base).to_dict(), plan, notes, rates, tried
         )
-        _report(complete, design, context, out, console)
+        results = _report(complete, design, context, out, console)
     if failed:
         reasons = "".join(f"\n  {unit.name}: {_reason(unit)}" for unit in failed)
         raise UnitsFailed(
             f"{len(failed)} of {len({*units, *failed})} units failed:{reasons}\n"
             "fix the cause and run the same command again",
             map(failure_code, failed),
+            results,
         )
+    return results
 
 
 def _warn_before_training(units: Sequence[Unit], design: Design, base: Config, console: Console) -> list[str]:
@@ -228,7 +235,7 @@ def _warn_before_training(units: Sequence[Unit], design: Design, base: Config, c
             f"segkit's rules, by which missed structures count, and comparison.aggregation: {design.aggregation}"
         )
     for note in notes:
-        console.print(f"warning: {note}", style="yellow", markup=False, highlight=False)
+        warn(note, console)
     return notes
 
 
@@ -244,17 +251,21 @@ def _by_loss(failed: Sequence[Unit]) -> dict[str, dict[str, str]]:
     return reasons
 
 
-def _report(units: Sequence[Unit], design: Design, context: ReportContext, out: Path, console: Console) -> None:
+def _report(
+    units: Sequence[Unit], design: Design, context: ReportContext, out: Path, console: Console
+) -> dict[str, Any] | None:
     """Write the report, unless another process is writing it."""
     with Leases().acquire(out / "report") as acquired:
         if acquired:
-            report(units, design, context, out, console)
-        else:
-            console.print(f"another process is writing the report of {out}", markup=False)
+            return report(units, design, context, out, console)
+        console.print(f"another process is writing the report of {out}", markup=False)
+        return None
 
 
-def report(units: Sequence[Unit], design: Design, context: ReportContext, out: Path, console: Console) -> None:
-    """Write the long table of finished units, analyse it and write the pages."""
+def report(
+    units: Sequence[Unit], design: Design, context: ReportContext, out: Path, console: Console
+) -> dict[str, Any]:
+    """Write the long table of finished units, analyse it, write the pages and return the content of comparison.json."""
     table = pd.concat([unit_rows(unit, design.metric) for unit in units], ignore_index=True)
     write_table(out / "cases.csv", table)
     write_table(out / RUNS, runs_table(units, out))
@@ -262,7 +273,7 @@ def report(units: Sequence[Unit], design: Design, context: ReportContext, out: P
     incomplete = [unit.name for unit, records in logs.items() if not is_complete(unit, records)]
     if incomplete:
         note = f"log.jsonl of {listed(incomplete)} is damaged or incomplete: curves and training warnings lack it"
-        console.print(f"warning: {note}", style="yellow", markup=False, highlight=False)
+        warn(note, console)
         context = replace(context, notes=[*context.notes, note])
     by_loss = {loss: [records for unit, records in logs.items() if unit.loss == loss] for loss in design.losses}
     context = replace(context, notes=[*context.notes, *unequal_steps(by_loss), *log_warnings(by_loss)])
@@ -270,7 +281,7 @@ def report(units: Sequence[Unit], design: Design, context: ReportContext, out: P
         *(design.metric, design.aggregation, design.baseline),
         *(design.margin, design.family, design.repeated_baseline, design.test_train_ratio),
     )
-    write_comparison(table, out, analysis, context, lambda scores: gather(logs, scores), console)
+    return write_comparison(table, out, analysis, context, lambda scores: gather(logs, scores), console)
 
 
 def _executor(options: CompareOptions, design: Design) -> Executor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -51,9 +50,11 @@ from segkit.experiment.planning import (
     propose,
 )
 from segkit.experiment.preflight import mirror_warnings
+from segkit.experiment.schema_file import COMMENT, write_schema
 from segkit.labels import Labels
 from segkit.report.console_data import print_check
 from segkit.report.contact_sheet import contact_sheet
+from segkit.utils.console import warn
 from segkit.utils.errors import DataError
 from segkit.utils.files import replace_text, temporary_folder
 from segkit.utils.progress import tracked
@@ -72,7 +73,11 @@ NAMES_HINT = [
 
 
 class DataCheckFailed(DataError):
-    """The check of a data set found errors."""
+    """The check of a data set found errors. results: what `check` returns otherwise."""
+
+    def __init__(self, message: str, results: dict[str, Any]):
+        super().__init__(message)
+        self.results = results
 
 
 def check(
@@ -80,21 +85,20 @@ def check(
     overrides: Sequence[str],
     *,
     workers: int | None,
-    written: Path | None,
     console: Console,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Read every case of a configuration once, print the problems and write them to a JSON file.
+    """Read every case of a configuration once, and print the problems.
 
     Args:
         described: The configuration, which need not say how to train.
         overrides: Changes to it, `key=value`.
         workers: Processes that read; one per CPU core by default.
-        written: The JSON file to write; None for no file.
         console: Where to print.
         name: What the data are called in the error; by default `described`.
 
-    Returns the content of the JSON file. Raises DataCheckFailed, after reporting, if there are errors.
+    Returns the numbers of cases, the split, the classes, the effect of augmentation, and the problems. Raises
+    DataCheckFailed, after reporting, if there are errors.
     """
     config = load_config(described, overrides, data_only=True)
     labels = build_labels(config)
@@ -119,13 +123,10 @@ def check(
         "augmentation": effect,
         "findings": [asdict(finding) for finding in findings],
     }
-    if written is not None:
-        written.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(written, json.dumps(result, indent=2, allow_nan=False) + "\n")
     print_check(result, console)
     errors = sum(finding.level == "error" for finding in findings)
     if errors:
-        raise DataCheckFailed(f"{errors} {'error' if errors == 1 else 'errors'} in the data of {name}")
+        raise DataCheckFailed(f"{errors} {'error' if errors == 1 else 'errors'} in the data of {name}", result)
     return result
 
 
@@ -141,7 +142,7 @@ def _source_and_unpaired(config: Config, labels: Labels) -> tuple[Source, list[F
             return build_source(with_data(config, unpaired="skip"), labels), [finding]
 
 
-def check_folder(root: Path, *, workers: int | None, written: Path | None, console: Console) -> dict[str, Any]:
+def check_folder(root: Path, *, workers: int | None, console: Console) -> dict[str, Any]:
     """Check a folder with the layout and the classes that `inspect` detects. See `check` for the arguments."""
     with temporary_folder() as temporary:
         folder = Path(os.path.abspath(root))
@@ -150,7 +151,7 @@ def check_folder(root: Path, *, workers: int | None, written: Path | None, conso
         described = _describe(folder, layout, table)
         _print_layout(root, layout, described, console)
         config = {"name": root.name or "data", **described.sections}
-        return check(config, [], workers=workers, written=written, console=console, name=str(root))
+        return check(config, [], workers=workers, console=console, name=str(root))
 
 
 def _mirror_findings(config: Config, summaries: Sequence[CaseSummary]) -> list[Finding]:
@@ -198,7 +199,7 @@ def inspect(
     Raises DataError for a folder without a known layout, ConfigError if the file to write exists, or the network does
     not fit.
     """
-    _check_new(written)
+    check_new(written)
     limit = memory_limit(memory, device)
     root = Path(os.path.abspath(root))  # the configuration may be written to another folder
     layout = detect_layout(root)
@@ -206,7 +207,7 @@ def inspect(
     try:
         described = _describe(root, layout, table)
         _print_layout(root, layout, described, console)
-        known = {**described.sections, "data": _relative_paths(described.sections["data"], written.parent)}
+        known = {**described.sections, "data": relative_paths(described.sections["data"], written.parent)}
         _write(written, known, described.reasons, described.source, described.labels, (limit, network), console)
     except BaseException:
         if table is not None:
@@ -300,7 +301,7 @@ def plan(
 
     Raises ConfigError if the file to write exists, or the network does not fit.
     """
-    _check_new(written)
+    check_new(written)
     limit = memory_limit(memory, device)
     config = load_config(path, overrides, data_only=True)
     labels = build_labels(config)
@@ -310,7 +311,7 @@ def plan(
         key: {option: value for option, value in content[key].items() if value is not None}
         for key in ("labels", "data", "split")
     }
-    known["data"] = _relative_paths(known["data"], written.parent)
+    known["data"] = relative_paths(known["data"], written.parent)
     _write(written, known, {}, source, labels, (limit, network), console)
 
 
@@ -342,20 +343,20 @@ def preview(path: Path, overrides: Sequence[str], written: Path, *, cases: int, 
     contact_sheet(rows, labels, written, title, histograms=[(case.before, case.after) for case in pixels])
     console.print(describe_effect(pixels), markup=False, highlight=False, soft_wrap=True)
     for text in augmentation_warnings(pixels):
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        warn(text, console)
     console.print(f"written to {written}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write_table(layout: Layout, written: Path) -> Path:
     """Write the table of cases next to the configuration, and return its path."""
     file = written.with_name(f"{written.stem}_cases.csv").absolute()
-    _check_new(file)
+    check_new(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, pd.DataFrame(layout.rows).to_csv(index=False))
     return file
 
 
-def _check_new(written: Path) -> None:
+def check_new(written: Path) -> None:
     """Raise ConfigError if a file to write exists."""
     if written.exists():
         raise ConfigError(f"{written} already exists; choose another name with --out, or move it away")
@@ -391,16 +392,17 @@ def _write(
         f"memory of a training step: {limit.source}",
         f"check the data: segkit data check --config {written.name}",
         f"train:          segkit train --config {written.name}",
+        COMMENT,
     ]
     if fingerprint.unreadable:
-        console.print(
-            f"  {fingerprint.unreadable} of {fingerprint.unreadable + fingerprint.read} cases cannot be read; "
+        warn(
+            f"{fingerprint.unreadable} of {fingerprint.unreadable + fingerprint.read} cases cannot be read; "
             "segkit data check shows the errors",
-            style="yellow",
-            highlight=False,
+            console,
         )
     written.parent.mkdir(parents=True, exist_ok=True)
     replace_text(written, commented_yaml(sections, {**reasons, **proposal.reasons}, top))
+    write_schema(written.parent)
     load_config(written)
     console.print(f"written to {written}; next steps:", markup=False, highlight=False)
     console.print(
@@ -431,7 +433,7 @@ def _plain_paths(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _relative_paths(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+def relative_paths(options: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Options with paths as strings, relative to a folder if they are below it or below its parent."""
 
     def as_text(value: Any) -> Any:

@@ -17,6 +17,7 @@ from segkit.experiment.decision_file import (
     settings_of,
 )
 from segkit.experiment.trained_model import TrainedModel
+from segkit.utils.console import warn
 from segkit.utils.errors import RunError
 
 NONE = "none"
@@ -41,7 +42,7 @@ def chosen_decisions(
     if reason is not None and given is not None:
         raise RunError(f"the decisions {file} cannot be applied: {reason}")
     if reason is not None:
-        console.print(f"the decisions {file} are not applied: {reason}", style="yellow", markup=False, highlight=False)
+        warn(f"the decisions {file} are not applied: {reason}", console)
         return None
     applied = applied_decisions(content, file, members[0].labels)
     words = applied.decisions.in_words()

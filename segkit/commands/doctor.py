@@ -21,6 +21,7 @@ from rich.table import Table
 from segkit._version import VERSION
 from segkit.data.memory_check import available, in_gb
 from segkit.training.precision import chosen_precision
+from segkit.utils.console import warn
 from segkit.utils.environment import environment
 from segkit.utils.text import one_line
 
@@ -39,8 +40,8 @@ class Finding:
     advice: str | None = None
 
 
-def doctor(console: Console) -> bool:
-    """Print all findings, and the advice below them. Returns whether there is any."""
+def doctor(console: Console) -> list[Finding]:
+    """Print and return all findings, with the advice below them."""
     found = [finding for check in CHECKS for finding in _findings(check)]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -51,9 +52,10 @@ def doctor(console: Console) -> bool:
     console.print(table)
     advised = [finding for finding in found if finding.advice is not None]
     for finding in advised:
-        console.print(f"{finding.name}: {finding.advice}", style="yellow", markup=False, highlight=False)
-    console.print("" if advised else "nothing to mend", markup=False, end="" if advised else "\n")
-    return bool(advised)
+        warn(f"{finding.name}: {finding.advice}", console)
+    if not advised:
+        console.print("nothing to mend")
+    return found
 
 
 def _findings(check: Callable[[], Iterator[Finding]]) -> list[Finding]:

@@ -48,8 +48,11 @@ def evaluate(
     tta: bool = False,
     decisions: str | None = None,
     console: Console,
-) -> None:
-    """Evaluate each of several checkpoints, see `evaluate_checkpoint`, and print their scores side by side."""
+) -> dict[str, dict[str, Any]]:
+    """Evaluate each of several checkpoints, see `evaluate_checkpoint`, and print their scores side by side.
+
+    Returns the contents of scores.json by the name of the checkpoint.
+    """
     from segkit.report.console import print_scores, print_side_by_side
 
     names = short_names(checkpoints)
@@ -72,6 +75,7 @@ def evaluate(
         table = print_side_by_side(results, console)
         if out is not None:
             write_table(out / "side_by_side.csv", table)
+    return results
 
 
 def short_names(paths: Sequence[Path]) -> dict[str, Path]:
@@ -221,8 +225,8 @@ def evaluate_predictions(
     rules: str,
     tolerance: float | None,
     group: str | None,
-) -> None:
-    """Score a folder of masks predicted by any tool, and print the scores.
+) -> dict[str, Any]:
+    """Score a folder of masks predicted by any tool, and print the scores. Returns the contents of scores.json.
 
     encodings: how classes are encoded in the files of the predictions, and of the references. Raises RunError if they
     do not fit the labels.
@@ -248,3 +252,4 @@ def evaluate_predictions(
     print_scores(result, console)
     try_to_draw(PAGE, lambda: write_pages({out / PAGE: out.resolve().name}, scored, labels, result))
     console.print(f"written to {out}", markup=False)
+    return result

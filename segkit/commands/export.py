@@ -59,8 +59,10 @@ class ExportOptions:
     decisions: str | None = None
 
 
-def export(options: ExportOptions, console: Console) -> None:
+def export(options: ExportOptions, console: Console) -> dict[str, Any]:
     """Export checkpoints, compare the file with the trained model on real images, and write it if they agree.
+
+    Returns the content of model.json.
 
     Raises RunError if the network cannot be exported, if its predictions differ from those of the trained model, and
     without images to compare on.
@@ -90,6 +92,7 @@ def export(options: ExportOptions, console: Console) -> None:
     console.print(
         f"written to {options.out}: {', '.join(sorted(path.name for path in options.out.iterdir()))}", markup=False
     )
+    return content
 
 
 def _move(folder: Path, out: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,9 +40,10 @@ from segkit.experiment.trained_ensemble import PreparedImage, TrainedEnsemble, l
 from segkit.inference.averaged_network import entropy
 from segkit.inference.decisions import decided
 from segkit.inference.memory import PredictionMemoryError
-from segkit.inference.prediction import Prediction
+from segkit.inference.prediction import Prediction, Progress
 from segkit.inference.windows import Slab
 from segkit.labels import Labels
+from segkit.utils.console import warn
 from segkit.utils.errors import DataError, RunError, is_out_of_memory, kept
 from segkit.utils.files import remove_leftovers
 from segkit.utils.pipeline import overlapped
@@ -53,17 +55,23 @@ SHOWN = 100  # failures that the message lists
 
 
 class PredictionsFailed(DataError):
-    """Some images have no mask. The exit code is 3, or 4 if memory was the only reason."""
+    """Some images have no mask. The exit code is 3, or 4 if memory was the only reason.
 
-    def __init__(self, message: str, code: int):
+    results: what `predict` returns otherwise.
+    """
+
+    def __init__(self, message: str, code: int, results: dict[str, Any]):
         super().__init__(message)
-        self.exit_code = code
+        self.exit_code, self.results = code, results
 
 
-def predict(options: PredictOptions, console: Console) -> None:
+def predict(options: PredictOptions, console: Console) -> dict[str, Any]:
     """Write the predicted mask of every image. An image that cannot be predicted does not stop the others.
 
     Several processes can share the work: each takes the images that no other one has taken.
+
+    Returns the folder, the numbers of masks that were written, that existed, and that are left to other processes, and
+    the reason for each case without a mask.
 
     Raises PredictionsFailed at the end, with the reason for each image without a mask; before anything is written,
     DataError if there are no images or two masks would have the same name, and RunError if a mask would overwrite an
@@ -92,10 +100,19 @@ def predict(options: PredictOptions, console: Console) -> None:
     Claims(options.output).tidy(jobs)
     work = _Work(ensemble, options, {})
     done = _predict_all(left, work, console)
-    _tell(done, len(jobs) - len(left), len(left) - done - len(work.failures), options, console)
+    skipped, others = len(jobs) - len(left), len(left) - done - len(work.failures)
+    _tell(done, skipped, others, options, console)
     failures |= work.failures
+    results = {
+        "output": str(options.output),
+        "written": done,
+        "skipped": skipped,
+        "left_to_others": others,
+        "failed": {case.name: str(error) for case, error in failures.items()},
+    }
     if failures:
-        raise _failed(failures, len(cases))
+        raise _failed(failures, len(cases), results)
+    return results
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
@@ -129,15 +146,22 @@ def _predict_all(jobs: Sequence[Job], work: _Work, console: Console) -> int:
     """
     start = idle_since = time.monotonic()
     with Claims(work.options.output) as claims, ProgressDisplay("predicting", len(jobs), console) as display:
+
+        def finished() -> int:
+            return len(claims.seen) - len(claims.held)
+
+        def compute(job: Job, contents: _Contents | None) -> _Result | None:
+            # the image before this one may still be written
+            return work.compute(job, contents, lambda share: display.update(max(display.completed, finished() + share)))
+
         left = list(jobs)
         while left and time.monotonic() - idle_since <= prediction_jobs.WAIT_SECONDS:
             before = len(claims.seen)
-            for job in overlapped(claims.taken(left), work.read, work.compute, work.write, _close):
+            for job in overlapped(claims.taken(left), work.read, compute, work.write, _close):
                 claims.release(job)
                 if job.case in work.failures:
-                    console.print(f"failed: case {job.case.name}", style="red", markup=False, highlight=False)
-                number = len(claims.seen) - len(claims.held)
-                display.update(number, _rate(number, time.monotonic() - start))
+                    warn(f"case {job.case.name}", console, "failed")
+                display.update(finished(), _rate(finished(), time.monotonic() - start))
             left = claims.of_others(jobs)
             if len(claims.seen) > before:
                 idle_since = time.monotonic()
@@ -208,13 +232,15 @@ class _Work:
             image, step = thinned(pieces) if self.options.overlays else (None, 1)
             return _Contents(prepared, pieces.shape[1:], image, step, files.pop_all())
 
-    def compute(self, job: Job, contents: _Contents | None) -> _Result | None:
-        """Predict an image."""
+    def compute(self, job: Job, contents: _Contents | None, progress: Progress) -> _Result | None:
+        """Predict an image. progress: see `Predictor.predict`."""
         if contents is None:
             return None
         with contents.files, self._noting_failure(job, "keeping its prediction"):
             keep_logits = self.options.probabilities or self.options.uncertainty
-            prediction = self.ensemble.prediction(contents.network, contents.size, job.where, keep_logits=keep_logits)
+            prediction = self.ensemble.prediction(
+                contents.network, contents.size, job.where, keep_logits=keep_logits, progress=progress
+            )
             values = {kind: value[0].cpu().numpy() for kind, value in self._values(prediction, job).items()}
             return _Result(prediction.mask[0].cpu().numpy(), values, contents.image, contents.step)
 
@@ -310,8 +336,8 @@ def _tell(done: int, skipped: int, others: int, options: PredictOptions, console
         console.print(f"{others} images are left to other processes", markup=False, highlight=False)
 
 
-def _failed(failures: Mapping[Case, Error], cases: int) -> DataError:
+def _failed(failures: Mapping[Case, Error], cases: int, results: dict[str, Any]) -> DataError:
     """The error that lists all images without a mask."""
     is_memory = all(isinstance(error, MemoryError) for error in failures.values())
     lines = listed_lines([str(error) for error in failures.values()], limit=SHOWN)
-    return PredictionsFailed(f"{len(failures)} of {cases} images have no mask:{lines}", 4 if is_memory else 3)
+    return PredictionsFailed(f"{len(failures)} of {cases} images have no mask:{lines}", 4 if is_memory else 3, results)

@@ -117,8 +117,10 @@ class ReportContext:
 
 def compare_table(
     path: Path, out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None = None
-) -> None:
+) -> dict[str, Any]:
     """Analyse a long table (CSV) from any source, or a table with challengeR's four columns.
+
+    Returns the contents of comparison.json, or of datasets.json for several data sets.
 
     Args:
         path: The table.
@@ -133,11 +135,10 @@ def compare_table(
     """
     try:
         tables = read_for_comparison(path, analysis.metric)
-        if len(tables) == 1:
-            table = next(iter(tables.values()))
-            write_comparison(table, out, analysis, ReportContext(classes), no_material, console)
-        else:
-            _compare_datasets(tables, out, analysis, console, classes)
+        if len(tables) > 1:
+            return _compare_datasets(tables, out, analysis, console, classes)
+        table = next(iter(tables.values()))
+        return write_comparison(table, out, analysis, ReportContext(classes), no_material, console)
     except ValueError as error:
         raise TableError(f"{path}: {error}") from error
 
@@ -167,7 +168,7 @@ def _dataset_names(table: Any) -> list[str]:
 
 def _compare_datasets(
     tables: Mapping[str, Any], out: Path, analysis: Analysis, console: Console, classes: Sequence[str] | None
-) -> None:
+) -> dict[str, Any]:
     """Compare losses on each data set in a folder of its own, then across data sets."""
     results, folders = {}, folder_names(list(tables))
     for name, folder in folders.items():
@@ -179,6 +180,7 @@ def _compare_datasets(
     write_datasets_pages(overall, folders, out)
     console.rule(f"{len(tables)} data sets")
     print_datasets(overall, console)
+    return overall
 
 
 def folder_names(names: Sequence[str]) -> dict[str, str]:

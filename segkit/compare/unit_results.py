@@ -21,6 +21,7 @@ from segkit.metrics.rules import SEGKIT, Rules
 from segkit.training.checkpoint import CheckpointError, NewerFormat
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
+from segkit.utils.console import warn
 from segkit.utils.errors import reason as reason_of
 from segkit.utils.files import read_json, remove_leftovers
 from segkit.utils.leases import Leases
@@ -129,7 +130,7 @@ def repair(units: Sequence[Unit], console: Console) -> None:
             continue
         with leases.acquire(unit.folder) as acquired:
             if acquired and (damage := _damage(unit)) is not None:
-                console.print(f"{unit.name}: {damage}; it is made again", style="yellow", markup=False, highlight=False)
+                warn(f"{unit.name}: {damage}; it is made again", console)
                 _evaluation(unit, "scores.json").unlink()
                 remove_damaged_checkpoint(unit, console)
             elif acquired and finished(unit):  # it may have failed after its scores were written
@@ -166,7 +167,7 @@ def remove_damaged_checkpoint(unit: Unit, console: Console) -> None:
     """Remove a checkpoint that cannot be read, so that the unit is trained again."""
     last = Run(unit.folder).last
     if last.exists() and not _readable(last):
-        console.print(f"{unit.name}: {last} is damaged; the unit is trained again", style="yellow", markup=False)
+        warn(f"{unit.name}: {last} is damaged; the unit is trained again", console)
         last.unlink()
 
 

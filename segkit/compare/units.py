@@ -22,6 +22,7 @@ from segkit.experiment.plugins import plugin_hashes
 from segkit.experiment.runner import run_experiment
 from segkit.training.run_folder import Run
 from segkit.training.stopping import Interrupted
+from segkit.utils.console import warn
 from segkit.utils.exit_codes import OUT_OF_MEMORY, describe, exit_code
 from segkit.utils.files import read_json, replace_text
 from segkit.utils.leases import Leases
@@ -187,7 +188,7 @@ def train_unit(unit: Unit, leases: Leases, since: float, console: Console) -> bo
             except Exception as error:  # also of a bug, which need not be one of the other units
                 reason = describe(error)
                 _note_failure(unit, reason, exit_code(error))
-                console.print(f"failed: {reason}", style="red", markup=False)
+                warn(reason, console, "failed")
     return True
 
 

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from ruamel.yaml import YAML
 
 from segkit.config.errors import ConfigError
+from segkit.config.json_schema import json_schema
 from segkit.config.plain_data import plain_copy
 from segkit.config.schema import (
     FORMER_NAMES,
@@ -105,7 +106,7 @@ def check(
     if not _load_plugins(checker, tree.get("plugins"), load_plugins):
         checker.finish()  # the names that a missing plugin provides would be reported as unknown
     checker.length(tree.get("train"), ("train",))
-    known = [*FIXED, *NAMED, "augment", "loss"]
+    known = [*FIXED, *NAMED, "augment", "logging", "loss"]
     general = {key: value for key, value in tree.items() if key not in known}
     if general.get("name") is None:
         general["name"] = Path(source).stem
@@ -164,12 +165,5 @@ def dump(config: Config, file: TextIO | Path) -> None:
 
 
 def schema(tables: Mapping[str, Table]) -> dict[str, Any]:
-    """JSON schemas of the fixed sections and of every entry that can be named."""
-    return {
-        "sections": {key: model.model_json_schema() for key, model in FIXED.items()},
-        "named": {
-            key: {name: table.model(name).model_json_schema() for name in table.entries}
-            for key, table in tables.items()
-            if key not in ("recipe", "like", "preset")
-        },
-    }
+    """The JSON Schema of a configuration file, see `json_schema`."""
+    return json_schema(tables, NAMED, REQUIRED, DEFAULTS)

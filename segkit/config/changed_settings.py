@@ -49,6 +49,9 @@ def _of_part(key: str, value: Any, tables: Mapping[str, Table]) -> Iterator[Chan
     elif key == "loss":
         for number, term in enumerate(value):
             yield from _entry(f"loss.{number}", term, tables["loss"])
+    elif key == "logging":
+        for number, tracker in enumerate(value["trackers"]):
+            yield from _entry(f"logging.trackers.{number}", tracker, tables["tracker"])
     elif key == "augment":
         yield from _augment(value, tables)
     else:

@@ -34,7 +34,8 @@ def origins(config: Config, file: Path, overrides: Sequence[str]) -> list[tuple[
 
 def _written(path: KeyPath, tree: Mapping[str, Any], content: Mapping[str, Any]) -> KeyPath:
     """Where the value at a path of the checked configuration stands in the file, in the forms that the file may have:
-    a single term of the loss without a list, and transforms after those of a preset."""
+    a single term of the loss without a list, transforms after those of a preset, and trackers after those in short
+    forms."""
     if path[:2] == ("loss", 0) and not isinstance(tree.get("loss"), list):
         return ("loss", *path[2:])
     if path[:2] == ("augment", "transforms") and len(path) > 2:
@@ -42,6 +43,10 @@ def _written(path: KeyPath, tree: Mapping[str, Any], content: Mapping[str, Any])
         from_preset = len(content["augment"]["transforms"]) - (len(own) if isinstance(own, list) else 0)
         number = path[2] - from_preset
         return (*path[:2], number, *path[3:]) if number >= 0 else ("augment", "preset")
+    if path[:2] == ("logging", "trackers") and len(path) > 2:
+        short = [("logging", key) for key in ("tensorboard", "mlflow") if _at(tree, ("logging", key))]
+        number = path[2] - len(short)
+        return (*path[:2], number, *path[3:]) if number >= 0 else short[number]
     return path
 
 

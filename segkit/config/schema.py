@@ -121,11 +121,6 @@ class CheckpointsSection(Section):
     keep: Count = 3
 
 
-class LoggingSection(Section):
-    tensorboard: bool = False
-    mlflow: Path | None = None
-
-
 # settings that can change without a new training, so they are not part of the digest
 REPORTED = (
     *("metrics", "rules", "exclude_classes", "tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio"),
@@ -211,6 +206,13 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Logging:
+    """Where the log goes in addition to the run folder."""
+
+    trackers: tuple[Named, ...] = ()
+
+
+@dataclass(frozen=True)
 class Config:
     """A checked configuration. `loss` is a tuple of terms, {"name", "weight", **options}."""
 
@@ -232,7 +234,7 @@ class Config:
     train: TrainSection
     checkpoints: CheckpointsSection
     evaluation: EvaluationSection
-    logging: LoggingSection
+    logging: Logging
     run: RunSection
     comparison: ComparisonSection
     plugins: Sequence[str] = ()
@@ -291,7 +293,7 @@ def _plain(value: Any, *, keep_paths: bool) -> Any:
         value = {"name": value.name, **value.args}
     elif isinstance(value, Section):
         value = dict(value)
-    elif isinstance(value, (Config, Augment)):
+    elif isinstance(value, (Config, Augment, Logging)):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         kept = {key: item for key, item in value.items() if keep_paths or not isinstance(item, Path)}

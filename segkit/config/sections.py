@@ -11,7 +11,7 @@ from segkit.config.schema import (
     EvaluationSection,
     LabelsSection,
     LoaderSection,
-    LoggingSection,
+    Logging,
     Named,
     ParametersSection,
     PreprocessSection,
@@ -31,7 +31,6 @@ FIXED = {
     "train": TrainSection,
     "checkpoints": CheckpointsSection,
     "evaluation": EvaluationSection,
-    "logging": LoggingSection,
     "run": RunSection,
     "comparison": ComparisonSection,
 }
@@ -47,7 +46,29 @@ def check_part(checker: Checker, key: str, value: Any) -> Any:
         return _check_loss(checker, ("loss",), value)
     if key == "augment":
         return _check_augment(checker, value)
+    if key == "logging":
+        return _check_logging(checker, value)
     return _check_named(checker, (key,), value, key)
+
+
+def _check_logging(checker: Checker, value: Any) -> Logging | None:
+    """The trackers, those of the short forms `tensorboard: true` and `mlflow: FILE` first."""
+    if not isinstance(value, dict):
+        return checker.error(("logging",), f"expected a mapping with trackers, got {shown(value)}")
+    checker.known_keys(("logging",), value, ["trackers", "tensorboard", "mlflow"])
+    tensorboard, file, listed = value.get("tensorboard"), value.get("mlflow"), value.get("trackers") or []
+    if tensorboard not in (None, True, False):
+        return checker.error(("logging", "tensorboard"), f"expected true or false, got {shown(tensorboard)}")
+    if not isinstance(listed, list):
+        return checker.error(("logging", "trackers"), f"expected a list of trackers, got {shown(listed)}")
+    entries: list[tuple[tuple, Any]] = [(("logging", "tensorboard"), "tensorboard")] if tensorboard else []
+    entries += [] if file is None else [(("logging", "mlflow"), {"name": "mlflow", "file": file})]
+    entries += [(("logging", "trackers", number), entry) for number, entry in enumerate(listed)]
+    checked = [_check_named(checker, path, entry, "tracker") for path, entry in entries]
+    names = [tracker.name for tracker in checked if tracker is not None]
+    for name in {name for name in names if names.count(name) > 1}:
+        checker.error(("logging",), f"expected each tracker once, got {name} {names.count(name)} times")
+    return Logging(tuple(tracker for tracker in checked if tracker is not None))
 
 
 def _check_named(checker: Checker, path: tuple, value: Any, table: str) -> Named | None:

@@ -45,6 +45,7 @@ from segkit.losses.weight_schedules import WEIGHT_SCHEDULES
 from segkit.models import MODELS
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import OPTIMIZERS
+from segkit.training.trackers import TRACKERS
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.padding import Multiple
 
@@ -63,6 +64,7 @@ TABLES: dict[str, Table] = {
     "like": Table(PRESETS, injected=frozenset()),
     "optimizer": Table(OPTIMIZERS, injected=frozenset({"parameters"})),
     "schedule": Table(SCHEDULES, injected=frozenset({"steps", "steps_per_epoch"})),
+    "tracker": Table(TRACKERS, injected=INJECTED["TRACKERS"]),
 }
 
 
@@ -106,7 +108,11 @@ def with_default_intensity(config: Config) -> Config:
 
 
 def restore_config(content: dict[str, Any], overrides: Sequence[str] = (), file: Path | None = None) -> Config:
-    """The configuration stored in a checkpoint. Raises ConfigError, for example for a plugin that is missing."""
+    """The configuration stored in a checkpoint, without its trackers, which need not be installed here.
+
+    Raises ConfigError, for example for a plugin that is missing.
+    """
+    content = {**content, "logging": {}} if isinstance(content, Mapping) else content
     source = "the configuration in the checkpoint" + (f" {file}" if file else "")
     return check(content, overrides, TABLES, source=source, load_plugins=load_plugins)
 

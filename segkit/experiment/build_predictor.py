@@ -32,7 +32,8 @@ def predictor_factory(
             preprocess.multiple,
             _window(config, preprocess, model),
             config.evaluation.overlap,
-            config.train.channels_last,
+            # twice as fast for volumes on CPUs, however the weights lie in memory
+            config.train.channels_last or (preprocess.dims == 3 and device.type == "cpu"),
             config.evaluation.threshold,
             minimum,
             large_window(config, preprocess.dims, preprocess.multiple, minimum),

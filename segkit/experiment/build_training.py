@@ -55,6 +55,7 @@ from segkit.utils.environment import versions
 from segkit.utils.errors import DataError
 from segkit.utils.seeding import configure_backends
 
+TOLD_MEMORY = 1e8  # bytes of cached cases from which their need of memory is told
 SLOW = 1.5  # bf16 is reported if it is this many times slower than float32
 
 
@@ -152,7 +153,7 @@ def _memory_note(data: Data) -> list[str]:
     if data.memory is None:
         return []
     needed, free = data.memory
-    return [f"cached cases need about {in_gb(needed)} of {in_gb(free)} free memory"]
+    return [f"cached cases need about {in_gb(needed)} of {in_gb(free)} free memory"] if needed > TOLD_MEMORY else []
 
 
 def with_precision(config: Config, device: torch.device) -> Config:

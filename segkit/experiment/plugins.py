@@ -1,8 +1,8 @@
-"""Losses, networks and data sources from the user's own packages.
+"""Losses, networks, data sources and trackers from the user's own packages.
 
-A plugin is a Python module with any of the dictionaries `LOSSES`, `MODELS` and `SOURCES`, from names to classes or
-functions as in segkit's own tables. A configuration names it under `plugins`, or an installed package declares it as an
-entry point of the group `segkit.plugins`.
+A plugin is a Python module with any of the dictionaries `LOSSES`, `MODELS`, `SOURCES` and `TRACKERS`, from names to
+classes or functions as in segkit's own tables. A configuration names it under `plugins`, or an installed package
+declares it as an entry point of the group `segkit.plugins`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from segkit.data import SOURCES
 from segkit.losses import LOSSES
 from segkit.losses.build import INJECTED as LOSS_INJECTED
 from segkit.models import MODELS
+from segkit.training.trackers import TRACKERS
 
 GROUP = "segkit.plugins"
-TABLES: dict[str, dict[str, Any]] = {"LOSSES": LOSSES, "MODELS": MODELS, "SOURCES": SOURCES}
+TABLES: dict[str, dict[str, Any]] = {"LOSSES": LOSSES, "MODELS": MODELS, "SOURCES": SOURCES, "TRACKERS": TRACKERS}
 INJECTED = {  # arguments that the program fills in; all others are options of the configuration
     "LOSSES": frozenset(LOSS_INJECTED),
     "MODELS": frozenset({"in_channels", "out_channels", "dims"}),
     "SOURCES": frozenset({"labels"}),
+    "TRACKERS": frozenset({"run"}),
 }
 MODULE_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -68,7 +70,10 @@ def installed_plugins() -> list[EntryPoint]:
 
 
 def used_plugins(config: Config) -> tuple[str, ...]:
-    """The plugins that a configuration names, and the installed ones whose entries it uses."""
+    """The plugins that a configuration names, and the installed ones whose entries it uses for the experiment.
+
+    Those of trackers are left out: the log of a run is no part of the experiment.
+    """
     used = [("SOURCES", config.data.name), ("MODELS", config.model.name)]
     used += [("LOSSES", term["name"]) for term in config.loss]
     providers = [_providers[entry] for entry in used if entry in _providers]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from segkit.config import Config
 from segkit.experiment.build import Data, scoring_of
@@ -19,6 +18,7 @@ from segkit.training.loaded_weights import Loaded
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Run
 from segkit.training.trainer import Experiment
+from segkit.utils.console import warn
 from segkit.utils.text import listed
 
 SHOWN_CLASSES = 8
@@ -42,10 +42,13 @@ def print_overfit(run: Run, batches: int, console: Console) -> None:
 
 def print_header(config: Config, built: Built, console: Console) -> None:
     """Print what is about to be trained, with notes and warnings."""
-    from segkit.report.console import print_class_weights
+    from segkit.report.console import print_class_weights, print_facts
 
-    for line in header(config, built.experiment, built.data):
-        console.print(line, highlight=False)
+    title, *rows = header(config, built.experiment, built.data)
+    console.print(f"{title[0]}  {title[1]}", style="bold", highlight=False, markup=False)
+    print_facts(rows, console)
+    for line in on_micro_batches(built.experiment):
+        console.print(line, highlight=False, markup=False)
     for line in built.notes:
         console.print(line, highlight=False, markup=False)
     if built.loaded is not None and config.train.init is not None:
@@ -58,7 +61,7 @@ def print_header(config: Config, built: Built, console: Console) -> None:
     sides = mirror_warnings(config.labels.names, config.augment, built.data.preprocess.dims)
     absent = absent_class_warnings(built.data.labels, built.data.absent_classes)
     for warning in [*loss_warnings(config.loss), *sides, *absent]:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        warn(warning, console)
 
 
 def print_loaded(loaded: Loaded, path: Path, data: Data, console: Console) -> None:
@@ -71,39 +74,43 @@ def print_loaded(loaded: Loaded, path: Path, data: Data, console: Console) -> No
         print_modules([row.cells for row in rows], console)
     differences = [] if loaded.origin is None else loaded.origin.differences(data.labels, data.preprocess)
     for warning in [*loaded.warnings(path), *differences]:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        warn(warning, console)
 
 
-def header(config: Config, experiment: Experiment, data: Data) -> list[str]:
-    """The experiment in a few lines."""
-    parts = ", ".join(f"{len(getattr(data.split, part))} {part}" for part in ("train", "validation", "test"))
+def header(config: Config, experiment: Experiment, data: Data) -> list[tuple[str, str]]:
+    """The experiment in a few facts, the first of which is its name and where it runs."""
+    settings, processes = experiment.settings, experiment.processes.world_size
+    where = [f"on {experiment.device}", *([f"in {processes} processes"] if processes > 1 else []), settings.precision]
+    split, channels = data.split, data.preprocess.channels
+    image_channels = "1 image channel" if channels == 1 else f"{channels} image channels"
+    tested = f", {len(split.test)} test" if split.test else ""
+    validated = f"{len(split.validation)} validation" if split.validation else "no validation, so no best checkpoint"
     parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
-    terms = " + ".join(f"{shown_weight(term['weight'])} {term['name']}" for term in config.loss)
-    settings, channels = experiment.settings, data.preprocess.channels
-    processes = experiment.processes.world_size
     return [
-        f"[bold]{escape(config.name)}[/bold]  {parts} cases, {channels} image channels, {experiment.device}",
-        escape(counted_classes(data.labels)),
-        f"{config.model.name}: {parameters:,} parameters; loss: {terms}",
-        f"{settings.limits.steps} steps of {shown_batch(config)}, {settings.steps_per_epoch} per epoch"
-        + (f", in {processes} processes" if processes > 1 else ""),
-        *([] if data.split.validation else ["no validation part: no validation and no best checkpoint"]),
-        *on_micro_batches(experiment),
+        (config.name, ", ".join(where)),
+        ("cases", f"{len(split.train)} train, {validated}{tested}; {image_channels}"),
+        ("classes", counted_classes(data.labels)),
+        ("network", f"{config.model.name}, {parameters:,} parameters"),
+        ("loss", " + ".join(f"{shown_weight(term['weight'])} {term['name']}" for term in config.loss)),
+        ("steps", f"{settings.limits.steps:,} of {shown_batch(config)}, {settings.steps_per_epoch:,} per epoch"),
     ]
 
 
 def counted_classes(labels: Labels) -> str:
     """Which classes count as foreground, so that means are over them."""
     if labels.mode == "binary":
-        return f"scored class: {labels.names[1]}; {labels.names[0]} is everything else"
-    counted = listed([labels.names[channel] for channel in labels.foreground], limit=SHOWN_CLASSES)
-    without = f"without {labels.background}" if labels.background_channel is not None else "all classes"
-    return f"means over {len(labels.foreground)} classes, {without}: {counted}"
+        return f"{labels.names[1]}; {labels.names[0]} is everything else"
+    foreground = listed([labels.names[channel] for channel in labels.foreground], limit=SHOWN_CLASSES)
+    if labels.background_channel is None:
+        return f"{foreground}; means are over all {len(labels.foreground)}"
+    return f"{foreground}; means are without {labels.background}"
 
 
 def shown_batch(config: Config) -> str:
-    micro, batch = config.train.accumulate, config.loader.batch
-    return f"{batch}" if micro == 1 else f"{micro} x {batch}"
+    """The images of a step, with the size of a patch if they are patches."""
+    micro, batch, patch = config.train.accumulate, config.loader.batch, config.sampling.patch
+    number = f"{micro} x {batch}" if micro > 1 else f"{batch}"
+    return f"{number} images" if patch is None else f"{number} patches of {' x '.join(map(str, patch))}"
 
 
 def on_micro_batches(experiment: Experiment) -> list[str]:

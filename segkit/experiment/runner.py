@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 
 from segkit.config import Config, dump
-from segkit.config.schema import leaves
 from segkit.data.class_counts import count_classes
 from segkit.evaluation.results import Origin
 from segkit.experiment.build import Data
@@ -26,8 +25,9 @@ from segkit.training.loop import run_training
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Ended, Run
 from segkit.training.stopping import Interrupted
-from segkit.training.trackers import MLflow, TensorBoard
+from segkit.training.trackers import TRACKERS, TrackedRun
 from segkit.training.trainer import Trainer
+from segkit.utils.console import warn
 from segkit.utils.distributed import SINGLE_PROCESS, Processes
 from segkit.utils.errors import RunError, set_folder
 from segkit.utils.files import replaced
@@ -98,7 +98,7 @@ def _train_and_evaluate(
     print_header(config, built, console)
     if config.evaluation.read_first and not resumed:
         for warning in processes.run_on_first(lambda: read_first(config, data, part, console)):
-            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+            warn(warning, console)
     steps = profile_steps(config, experiment.settings)
     profiler = None if steps is None else Profiler(steps, experiment.device)
     with trackers(config, run):
@@ -121,6 +121,7 @@ def _train_and_evaluate(
             processes=processes,
         )
         show_overlays(run, run.evaluation(part) / "overlays.png", trainer.step_number)
+        run.pass_scores(result, trainer.step_number)
     return result
 
 
@@ -164,20 +165,19 @@ def read_first(config: Config, data: Data, part: str, console: Console) -> list[
 
 def check_trackers(config: Config) -> None:
     """Raise MissingExtra for a tracker that is not installed, before anything is read."""
-    if config.logging.tensorboard:
-        require("tensorboard", "tensorboard", "logging.tensorboard")
-    if config.logging.mlflow is not None:
-        require("mlflow", "mlflow", "logging.mlflow")
+    for tracker in config.logging.trackers:
+        needed: tuple[str, str] | None = getattr(TRACKERS[tracker.name], "requires", None)  # module and extra
+        if needed is not None:
+            require(*needed, f"the tracker {tracker.name}")
 
 
 @contextmanager
 def trackers(config: Config, run: Run) -> Iterator[None]:
     """Attach the trackers that the configuration asks for while the run goes on."""
-    if run.writes and config.logging.tensorboard:
+    if run.writes and config.logging.trackers:
         content = run.load_last(keep=True)
-        run.trackers.append(TensorBoard(run.folder, 0 if content is None else content["step"]))
-    if run.writes and config.logging.mlflow is not None:
-        run.trackers.append(MLflow(config.logging.mlflow, run.folder, run.folder.name, leaves(config.to_dict())))
+        tracked_run = TrackedRun(run.folder, config.to_dict(), 0 if content is None else content["step"])
+        run.trackers += [TRACKERS[tracker.name](run=tracked_run, **tracker.args) for tracker in config.logging.trackers]
     ended: Ended = "FAILED"
     try:
         yield

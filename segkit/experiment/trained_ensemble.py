@@ -23,7 +23,7 @@ from segkit.experiment.validate import fixed_size
 from segkit.inference.averaged_network import AveragedNetwork
 from segkit.inference.ensemble import Ensemble
 from segkit.inference.orientations import AS_IT_IS, Orientation, trained_orientations
-from segkit.inference.prediction import Prediction
+from segkit.inference.prediction import Prediction, Progress, silent
 from segkit.inference.predictor import ImagePredictor, Predictor, nonfinite_text
 from segkit.labels import Labels
 from segkit.utils.errors import DataError, RunError
@@ -99,10 +99,16 @@ class TrainedEnsemble:
         return self.prediction(self.images(raw, where), raw.image.shape[1:], where, keep_logits=keep_logits)
 
     def prediction(
-        self, images: PreparedImage, size: Sequence[int], where: str, *, keep_logits: bool = False
+        self,
+        images: PreparedImage,
+        size: Sequence[int],
+        where: str,
+        *,
+        keep_logits: bool = False,
+        progress: Progress = silent,
     ) -> Prediction:
         """Predict what `images` gave on a grid of the given size. Raises DataError for logits that are not finite."""
-        prediction = self.predictor.predict(images, size, keep_logits=keep_logits)
+        prediction = self.predictor.predict(images, size, keep_logits=keep_logits, progress=progress)
         if pixels := int(prediction.nonfinite):
             raise DataError(f"{where}: {nonfinite_text(pixels)}")
         return prediction

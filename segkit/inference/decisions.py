@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segkit.inference.ensemble import Ensemble, FoldPredictors
 from segkit.inference.post_processing import NOTHING, PostProcess, processed
-from segkit.inference.prediction import Prediction
+from segkit.inference.prediction import Prediction, Progress, silent
 from segkit.inference.predictor import ImagePredictor, Predictor
 from segkit.labels import Labels
 
@@ -68,9 +68,11 @@ class DecidedPredictor:
     def threshold(self) -> float | tuple[float, ...]:
         return self.predictor.threshold
 
-    def predict(self, image: Any, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
+    def predict(
+        self, image: Any, size: Sequence[int], *, keep_logits: bool = False, progress: Progress = silent
+    ) -> Prediction:
         """Predict an image and apply the decisions."""
-        prediction = self.predictor.predict(image, size, keep_logits=keep_logits)
+        prediction = self.predictor.predict(image, size, keep_logits=keep_logits, progress=progress)
         if prediction.logits is not None and self.decisions.temperature != 1:
             with torch.inference_mode():
                 prediction.logits.div_(self.decisions.temperature)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segkit.inference.averaged_network import entropy
-from segkit.inference.prediction import Prediction, Request
+from segkit.inference.prediction import Prediction, Progress, Request, silent
 from segkit.inference.predictor import ImagePredictor, Predictor, evaluation_mode, explaining_memory, places_for
 from segkit.inference.storage import Storage
 from segkit.inference.windows import Slab, slab_axis
@@ -47,14 +47,16 @@ class Ensemble(_Several):
     predictors: tuple[Predictor, ...]
     weights: tuple[float, ...]
 
-    def predict(self, image: Sequence[Tensor], size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
+    def predict(
+        self, image: Sequence[Tensor], size: Sequence[int], *, keep_logits: bool = False, progress: Progress = silent
+    ) -> Prediction:
         """Predict one image, given as each predictor needs it, [C, *S] each; otherwise as `Predictor.predict`.
 
         All predictors work along the same axis, so that only the slabs that are worked on are in memory.
         """
         first = self.predictors[0]
         axis = slab_axis(size, first.window or [1] * len(size))
-        request = Request(self.labels, self.threshold, tuple(size), keep_logits, first.disagreement)
+        request = Request(self.labels, self.threshold, tuple(size), keep_logits, first.disagreement, progress)
         with ExitStack() as stack:
             stack.enter_context(explaining_memory(size, first.advice))
             for predictor in self.predictors:
@@ -85,10 +87,12 @@ class FoldPredictors(_Several):
 
     predictors: tuple[ImagePredictor, ...]
 
-    def predict(self, image: tuple[int, Any], size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
+    def predict(
+        self, image: tuple[int, Any], size: Sequence[int], *, keep_logits: bool = False, progress: Progress = silent
+    ) -> Prediction:
         """Predict one image. image: the number of its fold, and the image as that predictor needs it."""
         fold, images = image
-        return self.predictors[fold].predict(images, size, keep_logits=keep_logits)
+        return self.predictors[fold].predict(images, size, keep_logits=keep_logits, progress=progress)
 
 
 def averaged_slabs(streams: Sequence[Iterator[Slab]], weights: Sequence[float], labels: Labels) -> Iterator[Slab]:

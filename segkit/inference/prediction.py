@@ -16,6 +16,11 @@ from segkit.labels import Labels
 
 # storage, and the number of pixels that are not finite, to which is added -> logits of the image
 Slabs = Callable[[Storage, Tensor], Iterator[Slab]]
+Progress = Callable[[float], object]  # receives the share of an image that is predicted, 0 to 1
+
+
+def silent(_share: float) -> None:
+    """Tell nobody how far a prediction is."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Request:
 
     size: of the grid of the prediction, [D].
     keep_logits, disagreement: whether they are asked for. The disagreement follows the logits in the slabs.
+    progress: is told the share of the image that is predicted.
     """
 
     labels: Labels
@@ -49,6 +55,7 @@ class Request:
     size: tuple[int, ...]
     keep_logits: bool
     disagreement: bool
+    progress: Progress = silent
 
     @property
     def bytes(self) -> int:
@@ -82,6 +89,7 @@ class Request:
             for kept, channels in ((logits, classes), (disagreed, others)):
                 if kept is not None:
                     kept.narrow(slab.axis + 2, slab.start, rows).copy_(channels)
+            self.progress(slab.stop / self.size[slab.axis])
         return Prediction(mask, nonfinite, logits, disagreed)
 
     @property

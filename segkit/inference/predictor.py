@@ -17,13 +17,14 @@ from segkit.data.pieces import Pieces
 from segkit.inference.averaged_network import disagreement_channels
 from segkit.inference.memory import SMALL, WHOLE, PredictionMemoryError, bytes_per_pixel, check_fits, sample_size
 from segkit.inference.piecewise import PiecewiseBatch
-from segkit.inference.prediction import Prediction, Request
+from segkit.inference.prediction import Prediction, Progress, Request, silent
 from segkit.inference.storage import Storage, fitting_storages, storages
 from segkit.inference.windows import Network, Slab, resampled_slabs, slab_axis, window_slabs, windows_per_pass
 from segkit.labels import Labels
 from segkit.utils.errors import is_out_of_memory
 from segkit.utils.padding import Multiple, padded
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 SMALL_WINDOW = 256  # largest side of the window that is proposed when the memory does not suffice
 
 
@@ -77,7 +78,9 @@ class ImagePredictor(Protocol):
     @property
     def threshold(self) -> float | tuple[float, ...]: ...
 
-    def predict(self, image: Any, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
+    def predict(
+        self, image: Any, size: Sequence[int], *, keep_logits: bool = False, progress: Progress = silent
+    ) -> Prediction:
         """Predict an image, prepared for this predictor, on a grid of the given size."""
         ...
 
@@ -93,7 +96,7 @@ class Predictor:
         as a whole.
     large_window: the window for images that are too large to be predicted as a whole, if `window` is None; None
         predicts them as a whole nevertheless.
-    channels_last: whether images are moved to the channels-last memory format.
+    channels_last: whether the network receives images in the channels-last memory format.
     threshold: probability above which a class is predicted, for binary and multilabel; one for all, or one each.
     disagreement: whether the disagreement follows the logits, see `AveragedNetwork`.
     """
@@ -110,7 +113,9 @@ class Predictor:
     large_window: tuple[int, ...] | None = None
     disagreement: bool = False
 
-    def predict(self, image: Tensor | Pieces, size: Sequence[int], *, keep_logits: bool = False) -> Prediction:
+    def predict(
+        self, image: Tensor | Pieces, size: Sequence[int], *, keep_logits: bool = False, progress: Progress = silent
+    ) -> Prediction:
         """Predict one image [C, *S] and return its mask on a grid of the given size [D].
 
         image: a tensor, or pieces that are read window by window.
@@ -119,13 +124,14 @@ class Predictor:
         as by `Labels.resample`. The network runs in evaluation mode; its mode is restored afterwards.
 
         keep_logits: whether to return the logits as well, which need 4 bytes per pixel and class.
+        progress: receives the share of the image that is predicted, 0 to 1, again and again.
 
         What does not fit into the memory of the device, by an estimate or because an allocation has failed, is kept in
         the main memory, and what does not fit there in a temporary file, see `Storage`.
 
         Raises PredictionMemoryError if the memory does not suffice.
         """
-        request = Request(self.labels, self.threshold, tuple(size), keep_logits, self.disagreement)
+        request = Request(self.labels, self.threshold, tuple(size), keep_logits, self.disagreement, progress)
         with explaining_memory(image.shape[1:], self.advice), evaluation_mode(self.model), torch.inference_mode():
             window = self.window_for(image)
             axis = 0 if window is None else slab_axis(image.shape[1:], window)
@@ -168,7 +174,7 @@ class Predictor:
     def _batch(self, image: Tensor | Pieces, storage: Storage) -> Tensor | PiecewiseBatch:
         """The image with a batch axis: on the device, unless its memory is short."""
         if isinstance(image, Tensor) and storage.device.type == self.device.type:
-            return to_device(image[None], self.device, channels_last=self.channels_last)
+            return to_device(image[None], self.device)
         return PiecewiseBatch.of(image, self.device)
 
     def _network_slabs(
@@ -179,10 +185,13 @@ class Predictor:
             whole = batch if isinstance(batch, Tensor) else batch[(..., *(slice(None) for _side in batch.shape[2:]))]
             yield Slab(0, self._whole(whole).float(), axis)
         else:
-            yield from window_slabs(batch, self.model, window, self.overlap, storage, axis)
+            yield from window_slabs(batch, self._network, window, self.overlap, storage, axis)
 
     def _whole(self, batch: Tensor) -> Tensor:
-        return whole_image(batch, self.model, self.multiple, self.minimum_pixels)
+        return whole_image(batch, self._network, self.multiple, self.minimum_pixels)
+
+    def _network(self, batch: Tensor) -> Tensor:
+        return self.model(in_channels_last(batch) if self.channels_last else batch)
 
     @staticmethod
     def _finite(slabs: Iterator[Slab], nonfinite: Tensor) -> Iterator[Slab]:
@@ -294,9 +303,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+def in_channels_last(batch: Tensor) -> Tensor:
+    """The same images [B, C, *S] in the channels-last memory format; 1D images as they are.
+
+    An image with one channel is in both formats at once, and counts as channels-last by its strides alone, so it has to
+    be copied.
+    """
+    if batch.ndim not in CHANNELS_LAST:
+        return batch
+    return torch.empty_like(batch, memory_format=CHANNELS_LAST[batch.ndim]).copy_(batch)
+
+
 def to_device(tensor: Tensor, device: torch.device, *, channels_last: bool = False) -> Tensor:
     """Move a tensor to the device without blocking; with `channels_last`, also to that memory format (4D and 5D)."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if channels_last and tensor.ndim in formats:
-        return tensor.to(device, non_blocking=True, memory_format=formats[tensor.ndim])
+    if channels_last and tensor.ndim in CHANNELS_LAST:
+        return tensor.to(device, non_blocking=True, memory_format=CHANNELS_LAST[tensor.ndim])
     return tensor.to(device, non_blocking=True)

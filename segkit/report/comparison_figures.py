@@ -42,7 +42,8 @@ def drawn(make: Callable[[], Figure], width: float = WIDTH) -> Figure:
     if (label := figure.get_supxlabel()) != "":
         figure.supxlabel(textwrap.fill(label, int(LETTERS * width)), fontsize=10)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it is done, and takes most of the time of writing a figure
+    # it is done, and takes most of the time of writing a figure; with any engine, also "none", figures are drawn twice
+    figure.set_layout_engine(None)
     return figure
 
 

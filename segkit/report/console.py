@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ from rich.table import Table
 
 from segkit.report.figure_text import printable, shortened
 from segkit.report.score_notes import basis, caveats, heading, number, score_in_words, thresholds
+from segkit.utils.console import warn
 
 METRICS_PER_TABLE = 4
 MAX_ROWS = 200  # of a table
+FACT_WIDTH = 9  # of the names before facts
 VERDICT_STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "undecided": "yellow"}
 
 
@@ -164,6 +167,14 @@ def _side_by_side_notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*notes, "these are single trained networks; use segkit compare to test whether their losses differ"]
 
 
+def print_facts(rows: Sequence[tuple[str, str]], console: Console) -> None:
+    """Print names and values in two columns, the lines of a long value below each other."""
+    for name, value in rows:
+        indent = " " * FACT_WIDTH
+        text = textwrap.fill(value, console.width, initial_indent=f"{name:<{FACT_WIDTH}}", subsequent_indent=indent)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_parts(seconds: Mapping[str, float], console: Console) -> None:
     """Print the time of each phase of a training step, in milliseconds and as a share of the step.
 
@@ -244,7 +255,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     ):
         console.print(f"  {_line(line)}", style="dim", highlight=False)
     for warning in result["warnings"]:
-        console.print(f"  warning: {_line(warning)}", style="yellow", highlight=False)
+        warn(printable(warning), console)
 
 
 def verdict_explanation(margin: float) -> str:

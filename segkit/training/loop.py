@@ -19,12 +19,14 @@ from segkit.evaluation.scorer import score_cases
 from segkit.losses.gradient_diagnostics import dead_terms
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.training import checkpoint
+from segkit.training.forecast import Forecast
 from segkit.training.lr_schedules import Plateau
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Run
 from segkit.training.stopping import BatchOverdue, Diverged, Interrupted, StopMonitor, StopSignals
 from segkit.training.trackers import FirstMasks, overlays_of
 from segkit.training.trainer import Batch, Experiment, MicroBatches, Trainer
+from segkit.utils.console import warn
 from segkit.utils.distributed import Processes
 from segkit.utils.errors import is_out_of_memory
 from segkit.utils.progress import ProgressDisplay
@@ -96,6 +98,7 @@ def _run_steps(
 ) -> None:
     """Run training steps until the last step or a limit is reached."""
     meter, settings = trainer.meter, trainer.settings
+    forecast = Forecast(settings.limits, trainer.step_number, trainer.experiment.device)
     start = time.perf_counter() - trainer.seconds
     meter.start()
     arriving = _grouped(trainer.experiment.batches(trainer.step_number), settings.accumulate)
@@ -109,6 +112,8 @@ def _run_steps(
         trainer.seconds = time.perf_counter() - start
         if profiler is not None:
             profiler.step_done(meter.last_wait)
+        if (text := forecast.step_done(trainer.step_number, trainer.seconds)) is not None:
+            _tell_forecast(text, progress.console)
         trainer.finished, signal_number = monitor.after_step(trainer.step_number, trainer.seconds)
         _after_step(trainer, run, batches, scalars, progress)
         progress.update(trainer.step_number)
@@ -122,6 +127,12 @@ def _run_steps(
             progress.console.print(_end_of_training(trainer), highlight=False)
             break
         meter.step_done()
+
+
+def _tell_forecast(text: str, console: Console) -> None:
+    from segkit.report.console import print_facts
+
+    print_facts([("time", text)], console)
 
 
 def _end_of_training(trainer: Trainer) -> str:
@@ -236,25 +247,31 @@ def _log(trainer: Trainer, run: Run, record: dict[str, Any], progress: ProgressD
     if "skipped" in record:
         cases = ", ".join(dict.fromkeys(record["skipped"]["cases"]))
         hint = " (expected for a few steps in fp16, until the loss scale fits)" if trainer.scaler.is_enabled() else ""
-        progress.console.print(
-            f"warning: skipped {record['skipped']['steps']} steps up to step {record['step']}: loss or gradient was "
-            f"not finite{hint}; cases: {cases}",
-            style="yellow",
-            highlight=False,
-            markup=False,
+        warn(
+            f"skipped {record['skipped']['steps']} steps up to step {record['step']}: loss or gradient was not "
+            f"finite{hint}; cases: {cases}",
+            progress.console,
         )
     longest = trainer.meter.longest
     if longest >= trainer.settings.nonfinite:
         _save(run, run.last, trainer.state())
         raise Diverged(trainer.step_number, longest, record["skipped"]["cases"], run.last)
-    progress.update(trainer.step_number, "" if record["loss"] is None else f"loss {record['loss']:.3f}")
+    progress.update(trainer.step_number, _note(trainer, record))
+
+
+def _note(trainer: Trainer, record: dict[str, Any]) -> str:
+    """Loss, last validation score and speed, for the progress."""
+    loss, score = record["loss"], trainer.validation_score
+    notes = [] if loss is None else [f"loss {loss:.3f}"]
+    notes += [] if score is None or math.isnan(score) else [f"{trainer.settings.best} {score:.3f}"]
+    return "  ".join([*notes, f"{record['time']['images_per_second']:.3g} images/s"])
 
 
 def _warn_about_dead_terms(trainer: Trainer, run: Run, console: Console) -> None:
     """Warn about terms that contribute no gradient on the first batch. This reads the gradients back, once."""
     assert trainer.gradients is not None
     for warning in dead_terms({name: norm.item() for name, norm in trainer.gradients["norm"].items()}):
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        warn(warning, console)
         run.log({"kind": "warning", "step": trainer.step_number, "message": warning})
 
 
@@ -277,6 +294,7 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
         masks = FirstMasks() if run.takes_pictures else None
         means, loss, has_foreground = _validation_scores(trainer, experiment.validation, masks)
         score = means[settings.best] if has_foreground else None  # otherwise only false positives are scored
+        trainer.validation_score = score
         improved = score is not None and not math.isnan(score) and (trainer.best is None or score > trainer.best)
         if improved:
             trainer.best, trainer.best_step = score, step

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ class Run:
         folder: The run folder.
         writes: Whether this process writes to the folder. In distributed training, only rank 0 does.
 
-    `trackers` receive all log records and pictures in addition to the log file.
+    `trackers` receive all log records, pictures and the final scores in addition to the log file.
     """
 
     def __init__(self, folder: Path, *, writes: bool = True):
@@ -138,10 +139,10 @@ class Run:
                 *self._numbered(),
                 self.log_file,
                 self.best,
-                *map(self.folder.joinpath, ("mlflow-run", "initial_weights.json", "report.html")),
+                *map(self.folder.joinpath, ("mlflow-run", "wandb-run", "initial_weights.json", "report.html")),
             ):
                 file.unlink(missing_ok=True)
-            for name in ("evaluation", "profile", "tensorboard"):
+            for name in ("evaluation", "profile", "tensorboard", "wandb"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
         self.write_json("environment.json", environment())
 
@@ -170,8 +171,7 @@ class Run:
             return
         with open(self.log_file, "a") as file:
             file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        for tracker in self.trackers:
-            tracker.log(record)
+        self._tell_trackers(lambda tracker: tracker.log(record))
 
     @property
     def takes_pictures(self) -> bool:
@@ -180,14 +180,29 @@ class Run:
 
     def show_picture(self, name: str, picture: Any, step: int) -> None:
         """Pass a picture, uint8 [H, W, 3], to the trackers."""
-        for tracker in self.trackers:
-            tracker.show(name, picture, step)
+        self._tell_trackers(lambda tracker: tracker.show(name, picture, step))
+
+    def pass_scores(self, scores: Mapping[str, Any], step: int) -> None:
+        """Pass the final scores, the content of scores.json, to the trackers."""
+        self._tell_trackers(lambda tracker: tracker.scores(scores, step))
 
     def close(self, ended: Ended) -> None:
         """Close the trackers and tell them how the run ended."""
-        for tracker in self.trackers:
-            tracker.close(ended)
+        self._tell_trackers(lambda tracker: tracker.close(ended))
         self.trackers = []
+
+    def _tell_trackers(self, tell: Callable[[Any], object]) -> None:
+        """Tell all trackers something. One that fails is left out from then on, so that the training is not lost."""
+        for tracker in [*self.trackers]:
+            try:
+                tell(tracker)
+            except Exception as error:  # of any type, such as of a server that cannot be reached
+                warnings.warn(
+                    f"the tracker {type(tracker).__name__} failed ({type(error).__name__}: {error}); it is left out "
+                    "from now on, and the training goes on",
+                    stacklevel=2,
+                )
+                self.trackers.remove(tracker)
 
     def cut_log(self, step: int, *, validation_pending: bool = False) -> None:
         """Remove the records after `step`, the step of the checkpoint from which a run is resumed.

@@ -1,14 +1,18 @@
-"""Trackers: the log and the pictures of a run in TensorBoard or MLflow."""
+"""Trackers: numbers, pictures, configuration and scores of a run in TensorBoard, MLflow or Weights & Biases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
+from uuid import uuid4
 
 import numpy as np
 from torch import Tensor
 
+from segkit.config.schema import leaves
 from segkit.data.datasets import EvaluationSet
 from segkit.labels import Labels
 from segkit.training.run_folder import Ended
@@ -16,17 +20,42 @@ from segkit.utils.files import replace_text
 from segkit.utils.optional import require
 
 SHOWN = 3  # number of validation cases in a picture
+LONGEST = 500  # characters of a parameter in MLflow
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker needs to know of a run.
+
+    Args:
+        folder: The run folder, whose name is that of the run.
+        config: The resolved configuration as plain data.
+        first_step: The step from which it starts or is resumed. What was tracked after this step is repeated.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    first_step: int
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The values of the configuration by their dotted keys."""
+        return leaves(self.config)
 
 
 class Tracker(Protocol):
-    """Receives all records of the log, and pictures (uint8 [H, W, 3])."""
+    """Receives what a run logs. Built with `run`, a `TrackedRun`, and the options of the configuration."""
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Log the numbers of a record."""
+        """Log the numbers of a record of log.jsonl; see `numbers`."""
         ...
 
     def show(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Log a picture."""
+        """Log a picture, uint8 [H, W, 3]."""
+        ...
+
+    def scores(self, scores: Mapping[str, Any], step: int) -> None:
+        """Log the final scores, the content of scores.json."""
         ...
 
     def close(self, ended: Ended) -> None:
@@ -35,16 +64,16 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Writes event files to the folder `tensorboard` in the run folder.
+    """Writes event files to the folder `tensorboard` in the run folder."""
 
-    first_step: The step from which the run starts or is resumed. Events after this step are discarded.
-    """
+    requires: ClassVar = ("tensorboard", "tensorboard")
 
-    def __init__(self, folder: Path, first_step: int):
-        require("tensorboard", "tensorboard", "logging.tensorboard")
+    def __init__(self, run: TrackedRun):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first_step + 1)
+        lines = [f"    {key}: {json.dumps(value)}" for key, value in run.parameters.items()]  # a block of code
+        self.writer.add_text("configuration", "\n".join(lines), run.first_step)
 
     def log(self, record: Mapping[str, Any]) -> None:
         for name, value in numbers(record).items():
@@ -52,6 +81,10 @@ class TensorBoard:
 
     def show(self, name: str, picture: np.ndarray, step: int) -> None:
         self.writer.add_image(name, picture, step, dataformats="HWC")
+
+    def scores(self, scores: Mapping[str, Any], step: int) -> None:
+        for name, value in final_scores(scores).items():
+            self.writer.add_scalar(name, value, step)
 
     def close(self, ended: Ended) -> None:  # noqa: ARG002  (event files have no status)
         self.writer.close()
@@ -61,14 +94,14 @@ class MLflow:
     """Logs to an MLflow run in the experiment `segkit`. A resumed run continues the same MLflow run.
 
     Args:
+        run: The run.
         file: SQLite database, which is created if it does not exist.
-        folder: The run folder, which stores the identifier of the MLflow run.
-        name: Name of the MLflow run.
-        parameters: Parameters of the MLflow run.
     """
 
-    def __init__(self, file: Path, folder: Path, name: str, parameters: Mapping[str, Any]):
-        mlflow: Any = require("mlflow", "mlflow", "logging.mlflow")
+    requires: ClassVar = ("mlflow", "mlflow")
+
+    def __init__(self, run: TrackedRun, file: Path):
+        mlflow: Any = require(*self.requires, "the tracker mlflow")
         self.mlflow: Any = mlflow
         file.parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(f"sqlite:///{file.resolve()}")
@@ -76,23 +109,31 @@ class MLflow:
             artifacts = file.resolve().parent / f"{file.stem}-artifacts"
             mlflow.create_experiment("segkit", artifact_location=artifacts.as_uri())
         mlflow.set_experiment("segkit")
-        id_file = folder / "mlflow-run"
-        self.run: Any = mlflow.start_run(run_id=id_file.read_text() if id_file.exists() else None, run_name=name)
-        if not id_file.exists():
+        id_file = run.folder / "mlflow-run"
+        known = id_file.read_text() if id_file.exists() else None
+        self.run: Any = mlflow.start_run(run_id=known, run_name=run.folder.name)
+        if known is None:
             replace_text(id_file, self.run.info.run_id)
-            mlflow.log_params({key: str(value)[:500] for key, value in parameters.items()})
+            mlflow.log_params({key: str(value)[:LONGEST] for key, value in run.parameters.items()})
         self.last_steps = self._last_steps()
 
     def log(self, record: Mapping[str, Any]) -> None:
-        new = {key: value for key, value in numbers(record).items() if record["step"] > self.last_steps.get(key, -1)}
-        if new:
-            self.mlflow.log_metrics(new, step=record["step"])
+        self._log(numbers(record), record["step"])
 
     def show(self, name: str, picture: np.ndarray, step: int) -> None:
         self.mlflow.log_image(picture, f"{name}-{step:06d}.png")
 
+    def scores(self, scores: Mapping[str, Any], step: int) -> None:
+        self._log(final_scores(scores), step)
+        self.mlflow.log_dict(dict(scores), "scores.json")
+
     def close(self, ended: Ended) -> None:
         self.mlflow.end_run(ended)
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        new = {key: value for key, value in values.items() if step > self.last_steps.get(key, -1)}
+        if new:
+            self.mlflow.log_metrics(new, step=step)
 
     def _last_steps(self) -> dict[str, int]:
         """The last step of each metric that was logged before a resume."""
@@ -101,6 +142,58 @@ class MLflow:
             key: max(metric.step for metric in client.get_metric_history(run_id, key))
             for key in client.get_run(run_id).data.metrics
         }
+
+
+class WeightsAndBiases:
+    """Logs to a run of Weights & Biases. A resumed run continues the same one.
+
+    Args:
+        run: The run.
+        project: The project.
+        entity: The user or team; the default of the account if it is None.
+        mode: `offline` writes to the folder `wandb` in the run folder, from which `wandb sync` uploads it later.
+    """
+
+    requires: ClassVar = ("wandb", "wandb")
+    exit_codes: ClassVar = {"FINISHED": 0, "FAILED": 1, "KILLED": 1}
+
+    def __init__(
+        self,
+        run: TrackedRun,
+        project: str = "segkit",
+        entity: str | None = None,
+        mode: Literal["online", "offline"] = "online",
+    ):
+        self.wandb: Any = require(*self.requires, "the tracker wandb")
+        id_file = run.folder / "wandb-run"
+        if not id_file.exists():
+            replace_text(id_file, uuid4().hex[:8])
+        self.run: Any = self.wandb.init(
+            project=project,
+            entity=entity,
+            mode=mode,
+            dir=run.folder,
+            name=run.folder.name,
+            id=id_file.read_text(),
+            resume="allow",
+            config=dict(run.config),
+            settings=self.wandb.Settings(silent=True, console="off"),
+        )
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        self.run.log(numbers(record), step=record["step"])
+
+    def show(self, name: str, picture: np.ndarray, step: int) -> None:
+        self.run.log({name: self.wandb.Image(picture)}, step=step)
+
+    def scores(self, scores: Mapping[str, Any], step: int) -> None:  # noqa: ARG002  (a summary has no step)
+        self.run.summary.update(final_scores(scores))
+
+    def close(self, ended: Ended) -> None:
+        self.run.finish(exit_code=self.exit_codes[ended])
+
+
+TRACKERS: dict[str, Callable[..., Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
 
 
 def numbers(record: Mapping[str, Any], name: str = "") -> dict[str, float]:
@@ -120,6 +213,11 @@ def numbers(record: Mapping[str, Any], name: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             result[path] = value
     return result
+
+
+def final_scores(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The mean scores of an evaluation, such as `test/dice`."""
+    return numbers(scores["mean"], scores["split"])
 
 
 class FirstMasks:

@@ -146,6 +146,7 @@ class Trainer:
         self.seconds = 0.0  # training time, including the time before a resume
         self.best: float | None = None
         self.best_step = 0
+        self.validation_score: float | None = None  # the last one since the start of this process
         self.finished: str | None = None  # the limit that ended the training
         self.validation_pending = False  # whether the checkpoint of this step is written before its validation
         self.is_between_steps = True  # False while the optimiser changes the weights, and if it failed meanwhile

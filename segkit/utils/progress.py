@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from segkit.utils.text import readable_duration
 
 LINE_SECONDS = 30.0  # between two lines where the output is no terminal
 Item = TypeVar("Item")
@@ -25,16 +28,16 @@ class ProgressDisplay:
 
     def __init__(self, description: str, total: int, console: Console, completed: int = 0):
         self.description, self.total, self.console = description, total, console
-        self.completed = self.first = completed
+        self.completed: float = completed
+        self.first = completed
         self.note = ""
         self.start = self.last_line = time.monotonic()
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             TextColumn("{task.fields[note]}"),
         )
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
@@ -47,7 +50,7 @@ class ProgressDisplay:
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)
 
-    def update(self, completed: int, note: str | None = None) -> None:
+    def update(self, completed: float, note: str | None = None) -> None:
         """Show the amount that is done by now, and a note, which stays until another one is given."""
         self.completed = completed
         self.note = self.note if note is None else note
@@ -59,9 +62,11 @@ class ProgressDisplay:
 
     def _line(self) -> str:
         seconds = time.monotonic() - self.start
-        left = (self.total - self.completed) * seconds / max(1, self.completed - self.first)
-        remaining = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-        return f"{self.description}: {self.completed} of {self.total}, about {remaining} left  {self.note}".rstrip()
+        done = self.completed - self.first
+        left = (self.total - self.completed) * seconds / done if done > 0 else math.inf
+        remaining = "" if math.isinf(left) else f", about {readable_duration(left)} left"
+        completed = f"{self.completed:.2f}" if self.completed % 1 else f"{self.completed:.0f}"
+        return f"{self.description}: {completed} of {self.total}{remaining}  {self.note}".rstrip()
 
 
 def tracked(items: Iterable[Item], description: str, total: int, console: Console) -> Iterator[Item]:

@@ -75,3 +75,10 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     """A suggestion to append to a message that lists the known names; empty if none is close."""
     nearest = nearest_name(name, known, similarity=0.5)
     return f"; did you mean {nearest}?" if nearest else ""
+
+
+def readable_duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

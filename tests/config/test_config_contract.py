@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from segkit.config import Config, ConfigError, Named, Table, dump, read, schema
+from segkit.config import Config, ConfigError, Named, Table, dump, read
 
 
 def unet(*, out_channels: int, widths: list[int] = [8, 16], norm: Literal["batch", "instance"] = "batch"): ...  # noqa: B006
@@ -625,13 +625,6 @@ def test_the_digest_is_twelve_hexadecimal_digits(write):
 
 
 # Around it
-
-
-def test_the_schema_is_json_and_knows_every_entry():
-    text = json.dumps(schema(TABLES))
-    names = ("widths", "dropout", "images", "per", "horizontal_flip", "steps", "ignore_index")
-    assert [name for name in names if f'"{name}"' not in text] == []
-    assert "out_channels" not in text
 
 
 def test_importing_the_configuration_loads_neither_torch_nor_a_family():

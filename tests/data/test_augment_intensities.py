@@ -138,7 +138,7 @@ DISCS = {  # 12 bits in 16, and floating-point numbers with 0.35 % outliers
     "uint16": lambda image, random: image.astype(np.uint16),  # noqa: ARG005
     "float": lambda image, random: np.where(random.random(image.shape) < 0.0035, image * 30, image).astype(np.float32),
 }
-FAST = (("uint16", "albumentations", "medium"), ("float", "albumentations", "strong"), ("float", "monai", "nnunet"))
+FAST = (("uint16", "albumentations", "medium"),)
 SLOW = [
     (kind, engine, preset)
     for kind in DISCS

@@ -154,3 +154,15 @@ def test_another_window_is_refused_when_a_checkpoint_is_evaluated():
     build = predictor_factory(other, data.labels, data.preprocess, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"expected evaluation.window \[32, 16\], .*got \[64, 32\]"):
         build(network)
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "expected"),
+    [((32, 24), {}, False), ((32, 24), {"channels_last": True}, True), ((16, 16, 16), {}, True)],
+)
+def test_networks_receive_volumes_with_the_channels_last_on_a_cpu(size, settings, expected):
+    config = config_of({"name": "unet", "widths": [4, 8]}, size=size, train={"steps": 1, **settings})
+    data = data_of(config)
+    for device, wanted in (("cpu", expected), ("cuda", settings.get("channels_last", False))):
+        build = predictor_factory(config, data.labels, data.preprocess, torch.device(device))
+        assert build(build_model(config, 1, data.labels, len(size))).channels_last == wanted

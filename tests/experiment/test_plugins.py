@@ -222,11 +222,11 @@ def test_from_another_folder_the_python_path_is_enough(project, tmp_path_factory
 
 @pytest.mark.usefixtures("project")
 def test_the_plugins_in_the_how_to_train_together(tmp_path):
-    """The loss, the network and the source of docs/how_to/extend.md, as they stand there."""
+    """The loss, the network, the source and the tracker of docs/how_to/extend.md, as they stand there."""
     text = (Path(__file__).parents[2] / "docs" / "how_to" / "extend.md").read_text()
     blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
-    assert len(blocks) == 3
-    for name, block in zip(("how_loss", "how_network", "how_source"), blocks, strict=True):
+    modules = ["how_loss", "how_network", "how_source", "how_tracker"]
+    for name, block in zip(modules, blocks, strict=True):
         (tmp_path / f"{name}.py").write_text(block)
     (tmp_path / "cases").mkdir()
     rng = np.random.default_rng(0)
@@ -234,17 +234,19 @@ def test_the_plugins_in_the_how_to_train_together(tmp_path):
         image = rng.random((16, 16))
         np.savez(tmp_path / "cases" / f"{number}.npz", image=image, mask=image > 0.5)
     (tmp_path / "own.yaml").write_text(
-        "plugins: [how_loss, how_network, how_source]\n"
+        f"plugins: [{', '.join(modules)}]\n"
         "labels: {names: [background, a]}\n"
         "data: {name: npz_folder, folder: cases}\n"
         "split: {name: kfold, folds: 3}\n"
         "model: {name: two_convolutions, width: 4}\n"
         "loss: [{name: brier}, {name: dice, weight: 0.5}]\n"
         "optimizer: adamw\nloader: {batch: 2}\ntrain: {steps: 2}\nevaluation: {overlays: false}\n"
+        "logging: {trackers: [{name: lines, file: loss.txt}]}\n"
     )
     try:
         assert "run folder" in tool("train", "--config", "own.yaml", "run.dir=run")
+        assert "train/loss" in (tmp_path / "run" / "loss.txt").read_text()
     finally:
         forget()
-        for name in ("how_loss", "how_network", "how_source"):
+        for name in modules:
             sys.modules.pop(name, None)

@@ -8,6 +8,7 @@ from segkit.inference.predictor import Predictor, sliding_window, whole_image
 from segkit.models.unet import UNet
 
 LABELS = Labels(["background", "a"])
+CPU = torch.device("cpu")
 
 
 def pointwise(image):
@@ -194,3 +195,39 @@ def test_images_of_one_pixel_at_the_lowest_resolution_are_predicted(size):
     with torch.no_grad():
         expected = network(by_hand)[:, :, : size[0], : size[1]]
     torch.testing.assert_close(predictor(image), expected)
+
+
+@pytest.mark.parametrize(("window", "size"), [(None, (12, 16)), ((8, 8), (40, 24)), ((8, 8), (21, 33))])
+def test_progress_is_told_up_to_the_end(window, size):
+    """Along an axis of the image, also if the mask is resampled to another grid."""
+    told = []
+    predictor = Predictor(UNet(in_channels=1, out_channels=2, dims=2, widths=[4, 8]), LABELS, CPU, 2, window)
+    predictor.predict(torch.randn(1, *size), (30, 50), progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert len(told) > (3 if window else 0)
+
+
+class FormatRecorder(torch.nn.Module):
+    """A network that records whether the channels of what it receives are last in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.formats = []
+
+    def forward(self, image):
+        self.formats.append(image.stride()[1] == 1)
+        return pointwise(image)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_memory_format_that_the_network_receives(dims, window, channels_last):
+    """Also with a single channel, which is in both formats at once, and counts as the one of its strides."""
+    network, image = FormatRecorder(), torch.randn(1, *[16] * dims)
+    window = None if window is None else (window,) * dims
+    predictor = Predictor(network, LABELS, CPU, window=window, channels_last=channels_last)
+    logits = predictor(image)
+    assert set(network.formats) == {channels_last}
+    torch.testing.assert_close(logits, pointwise(image[None]))

@@ -1,0 +1,48 @@
+"""How long a training takes, told after its first steps."""
+
+from __future__ import annotations
+
+import torch
+
+from segkit.training.step_logger import memory_peak
+from segkit.training.stopping import Limits
+from segkit.utils.text import readable_duration
+
+FIRST = 1  # steps that are not timed: caches are cold, and kernels are chosen
+TIMED = 5  # steps that are timed
+
+
+class Forecast:
+    """Tells once, after a few steps, how long they take, how long all will take, and how much memory they need.
+
+    Args:
+        limits: The length of the training.
+        first_step: The step from which it starts or is resumed.
+        device: The device of the network.
+    """
+
+    def __init__(self, limits: Limits, first_step: int, device: torch.device):
+        self.limits, self.first_step, self.device = limits, first_step, device
+        self.start = 0.0
+
+    def step_done(self, step: int, seconds: float) -> str | None:
+        """What to tell after a step; None after most.
+
+        seconds: training time up to now, including the time before a resume.
+        """
+        steps = step - self.first_step
+        if steps == FIRST:
+            self.start = seconds
+        if steps != FIRST + TIMED:
+            return None
+        pace = (seconds - self.start) / TIMED
+        memory = f"memory of {'this process' if self.device.type == 'cpu' else self.device}"
+        return f"{self._time(step, seconds, pace)}; {memory} so far {memory_peak(self.device) / 1e9:.2f} GB"
+
+    def _time(self, step: int, seconds: float, pace: float) -> str:
+        left = (self.limits.last_step - step) * pace
+        each = f"{pace:.2g} s per step"
+        if self.limits.max_minutes is not None and seconds + left > 60 * self.limits.max_minutes:
+            steps = step + max(0.0, 60 * self.limits.max_minutes - seconds) / pace
+            return f"about {steps:,.0f} steps in {self.limits.max_minutes:g} min ({each}), without validation"
+        return f"about {readable_duration(left)} left ({each}), without validation"
