@@ -1,5 +1,6 @@
 """The documentation matches the code, and its links work."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from segkit import __version__
+
+from support.command_line import TINY
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -52,6 +55,35 @@ def test_paths_named_in_the_documentation_exist():
         for path in re.findall(r"(?<![\w/.])(?:segkit|tests|tools|configs|docs)/[\w/.-]+\.(?:py|md|yaml)\b", text)
     }
     assert sorted(entry for entry in named if not (ROOT / entry[1]).exists()) == []
+
+
+def test_scores_of_the_example_are_those_of_the_page(capsys):
+    """docs/explanation/which_dice.md computes the same masks by all rules; its table lists what comes out."""
+    page = (DOCS / "explanation" / "which_dice.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(block, "which_dice.md", "exec"), {})
+    printed = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    rows = re.findall(r"^\| (`.*?`) \| (0\.\d{3}) \|", page, flags=re.MULTILINE)
+    listed = {name: value for names, value in rows for name in re.findall(r"`(\w+)`", names)}
+    assert printed == listed
+
+
+def test_the_notebook_runs_and_shows_what_it_did(tmp_path, monkeypatch):
+    """Its ten cells with a smaller configuration; what is stored in it was made by a run without errors."""
+    cells = json.loads((DOCS / "getting_started" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert len(cells) == 10
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} <= {"execute_result", "display_data"}
+    assert sum("image/png" in output["data"] for output in outputs) >= 3
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    names = {}
+    for cell in code:
+        source = "".join(cell["source"]).replace('"quickstart"', '"tiny.yaml"').replace("epochs=8", "epochs=1")
+        exec(compile(source, "tour.ipynb", "exec"), names)
+    assert len(names["comparison"].verdicts) == 1
 
 
 def without_code(text: str) -> str:

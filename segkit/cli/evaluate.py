@@ -116,6 +116,10 @@ def evaluate(
             help="Regular expression on case names; its first group is the patient.", rich_help_panel=PREDICTIONS
         ),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the images, for pictures of the worst cases.", rich_help_panel=PREDICTIONS),
+    ] = None,
     quiet: QuietOption = False,
     written: JsonOption = None,
 ) -> None:
@@ -136,6 +140,7 @@ def evaluate(
             "--threshold": threshold,
             "--prediction-values": prediction_values,
             "--prediction-threshold": prediction_threshold,
+            "--images": images,
         }
         _refuse(unsupported, "can only be used with --predictions; a checkpoint contains its own labels and data")
         settings = {
@@ -186,6 +191,7 @@ def evaluate(
         "rules": rules or "segkit",
         "tolerance": tolerance,
         "group": group,
+        "images": images,
     }
     names = _labels(classes, mode, regions, ignore)
     with command_output(quiet, written) as command:

@@ -16,6 +16,7 @@ from segkit.evaluation.mask_folders import Encodings, score_folder
 from segkit.evaluation.results import Origin, scores_json, write_results
 from segkit.evaluation.scoring import build_scoring
 from segkit.experiment.decision_file import default_file
+from segkit.experiment.drawn_masks import MaskFolders
 from segkit.experiment.evaluate_ensemble import joint_evaluation
 from segkit.experiment.evaluate_run import (
     checkpoint_file,
@@ -25,8 +26,9 @@ from segkit.experiment.evaluate_run import (
     try_to_draw,
     write_evaluation,
     write_figures,
+    write_overlays,
 )
-from segkit.experiment.evaluation_page import PAGE, write_pages
+from segkit.experiment.evaluation_page import PAGE, DrawnCase, write_pages
 from segkit.experiment.trained_ensemble import load_members, together
 from segkit.experiment.trained_model import TrainedModel, load_trained
 from segkit.inference.decisions import decided
@@ -225,8 +227,11 @@ def evaluate_predictions(
     rules: str,
     tolerance: float | None,
     group: str | None,
+    images: Path | None = None,
 ) -> dict[str, Any]:
     """Score a folder of masks predicted by any tool, and print the scores. Returns the contents of scores.json.
+
+    images: folder of the images, on which masks are drawn in pictures; they are found by the names of the cases.
 
     encodings: how classes are encoded in the files of the predictions, and of the references. Raises RunError if they
     do not fit the labels.
@@ -250,6 +255,10 @@ def evaluate_predictions(
     write_results(out, scored, labels, result)  # before the figures, which may fail
     write_figures(scored, labels, out)
     print_scores(result, console)
-    try_to_draw(PAGE, lambda: write_pages({out / PAGE: out.resolve().name}, scored, labels, result))
+    drawn: list[DrawnCase] = []
+    folders = MaskFolders(predictions, references, labels, encodings, images)
+    try_to_draw("overlays.png", lambda: drawn.extend(folders.drawn_cases(scored, exclude)))
+    try_to_draw("overlays.png", lambda: write_overlays(drawn, labels, out / "overlays.png"))
+    try_to_draw(PAGE, lambda: write_pages({out / PAGE: out.resolve().name}, scored, labels, result, drawn))
     console.print(f"written to {out}", markup=False)
     return result

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from segkit.data.formats import case_name
 from segkit.data.formats.geometry import ras_spacing
@@ -59,10 +60,13 @@ def score_folder(
         case = names[number]
         *masks, spacing = read_case(case, *pairs[case], labels, encodings)
         prediction, reference = (torch.from_numpy(mask)[None] for mask in masks)
-        if labels.regions is not None:  # the predicted regions are unions of predicted values
-            prediction = labels.onehot(labels.target(prediction)).to(torch.uint8)
-        scorer.add(case, groups[case], prediction, reference, spacing)
+        scorer.add(case, groups[case], predicted_channels(prediction, labels), reference, spacing)
     return replace(scorer.result(), threshold=encodings[0].threshold)
+
+
+def predicted_channels(prediction: Tensor, labels: Labels) -> Tensor:
+    """A predicted mask [1, *S] as a predictor gives it: regions are the unions of predicted values, [1, K, *S]."""
+    return prediction if labels.regions is None else labels.onehot(labels.target(prediction)).to(torch.uint8)
 
 
 def paired_files(predictions: Path, references: Path) -> dict[str, tuple[Path, Path]]:

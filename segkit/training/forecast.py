@@ -36,13 +36,13 @@ class Forecast:
         if steps != FIRST + TIMED:
             return None
         pace = (seconds - self.start) / TIMED
-        memory = f"memory of {'this process' if self.device.type == 'cpu' else self.device}"
-        return f"{self._time(step, seconds, pace)}; {memory} so far {memory_peak(self.device) / 1e9:.2f} GB"
+        where = "of memory" if self.device.type == "cpu" else f"on {self.device}"
+        return f"{self._time(step, seconds, pace)}; {memory_peak(self.device) / 1e9:.2f} GB {where}"
 
     def _time(self, step: int, seconds: float, pace: float) -> str:
         left = (self.limits.last_step - step) * pace
-        each = f"{pace:.2g} s per step"
+        each = f"{pace:.2g} s per step, without validation"
         if self.limits.max_minutes is not None and seconds + left > 60 * self.limits.max_minutes:
             steps = step + max(0.0, 60 * self.limits.max_minutes - seconds) / pace
-            return f"about {steps:,.0f} steps in {self.limits.max_minutes:g} min ({each}), without validation"
-        return f"about {readable_duration(left)} left ({each}), without validation"
+            return f"about {steps:,.0f} steps in {self.limits.max_minutes:g} min, {each}"
+        return f"about {readable_duration(left)} left, {each}"

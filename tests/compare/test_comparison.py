@@ -257,7 +257,7 @@ def test_heading_names_the_sign_of_a_difference_of_distances(tmp_path):
     near, far = np.random.default_rng(24).uniform(1, 2, (2, 3, 60))
     table = long_table({"far": far + 3, "near": near}).rename(columns={"dice": "hd95"})
     write_comparison(table, tmp_path, Analysis("hd95", margin=0.5), ReportContext(), no_material, QUIET)
-    assert "<th>b - a</th>" in (tmp_path / "report.html").read_text()
+    assert ">b - a</button></th>" in (tmp_path / "report.html").read_text()
     assert "| b - a |" in (tmp_path / "report.md").read_text()
 
 
@@ -1039,8 +1039,24 @@ def test_the_page_in_a_browser(pages, width, scheme):
         assert [found for found in visit.violations() if found[1] in ("serious", "critical")] == []
         visit.check()
         widths = visit.page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
+        _check_sorting(visit, json.loads((pages / "comparison.json").read_text()))
     assert len(widths) >= 8
     assert min(widths) > 300
+
+
+def _check_sorting(visit, result):
+    """Numbers sort by value, the largest first; names and verdicts as words."""
+    cells = "(rows, column) => rows.map(row => row.cells[column].textContent)"
+    losses, pairs = "table.sorts:has(button:text-is('lowest run')) ", "table.sorts:has(button:text-is('verdict')) "
+    means = {loss["name"]: loss["mean"] for loss in result["losses"]}
+    visit.page.locator(losses + "button:text-is('mean')").click()
+    best_first = sorted(means, key=lambda name: -means[name])
+    assert visit.page.eval_on_selector_all(losses + "tbody tr", cells, 0) == best_first
+    visit.page.locator(losses + "button:text-is('mean')").press("Enter")
+    assert visit.page.eval_on_selector_all(losses + "tbody tr", cells, 0) == best_first[::-1]
+    visit.page.locator(pairs + "button:text-is('verdict')").click()
+    verdicts = visit.page.eval_on_selector_all(pairs + "tbody tr", cells, 1)
+    assert verdicts == sorted(verdicts)
 
 
 def test_the_best_loss_comes_first(tmp_path):

@@ -19,14 +19,15 @@ def told(limits, first_step=0, warm_up=10.0, pace=0.5):
 def test_it_is_told_once_by_the_pace_after_the_first_step():
     ((step, text),) = told(Limits(steps=606)).items()
     assert step == 6
-    assert text.startswith("about 5 min left (0.5 s per step), without validation; memory of this process so far ")
+    assert text.startswith("about 5 min left, 0.5 s per step, without validation; ")
+    assert len(f"time     {text}") <= 80
     ((_, text),) = told(Limits(steps=606), first_step=500).items()
     assert text.startswith("about 50 s left")
 
 
 def test_a_limit_in_minutes_is_told_in_steps():
     ((_, text),) = told(Limits(steps=100_000, max_minutes=10)).items()
-    assert text.startswith("about 1,181 steps in 10 min (0.5 s per step)")  # 587.5 s are left after step 6
+    assert text.startswith("about 1,181 steps in 10 min, 0.5 s per step")  # 587.5 s are left after step 6
     ((_, text),) = told(Limits(steps=20, max_minutes=10)).items()
     assert text.startswith("about 7 s left")
 
@@ -35,5 +36,5 @@ def test_memory_is_that_of_the_process():
     import psutil
 
     ((_, text),) = told(Limits(steps=606)).items()
-    gb = float(text.split("so far ")[1].removesuffix(" GB"))
+    gb = float(text.split("; ")[1].removesuffix(" GB of memory"))
     assert gb == pytest.approx(psutil.Process().memory_info().rss / 1e9, rel=0.5)
