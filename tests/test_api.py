@@ -252,14 +252,6 @@ def test_numpy_masks_are_accepted_by_losses_and_counts():
     )
 
 
-def test_the_loop_in_the_how_to_runs(tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[1] / "docs" / "how_to" / "python.md").read_text()
-    (block,) = (part for part in text.split("```python\n") if "segkit.training.loop" in part.split("```")[0])
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block.split("```")[0], "python.md", "exec"), {})
-    assert "20 steps" in capsys.readouterr().out
-
-
 def test_readme_blocks_run(trained, tmp_path, monkeypatch):
     """Every Python block of the README, as it stands, in a folder of its own with the files that it names."""
     folder, _ = trained

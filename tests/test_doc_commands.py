@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import segkit
+
 from support.command_line import tool, write_pairs
+from support.nnunet_dataset import write_dataset, write_plans
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,11 +46,24 @@ REPLACED = (
 )
 
 
+def blocks(page, languages):
+    """The contents of the fenced blocks of a page in some languages, in their order."""
+    found, language, lines = [], None, []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if language is None and line.startswith("```"):
+            language, lines = line.removeprefix("```").strip(), []
+        elif line.startswith("```"):
+            found += ["\n".join(lines)] if language in languages else []
+            language = None
+        else:
+            lines.append(line)
+    return found
+
+
 def commands(page):
     """The commands of segkit in the blocks of a page without a language, each on one line, without comments."""
-    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
-    blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    text = re.sub(r"\\\n\s*", " ", "\n".join(blocks(page, ("", "bash", "sh"))))
+    lines = [line.partition("  #")[0].strip() for line in text.splitlines()]
     parts = [part.strip() for line in lines for part in line.split("&& ")]
     return [part for part in parts if COMMAND.match(part)]
 
@@ -78,8 +95,12 @@ def workspace(tmp_path_factory):
     shutil.copytree(folder / "RUN", folder / "RUN_A")
     losses = ("--losses", "dice_ce,dice", "--seeds", "1", "--folds", "2", "--out", "COMPARISON")
     tool("compare", "--config", "small.yaml", *losses, folder=folder)
-    table = (folder / "COMPARISON" / "cases.csv").read_text()
-    (folder / "cases.csv").write_text(table)
+    shutil.copyfile(folder / "COMPARISON" / "cases.csv", folder / "cases.csv")
+    write_dataset(folder / "nnUNet_raw" / "Dataset001_Lesions")
+    preprocessed = folder / "nnUNet_preprocessed" / "Dataset001_Lesions"
+    preprocessed.mkdir(parents=True)
+    write_plans(preprocessed)
+    (preprocessed / "splits_final.json").write_text('[{"train": ["c0", "c1", "c2"], "val": ["c3"]}]')
     return folder
 
 
@@ -98,9 +119,14 @@ def test_commands_of_a_page_run(page, workspace, tmp_path):
 
 def _limit(command, folder):
     """A short training by a configuration that a command of the page has planned."""
-    if not re.match(r"segkit (train|compare) .*my\.yaml", command) or (folder / "my.yaml").read_text() == SMALL:
-        return []
-    return ["train.max_steps=2"]
+    planned = re.match(r"segkit (train|compare) .*?(my|lesions)\.yaml", command)
+    is_planned = planned is not None and (folder / f"{planned[2]}.yaml").read_text() != SMALL
+    return ["train.max_steps=2"] if is_planned else []
+
+
+def test_no_command_is_overlooked():
+    assert len(commands(ROOT / "README.md")) == 9
+    assert sum(len(commands(page)) for page in PAGES if page.name not in NOTEBOOKS) > 50
 
 
 def _prepare(command, folder):
@@ -109,3 +135,39 @@ def _prepare(command, folder):
         if match := re.search(rf"{option} (\S+)", command):
             target = folder / re.sub(r"^/", "", match[1])
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+
+PLACES = (  # names in the blocks, and what stands for them
+    ("configs/quickstart.yaml", "small.yaml"),
+    ("train.epochs=8", "train.steps=2"),
+    ("runs/quickstart-4d3ab3e47fb5", "RUN"),
+    ('"runs/a", "runs/b"', '"RUN_A", "RUN_B"'),
+    ("images/case_07.png", "images/0.bmp"),
+    ("volume, spacing=(3.0, 0.8, 0.8)", "array, spacing=(1.0, 1.0)"),
+    ('"dice", "dice_ce", "cross_entropy"], seeds=3', '"dice", "dice_ce"], seeds=1'),
+)
+
+
+@pytest.mark.parametrize("page", ["docs/how_to/python.md", "docs/how_to/predict.md"])
+def test_python_blocks_of_a_page_run(page, workspace, tmp_path, monkeypatch):
+    """In one namespace, with arrays for those that the reader has."""
+    folder = tmp_path / "work"
+    shutil.copytree(workspace, folder)
+    monkeypatch.chdir(folder)
+    masks = [np.full((8, 8), number, np.uint8) for number in range(3)]
+    logits = torch.zeros(2, 3, 8, 8, requires_grad=True)
+    names = {
+        "array": np.zeros((16, 16), np.float32),
+        "predictions": masks,
+        "references": masks,
+        "spacings": [(1.0, 1.0)] * 3,
+        "names": ["a", "b", "c"],
+        "patients": ["a", "a", "c"],
+        "batches": [(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8))],
+        "network": lambda _image: logits,
+        "segkit": segkit,
+    }
+    for block in blocks(ROOT / page, ("python",)):
+        for written, small in PLACES:
+            block = block.replace(written, small)
+        exec(compile(block, page, "exec"), names)

@@ -59,7 +59,7 @@ def sources(*patterns):
 
 
 PACKAGE = sources("segkit/**/*.py", "segkit/py.typed", "segkit/report/templates/*.j2")
-CONFIGS = sources("configs/*.yaml")
+CONFIGS = sources("configs/*.yaml") | sources("configs/*.json")
 
 
 def test_wheel_holds_the_package_its_templates_and_configurations_and_nothing_else(wheel, stem):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segkit.cli.completion import complete_config
 from segkit.cli.options import Overrides, split_list
 from segkit.cli.output import JsonOption, QuietOption, command_output
 
@@ -20,7 +21,14 @@ TRAINING, TABLE = "With --config", "With --from-table"
 
 def compare(
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file of the experiment.", rich_help_panel=TRAINING)
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="YAML file of the experiment.",
+            rich_help_panel=TRAINING,
+            autocompletion=complete_config,
+        ),
     ] = None,
     overrides: Overrides = None,
     from_table: Annotated[

@@ -11,9 +11,12 @@ def complete_config(incomplete: str) -> list[str]:
     """The shipped configurations, YAML files and folders that begin with what is typed."""
     from segkit.config.shipped import shipped_configs
 
-    folder = Path(incomplete or ".") if incomplete.endswith("/") or not incomplete else Path(incomplete).parent
-    prefix = "" if folder == Path() and not incomplete.startswith("./") else f"{str(folder).rstrip('/')}/"
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    head, slash, _tail = incomplete.rpartition("/")
+    prefix = head + slash
+    try:
+        paths = sorted(Path(prefix or ".").iterdir())
+    except OSError:  # such as a folder that does not exist
+        paths = []
     found = [f"{prefix}{path.name}/" for path in paths if path.is_dir() and not path.name.startswith(".")]
     found += [f"{prefix}{path.name}" for path in paths if path.suffix in (".yaml", ".yml")]
     return [text for text in (*shipped_configs(), *found) if text.startswith(incomplete)]

@@ -9,13 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from segkit.cli.completion import complete_config
 from segkit.cli.options import ConfigOption, Overrides
 
 config_app = typer.Typer(help="Show, check and list configurations.", no_args_is_help=True, rich_markup_mode=None)
 
 
 OriginsOption = Annotated[bool, typer.Option("--origins", help="Print one line per value, with where it comes from.")]
-Compared = Annotated[str, typer.Argument(help="YAML file, name of a shipped configuration, or run folder.")]
+Compared = Annotated[
+    str,
+    typer.Argument(help="YAML file, name of a shipped configuration, or run folder.", autocompletion=complete_config),
+]
 
 
 @config_app.command("show")

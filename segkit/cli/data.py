@@ -8,12 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
+from segkit.cli.completion import complete_config
 from segkit.cli.options import ConfigOption, Overrides
 from segkit.cli.output import JsonOption, QuietOption, command_output
 
 data_app = typer.Typer(help="Inspect and check data before training.", no_args_is_help=True, rich_markup_mode=None)
 OptionalConfig = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML file, or the name of a shipped configuration.")
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="YAML file, or the name of a shipped configuration.", autocompletion=complete_config
+    ),
 ]
 FolderOrOverrides = Annotated[
     list[str] | None,

@@ -118,7 +118,9 @@ def evaluate(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of the images, for pictures of the worst cases.", rich_help_panel=PREDICTIONS),
+        typer.Option(
+            help="Folder of the images, on which cases are drawn [default: on black].", rich_help_panel=PREDICTIONS
+        ),
     ] = None,
     quiet: QuietOption = False,
     written: JsonOption = None,

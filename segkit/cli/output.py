@@ -47,6 +47,8 @@ def command_output(quiet: bool, written: Path | None) -> Iterator[Output]:
     from segkit.utils.console import QuietConsole
 
     prints = str(written) == STANDARD_OUTPUT
+    if written is not None and not prints:
+        _check(written)
     out = Output(QuietConsole() if quiet else Console(stderr=prints))
     try:
         yield out
@@ -59,6 +61,20 @@ def command_output(quiet: bool, written: Path | None) -> Iterator[Output]:
             _write(out.results, written)
 
 
+def _check(written: Path) -> None:
+    """Raise RunError before the work if the file cannot be written."""
+    from segkit.utils.errors import RunError
+
+    try:
+        written.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"--json {written}: its folder cannot be made ({error.strerror}); choose another file"
+        ) from error
+    if written.is_dir():
+        raise RunError(f"--json {written}: expected a file, got a folder; add a name to it")
+
+
 def _write(results: Any, written: Path) -> None:
     from segkit.utils.files import replace_text
 
@@ -66,5 +82,4 @@ def _write(results: Any, written: Path) -> None:
     if str(written) == STANDARD_OUTPUT:
         sys.stdout.write(text)
     else:
-        written.parent.mkdir(parents=True, exist_ok=True)
         replace_text(written, text)

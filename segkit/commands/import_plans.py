@@ -44,10 +44,10 @@ def import_nnunet(
         "What differs from nnU-Net:",
         *(f"- {difference}" for difference in imported.differences),
     ]
+    load_config({**sections, "data": imported.sections["data"]})  # before anything is written
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_text(out, commented_yaml(sections, imported.reasons, top))
     write_schema(out.parent)
-    load_config(out)
     table = Table("nnU-Net", "value", "segkit", title="settings", title_justify="left")
     for row in imported.settings:
         table.add_row(*row)

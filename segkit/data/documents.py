@@ -103,7 +103,7 @@ def read_document(file: Path, kind: type[Content]) -> Content:
     return checked(read_json(file), kind, file)
 
 
-def checked(content: Any, kind: type[Content], file: Path) -> Content:
+def checked(content: Any, kind: type[Content], file: Path | str) -> Content:
     """The content of a file as a type that pydantic can check. Raises DataError that names file, entry and field."""
     try:
         return TypeAdapter(kind).validate_python(content)

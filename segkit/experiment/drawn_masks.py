@@ -33,9 +33,10 @@ class MaskFolders:
     images: Path | None
 
     def drawn_cases(self, scored: CaseScores, excluded: Sequence[str]) -> list[DrawnCase]:
-        """The worst, median and best case by mean foreground Dice. Without an image, masks are drawn on black.
+        """The worst, median and best case by mean foreground Dice. Without images, masks are drawn on black.
 
-        excluded: classes that do not count. Raises DataError for an image whose size is not that of its masks.
+        excluded: classes that do not count. Raises DataError for a case without an image, and for one whose size is not
+        that of its masks.
         """
         from segkit.report.overlays import choose_cases
 
@@ -47,7 +48,11 @@ class MaskFolders:
             predicted, reference, spacing = read_case(name, *pairs[name], self.labels, self.encodings)
             predicted = predicted_channels(torch.from_numpy(predicted)[None], self.labels)[0].numpy()
             size = predicted.shape[-len(spacing) :]
-            image = np.zeros((1, *size), np.float32) if name not in images else read_image(images[name])[0]
+            if self.images is not None and name not in images:
+                raise DataError(
+                    f"{self.images} has no image of the case {name}; the names have to be those of the masks"
+                )
+            image = np.zeros((1, *size), np.float32) if self.images is None else read_image(images[name])[0]
             if image.shape[1:] != size:
                 raise DataError(f"{images[name]}: expected the size {list(size)} of its masks, got {image.shape[1:]}")
             has_geometry = FORMATS[str(format_name(pairs[name][1]))].has_geometry

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from segkit.config import ConfigError
-from segkit.data.documents import Entry, read_document, read_json
+from segkit.data.documents import Entry, Text, checked, read_document, read_json
 from segkit.data.formats.geometry import ras_orientation
 from segkit.data.inspection.known_layouts import dataset_json
 from segkit.data.mask_writer import image_geometry
@@ -20,6 +23,7 @@ from segkit.utils.text import listed
 SPLITS = "splits_final.json"
 PLANS = "*lans*.json"  # plans.json of a trained model, nnUNetPlans.json and others of preprocessed data
 REVERSED = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")  # read volumes with the axes z, y, x
+TURNED = ("NibabelIOWithReorient",)  # turn them to RAS before
 NETWORKS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "residual_encoder_unet"}
 INTENSITIES = {
     "ZScoreNormalization": "zscore",
@@ -29,13 +33,56 @@ INTENSITIES = {
     "RGBTo01Normalization": "none",  # pictures are read as numbers from 0 to 1
 }
 CHOSEN = ("3d_fullres", "2d")  # configurations, the first that there is
+MODEL_FOLDER = re.compile(r"(?P<trainer>nnUNetTrainer\w*?)__(?P<plans>\w+)__(?P<configuration>\w+)")
+TRAINER, FOLDS = "nnUNetTrainer", 5
 EPOCHS, ITERATIONS = 1000, 250  # of nnUNetTrainer
 FOREGROUND = 0.33  # its oversample_foreground_percent
 
 
+Axes = list[int]
+OPTIONS = {  # of the networks, with the only values that segkit has
+    "n_stages": None,
+    "conv_op": None,
+    "conv_bias": True,
+    "norm_op_kwargs": None,
+    "dropout_op": None,
+    "dropout_op_kwargs": None,
+    "nonlin_kwargs": None,
+    "deep_supervision": None,
+    "nonlin_first": False,
+    "stem_channels": None,
+    "bottleneck_channels": None,
+    "stochastic_depth_p": 0.0,
+    "squeeze_excitation": False,
+    "squeeze_excitation_reduction_ratio": None,
+}
+FREE = ("n_stages", "conv_op", "norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs", "deep_supervision")
+EPS, SLOPES = 1e-5, (0.01, None)  # of norms, and of leaky ReLUs: nnU-Net's, and torch's default
+
+
+class _Arguments(Entry):
+    """The arguments of a network. Those of OPTIONS are checked apart."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    features_per_stage: list[int]
+    kernel_sizes: list[int | Axes]
+    strides: list[int | Axes]
+    n_conv_per_stage: list[int] | int | None = None
+    n_blocks_per_stage: list[int] | int | None = None
+    n_conv_per_stage_decoder: list[int] | int
+    norm_op: str = "InstanceNorm"
+    nonlin: str = "LeakyReLU"
+
+
 class _Architecture(Entry):
     network_class_name: str
-    arch_kwargs: dict[str, Any]
+    arch_kwargs: _Arguments
+
+
+class _Fold(Entry):
+    train: list[Text]
+    val: list[Text]
 
 
 class _Configuration(Entry):
@@ -90,7 +137,8 @@ def import_plans(
     Args:
         folder: With plans and dataset.json: of nnUNet_preprocessed, or of a trained model.
         images: The folder of nnUNet_raw with imagesTr and labelsTr; `folder` itself if it contains them.
-        configuration: Such as 2d; by default 3d_fullres, or 2d if there is none.
+        configuration: Such as 2d; by default that of a trained model by the name of its folder, else 3d_fullres, or 2d
+            if there is none.
         plans: Name of the plans, such as nnUNetResEncUNetMPlans, if the folder has several.
         fold: Of splits_final.json, if the folder contains it, otherwise of five folds by segkit.
 
@@ -98,18 +146,25 @@ def import_plans(
     """
     file = _plans_file(folder, plans)
     content = read_document(file, _Plans)
-    name, chosen = _configuration(content, configuration, file)
+    trained = MODEL_FOLDER.fullmatch(folder.absolute().name)
+    name = _chosen_name(content, configuration or (trained and trained["configuration"]), file)
+    chosen = _configuration(content, name, file)
     root = _images(folder, images)
     layout = dataset_json(root)
     if layout is None or layout.labels is None:
         raise ConfigError(f"{root / 'dataset.json'}: expected nnU-Net's dataset.json with labels")
-    labels = Labels(**layout.labels)
+    try:
+        labels = Labels(**layout.labels)
+    except ValueError as error:
+        raise ConfigError(f"{root / 'dataset.json'}: {error}") from error
     source = DecathlonSource(labels=labels, root=root, unpaired="skip")
     if not source.cases:
         raise ConfigError(f"{root}: expected cases in imagesTr and labelsTr, found none")
-    assert chosen.patch_size is not None
-    axes = _Axes.of(content, len(chosen.patch_size), source.cases[0].images[0], name)
+    axes = _Axes.of(content, chosen, source.cases[0].images[0], f"{file}: {name}")
     imported = ImportedPlans({"labels": layout.labels, "data": {"name": "nnunet", "root": str(root)}})
+    imported.settings.append(("plans, configuration", f"{file.stem}, {name}", ""))
+    if trained and trained["trainer"] != TRAINER:
+        imported.differences.append(f"the model was trained by {trained['trainer']}; imported is {TRAINER}")
     _split(imported, folder, fold)
     _preprocess(imported, chosen, axes)
     _network(imported, chosen, axes, file)
@@ -131,25 +186,35 @@ def _plans_file(folder: Path, plans: str | None) -> Path:
     raise ConfigError(f"{folder} has several plans: choose one with --plans {listed([path.stem for path in found])}")
 
 
-def _configuration(plans: _Plans, name: str | None, file: Path) -> tuple[str, _Configuration]:
+def _chosen_name(plans: _Plans, name: str | None, file: Path) -> str:
     known = list(plans.configurations)
-    name = name or next((chosen for chosen in CHOSEN if chosen in known), None)
-    if name not in known:
-        raise ConfigError(f"{file} has no configuration {name}; choose one with --configuration: {listed(known)}")
-    configuration = _Configuration.model_validate(_inherited(plans.configurations, name))
+    chosen = name or next((chosen for chosen in CHOSEN if chosen in known), None)
+    if chosen not in known:
+        missing = f"has no configuration {chosen}" if chosen else f"has neither {' nor '.join(CHOSEN)}"
+        raise ConfigError(f"{file} {missing}; choose one with --configuration: {listed(known)}")
+    return chosen
+
+
+def _configuration(plans: _Plans, name: str, file: Path) -> _Configuration:
+    configuration = checked(_inherited(plans.configurations, name, file), _Configuration, f"{file}: {name}")
     if configuration.previous_stage is not None:
-        raise ConfigError(
-            f"{file}: {name} is a cascade, which segkit does not have; choose 3d_fullres with --configuration"
-        )
-    if None in (configuration.patch_size, configuration.batch_size, configuration.spacing):
+        raise ConfigError(f"{file}: {name} is a cascade, which segkit does not have; choose another --configuration")
+    patch, spacing = configuration.patch_size, configuration.spacing
+    if patch is None or spacing is None or configuration.batch_size is None:
         raise ConfigError(f"{file}: expected patch_size, batch_size and spacing in the configuration {name}")
-    return name, configuration
+    if len(patch) not in (2, 3) or len(spacing) != len(patch):
+        raise ConfigError(
+            f"{file}: {name}: expected two or three axes, got the patch {patch} and the spacing {spacing}"
+        )
+    return configuration
 
 
-def _inherited(configurations: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+def _inherited(configurations: Mapping[str, dict[str, Any]], name: str, file: Path) -> dict[str, Any]:
     """The values of a configuration, with those of the ones that it inherits from."""
     chain = [name]
-    while (parent := str(configurations[chain[-1]].get("inherits_from"))) in configurations and parent not in chain:
+    while (parent := configurations[chain[-1]].get("inherits_from")) is not None:
+        if parent not in configurations or parent in chain:
+            raise ConfigError(f"{file}: {chain[-1]} inherits from {parent}, which does not exist, or from itself")
         chain.append(parent)
     values: dict[str, Any] = {}
     for parent in reversed(chain):
@@ -174,27 +239,40 @@ class _Axes:
     order: tuple[int, ...]
 
     @classmethod
-    def of(cls, plans: _Plans, dims: int, image: Path, name: str) -> _Axes:
-        """nnU-Net keeps the axes of the file, read as z, y, x, and may transpose them; segkit turns volumes to RAS."""
-        geometry = image_geometry(image)
+    def of(cls, plans: _Plans, chosen: _Configuration, image: Path, where: str) -> _Axes:
+        """nnU-Net keeps the axes of the file, read as z, y, x, and may transpose them; segkit turns volumes to RAS.
+
+        where: names the configuration in errors. Raises ConfigError if the image has other axes.
+        """
+        assert chosen.patch_size is not None
+        dims, geometry = len(chosen.patch_size), image_geometry(image)
+        # of 2D plans, the first axis of three is the one along which slices are taken
+        forward = plans.transpose_forward or list(range(3))
+        if sorted(forward) != list(range(len(forward))) or len(forward) < dims:
+            raise ConfigError(f"{where}: expected transpose_forward as an order of axes, got {forward}")
         if geometry is None:
-            return cls(tuple(range(dims)))
-        if dims != len(geometry.shape):
+            return cls(tuple(forward.index(axis) for axis in range(3)) if dims == 3 else (0, 1))
+        shape = [side for side in geometry.shape if side > 1]
+        if dims != len(geometry.shape) or len(shape) < dims:
             raise ConfigError(
-                f"the configuration {name} has {dims} axes, and {image} has {len(geometry.shape)}: segkit trains "
-                "volumes with 3D networks; choose 3d_fullres with --configuration"
+                f"{where} has {dims} axes, and {image} the shape {list(geometry.shape)}: segkit trains volumes with "
+                f"3D networks, and 2D plans need 2D images; configurations: {listed(list(plans.configurations))}"
             )
-        forward = plans.transpose_forward or list(range(dims))
-        stored = [forward.index(axis) for axis in range(dims)]  # the axis of the plans for each axis as read
+        if dims == 2:
+            return cls((1, 0) if plans.image_reader_writer in REVERSED else (0, 1))
+        stored = [forward.index(axis) for axis in range(3)]  # the axis of the plans for each axis as read
         if plans.image_reader_writer in REVERSED:
             stored.reverse()
-        ras = ras_orientation(geometry.affine, str(image))[:, 0].astype(int)
+        if plans.image_reader_writer in TURNED:
+            return cls(tuple(stored))
         order = [0] * dims
-        for axis, target in enumerate(ras):
+        for axis, target in enumerate(ras_orientation(geometry.affine, str(image))[:, 0].astype(int)):
             order[target] = stored[axis]
         return cls(tuple(order))
 
     def __call__(self, values: Sequence[Any]) -> list[Any]:
+        if len(values) != len(self.order):
+            raise ConfigError(f"the plans have {len(self.order)} axes, but also the values {list(values)}")
         return [values[axis] for axis in self.order]
 
 
@@ -202,13 +280,17 @@ def _split(imported: ImportedPlans, folder: Path, fold: int) -> None:
     """The fold of splits_final.json, or of five random folds, as nnU-Net makes them."""
     file = folder / SPLITS
     if not file.exists():
-        imported.sections["split"] = {"name": "kfold", "folds": 5, "fold": fold, "seed": 0}
-        imported.differences.append(f"{SPLITS} is not in {folder}: the five folds are segkit's, not nnU-Net's")
+        if fold >= FOLDS:
+            raise ConfigError(
+                f"expected --fold to be less than {FOLDS}, the number of folds without {SPLITS}, got {fold}"
+            )
+        imported.sections["split"] = {"name": "kfold", "folds": FOLDS, "fold": fold, "seed": 0}
+        imported.differences.append(f"{SPLITS} is not in {folder}: the {FOLDS} folds are segkit's, not nnU-Net's")
         return
-    folds = read_json(file)
-    if not isinstance(folds, list) or not 0 <= fold < len(folds) or not {"train", "val"} <= set(folds[fold]):
-        raise ConfigError(f"{file}: expected a list of folds with train and val, and a fold {fold} in it")
-    imported.sections["split"] = {"name": "lists", "train": folds[fold]["train"], "validation": folds[fold]["val"]}
+    folds = checked(read_json(file), list[_Fold], str(file))
+    if fold >= len(folds):
+        raise ConfigError(f"{file} has {len(folds)} folds: expected --fold to be less, got {fold}")
+    imported.sections["split"] = {"name": "lists", "train": folds[fold].train, "validation": folds[fold].val}
     imported.settings.append((SPLITS, f"fold {fold} of {len(folds)}", "split"))
 
 
@@ -233,6 +315,12 @@ def _preprocess(imported: ImportedPlans, chosen: _Configuration, axes: _Axes) ->
             "nnU-Net clips CT to the percentiles 0.5 and 99.5 of the foreground and normalises by its mean and "
             "deviation; `dataset` takes all pixels and does not clip"
         )
+    if "NoNormalization" in schemes:
+        imported.differences.append("nnU-Net keeps stored numbers; segkit scales integers to 0..1 by their type")
+    if "RescaleTo01Normalization" in schemes:
+        imported.differences.append(
+            "nnU-Net maps the extremes to 0 and 1; `percentile` maps the percentiles 0.5 and 99.5"
+        )
     if any(chosen.use_mask_for_norm):
         imported.differences.append("nnU-Net normalises pixels that are not 0 alone; segkit normalises the whole image")
 
@@ -240,8 +328,8 @@ def _preprocess(imported: ImportedPlans, chosen: _Configuration, axes: _Axes) ->
 def _network(imported: ImportedPlans, chosen: _Configuration, axes: _Axes, file: Path) -> None:
     shapes = _modern(chosen, file) if chosen.architecture is not None else _former(chosen, file)
     strides = [axes(step) for step in shapes.strides]
-    if any(number != 1 for number in strides[0]):
-        raise ConfigError(f"{file}: expected a first stride of 1, got {shapes.strides[0]}, which segkit does not have")
+    if not strides or any(number != 1 for number in strides[0]):
+        raise ConfigError(f"{file}: expected a first stride of 1, got {shapes.strides[:1]}, which segkit does not have")
     residual = shapes.name == "residual_encoder_unet"
     model = {
         "name": shapes.name,
@@ -277,26 +365,53 @@ def _modern(chosen: _Configuration, file: Path) -> _Shapes:
     assert chosen.architecture is not None
     class_name = chosen.architecture.network_class_name.rpartition(".")[2]
     values = chosen.architecture.arch_kwargs
-    _refuse_others(class_name, values.get("norm_op", "InstanceNorm"), values.get("dropout_op"), file)
-    dims = len(values["kernel_sizes"][0])
-    encoder = values["n_blocks_per_stage" if class_name == "ResidualEncoderUNet" else "n_conv_per_stage"]
+    _refuse_other_networks(class_name, file)
+    _refuse_other_options(values, class_name, file)
+    assert chosen.patch_size is not None
+    dims, levels = len(chosen.patch_size), len(values.features_per_stage)
+    encoder = values.n_blocks_per_stage if class_name == "ResidualEncoderUNet" else values.n_conv_per_stage
+    if encoder is None or not len(values.kernel_sizes) == len(values.strides) == levels:
+        raise ConfigError(
+            f"{file}: expected a kernel, a stride and blocks for each of {levels} resolutions of {class_name}"
+        )
     return _Shapes(
         class_name,
         NETWORKS[class_name],
-        list(values["features_per_stage"]),
-        [_per_axis(step, dims) for step in values["strides"]],
-        [_per_axis(kernel, dims) for kernel in values["kernel_sizes"]],
-        list(encoder),
-        list(values["n_conv_per_stage_decoder"]),
+        values.features_per_stage,
+        [_per(step, dims) for step in values.strides],
+        [_per(kernel, dims) for kernel in values.kernel_sizes],
+        _per(encoder, levels),
+        _per(values.n_conv_per_stage_decoder, levels - 1),
     )
+
+
+def _refuse_other_networks(class_name: str, file: Path) -> None:
+    if class_name not in NETWORKS:
+        raise ConfigError(f"{file}: the network {class_name} is not one of {listed(list(NETWORKS))}")
+
+
+def _refuse_other_options(values: _Arguments, class_name: str, file: Path) -> None:
+    """Raise ConfigError for options with which the network would be another one than segkit's."""
+    others = {key: value for key, value in (values.model_extra or {}).items() if key not in FREE}
+    odd = {key: value for key, value in others.items() if key not in OPTIONS or value not in (OPTIONS[key], None)}
+    odd |= {} if "InstanceNorm" in values.norm_op else {"norm_op": values.norm_op}
+    odd |= {} if "LeakyReLU" in values.nonlin else {"nonlin": values.nonlin}
+    norm = (values.model_extra or {}).get("norm_op_kwargs") or {}
+    odd |= {} if norm.get("eps", EPS) == EPS and norm.get("affine", True) else {"norm_op_kwargs": norm}
+    slope = ((values.model_extra or {}).get("nonlin_kwargs") or {}).get("negative_slope")
+    odd |= {} if slope in SLOPES else {"negative_slope": slope}
+    if odd:
+        shown = listed([f"{key} {value}" for key, value in odd.items()])
+        raise ConfigError(f"{file}: segkit has no {class_name} with {shown}")
 
 
 def _former(chosen: _Configuration, file: Path) -> _Shapes:
     """The network of plans before version 2.4, whose widths double up to a maximum."""
     if chosen.UNet_class_name is None or not chosen.conv_kernel_sizes:
         raise ConfigError(f"{file}: expected a network, under architecture or as UNet_class_name, found none")
-    _refuse_others(chosen.UNet_class_name, "InstanceNorm", None, file)
-    dims = len(chosen.conv_kernel_sizes[0])
+    _refuse_other_networks(chosen.UNet_class_name, file)
+    assert chosen.patch_size is not None
+    dims = len(chosen.patch_size)
     most = chosen.unet_max_num_features or MAX_WIDTH[dims]
     levels = range(len(chosen.conv_kernel_sizes))
     return _Shapes(
@@ -310,15 +425,9 @@ def _former(chosen: _Configuration, file: Path) -> _Shapes:
     )
 
 
-def _refuse_others(class_name: str, norm: Any, dropout: Any, file: Path) -> None:
-    if class_name not in NETWORKS:
-        raise ConfigError(f"{file}: the network {class_name} is not one of {listed(list(NETWORKS))}")
-    if "InstanceNorm" not in str(norm) or dropout is not None:
-        raise ConfigError(f"{file}: expected instance norms and no dropout in {class_name}, got {norm} and {dropout}")
-
-
-def _per_axis(value: int | Sequence[int], dims: int) -> list[int]:
-    return [value] * dims if isinstance(value, int) else list(value)
+def _per(value: int | Sequence[int], number: int) -> list[int]:
+    """A value for each of a number of axes or resolutions."""
+    return [value] * number if isinstance(value, int) else list(value)
 
 
 def _training(imported: ImportedPlans, chosen: _Configuration, axes: _Axes) -> None:
@@ -328,10 +437,11 @@ def _training(imported: ImportedPlans, chosen: _Configuration, axes: _Axes) -> N
     dice = {"name": "dice", "like": "nnunet", **({"per": "batch"} if chosen.batch_dice else {})}
     imported.sections |= {
         "augment": {"engine": "monai", "preset": "nnunet"},
-        "sampling": {"patch": patch, "foreground": FOREGROUND},
+        "sampling": {"patch": patch, "foreground": FOREGROUND, "balance": "classes"},
         "loader": {"batch": chosen.batch_size},
         "loss": [dice, {"name": "cross_entropy", "like": "nnunet"}],
         "optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.99, "nesterov": True, "weight_decay": 3e-5},
+        "parameters": {"decay_norms_and_biases": True},
         "schedule": {"name": "poly", "power": 0.9},
         "train": {
             "steps": steps,
@@ -351,10 +461,13 @@ def _training(imported: ImportedPlans, chosen: _Configuration, axes: _Axes) -> N
         ("loss", "Dice + cross-entropy", "loss: dice + cross_entropy, like: nnunet"),
         ("optimiser", "SGD 0.01, momentum 0.99", "optimizer"),
         ("num_epochs", f"{EPOCHS} of {ITERATIONS} steps", f"train.steps: {steps}"),
-        ("data augmentation", "nnUNetTrainer", "augment.preset: nnunet"),
+        ("data augmentation", TRAINER, "augment.preset: nnunet"),
     ]
     imported.differences += [
         "nnU-Net takes a third of each batch, at least one patch, around foreground; segkit that share of all patches",
+        "nnU-Net's deep supervision leaves out the coarsest resolution; segkit's weight halves down to it",
+        "nnU-Net augments anisotropic patches in their plane only, which the preset nnunet does not; it resamples with "
+        "splines, segkit linearly",
         "nnU-Net's schedule changes once per epoch, segkit's at every step; nnU-Net validates on patches, segkit on "
         "whole images",
         "nnU-Net mirrors images in prediction by default; here, predict and evaluate do with --tta",

@@ -17,6 +17,7 @@ from segkit.losses.deep_supervision import DeepSupervision
 from segkit.training.loaded_weights import Loaded
 from segkit.training.profiling import Profiler
 from segkit.training.run_folder import Run
+from segkit.training.stopping import Limits
 from segkit.training.trainer import Experiment
 from segkit.utils.console import warn
 from segkit.utils.text import listed
@@ -92,7 +93,7 @@ def header(config: Config, experiment: Experiment, data: Data) -> list[tuple[str
         ("classes", counted_classes(data.labels)),
         ("network", f"{config.model.name}, {parameters:,} parameters"),
         ("loss", " + ".join(f"{shown_weight(term['weight'])} {term['name']}" for term in config.loss)),
-        ("steps", f"{settings.limits.steps:,} of {shown_batch(config)}, {settings.steps_per_epoch:,} per epoch"),
+        ("steps", f"{shown_steps(settings.limits)}, each {shown_batch(config)}; {settings.steps_per_epoch} per epoch"),
     ]
 
 
@@ -104,6 +105,13 @@ def counted_classes(labels: Labels) -> str:
     if labels.background_channel is None:
         return f"{foreground}; means are over all {len(labels.foreground)}"
     return f"{foreground}; means are without {labels.background}"
+
+
+def shown_steps(limits: Limits) -> str:
+    """The number of steps, and of those over which schedules extend if it is another one."""
+    if limits.last_step == limits.steps:
+        return f"{limits.steps:,}"
+    return f"{limits.last_step:,} of {limits.steps:,} of the schedule"
 
 
 def shown_batch(config: Config) -> str:

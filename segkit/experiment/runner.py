@@ -33,6 +33,7 @@ from segkit.utils.errors import RunError, set_folder
 from segkit.utils.files import replaced
 from segkit.utils.optional import require
 from segkit.utils.progress import tracked
+from segkit.utils.text import one_line
 
 
 def folder_of(config: Config) -> Path:
@@ -177,7 +178,16 @@ def trackers(config: Config, run: Run) -> Iterator[None]:
     if run.writes and config.logging.trackers:
         content = run.load_last(keep=True)
         tracked_run = TrackedRun(run.folder, config.to_dict(), 0 if content is None else content["step"])
-        run.trackers += [TRACKERS[tracker.name](run=tracked_run, **tracker.args) for tracker in config.logging.trackers]
+        for tracker in config.logging.trackers:
+            try:
+                run.trackers.append(TRACKERS[tracker.name](run=tracked_run, **tracker.args))
+            except Exception as error:  # of any type, such as of a server that cannot be reached
+                run.close("FAILED")
+                reason = f"{type(error).__name__}: {one_line(str(error))}"
+                raise RunError(
+                    f"the tracker {tracker.name} cannot start, and nothing was trained ({reason}): mend the cause, or "
+                    "leave it out of logging.trackers (wandb needs no server with mode: offline)"
+                ) from error
     ended: Ended = "FAILED"
     try:
         yield

@@ -204,6 +204,14 @@ def check_comparison(config: Config) -> None:
         raise ValueError(f"expected at most {UNITS} trainings, got {units}: losses x seeds x folds x repeats")
 
 
+def check_sampling(config: Config) -> None:
+    """Raise ValueError for sides that do not fit, and for a way of choosing foreground where none is chosen."""
+    check_sides(config)
+    sampling = config.sampling
+    if sampling.balance == "classes" and sampling.foreground == 0:
+        raise ValueError("balance: classes chooses among the pixels of sampling.foreground, which is 0: set it, too")
+
+
 CHECKS: dict[str, Callable[[Config], object]] = {
     "labels": check_labels,
     "data": check_data,
@@ -211,7 +219,7 @@ CHECKS: dict[str, Callable[[Config], object]] = {
     "model": check_model,
     "preprocess": check_intensity,
     "schedule": check_schedule,
-    "sampling": check_sides,
+    "sampling": check_sampling,
     "evaluation": check_scoring,
     "comparison": check_comparison,
 }

@@ -30,6 +30,7 @@ from segkit.utils.console import warn
 from segkit.utils.distributed import Processes
 from segkit.utils.errors import is_out_of_memory
 from segkit.utils.progress import ProgressDisplay
+from segkit.utils.text import readable_number
 
 
 class TrainingMemoryError(MemoryError):
@@ -103,6 +104,7 @@ def _run_steps(
     meter.start()
     arriving = _grouped(trainer.experiment.batches(trainer.step_number), settings.accumulate)
     while True:
+        begun = time.perf_counter()
         with _saved_on_failure(trainer, run, progress.console):
             batches = _next_batches(arriving, trainer, monitor)
             if batches is None:
@@ -112,7 +114,8 @@ def _run_steps(
         trainer.seconds = time.perf_counter() - start
         if profiler is not None:
             profiler.step_done(meter.last_wait)
-        if (text := forecast.step_done(trainer.step_number, trainer.seconds)) is not None:
+        duration = time.perf_counter() - begun
+        if (text := forecast.step_done(trainer.step_number, duration, trainer.seconds)) is not None:
             _tell_forecast(text, progress.console)
         trainer.finished, signal_number = monitor.after_step(trainer.step_number, trainer.seconds)
         _after_step(trainer, run, batches, scalars, progress)
@@ -264,7 +267,7 @@ def _note(trainer: Trainer, record: dict[str, Any]) -> str:
     loss, score = record["loss"], trainer.validation_score
     notes = [] if loss is None else [f"loss {loss:.3f}"]
     notes += [] if score is None or math.isnan(score) else [f"{trainer.settings.best} {score:.3f}"]
-    return "  ".join([*notes, f"{record['time']['images_per_second']:.3g} images/s"])
+    return "  ".join([*notes, f"{readable_number(record['time']['images_per_second'])} images/s"])
 
 
 def _warn_about_dead_terms(trainer: Trainer, run: Run, console: Console) -> None:

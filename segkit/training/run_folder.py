@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -203,6 +204,8 @@ class Run:
                     stacklevel=2,
                 )
                 self.trackers.remove(tracker)
+                with contextlib.suppress(Exception):  # its run would stay open, and the next one could not start
+                    tracker.close("FAILED")
 
     def cut_log(self, step: int, *, validation_pending: bool = False) -> None:
         """Remove the records after `step`, the step of the checkpoint from which a run is resumed.

@@ -20,7 +20,7 @@ from segkit.utils.files import replace_text
 from segkit.utils.optional import require
 
 SHOWN = 3  # number of validation cases in a picture
-LONGEST = 500  # characters of a parameter in MLflow
+LONGEST = 6000  # characters of a parameter in MLflow; the whole configuration is an artifact
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class MLflow:
         if known is None:
             replace_text(id_file, self.run.info.run_id)
             mlflow.log_params({key: str(value)[:LONGEST] for key, value in run.parameters.items()})
+            mlflow.log_dict(dict(run.config), "config.json")
         self.last_steps = self._last_steps()
 
     def log(self, record: Mapping[str, Any]) -> None:

@@ -43,6 +43,10 @@ def test_shipped_configurations_and_files(proposed):
     assert proposed("train", "--config", "qui") == ["quickstart"]
     assert proposed("train", "--config", "inner/") == ["inner/other.yml"]
     assert proposed("train", "--config", "./ti") == ["./tiny.yaml"]
+    assert proposed("compare", "--config", "./inner/o") == ["./inner/other.yml"]
+    assert proposed("data", "check", "--config", "tiny.") == ["tiny.yaml"]
+    assert proposed("config", "diff", "tiny.yaml", "qui") == ["quickstart"]
+    assert proposed("train", "--config", "missing/") == []
 
 
 def test_keys_of_the_configuration(proposed):

@@ -119,6 +119,12 @@ def test_findings_of_the_doctor_and_of_a_check_as_json():
     assert json.loads(written)["name"] == "unet"
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(folder):
+    assert "expected a file, got a folder" in str(CliRunner().invoke(app, [*RUN, "--json", "run"]).exception)
+    (folder / "file").touch()
+    assert "its folder cannot be made" in str(CliRunner().invoke(app, [*RUN, "--json", "file/x.json"]).exception)
+
+
 def test_what_an_error_has_found_is_written(tmp_path):
     class Failed(Exception):
         results = {"failed": 2}  # noqa: RUF012

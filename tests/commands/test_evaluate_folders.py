@@ -61,6 +61,13 @@ def test_an_image_of_another_size_costs_the_pictures_but_no_score(folders):
     assert "scores" in page
 
 
+def test_a_case_without_an_image_costs_the_pictures(folders):
+    (folders / "images" / "a.png").unlink()
+    printed, _page, headings = evaluated(folders, "--images", "images")
+    assert "images has no image of the case a" in printed
+    assert headings == []
+
+
 def test_images_need_masks(folders):
     printed = tool("evaluate", "--checkpoint", "run", "--images", "images", folder=folders, code=2)
     assert "--images can only be used with --predictions" in printed

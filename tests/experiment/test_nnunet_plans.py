@@ -11,65 +11,13 @@ from segkit.experiment.build import load_config
 from segkit.experiment.nnunet_plans import import_plans
 
 from support.command_line import tool
+from support.nnunet_dataset import ARCHITECTURE, FULLRES, write_dataset, write_plans
 
-pytest.importorskip("nibabel", reason="needs nibabel")
-sitk = pytest.importorskip("SimpleITK", reason="needs SimpleITK")
+nibabel = pytest.importorskip("nibabel", reason="needs nibabel")
+pytest.importorskip("SimpleITK", reason="needs SimpleITK")
 
-# an architecture as nnU-Net writes it, and what its own weights of this architecture say in tests/training
+# what nnU-Net's own weights say of their networks
 REFERENCE = json.loads((Path(__file__).parents[1] / "training" / "nnunet_reference.json").read_text())
-ARCHITECTURE = {
-    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "arch_kwargs": {
-        "n_stages": 3,
-        "features_per_stage": [4, 6, 8],
-        "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
-        "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
-        "n_conv_per_stage": [1, 2, 3],
-        "n_conv_per_stage_decoder": [1, 2],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "dropout_op": None,
-    },
-}
-FULLRES = {
-    "batch_size": 2,
-    "patch_size": [4, 12, 8],
-    "spacing": [3.0, 0.6, 0.5],
-    "normalization_schemes": ["ZScoreNormalization"],
-    "use_mask_for_norm": [False],
-    "batch_dice": True,
-    "architecture": ARCHITECTURE,
-}
-
-
-def write_dataset(folder, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), size=(16, 20, 8), spacing=(0.5, 0.6, 3.0)):
-    """A data set of nnU-Net with four volumes. size, spacing: of the axes x, y, z of the file."""
-    random = np.random.default_rng(0)
-    for kind in ("imagesTr", "labelsTr"):
-        (folder / kind).mkdir(parents=True)
-    for number in range(4):
-        image = random.normal(size=size[::-1]).astype(np.float32)
-        for kind, name, array in (
-            ("imagesTr", f"c{number}_0000.nii.gz", image),
-            ("labelsTr", f"c{number}.nii.gz", (image > 1).astype(np.uint8)),
-        ):
-            volume = sitk.GetImageFromArray(array)
-            volume.SetSpacing(spacing)
-            volume.SetDirection(direction)
-            sitk.WriteImage(volume, str(folder / kind / name))
-    labels = {"background": 0, "lesion": 1}
-    content = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 4, "file_ending": ".nii.gz"}
-    (folder / "dataset.json").write_text(json.dumps(content))
-
-
-def write_plans(folder, name="nnUNetPlans", **changes):
-    content = {
-        "dataset_name": "Dataset001_Small",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "configurations": {"3d_fullres": FULLRES},
-    }
-    (folder / f"{name}.json").write_text(json.dumps({**content, **changes}))
 
 
 @pytest.fixture
@@ -87,10 +35,14 @@ def folder(tmp_path):
         ((0, 1, 0, 0, 0, -1, -1, 0, 0), [2, 0, 1]),
     ],
 )
-def test_axes_are_those_of_the_images_as_they_are_read(tmp_path, direction, transposed):
-    """nnU-Net's plans list z, y, x of the file, transposed; the reader of segkit says which spacing is which."""
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
+def test_axes_are_those_of_the_images_as_they_are_read(tmp_path, direction, transposed, reader):
+    """nnU-Net's plans list z, y, x of the file, or of the file turned to RAS by nibabel, transposed; the reader of
+    segkit says which spacing is which."""
     write_dataset(tmp_path, direction)
-    stored = (0.5, 0.6, 3.0)[::-1]
+    file = nibabel.load(tmp_path / "imagesTr" / "c0_0000.nii.gz")
+    file = nibabel.as_closest_canonical(file) if reader == "NibabelIOWithReorient" else file
+    stored = [round(float(length), 3) for length in file.header.get_zooms()[::-1]]
     sides = {0.5: 8, 0.6: 12, 3.0: 4}
     spacing = [stored[axis] for axis in transposed]
     plan = {**FULLRES, "spacing": spacing, "patch_size": [sides[length] for length in spacing]}
@@ -98,7 +50,8 @@ def test_axes_are_those_of_the_images_as_they_are_read(tmp_path, direction, tran
     strides = [[1, 1, 1], [1 if length == 3.0 else 2 for length in spacing], [2, 2, 2]]
     arguments = {**ARCHITECTURE["arch_kwargs"], "kernel_sizes": kernels, "strides": strides}
     plan["architecture"] = {**ARCHITECTURE, "arch_kwargs": arguments}
-    write_plans(tmp_path, transpose_forward=transposed, configurations={"3d_fullres": plan})
+    plans = {"transpose_forward": transposed, "configurations": {"3d_fullres": plan}, "image_reader_writer": reader}
+    write_plans(tmp_path, **plans)
     sections = import_plans(tmp_path).sections
     from segkit.data.readers import read_image
 
@@ -182,7 +135,7 @@ def test_what_is_done_otherwise_is_told(folder):
     imported = import_plans(folder)
     assert imported.sections["preprocess"]["intensity"] == "dataset"
     told = "\n".join(imported.differences)
-    for words in ("clips CT", "pixels that are not 0", "five folds are segkit's"):
+    for words in ("clips CT", "pixels that are not 0", "5 folds are segkit's"):
         assert words in told
 
 
@@ -193,8 +146,44 @@ def test_configurations_can_inherit(folder):
     assert (sections["loader"]["batch"], sections["sampling"]["patch"]) == (7, [8, 12, 4])
 
 
+def test_a_trained_model_says_its_configuration_and_trainer(folder, tmp_path):
+    model = tmp_path / "nnUNetTrainer_500epochs__nnUNetPlans__3d_large"
+    model.mkdir()
+    large = {**FULLRES, "batch_size": 5}
+    write_plans(model, "plans", configurations={"3d_fullres": FULLRES, "3d_large": large})
+    imported = import_plans(model, images=folder)
+    assert imported.sections["loader"]["batch"] == 5
+    assert any("was trained by nnUNetTrainer_500epochs" in difference for difference in imported.differences)
+    assert ("plans, configuration", "plans, 3d_large", "") in imported.settings
+
+
+def test_flat_nifti_images_have_plans_of_two_axes(tmp_path):
+    write_dataset(tmp_path)
+    for file in (*tmp_path.glob("imagesTr/*"), *tmp_path.glob("labelsTr/*")):
+        flat = np.asarray(nibabel.load(file).dataobj)[:, :, 0]
+        nibabel.save(nibabel.Nifti1Image(flat, np.eye(4)), file)
+    arguments = {**ARCHITECTURE["arch_kwargs"], "kernel_sizes": [[1, 3], [3, 3], [3, 3]], "strides": [1, [1, 2], 2]}
+    plan = {**FULLRES, "patch_size": [12, 8], "spacing": [1.0, 2.0]}
+    plan["architecture"] = {**ARCHITECTURE, "arch_kwargs": arguments}
+    write_plans(tmp_path, configurations={"2d": plan})
+    sections = import_plans(tmp_path).sections
+    assert sections["sampling"]["patch"] == [8, 12]  # x before y
+    assert sections["preprocess"]["spacing"] == [2.0, 1.0]
+    assert sections["model"]["kernels"][0] == [3, 1]
+
+
+def test_a_configuration_that_cannot_be_used_is_not_written(folder, tmp_path):
+    message = tool("import", "nnunet", folder, "--fold", "7", "--out", tmp_path / "x.yaml", code=2)
+    assert "expected --fold to be less than 5" in message
+    assert not (tmp_path / "x.yaml").exists()
+
+
 def other(**changes):
     return {"configurations": {"3d_fullres": {**FULLRES, **changes}}}
+
+
+def network(**changes):
+    return other(architecture={**ARCHITECTURE, "arch_kwargs": {**ARCHITECTURE["arch_kwargs"], **changes}})
 
 
 @pytest.mark.parametrize(
@@ -203,10 +192,30 @@ def other(**changes):
         ({}, {"configuration": "3d_lowres"}, "no configuration 3d_lowres; choose one with --configuration: 3d_fullres"),
         (other(previous_stage="3d_lowres"), {}, "a cascade, which segkit does not have"),
         (other(normalization_schemes=["Other"]), {}, "segkit does not have Other"),
-        (other(patch_size=[8, 8]), {}, r"has 2 axes, and .* has 3: segkit trains volumes with 3D networks"),
+        (
+            other(patch_size=[8, 8], spacing=[1.0, 1.0]),
+            {},
+            r"has 2 axes, and .* the shape \[16, 20, 8\]: segkit trains volumes with 3D networks",
+        ),
         (other(architecture={**ARCHITECTURE, "network_class_name": "x.Primus"}), {}, "the network Primus is not"),
         (other(batch_size=None), {}, "expected patch_size, batch_size and spacing"),
         ({}, {"plans": "other"}, "other.json does not exist"),
+        (other(patch_size="large"), {}, "nnUNetPlans.json: 3d_fullres: patch_size"),
+        (other(spacing=[1.0]), {}, "expected two or three axes"),
+        (other(inherits_from="3d"), {}, "3d_fullres inherits from 3d, which does not exist"),
+        (other(inherits_from="3d_fullres"), {}, "or from itself"),
+        ({"transpose_forward": [0, 0, 1]}, {}, "expected transpose_forward as an order of axes"),
+        (network(features_per_stage=[4, 6]), {}, "expected a kernel, a stride and blocks for each of 2 resolutions"),
+        (network(strides=[[2, 2, 2]] * 3), {}, "expected a first stride of 1"),
+        (network(kernel_sizes=[[3, 3]] * 3), {}, "the plans have 3 axes, but also the values"),
+        (network(conv_bias=False), {}, "segkit has no PlainConvUNet with conv_bias False"),
+        (network(nonlin="torch.nn.ReLU"), {}, "nonlin torch.nn.ReLU"),
+        (network(norm_op="torch.nn.BatchNorm3d"), {}, "norm_op torch.nn.BatchNorm3d"),
+        (network(norm_op_kwargs={"eps": 1e-3}), {}, "norm_op_kwargs"),
+        (network(some_new_option=3), {}, "some_new_option 3"),
+        (network(features_per_stage=None), {}, "arch_kwargs, features_per_stage"),
+        ({"configurations": {"2.5d": FULLRES}}, {}, "has neither 3d_fullres nor 2d; .*: 2.5d"),
+        ({"configurations": [1]}, {}, "nnUNetPlans.json: configurations"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(folder, changes, arguments, message):

@@ -36,7 +36,7 @@ def test_it_fits_into_eight_lines_of_80_columns(built):
         "classes  a, b; means are without background",
         f"network  unet, {lines[3].split()[2]} parameters",
         "loss     1 dice + 1 cross_entropy",
-        "steps    8 of 4 images, 2 per epoch",
+        "steps    8, each 4 images; 2 per epoch",
     ]
     assert lines[6].startswith("Note: ")  # beside the time, one more fact can come: what cached cases need
 
@@ -45,7 +45,7 @@ def test_patches_accumulation_and_processes_are_told(built):
     config, made = built("sampling.patch=[16,16]", "train.accumulate=2", "split={name: source}", "name='[bold]x'")
     facts = dict(header(config, made.experiment, made.data))
     assert facts["[bold]x"] == "on cpu, fp32"
-    assert facts["steps"] == "8 of 2 x 4 patches of 16 x 16, 1 per epoch"
+    assert facts["steps"] == "8, each 2 x 4 patches of 16 x 16; 1 per epoch"
     shown = io.StringIO()
     print_header(config, made, Console(file=shown, width=80))
     assert shown.getvalue().startswith("[bold]x  on cpu")  # the name of a run is no markup

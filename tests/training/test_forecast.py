@@ -11,18 +11,26 @@ def told(limits, first_step=0, warm_up=10.0, pace=0.5):
     """The texts after each of 20 steps, the first of which takes longer, by the step."""
     forecast = Forecast(limits, first_step, torch.device("cpu"))
     texts = {
-        step: forecast.step_done(first_step + step, warm_up + (step - 1) * pace) for step in range(1, 21)
-    }  # fmt: skip
+        step: forecast.step_done(first_step + step, warm_up if step == 1 else pace, warm_up + (step - 1) * pace)
+        for step in range(1, min(20, limits.last_step - first_step) + 1)
+    }
     return {step: text for step, text in texts.items() if text is not None}
 
 
 def test_it_is_told_once_by_the_pace_after_the_first_step():
     ((step, text),) = told(Limits(steps=606)).items()
     assert step == 6
-    assert text.startswith("about 5 min left, 0.5 s per step, without validation; ")
+    assert text.startswith("about 5 min left, 0.5 s per step, plus validation; ")
     assert len(f"time     {text}") <= 80
     ((_, text),) = told(Limits(steps=606), first_step=500).items()
     assert text.startswith("about 50 s left")
+
+
+def test_short_trainings_tell_after_their_last_step():
+    ((step, text),) = told(Limits(steps=3)).items()
+    assert step == 3
+    assert text.startswith("about 0 s left, 0.5 s per step")
+    assert told(Limits(steps=1)) == {}
 
 
 def test_a_limit_in_minutes_is_told_in_steps():

@@ -17,7 +17,7 @@ from segkit.experiment.build import load_config, restore_config
 from segkit.training import checkpoint
 from segkit.training.trackers import TRACKERS, numbers
 
-from support.command_line import TINY
+from support.command_line import TINY, tool
 from support.wandb_file import records
 
 
@@ -136,7 +136,15 @@ class Broken(Diary):
     def log(self, record):
         raise ConnectionError("no such server")
 
-TRACKERS = {"diary": Diary, "broken": Broken}
+    def close(self, ended):
+        super().close(ended)
+        raise ConnectionError("nor now")
+
+class Absent(Diary):
+    def __init__(self, run):
+        raise ConnectionError("no such server")
+
+TRACKERS = {"diary": Diary, "broken": Broken, "absent": Absent}
 """
 
 
@@ -145,7 +153,7 @@ def own_trackers(tmp_path, monkeypatch):
     (tmp_path / "my_trackers.py").write_text(OWN)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield ["plugins=[my_trackers]"]
-    for name in ("diary", "broken"):
+    for name in ("diary", "broken", "absent"):
         TRACKERS.pop(name, None)
         plugins._providers.pop(("TRACKERS", name), None)
     sys.modules.pop("my_trackers", None)
@@ -167,8 +175,19 @@ def test_a_tracker_that_fails_is_left_out_and_the_training_goes_on(logged, tmp_p
     with pytest.warns(UserWarning, match=r"the tracker Broken failed \(ConnectionError: no such server\)"):
         lines = logged(*own_trackers, "logging.trackers=[broken, tensorboard]")
     assert lines[-1]["step"] == 8
-    assert len((tmp_path / "run" / "diary.jsonl").read_text().splitlines()) == 1
+    told = [json.loads(line) for line in (tmp_path / "run" / "diary.jsonl").read_text().splitlines()]
+    assert told == [{"start": 0, "model": "unet"}, {"ended": "FAILED"}]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_tracker_that_cannot_start_stops_before_the_training(tmp_path, monkeypatch, own_trackers):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    options = ("run.dir=run", *own_trackers, "logging.trackers=[diary, absent]")
+    printed = tool("train", "--config", "tiny.yaml", *options, code=2)
+    assert "the tracker absent cannot start, and nothing was trained (ConnectionError: no such server)" in printed
+    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+    assert '"ended": "FAILED"' in (tmp_path / "run" / "diary.jsonl").read_text()
 
 
 def test_the_plugin_of_a_tracker_is_not_needed_to_evaluate(logged, tmp_path, own_trackers):
