@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import base64
 import os
 from pathlib import Path
 
@@ -28,3 +29,19 @@ def quick_workers(monkeypatch):
     import support.processes  # noqa: F401  tells the server what to import
 
     monkeypatch.setattr("segkit.compare.executors.START_METHOD", "forkserver")
+
+
+ONE_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Pages of comparisons are written without drawing their figures, which takes seconds for each page."""
+    from segkit.report.html import Picture
+
+    monkeypatch.setattr(
+        "segkit.report.comparison_page.figure_picture",
+        lambda name, title, caption, _make, _widths: Picture(name, title, caption, ONE_PIXEL),
+    )

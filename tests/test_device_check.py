@@ -45,6 +45,7 @@ def test_a_part_succeeds_on_the_cpu(name):
     assert {len(cells) for _outcome, cells in rows} == {len(PARTS[name].headings) + 1}
 
 
+@pytest.mark.slow
 def test_parts_that_start_processes_succeed_on_the_cpu():
     written = io.StringIO()
     parts = [replace(PARTS[name], seconds=1000.0) for name in ("tests", "resume")]

@@ -15,6 +15,8 @@ import segkit
 from support.command_line import tool, write_pairs
 from support.nnunet_dataset import write_dataset, write_plans
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = ("log.md", "reliability.md", "device.md")  # what was run once, on large data or other machines
@@ -37,6 +39,7 @@ REPLACED = (
     (r"(?<=--config )(quickstart|hippocampus|FILE|configs/\w+\.yaml)", "small.yaml"),
     (r"(?<= )(train\.(epochs|steps)=\d+)", "train.steps=2"),
     (r"--seeds \d", "--seeds 1"),
+    (r"--parallel \d", "--parallel 1"),
     (r"--losses \w+,\w+,\w+", "--losses dice,dice_ce"),
     (r"runs/[\w-]+-0123456789ab", "RUN"),
     (r"data\.root=/mnt/task04", "data.images=my-images/images data.masks=my-images/masks"),

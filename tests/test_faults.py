@@ -12,7 +12,6 @@ QUICK = (
     "kills: predict, before a file operation",
     "folders: predict, full disk",
     "folders: train, finished run in a read-only folder",
-    "folders: evaluate, little memory",
 )
 
 

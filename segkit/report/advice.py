@@ -44,10 +44,11 @@ def advice(result: Mapping[str, Any]) -> list[str]:
         alike = f"they differ by less than {result['margin']:g}"
         return [f"Take {_any_of(candidates)}: {alike}.{behind}", _sureness(result)]
     lead = f"Take {_any_of(candidates)}" if worse else "No loss can be preferred"
+    known = "which of the two is better" if len(candidates) == 2 else "which of them is best"
     chance = f"{candidates[0]} has the best mean of them, which may be chance."
     undecided = [pair for pair in pairs if _verdict(result, *pair) != "equivalent"]
     return [
-        f"{lead}: nothing shows which of them is best. {chance}{behind}",
+        f"{lead}: it is not known yet {known}. {chance}{behind}",
         *_more_seeds(result, undecided),
         _sureness(result),
     ]
@@ -93,11 +94,11 @@ def _more_seeds(result: Mapping[str, Any], undecided: Sequence[tuple[str, str]])
         return [f"{reason[:1].upper()}{reason[1:]}." for reason in reasons]
     needed = [pair["seeds_needed"] for pair in pairs]
     if None in needed:
-        return ["Even 200 seeds per loss would not tell all of them apart, as far as these results show."]
+        return ["Even 200 runs per loss would probably not tell all of them apart."]
     seeds = max(len(loss["runs"]) for loss in result["losses"])
     return [
-        f"About {max(needed)} seeds per loss in all, instead of {seeds}, would tell them apart, if differences and "
-        "variances stay as they are."
+        f"About {max(needed)} runs per loss instead of {seeds} could tell them apart, if the differences stay as they "
+        "are now, which is not certain."
     ]
 
 
@@ -107,6 +108,6 @@ def _sureness(result: Mapping[str, Any]) -> str:
     if all(pair["p"] is None for pair in result["pairs"]):
         return "Nothing was tested."
     return (
-        "How sure: in about 5 of 100 comparisons like this one, or fewer, chance makes any loss look better, worse or "
-        "equivalent that is not."
+        "How sure: of 100 comparisons like this one, about 5 at most would call a loss better, worse or equivalent "
+        "although it is not."
     )

@@ -13,7 +13,7 @@ import pandas as pd
 
 from segkit.report import comparison_figures as draw
 from segkit.report.advice import MIRRORED, advice, enumerated
-from segkit.report.console import by_mean, noise_sentence, verdict_explanation
+from segkit.report.console import best_first, by_mean, noise_sentence, verdict_explanation
 from segkit.report.html import Picture, figure_picture, write_both
 from segkit.report.score_notes import score_in_words
 from segkit.utils.text import listed
@@ -100,18 +100,6 @@ def write_pages(
     write_both("comparison", values, out, "report")
 
 
-def best_first(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of comparison.json with losses ordered by their means, and pairs in the order of their losses."""
-    losses = by_mean(result)
-    position = {loss["name"]: number for number, loss in enumerate(losses)}
-
-    def in_order(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        return sorted(pairs, key=lambda pair: sorted((position[pair["a"]], position[pair["b"]])))
-
-    ranks = {**result["ranks"], "pairs": in_order(result["ranks"]["pairs"])}
-    return {**result, "losses": losses, "pairs": in_order(result["pairs"]), "ranks": ranks}
-
-
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """The conclusions: a summary first, then one sentence per pair, definite verdicts and large differences first."""
     if result["scope"] == "checkpoints":
@@ -180,7 +168,8 @@ def basis(result: Mapping[str, Any], scores: Any) -> str:
     """The cases, groups, classes and runs on which all numbers are based."""
     runs = listed([f"{loss['name']} {len(loss['runs'])}" for loss in result["losses"]], limit=LISTED_LOSSES)
     classes = f"{len(scores.classes)} class{'es' * (len(scores.classes) != 1)}"
-    return f"{result['cases']} cases in {result['groups']} groups, {classes}; runs: {runs}"
+    groups = "" if result["groups"] == result["cases"] else f" in {result['groups']} groups (such as patients)"
+    return f"{result['cases']} cases{groups}, {classes}; runs: {runs}"
 
 
 def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, material: Material) -> list[Picture]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from segkit.report.advice import advice
 from segkit.report.figure_text import printable, shortened
 from segkit.report.score_notes import basis, caveats, heading, number, score_in_words, thresholds
 from segkit.utils.console import warn
@@ -234,7 +235,8 @@ def print_modules(rows: Sequence[Sequence[str]], console: Console) -> None:
 
 
 def print_comparison(result: Mapping[str, Any], console: Console) -> None:
-    """Print the contents of comparison.json: losses ordered by mean, pairs with their verdicts, and warnings.
+    """Print the contents of comparison.json: losses ordered by mean, pairs with their verdicts, warnings and,
+    where the eye falls at the end of a long output, which loss to take.
 
     Unadjusted intervals and p-values are in comparison.json only.
     """
@@ -256,6 +258,8 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
         console.print(f"  {_line(line)}", style="dim", highlight=False)
     for warning in result["warnings"]:
         warn(printable(warning), console)
+    for sentence in advice(best_first(result)):
+        console.print(_line(sentence), style="bold", highlight=False)
 
 
 def verdict_explanation(margin: float) -> str:
@@ -293,6 +297,18 @@ def print_datasets(result: Mapping[str, Any], console: Console) -> None:
             f"adjusted p {_p(pair['p_adjusted'])}"
         )
         console.print(f"  {_line(line)}", highlight=False)
+
+
+def best_first(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of comparison.json with losses ordered by their means, and pairs in the order of their losses."""
+    losses = by_mean(result)
+    position = {loss["name"]: number for number, loss in enumerate(losses)}
+
+    def in_order(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        return sorted(pairs, key=lambda pair: sorted((position[pair["a"]], position[pair["b"]])))
+
+    ranks = {**result["ranks"], "pairs": in_order(result["ranks"]["pairs"])}
+    return {**result, "losses": losses, "pairs": in_order(result["pairs"]), "ranks": ranks}
 
 
 def by_mean(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

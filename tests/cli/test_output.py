@@ -12,6 +12,8 @@ from segkit.utils.console import QuietConsole, warn
 
 from support.command_line import TINY
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 RUN = ["train", "--config", "tiny.yaml", "run.dir=run"]
 
 

@@ -25,6 +25,8 @@ from segkit.training.run_folder import Run
 from support.command_line import TINY, tool, write_pairs
 from support.processes import start_tool
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -71,7 +73,7 @@ def test_training_leaves_a_complete_run(trained):
         "evaluation/test/confusion.csv",
         "evaluation/test/confusion.png",
     }
-    assert "8 train, 4 validation, 12 test cases" in printed
+    assert "8 train, 4 validation, 12 test" in printed
     scores = read_scores(run / "evaluation" / "test")
     assert scores["cases"] == 12
     assert scores["checkpoint"] == "checkpoints/last.pt"

@@ -17,6 +17,8 @@ from segkit.utils import leases
 from support.command_line import TINY, tool
 from support.processes import FORKS
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 FAST = "evaluation: {overlays: false}\n"
 FOLDED = """\
 labels: {names: [background, a]}

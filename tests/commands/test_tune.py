@@ -12,6 +12,8 @@ from segkit.inference.post_processing import PostProcess
 
 from support.command_line import tool
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 CONFIG = """\
 labels: {names: [no, a], mode: binary}
 data: {name: pairs, images: set/images, masks: set/masks}

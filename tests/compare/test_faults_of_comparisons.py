@@ -19,6 +19,8 @@ from segkit.training.stopping import Interrupted
 
 from support.command_line import TINY, tool
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 LOSSES = ("--losses", "dice,cross_entropy,focal", "--seeds", "3")
 
 

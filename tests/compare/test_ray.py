@@ -1,4 +1,4 @@
-"""A comparison on a Ray cluster with two nodes on this machine, one of whose workers is killed."""
+"""Comparisons on Ray: on this machine, and on a cluster with two nodes, one of whose workers is killed."""
 
 import json
 import os
@@ -19,6 +19,20 @@ LOSSES = ("dice", "cross_entropy")
 STEPS = 80
 
 
+def test_units_are_trained_on_ray(tmp_path, without_figures):  # noqa: ARG001
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    try:
+        ray.init(num_cpus=1, include_dashboard=False, logging_level="error")
+        overrides = ["comparison.losses=[dice, cross_entropy]", "comparison.seeds=1", "evaluation.overlays=false"]
+        compare(tmp_path / "tiny.yaml", overrides, CompareOptions(tmp_path / "out", "ray", 1), Console(quiet=True))
+    finally:
+        ray.shutdown()
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {loss["name"]: len(loss["runs"]) for loss in result["losses"]} == dict.fromkeys(LOSSES, 1)
+    assert result["failed"] == {}
+
+
+@pytest.mark.slow
 def test_all_units_finish_although_a_worker_is_killed(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 

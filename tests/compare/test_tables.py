@@ -31,6 +31,8 @@ from segkit.utils.csv_tables import FORMULA, neutral, original, read_table, writ
 from support.faults.tables import valid_table
 from support.simulated_tables import long_table, simulated
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 HEADER = "loss,seed,fold,case,group,class,tp,predicted,reference,dice,rules"
 ROW = "a,0,0,c1,g1,organ,3,5,4,0.5,segkit-1"
 NAMES = st.text(st.sampled_from("=+-@'\t\r\n＝a1 ,\"\\"), max_size=6).filter(lambda name: name.strip() != "")

@@ -52,6 +52,7 @@ def test_the_limit_of_a_container(monkeypatch, tmp_path):
 
 
 def test_training_prints_the_estimate(folder, monkeypatch):
+    monkeypatch.setattr("segkit.experiment.build_training.TOLD_MEMORY", 0)
     assert re.search(r"cases .*about .* memory", tool("train", "--config", "tiny.yaml", folder=folder))
     monkeypatch.setattr("segkit.data.memory_check.available", lambda: 100)
     printed = tool("train", "--config", "tiny.yaml", "run.dir=other", folder=folder, code=4)

@@ -158,7 +158,7 @@ def test_a_folder_of_predictions(folders, tmp_path):
     scores_json = json.loads((out / "scores.json").read_text())
     assert (scores_json["checkpoint"], scores_json["selected_on"], scores_json["cases"]) == (None, None, 4)
     assert scores_json["ignored_pixels"] == (reference == 255).sum()
-    written = {"cases.csv", "scores.json", "confusion.csv", "confusion.png", "report.html"}
+    written = {"cases.csv", "scores.json", "confusion.csv", "confusion.png", "overlays.png", "report.html"}
     assert {path.name for path in out.iterdir()} == written
 
 

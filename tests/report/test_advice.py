@@ -42,19 +42,19 @@ CHANCE = "x has the best mean of them, which may be chance."
         ),
         (
             {"x y": "equivalent", "x z": "equivalent", "y z": "undecided"},
-            f"No loss can be preferred: nothing shows which of them is best. {CHANCE}",
+            f"No loss can be preferred: it is not known yet which of them is best. {CHANCE}",
         ),
         (
             {"x y": "undecided", "x z": "better", "y z": "undecided"},
-            f"Take either of x and y: nothing shows which of them is best. {CHANCE} z is worse.",
+            f"Take either of x and y: it is not known yet which of the two is better. {CHANCE} z is worse.",
         ),
         (
             {"x y": "undecided", "x z": "undecided", "y z": "better"},
-            f"Take either of x and y: nothing shows which of them is best. {CHANCE} z is worse.",
+            f"Take either of x and y: it is not known yet which of the two is better. {CHANCE} z is worse.",
         ),
         (
             {"x y": "undecided", "x z": "undecided", "y z": "undecided"},
-            f"No loss can be preferred: nothing shows which of them is best. {CHANCE}",
+            f"No loss can be preferred: it is not known yet which of them is best. {CHANCE}",
         ),
         ({"x y": None, "z x": "better", "z y": "better"}, "Take z: it is better than every other loss (x and y)."),
         (
@@ -69,8 +69,10 @@ def test_the_loss_to_take(verdicts, expected):
 
 def test_what_would_tell_losses_apart():
     sixteen = advice(result({"x y": "undecided"}, seeds_needed=16))[1]
-    assert sixteen.startswith("About 16 seeds per loss in all, instead of 2,")
-    assert advice(result({"x y": "undecided"}, seeds_needed=None))[1].startswith("Even 200 seeds per loss would not")
+    assert sixteen.startswith("About 16 runs per loss instead of 2 could tell")
+    assert advice(result({"x y": "undecided"}, seeds_needed=None))[1].startswith(
+        "Even 200 runs per loss would probably not"
+    )
     reason = "runs of x (1) failed; the remaining runs are not a fair sample of the loss"
     assert advice(result({"x y": "undecided"}, reason=reason))[1] == f"R{reason[1:]}."
     assert len(advice(result({"x y": "undecided"}))) == 2, "as for folds, for which it is not computed"
