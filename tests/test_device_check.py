@@ -37,7 +37,17 @@ def outcomes_of(part, setup=SHORT, deadline=None):
     return rows
 
 
-@pytest.mark.parametrize("name", [name for name in PARTS if name not in ("tests", "resume")])
+LONG = ("steps",)  # takes as long as all others
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name in PARTS
+        if name not in ("tests", "resume")
+    ],
+)
 def test_a_part_succeeds_on_the_cpu(name):
     rows = outcomes_of(PARTS[name])
     assert [cells for outcome, cells in rows if outcome == FAILED] == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,10 +87,12 @@ def list_shipped() -> None:
     from segkit.config.shipped import shipped_configs
 
     configs = shipped_configs()
-    width = max(map(len, configs), default=0)
+    width = max(map(len, configs), default=0) + 2
     for name, file in configs.items():
         comment = file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        typer.echo(f"{name:<{width}} {comment}")
+        columns = shutil.get_terminal_size().columns
+        text = textwrap.fill(comment, columns, initial_indent=f"{name:<{width}}", subsequent_indent=" " * width)
+        typer.echo(text)
 
 
 @config_app.command("schema")

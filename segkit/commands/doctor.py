@@ -54,7 +54,7 @@ def doctor(console: Console) -> list[Finding]:
     for finding in advised:
         warn(f"{finding.name}: {finding.advice}", console)
     if not advised:
-        console.print("nothing to mend")
+        console.print("no problems found")
     return found
 
 

@@ -27,7 +27,7 @@ def print_model(summary: Mapping[str, Any], console: Console) -> None:
     frozen = summary["parameters"] - summary["trained"]
     memory = summary["memory"]
     lines = [
-        f"{summary['channels']} image channels, {summary['classes']} output channels",
+        f"image channels: {summary['channels']}, output channels: {summary['classes']}",
         f"{summary['parameters']:,} parameters" + (f", {frozen:,} of them frozen" if frozen else ""),
         f"{_short(summary['multiply_adds'])} multiply-adds per patch",
         f"a training step on a batch of {summary['batch']} in {summary['precision']} needs {_mb(memory['peak'])} at "

@@ -19,7 +19,7 @@ def folders(tmp_path):
         reference[5:15, 5:15] = 1
         predicted = reference.copy()
         predicted.flat[np.flatnonzero(reference)[:missed]] = 0
-        image = np.full((24, 32), 60 * number + 60, np.uint8)
+        image = (np.indices((24, 32))[number % 2] * 8).astype(np.uint8)
         for folder, array in (("references", reference), ("predictions", predicted), ("images", image)):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(array).save(tmp_path / folder / f"{name}.png")

@@ -17,6 +17,8 @@ from segkit.training.run_folder import Run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
+SAME_DATA = ("binary_2d", "imbalanced", "tiny_data")  # as another one, which takes seconds to read
+
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_header_is_a_result_card(path):
@@ -29,7 +31,11 @@ def test_the_header_is_a_result_card(path):
 
 
 @pytest.mark.filterwarnings("default:2 groups are in more than one part")  # camvid's own lists share two drives
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in SAME_DATA else []) for path in CONFIGS],
+    ids=lambda path: path.stem,
+)
 def test_two_steps(path, request, tmp_path):
     if path.stem != "quickstart":
         request.getfixturevalue("real_data")

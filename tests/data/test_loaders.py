@@ -318,7 +318,8 @@ class Failing(Shapes):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(("error", "is_known"), [(DataError("case 0: bad"), True), (ZeroDivisionError("x"), False)])
-def test_a_known_error_in_a_worker_is_its_message_alone(workers, error, is_known):
+def test_a_known_error_in_a_worker_is_its_message_alone(workers, error, is_known, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)  # seconds to wait for a worker's end
     dataset = training_set(Shapes((4, 4)), keep="none")
     dataset.store.source = Failing((4, 4))
     dataset.store.source.error = error

@@ -81,7 +81,7 @@ def test_a_run_with_plugins_is_trained_evaluated_and_used(project):
     assert segkit.load(project / "run").predict(torch.zeros(32, 32)).shape == (32, 32)
 
 
-def test_losses_are_compared_in_processes_of_their_own(project):
+def test_losses_are_compared_in_processes_of_their_own(project, without_figures):  # noqa: ARG001
     """Processes are started with `spawn`, so they import the plugin themselves."""
     arguments = ["model={name: tiny_conv}", "train.steps=2", "evaluation.overlays=false"]
     tool("compare", "--config", "tiny.yaml", "--losses", "my_brier,dice", "--seeds", "2", "--parallel", "2",

@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -512,7 +513,10 @@ def test_a_network_that_cannot_be_compiled_runs_without_compilation():
 
 
 @pytest.mark.compile
-def test_a_compiled_network_trains_like_the_plain_one(tmp_path):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_network_trains_like_the_plain_one(tmp_path, monkeypatch, backend):
+    """Without inductor the graphs are the same, but not turned into code, which takes most of the time."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     plain, compiled = (make_experiment(steps=2) for _ in range(2))
     for experiment in (plain, compiled):
         torch.manual_seed(0)
