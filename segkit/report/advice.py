@@ -45,7 +45,8 @@ def advice(result: Mapping[str, Any]) -> list[str]:
         return [f"Take {_any_of(candidates)}: {alike}.{behind}", _sureness(result)]
     lead = f"Take {_any_of(candidates)}" if worse else "No loss can be preferred"
     known = "which of the two is better" if len(candidates) == 2 else "which of them is best"
-    chance = f"{candidates[0]} has the best mean of them, which may be chance."
+    mean = "better" if len(candidates) == 2 else "best"
+    chance = f"{candidates[0]} has the {mean} mean of them, which may be chance."
     undecided = [pair for pair in pairs if _verdict(result, *pair) != "equivalent"]
     return [
         f"{lead}: it is not known yet {known}. {chance}{behind}",

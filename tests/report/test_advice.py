@@ -28,6 +28,7 @@ def result(verdicts, *, family="all_pairs", baseline=None, scope="losses", runs=
 
 
 CHANCE = "x has the best mean of them, which may be chance."
+OF_TWO = "x has the better mean of them, which may be chance."
 
 
 @pytest.mark.parametrize(
@@ -46,11 +47,11 @@ CHANCE = "x has the best mean of them, which may be chance."
         ),
         (
             {"x y": "undecided", "x z": "better", "y z": "undecided"},
-            f"Take either of x and y: it is not known yet which of the two is better. {CHANCE} z is worse.",
+            f"Take either of x and y: it is not known yet which of the two is better. {OF_TWO} z is worse.",
         ),
         (
             {"x y": "undecided", "x z": "undecided", "y z": "better"},
-            f"Take either of x and y: it is not known yet which of the two is better. {CHANCE} z is worse.",
+            f"Take either of x and y: it is not known yet which of the two is better. {OF_TWO} z is worse.",
         ),
         (
             {"x y": "undecided", "x z": "undecided", "y z": "undecided"},
