@@ -13,7 +13,6 @@ import pandas as pd
 from rich.console import Console
 
 from segkit.config import Config, ConfigError
-from segkit.config.commented_yaml import commented_yaml
 from segkit.data import SOURCES
 from segkit.data.cases import Case, Source, spread
 from segkit.data.inspection import Layout, detect_layout, infer_classes, unused_files
@@ -50,7 +49,7 @@ from segkit.experiment.planning import (
     propose,
 )
 from segkit.experiment.preflight import mirror_warnings
-from segkit.experiment.schema_file import COMMENT, write_schema
+from segkit.experiment.schema_file import write_config
 from segkit.labels import Labels
 from segkit.report.console_data import print_check
 from segkit.report.contact_sheet import contact_sheet
@@ -390,9 +389,6 @@ def _write(
     top = [
         f"written by `segkit data` from {fingerprint.read} of {fingerprint.cases} cases; change any value as needed",
         f"memory of a training step: {limit.source}",
-        f"check the data: segkit data check --config {written.name}",
-        f"train:          segkit train --config {written.name}",
-        COMMENT,
     ]
     if fingerprint.unreadable:
         warn(
@@ -400,9 +396,7 @@ def _write(
             "segkit data check shows the errors",
             console,
         )
-    written.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(written, commented_yaml(sections, {**reasons, **proposal.reasons}, top))
-    write_schema(written.parent)
+    write_config(written, sections, {**reasons, **proposal.reasons}, top)
     load_config(written)
     console.print(f"written to {written}; next steps:", markup=False, highlight=False)
     console.print(

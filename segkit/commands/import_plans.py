@@ -8,11 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from segkit.commands.data import check_new, relative_paths
-from segkit.config.commented_yaml import commented_yaml
 from segkit.experiment.build import load_config
 from segkit.experiment.nnunet_plans import import_plans
-from segkit.experiment.schema_file import COMMENT, write_schema
-from segkit.utils.files import replace_text
+from segkit.experiment.schema_file import write_config
 
 
 def import_nnunet(
@@ -35,19 +33,10 @@ def import_nnunet(
     imported = import_plans(folder, images, configuration, plans, fold)
     data = relative_paths(imported.sections["data"], out.parent)
     sections = {"name": out.stem, **imported.sections, "data": data}
-    top = [
-        f"written by `segkit import nnunet` from {folder}",
-        f"check the data: segkit data check --config {out.name}",
-        f"train:          segkit train --config {out.name}",
-        COMMENT,
-        "",
-        "What differs from nnU-Net:",
-        *(f"- {difference}" for difference in imported.differences),
-    ]
+    top = [f"written by `segkit import nnunet` from {folder}"]
+    notes = ["", "What differs from nnU-Net:", *(f"- {difference}" for difference in imported.differences)]
     load_config({**sections, "data": imported.sections["data"]})  # before anything is written
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(out, commented_yaml(sections, imported.reasons, top))
-    write_schema(out.parent)
+    write_config(out, sections, imported.reasons, top, notes)
     table = Table("nnU-Net", "value", "segkit", title="settings", title_justify="left")
     for row in imported.settings:
         table.add_row(*row)

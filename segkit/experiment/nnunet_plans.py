@@ -41,14 +41,8 @@ FOREGROUND = 0.33  # its oversample_foreground_percent
 
 Axes = list[int]
 OPTIONS = {  # of the networks, with the only values that segkit has
-    "n_stages": None,
-    "conv_op": None,
     "conv_bias": True,
-    "norm_op_kwargs": None,
     "dropout_op": None,
-    "dropout_op_kwargs": None,
-    "nonlin_kwargs": None,
-    "deep_supervision": None,
     "nonlin_first": False,
     "stem_channels": None,
     "bottleneck_channels": None,

@@ -23,7 +23,7 @@ class Forecast:
 
     def __init__(self, limits: Limits, first_step: int, device: torch.device):
         self.limits, self.device = limits, device
-        self.left_out, self.timed = FIRST, min(TIMED, limits.last_step - first_step - FIRST)
+        self.timed = min(TIMED, limits.last_step - first_step - FIRST)
         self.durations: list[float] = []
 
     def step_done(self, step: int, duration: float, seconds: float) -> str | None:
@@ -33,9 +33,9 @@ class Forecast:
         seconds: training time up to now, including validations and the time before a resume.
         """
         self.durations.append(duration)
-        if self.timed < 1 or len(self.durations) != self.left_out + self.timed:
+        if self.timed < 1 or len(self.durations) != FIRST + self.timed:
             return None
-        pace = sum(self.durations[self.left_out :]) / self.timed
+        pace = sum(self.durations[FIRST:]) / self.timed
         where = "of memory" if self.device.type == "cpu" else f"on {self.device}"
         return f"{self._time(step, seconds, pace)}; {memory_peak(self.device) / 1e9:.2f} GB {where}"
 
