@@ -16,6 +16,7 @@ from segkit.config import ConfigError
 from segkit.utils.errors import DataError, RunError
 
 from support.command_line import TINY, tool, write_pairs
+from support.pages import blocks
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -257,10 +258,9 @@ def test_numpy_masks_are_accepted_by_losses_and_counts():
 def test_readme_blocks_run(trained, tmp_path, monkeypatch):
     """Every Python block of the README, as it stands, in a folder of its own with the files that it names."""
     folder, _ = trained
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
-    assert blocks
+    found = blocks(Path(__file__).parents[1] / "README.md", ["python"])
+    assert found
     monkeypatch.chdir(tmp_path)
-    for block in blocks:
+    for block in found:
         shortened = block.replace('"quickstart"', f'"{folder / "tiny.yaml"}"').replace("seeds=3", "seeds=1")
         exec(compile(shortened, "README.md", "exec"), {})

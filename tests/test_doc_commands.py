@@ -14,6 +14,7 @@ import segkit
 
 from support.command_line import tool, write_pairs
 from support.nnunet_dataset import write_dataset, write_plans
+from support.pages import blocks
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -47,20 +48,6 @@ REPLACED = (
     (r"=\[8,16\]", "=[4,8]"),
     (r"\[evaluation.window=\[512,512\] \.\.\.\]|\[key=value \.\.\.\] \[--channels N\]", ""),  # of a grammar
 )
-
-
-def blocks(page, languages):
-    """The contents of the fenced blocks of a page in some languages, in their order."""
-    found, language, lines = [], None, []
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if language is None and line.startswith("```"):
-            language, lines = line.removeprefix("```").strip(), []
-        elif line.startswith("```"):
-            found += ["\n".join(lines)] if language in languages else []
-            language = None
-        else:
-            lines.append(line)
-    return found
 
 
 def commands(page):

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from segkit import __version__
 
 from support.command_line import TINY
+from support.pages import blocks
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -59,8 +60,9 @@ def test_paths_named_in_the_documentation_exist():
 
 def test_scores_of_the_example_are_those_of_the_page(capsys):
     """docs/explanation/which_dice.md computes the same masks by all rules; its table lists what comes out."""
-    page = (DOCS / "explanation" / "which_dice.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    file = DOCS / "explanation" / "which_dice.md"
+    page = file.read_text(encoding="utf-8")
+    (block,) = blocks(file, ["python"])
     exec(compile(block, "which_dice.md", "exec"), {})
     printed = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
     rows = re.findall(r"^\| (`.*?`) \| (0\.\d{3}) \|", page, flags=re.MULTILINE)

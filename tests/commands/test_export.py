@@ -1,7 +1,6 @@
 """Exported networks predict what the trained model predicts, without segkit, and nothing else is written."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import segkit
 from segkit.experiment import exported_network
 
 from support.command_line import TINY, tool
+from support.pages import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "how_to" / "export.md"
 
@@ -75,13 +75,12 @@ def test_batch_and_size_are_free(runs, exported, size):
 
 def test_the_lines_of_the_documentation_predict_the_same_mask(runs, exported, monkeypatch):
     """The code of the page, word by word, in the folder of the export."""
-    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    assert code is not None
-    assert "segkit" not in code[1].replace("segkit.load", ""), "the lines need no segkit"
-    assert len(code[1].strip().splitlines()) <= 15
+    code = blocks(PAGE, ["python"])[0]
+    assert "segkit" not in code.replace("segkit.load", ""), "the lines need no segkit"
+    assert len(code.strip().splitlines()) <= 15
     monkeypatch.chdir(exported)
     (exported / "image.png").write_bytes((runs / "picture.png").read_bytes())
-    exec(code[1], {})  # the code of our own page
+    exec(code, {})  # the code of our own page
     found = np.asarray(Image.open(exported / "mask.png"))
     (exported / "image.png").unlink()
     (exported / "mask.png").unlink()

@@ -20,6 +20,7 @@ from segkit.losses import LOSSES, build_loss
 from segkit.training import checkpoint
 
 from support.command_line import TINY, tool
+from support.pages import blocks
 
 LOSS = Path(__file__).parents[1] / "support" / "brier_plugin.py"
 OTHERS = """\
@@ -223,10 +224,9 @@ def test_from_another_folder_the_python_path_is_enough(project, tmp_path_factory
 @pytest.mark.usefixtures("project")
 def test_the_plugins_in_the_how_to_train_together(tmp_path):
     """The loss, the network, the source and the tracker of docs/how_to/extend.md, as they stand there."""
-    text = (Path(__file__).parents[2] / "docs" / "how_to" / "extend.md").read_text()
-    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    page = Path(__file__).parents[2] / "docs" / "how_to" / "extend.md"
     modules = ["how_loss", "how_network", "how_source", "how_tracker"]
-    for name, block in zip(modules, blocks, strict=True):
+    for name, block in zip(modules, blocks(page, ["python"]), strict=True):
         (tmp_path / f"{name}.py").write_text(block)
     (tmp_path / "cases").mkdir()
     rng = np.random.default_rng(0)
