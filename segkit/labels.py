@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -73,12 +73,14 @@ class Target:
     onehot: bool [B, K, *S], or floating point for soft targets.
     valid: bool [B, *S] or [B, K, *S]; None if every pixel is valid.
     pixel_weight: floating point [B, *S] or [B, K, *S]; None for a weight of 1 everywhere.
+    maps: maps of the target that some losses need, [B, ...] by name; see `segkit.losses.target_maps`.
     """
 
     index: Tensor | None = None
     onehot: Tensor | None = None
     valid: Tensor | None = None
     pixel_weight: Tensor | None = None
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def valid_per_class(self) -> bool:

@@ -14,6 +14,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from segkit.labels import Labels, Mode
 from segkit.losses import LOSSES, WeightedSum, build_loss
+from segkit.losses.target_maps import maps_of_target
 from segkit.losses.weight_schedules import Constant
 from segkit.losses.weighted_sum import Scale
 
@@ -194,6 +195,8 @@ def _order(loss: Loss, labels: Labels, dims: int) -> str | None:
 def _no_read_back(loss: Loss, labels: Labels, dims: int) -> str | None:
     """The meta device, where nothing can be read back."""
     logits, mask = _batch(labels, dims)
+    needed = maps_of_target(cast("WeightedSum", loss).maps, labels, labels.target(mask, dims), None)
+    maps = {name: values.to("meta") for name, values in needed.items()} or None
     leaf = logits.to("meta").requires_grad_()
-    copy.deepcopy(cast("nn.Module", loss)).to("meta")(leaf, mask.to("meta")).backward()
+    copy.deepcopy(cast("nn.Module", loss)).to("meta")(leaf, mask.to("meta"), maps=maps).backward()
     return None

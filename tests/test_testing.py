@@ -12,7 +12,7 @@ from segkit.testing import check_loss
 from support.brier_plugin import Brier
 
 # the gradient of the histogram form is that of the sorted one, which its value approximates: finite differences see it
-OPTIONS = {"lovasz_softmax": {"mode": "exact"}, "lovasz_hinge": {"mode": "exact"}}
+OPTIONS = {"lovasz_softmax": {"mode": "exact"}, "lovasz_hinge": {"mode": "exact"}, "cldice": {"iterations": 2}}
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))

@@ -48,9 +48,8 @@ def _gradients(terms: Sequence[Mapping[str, Any]], labels: Labels) -> list[torch
 
     generator = torch.Generator().manual_seed(0)
     counts = np.arange(1, len(labels.names) + 1)[None] * 100
-    loss = build_loss(
-        [dict(term) for term in terms], labels, class_counts={"pixels": counts, "components": counts}
-    ).double()
+    class_counts = {"pixels": counts, "components": counts, "radius": counts // 50}
+    loss = build_loss([dict(term) for term in terms], labels, class_counts).double()
     gradients = []
     for progress in (0.1, 0.9):
         logits = 2 * torch.randn(3, labels.channels, 16, 16, generator=generator, dtype=torch.float64)

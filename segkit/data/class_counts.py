@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from segkit.labels import Labels
-from segkit.utils.morphology import count_components
+from segkit.utils.morphology import count_components, taxicab_radius
 
 
 def class_counts(case_masks: Iterable[np.ndarray], labels: Labels) -> np.ndarray:
@@ -53,3 +53,14 @@ def count_classes(mask: np.ndarray, labels: Labels) -> np.ndarray:
 def count_class_components(mask: np.ndarray, labels: Labels) -> np.ndarray:
     """Count the connected components of each class in one mask: int64 [K]."""
     return np.array([count_components(plane) for plane in labels.class_planes(mask)], dtype=np.int64)
+
+
+def class_radii(case_masks: Iterable[np.ndarray], labels: Labels) -> np.ndarray:
+    """The largest radius of each class in each mask, int64 [cases, K]: the largest distance of a pixel of the class to
+    one outside of it, in steps along the axes; 0 for an absent class, and for one that fills the image.
+
+    case_masks: masks as returned by `read_mask`, [*S] or [K, *S]. Ignored pixels are outside of every class. In binary
+    mode, K = 2, negative and positive.
+    """
+    rows = [[taxicab_radius(plane) for plane in labels.class_planes(mask)] for mask in case_masks]
+    return _table([np.array(row) for row in rows], labels)

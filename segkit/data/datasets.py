@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,8 @@ from segkit.data.sampling import Balance, Key, cut, place_window, sample_seeds
 from segkit.labels import Labels
 from segkit.utils.errors import DataError
 
+MakeMaps = Callable[[np.ndarray, Sequence[float]], Mapping[str, np.ndarray]]
+
 
 class TrainingSet(Dataset):
     """Randomly placed and augmented patches, or whole images if `patch` is None. Indexed by `Key`.
@@ -33,6 +35,8 @@ class TrainingSet(Dataset):
     margin: factor by which the augmented region is larger than the patch. The patch is cut from its centre.
     balance: `pixels` draws the foreground pixel from all foreground pixels; `classes` first draws a class and then one
         of its pixels.
+    maps: makes the maps that the loss needs from the mask of a sample and its spacing; None if it needs none. Those of
+        whole images without augmentation are kept in memory with the case.
 
     Raises ValueError if the number of sides of the patch differs from the number of image axes.
     """
@@ -51,6 +55,7 @@ class TrainingSet(Dataset):
         seed: int,
         balance: Balance = "pixels",
         locate: bool = False,
+        maps: MakeMaps | None = None,
     ):
         if patch is not None and len(patch) != preprocess.dims:
             raise ValueError(f"expected sampling.patch with {preprocess.dims} sides, one per axis, got {list(patch)}")
@@ -64,6 +69,9 @@ class TrainingSet(Dataset):
         self.seed = seed
         self.has_weights = any(case.weight is not None for case in cases)
         self.prepared: dict[int, PreparedCase] = {}
+        self.maps = maps
+        self.keeps_maps = store.keep == "memory" and self.patch is None and isinstance(augment, NoAugment)
+        self.kept_maps: dict[int, Mapping[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -94,7 +102,18 @@ class TrainingSet(Dataset):
         except DamagedError:
             self.prepared.pop(key.case, None)  # refers to an entry of the disk cache that is about to be made again
             raise
-        return as_sample(image, mask, case, prepared.spacing, weight)
+        return as_sample(image, mask, case, prepared.spacing, weight, self._maps(key.case, mask, prepared.spacing))
+
+    def _maps(self, number: int, mask: np.ndarray, spacing: Sequence[float]) -> Mapping[str, np.ndarray]:
+        """The maps that the loss needs of a sample."""
+        if self.maps is None:
+            return {}
+        if number not in self.kept_maps:
+            maps = self.maps(mask, spacing)
+            if not self.keeps_maps:
+                return maps
+            self.kept_maps[number] = maps
+        return self.kept_maps[number]
 
     def _augmented_patch(
         self, prepared: PreparedCase, placing: np.random.Generator, augmenting: int
@@ -239,13 +258,20 @@ def check_axes(shape: Sequence[int], preprocess: Preprocess, where: str) -> None
 
 
 def as_sample(
-    image: np.ndarray, mask: np.ndarray, case: Case, spacing: Sequence[float], weight: np.ndarray | None = None
+    image: np.ndarray,
+    mask: np.ndarray,
+    case: Case,
+    spacing: Sequence[float],
+    weight: np.ndarray | None = None,
+    maps: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """A sample: image float32 [C, *S], integer mask [*S] or [K, *S], names of case and group, spacing [D], and, if
-    there are any, the weights of pixels, float32 [*S]."""
+    there are any, the weights of pixels, float32 [*S], and the maps that the loss needs."""
+    needed = {"maps": {name: torch.from_numpy(array) for name, array in maps.items()}} if maps else {}
     weights = {} if weight is None else {"weight": torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32))}
     return {
         **weights,
+        **needed,
         "image": torch.from_numpy(np.require(image, np.float32, ["C", "W"])),
         **as_labelled(mask, case, spacing),
     }

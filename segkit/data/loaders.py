@@ -22,8 +22,8 @@ from segkit.utils.padding import Multiple, padded
 def collate(samples: Sequence[dict[str, Any]], padding_value: int, multiple: Multiple) -> dict[str, Any]:
     """Stack samples into a batch.
 
-    Each axis is padded at its end to the largest sample and then to a multiple of `multiple`. Images and weights are
-    padded with 0, masks with the padding value.
+    Each axis is padded at its end to the largest sample and then to a multiple of `multiple`. Images, weights and maps
+    are padded with 0, masks with the padding value. Maps with one axis are padded to the longest.
     """
     dims = samples[0]["image"].ndim - 1
     largest = [max(sample["image"].shape[1 + axis] for sample in samples) for axis in range(dims)]
@@ -33,9 +33,15 @@ def collate(samples: Sequence[dict[str, Any]], padding_value: int, multiple: Mul
     def stacked(name: str, fill: float) -> torch.Tensor:
         return torch.from_numpy(np.stack([cut(sample[name].numpy(), start, size, fill) for sample in samples]))
 
+    def stacked_maps(name: str) -> torch.Tensor:
+        arrays = [sample["maps"][name].numpy() for sample in samples]
+        along = tuple(size) if arrays[0].ndim > 1 else (max(len(array) for array in arrays),)
+        return torch.from_numpy(np.stack([cut(array, (0,) * len(along), along, 0) for array in arrays]))
+
     names = {key: [sample[key] for sample in samples] for key in ("case", "group", "spacing")}
     weights = {"weight": stacked("weight", 0.0)} if "weight" in samples[0] else {}
-    return {"image": stacked("image", 0.0), "mask": stacked("mask", padding_value), **weights, **names}
+    maps = {"maps": {name: stacked_maps(name) for name in samples[0]["maps"]}} if "maps" in samples[0] else {}
+    return {"image": stacked("image", 0.0), "mask": stacked("mask", padding_value), **weights, **maps, **names}
 
 
 @dataclass(frozen=True)

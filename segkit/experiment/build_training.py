@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from segkit.config import Config, ConfigError
 from segkit.data.augment import Augment, NoAugment
 from segkit.data.cases import data_digest
-from segkit.data.datasets import EvaluationSet, TrainingSet
+from segkit.data.datasets import EvaluationSet, MakeMaps, TrainingSet
 from segkit.data.formats import format_of, is_raster
 from segkit.data.loaders import training_loader
 from segkit.data.memory_check import in_gb
@@ -32,11 +33,14 @@ from segkit.experiment.build import (
 )
 from segkit.experiment.build_predictor import predictor_factory
 from segkit.experiment.class_weights import Weighted, with_class_weights
+from segkit.experiment.measured_radius import with_measured_iterations
 from segkit.experiment.network_check import check_network
 from segkit.experiment.plugins import plugin_hashes
 from segkit.labels import Labels
 from segkit.losses import build_loss, expanded
+from segkit.losses.class_weights import equal_class_counts
 from segkit.losses.deep_supervision import DeepSupervision
+from segkit.losses.target_maps import maps_of_mask
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.training.checkpoint import CheckpointError
 from segkit.training.compile import Compiled
@@ -113,12 +117,14 @@ def _build_experiment(
     reading = track("reading the training cases")
     data = build_data(config, labels, multiple=padding_multiple(config, labels), cache=cache, track=reading)
     model, pretrained, loaded = _model(config, data, device, processes, from_init)
-    settings, batches = _training(config, data, device, processes, track("preparing the training cases"))
+    training = data.cases("train")
+    resolved, weighted = with_class_weights(config, labels, training, data.store, cache)
+    resolved, radius = with_measured_iterations(resolved, labels, training, data.store, data.preprocess, cache)
+    resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
+    settings, batches = _training(resolved, data, device, processes, track("preparing the training cases"))
     check_network(config, data, processes)
     _check_validation(config, data)
     _check_sides(config, data)
-    resolved, weighted = with_class_weights(config, labels, data.cases("train"), data.store, cache)
-    resolved = replace(resolved, loss=tuple(expanded(term, labels) for term in resolved.loss))
     experiment = Experiment(
         labels=labels,
         model=model,
@@ -139,6 +145,7 @@ def _build_experiment(
     )
     torch.manual_seed(config.seed + processes.rank)  # for dropout, which must differ between processes
     notes = [*_precision_note(given, config), *_memory_note(data)]
+    notes += [] if radius is None else [f"the widest structure of the training masks has a radius of {radius} pixels"]
     notes += [] if pretrained is None else pretrained.describe()
     return Built(experiment, data, resolved, weighted, notes, loaded)
 
@@ -253,16 +260,21 @@ def training_set(config: Config, data: Data, augment: Augment) -> TrainingSet:
         balance=config.sampling.balance,
         margin=config.sampling.margin,
         seed=config.seed,
+        maps=maps_maker(config, data.labels),
     )
+
+
+def maps_maker(config: Config, labels: Labels) -> MakeMaps | None:
+    """What makes the maps that the loss needs, from the mask of a sample and its spacing; None if it needs none."""
+    maps = build_loss([dict(term) for term in config.loss], labels, equal_class_counts(labels)).maps
+    return partial(maps_of_mask, maps, labels) if maps else None
 
 
 def _check_pixel_weights(config: Config, data: Data) -> None:
     """Raise ConfigError if a term of the loss is not defined for weights of pixels."""
     labels = data.labels
     sides = (2,) * data.preprocess.dims
-    loss = build_loss(
-        [{**term, "class_weights": None} if "class_weights" in term else term for term in config.loss], labels
-    )
+    loss = build_loss([dict(term) for term in config.loss], labels, equal_class_counts(labels))
     mask = torch.zeros(1, *((len(labels.names),) if labels.has_mask_channels else ()), *sides, dtype=labels.mask_dtype)
     try:
         loss.terms(torch.zeros(1, labels.channels, *sides), mask, torch.ones(1, *sides))

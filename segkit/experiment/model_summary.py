@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,7 +18,10 @@ from segkit.experiment.build_training import with_precision
 from segkit.experiment.validate import meta_network, multiple_of
 from segkit.labels import Labels
 from segkit.losses import build_loss
+from segkit.losses.build import term_mappings
+from segkit.losses.class_weights import equal_class_counts
 from segkit.losses.deep_supervision import DeepSupervision
+from segkit.losses.target_maps import TargetMap, maps_of_mask
 from segkit.training.optimizers import build_optimizer, freeze
 from segkit.training.precision import chosen_precision
 from segkit.training.step_memory import Layout, StepMemory, multiply_adds, step_memory
@@ -161,11 +164,23 @@ def memory_of_step(
     layout: Layout,
 ) -> StepMemory:
     """The memory of a training step, see `step_memory`. loss: anything that `build_loss` takes."""
-    equal = np.ones((1, len(labels.names)))
-    built = DeepSupervision(build_loss(loss, labels, class_counts={"pixels": equal, "components": equal}))
+    # distances to the boundary of the prediction take the memory of another map, but can only be made of real images
+    terms = [{**term, "one_sided": True} if term["name"] == "hausdorff" else term for term in term_mappings(loss)]
+    built = DeepSupervision(build_loss(terms, labels, equal_class_counts(labels)))
     regions = (len(labels.names),) if labels.has_mask_channels else ()
     mask = (shape[0], *regions, *shape[2:]), labels.mask_dtype
-    return step_memory(network, shape, mask, built, optimizer, layout)
+    maps = _blank_maps(built.loss.maps, labels, mask)
+    return step_memory(network, shape, mask, partial(built, maps=maps or None), optimizer, layout, held=maps.values())
+
+
+def _blank_maps(
+    maps: Sequence[TargetMap], labels: Labels, mask: tuple[Sequence[int], torch.dtype]
+) -> dict[str, Tensor]:
+    """The maps of a batch of masks without any class, which have the shapes of all others."""
+    (images, *shape), dtype = mask
+    spacing = [1.0] * (len(shape) - labels.has_mask_channels)
+    arrays = maps_of_mask(maps, labels, torch.zeros(shape, dtype=dtype).numpy(), spacing)
+    return {name: torch.from_numpy(array)[None].expand(images, *array.shape) for name, array in arrays.items()}
 
 
 def _shapes(network: nn.Module, shape: Sequence[int]) -> dict[str, list[int]]:

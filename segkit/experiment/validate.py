@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from segkit.data.sources.synthetic import check_options
 from segkit.evaluation.scoring import build_scoring
 from segkit.labels import Labels
 from segkit.losses import build_loss
+from segkit.losses.class_weights import equal_class_counts
 from segkit.models import MODELS
 from segkit.models.initial_weights import InitialWeights, initial_weights
 from segkit.training.lr_schedules import SCHEDULES
@@ -47,10 +47,7 @@ def check_loss(config: Config) -> None:
     labels = _labels(config)
     if labels is None:
         return
-    equal_counts = np.ones((1, len(labels.names)))
-    build_loss(
-        [dict(term) for term in config.loss], labels, class_counts={"pixels": equal_counts, "components": equal_counts}
-    )
+    build_loss([dict(term) for term in config.loss], labels, equal_class_counts(labels))
 
 
 def check_data(config: Config) -> None:

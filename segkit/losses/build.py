@@ -13,7 +13,11 @@ from torch import nn
 
 from segkit.labels import Labels
 from segkit.losses.all_reduce import GlobalSum, Reduce, single_process
+from segkit.losses.border import BorderCrossEntropy
+from segkit.losses.centreline import ClDice, SkeletonRecall
 from segkit.losses.class_weights import is_from_class_counts, resolve_class_weights
+from segkit.losses.components import ComponentDice
+from segkit.losses.distance import Boundary, Hausdorff, Surface
 from segkit.losses.library_presets import preset
 from segkit.losses.limits import LARGEST_OPTION
 from segkit.losses.lovasz import LovaszHinge, LovaszSoftmax
@@ -46,6 +50,13 @@ LOSSES: dict[str, type[nn.Module]] = {
     "generalized_dice": GeneralizedDice,
     "lovasz_softmax": LovaszSoftmax,
     "lovasz_hinge": LovaszHinge,
+    "boundary": Boundary,
+    "hausdorff": Hausdorff,
+    "surface": Surface,
+    "cldice": ClDice,
+    "skeleton_recall": SkeletonRecall,
+    "component_dice": ComponentDice,
+    "border_cross_entropy": BorderCrossEntropy,
 }
 
 RECIPES: dict[str, list[dict[str, Any]]] = {
@@ -58,6 +69,14 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     ],
     "dice_focal": [{"name": "dice"}, {"name": "focal"}],
     "dice_topk": [{"name": "dice"}, {"name": "topk_cross_entropy"}],
+    "dice_ce_boundary": [
+        {"name": "dice"},
+        {"name": "cross_entropy"},
+        {"name": "boundary", "weight": {"name": "linear", "start": 0.0, "end": 1.0}},
+    ],
+    "dice_ce_cldice": [{"name": "dice"}, {"name": "cross_entropy"}, {"name": "cldice"}],
+    "dice_ce_skeleton_recall": [{"name": "dice"}, {"name": "cross_entropy"}, {"name": "skeleton_recall"}],
+    "dice_ce_component_dice": [{"name": "dice"}, {"name": "cross_entropy"}, {"name": "component_dice"}],
 }
 
 MAX_DEPTH = 8  # of lists and mappings in an option
@@ -75,8 +94,8 @@ def build_loss(
         `{"name": "linear", "start": 0, "end": 1}`. `like` names a library: options that are not given are set such
         that value and gradient equal those of that library.
     class_counts: the number of valid pixels of each class in each training case, integers [cases, classes]; required
-        by named class weights. Or a mapping with this array under `pixels` and the number of connected components
-        under `components`.
+        by named class weights. Or a mapping with this array under `pixels`, the number of connected components under
+        `components`, and the largest radius of each class in each case under `radius`, see `ClDice`.
     group: a process group of `torch.distributed` whose processes each hold a part of the batch. Every process then
         gets the loss of the whole batch, and the mean of the processes' gradients is the gradient of the whole batch.
 
@@ -85,7 +104,7 @@ def build_loss(
     reduce: Reduce = single_process if group is None else GlobalSum(group)
     terms: dict[str, nn.Module] = {}
     schedules, scales = [], []
-    for term in _term_mappings(spec):
+    for term in term_mappings(spec):
         loss_class = _loss_class(term.get("name"))
         with _naming(term["name"]):
             options = expanded(term, labels)
@@ -171,7 +190,7 @@ def _library_scale(name: str, library: Any, options: Mapping[str, Any], labels: 
     return preset(library, name).scale({**defaults, **options}, labels)
 
 
-def _term_mappings(spec: TermSpec | Sequence[TermSpec]) -> list[Mapping[str, Any]]:
+def term_mappings(spec: TermSpec | Sequence[TermSpec]) -> list[Mapping[str, Any]]:
     """The terms of a specification, each as a mapping with a name."""
     if isinstance(spec, str):
         if spec not in LOSSES and spec not in RECIPES:

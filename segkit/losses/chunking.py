@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -52,12 +52,14 @@ class MaskChunk:
     valid: bool [b, 1 or K, n]; None if every pixel is valid.
     weight: floating [b, 1 or K, n], the weight of each pixel, 0 at ignored pixels; None if all valid pixels have
         weight 1 for every class.
+    maps: the maps of the target that have a value for each pixel, [b, 1 or K, n] by name.
     """
 
     share: Tensor
     soft: bool
     valid: Tensor | None
     weight: Tensor | None
+    maps: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,18 @@ class Batch:
     @property
     def target_tensors(self) -> tuple[Tensor | None, ...]:
         """The tensors that autograd has to save in addition to the logits, and to watch for in-place changes."""
-        return self.target.index, self.target.onehot, self.target.valid, self.target.pixel_weight
+        target = self.target
+        return target.index, target.onehot, target.valid, target.pixel_weight, *target.maps.values()
+
+    def images(self, images: slice) -> Target:
+        """The target of some images, without maps."""
+        target = self.target
+        parts = (target.index, target.onehot, target.valid, target.pixel_weight)
+        return Target(*(None if tensor is None else tensor[images] for tensor in parts))  # pyright: ignore
 
     def without_tensors(self) -> BatchForm:
         """The rest of the batch when autograd saves its tensors."""
-        return BatchForm(self.labels, self.activation)
+        return BatchForm(self.labels, self.activation, tuple(self.target.maps))
 
     def chunk(self, chunk_slice: Slice, buffers: ScratchBuffers) -> Chunk:
         """One chunk; its contents are valid until the next chunk is made with the same buffers."""
@@ -191,7 +200,7 @@ class Batch:
         """One chunk of the target, valid until the next chunk is made with the same buffers."""
         target = self._target(chunk_slice)
         weight = weight_map(target, self.work_type)
-        return MaskChunk(self._share(target, buffers), self.soft, target.valid_channels, weight)
+        return MaskChunk(self._share(target, buffers), self.soft, target.valid_channels, weight, target.maps)
 
     def _share(self, target: Target, buffers: ScratchBuffers) -> Tensor:
         if target.index is None:
@@ -216,7 +225,12 @@ class Batch:
             onehot=_cut(target.onehot, chunk_slice, 2),
             valid=_cut(target.valid, chunk_slice, 2 if target.valid_per_class else 1),
             pixel_weight=_cut(target.pixel_weight, chunk_slice, 2 if target.weight_per_class else 1),
+            maps={name: _cut(values, chunk_slice, 2) for name, values in self._maps_of_pixels()},
         )
+
+    def _maps_of_pixels(self) -> Iterator[tuple[str, Tensor]]:
+        """The maps with a value for each pixel."""
+        return ((name, values) for name, values in self.target.maps.items() if values.ndim == self.logits.ndim)
 
 
 @dataclass(frozen=True)
@@ -225,12 +239,20 @@ class BatchForm:
 
     labels: Labels
     activation: Activation
+    maps: tuple[str, ...]
 
     def with_tensors(self, logits: Tensor, *target: Tensor | None) -> Batch:
         """The batch, from its logits and its `target_tensors`."""
-        return Batch(logits, Target(*target), self.labels, self.activation)
+        maps = dict(zip(self.maps, target[4:], strict=True))
+        return Batch(logits, Target(*target[:4], maps=maps), self.labels, self.activation)  # pyright: ignore
 
 
+@overload
+def _cut(tensor: Tensor, chunk_slice: Slice, spatial: int) -> Tensor: ...
+@overload
+def _cut(tensor: None, chunk_slice: Slice, spatial: int) -> None: ...
+@overload
+def _cut(tensor: Tensor | None, chunk_slice: Slice, spatial: int) -> Tensor | None: ...
 def _cut(tensor: Tensor | None, chunk_slice: Slice, spatial: int) -> Tensor | None:
     """A slice of a tensor whose spatial axes begin at axis `spatial`."""
     return None if tensor is None else tensor.flatten(spatial)[chunk_slice.images][..., chunk_slice.pixels]
@@ -328,3 +350,8 @@ def weight_map(target: Target, dtype: torch.dtype) -> Tensor | None:
 def weighted_sum(values: Tensor, weight: Tensor | None) -> Tensor:
     """The weighted sum of [b, K, n] over pixels, [b, K]."""
     return (values if weight is None else values * weight).sum(-1)
+
+
+def precise_type(device: torch.device) -> torch.dtype:
+    """float64 where the device supports it, otherwise float32."""
+    return torch.float32 if device.type == "mps" else torch.float64

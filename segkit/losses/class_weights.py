@@ -143,6 +143,12 @@ def _checked_counts(class_counts: Any, names: Sequence[str] | None) -> Tensor:
     return counts
 
 
+def equal_class_counts(labels: Labels) -> dict[str, Any]:
+    """Class counts with which every loss can be built, where its weights do not matter."""
+    ones = torch.ones((1, len(labels.names)), dtype=torch.int64)
+    return {"pixels": ones, "components": ones, "radius": ones}
+
+
 def resolve_class_weights(option: ClassWeights, labels: Labels, class_counts: Any = None) -> Tensor:
     """The option `class_weights` as a float64 tensor, with one weight for each of `labels.names`; ones for None.
 

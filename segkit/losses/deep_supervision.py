@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from segkit.losses.target_maps import Maps, middle_pixels
 from segkit.losses.weighted_sum import Normaliser, WeightedSum
 
 
@@ -19,8 +20,8 @@ class DeepSupervision(nn.Module):
         logits stay in the graph with gradient 0, so that every parameter of the network has a gradient.
 
     For a single tensor, or a list of one, the result is that of the loss itself. The mask of a coarser head consists of
-    every n-th pixel of the mask (nearest neighbour), ignored pixels included. The same holds for pixel weights and
-    `valid`.
+    every n-th pixel of the mask (nearest neighbour), ignored pixels included. The same holds for pixel weights,
+    `valid` and maps, except for skeletons, which are thin: there, any pixel of a block counts.
     """
 
     def __init__(self, loss: WeightedSum, *, drop_last: bool = False) -> None:
@@ -44,13 +45,15 @@ class DeepSupervision(nn.Module):
         pixel_weight: Tensor | None = None,
         valid: Tensor | None = None,
         normaliser: Sequence[Normaliser] | None = None,
+        maps: Maps | None = None,
+        spacing: Sequence[Sequence[float]] | None = None,
     ) -> Tensor:
         """The loss, a scalar.
 
         logits: [B, K, *S_h] of each head, finest first, or one tensor. Other arguments: see `WeightedSum.forward`;
         `normaliser` has one entry for each head.
         """
-        return self.loss.combine(self.terms(logits, mask, pixel_weight, valid, normaliser))
+        return self.loss.combine(self.terms(logits, mask, pixel_weight, valid, normaliser, maps, spacing))
 
     def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss from the result of `terms`."""
@@ -63,6 +66,8 @@ class DeepSupervision(nn.Module):
         pixel_weight: Tensor | None = None,
         valid: Tensor | None = None,
         normaliser: Sequence[Normaliser] | None = None,
+        maps: Maps | None = None,
+        spacing: Sequence[Sequence[float]] | None = None,
     ) -> dict[str, Tensor]:
         """Each term by name, as the weighted sum over the heads.
 
@@ -86,6 +91,8 @@ class DeepSupervision(nn.Module):
                 None if pixel_weight is None else _at_size(pixel_weight, size, head.shape[2:]),
                 None if valid is None else _at_size(valid, size, head.shape[2:]),
                 None if normaliser is None else normaliser[index],
+                self._maps_at_size(maps, size, head.shape[2:]),
+                _spacing_at_size(spacing, size, head.shape[2:]),
             )
             for name, value in head_terms.items():
                 totals[name] = totals.get(name, 0) + weight * value
@@ -96,6 +103,18 @@ class DeepSupervision(nn.Module):
             first = next(iter(totals))
             totals[first] = totals[first] + zeros.sum()
         return totals
+
+    def _maps_at_size(self, maps: Maps | None, size: Sequence[int], head: Sequence[int]) -> Maps | None:
+        """The maps at the size of a head; None without maps, which the loss then makes from the mask of the head."""
+        if maps is None or tuple(size) == tuple(head):
+            return maps
+        steps = _steps(size, head)
+        resized = {}
+        for target_map in self.loss.maps:
+            for name in maps:
+                if name == target_map.name or name.startswith(f"{target_map.name}-"):
+                    resized[name] = target_map.at_size(maps[name], steps)
+        return resized
 
     def normaliser(
         self,
@@ -131,7 +150,20 @@ def _at_size(mask: Tensor, size: Sequence[int], head: Sequence[int]) -> Tensor:
     """
     if tuple(size) == tuple(head) or all(side == 1 for side in mask.shape[-len(size) :]):
         return mask
+    return middle_pixels(mask, _steps(size, head))
+
+
+def _steps(size: Sequence[int], head: Sequence[int]) -> list[int]:
+    """How many pixels of the finest head a pixel of a head spans along each axis."""
     if any(full % coarse for full, coarse in zip(size, head, strict=True)):
         raise ValueError(f"expected heads whose sides divide those of the finest head {list(size)}, got {list(head)}")
-    steps = [full // coarse for full, coarse in zip(size, head, strict=True)]
-    return mask[(..., *(slice(step // 2, None, step) for step in steps))]
+    return [full // coarse for full, coarse in zip(size, head, strict=True)]
+
+
+def _spacing_at_size(
+    spacing: Sequence[Sequence[float]] | None, size: Sequence[int], head: Sequence[int]
+) -> list[list[float]] | None:
+    """The spacing of the pixels of a head, of each image; 1 in the finest head if it is not given."""
+    if spacing is None:
+        return None
+    return [[step * factor for step, factor in zip(image, _steps(size, head), strict=True)] for image in spacing]

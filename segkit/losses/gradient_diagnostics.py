@@ -12,7 +12,11 @@ DEAD = 1e-10  # a term whose gradient of all logits has a smaller norm contribut
 
 
 def term_gradients(
-    loss: nn.Module, logits: Tensor | Sequence[Tensor], mask: Tensor, pixel_weight: Tensor | None = None
+    loss: nn.Module,
+    logits: Tensor | Sequence[Tensor],
+    mask: Tensor,
+    pixel_weight: Tensor | None = None,
+    maps: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Norms, shares and cosines of the terms' gradients with respect to the logits, as scalars on the device.
 
@@ -25,7 +29,7 @@ def term_gradients(
     # unscaled gradients would underflow in half precision
     leaves = [head.detach().to(torch.promote_types(head.dtype, torch.float32)).requires_grad_() for head in heads]
     inputs = leaves[0] if isinstance(logits, Tensor) else leaves
-    terms: dict[str, Tensor] = loss.terms(inputs, mask, pixel_weight)  # pyright: ignore[reportCallIssue]
+    terms: dict[str, Tensor] = loss.terms(inputs, mask, pixel_weight, maps=maps)  # pyright: ignore[reportCallIssue]
     rows = []
     for value in terms.values():
         head_gradients = torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)

@@ -28,11 +28,12 @@ from segkit.losses.chunking import (
     bounded,
     keep_copy,
     log_softmax,
+    precise_type,
     select,
     softmax,
     weighted_sum,
 )
-from segkit.losses.pass_requests import PixelSums, RequestedSums
+from segkit.losses.pass_requests import GROUP_SUMS, GroupSums, MapSum, PixelSums, RequestedSums
 
 Slopes = Mapping[tuple[Any, ...], Tensor]
 
@@ -51,11 +52,48 @@ def region_sums(p: Tensor, mask: MaskChunk, requested: RequestedSums, buffers: S
     return [*tps, *(weighted_sum(p if power == 1 else p.square(), mask.weight) for power in requested.powers)]
 
 
+def probability_sums(p: Tensor, mask: MaskChunk, requested: RequestedSums, buffers: ScratchBuffers) -> list[Tensor]:
+    """All sums of probabilities, [b, K] each, or [b, K J] with J groups, in the order of `requested.names`."""
+    return [
+        *region_sums(p, mask, requested, buffers),
+        *(weighted_sum(_map_values(p, mask, one), mask.weight) for one in requested.maps),
+        *(sums for request, groups in requested.groups for sums in _group_sums(p, mask, request, groups)),
+    ]
+
+
+def _map_factor(mask: MaskChunk, one: MapSum) -> Tensor:
+    """f(m, g) of a sum with a map, [b, K, n], 0 at ignored pixels."""
+    return select(one.factor(mask.maps[one.map].to(mask.share.dtype), mask.share), mask.valid)
+
+
+def _map_values(p: Tensor, mask: MaskChunk, one: MapSum) -> Tensor:
+    """|p - g|^power f(m, g), [b, K, n]."""
+    values = _map_factor(mask, one)
+    for _factor in range(one.power):
+        values = values * (p - mask.share).abs()
+    return values
+
+
+def _group_sums(p: Tensor, mask: MaskChunk, request: GroupSums, groups: int) -> list[Tensor]:
+    """The sums of `GROUP_SUMS` over the pixels of each group of each class, [b, K J] each.
+
+    They are added in float64 where the device supports it: a group may have any number of pixels.
+    """
+    index, weight = mask.maps[request.map].to(torch.int64), mask.weight
+    share = mask.share if weight is None else mask.share * weight
+    sums = []
+    for values in (p if weight is None else p * weight, p * share, share):
+        precise = values.to(precise_type(p.device))
+        zeros = torch.zeros((*p.shape[:2], groups), dtype=precise.dtype, device=p.device)
+        sums.append(zeros.scatter_add(2, index, precise).flatten(1))
+    return sums
+
+
 def _probability_slope(
     p: Tensor, mask: MaskChunk, requested: RequestedSums, slopes: Slopes, buffers: ScratchBuffers
 ) -> Tensor:
-    """dL/dp through the region sums, [b, K, n]; arbitrary finite values at ignored pixels."""
-    memory = buffers("product", p.shape, p, p.dtype)
+    """dL/dp through the sums of probabilities, [b, K, n]; arbitrary finite values at ignored pixels."""
+    memory = buffers.take("product", p.shape, p, p.dtype)
     slope: Tensor | None = None
     for power in requested.powers:
         tp_slope = _slope_of_sum(slopes, ("tp", power), p)
@@ -63,8 +101,25 @@ def _probability_slope(
         slope = torch.mul(overlap, tp_slope, out=memory) if slope is None else slope.addcmul_(overlap, tp_slope)
         predicted_slope = _slope_of_sum(slopes, ("predicted", power), p)
         slope.add_(predicted_slope if power == 1 else 2 * predicted_slope * p)
-    assert slope is not None
+    if slope is None:
+        slope = memory.zero_()
+    for one in requested.maps:
+        if one.power == 1:
+            factor = _map_factor(mask, one).mul_(_slope_of_sum(slopes, ("map", one), p))
+            slope.addcmul_(factor, 1 - 2 * mask.share)  # d|p - g| / dp is 1 outside of the class and -1 inside
+        elif one.power == 2:
+            factor = _map_factor(mask, one).mul_(_slope_of_sum(slopes, ("map", one), p))
+            slope.addcmul_(factor, p - mask.share, value=2)
+    for request, groups in requested.groups:
+        slope.add_(_group_slope(p, mask, request, groups, slopes))
     return slope if mask.weight is None else slope.mul_(mask.weight)
+
+
+def _group_slope(p: Tensor, mask: MaskChunk, request: GroupSums, groups: int, slopes: Slopes) -> Tensor:
+    """dL/dp through the sums of groups, [b, K, n]."""
+    index, shape = mask.maps[request.map].to(torch.int64), (*p.shape[:2], groups)
+    predicted, tp = (slopes[name, request].to(p.dtype).reshape(shape).gather(2, index) for name in GROUP_SUMS[:2])
+    return predicted.add_(tp.mul_(mask.share))
 
 
 def _overlap_slope(p: Tensor, mask: MaskChunk, power: int) -> Tensor:
@@ -106,8 +161,8 @@ class Softmax:
         kept: memory for the probabilities, [b, K, n], that `gradient` uses later; None if it does not.
         """
         sums = []
-        if requested.powers:
-            sums = region_sums(softmax(chunk, buffers, kept), chunk.mask, requested, buffers)
+        if requested.of_probabilities:
+            sums = probability_sums(softmax(chunk, buffers, kept), chunk.mask, requested, buffers)
         if requested.pixel:
             log_p = log_softmax(chunk, buffers)
             sums += [_softmax_total(log_p, chunk.mask, request, buffers) for request in requested.pixel]
@@ -121,7 +176,7 @@ class Softmax:
 
         p: the probabilities. slopes: the derivatives with respect to the sums, in the shapes of the sums.
         """
-        if not requested.powers:
+        if not requested.of_probabilities:
             _softmax_pixel_gradients(p, mask, requested, slopes, buffers, out)
             return
         # p may share memory with `out`, so the gradient through the pixel functions goes to a buffer first.
@@ -139,7 +194,7 @@ class Softmax:
 def _softmax_region_gradient(
     p: Tensor, mask: MaskChunk, requested: RequestedSums, slopes: Slopes, buffers: ScratchBuffers, out: Tensor
 ) -> Tensor:
-    """The gradient of the logits through the region sums, [b, K, n]; in `out` if that is contiguous, else a buffer."""
+    """The gradient of the logits through the sums of probabilities, [b, K, n]; in `out` if contiguous."""
     slope = _probability_slope(p, mask, requested, slopes, buffers)
     if out.is_contiguous():  # the operation requires a contiguous result
         result = out
@@ -282,8 +337,8 @@ class Sigmoid:
         """
         mask, sums = chunk.mask, []
         logits = select(chunk.logits, mask.valid) if torch.compiler.is_compiling() else chunk.logits
-        if requested.powers:
-            sums = region_sums(Sigmoid.probabilities(chunk, buffers, kept), mask, requested, buffers)
+        if requested.of_probabilities:
+            sums = probability_sums(Sigmoid.probabilities(chunk, buffers, kept), mask, requested, buffers)
         for request in requested.pixel:
             values = select(_sigmoid_values(logits, mask, request), mask.valid)
             sums.append(weighted_sum(values, mask.weight).sum(1, keepdim=True))
@@ -299,7 +354,7 @@ class Sigmoid:
         """
         gradient = buffers.take("gradient", p.shape, p, p.dtype)
         gradient.zero_()
-        if requested.powers:
+        if requested.of_probabilities:
             gradient += _probability_slope(p, mask, requested, slopes, buffers).mul_(p).mul_(1 - p)
         for number, request in enumerate(requested.pixel):
             pixel_gradient = _sigmoid_slope(p, mask, request).mul_(_slope_of_sum(slopes, ("pixel", number), p))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from segkit.losses.chunking import Activation, Batch
+
+# the sums of a group: of the probability, of the probability on the pixels of the class, and of these pixels
+GROUP_SUMS = ("group predicted", "group tp", "group reference")
 
 
 class PixelFunction(Protocol):
@@ -64,49 +67,120 @@ class PixelSums:
 
 
 @dataclass(frozen=True)
+class MapSum:
+    """The sum over pixels of |p - g|^power f(m, g) of each class: p is the probability, m the map, g the target.
+
+    Sums of errors keep their digits when the prediction is nearly right, where differences of sums would not.
+
+    map: the name of a map of the target, floating or integer [B, K, *S]. factor: f, an elementwise function that
+        returns a new tensor; g is 1 on the pixels of the class and 0 elsewhere.
+    """
+
+    map: str
+    power: Literal[0, 1, 2]
+    factor: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class MapSums:
+    """The request of a term that weighs errors by maps of the target. name: of the loss, for error messages."""
+
+    name: str
+    activation: Activation
+    sums: tuple[MapSum, ...]
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """The request of a term that groups the pixels of each class, by component for example.
+
+    name: the name of the loss, for error messages.
+    map: the name of a map of the target with the group of each pixel, integer [B, K, *S], from 0.
+    slots: the name of a map [B, J] whose length J is the number of groups.
+    """
+
+    name: str
+    activation: Activation
+    map: str
+    slots: str
+
+
+Request = RegionSums | PixelSums | MapSums | GroupSums
+
+
+@dataclass(frozen=True)
 class RequestedSums:
     """The distinct sums of all requests.
 
-    powers: the distinct powers of the region requests. pixel: the pixel requests.
+    powers: the distinct powers of the region requests. pixel: the pixel requests. maps: the distinct sums of the
+    requests with maps. groups: the distinct requests with groups, each with the number of its groups.
+    hard: names of losses that are not defined for soft targets, apart from the pixel requests.
     """
 
     powers: tuple[int, ...]
     pixel: tuple[PixelSums, ...]
+    maps: tuple[MapSum, ...] = ()
+    groups: tuple[tuple[GroupSums, int], ...] = ()
+    hard: tuple[str, ...] = ()
 
     @staticmethod
-    def of(requests: Sequence[RegionSums | PixelSums]) -> RequestedSums:
+    def of(requests: Sequence[Request], batch: Batch) -> RequestedSums:
         powers = sorted({request.power for request in requests if isinstance(request, RegionSums)})
-        return RequestedSums(tuple(powers), tuple(request for request in requests if isinstance(request, PixelSums)))
+        maps = dict.fromkeys(one for request in requests if isinstance(request, MapSums) for one in request.sums)
+        groups = dict.fromkeys(request for request in requests if isinstance(request, GroupSums))
+        return RequestedSums(
+            tuple(powers),
+            tuple(request for request in requests if isinstance(request, PixelSums)),
+            tuple(maps),
+            tuple((request, batch.target.maps[request.slots].shape[-1]) for request in groups),
+            tuple(request.name for request in requests if isinstance(request, (MapSums, GroupSums))),
+        )
+
+    @property
+    def of_probabilities(self) -> bool:
+        """Whether there are sums of probabilities, and not of log-probabilities alone."""
+        return bool(self.powers or self.maps or self.groups)
 
     @property
     def names(self) -> list[tuple[Any, ...]]:
         """The names of the sums, in the order in which a kernel's `sums` returns them."""
         region = [(name, power) for name in ("tp", "predicted") for power in self.powers]
-        return [*region, *(("pixel", number) for number in range(len(self.pixel)))]
+        maps = [("map", one) for one in self.maps]
+        groups = [(name, request) for request, _ in self.groups for name in GROUP_SUMS]
+        return [*region, *maps, *groups, *(("pixel", number) for number in range(len(self.pixel)))]
 
     @property
     def shrink(self) -> int:
         """The factor by which chunks are smaller, to keep intermediate results within the size of the logits."""
+        if self.maps or self.groups:
+            return 8 if self.groups else 4
         is_unweighted = all(request.class_weights is None and not request.smoothing for request in self.pixel)
         has_one_sum = is_unweighted and self.powers in ((), (1,)) and len(self.pixel) + len(self.powers) < 2
         constant = all(request.function.constant_slope is not None for request in self.pixel)
         return 1 if has_one_sum or (is_unweighted and constant and self.powers == (1,) and len(self.pixel) == 1) else 2
 
     def channels(self, name: tuple[Any, ...], channels: int) -> int:
-        """The length of a sum per image: 1 for a pixel function, which is summed over the classes, otherwise K."""
-        return 1 if name[0] == "pixel" else channels
+        """The length of a sum per image: 1 for a pixel function, which is summed over the classes, otherwise K, or K
+        times the number of groups."""
+        if name[0] == "pixel":
+            return 1
+        return channels * dict(self.groups)[name[1]] if name[0] in GROUP_SUMS else channels
 
     def width(self, channels: int) -> int:
         """The total length of all sums per image."""
         return sum(self.channels(name, channels) for name in self.names)
 
     def named(self, sums: Tensor, channels: int) -> dict[tuple[Any, ...], Tensor]:
-        """Concatenated sums [b, width] by name, [b, K or 1] each."""
+        """Concatenated sums [b, width] by name, [b, K or 1] each, [b, K J] for J groups."""
         columns = sums.split([self.channels(name, channels) for name in self.names], 1)
         return dict(zip(self.names, columns, strict=True))
 
     def check(self, batch: Batch) -> None:
-        """Raise ValueError if a pixel function is not defined for the target."""
+        """Raise ValueError if a sum is not defined for the target."""
+        if batch.soft and self.hard:
+            raise ValueError(
+                f"{', '.join(self.hard)}: defined for hard targets, got a floating one; use dice or jaccard instead"
+            )
         for request in self.pixel:
             if batch.soft and not request.function.soft:
                 raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,15 @@ def divided(total: Tensor, count: Tensor) -> Tensor:
     return total / torch.where(count > 0, count, 1)
 
 
+class ClassPixels(Protocol):
+    """What a mean over classes needs of a group: the weighted pixels of each class and the valid ones, [B, K] each."""
+
+    @property
+    def reference(self) -> Tensor: ...
+    @property
+    def pixels(self) -> Tensor: ...
+
+
 class ClassMean(nn.Module):
     """The mean of region losses over classes and images. Region losses have the same options.
 
@@ -77,16 +86,27 @@ class ClassMean(nn.Module):
             raise ValueError("no class is left: background is false and the class_weights of all other classes are 0")
         self.register_buffer("class_weights", weights, persistent=False)
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The channels with a weight above 0."""
+        return tuple(self.class_weights.nonzero().flatten().tolist())
+
     def pool(self, statistics: Statistics) -> Statistics:
         """The statistics of each group: the whole batch as one group, or each image."""
-        return Statistics(*self.reduce(*statistics.pooled().tensors)) if self.per == "batch" else statistics
+        return Statistics(*self.pooled(*statistics.tensors))
+
+    def pooled(self, *sums: Tensor) -> list[Tensor]:
+        """Sums of each image [B, K] as those of each group: [1, K] for the whole batch, or unchanged for each image."""
+        if self.per == "image":
+            return list(sums)
+        return self.reduce(*(image_sums.sum(0, keepdim=True) for image_sums in sums))
 
     def weights(self, reference: Tensor, pixels: Tensor) -> Tensor:
         """The weight of each class of each group in the mean, [B, K]; 0 for a class that is not counted."""
         counted = reference > 0 if self.empty == "present" else pixels > 0
         return counted * self.class_weights.to(reference.dtype)
 
-    def forward(self, losses: Tensor, statistics: Statistics, count: Tensor | None = None) -> Tensor:
+    def forward(self, losses: Tensor, statistics: ClassPixels, count: Tensor | None = None) -> Tensor:
         """The mean of the losses [B, K] of pooled statistics, a scalar; 0 with gradient 0 if no class is counted.
 
         count: with `per: image`, the divisor of the sum over images, instead of their number.

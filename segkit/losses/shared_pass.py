@@ -29,15 +29,35 @@ from segkit.losses.chunking import (
     Slice,
     chunk_slices,
     memory_for_gradient,
+    precise_type,
     refuse_second_derivative,
     weighted_sum,
 )
 from segkit.losses.kernels import KERNELS
-from segkit.losses.pass_requests import PixelSums, RegionSums, RequestedSums
+from segkit.losses.pass_requests import (
+    GROUP_SUMS,
+    GroupSums,
+    MapSums,
+    PixelSums,
+    RegionSums,
+    Request,
+    RequestedSums,
+)
 
-__all__ = ["Activation", "MaskSums", "PixelSums", "PixelTotals", "RegionSums", "Statistics", "mask_sums", "run_pass"]
-
-Sums = RegionSums | PixelSums
+__all__ = [
+    "Activation",
+    "GroupSums",
+    "GroupTotals",
+    "MapSums",
+    "MapTotals",
+    "MaskSums",
+    "PixelSums",
+    "PixelTotals",
+    "RegionSums",
+    "Statistics",
+    "mask_sums",
+    "run_pass",
+]
 
 
 @dataclass(frozen=True)
@@ -62,10 +82,6 @@ class Statistics:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.tp, self.predicted, self.reference, self.pixels
 
-    def pooled(self) -> Statistics:
-        """The sums over the batch, [1, K]."""
-        return Statistics(*(sums.sum(0, keepdim=True) for sums in self.tensors))
-
 
 @dataclass(frozen=True)
 class PixelTotals:
@@ -73,6 +89,30 @@ class PixelTotals:
 
     total: Tensor
     mask: MaskSums
+
+
+@dataclass(frozen=True)
+class MapTotals:
+    """The sums of a request with maps, floating [B, K] each, and the sums over the mask."""
+
+    sums: tuple[Tensor, ...]
+    mask: MaskSums
+
+
+@dataclass(frozen=True)
+class GroupTotals:
+    """The sums of each group of each class, floating [B, K, J] each, and the sums over the mask.
+
+    predicted: of the probability. tp: of the probability on the pixels of the class. reference: their number.
+    """
+
+    predicted: Tensor
+    tp: Tensor
+    reference: Tensor
+    mask: MaskSums
+
+
+Totals = Statistics | PixelTotals | MapTotals | GroupTotals
 
 
 @dataclass(frozen=True)
@@ -127,13 +167,12 @@ def _as_mask_sums(totals: Tensor, batch: Batch) -> MaskSums:
     return MaskSums(reference, squared, pixels, valid, batch.size)
 
 
-def run_pass(batch: Batch, requests: Sequence[Sums]) -> list[Statistics | PixelTotals]:
-    """The results of all requests, in their order, from one pass; equal region requests are summed once.
+def run_pass(batch: Batch, requests: Sequence[Request]) -> list[Totals]:
+    """The results of all requests, in their order, from one pass; equal sums of probabilities are computed once.
 
-    All requests have the activation of the batch. Raises ValueError if a requested pixel function is not defined for
-    the target.
+    All requests have the activation of the batch. Raises ValueError if a requested sum is not defined for the target.
     """
-    requested = RequestedSums.of(requests)
+    requested = RequestedSums.of(requests, batch)
     requested.check(batch)
     if torch.compiler.is_compiling():  # plain operations, which the compiler fuses into one pass
         buffers = ScratchBuffers()
@@ -151,14 +190,18 @@ def run_pass(batch: Batch, requests: Sequence[Sums]) -> list[Statistics | PixelT
     named = requested.named(sums, batch.logits.shape[1])
     pixel_sums = iter([sums for name, sums in named.items() if name[0] == "pixel"])  # in the order of the requests
     return [
-        PixelTotals(next(pixel_sums).sum(), mask)
-        if isinstance(request, PixelSums)
-        else _statistics(request, named, mask)
+        PixelTotals(next(pixel_sums).sum(), mask) if isinstance(request, PixelSums) else _result(request, named, mask)
         for request in requests
     ]
 
 
-def _statistics(request: RegionSums, named: dict[Any, Tensor], mask: MaskSums) -> Statistics:
+def _result(request: RegionSums | MapSums | GroupSums, named: dict[Any, Tensor], mask: MaskSums) -> Totals:
+    if isinstance(request, MapSums):
+        return MapTotals(tuple(named["map", one] for one in request.sums), mask)
+    if isinstance(request, GroupSums):
+        channels = mask.reference.shape[1]
+        predicted, tp, reference = (named[name, request].unflatten(1, (channels, -1)) for name in GROUP_SUMS)
+        return GroupTotals(predicted, tp, reference, mask)
     reference = mask.reference if request.power == 1 else mask.squared
     return Statistics(named["tp", request.power], named["predicted", request.power], reference, mask.pixels)
 
@@ -180,7 +223,8 @@ class _SharedPass(torch.autograd.Function):
         ctx.save_for_backward(logits, *batch.target_tensors)
         ctx.without_tensors, ctx.requested = batch.without_tensors(), requested
         kernel, buffers, channels = KERNELS[batch.activation], ScratchBuffers(), logits.shape[1]
-        keeps = training and logits.requires_grad and requested.powers and logits.dtype == batch.work_type
+        has_probabilities = requested.of_probabilities and logits.dtype == batch.work_type
+        keeps = training and logits.requires_grad and has_probabilities
         ctx.kept = memory_for_gradient(logits) if keeps else None
 
         def sums_of(chunk_slice: Slice) -> list[Tensor]:
@@ -231,8 +275,3 @@ def _totals(batch: Batch, width: int, sums_of: Callable[[Slice], list[Tensor]], 
         for chunk_slice in batch.chunk_slices(shrink):
             totals[chunk_slice.images].add_(torch.cat(sums_of(chunk_slice), 1))
     return totals
-
-
-def precise_type(device: torch.device) -> torch.dtype:
-    """float64 where the device supports it, otherwise float32."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from segkit.labels import Labels, Target
-from segkit.losses.chunking import Batch, ScratchBuffers, activation_of, chunk_slices
+from segkit.losses.chunking import Batch, ScratchBuffers, activation_of, chunk_slices, precise_type
 from segkit.losses.kernels import pixel_losses
 from segkit.losses.pass_requests import PixelSums, RequestedSums
 from segkit.losses.pixel import NegativeLog
 from segkit.losses.region import divided
-from segkit.losses.shared_pass import PixelTotals, precise_type, run_pass
+from segkit.losses.shared_pass import PixelTotals, run_pass
 
 
 class TopkCrossEntropy(nn.Module):
@@ -45,7 +45,7 @@ class TopkCrossEntropy(nn.Module):
                 "topk_cross_entropy ranks pixels, so it does not support pixel_weight; use cross_entropy instead"
             )
         batch = Batch(logits, target, self.labels, self.request.activation)
-        RequestedSums.of([self.request]).check(batch)
+        RequestedSums.of([self.request], batch).check(batch)
         with torch.no_grad():
             losses, valid = self._losses(batch)
             number = self._number(valid.sum())

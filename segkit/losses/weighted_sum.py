@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from segkit.labels import Labels, Target, as_tensor
 from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import Activation, Batch
 from segkit.losses.shared_pass import MaskSums, mask_sums, run_pass
+from segkit.losses.target_maps import Maps, TargetMap, maps_needed, maps_of_target
 from segkit.losses.weight_schedules import Constant, WeightSchedule
 
 
@@ -42,7 +43,10 @@ class WeightedSum(nn.Module):
     """The sum of weight * term over the terms of a loss.
 
     terms: modules by name. A term has either an attribute `sums`, its request to the shared pass, with the methods
-        `score(result, count)` and `count(mask sums)`, or the method `forward(logits, target)`.
+        `score(result, count)` and `count(mask sums)`, or the method `forward(logits, target)`; the latter may also have
+        `count`, and then takes the count as a third argument and names its `activation`. A term that needs maps of the
+        target names them in its attribute `maps`; one that needs maps of the prediction has the method
+        `predicted_maps(logits, target)`.
     schedules: the weight of each term as a function of the progress of the run. `set_progress` writes the current
         weights to the buffer `weights`.
     scales: factor and offset of each term.
@@ -62,6 +66,8 @@ class WeightedSum(nn.Module):
         self.names = list(terms)
         self.members = nn.ModuleList(terms.values())
         self.schedules, self.scales = list(schedules), list(scales)
+        self.maps: list[TargetMap] = maps_needed(terms.values())  # of the target, which the terms need
+        self._map_names = [target_map.name for target_map in self.maps]
         self._watches_progress = any(not isinstance(schedule, Constant) for schedule in schedules)
         self._calls_without_progress = 0
         self.weights: Tensor
@@ -91,6 +97,8 @@ class WeightedSum(nn.Module):
         pixel_weight: Tensor | None = None,
         valid: Tensor | None = None,
         normaliser: Normaliser | None = None,
+        maps: Maps | None = None,
+        spacing: Sequence[Sequence[float]] | None = None,
     ) -> Tensor:
         """The loss, a scalar of at least float32; 0 with gradient 0 if every pixel is ignored.
 
@@ -101,11 +109,14 @@ class WeightedSum(nn.Module):
         pixel_weight: [B, *S], 0 or more.
         valid: bool [B, *S] or [B, K, *S]: false for further pixels to ignore, for all classes or for some.
         normaliser: the divisors for several micro-batches; see the method `normaliser`.
+        maps: the maps of the masks that the terms need, as the training loader provides them. Without them, terms that
+            need maps make them from the masks on the host, which waits for the device and cannot be compiled.
+        spacing: mm along each axis for each image, used for these maps; None for 1.
 
         Raises ValueError if the shapes do not match, or if a term is not defined for the target or the weights. A
         second derivative raises RuntimeError.
         """
-        return self.combine(self.terms(logits, mask, pixel_weight, valid, normaliser))
+        return self.combine(self.terms(logits, mask, pixel_weight, valid, normaliser, maps, spacing))
 
     def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss from the result of `terms`."""
@@ -135,6 +146,8 @@ class WeightedSum(nn.Module):
         pixel_weight: Tensor | None = None,
         valid: Tensor | None = None,
         normaliser: Normaliser | None = None,
+        maps: Maps | None = None,
+        spacing: Sequence[Sequence[float]] | None = None,
     ) -> dict[str, Tensor]:
         """The value of each term by name, scalars without term weights. Arguments: see `forward`."""
         mask = as_tensor(mask, logits.device)
@@ -143,11 +156,15 @@ class WeightedSum(nn.Module):
         # not.
         counted = pixel_weight is None and valid is None and any(hasattr(term, "sums") for term in self._terms)
         target = self.labels.target(mask, logits.ndim - 2, pixel_weight, valid, check=not counted)
+        target = self._with_maps(target, logits, maps, spacing)
         counts = {} if normaliser is None else normaliser.counts
         results = self._results(logits, target)
         values = {}
         for name, term, scale in zip(self.names, self._terms, self.scales, strict=True):
-            value = term.score(results[name], counts.get(name)) if name in results else term(logits, target)
+            if name in results:
+                value = term.score(results[name], counts.get(name))
+            else:
+                value = term(logits, target, counts.get(name)) if hasattr(term, "count") else term(logits, target)
             value = value if scale == Scale() else scale.factor * value
             if normaliser is not None and counts.get(name) is None:
                 value = value / normaliser.batches
@@ -157,6 +174,27 @@ class WeightedSum(nn.Module):
     @property
     def _terms(self) -> Iterable[Any]:
         return cast("Iterable[Any]", self.members)  # the class docstring lists the attributes of a term
+
+    def _with_maps(
+        self, target: Target, logits: Tensor, maps: Maps | None, spacing: Sequence[Sequence[float]] | None
+    ) -> Target:
+        """The target with the maps that the terms need."""
+        if not self.maps:
+            return target
+        if maps is None:
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            maps = maps_of_target(self.maps, self.labels, target, spacing, dtype)
+        missing = [name for name in self._map_names if name not in maps]
+        if missing:
+            raise ValueError(
+                f"expected maps with {', '.join(missing)}, which the loss needs, got {', '.join(maps) or 'none'}; "
+                "leave maps out to have them made from the mask"
+            )
+        target = replace(target, maps=dict(maps))
+        for term in self._terms:
+            if hasattr(term, "predicted_maps"):
+                target = replace(target, maps={**target.maps, **term.predicted_maps(logits, target)})
+        return target
 
     def _results(self, logits: Tensor, target: Target) -> dict[str, Any]:
         """The results of the shared passes, one pass for each activation, by the name of the term."""
@@ -178,12 +216,10 @@ class WeightedSum(nn.Module):
         """The terms that do not add up over micro-batches to the term of one large batch; see `normaliser`."""
         mask = torch.zeros(1, 1, 1, dtype=torch.uint8, device=self.weights.device)
         mask = mask.unsqueeze(1).expand(1, self.labels.channels, 1, 1) if self.labels.has_mask_channels else mask
-        sums = {name: term for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")}
         return [
             name
-            for name in self.names
-            if name not in sums
-            or sums[name].count(self._mask_sums(mask, sums[name].sums.activation, None, None, 2)) is None
+            for name, term in zip(self.names, self._terms, strict=True)
+            if not hasattr(term, "count") or term.count(self._mask_sums(mask, _activation(term), None, None, 2)) is None
         ]
 
     @torch.no_grad()
@@ -206,10 +242,10 @@ class WeightedSum(nn.Module):
         counts: dict[str, Tensor | None] = {}
         for name, term in zip(self.names, self._terms, strict=True):
             batch_counts = []
-            for index, mask in enumerate(masks) if hasattr(term, "sums") else ():
+            for index, mask in enumerate(masks) if hasattr(term, "count") else ():
                 weight = None if pixel_weights is None else pixel_weights[index]
                 valid = None if valids is None else valids[index]
-                batch_counts.append(term.count(self._mask_sums(mask, term.sums.activation, weight, valid, spatial)))
+                batch_counts.append(term.count(self._mask_sums(mask, _activation(term), weight, valid, spatial)))
             if not batch_counts or batch_counts[0] is None:
                 counts[name] = None
             else:
@@ -259,3 +295,8 @@ class WeightedSum(nn.Module):
                     f"expected {name} of shape {expected}{' or with channels' if name == 'mask' else ''} for logits "
                     f"{list(logits.shape)}, got {list(tensor.shape)}"
                 )
+
+
+def _activation(term: Any) -> Activation:
+    """The activation of a term that has the method `count`."""
+    return term.sums.activation if hasattr(term, "sums") else term.activation

@@ -61,6 +61,7 @@ def step_memory(
     loss: Callable[[Logits, Tensor], Tensor],
     optimizer: Callable[[nn.Module], Optimizer],
     layout: Layout = Layout(),
+    held: Iterable[Tensor] = (),
 ) -> StepMemory:
     """The memory of a training step.
 
@@ -72,6 +73,7 @@ def step_memory(
         loss: From logits and mask to a scalar.
         optimizer: From the network to its optimiser.
         layout: How the step is computed.
+        held: Further tensors of the batch, which exist throughout the step.
 
     The sum over all tensors is what a CUDA device reports as allocated, except for the temporary memory of its
     libraries. A process on a CPU holds more, since its allocator keeps freed blocks.
@@ -100,7 +102,7 @@ def step_memory(
         moments = _bytes(entry for state in steps.state.values() for entry in state.values())
         fixed = (2 if layout.averaged else 1) * _bytes(weights)
         gradients = _bytes(parameter.grad for parameter in network.parameters())
-        peak = counter.peak + fixed + moments + _bytes([images, masks])
+        peak = counter.peak + fixed + moments + _bytes([images, masks, *held])
     return StepMemory(fixed, gradients, moments, activations, peak)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -114,11 +114,13 @@ class Experiment:
 
 @dataclass(frozen=True)
 class _OnDevice:
-    """The tensors of a micro-batch on the device. weight: the weight of each pixel in the loss, or None."""
+    """The tensors of a micro-batch on the device. weight: the weight of each pixel in the loss, or None. maps: those of
+    the masks that the loss needs, or None."""
 
     image: Tensor
     mask: Tensor
     weight: Tensor | None
+    maps: Mapping[str, Tensor] | None
 
 
 class Trainer:
@@ -218,16 +220,17 @@ class Trainer:
         device = self.experiment.device
         image = to_device(batch["image"], device, channels_last=self.settings.channels_last)
         weight = to_device(batch["weight"], device) if "weight" in batch else None
-        return _OnDevice(image, to_device(batch["mask"], device), weight)
+        maps = {name: to_device(values, device) for name, values in batch["maps"].items()} if "maps" in batch else None
+        return _OnDevice(image, to_device(batch["mask"], device), weight, maps)
 
     def _backward(self, batch: _OnDevice, normaliser: Any, *, is_first: bool) -> dict[str, Tensor]:
         """Forward and backward pass of a micro-batch. Returns its contribution to the loss and to each term."""
         with self.timed("forward"), self._autocast():
             logits = self.network(batch.image)
         if is_first and (self.step_number == 0 or (self.step_number + 1) % self.settings.gradients_every == 0):
-            self.gradients = term_gradients(self.loss, logits, batch.mask, batch.weight)
+            self.gradients = term_gradients(self.loss, logits, batch.mask, batch.weight, batch.maps)
         with self.timed("loss"):
-            terms = self.loss.terms(logits, batch.mask, batch.weight, normaliser=normaliser)
+            terms = self.loss.terms(logits, batch.mask, batch.weight, normaliser=normaliser, maps=batch.maps)
             total = self.loss.combine(terms)
         with self.timed("backward"):
             self.scaler.scale(total).backward()

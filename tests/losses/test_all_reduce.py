@@ -80,6 +80,8 @@ ADDITIVE = {
     for key, task in TASKS.items()
     if task[0].get("per") == "image" or "cross_entropy" in task[0]["name"] or task[0]["name"] == "focal"
     if not task[0]["name"].startswith("lovasz")
+    # the sum of these weights needs the maps, so it is not known from the masks
+    if not (task[0]["name"] == "border_cross_entropy" and task[0].get("normalize") == "weights")
 }
 
 

@@ -15,7 +15,7 @@ from segkit.losses import build_loss, chunking, lovasz_kernels
 from segkit.losses.lovasz_kernels import EvenBins, histogram_losses
 
 from support.extreme_losses import Try, problem
-from support.loss_oracle import DEFAULTS, batch, labels_of, value_and_gradient
+from support.loss_oracle import DEFAULTS, batch, labels_of, spec_of, value_and_gradient
 
 LARGEST = torch.finfo(torch.float32).max
 TWO = Labels(["background", "a"])
@@ -37,7 +37,7 @@ def test_value_and_gradient_at_extreme_logits(name, mode, dtype, size):
     """Compared with plain formulas in float64."""
     logits, mask = batch(mode, (3, 4), dtype=torch.float64)
     logits = (size * logits.sign()).to(dtype)
-    assert problem(Try({"name": name}, labels_of(mode), logits, mask)) is None
+    assert problem(Try(spec_of(name), labels_of(mode), logits, mask)) is None
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_probabilities_below_the_normal_numbers_of_an_absent_class(name, size):
 
 @pytest.mark.parametrize(("name", "mode"), DEFAULTS)
 def test_infinite_logits_are_certain_or_give_nan(name, mode):
-    loss = build_loss(name, labels_of(mode))
+    loss = build_loss(spec_of(name), labels_of(mode))
     logits, mask = batch(mode, (3, 4), dtype=torch.float32)
     value, gradient = value_and_gradient(loss, torch.where(logits > 1, -math.inf, logits), mask)
     assert value.isfinite()

@@ -24,10 +24,13 @@ from support.loss_oracle import (
     MODES_OF,
     SOFT,
     SPACES,
+    SPATIAL,
     VARIANTS,
     batch,
     cases,
     labels_of,
+    maps_of,
+    spec_of,
     value_and_gradient,
 )
 from support.synchronisation import NoWaiting
@@ -37,10 +40,11 @@ from support.synchronisation import NoWaiting
 
 @pytest.mark.parametrize(("name", "mode"), DEFAULTS)
 def test_the_order_of_pixels_and_images_has_no_effect(name, mode):
-    loss = build_loss(name, labels_of(mode))
+    loss = build_loss(spec_of(name), labels_of(mode))
     logits, mask = batch(mode, (4, 5))
     value, gradient = value_and_gradient(loss, logits, mask)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    order = order if name not in SPATIAL else torch.arange(20).view(4, 5).flip(0, 1).flatten()
     shuffled = [x.flatten(-2)[..., order].unflatten(-1, (4, 5)).flip(0) for x in (logits, mask, gradient)]
     assert_close(value_and_gradient(loss, shuffled[0], shuffled[1]), (value, shuffled[2]))
 
@@ -48,7 +52,7 @@ def test_the_order_of_pixels_and_images_has_no_effect(name, mode):
 @pytest.mark.parametrize("worst", [math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize(("name", "mode"), DEFAULTS)
 def test_logits_at_ignored_pixels_change_neither_value_nor_gradient(name, mode, worst):
-    loss = build_loss(name, labels_of(mode))
+    loss = build_loss(spec_of(name), labels_of(mode))
     logits, mask = batch(mode, (4, 5), dtype=torch.float32)
     ignored = (mask if mode == "multilabel" else mask.unsqueeze(1).expand_as(logits)) == IGNORE_INDEX
     value, gradient = value_and_gradient(loss, logits, mask)
@@ -60,7 +64,7 @@ def test_logits_at_ignored_pixels_change_neither_value_nor_gradient(name, mode, 
 
 @pytest.mark.parametrize(("name", "mode"), DEFAULTS)
 def test_ignoring_pixels_equals_cropping_them_away(name, mode):
-    loss = build_loss(name, labels_of(mode))
+    loss = build_loss(spec_of(name), labels_of(mode))
     logits, mask = batch(mode, (4, 6), ignored=0.0)
     mask[..., 4:] = IGNORE_INDEX
     value, gradient = value_and_gradient(loss, logits, mask)
@@ -93,7 +97,7 @@ def test_an_image_that_is_all_ignored_does_not_count(options, mode):
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize(("name", "mode"), DEFAULTS)
 def test_every_integer_dtype_gives_the_same_result(name, mode, dtype):
-    loss = build_loss(name, labels_of(mode))
+    loss = build_loss(spec_of(name), labels_of(mode))
     logits, mask = batch(mode, (4, 5))
     expected = value_and_gradient(loss, logits, mask)
     assert_close(value_and_gradient(loss, logits, mask.to(dtype)), expected, rtol=0, atol=0)
@@ -103,7 +107,7 @@ def test_every_integer_dtype_gives_the_same_result(name, mode, dtype):
     ("name", "mode"), [(n, m) for n in LOSSES for m in MODES_OF.get(n, MODES) if m != "multilabel"]
 )
 def test_class_numbers_and_onehot_masks_give_the_same_result(name, mode):
-    loss, labels = build_loss(name, labels_of(mode)), labels_of(mode)
+    loss, labels = build_loss(spec_of(name), labels_of(mode)), labels_of(mode)
     logits, mask = batch(mode, (4, 5), ignored=0.3 if mode == "multiclass" else 0.0)
     expected = value_and_gradient(loss, logits, mask)
     onehot = torch.stack([mask == c for c in range(3)], 1) if mode == "multiclass" else mask.unsqueeze(1) == 1
@@ -115,7 +119,7 @@ def test_class_numbers_and_onehot_masks_give_the_same_result(name, mode):
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in MODES_OF])
 def test_a_onehot_pixel_with_the_ignore_value_is_ignored(name):
-    loss = build_loss(name, labels_of("multiclass"))
+    loss = build_loss(spec_of(name), labels_of("multiclass"))
     logits, mask = batch("multiclass", (4, 5), ignored=0.0)
     onehot = torch.stack([mask == c for c in range(3)], 1).to(torch.uint8)
     onehot[:, 0, :2] = IGNORE_INDEX  # the other channels remain 1 or 0
@@ -125,7 +129,7 @@ def test_a_onehot_pixel_with_the_ignore_value_is_ignored(name):
 
 @pytest.mark.parametrize("name", SOFT)
 def test_multilabel_soft_masks_of_0_and_1_equal_hard_masks(name):
-    loss = build_loss(name, labels_of("multilabel"))
+    loss = build_loss(spec_of(name), labels_of("multilabel"))
     logits, mask = batch("multilabel", (4, 5), ignored=0.0)
     expected = value_and_gradient(loss, logits, mask)
     assert_close(value_and_gradient(loss, logits, mask.double()), expected)
@@ -186,7 +190,7 @@ def test_chunks_do_not_change_the_result(options, mode, layout, monkeypatch):
 
 @pytest.mark.parametrize(("name", "mode"), DEFAULTS)
 def test_any_layout_and_a_second_backward(name, mode):
-    loss = build_loss(name, labels_of(mode))
+    loss = build_loss(spec_of(name), labels_of(mode))
     logits, mask = batch(mode, (6, 7))
     transposed = logits.transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()  # columns first in memory
     value = loss(transposed, mask)
@@ -200,7 +204,7 @@ def test_any_layout_and_a_second_backward(name, mode):
 @pytest.mark.parametrize("space", SPACES, ids=["2d", "3d"])
 @pytest.mark.parametrize(("name", "mode"), DEFAULTS)
 def test_channels_last(name, mode, space):
-    loss = build_loss(name, labels_of(mode))
+    loss = build_loss(spec_of(name), labels_of(mode))
     logits, mask = batch(mode, space)
     last = logits.to(memory_format=torch.channels_last if len(space) == 2 else torch.channels_last_3d)
     assert_close(value_and_gradient(loss, last, mask), value_and_gradient(loss, logits, mask), check_stride=False)
@@ -209,9 +213,10 @@ def test_channels_last(name, mode, space):
 @pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
 def test_meta_device(options, mode, space):
     logits, mask = batch(mode, space, dtype=torch.float32)
-    loss = build_loss(options, labels_of(mode)).to("meta")
+    loss = build_loss(options, labels_of(mode))
+    maps = {name: values.to("meta") for name, values in maps_of(loss, mask, len(space)).get("maps", {}).items()}
     logits = logits.to("meta").requires_grad_()
-    loss(logits, mask.to("meta")).backward()
+    loss.to("meta")(logits, mask.to("meta"), maps=maps).backward()
     assert logits.grad is not None
     assert logits.grad.shape == logits.shape
 
@@ -220,8 +225,9 @@ def test_meta_device(options, mode, space):
 def test_no_host_synchronisation(options, mode, space):
     loss = build_loss(options, labels_of(mode))
     logits, mask = batch(mode, space)
+    given = maps_of(loss, mask, len(space))
     with NoWaiting():
-        loss(logits.requires_grad_(), mask).backward()
+        loss(logits.requires_grad_(), mask, **given).backward()
 
 
 # tracing the backward pass as well takes three quarters of the time, and differs little between modes
@@ -238,21 +244,23 @@ BACKENDS = [
 @pytest.mark.compile
 @pytest.mark.parametrize(("mode", "backend"), BACKENDS)
 def test_all_terms_compile_to_one_graph_for_every_shape(mode, backend):
-    names = [name for name in LOSSES if mode in MODES_OF.get(name, MODES)]
-    exact = [{"name": name, **EXACT[name]} for name in names if name in EXACT]
+    names = [spec_of(name) for name in LOSSES if mode in MODES_OF.get(name, MODES)]
+    exact = [{**spec, **EXACT[spec["name"]]} for spec in names if spec["name"] in EXACT]
     loss = build_loss([*names, *exact, {"name": "dice", "per": "image", "power": 2}], labels_of(mode))
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
     for seed, space in enumerate([(4, 5), (6, 3), (5, 9), (8, 7), (3, 10)]):
         logits, mask = batch(mode, space, seed=seed)
         ignored = mask == IGNORE_INDEX
         logits = logits.masked_fill(ignored if ignored.ndim == logits.ndim else ignored.unsqueeze(1), math.nan)
+        given = maps_of(loss, mask, 2)
         with torch.compiler.set_stance("fail_on_recompile" if seed else "default"):
-            values = value_and_gradient(compiled, logits, mask)
-        assert_close(values, value_and_gradient(loss, logits, mask))
+            values = value_and_gradient(compiled, logits, mask, **given)
+        assert_close(values, value_and_gradient(loss, logits, mask, **given))
     logits, mask = batch(mode, (7, 6))
     logits = 1.7e308 * logits.sign()  # so that differences overflow
+    given = maps_of(loss, mask, 2)
     with torch.compiler.set_stance("fail_on_recompile"):
-        value, gradient = value_and_gradient(compiled, logits, mask)
+        value, gradient = value_and_gradient(compiled, logits, mask, **given)
     assert value.isfinite()
     assert gradient.isfinite().all()
     assert_close((value, gradient), value_and_gradient(loss, logits, mask))
@@ -303,7 +311,7 @@ def test_regions_equal_their_expanded_masks():
     logits, mask = batch("multiclass", (4, 5))
     logits, expanded = logits[:, :2], torch.stack([(mask > 0).to(torch.uint8), (mask == 2).to(torch.uint8)], 1)
     expanded[(mask == IGNORE_INDEX).unsqueeze(1).expand_as(expanded)] = IGNORE_INDEX
-    spec = [*LOSSES, {"name": "cross_entropy", "normalize": "valid"}]
+    spec = [*map(spec_of, LOSSES), {"name": "cross_entropy", "normalize": "valid"}]
     assert_close(build_loss(spec, regions).terms(logits, mask), build_loss(spec, masks).terms(logits, expanded))
 
 
@@ -350,7 +358,7 @@ def test_a_name_a_mapping_and_a_list_give_the_same_loss():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_equals_the_sum_of_its_terms(name):
-    class_counts = [[9, 5, 1], [8, 4, 0]]
+    class_counts = {"pixels": [[9, 5, 1], [8, 4, 0]], "radius": [[4, 3, 1], [4, 3, 0]]}
     before = copy.deepcopy(RECIPES[name])
     logits, mask = batch("multiclass", (4, 5))
     loss = build_loss(name, labels_of("multiclass"), class_counts=class_counts)
@@ -370,7 +378,7 @@ def test_every_recipe_equals_the_sum_of_its_terms(name):
 @pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "generalized_dice", "cross_entropy", "focal"])
 def test_classes_without_annotation_at_some_pixels(name):
     """For overlapping classes, `valid` [B, K, *S] equals the ignore value in a mask with channels."""
-    loss = build_loss(name, labels_of("multilabel"))
+    loss = build_loss(spec_of(name), labels_of("multilabel"))
     logits, mask = batch("multilabel", (4, 5))
     valid = mask != IGNORE_INDEX
     filled = torch.where(valid, mask, 0)
@@ -392,7 +400,7 @@ def test_a_class_without_annotation_in_any_image_is_left_out(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_valid_map_equals_an_ignored_mask(name):
     mode = MODES_OF.get(name, MODES)[0]
-    loss = build_loss(name, labels_of(mode))
+    loss = build_loss(spec_of(name), labels_of(mode))
     logits, mask = batch(mode, (4, 5))
     valid = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(3)) < 0.6
     expected = value_and_gradient(loss, logits, torch.where(valid, mask, IGNORE_INDEX))
@@ -404,7 +412,7 @@ def test_pixel_losses_with_a_softmax_refuse_validity_per_class(name):
     logits, mask = batch("multiclass", (4, 5))
     valid = torch.ones(2, 3, 4, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match=f"{name} under a softmax.*valid"):
-        build_loss(name, labels_of("multiclass"))(logits, mask, valid=valid)
+        build_loss(spec_of(name), labels_of("multiclass"))(logits, mask, valid=valid)
 
 
 def test_mask_values_that_are_no_class_raise():
@@ -412,7 +420,7 @@ def test_mask_values_that_are_no_class_raise():
     mask[0, 0, 0] = 7
     for name in ("dice", "lovasz_softmax", "topk_cross_entropy"):
         with pytest.raises(RuntimeError, match="255"):
-            build_loss(name, labels_of("multiclass"))(logits, mask)
+            build_loss(spec_of(name), labels_of("multiclass"))(logits, mask)
 
 
 # --- schedules of term weights ----------------------------------------------------------------------------------
@@ -441,7 +449,7 @@ def test_weights_follow_the_progress_of_the_run(weight, expected):
 def test_a_second_derivative_raises():
     for name in [name for name in LOSSES if name not in MODES_OF]:
         logits, mask = batch("multiclass", (4, 5))
-        value = build_loss(name, labels_of("multiclass"))(logits.requires_grad_(), mask)
+        value = build_loss(spec_of(name), labels_of("multiclass"))(logits.requires_grad_(), mask)
         with pytest.raises(RuntimeError, match="no second derivative"):
             torch.autograd.grad(value, logits, create_graph=True)
 

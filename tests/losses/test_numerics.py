@@ -17,7 +17,7 @@ from segkit.losses import LOSSES, build_loss
 from segkit.losses.lovasz_kernels import sorted_increments
 from segkit.losses.pixel import FocalLog
 
-from support.loss_oracle import MODES, MODES_OF, batch, labels_of, value_and_gradient
+from support.loss_oracle import MODES, MODES_OF, batch, labels_of, spec_of, value_and_gradient
 
 # --- numerical edge cases ------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ def test_half_precision_logits_are_summed_in_float32(dtype, name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_of_half_precision_logits(dtype):
     logits, mask = batch("multiclass", (32, 32), dtype=torch.float32)
-    loss = build_loss([name for name in LOSSES if name not in MODES_OF], labels_of("multiclass"))
+    loss = build_loss([spec_of(name) for name in LOSSES if name not in MODES_OF], labels_of("multiclass"))
     value, gradient = value_and_gradient(loss, logits.to(dtype), mask)
     expected, exact = value_and_gradient(loss, logits.to(dtype).double(), mask)
     assert_close(value, expected, check_dtype=False)
@@ -264,7 +264,7 @@ def test_the_number_of_pixels_in_a_share(share, rounding, pixels, expected):
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in MODES_OF])
 def test_the_value_has_the_dtype_of_the_arithmetic(name):
-    loss = build_loss(name, MULTICLASS_THREE)
+    loss = build_loss(spec_of(name), labels_of("multiclass"))
     mask = torch.randint(3, (2, 8, 8))
     for dtype, expected in ((torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
         assert loss(torch.randn(2, 3, 8, 8).to(dtype), mask).dtype == expected

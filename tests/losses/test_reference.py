@@ -12,15 +12,18 @@ from support.loss_loops import loop
 from support.loss_oracle import (
     IGNORE_INDEX,
     MODES,
+    ON_HOST,
     SOFT,
     SPACES,
+    SPATIAL,
     UNWEIGHTED,
     batch,
     cases,
     labels_of,
+    spec_of,
     value_and_gradient,
 )
-from support.reference_losses import REFERENCES, reference
+from support.reference_losses import REFERENCES, reference, spatial_references
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 
@@ -30,10 +33,14 @@ def reference_value_and_gradient(options, logits, mask, labels, pixel_weight=Non
 
 
 def test_every_loss_has_a_reference():
-    assert REFERENCES.keys() == LOSSES.keys()
+    assert {*REFERENCES, *spatial_references()} == LOSSES.keys()
 
 
-@pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
+# the references of losses that depend on where pixels lie are compared with other libraries, in test_spatial.py
+POINTWISE = [case for case in cases(*SPACES) if case.values[0]["name"] not in SPATIAL]
+
+
+@pytest.mark.parametrize(("options", "mode", "space"), POINTWISE)
 def test_the_references_equal_loops_over_pixels(options, mode, space):
     labels = labels_of(mode)
     logits, mask = batch(mode, space)
@@ -41,16 +48,16 @@ def test_the_references_equal_loops_over_pixels(options, mode, space):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in UNWEIGHTED])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in (*UNWEIGHTED, *SPATIAL)])
 def test_weighted_references_equal_loops_over_pixels(name, mode):
     labels = labels_of(mode)
     logits, mask = batch(mode, (3, 4))
     weight = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = loop({"name": name}, logits, mask, labels, weight)
-    assert_close(reference({"name": name}, logits, mask, labels, weight).item(), expected, **TOLERANCE)
+    expected = loop(spec_of(name), logits, mask, labels, weight)
+    assert_close(reference(spec_of(name), logits, mask, labels, weight).item(), expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize(("options", "mode", "space"), cases(*SPACES))
+@pytest.mark.parametrize(("options", "mode", "space"), [*cases(*SPACES), *cases(*SPACES, variants=ON_HOST)])
 def test_value_and_gradient_equal_the_reference(options, mode, space):
     labels = labels_of(mode)
     logits, mask = batch(mode, space)
@@ -70,7 +77,7 @@ def test_an_absent_class(options, mode, space):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "options",
-    [*({"name": name} for name in LOSSES if name not in UNWEIGHTED), {"name": "dice", "power": 2, "per": "image"}],
+    [*(spec_of(name) for name in LOSSES if name not in UNWEIGHTED), {"name": "dice", "power": 2, "per": "image"}],
     ids=lambda options: "-".join(str(value) for value in options.values()),
 )
 def test_pixel_weights(options, mode):

@@ -15,10 +15,11 @@ from segkit.labels import Labels
 from segkit.losses import LOSSES, RECIPES, build_loss, expanded
 from segkit.losses.library_presets import PRESETS, Preset
 
-from support.loss_oracle import IGNORE_INDEX, MODES, MODES_OF, SOFT, VARIANTS, labels_of
+from support.loss_oracle import IGNORE_INDEX, MODES, MODES_OF, SOFT, VARIANTS, labels_of, spec_of
 from support.reference_losses import FLOORS, reference
 
-CLASS_COUNTS = [[60, 30, 10], [20, 70, 10]]
+CLASS_COUNTS = {"pixels": [[60, 30, 10], [20, 70, 10]], "radius": [[2, 2, 1], [2, 2, 1]]}
+BINARY_COUNTS = {"pixels": [[60, 40], [20, 80]], "radius": [[3, 2], [3, 2]]}
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # ordinary logits; probabilities around the smallest numbers of float32; the largest numbers of each dtype
 MAGNITUDES = (0.0, 1.0, 30.0, 88.0, 100.0, 104.0, 1e4, 65504.0, 1e19, 1e30, 1e38, 3.4e38, 8e307)
@@ -45,7 +46,7 @@ class Try:
 def specifications() -> list[tuple[Any, str]]:
     """Every loss, recipe and library preset with the modes that support it."""
     pairs = [(dict(options), mode) for options, modes in VARIANTS for mode in modes]
-    pairs += [({"name": name}, mode) for name in LOSSES for mode in MODES_OF.get(name, MODES)]
+    pairs += [(spec_of(name), mode) for name in LOSSES for mode in MODES_OF.get(name, MODES)]
     pairs += [
         ({**options, "per": per}, mode)
         for options, mode in pairs
@@ -60,9 +61,13 @@ def specifications() -> list[tuple[Any, str]]:
     return [(spec, mode) for spec, mode in pairs if _is_possible(spec, mode)]
 
 
+def class_counts(mode: str) -> dict[str, Any]:
+    return BINARY_COUNTS if mode == "binary" else CLASS_COUNTS
+
+
 def _is_possible(spec: Any, mode: str) -> bool:
     try:
-        build_loss(spec, labels_of(mode), CLASS_COUNTS if mode != "binary" else [[60, 40]])
+        build_loss(spec, labels_of(mode), class_counts(mode))
     except ValueError:
         return False
     return True
@@ -113,7 +118,7 @@ def _mask(rng: np.random.Generator, spec: Any, labels: Labels, extent: tuple[int
 
 def problem(attempt: Try) -> str | None:
     """What is wrong with value or gradient of a try; None if they are right."""
-    counts = CLASS_COUNTS if attempt.labels.mode != "binary" else [[60, 40], [20, 80]]
+    counts = class_counts(attempt.labels.mode)
     loss = build_loss(attempt.spec, attempt.labels, counts)
     leaf = attempt.logits.clone().requires_grad_()
     value = loss(leaf, attempt.mask)
@@ -174,8 +179,10 @@ def _terms(spec: Any, labels: Labels) -> list[dict[str, Any]]:
     for term in terms:
         term.pop("like", None)
         term.pop("bins", None)
+        if term["name"] == "cldice":
+            term.setdefault("iterations", 1)  # one less than the largest radius of the foreground in CLASS_COUNTS
         if isinstance(term.get("class_weights"), str):  # median frequency: median(q) / q
-            counts = np.array(CLASS_COUNTS if labels.mode != "binary" else [[60, 40], [20, 80]], dtype=float)
+            counts = np.array(class_counts(labels.mode)["pixels"], dtype=float)
             frequency = counts.sum(0) / np.where(counts > 0, counts.sum(1, keepdims=True), 0).sum(0)
             term["class_weights"] = list(np.median(frequency) / frequency)
         if term.pop("rounding", "up") == "down":

@@ -7,6 +7,7 @@ import torch
 
 from segkit.labels import Labels
 from segkit.losses import LOSSES
+from segkit.losses.target_maps import maps_of_target
 
 IGNORE_INDEX = 255
 MODES = ("multiclass", "binary", "multilabel")
@@ -18,13 +19,18 @@ SOFT = (  # losses that support soft targets
     "cross_entropy", "poly_cross_entropy", "topk_cross_entropy", "dice", "jaccard", "tversky", "focal_tversky",
     "generalized_dice",
 )  # fmt: skip
+SPATIAL = (  # losses that depend on where pixels lie
+    "boundary", "hausdorff", "surface", "cldice", "skeleton_recall", "component_dice", "border_cross_entropy",
+)  # fmt: skip
 UNWEIGHTED = ("topk_cross_entropy", "lovasz_softmax", "lovasz_hinge")  # losses that do not support pixel weights
+# options that some losses need: without class counts, the iterations of cldice have no default
+NEEDED = {"cldice": {"iterations": 2}}
 # With few pixels, the error of a histogram, which replaces errors by the centres of their bins, is large.
 EXACT = {"lovasz_softmax": {"mode": "exact"}, "lovasz_hinge": {"mode": "exact"}}
 
 # every loss with its defaults, and options that change the arithmetic, each with the modes that support them
 VARIANTS = [
-    *[({"name": name, **EXACT.get(name, {})}, MODES_OF.get(name, MODES)) for name in LOSSES],
+    *[({"name": name, **NEEDED.get(name, {}), **EXACT.get(name, {})}, MODES_OF.get(name, MODES)) for name in LOSSES],
     ({"name": "cross_entropy", "label_smoothing": 0.2}, MODES),
     (
         {"name": "cross_entropy", "label_smoothing": 0.2, "class_weights": [0.3, 2.1, 1.25], "normalize": "numel"},
@@ -62,13 +68,29 @@ VARIANTS = [
     ({"name": "lovasz_softmax", "mode": "exact", "per": "image"}, MODES),
     ({"name": "lovasz_softmax", "mode": "exact", "classes": "all"}, MODES),
     ({"name": "lovasz_softmax", "mode": "exact", "per": "image", "classes": ["a", 2]}, ("multiclass", "multilabel")),
+    ({"name": "boundary", "distance": "mm", "offset": False, "per": "image"}, MODES),
+    ({"name": "boundary", "background": True, "class_weights": [0.3, 2.1, 1.25]}, ("multiclass", "multilabel")),
+    ({"name": "hausdorff", "alpha": 1.5, "log": True, "distance": "mm"}, MODES),
+    ({"name": "surface", "per": "image"}, MODES),
+    ({"name": "cldice", "iterations": 1, "per": "image", "eps": [1.0, 0.5]}, MODES),
+    ({"name": "skeleton_recall", "radius": 0, "eps": [1.0, 0.5], "per": "image"}, MODES),
+    ({"name": "component_dice", "of": "region", "per": "image", "eps": 0.5}, MODES),
+    ({"name": "border_cross_entropy", "w0": 3.0, "sigma": 1.0, "normalize": "weights"}, MODES),
+    ({"name": "border_cross_entropy", "class_weights": [0.3, 2.1, 1.25]}, ("multiclass", "multilabel")),
 ]
+# variants that make maps of the prediction on the host
+ON_HOST = [({"name": "hausdorff", "one_sided": False, "distance": "mm"}, MODES)]
 
 
-def cases(*spaces):
+def spec_of(name):
+    """The loss of this name with its defaults and the options that it needs."""
+    return {"name": name, **NEEDED.get(name, {})}
+
+
+def cases(*spaces, variants=VARIANTS):
     return [
         pytest.param(options, mode, space, id=f"{'-'.join(str(v) for v in options.values())}-{mode}-{len(space)}d")
-        for options, modes in VARIANTS
+        for options, modes in variants
         for mode in modes
         for space in spaces
     ]
@@ -95,6 +117,12 @@ def batch(mode, space, seed=0, ignored=0.3, absent=None, dtype=torch.float64):
         mask[mask == absent] = 0
     mask[torch.rand(shape, generator=rng) < ignored] = IGNORE_INDEX
     return logits, mask
+
+
+def maps_of(loss, mask, spatial):
+    """The maps of a batch that a loss needs, as the training loader would provide them."""
+    target = loss.labels.target(mask, spatial)
+    return {"maps": maps_of_target(loss.maps, loss.labels, target, None, torch.float64)} if loss.maps else {}
 
 
 def value_and_gradient(loss, logits, mask, **kwargs):

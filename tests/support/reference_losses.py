@@ -27,7 +27,7 @@ FLOORS = {torch.float32: -(2.0**64), torch.float64: -(2.0**512)}  # lower log-pr
 class Pixels:
     """A batch with flattened spatial axes: logits and targets [B, K, N], validity bool [B, K, N], weights [B, N].
 
-    floor: the lowest log-probability and the largest hinge error, see `floored`.
+    floor: the lowest log-probability and the largest hinge error, see `floored`. space: the sides of an image.
     """
 
     logits: Tensor
@@ -36,6 +36,7 @@ class Pixels:
     w: Tensor
     labels: Labels
     floor: float
+    space: tuple[int, ...]
 
     @property
     def p(self) -> Tensor:
@@ -52,7 +53,7 @@ def pixels_of(
     logits: Tensor, mask: Tensor, labels: Labels, pixel_weight: Tensor | None = None, floor: float | None = None
 ) -> Pixels:
     """A batch from class numbers [B, *S], channels of 0, 1 and the ignore value [B, K, *S], or soft targets."""
-    logits = logits.flatten(2)
+    space, logits = tuple(logits.shape[2:]), logits.flatten(2)
     if mask.is_floating_point():
         g, valid = mask.to(logits.dtype).flatten(2), torch.ones_like(logits, dtype=torch.bool)
     elif labels.mode == "multilabel":
@@ -63,7 +64,7 @@ def pixels_of(
         g = torch.cat([index == number for number in channel_classes], 1).to(logits.dtype)
         valid = (index != IGNORED).expand_as(g)
     w = torch.ones_like(logits[:, 0]) if pixel_weight is None else pixel_weight.to(logits.dtype).flatten(1)
-    return Pixels(logits, g, valid, w, labels, FLOORS[logits.dtype] if floor is None else floor)
+    return Pixels(logits, g, valid, w, labels, FLOORS[logits.dtype] if floor is None else floor, space)
 
 
 # --- pixel losses: the mean over entries ----------------------------------------------------------------------------
@@ -368,4 +369,13 @@ def reference(
     """
     options = {key: value for key, value in options.items() if key != "mode"}
     name = options.pop("name")
-    return REFERENCES[name](pixels_of(logits, mask, labels, pixel_weight, floor), **options)
+    formula = REFERENCES[name] if name in REFERENCES else spatial_references().get(name)
+    assert formula is not None, name
+    return formula(pixels_of(logits, mask, labels, pixel_weight, floor), **options)
+
+
+def spatial_references() -> dict[str, Callable[..., Tensor]]:
+    """The references of the losses that depend on where pixels lie."""
+    from support.spatial_references import SPATIAL_REFERENCES
+
+    return SPATIAL_REFERENCES

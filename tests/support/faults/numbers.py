@@ -53,8 +53,7 @@ def infinite_logits(_folder: Path, tries: int, seed: int) -> Iterator[str | None
 
 
 def _infinite(attempt: extreme_losses.Try, worst: float) -> str | None:
-    counts = extreme_losses.CLASS_COUNTS if attempt.labels.mode != "binary" else [[60, 40], [20, 80]]
-    loss = build_loss(attempt.spec, attempt.labels, counts)
+    loss = build_loss(attempt.spec, attempt.labels, extreme_losses.class_counts(attempt.labels.mode))
     mask = attempt.mask
     if mask.is_floating_point():
         return None
