@@ -8,7 +8,7 @@ import os
 import warnings
 from pathlib import Path
 
-TABLES = ("speed", "memory", "accuracy", "classes")  # of the losses
+TABLES = ("speed", "memory", "spatial", "accuracy", "classes")  # of the losses
 STEPS = ("loops", "networks", "switches")  # of training
 PEERS = "monai|segmentation_models_pytorch|kornia|timm"  # their warnings are ignored
 

@@ -16,7 +16,22 @@ from pathlib import Path
 
 import torch
 from benchmark_tables import Sheet, as_markdown, as_rich, circumstances, target_text
-from loss_peers import LIBRARIES, ROWS, Call, Loss, Row, calls_of, ours, random_batch, rows, with_channel
+from loss_peers import (
+    LIBRARIES,
+    ROWS,
+    Call,
+    Loss,
+    Row,
+    blobs,
+    calls_of,
+    gradient,
+    ours,
+    random_batch,
+    rows,
+    spatial_rows,
+    with_channel,
+    with_maps,
+)
 from meters import peak_bytes
 from rich.console import Console
 from torch import Tensor
@@ -44,6 +59,7 @@ def benchmark_losses(
     makers: dict[str, Callable[[], Iterator[Sheet]]] = {
         "speed": lambda: (speed_sheet(shape, rounds) for shape in shapes),
         "memory": lambda: (memory_sheet(shape) for shape in shapes),
+        "spatial": lambda: (spatial_sheet(shape, rounds) for shape in shapes if shape != "2x21x512x512"),
         "accuracy": accuracy_sheets,
         "classes": lambda: iter([many_classes_sheet(MANY_CLASSES, rounds)]),
     }
@@ -131,6 +147,35 @@ def memory_sheet(shape: str) -> Sheet:
         peaks = {library: f"{peak_bytes(call) / size:.2f}" for library, call in calls.items()}
         sheet.rows.append([name, *(peaks.get(library, "-") for library in LIBRARIES), target_text(limit)])
     return sheet
+
+
+def spatial_sheet(shape: str, rounds: int) -> Sheet:
+    """Losses of boundaries, centrelines and components on smooth shapes, with the maps that the loader makes."""
+    sheet = Sheet(
+        f"losses of boundaries, centrelines and components, {shape}: minimum of {rounds} rounds, ms, and peak memory",
+        ["loss", "segkit", "maps of one image", "MONAI", "memory", "target", "MONAI's memory"],
+        note="segkit: loss and gradient, with maps that the loader has made; maps of one image: the time of a worker for\n"
+        "them. MONAI makes its distance maps inside of the loss. Memory in sizes of the logits, with the gradient and\n"
+        "without the maps. All leave out the background.",
+    )
+    logits, mask = blobs(shape)
+    calls = spatial_calls(logits, mask)
+    size, seconds = logits.numel() * logits.element_size(), in_turn(calls, rounds)
+    for name, row in spatial_rows().items():
+        cells = {who: milliseconds(seconds[name, who], rounds) for who in ("segkit", "maps", *row.peers)}
+        peaks = {who: f"{peak_bytes(calls[name, who]) / size:.2f}" for who in ("segkit", *row.peers)}
+        times = [cells.get(who, "-") for who in ("segkit", "maps", "MONAI")]
+        sheet.rows.append([name, *times, peaks["segkit"], target_text(row.memory), peaks.get("MONAI", "-")])
+    return sheet
+
+
+def spatial_calls(logits: Tensor, mask: Tensor) -> dict[Entry, Call]:
+    """For every row: the loss of segkit, the making of its maps for one image, and the losses of others."""
+    leaf, numbers, calls = logits.detach().requires_grad_(), mask.long(), {}
+    for name, row in spatial_rows().items():
+        calls[name, "segkit"], calls[name, "maps"] = with_maps(row, logits, mask)
+        calls |= {(name, peer): partial(gradient, loss, leaf, numbers) for peer, loss in row.peers.items()}
+    return calls
 
 
 def many_classes_sheet(shape: str, rounds: int) -> Sheet:

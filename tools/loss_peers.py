@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segkit import Labels
 from segkit.losses import build_loss
+from segkit.losses.target_maps import maps_of_mask, stacked
 
 LIBRARIES = ("segkit", "torch", "MONAI", "smp", "kornia")
 MONAI_OPTIONS: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
@@ -46,6 +47,38 @@ ROWS = {
     "poly_cross_entropy": Row("poly_cross_entropy"),
     "topk_cross_entropy": Row("topk_cross_entropy"),
 }
+
+
+# losses of boundaries, centrelines and components, and what they are compared with
+SPATIAL_ROWS = {
+    "boundary": Row("boundary"),
+    "hausdorff, one-sided": Row("hausdorff"),
+    "hausdorff, two-sided": Row({"name": "hausdorff", "one_sided": False}),
+    "surface": Row("surface"),
+    "cldice, 5 iterations": Row({"name": "cldice", "iterations": 5}, memory=8.0),
+    "skeleton_recall": Row("skeleton_recall"),
+    "component_dice": Row("component_dice", memory=3.0),
+    "component_dice, regions": Row({"name": "component_dice", "of": "region"}, memory=3.0),
+    "border_cross_entropy": Row("border_cross_entropy"),
+}
+
+
+def spatial_rows() -> dict[str, Row]:
+    """The rows of `SPATIAL_ROWS` with the losses of MONAI, which alone has some of them."""
+    from monai.losses.boundary_loss import BoundaryLoss
+    from monai.losses.cldice import SoftclDiceLoss
+    from monai.losses.hausdorff_loss import HausdorffDTLoss
+
+    foreground = {**MONAI_OPTIONS, "include_background": False}
+    peers: dict[str, Loss] = {
+        "boundary": with_channel(BoundaryLoss(**foreground)),
+        "hausdorff, two-sided": with_channel(HausdorffDTLoss(**foreground)),
+        "cldice, 5 iterations": with_channel(SoftclDiceLoss(iter_=5, **foreground)),
+    }
+    return {
+        name: Row(row.spec, row.time, row.memory, {"MONAI": peers[name]} if name in peers else {})
+        for name, row in SPATIAL_ROWS.items()
+    }
 
 
 def rows(dims: int, libraries: Sequence[str] = LIBRARIES) -> dict[str, Row]:
@@ -141,6 +174,28 @@ def random_batch(shape: str, device: torch.device | str = "cpu") -> tuple[Tensor
     logits = torch.randn(images, channels, *space, generator=generator, device=device)
     mask = torch.randint(0, channels, (images, *space), generator=generator, dtype=torch.uint8, device=device)
     return logits, mask
+
+
+def blobs(shape: str) -> tuple[Tensor, Tensor]:
+    """Normal logits of a shape such as 2x3x64x64, and uint8 labels of smooth shapes on a background."""
+    images, channels, *space = sides_of(shape)
+    logits, _ = random_batch(shape)
+    smooth = torch.randn(images, channels, *space, generator=torch.Generator().manual_seed(1))
+    pool = F.avg_pool2d if len(space) == 2 else F.avg_pool3d
+    for _pass in range(3):
+        smooth = pool(smooth, 9, 1, 4)
+    smooth[:, 0] += smooth.std()  # the background is more frequent
+    return logits, smooth.argmax(1).to(torch.uint8)
+
+
+def with_maps(row: Row, logits: Tensor, mask: Tensor) -> tuple[Call, Call]:
+    """Two calls: a loss and its gradient with the maps of the loader, and making these maps for one image."""
+    loss: Any = ours(row.spec, logits.shape[1], logits.device)
+    leaf, spacing = logits.detach().requires_grad_(), [1.0] * (logits.ndim - 2)
+    one_by_one = [maps_of_mask(loss.maps, loss.labels, image, spacing) for image in mask.numpy()]
+    maps = {name: torch.from_numpy(array) for name, array in stacked(one_by_one).items()}
+    given = partial(loss, maps=maps or None)
+    return partial(gradient, given, leaf, mask), partial(maps_of_mask, loss.maps, loss.labels, mask.numpy()[0], spacing)
 
 
 def calls_of(row: Row, logits: Tensor, mask: Tensor) -> dict[str, Call]:
