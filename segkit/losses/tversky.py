@@ -12,7 +12,7 @@ from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import Activation, activation_of
 from segkit.losses.class_weights import ClassWeights
 from segkit.losses.limits import LARGEST_OPTION
-from segkit.losses.region import ClassMean, Empty, Eps, Per, RegionLoss, eps_pair, ratio
+from segkit.losses.region import Average, ClassMean, Empty, Eps, Per, RegionLoss, eps_pair, ratio
 from segkit.losses.shared_pass import RegionSums, Statistics
 
 # Below this loss, a power with an exponent under 1 is replaced by a straight line: its slope would be infinite at 0.
@@ -47,7 +47,7 @@ class Tversky(RegionLoss):
 
     alpha: the weight of false positives. beta: the weight of false negatives. With both 0.5 the loss is `dice` with
         half its eps, with both 1 it is `jaccard`.
-    per, eps, empty, background, class_weights, activation: as for `dice`.
+    per, eps, empty, background, class_weights, average, activation: as for `dice`.
 
     Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
     in [0, 1] if both eps are equal. Raises ValueError at build for negative alpha, beta or eps, and in the same cases
@@ -67,10 +67,11 @@ class Tversky(RegionLoss):
         empty: Empty = "present",
         background: bool = True,
         class_weights: ClassWeights = None,
+        average: Average = "macro",
         activation: Activation | None = None,
     ) -> None:
         _check_not_negative(alpha=alpha, beta=beta)
-        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights, average)
         super().__init__(RegionSums(activation_of(labels, activation)), mean, eps_pair(eps, empty))
         self.alpha, self.beta = alpha, beta
 
@@ -86,7 +87,7 @@ class FocalTversky(RegionLoss):
         exponent as 1 / gamma, so its gamma of 4/3 is 0.75 here. For losses below 1e-6 the power is replaced by a
         straight line, so that its slope stays finite.
     of: `classes` takes the power of each class's loss and then the mean, `mean` takes the power of the mean.
-    alpha, beta, per, eps, empty, background, class_weights, activation: as for `tversky`.
+    alpha, beta, per, eps, empty, background, class_weights, average, activation: as for `tversky`.
 
     Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
     in [0, 1] if both eps are equal. Raises ValueError at build unless gamma is above 0, for `of: mean` with `per:
@@ -108,6 +109,7 @@ class FocalTversky(RegionLoss):
         empty: Empty = "present",
         background: bool = True,
         class_weights: ClassWeights = None,
+        average: Average = "macro",
         activation: Activation | None = None,
     ) -> None:
         _check_not_negative(alpha=alpha, beta=beta)
@@ -115,7 +117,7 @@ class FocalTversky(RegionLoss):
             raise ValueError(f"expected gamma above 0 and at most {LARGEST_OPTION:g}, got {gamma}")
         if of == "mean" and per == "image":
             raise ValueError("of: mean takes the power of a single mean over the batch, so it requires per: batch")
-        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights, average)
         super().__init__(RegionSums(activation_of(labels, activation)), mean, eps_pair(eps, empty))
         self.alpha, self.beta, self.gamma, self.of = alpha, beta, gamma, of
 

@@ -65,6 +65,8 @@ VARIANTS = [
     ({"name": "jaccard", "average": "micro", "background": False, "empty": "zero"}, ("multiclass",)),
     ({"name": "jaccard", "activation": "sigmoid", "class_weights": [0.3, 2.1, 1.25]}, ("multiclass",)),
     ({"name": "tversky", "activation": "sigmoid", "per": "image"}, ("multiclass",)),
+    ({"name": "tversky", "average": "micro", "class_weights": [0.3, 2.1, 1.25]}, ("multiclass", "multilabel")),
+    ({"name": "focal_tversky", "average": "micro", "of": "mean"}, ("multilabel",)),
     ({"name": "generalized_dice", "power": 2, "activation": "sigmoid"}, ("multiclass",)),
     ({"name": "generalized_dice", "power": 2, "per": "image"}, MODES),
     ({"name": "lovasz_softmax", "mode": "exact", "per": "image"}, MODES),
