@@ -579,10 +579,8 @@ before = Before("0.9", {"average": "micro"}, FIVE_DIGITS)
 library_loss = kornia("tversky_loss", alpha=0.5, beta=0.5)
 add("kornia", "tversky", "multiclass", library_loss, IGNORED, before=before)
 options = {"alpha": 0.2, "beta": 0.9, "eps": [0.0, 1.0]}
-library_loss, before = (
-    kornia("tversky_loss", alpha=0.2, beta=0.9, eps=1.0),
-    Before("0.9", {**options, "average": "micro"}, FIVE_DIGITS),
-)
+library_loss = kornia("tversky_loss", alpha=0.2, beta=0.9, eps=1.0)
+before = Before("0.9", {**options, "average": "micro"}, FIVE_DIGITS)
 add("kornia", "tversky", "multiclass", library_loss, IGNORED, options, before=before)
 for options in ({}, ALPHA):
     library_loss = kornia_focal(**{"alpha": None, **options})
