@@ -154,7 +154,7 @@ def spatial_sheet(shape: str, rounds: int) -> Sheet:
     sheet = Sheet(
         f"losses of boundaries, centrelines and components, {shape}: minimum of {rounds} rounds, ms, and peak memory",
         ["loss", "segkit", "maps of one image", "MONAI", "memory", "target", "MONAI's memory"],
-        note="segkit: loss and gradient, with maps that the loader has made; maps of one image: the time of a worker for\n"
+        note="segkit: loss and gradient, with maps that the loader has made; maps of one image: a worker's time for\n"
         "them. MONAI makes its distance maps inside of the loss. Memory in sizes of the logits, with the gradient and\n"
         "without the maps. All leave out the background.",
     )

@@ -19,6 +19,7 @@ from segkit.losses import LOSSES, RECIPES, build_loss
 from segkit.losses.build import INJECTED
 from segkit.losses.class_weights import ClassWeights
 from segkit.losses.library_presets import PRESETS, Preset
+from segkit.losses.library_versions import SINCE, in_words
 from segkit.losses.weight_schedules import WEIGHT_SCHEDULES
 from segkit.utils.signatures import describe
 
@@ -131,6 +132,11 @@ SHARED = """## Options that several losses have
 - `empty` is the treatment of a class that is absent from the reference: `present` leaves it out of the mean, `keep` treats it
   like any other class, `zero` counts it with loss 0. Libraries differ here, and so do their values.
 - `eps` is one number or `[numerator, denominator]`. `background: false` leaves out the background class.
+- `average: macro` is the mean of the classes' losses, in which every class counts alike. `micro` adds up the sums of all
+  classes, times their class weights, and takes one loss from them, in which a class counts by its size; `empty` then concerns
+  a batch or image without any class, and a class that is absent counts by what is predicted for it.
+- `activation: sigmoid` makes each of several exclusive classes a binary problem, as MONAI's `sigmoid=True` and the default of
+  mmsegmentation's Dice. The probabilities of a pixel then do not sum to 1.
 - `classes` (Lovász) counts the classes in the reference of the batch or image (`present`), every class (`all`), or a list.
 - `normalize` is the divisor of a sum over pixels: the sum of the class weights of the valid pixels (`weights`), their number
   (`valid`), or the number of all pixels (`numel`).
@@ -164,8 +170,13 @@ and gradient equal those of that library. Options that you set override these. I
 incorrectly, `like` is refused with the reason. Tested against the installed torch, torchvision, MONAI 1.6, smp 0.6 and
 kornia 0.9, and against the definitions of nnU-Net v2 and mmsegmentation 1.2.
 
-| `like` | loss | in the library | options | notes |
-|---|---|---|---|---|
+*Since* is the oldest version of the library for which the row was found to hold, and the oldest one for a mode, an option, or
+with ignored pixels if that is another; torchvision's for `focal` of torch. [All versions that were
+measured](library_versions.md). A row that begins with *also* is another call of the library, with the options to set beside
+`like`.
+
+| `like` | loss | in the library | options | since | notes |
+|---|---|---|---|---|---|
 """
 
 GUARDS = """## Diagnostics during a run
@@ -267,14 +278,23 @@ def like() -> str:
     for library, table in PRESETS.items():
         for name, entry in table.items():
             if isinstance(entry, Preset):
-                options = ", ".join(f"{key}: {_yaml(value)}" for key, value in entry.options.items())
                 without = [f"not for {', '.join(entry.not_for)}"] if entry.not_for else []
                 note = "; ".join([*([entry.note] if entry.note else []), *without])
-                cells = [f"`{name}`", f"`{entry.counterpart}`", f"`{options}`" if options else "defaults", note]
+                since = in_words(SINCE[library][name])
+                rows.append((library, f"`{name}`", f"`{entry.counterpart}`", _written(entry.options), since, note))
+                rows += [
+                    (library, f"`{name}`", f"also `{call}`", _written(options), "", "")
+                    for call, options in entry.forms.items()
+                ]
             else:
-                cells = [f"`{name}`", "refused", "", entry.reason]
-            rows.append(f"| {library} | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return LIKE_TEXT + "\n".join([*rows, ""])
+                rows.append((library, f"`{name}`", "refused", "", "", entry.reason))
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return LIKE_TEXT + "\n".join([*lines, ""])
+
+
+def _written(options: typing.Mapping[str, typing.Any]) -> str:
+    text = ", ".join(f"{key}: {_yaml(value)}" for key, value in options.items())
+    return f"`{text}`" if text else "defaults"
 
 
 def _presets(table: dict[str, typing.Any], name: str) -> list[Preset]:

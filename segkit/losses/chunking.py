@@ -26,9 +26,24 @@ BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 LARGEST = {torch.float32: 2.0**64, torch.float64: 2.0**512}
 
 
-def activation_of(labels: Labels) -> Activation:
-    """A softmax over mutually exclusive classes, otherwise a sigmoid per channel."""
-    return "softmax" if labels.mode == "multiclass" else "sigmoid"
+def activation_of(labels: Labels, activation: Activation | None = None) -> Activation:
+    """The given activation; without one, a softmax over mutually exclusive classes, otherwise a sigmoid per channel.
+
+    Raises ValueError for a softmax outside multiclass mode.
+    """
+    if labels.mode == "multiclass":
+        return activation or "softmax"
+    if activation == "softmax" and labels.mode == "binary":
+        raise ValueError(
+            "activation softmax needs at least two channels, but binary mode has one; over two classes it equals the "
+            "sigmoid of one channel: leave `activation` out"
+        )
+    if activation == "softmax":
+        raise ValueError(
+            "activation softmax makes classes mutually exclusive, but in multilabel mode they may overlap; "
+            "use activation sigmoid"
+        )
+    return "sigmoid"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """`like: library` on a term: the options, and if needed a factor, with which a loss equals that of another library.
 
-Tested against torch 2.14, torchvision 0.29, MONAI 1.6, segmentation-models-pytorch (smp) 0.6 and kornia 0.9, and
-against the definitions of nnU-Net v2 and mmsegmentation 1.2. Options that the user sets override those of the table.
+Tested against torch 2.14, torchvision 0.29, MONAI 1.6, segmentation-models-pytorch (smp) 0.6 and kornia 0.9, against
+the definitions of nnU-Net v2 and mmsegmentation 1.2, and against the older versions in `library_versions`. Options that
+the user sets override those of the table.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Preset:
     rescale: a function of the complete options and the labels that returns factor and offset, or a refusal.
     not_for: the modes in which the library does not have the loss or implements it incorrectly, with the reason.
     note: remaining differences and equivalent options.
+    forms: other calls of the library, each with the options that are equal to it beside `like`.
     unweighted: the modes in which the library's loss does not support class weights.
     """
 
@@ -47,6 +49,7 @@ class Preset:
     rescale: Callable[[Options, Labels], Scale | Refusal] = _unscaled
     not_for: Mapping[str, Refusal] = field(default_factory=dict)
     note: str = ""
+    forms: Mapping[str, Options] = field(default_factory=dict)
     unweighted: tuple[str, ...] = ()
 
     def scale(self, options: Options, labels: Labels) -> Scale:
@@ -134,6 +137,15 @@ def _mmseg_cross_entropy(options: Options, labels: Labels) -> Scale | Refusal:
     return Scale()
 
 
+def _mmseg_dice(_options: Options, labels: Labels) -> Scale | Refusal:
+    if labels.ignore_index is not None:
+        return Refusal(
+            "it counts what is predicted at ignored pixels; to leave them out, replace `like` by its options "
+            "per: image, empty: keep, average: micro, activation: sigmoid, power: 2, eps: [0.0, 0.002]"
+        )
+    return Scale()
+
+
 def _negative(_options: Options, _labels: Labels) -> Scale | Refusal:
     return Scale(1.0, -1.0)
 
@@ -142,6 +154,8 @@ NO_CLASS_IGNORED = "with overlapping classes its ignore_index also excludes pixe
 MONAI_REGION = {"per": "image", "empty": "keep"}
 SMP_REGION = {"per": "batch", "empty": "zero", "eps": 0.0}
 KORNIA_REGION = {"per": "image", "empty": "present", "eps": [0.0, 1e-8]}
+MMSEG_DICE = {"per": "image", "empty": "keep", "average": "micro"}
+SIGMOID = {"activation": "sigmoid"}
 LOVASZ_OF_BATCH = {"per": "batch", "classes": "present", "mode": "exact"}
 LOVASZ_OF_IMAGES = {"per": "image", "classes": "all", "mode": "exact"}
 HINGE_OF_BATCH = {"per": "batch", "classes": "all", "mode": "exact"}
@@ -190,18 +204,21 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             {**MONAI_REGION, "eps": 1e-5},
             _monai_region,
             note=f"{MONAI_WEIGHT_NOTE}; {MONAI_NOTE}",
+            forms={"monai.losses.DiceLoss(sigmoid=True)": SIGMOID},
         ),
         "jaccard": Preset(
             "monai.losses.DiceLoss(jaccard=True)",
             {**MONAI_REGION, "eps": 0.5e-5},
             _monai_region,
             note=f"smooth_nr=smooth_dr=s is eps: s / 2; {MONAI_WEIGHT_NOTE}; {MONAI_NOTE}",
+            forms={"monai.losses.DiceLoss(jaccard=True, sigmoid=True)": SIGMOID},
         ),
         "tversky": Preset(
             "monai.losses.TverskyLoss",
             {**MONAI_REGION, "eps": 1e-5, "alpha": 0.5, "beta": 0.5},
             _monai_region,
             note=f"it does not support class_weights; {MONAI_NOTE}",
+            forms={"monai.losses.TverskyLoss(sigmoid=True)": SIGMOID},
             unweighted=EVERY_MODE,
         ),
         "focal_tversky": Refusal(
@@ -212,6 +229,7 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             "monai.losses.GeneralizedDiceLoss",
             {"per": "image", "weight_by": "square", "absent": "max", "relative": False, "eps": 1e-5},
             note="it counts an image without any class as 0 in the mean, segkit leaves it out; it has no ignore value",
+            forms={"monai.losses.GeneralizedDiceLoss(sigmoid=True)": SIGMOID},
         ),
         "focal": Preset(
             "monai.losses.FocalLoss",
@@ -231,7 +249,7 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             "in multiclass mode",
             unweighted=("multiclass",),
         ),
-        "dice": Preset("smp.losses.DiceLoss", SMP_REGION, note="smooth=s is eps: 2 s"),
+        "dice": Preset("smp.losses.DiceLoss", SMP_REGION, note="smooth=s is eps: 2 s, before 0.4 eps: s"),
         "jaccard": Preset("smp.losses.JaccardLoss", SMP_REGION, note="smooth=s is eps: s"),
         "tversky": Preset(
             "smp.losses.TverskyLoss", {**SMP_REGION, "alpha": 0.5, "beta": 0.5}, note="smooth=s is eps: s"
@@ -244,8 +262,9 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
         "focal": Preset(
             "smp.losses.FocalLoss",
             {"activation": "sigmoid", "gamma": 2.0, "normalize": "weights"},
-            note="one binary problem per class, in multiclass mode too; if all pixels are ignored, it returns NaN, "
-            "segkit 0; in multilabel mode it fails with ignored pixels",
+            note="one binary problem per class, in multiclass mode too, where it adds up the classes before 0.6, which "
+            "is the number of classes as weight; if all pixels are ignored, it returns NaN, segkit 0; in multilabel "
+            "mode it fails with ignored pixels",
         ),
         "lovasz_softmax": Preset(
             "smp.losses.LovaszLoss('multiclass')",
@@ -269,23 +288,31 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             "kornia.losses.dice_loss(average='macro')",
             KORNIA_REGION,
             not_for=SOFTMAX_ONLY,
-            note="class_weights is its weight; its default average='micro' is not Dice, but the mean of 1 - p over the "
-            f"pixels of an image, p being the probability of the true class; {KORNIA_NOTE}",
+            note=f"class_weights is its weight; {KORNIA_NOTE}; before 0.9 it adds 1e-6 to the masks, which changes the "
+            "sixth digit, and counts absent classes (empty: keep)",
+            forms={"kornia.losses.dice_loss(average='micro'), its default": {"average": "micro"}},
         ),
         "tversky": Preset(
             "kornia.losses.tversky_loss(alpha=0.5, beta=0.5)",
             {**KORNIA_REGION, "alpha": 0.5, "beta": 0.5},
             not_for=SOFTMAX_ONLY,
-            note=f"it does not support class_weights; {KORNIA_NOTE}",
+            note=f"it does not support class_weights; {KORNIA_NOTE}; before 0.9 it is average: micro, but for the "
+            "sixth digit",
             unweighted=EVERY_MODE,
         ),
         "focal": Preset(
             "kornia.losses.focal_loss or binary_focal_loss_with_logits, alpha=None, reduction='mean'",
             {"activation": "softmax", "gamma": 2.0, "normalize": "numel"},
             _softmax_over_classes,
-            note="its mean includes ignored pixels; with a softmax, alpha weighs class 0 against the others",
+            note="its mean includes ignored pixels; with a softmax, alpha weighs class 0 against the others, and "
+            "before 0.9 it adds 1e-6 to the masks, which changes the sixth digit",
         ),
-        "lovasz_softmax": Preset("kornia.losses.lovasz_softmax_loss", LOVASZ_OF_IMAGES, not_for=SOFTMAX_ONLY),
+        "lovasz_softmax": Preset(
+            "kornia.losses.lovasz_softmax_loss",
+            LOVASZ_OF_IMAGES,
+            not_for=SOFTMAX_ONLY,
+            note="before 0.9 it takes the number of a class for its presence",
+        ),
         "lovasz_hinge": Preset(
             "kornia.losses.lovasz_hinge_loss",
             LOVASZ_OF_IMAGES,
@@ -312,7 +339,9 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             _negative,
             note="its value is that of segkit's dice minus 1, which `like` reproduces; batch_dice=True, the default of "
             "its 2D plans, is per: batch; for regions (binary, multilabel) it is do_bg=True; it counts an entirely "
-            "ignored image as -1 in the mean; it does not support class_weights",
+            "ignored image as -1 in the mean; it does not support class_weights; smooth=s is eps: s; with smooth=0 the "
+            "denominator is at least 1e-8 instead of having 1e-8 added",
+            forms={"MemoryEfficientSoftDiceLoss(smooth=0) of nnUNetTrainerDiceCELoss_noSmooth": {"eps": [0.0, 1e-8]}},
             unweighted=EVERY_MODE,
         ),
     },
@@ -322,14 +351,26 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             {"normalize": "numel"},
             _mmseg_cross_entropy,
             note="avg_non_ignore=True is normalize: valid; class_weight=[w] is class_weights: [1, w] in binary mode; "
-            "with class weights it fails if pixels are ignored",
+            "with class weights it fails if pixels are ignored, in 1.2.0 and 1.2.1 always; before, normalize: numel is "
+            "equal to it, without `like`",
         ),
         "topk_cross_entropy": Refusal(
             "its OhemCrossEntropy selects all pixels below a probability, not a share of the pixels"
         ),
-        "dice": Refusal(
-            "its DiceLoss sums over all channels of an image, so that a frequent class hides the others, and applies a "
-            "sigmoid to mutually exclusive classes by default; use like: monai or leave `like` out"
+        "dice": Preset(
+            "mmseg's DiceLoss",
+            {**MMSEG_DICE, "activation": "sigmoid", "power": 2, "eps": [0.0, 0.002]},
+            _mmseg_dice,
+            note="it sums over all channels of an image, so that a frequent class hides the others; eps=e is eps: "
+            "[0.0, 2 e]; ignore_index=0 is background: false; refused with an ignore_index, since it counts what is "
+            "predicted at ignored pixels; in binary mode its masks need a channel, [B, 1, H, W], without which it "
+            "takes the negative class for the positive one; it does not support class_weights; before 1.1 it is the "
+            "mean over classes: average: macro, activation: softmax, power: 2, eps: 1.0",
+            forms={
+                "mmseg's DiceLoss(naive_dice=True)": {"power": 1, "eps": 0.001},
+                "mmseg's DiceLoss(use_sigmoid=False)": {"activation": "softmax"},
+            },
+            unweighted=EVERY_MODE,
         ),
         "tversky": Preset(
             "mmseg's TverskyLoss",
@@ -342,7 +383,7 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             "mmseg's FocalLoss",
             {"activation": "sigmoid", "gamma": 2.0, "alpha": 0.5, "normalize": "numel"},
             not_for={"multilabel": Refusal("on a GPU it keeps only one of the classes that overlap at a pixel")},
-            note="its mean includes ignored pixels; on a CPU it fails for class numbers",
+            note="its mean includes ignored pixels; on a CPU it fails for class numbers and ignores none",
         ),
         "lovasz_softmax": Preset(
             "mmseg's LovaszLoss(reduction='none')",

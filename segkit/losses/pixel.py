@@ -262,29 +262,13 @@ class Focal(PixelLoss):
         if not 0 <= gamma <= LARGEST_OPTION:
             raise ValueError(f"expected gamma of 0 or more, at most {LARGEST_OPTION:g}, got {gamma}")
         self.function = FocalLog(gamma)
-        resolved = _focal_activation(activation, labels)
+        resolved = activation_of(labels, activation)
         factors = None if alpha is None else _alpha_factors(alpha, resolved, labels)
         self.mean = PixelMean(labels, class_counts, reduce, resolved, class_weights, normalize, factors)
 
     @property
     def sums(self) -> PixelSums:
         return PixelSums("focal", self.mean.activation, self.function, self.mean.weights)
-
-
-def _focal_activation(activation: Activation | None, labels: Labels) -> Activation:
-    if labels.mode == "multiclass":
-        return activation or "softmax"
-    if activation == "softmax" and labels.mode == "binary":
-        raise ValueError(
-            "activation softmax needs at least two channels, but binary mode has one; over two classes it equals the "
-            "sigmoid of one channel: leave `activation` out"
-        )
-    if activation == "softmax":
-        raise ValueError(
-            "activation softmax makes classes mutually exclusive, but in multilabel mode they may overlap; "
-            "use activation sigmoid"
-        )
-    return "sigmoid"
 
 
 def _alpha_factors(alpha: float | Sequence[float], activation: Activation, labels: Labels) -> Tensor:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from segkit.labels import Labels
 from segkit.losses.all_reduce import Reduce, single_process
-from segkit.losses.chunking import activation_of
+from segkit.losses.chunking import Activation, activation_of
 from segkit.losses.class_weights import ClassWeights, resolve_class_weights
 from segkit.losses.limits import LARGEST_OPTION
 from segkit.losses.shared_pass import MaskSums, RegionSums, Statistics
 
 Per = Literal["batch", "image"]
 Empty = Literal["present", "keep", "zero"]
+Average = Literal["macro", "micro"]
 Eps = tuple[float, float]
 
 
@@ -64,6 +65,8 @@ class ClassMean(nn.Module):
     background: false leaves out the background class.
     class_weights: one weight per channel, or a method; the mean is divided by the sum of the counted classes' weights.
     reduce: sums over processes: the pooled sums with `batch`, the means of images with `image`.
+    average: `macro` is the mean of the classes' losses. `micro` takes one loss from the sums over all classes, each
+        multiplied by its class weight; `empty` then concerns a batch or image without any class.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class ClassMean(nn.Module):
         empty: Empty,
         background: bool,
         class_weights: ClassWeights,
+        average: Average = "macro",
     ) -> None:
         super().__init__()
-        self.per, self.empty, self.reduce = per, empty, reduce
+        self.per, self.empty, self.reduce, self.average = per, empty, reduce, average
         self.class_weights: Tensor
         weights = _channel_weights(class_weights, labels, class_counts)
         if not background:
@@ -92,14 +96,21 @@ class ClassMean(nn.Module):
         return tuple(self.class_weights.nonzero().flatten().tolist())
 
     def pool(self, statistics: Statistics) -> Statistics:
-        """The statistics of each group: the whole batch as one group, or each image."""
-        return Statistics(*self.pooled(*statistics.tensors))
+        """The statistics of each group: the whole batch as one group, or each image; with `micro` the same for every
+        class."""
+        statistics = Statistics(*self.pooled(*statistics.tensors))
+        return self._over_classes(statistics) if self.average == "micro" else statistics
 
     def pooled(self, *sums: Tensor) -> list[Tensor]:
         """Sums of each image [B, K] as those of each group: [1, K] for the whole batch, or unchanged for each image."""
         if self.per == "image":
             return list(sums)
         return self.reduce(*(image_sums.sum(0, keepdim=True) for image_sums in sums))
+
+    def _over_classes(self, statistics: Statistics) -> Statistics:
+        """The weighted sums over the classes, repeated for every class, [B, K]."""
+        weights = self.class_weights.to(statistics.tp.dtype)
+        return Statistics(*((weights * sums).sum(1, keepdim=True).expand_as(sums) for sums in statistics.tensors))
 
     def weights(self, reference: Tensor, pixels: Tensor) -> Tensor:
         """The weight of each class of each group in the mean, [B, K]; 0 for a class that is not counted."""
@@ -186,14 +197,19 @@ class RegionLoss(nn.Module):
 class Dice(RegionLoss):
     """1 - (2 tp + eps_n) / (predicted + reference + eps_d), averaged over classes (Milletari et al. 2016).
 
-    per, empty, background, class_weights: see `ClassMean`.
+    per, empty, background, class_weights, average: see `ClassMean`. With `average: micro`, classes count by
+        their size; under a softmax with power 1, hard targets and eps 0 it is the mean of 1 - p(true class) over the
+        pixels.
     power: 2 squares the probabilities, and the shares of soft targets, in `predicted` and `reference`; tp is then the
         overlap of that power, so that the loss of soft targets is least where probabilities equal shares.
     eps: one number, or [numerator, denominator].
+    activation: `softmax`, the default in multiclass mode, or `sigmoid`, the default in the other modes. In multiclass
+        mode `sigmoid` treats each class as a binary problem.
 
     Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
     in [0, 1] if both eps are equal. Raises ValueError at build for a negative eps, for `empty: keep` with eps 0, for
-    `background: false` without a background channel, and for class weights in binary mode.
+    `background: false` without a background channel, for class weights in binary mode, and for `softmax` outside
+    multiclass mode.
     """
 
     def __init__(
@@ -208,9 +224,11 @@ class Dice(RegionLoss):
         empty: Empty = "present",
         background: bool = True,
         class_weights: ClassWeights = None,
+        average: Average = "macro",
+        activation: Activation | None = None,
     ) -> None:
-        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
-        super().__init__(RegionSums(activation_of(labels), power), mean, eps_pair(eps, empty))
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights, average)
+        super().__init__(RegionSums(activation_of(labels, activation), power), mean, eps_pair(eps, empty))
 
     def class_losses(self, statistics: Statistics) -> Tensor:
         """1 - (2 tp + eps_n) / (predicted + reference + eps_d) for each group and class, [B, K]."""
@@ -221,7 +239,7 @@ class Dice(RegionLoss):
 class Jaccard(RegionLoss):
     """1 - (tp + eps_n) / (predicted + reference - tp + eps_d), averaged over classes (Rahman & Wang 2016).
 
-    per, power, eps, empty, background, class_weights: as for `dice`.
+    per, power, eps, empty, background, class_weights, average, activation: as for `dice`.
 
     Targets may be soft, which gives the Jaccard metric loss (Wang et al. 2023). Ignored pixels are left out of all
     sums; if all pixels are ignored, the loss is 0. Values lie in [0, 1] if both eps are equal. Raises ValueError at
@@ -240,9 +258,11 @@ class Jaccard(RegionLoss):
         empty: Empty = "present",
         background: bool = True,
         class_weights: ClassWeights = None,
+        average: Average = "macro",
+        activation: Activation | None = None,
     ) -> None:
-        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
-        super().__init__(RegionSums(activation_of(labels), power), mean, eps_pair(eps, empty))
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights, average)
+        super().__init__(RegionSums(activation_of(labels, activation), power), mean, eps_pair(eps, empty))
 
     def class_losses(self, statistics: Statistics) -> Tensor:
         """1 - (tp + eps_n) / (predicted + reference - tp + eps_d) for each group and class, [B, K]."""

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from segkit.labels import Labels
 from segkit.losses.all_reduce import Reduce, single_process
-from segkit.losses.chunking import activation_of
+from segkit.losses.chunking import Activation, activation_of
 from segkit.losses.class_weights import ClassWeights
 from segkit.losses.limits import LARGEST_OPTION
-from segkit.losses.region import ClassMean, Empty, Eps, Per, RegionLoss, eps_pair, ratio
+from segkit.losses.region import Average, ClassMean, Empty, Eps, Per, RegionLoss, eps_pair, ratio
 from segkit.losses.shared_pass import RegionSums, Statistics
 
 # Below this loss, a power with an exponent under 1 is replaced by a straight line: its slope would be infinite at 0.
@@ -47,7 +47,7 @@ class Tversky(RegionLoss):
 
     alpha: the weight of false positives. beta: the weight of false negatives. With both 0.5 the loss is `dice` with
         half its eps, with both 1 it is `jaccard`.
-    per, eps, empty, background, class_weights: as for `dice`.
+    per, eps, empty, background, class_weights, average, activation: as for `dice`.
 
     Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
     in [0, 1] if both eps are equal. Raises ValueError at build for negative alpha, beta or eps, and in the same cases
@@ -67,10 +67,12 @@ class Tversky(RegionLoss):
         empty: Empty = "present",
         background: bool = True,
         class_weights: ClassWeights = None,
+        average: Average = "macro",
+        activation: Activation | None = None,
     ) -> None:
         _check_not_negative(alpha=alpha, beta=beta)
-        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
-        super().__init__(RegionSums(activation_of(labels)), mean, eps_pair(eps, empty))
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights, average)
+        super().__init__(RegionSums(activation_of(labels, activation)), mean, eps_pair(eps, empty))
         self.alpha, self.beta = alpha, beta
 
     def class_losses(self, statistics: Statistics) -> Tensor:
@@ -85,7 +87,7 @@ class FocalTversky(RegionLoss):
         exponent as 1 / gamma, so its gamma of 4/3 is 0.75 here. For losses below 1e-6 the power is replaced by a
         straight line, so that its slope stays finite.
     of: `classes` takes the power of each class's loss and then the mean, `mean` takes the power of the mean.
-    alpha, beta, per, eps, empty, background, class_weights: as for `tversky`.
+    alpha, beta, per, eps, empty, background, class_weights, average, activation: as for `tversky`.
 
     Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
     in [0, 1] if both eps are equal. Raises ValueError at build unless gamma is above 0, for `of: mean` with `per:
@@ -107,14 +109,16 @@ class FocalTversky(RegionLoss):
         empty: Empty = "present",
         background: bool = True,
         class_weights: ClassWeights = None,
+        average: Average = "macro",
+        activation: Activation | None = None,
     ) -> None:
         _check_not_negative(alpha=alpha, beta=beta)
         if not 0 < gamma <= LARGEST_OPTION:
             raise ValueError(f"expected gamma above 0 and at most {LARGEST_OPTION:g}, got {gamma}")
         if of == "mean" and per == "image":
             raise ValueError("of: mean takes the power of a single mean over the batch, so it requires per: batch")
-        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights)
-        super().__init__(RegionSums(activation_of(labels)), mean, eps_pair(eps, empty))
+        mean = ClassMean(labels, class_counts, reduce, per, empty, background, class_weights, average)
+        super().__init__(RegionSums(activation_of(labels, activation)), mean, eps_pair(eps, empty))
         self.alpha, self.beta, self.gamma, self.of = alpha, beta, gamma, of
 
     def class_losses(self, statistics: Statistics) -> Tensor:
@@ -132,17 +136,18 @@ class GeneralizedDice(RegionLoss):
     """1 - (2 sum_c w_c tp_c + eps_n) / (sum_c w_c (predicted_c + reference_c) + eps_d), one ratio over all classes with
     weights w_c that decrease with the size of the class in the reference (Sudre et al. 2017).
 
-    weight_by: `square` is 1 / reference^2 as in the paper, `simple` is 1 / reference, `uniform` is 1.
+    weight_by: `square` is 1 / reference^2 as in the paper, `simple` is 1 / reference, `uniform` is 1. `uniform` with
+        `absent: max` is `dice` with `average: micro`.
     absent: the weight of a class that is absent from the reference: 0 (`zero`), or the largest weight of the other
         classes (`max`). A weight of 1 / eps, which some implementations use, makes the ratio 0 and removes the gradient
         of all classes.
     relative: divide the weights by the largest, so that eps has the same effect for small and large images.
     per: `batch` pools the sums over the batch, `image` averages over the images that contain a class.
-    eps, background: as for `dice`.
+    eps, background, power, activation: as for `dice`.
 
     Targets may be soft. Ignored pixels are left out of all sums; if all pixels are ignored, the loss is 0. Values lie
-    in [0, 1] if both eps are equal. Raises ValueError at build for a negative eps, and for `background: false` without
-    a background channel.
+    in [0, 1] if both eps are equal. Raises ValueError at build for a negative eps, for `background: false` without a
+    background channel, and for `softmax` outside multiclass mode.
     """
 
     def __init__(
@@ -156,9 +161,11 @@ class GeneralizedDice(RegionLoss):
         per: Per = "batch",
         eps: float | list[float] = 1e-5,
         background: bool = True,
+        power: Literal[1, 2] = 1,
+        activation: Activation | None = None,
     ) -> None:
         mean = ClassMean(labels, None, reduce, per, "present", background, None)
-        super().__init__(RegionSums(activation_of(labels)), mean, eps_pair(eps))
+        super().__init__(RegionSums(activation_of(labels, activation), power), mean, eps_pair(eps))
         self.exponent = {"square": 2, "simple": 1, "uniform": 0}[weight_by]
         self.absent, self.relative = absent, relative
 

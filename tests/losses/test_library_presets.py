@@ -13,12 +13,26 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor
 from torch.testing import assert_close
 
 from segkit.labels import Labels
 from segkit.losses import LOSSES, build_loss
 from segkit.losses.library_presets import LIBRARIES, PRESETS, Preset, Refusal
+from segkit.losses.library_versions import SINCE
+
+from support.library_code import (
+    installed,
+    mmseg_cross_entropy,
+    mmseg_dice,
+    mmseg_focal,
+    mmseg_lovasz,
+    mmseg_tversky,
+    nnunet_cross_entropy,
+    nnunet_dice,
+    nnunet_topk,
+)
 
 IGNORE_INDEX = 255
 MODES = ("multiclass", "binary", "multilabel")
@@ -266,6 +280,29 @@ def negative_dice(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
     return -(2 * tp + 1e-5) / (2 * tp + fp + fn + 1e-5)
 
 
+def dice_without_smooth(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
+    return -2 * tp / (2 * tp + fp + fn).clamp(min=1e-8)
+
+
+def loop_dice_over_all(
+    eps: tuple[float, float], power: int, activation: str, weights: list[float] | None = None, first: int = 0
+) -> LibraryLoss:
+    """The mean over images of Dice, with the sums over all pixels of all channels from the channel `first`."""
+
+    def library_loss(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
+        zero = torch.zeros((), dtype=logits.dtype)
+        sums = [[zero, zero] for _image in logits]
+        for entry in entries(logits, mask, mode, activation):
+            if entry.channel >= first:
+                weight = 1.0 if weights is None else weights[entry.channel]
+                tp, size = sums[entry.image]
+                tp, size = tp + weight * entry.p * entry.present, size + weight * (entry.p**power + entry.present)
+                sums[entry.image] = [tp, size]
+        return sum((1 - (2 * tp + eps[0]) / (size + eps[1]) for tp, size in sums), zero) / len(sums)
+
+    return library_loss
+
+
 def tversky(smooth: float = 1.0, alpha: float = 0.3, beta: float = 0.7) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda tp, fp, fn: 1 - (tp + smooth) / (tp + alpha * fp + beta * fn + smooth)
 
@@ -323,7 +360,8 @@ class Case:
     situations: in `absent` no pixel has the second class; in `ignored` a third of the pixels is ignored (only if the
         library supports it and treats them as segkit does); in `ignored pixels` pixels are ignored for all overlapping
         classes at once; `volume` has three spatial axes.
-    kept: the dtype that the library computes in. tolerance: for values and gradients.
+    named: the options by which the case is known. kept: the dtype that the library computes in. tolerance: for values
+        and gradients.
     """
 
     library: str
@@ -334,16 +372,34 @@ class Case:
     options: dict[str, Any]
     kept: torch.dtype
     tolerance: dict[str, Any]
+    named: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "-".join([self.library, self.loss, self.mode, *self.options])
+        return "-".join([self.library, self.loss, self.mode, *self.named])
 
 
+@dataclass(frozen=True)
+class Before:
+    """What is equal to a library before `version`, as the note of the preset says: other options, or fewer digits."""
+
+    version: str
+    options: dict[str, Any]
+    tolerance: dict[str, Any] | None = None
+
+
+SINGLE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
+ROUNDED: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-7}
+FIVE_DIGITS: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-7}
+LOOPS = ("nnunet", "mmseg")  # libraries that may be absent
 PLAIN = ("plain", "absent")
 IGNORED = ("absent", "ignored")
 VOLUME = ("absent", "volume")
 EVERY = ("absent", "ignored", "volume")
 CASES: list[Case] = []
+
+
+def _in_double(code: LibraryLoss) -> LibraryLoss:
+    return lambda logits, mask, mode: code(logits, mask, mode).double()
 
 
 def add(
@@ -355,9 +411,22 @@ def add(
     options: dict[str, Any] | None = None,
     kept: torch.dtype = torch.float64,
     tolerance: dict[str, Any] = EXACT,
+    code: LibraryLoss | None = None,
+    before: Before | None = None,
 ) -> None:
-    each = [modes] if isinstance(modes, str) else modes
-    CASES.extend(Case(library, loss, mode, library_loss, situations, options or {}, kept, tolerance) for mode in each)
+    """code: the loss of the library itself, in place of a loop over its definition where the library is installed."""
+    each, options = [modes] if isinstance(modes, str) else modes, options or {}
+    named = tuple(
+        "list of alpha" if isinstance(options.get(name), list) and name == "alpha" else name for name in options
+    )
+    version = None if code is None and before is None and library not in LOOPS else installed(library)
+    if code is not None and version is not None:
+        library_loss, tolerance = _in_double(code), ROUNDED  # some of it computes in float32
+    elif library in LOOPS and version is not None:
+        named = (*named, "loop")
+    if before is not None and version is not None and version < Version(before.version):
+        options, tolerance, named = before.options, before.tolerance or tolerance, (*named, "as noted")
+    CASES.extend(Case(library, loss, mode, library_loss, situations, options, kept, tolerance, named) for mode in each)
 
 
 WEIGHTED = {"class_weights": WEIGHTS}
@@ -391,7 +460,6 @@ add("torch", "focal", MODES, torchvision_focal())
 add("torch", "focal", MODES, torchvision_focal(alpha=-1, gamma=1.5), options={"alpha": None, "gamma": 1.5})
 
 # MONAI squares a float32 mask for squared_pred, and computes the weights of generalised Dice in float32
-SINGLE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 add("monai", "cross_entropy", ("multiclass", "binary"), monai_cross_entropy(), VOLUME)
 add("monai", "cross_entropy", "multiclass", monai_cross_entropy(weight=WEIGHTS), VOLUME, WEIGHTED)
 add(
@@ -422,6 +490,12 @@ for loss, jaccard in (("dice", False), ("jaccard", True)):
     add("monai", loss, "multilabel", library_loss, VOLUME, WEIGHTED)
     library_loss = monai("DiceLoss", jaccard=jaccard, weight=WEIGHTS[1:], include_background=False)
     add("monai", loss, "multiclass", library_loss, EVERY, {**WEIGHTED, "background": False})
+SIGMOID = {"activation": "sigmoid"}
+add("monai", "dice", "multiclass", monai("DiceLoss", activation=False, sigmoid=True), EVERY, SIGMOID)
+add("monai", "jaccard", "multiclass", monai("DiceLoss", activation=False, jaccard=True, sigmoid=True), EVERY, SIGMOID)
+add("monai", "tversky", "multiclass", monai("TverskyLoss", activation=False, sigmoid=True), EVERY, SIGMOID)
+library_loss = monai("GeneralizedDiceLoss", activation=False, sigmoid=True)
+add("monai", "generalized_dice", "multiclass", library_loss, VOLUME, SIGMOID, tolerance=SINGLE)
 for modes, situations in ((("multiclass", "multilabel"), VOLUME), ("binary", ("plain", "volume"))):
     # it counts an image without any class, such as a binary one without foreground, differently
     add("monai", "generalized_dice", modes, monai("GeneralizedDiceLoss"), situations, tolerance=SINGLE)
@@ -464,6 +538,9 @@ add("smp", "cross_entropy", "binary", smp_smoothed, IGNORED, {"label_smoothing":
 add("smp", "dice", MODES, smp("DiceLoss"), EVERY)
 add("smp", "jaccard", MODES, smp("JaccardLoss"), EVERY)
 add("smp", "tversky", MODES, smp("TverskyLoss"), EVERY)
+add("smp", "dice", MODES, smp("DiceLoss", smooth=1.0), IGNORED, {"eps": 2.0}, before=Before("0.4", {"eps": 1.0}))
+add("smp", "jaccard", MODES, smp("JaccardLoss", smooth=1.0), PLAIN, {"eps": 1.0})
+add("smp", "tversky", MODES, smp("TverskyLoss", smooth=1.0), IGNORED, {"eps": 1.0})
 several = ("multiclass", "multilabel")
 add("smp", "dice", several, smp("DiceLoss", smooth=1.0, class_weights=WEIGHTS), IGNORED, {"eps": 2.0, **WEIGHTED})
 add("smp", "jaccard", several, smp("JaccardLoss", smooth=1.0, class_weights=WEIGHTS), IGNORED, {"eps": 1.0, **WEIGHTED})
@@ -473,9 +550,12 @@ add("smp", "focal_tversky", several, smp("TverskyLoss", gamma=0.75), EVERY)
 add("smp", "focal_tversky", "binary", smp("TverskyLoss", gamma=0.75), ("ignored", "volume"))
 library_loss = smp("TverskyLoss", gamma=1.5, alpha=0.2, beta=0.9, class_weights=WEIGHTS)
 add("smp", "focal_tversky", several, library_loss, IGNORED, {"gamma": 1.5, "alpha": 0.2, "beta": 0.9, **WEIGHTED})
-for modes, situations in ((("multiclass", "binary"), EVERY), ("multilabel", VOLUME)):  # it fails in other situations
-    add("smp", "focal", modes, smp("FocalLoss"), situations)
-    add("smp", "focal", modes, smp("FocalLoss", alpha=0.25, gamma=1.5), situations, {"alpha": 0.25, "gamma": 1.5})
+ALPHA = {"alpha": 0.25, "gamma": 1.5}
+for options in ({}, ALPHA):
+    library_loss, summed = smp("FocalLoss", **options), Before("0.6", {**options, "weight": 3.0})
+    add("smp", "focal", "multiclass", library_loss, EVERY, options, before=summed)
+    add("smp", "focal", "binary", library_loss, EVERY, options)
+    add("smp", "focal", "multilabel", library_loss, VOLUME, options)  # it fails in other situations
 add("smp", "focal", "multiclass", smp("FocalLoss", class_weights=WEIGHTS), IGNORED, WEIGHTED)
 add("smp", "focal", "multilabel", smp("FocalLoss", class_weights=WEIGHTS), PLAIN, WEIGHTED)
 # smp's Lovász losses subtract successive float32 values, which costs few digits at 40 pixels; this tolerance still
@@ -486,39 +566,79 @@ for options in ({}, {"per": "image"}):
     add("smp", "lovasz_softmax", "multiclass", library_loss, EVERY, options, **CURVE)
     add("smp", "lovasz_hinge", "binary", library_loss, EVERY, options, **CURVE)
 
-add("kornia", "dice", "multiclass", kornia("dice_loss", average="macro"), IGNORED)
-library_loss = kornia("dice_loss", average="macro", weight=WEIGHTS, eps=1.0)
-add("kornia", "dice", "multiclass", library_loss, IGNORED, {**WEIGHTED, "eps": [0.0, 1.0]})
-add("kornia", "tversky", "multiclass", kornia("tversky_loss", alpha=0.5, beta=0.5), IGNORED)
+before = Before("0.9", {"empty": "keep"}, FIVE_DIGITS)
+add("kornia", "dice", "multiclass", kornia("dice_loss", average="macro"), IGNORED, before=before)
+library_loss, options = kornia("dice_loss", average="macro", weight=WEIGHTS, eps=1.0), {**WEIGHTED, "eps": [0.0, 1.0]}
+before = Before("0.9", {**options, "empty": "keep"}, FIVE_DIGITS)
+add("kornia", "dice", "multiclass", library_loss, IGNORED, options, before=before)
+library_loss, options = kornia("dice_loss", average="micro"), {"average": "micro"}
+add("kornia", "dice", "multiclass", library_loss, IGNORED, options, before=Before("0.9", options, FIVE_DIGITS))
+library_loss = kornia("dice_loss", average="micro", weight=WEIGHTS, eps=1.0)
+add("kornia", "dice", "multiclass", library_loss, IGNORED, {"average": "micro", **WEIGHTED, "eps": [0.0, 1.0]})
+before = Before("0.9", {"average": "micro"}, FIVE_DIGITS)
+library_loss = kornia("tversky_loss", alpha=0.5, beta=0.5)
+add("kornia", "tversky", "multiclass", library_loss, IGNORED, before=before)
+options = {"alpha": 0.2, "beta": 0.9, "eps": [0.0, 1.0]}
 library_loss = kornia("tversky_loss", alpha=0.2, beta=0.9, eps=1.0)
-add("kornia", "tversky", "multiclass", library_loss, IGNORED, {"alpha": 0.2, "beta": 0.9, "eps": [0.0, 1.0]})
-add("kornia", "focal", MODES, kornia_focal(alpha=None), EVERY)
-add("kornia", "focal", MODES, kornia_focal(alpha=0.25, gamma=1.5), EVERY, {"alpha": 0.25, "gamma": 1.5})
-add("kornia", "focal", several, kornia_focal(alpha=None, weight=WEIGHTS), EVERY, WEIGHTED)
+before = Before("0.9", {**options, "average": "micro"}, FIVE_DIGITS)
+add("kornia", "tversky", "multiclass", library_loss, IGNORED, options, before=before)
+for options in ({}, ALPHA):
+    library_loss = kornia_focal(**{"alpha": None, **options})
+    add("kornia", "focal", OVERLAP, library_loss, EVERY, options)
+    add("kornia", "focal", "multiclass", library_loss, EVERY, options, before=Before("0.9", options, FIVE_DIGITS))
+add("kornia", "focal", "multilabel", kornia_focal(alpha=None, weight=WEIGHTS), EVERY, WEIGHTED)
+library_loss = kornia_focal(alpha=None, weight=WEIGHTS)
+add("kornia", "focal", "multiclass", library_loss, EVERY, WEIGHTED, before=Before("0.9", WEIGHTED, FIVE_DIGITS))
 add("kornia", "lovasz_softmax", "multiclass", kornia("lovasz_softmax_loss", ignores=False))
 add("kornia", "lovasz_hinge", "binary", kornia_hinge)
 
-add("nnunet", "cross_entropy", "multiclass", loop_cross_entropy(), EVERY)
-add("nnunet", "cross_entropy", "multiclass", loop_cross_entropy(WEIGHTS), EVERY, WEIGHTED)
-add("nnunet", "cross_entropy", OVERLAP, loop_cross_entropy(), VOLUME)
-add("nnunet", "cross_entropy", OVERLAP, loop_cross_entropy(divide_by="pixels"), ("ignored pixels",))
-add("nnunet", "topk_cross_entropy", "multiclass", loop_topk(0.1), VOLUME)
-add("nnunet", "topk_cross_entropy", "multiclass", loop_topk(0.19), VOLUME, {"share": 0.19})
+code = nnunet_cross_entropy()
+add("nnunet", "cross_entropy", "multiclass", loop_cross_entropy(), EVERY, code=code)
+add("nnunet", "cross_entropy", OVERLAP, loop_cross_entropy(), VOLUME, code=code)
+add("nnunet", "cross_entropy", OVERLAP, loop_cross_entropy(divide_by="pixels"), ("ignored pixels",), code=code)
+code = nnunet_cross_entropy(WEIGHTS)
+add("nnunet", "cross_entropy", "multiclass", loop_cross_entropy(WEIGHTS), EVERY, WEIGHTED, code=code)
+add("nnunet", "topk_cross_entropy", "multiclass", loop_topk(0.1), VOLUME, code=nnunet_topk(0.1))
+add("nnunet", "topk_cross_entropy", "multiclass", loop_topk(0.19), VOLUME, {"share": 0.19}, code=nnunet_topk(0.19))
 FOREGROUND = {"multiclass": 1}
-add("nnunet", "dice", MODES, loop_region(negative_dice, first=FOREGROUND), EVERY)
-add("nnunet", "dice", MODES, loop_region(negative_dice, first=FOREGROUND, batch_wide=True), EVERY, {"per": "batch"})
-add("mmseg", "cross_entropy", MODES, loop_cross_entropy(divide_by="numel"), EVERY)
-add("mmseg", "cross_entropy", MODES, loop_cross_entropy(divide_by="valid"), EVERY, {"normalize": "valid"})
-add("mmseg", "cross_entropy", "multiclass", loop_cross_entropy(WEIGHTS), PLAIN, {**WEIGHTED, "normalize": "weights"})
-library_loss = loop_cross_entropy([1.0, 3.0], divide_by="numel")
-add("mmseg", "cross_entropy", "binary", library_loss, IGNORED, {"class_weights": [1.0, 3.0]})
-add("mmseg", "tversky", "multiclass", loop_region(tversky()), IGNORED)
+add("nnunet", "dice", MODES, loop_region(negative_dice, first=FOREGROUND), EVERY, code=nnunet_dice())
+library_loss = loop_region(negative_dice, first=FOREGROUND, batch_wide=True)
+add("nnunet", "dice", MODES, library_loss, EVERY, {"per": "batch"}, code=nnunet_dice(batch_wide=True))
+# segkit adds 1e-8 to the denominator, where nnU-Net has at least 1e-8
+library_loss, options = loop_region(dice_without_smooth, first=FOREGROUND), {"eps": [0.0, 1e-8]}
+add("nnunet", "dice", MODES, library_loss, EVERY, options, tolerance=SINGLE, code=nnunet_dice(smooth=0.0))
+code = mmseg_cross_entropy()
+add("mmseg", "cross_entropy", MODES, loop_cross_entropy(divide_by="numel"), EVERY, code=code)
+code = mmseg_cross_entropy(avg_non_ignore=True)
+add("mmseg", "cross_entropy", MODES, loop_cross_entropy(divide_by="valid"), EVERY, {"normalize": "valid"}, code=code)
+options, code = {**WEIGHTED, "normalize": "weights"}, mmseg_cross_entropy(WEIGHTS)
+before = Before("1.2", {**WEIGHTED, "normalize": "numel", "like": None})
+add("mmseg", "cross_entropy", "multiclass", loop_cross_entropy(WEIGHTS), PLAIN, options, code=code, before=before)
+library_loss, code = loop_cross_entropy([1.0, 3.0], divide_by="numel"), mmseg_cross_entropy([3.0])
+add("mmseg", "cross_entropy", "binary", library_loss, IGNORED, {"class_weights": [1.0, 3.0]}, code=code)
+library_loss = loop_dice_over_all((0.0, 0.002), 2, "sigmoid")
+by_class = Before("1.1", {"average": "macro", "activation": "softmax", "power": 2, "eps": 1.0})
+add("mmseg", "dice", "multiclass", library_loss, PLAIN, code=mmseg_dice(), before=by_class)
+add("mmseg", "dice", OVERLAP, library_loss, PLAIN, code=mmseg_dice())
+library_loss, options = loop_dice_over_all((0.001, 0.001), 1, "sigmoid"), {"power": 1, "eps": 0.001}
+add("mmseg", "dice", MODES, library_loss, PLAIN, options, code=mmseg_dice(naive_dice=True))
+library_loss, options = loop_dice_over_all((0.0, 0.002), 2, "softmax"), {"activation": "softmax"}
+add("mmseg", "dice", "multiclass", library_loss, PLAIN, options, code=mmseg_dice(use_sigmoid=False))
+library_loss, options = loop_dice_over_all((0.0, 0.5), 2, "sigmoid", first=1), {"background": False, "eps": [0.0, 0.5]}
+add("mmseg", "dice", "multiclass", library_loss, PLAIN, options, code=mmseg_dice(ignore_index=0, eps=0.25))
+add("mmseg", "tversky", "multiclass", loop_region(tversky()), IGNORED, code=mmseg_tversky())
 library_loss = loop_region(tversky(0.5, 0.4, 0.6), weights=WEIGHTS)
-add("mmseg", "tversky", "multiclass", library_loss, IGNORED, {"eps": 0.5, "alpha": 0.4, "beta": 0.6, **WEIGHTED})
-add("mmseg", "focal", ("multiclass", "binary"), loop_focal(), IGNORED)
-add("mmseg", "focal", "multiclass", loop_focal(WEIGHTS, 0.25), IGNORED, {**WEIGHTED, "alpha": 0.25})
-add("mmseg", "lovasz_softmax", "multiclass", loop_lovasz_softmax, IGNORED)
-add("mmseg", "lovasz_hinge", "binary", loop_lovasz_hinge, IGNORED)
+options, code = {"alpha": 0.4, "beta": 0.6}, mmseg_tversky(smooth=0.5, alpha=0.4, beta=0.6, class_weight=WEIGHTS)
+add("mmseg", "tversky", "multiclass", library_loss, IGNORED, {"eps": 0.5, **options, **WEIGHTED}, code=code)
+for situations, codes in (  # its code for a CPU ignores no pixels
+    (PLAIN, (mmseg_focal(), mmseg_focal(class_weight=WEIGHTS, alpha=0.25))),
+    (("ignored",), (None, None)),
+):
+    add("mmseg", "focal", ("multiclass", "binary"), loop_focal(), situations, code=codes[0])
+    options = {**WEIGHTED, "alpha": 0.25}
+    add("mmseg", "focal", "multiclass", loop_focal(WEIGHTS, 0.25), situations, options, code=codes[1])
+add("mmseg", "lovasz_softmax", "multiclass", loop_lovasz_softmax, IGNORED, code=mmseg_lovasz)
+add("mmseg", "lovasz_hinge", "binary", loop_lovasz_hinge, IGNORED, code=mmseg_lovasz)
 
 EACH = [pytest.param(case, situation, id=f"{case}-{situation}") for case in CASES for situation in case.situations]
 
@@ -544,6 +664,26 @@ def test_every_preset_is_in_the_battery():
     assert {(case.library, case.loss, case.mode) for case in CASES} == set(presets)
     assert tuple(PRESETS) == LIBRARIES
     assert all(loss in LOSSES for table in PRESETS.values() for loss in table)
+
+
+def test_every_form_is_in_the_battery():
+    forms = [
+        (library, loss, sorted(options.items(), key=str))
+        for library, table in PRESETS.items()
+        for loss, entry in table.items()
+        for options in (entry.forms.values() if isinstance(entry, Preset) else ())
+    ]
+    assert len(forms) >= 8
+    cases = [(case.library, case.loss, sorted(case.options.items(), key=str)) for case in CASES]
+    assert all(form in cases for form in forms)
+
+
+def test_the_versions_of_every_preset_are_known():
+    presets = {
+        library: [loss for loss, entry in table.items() if isinstance(entry, Preset)]
+        for library, table in PRESETS.items()
+    }
+    assert {library: list(table) for library, table in SINCE.items()} == presets
 
 
 # --- frozen numbers -------------------------------------------------------------------------------------------
@@ -574,6 +714,9 @@ FROZEN: dict[tuple[str, str, str], float] = {
     ("mmseg", "cross_entropy", "multiclass"): 1.1540715202677156,
     ("mmseg", "cross_entropy", "binary"): 0.7094939427936591,
     ("mmseg", "cross_entropy", "multilabel"): 0.7059362954397358,
+    ("mmseg", "dice", "multiclass"): 0.4627077472851607,
+    ("mmseg", "dice", "binary"): 0.38893997121896606,
+    ("mmseg", "dice", "multilabel"): 0.3916190146971028,
     ("mmseg", "tversky", "multiclass"): 0.5631838682269932,
     ("mmseg", "focal", "multiclass"): 0.1361161816379125,
     ("mmseg", "focal", "binary"): 0.1534939282639558,
@@ -644,12 +787,14 @@ def test_missing_or_incorrect_modes_are_refused_with_the_reason(library: str, lo
                 ("kornia", "tversky"),
                 ("torch", "focal"),
                 ("nnunet", "dice"),
+                ("mmseg", "dice"),
                 ("smp", "cross_entropy"),
             )
         ),
         ({"name": "tversky", "like": "monai"}, "multilabel", "ignore_index"),
         ({"name": "focal", "like": "monai"}, "multilabel", "ignore_index"),
         ({"name": "topk_cross_entropy", "like": "nnunet"}, "multiclass", "share is of all pixels"),
+        *(({"name": "dice", "like": "mmseg"}, mode, "predicted at ignored pixels") for mode in MODES),
         # errors that the loss itself raises
         ({"name": "dice", "like": "monai", "class_weights": []}, "multiclass", "expected 3 class_weights"),
         ({"name": "dice", "like": "monai", "class_weights": ["a", 1, 1]}, "multiclass", "expected class_weights"),
@@ -790,10 +935,28 @@ def test_all_ignored_is_nan_in_torch_and_smp_focal_but_0_in_segkit():
         assert expected.isnan()
 
 
-def test_kornia_micro_dice_is_the_mean_of_1_minus_the_probability_of_the_true_class():
+def test_micro_dice_is_the_mean_of_1_minus_the_probability_of_the_true_class():
     logits, mask = batch("multiclass")
-    value = kornia("dice_loss", average="micro")(logits, mask, "multiclass")
-    assert_close(value, (1 - logits.softmax(1).gather(1, mask.long().unsqueeze(1))).mean(), rtol=1e-9, atol=1e-9)
+    value = segkit_loss({"name": "dice", "average": "micro", "eps": 0.0}, "multiclass", mask)(logits)
+    assert_close(value, (1 - logits.softmax(1).gather(1, mask.long().unsqueeze(1))).mean(), **EXACT)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_micro_dice_is_generalized_dice_with_uniform_weights(power: int):
+    logits, mask = batch("multilabel", "ignored")
+    options = {"per": "image", "power": power, "eps": [0.5, 1.0]}
+    uniform = segkit_loss(
+        {"name": "generalized_dice", "weight_by": "uniform", "absent": "max", **options}, "multilabel", mask
+    )
+    micro = segkit_loss({"name": "dice", "average": "micro", **options}, "multilabel", mask)
+    assert_close(value_and_gradient(micro, logits), value_and_gradient(uniform, logits), **EXACT)
+
+
+@pytest.mark.parametrize("loss", ["dice", "jaccard", "tversky", "focal_tversky", "generalized_dice"])
+@pytest.mark.parametrize("mode", OVERLAP)
+def test_a_softmax_over_independent_channels_is_refused(loss: str, mode: str):
+    with pytest.raises(ValueError, match=f"loss {loss}, mode {mode}: activation softmax"):
+        build_loss({"name": loss, "activation": "softmax"}, labels_of(mode))
 
 
 @pytest.mark.parametrize(("library", "loss"), [("monai", "dice"), ("mmseg", "tversky")])

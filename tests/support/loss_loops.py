@@ -99,9 +99,9 @@ def loop_mean(losses, counted, class_weights):
     return sum(groups) / len(groups) if groups else 0.0
 
 
-def loop_sums(z, g, valid, labels, weight, images, power=1):
+def loop_sums(z, g, valid, labels, weight, images, power=1, activation=None):
     """(tp, predicted, reference) of each channel over some images."""
-    p = softmax(z) if labels.mode == "multiclass" else 1 / (1 + np.exp(-z))
+    p = softmax(z) if labels.mode == "multiclass" and activation != "sigmoid" else 1 / (1 + np.exp(-z))
     rows = []
     for k in range(z.shape[1]):
         tp = predicted = reference = 0.0
@@ -135,14 +135,17 @@ def tversky_loss(tp, predicted, reference, eps, alpha=0.3, beta=0.7, gamma=1.0):
 
 def loop_region(
     z, g, valid, labels, weight, loss, per="batch", power=1, eps=1e-5, empty="present", background=True,
-    class_weights=None, **options,
+    class_weights=None, average="macro", activation=None, **options,
 ):  # fmt: skip
     class_weights = list(class_weights or [1.0] * z.shape[1])
     if not background:
         class_weights[0] = 0.0
     losses, counted = [], []
     for images in [range(2)] if per == "batch" else [[0], [1]]:
-        rows = loop_sums(z, g, valid, labels, weight, images, power)
+        rows = loop_sums(z, g, valid, labels, weight, images, power, activation)
+        if average == "micro":
+            sums = [sum(w * row[n] for w, row in zip(class_weights, rows, strict=True)) for n in range(3)]
+            rows = [sums if w else [0.0, 0.0, 0.0] for w in class_weights]  # the mean of equal numbers is the number
         losses.append([0.0 if empty == "zero" and row[2] == 0 else loss(*row, pair(eps), **options) for row in rows])
         counted.append([row[2] > 0 or empty != "present" for row in rows])
     return loop_mean(losses, counted, class_weights)
@@ -156,13 +159,13 @@ def loop_focal_tversky(z, g, valid, labels, weight, gamma=0.75, of="classes", **
 
 def loop_generalized(
     z, g, valid, labels, weight, per="batch", weight_by="square", absent="zero", relative=True, eps=1e-5,
-    background=True,
+    background=True, power=1, activation=None,
 ):  # fmt: skip
     eps_n, eps_d = pair(eps)
     exponent = {"square": 2, "simple": 1, "uniform": 0}[weight_by]
     losses = []
     for images in [range(2)] if per == "batch" else [[0], [1]]:
-        rows = loop_sums(z, g, valid, labels, weight, images)[0 if background else 1 :]
+        rows = loop_sums(z, g, valid, labels, weight, images, power, activation)[0 if background else 1 :]
         largest = max((row[2] ** -exponent for row in rows if row[2] > 0), default=0.0)
         if largest == 0:
             continue

@@ -41,7 +41,12 @@ class Pixels:
     @property
     def p(self) -> Tensor:
         """The probabilities, [B, K, N]: a softmax over exclusive classes, otherwise a sigmoid per channel."""
-        return self.logits.softmax(1) if self.labels.mode == "multiclass" else self.logits.sigmoid()
+        return self.probabilities(None)
+
+    def probabilities(self, activation: str | None) -> Tensor:
+        """The probabilities, [B, K, N], with the given activation; without one, see `p`."""
+        exclusive = self.labels.mode == "multiclass" and activation != "sigmoid"
+        return self.logits.softmax(1) if exclusive else self.logits.sigmoid()
 
 
 def floored(values: Tensor, floor: float) -> Tensor:
@@ -174,16 +179,17 @@ class Sums:
     valid: bool
 
 
-def class_sums(pixels: Pixels, per: str, power: int = 1) -> list[list[Sums]]:
+def class_sums(pixels: Pixels, per: str, power: int = 1, activation: str | None = None) -> list[list[Sums]]:
     """predicted = sum w p^q, reference = sum w g^q and tp = sum w (p^q + g^q - |p - g|^q) / 2 of each class in each
     group, where q is the power."""
     groups = [slice(None)] if per == "batch" else [slice(b, b + 1) for b in range(len(pixels.logits))]
     result = []
+    probabilities = pixels.probabilities(activation)
     for images in groups:
         row = []
         for k in range(pixels.labels.channels):
             valid = pixels.valid[images, k]
-            p, g, w = pixels.p[images, k][valid], pixels.g[images, k][valid], pixels.w[images][valid]
+            p, g, w = probabilities[images, k][valid], pixels.g[images, k][valid], pixels.w[images][valid]
             overlap = (p**power + g**power - (p - g).abs() ** power) / 2
             row.append(Sums((w * overlap).sum(), (w * p**power).sum(), (w * g**power).sum(), bool(valid.any())))
         result.append(row)
@@ -198,12 +204,19 @@ def region_mean(
     empty: str = "present",
     background: bool = True,
     class_weights: Sequence[float] | None = None,
+    average: str = "macro",
+    activation: str | None = None,
 ) -> Tensor:
-    """The weighted mean of `loss` over the counted classes of a group, then the mean over groups that have any."""
+    """The weighted mean of `loss` over the counted classes of a group, then the mean over groups that have any.
+
+    average: with `micro`, the weighted sums over the classes are those of one class.
+    """
     weights = list(class_weights or [1.0] * pixels.labels.channels)
     weights[0] = weights[0] if background else 0.0
-    means = []
-    for row in class_sums(pixels, per, power):
+    rows, means = class_sums(pixels, per, power, activation), []
+    if average == "micro":
+        rows, weights = [[sum_over_classes(row, weights)] for row in rows], [1.0]
+    for row in rows:
         has_pixels = [sums.reference > 0 if empty == "present" else sums.valid for sums in row]
         counted = [k for k, counts in enumerate(has_pixels) if weights[k] and counts]
         zero = (0 * pixels.logits).sum()
@@ -212,6 +225,16 @@ def region_mean(
             weighted = [weights[k] * value for k, value in zip(counted, losses, strict=True)]
             means.append(torch.stack(weighted).sum() / sum(weights[k] for k in counted))
     return mean_or_zero(means, pixels)
+
+
+def sum_over_classes(row: list[Sums], weights: Sequence[float]) -> Sums:
+    """The weighted sums over the classes of a group, as if they were one class."""
+    pairs = [(weight, sums) for weight, sums in zip(weights, row, strict=True) if weight]
+    tp, predicted, reference = (
+        torch.stack([weight * getattr(sums, name) for weight, sums in pairs]).sum()
+        for name in ("tp", "predicted", "reference")
+    )
+    return Sums(tp, predicted, reference, any(sums.valid for _weight, sums in pairs))
 
 
 def mean_or_zero(values: list[Tensor], pixels: Pixels) -> Tensor:
@@ -276,12 +299,14 @@ def generalized_dice(
     relative: bool = True,
     eps: float | list[float] = 1e-5,
     background: bool = True,
+    power: int = 1,
+    activation: str | None = None,
 ) -> Tensor:
     """1 - (2 sum_c v_c tp_c + eps_n) / (sum_c v_c (predicted_c + reference_c) + eps_d), v_c = reference_c^-exponent"""
     eps_n, eps_d = pair(eps)
     exponent = {"square": 2, "simple": 1, "uniform": 0}[weight_by]
     losses = []
-    for row in class_sums(pixels, per):
+    for row in class_sums(pixels, per, power, activation):
         row = row if background else row[1:]
         present = [s.reference**-exponent for s in row if s.reference > 0]
         if not present:
