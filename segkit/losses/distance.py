@@ -18,7 +18,7 @@ from segkit.losses.chunking import activation_of
 from segkit.losses.class_weights import ClassWeights
 from segkit.losses.map_loss import MapLoss, foreground_mean
 from segkit.losses.pass_requests import MapSum, MapSums
-from segkit.losses.region import Per, divided, ratio
+from segkit.losses.region import Empty, Per, divided, ratio
 from segkit.losses.shared_pass import MapTotals, MaskSums
 from segkit.losses.target_maps import DistanceMap, SpacingMap, TargetMap, Unit, maps_of_target
 
@@ -53,10 +53,10 @@ class Boundary(MapLoss):
         authors' code does, where the loss of a good prediction is negative. The gradient is the same.
     per: `batch` pools the sums over the batch, `image` averages over the images that contain a class.
     background: whether the background class counts; its boundary is that of all foreground together.
-    class_weights: see `ClassMean`.
+    empty, class_weights: see `ClassMean`.
 
-    The authors use it beside a region loss, with a weight that grows during the training. A class that is absent is
-    left out; one that fills the image has no boundary and value and gradient 0. Ignored pixels are left out of the sum,
+    The authors use it beside a region loss, with a weight that grows during the training. A class that is absent or
+    fills the image has no boundary, and value and gradient 0. Ignored pixels are left out of the sum,
     and no boundary lies at them. Values lie in [0, 1] with `diagonal` and `offset`. Exact over several processes.
     Raises ValueError for soft targets.
     """
@@ -70,10 +70,11 @@ class Boundary(MapLoss):
         distance: Unit = "diagonal",
         offset: bool = True,
         per: Per = "batch",
+        empty: Empty = "present",
         background: bool = False,
         class_weights: ClassWeights = None,
     ) -> None:
-        mean = foreground_mean(labels, class_counts, reduce, per, background, class_weights)
+        mean = foreground_mean(labels, class_counts, reduce, per, background, class_weights, empty)
         distances = DistanceMap("signed", distance, mean.channels)
         # d (p - g) is |d| e on both sides of the boundary
         sums = [MapSum(distances.name, 1, AbsolutePower(1))]
@@ -93,10 +94,10 @@ class Surface(MapLoss):
     probability, g the reference. The loss is 0 for a perfect prediction and 1 for its opposite.
 
     per: `batch` pools the sums over the batch, `image` averages over the images that contain a class.
-    background, class_weights: as for `boundary`. The paper weighs the classes inside of one ratio; here each class has
-        a ratio, and `class_weights` weigh these.
+    empty, background, class_weights: as for `boundary`. The paper weighs the classes inside of one ratio; here each
+        class has a ratio, and `class_weights` weigh these.
 
-    A class that is absent is left out; one that fills the image has no boundary and value and gradient 0. Ignored
+    A class that is absent or fills the image has no boundary, and value and gradient 0. Ignored
     pixels are left out of the sums, and no boundary lies at them. Values lie in [0, 1]. Exact over several processes.
     Raises ValueError for soft targets.
     """
@@ -108,10 +109,11 @@ class Surface(MapLoss):
         class_counts: Any = None,
         reduce: Reduce = single_process,
         per: Per = "batch",
+        empty: Empty = "present",
         background: bool = False,
         class_weights: ClassWeights = None,
     ) -> None:
-        mean = foreground_mean(labels, class_counts, reduce, per, background, class_weights)
+        mean = foreground_mean(labels, class_counts, reduce, per, background, class_weights, empty)
         distances = DistanceMap("signed", "diagonal", mean.channels)
         sums = tuple(MapSum(distances.name, power, AbsolutePower(2)) for power in (0, 1, 2))
         super().__init__(mean, [distances], MapSums("surface", activation_of(labels), sums))
@@ -135,11 +137,11 @@ class Hausdorff(MapLoss):
     log: take log(1 + loss), so that large distances do not dominate the sum with other terms.
     distance: the unit of the distances, see `boundary`.
     per: `batch` pools the sums over the batch, `image` averages over the images that contain a class.
-    background, class_weights: as for `boundary`.
+    empty, background, class_weights: as for `boundary`.
 
-    A class that is absent is left out; where a class has no boundary, because it is absent from the prediction or fills
-    the image, its distances are 0. Ignored pixels are left out of the sum, and no boundary lies at them. Values lie in
-    [0, inf). Exact over several processes. Raises ValueError for soft targets, and at build unless alpha is above 0.
+    Where a class has no boundary, because it is absent or fills the image, its distances are 0. Ignored pixels are left
+    out of the sum, and no boundary lies at them. Values lie in [0, inf). Exact over several processes. Raises
+    ValueError for soft targets, and at build unless alpha is above 0.
     """
 
     def __init__(
@@ -153,12 +155,13 @@ class Hausdorff(MapLoss):
         log: bool = False,
         distance: Unit = "diagonal",
         per: Per = "batch",
+        empty: Empty = "present",
         background: bool = False,
         class_weights: ClassWeights = None,
     ) -> None:
         if not 0 < alpha <= LARGEST_ALPHA:
             raise ValueError(f"expected alpha above 0 and at most {LARGEST_ALPHA}, got {alpha}")
-        mean = foreground_mean(labels, class_counts, reduce, per, background, class_weights)
+        mean = foreground_mean(labels, class_counts, reduce, per, background, class_weights, empty)
         distances = DistanceMap("unsigned", distance, mean.channels)
         names = [distances.name] if one_sided else [distances.name, PREDICTED + distances.name]
         sums = tuple(MapSum(name, 2, AbsolutePower(alpha)) for name in names)

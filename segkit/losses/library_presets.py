@@ -231,6 +231,20 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             note="it counts an image without any class as 0 in the mean, segkit leaves it out; it has no ignore value",
             forms={"monai.losses.GeneralizedDiceLoss(sigmoid=True)": SIGMOID},
         ),
+        "boundary": Preset(
+            "monai.losses.BoundaryLoss",
+            {"distance": "mm", "offset": False, "per": "image", "empty": "keep", "background": True},
+            note="include_background=False is background: false; it has neither ignore value nor spacing",
+            unweighted=EVERY_MODE,
+        ),
+        "hausdorff": Preset(
+            "monai.losses.HausdorffDTLoss",
+            {"distance": "mm", "one_sided": False, "alpha": 2.0, "per": "image", "empty": "keep"},
+            note="LogHausdorffDTLoss is log: true; include_background=True is background: true; it has neither ignore "
+            "value nor spacing",
+            forms={"monai.losses.LogHausdorffDTLoss": {"log": True}},
+            unweighted=EVERY_MODE,
+        ),
         "focal": Preset(
             "monai.losses.FocalLoss",
             {"activation": "sigmoid", "gamma": 2.0, "normalize": "valid"},

@@ -24,6 +24,8 @@ SINCE: dict[str, dict[str, Since]] = {
         "jaccard": MONAI_REGION,
         "tversky": {"": "1.0.1", IGNORED_PIXELS: "1.6.1"},
         "generalized_dice": {"": "1.3.0"},
+        "boundary": {"": "1.6.1"},
+        "hausdorff": {"": "1.3.0"},
         "focal": {"": "1.0.1", "alpha": "1.2.0", "list of alpha": "1.6.0", IGNORED_PIXELS: "1.6.1"},
     },
     "smp": {

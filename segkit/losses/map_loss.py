@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segkit.labels import Labels
 from segkit.losses.all_reduce import Reduce
 from segkit.losses.class_weights import ClassWeights
-from segkit.losses.region import ClassMean, Per
+from segkit.losses.region import ClassMean, Empty, Per
 from segkit.losses.shared_pass import MapSums, MapTotals, MaskSums
 from segkit.losses.target_maps import TargetMap
 
@@ -25,15 +25,21 @@ class Pixels:
 
 
 def foreground_mean(
-    labels: Labels, class_counts: Any, reduce: Reduce, per: Per, background: bool, class_weights: ClassWeights
+    labels: Labels,
+    class_counts: Any,
+    reduce: Reduce,
+    per: Per,
+    background: bool,
+    class_weights: ClassWeights,
+    empty: Empty = "present",
 ) -> ClassMean:
-    """The mean over the classes that the reference contains.
+    """The mean over the classes; see `ClassMean`.
 
     background: whether it includes the background class, if there is one. The losses of maps leave it out by default:
         its boundary is that of the foreground, and it has neither a centreline nor lesions.
     """
     included = background or labels.background_channel is None
-    return ClassMean(labels, class_counts, reduce, per, "present", included, class_weights)
+    return ClassMean(labels, class_counts, reduce, per, empty, included, class_weights)
 
 
 class MapLoss(nn.Module):

@@ -508,6 +508,16 @@ for modes, situations in ((("multiclass", "multilabel"), VOLUME), ("binary", ("p
         {"weight_by": "simple", "per": "batch", "eps": [0.0, 1.0]},
         tolerance=SINGLE,
     )
+# its distances are in float32
+add("monai", "boundary", MODES, monai("BoundaryLoss"), VOLUME, tolerance=SINGLE)
+library_loss = monai("BoundaryLoss", include_background=False)
+add("monai", "boundary", "multiclass", library_loss, VOLUME, {"background": False}, tolerance=SINGLE)
+add("monai", "hausdorff", "multiclass", monai("HausdorffDTLoss"), VOLUME, tolerance=SINGLE)
+library_loss = monai("HausdorffDTLoss", include_background=True)
+add("monai", "hausdorff", ("binary", "multilabel"), library_loss, VOLUME, tolerance=SINGLE)
+add("monai", "hausdorff", "multiclass", library_loss, VOLUME, {"background": True}, tolerance=SINGLE)
+library_loss = monai("LogHausdorffDTLoss")
+add("monai", "hausdorff", "multiclass", library_loss, VOLUME, {"log": True}, tolerance=SINGLE)
 # its focal loss computes in float32, for which the default tolerances suffice
 FLOAT32: dict[str, Any] = {"kept": torch.float32, "tolerance": {}}
 for modes, situations in (("multilabel", VOLUME), (("multiclass", "binary"), EVERY)):

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from segkit.labels import Labels
 from segkit.losses import build_loss
 from segkit.losses.soft_skeleton import skeleton_gradient, soft_skeleton
-from segkit.losses.target_maps import BorderMap, ComponentMap, DistanceMap, SkeletonMap, maps_of_mask
+from segkit.losses.target_maps import BorderMap, ComponentMap, DistanceMap, maps_of_mask
 from segkit.utils.morphology import label_components, skeleton, taxicab_radius
 
 from support.loss_oracle import batch, labels_of, value_and_gradient
@@ -172,7 +172,7 @@ def test_maps_of_the_loader_give_the_loss_of_the_bare_mask(spec):
 def test_missing_maps_are_named():
     loss = build_loss(["dice", "boundary"], labels_of("multiclass"))
     logits, mask = batch("multiclass", (4, 5))
-    with pytest.raises(ValueError, match="distance-signed.*got none"):
+    with pytest.raises(ValueError, match=r"distance-signed.*got none"):
         loss(logits, mask, maps={})
     with pytest.raises(ValueError, match="spacing of 2 images with 2 axes"):
         loss(logits, mask, spacing=[[1.0, 1.0]])
