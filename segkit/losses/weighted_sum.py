@@ -41,8 +41,9 @@ class Normaliser:
 class WeightedSum(nn.Module):
     """The sum of weight * term over the terms of a loss.
 
-    terms: modules by name. A term has either an attribute `sums`, its request to the shared pass, with the methods
-        `score(result, count)` and `count(mask sums)`, or the method `forward(logits, target)`.
+    terms: modules by name. A term has either an attribute `sums`, its request to the shared pass or a tuple of them,
+        with the methods `score(result or results, count)` and `count(mask sums)`, or the method `forward(logits,
+        target)`. A term whose `forward` takes a divisor as well has an `activation` and the method `count(mask sums)`.
     schedules: the weight of each term as a function of the progress of the run. `set_progress` writes the current
         weights to the buffer `weights`.
     scales: factor and offset of each term.
@@ -147,7 +148,10 @@ class WeightedSum(nn.Module):
         results = self._results(logits, target)
         values = {}
         for name, term, scale in zip(self.names, self._terms, self.scales, strict=True):
-            value = term.score(results[name], counts.get(name)) if name in results else term(logits, target)
+            if name in results:
+                value = term.score(results[name], counts.get(name))
+            else:
+                value = term(logits, target, counts.get(name)) if _has_count(term) else term(logits, target)
             value = value if scale == Scale() else scale.factor * value
             if normaliser is not None and counts.get(name) is None:
                 value = value / normaliser.batches
@@ -161,16 +165,19 @@ class WeightedSum(nn.Module):
     def _results(self, logits: Tensor, target: Target) -> dict[str, Any]:
         """The results of the shared passes, one pass for each activation, by the name of the term."""
         requests = {
-            name: term.sums for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")
+            name: _requests(term) for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")
         }
+        single = {name for name, term in zip(self.names, self._terms, strict=True) if not _is_compound(term)}
         activations: list[Activation] = ["softmax", "sigmoid"]
         results: dict[str, Any] = {}
         for activation in activations:
-            names = [name for name, sums in requests.items() if sums.activation == activation]
+            names = [name for name, sums in requests.items() if sums[0].activation == activation]
             if names:
                 batch = Batch(logits, target, self.labels, activation)
-                pass_results = run_pass(batch, [requests[name] for name in names])
-                results |= dict(zip(names, pass_results, strict=True))
+                pass_results = iter(run_pass(batch, [request for name in names for request in requests[name]]))
+                for name in names:
+                    own = tuple(next(pass_results) for _request in requests[name])
+                    results[name] = own[0] if name in single else own
         return results
 
     @property
@@ -178,12 +185,10 @@ class WeightedSum(nn.Module):
         """The terms that do not add up over micro-batches to the term of one large batch; see `normaliser`."""
         mask = torch.zeros(1, 1, 1, dtype=torch.uint8, device=self.weights.device)
         mask = mask.unsqueeze(1).expand(1, self.labels.channels, 1, 1) if self.labels.has_mask_channels else mask
-        sums = {name: term for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")}
         return [
             name
-            for name in self.names
-            if name not in sums
-            or sums[name].count(self._mask_sums(mask, sums[name].sums.activation, None, None, 2)) is None
+            for name, term in zip(self.names, self._terms, strict=True)
+            if not _has_count(term) or term.count(self._mask_sums(mask, _activation(term), None, None, 2)) is None
         ]
 
     @torch.no_grad()
@@ -206,14 +211,14 @@ class WeightedSum(nn.Module):
         counts: dict[str, Tensor | None] = {}
         for name, term in zip(self.names, self._terms, strict=True):
             batch_counts = []
-            for index, mask in enumerate(masks) if hasattr(term, "sums") else ():
+            for index, mask in enumerate(masks) if _has_count(term) else ():
                 weight = None if pixel_weights is None else pixel_weights[index]
                 valid = None if valids is None else valids[index]
-                batch_counts.append(term.count(self._mask_sums(mask, term.sums.activation, weight, valid, spatial)))
+                batch_counts.append(term.count(self._mask_sums(mask, _activation(term), weight, valid, spatial)))
             if not batch_counts or batch_counts[0] is None:
                 counts[name] = None
             else:
-                (counts[name],) = self.reduce(torch.stack(batch_counts).sum())
+                (counts[name],) = self.reduce(torch.stack(batch_counts).sum(0))
         return Normaliser(counts, len(masks))
 
     def _mask_sums(
@@ -259,3 +264,21 @@ class WeightedSum(nn.Module):
                     f"expected {name} of shape {expected}{' or with channels' if name == 'mask' else ''} for logits "
                     f"{list(logits.shape)}, got {list(tensor.shape)}"
                 )
+
+
+def _is_compound(term: Any) -> bool:
+    return isinstance(getattr(term, "sums", None), tuple)
+
+
+def _requests(term: Any) -> tuple[Any, ...]:
+    """The requests of a term to the shared pass."""
+    return term.sums if _is_compound(term) else (term.sums,)
+
+
+def _has_count(term: Any) -> bool:
+    """Whether the divisor of a term may be computed from the masks alone, with its method `count`."""
+    return hasattr(term, "sums") or (hasattr(term, "count") and hasattr(term, "activation"))
+
+
+def _activation(term: Any) -> Activation:
+    return _requests(term)[0].activation if hasattr(term, "sums") else term.activation

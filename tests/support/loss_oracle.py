@@ -16,9 +16,11 @@ INDEPENDENT = ("binary", "multilabel")  # the modes with independent channels
 MODES_OF = {"lovasz_hinge": INDEPENDENT}  # all others support every mode
 SOFT = (  # losses that support soft targets
     "cross_entropy", "poly_cross_entropy", "topk_cross_entropy", "dice", "jaccard", "tversky", "focal_tversky",
-    "generalized_dice",
+    "generalized_dice", "ohem_cross_entropy", "margin_label_smoothing", "log_cosh_dice", "dice_semimetric",
+    "jaccard_metric", "mcc", "exponential_log",
 )  # fmt: skip
-UNWEIGHTED = ("topk_cross_entropy", "lovasz_softmax", "lovasz_hinge")  # losses that do not support pixel weights
+# losses that do not support pixel weights
+UNWEIGHTED = ("topk_cross_entropy", "ohem_cross_entropy", "lovasz_softmax", "lovasz_hinge")
 # With few pixels, the error of a histogram, which replaces errors by the centres of their bins, is large.
 EXACT = {"lovasz_softmax": {"mode": "exact"}, "lovasz_hinge": {"mode": "exact"}}
 
@@ -62,6 +64,24 @@ VARIANTS = [
     ({"name": "lovasz_softmax", "mode": "exact", "per": "image"}, MODES),
     ({"name": "lovasz_softmax", "mode": "exact", "classes": "all"}, MODES),
     ({"name": "lovasz_softmax", "mode": "exact", "per": "image", "classes": ["a", 2]}, ("multiclass", "multilabel")),
+    ({"name": "cross_entropy", "positive_weights": 3.0, "class_weights": [0.3, 2.1]}, ("binary",)),
+    (
+        {"name": "cross_entropy", "positive_weights": [2.5, 0.4, 1.5], "label_smoothing": 0.1, "normalize": "valid"},
+        ("multilabel",),
+    ),
+    ({"name": "ohem_cross_entropy", "threshold": 0.05, "min_share": 0.0, "min_pixels": 7}, MODES),
+    ({"name": "margin_label_smoothing", "margin": 1.5, "penalty": 0.7}, MODES),
+    ({"name": "jaccard_metric", "variant": 2, "per": "image", "eps": [0.5, 1.0]}, MODES),
+    (
+        {"name": "dice_semimetric", "variant": 2, "empty": "zero", "class_weights": [0.3, 2.1, 1.25]},
+        ("multiclass", "multilabel"),
+    ),
+    ({"name": "mcc", "per": "image", "empty": "keep", "background": False}, ("multiclass",)),
+    ({"name": "unified_focal", "variant": "symmetric", "gamma": 0.3, "delta": 0.7, "per": "image"}, MODES),
+    (
+        {"name": "exponential_log", "gamma": 1.5, "per": "image", "class_weights": [0.3, 2.1, 1.25]},
+        ("multiclass", "multilabel"),
+    ),
 ]
 
 
