@@ -12,7 +12,9 @@ from torch.testing import assert_close
 
 from segkit.labels import Labels
 from segkit.losses import build_loss
+from segkit.losses.correlation import MatthewsCorrelation
 from segkit.losses.logarithmic import log_cosh
+from segkit.losses.shared_pass import Statistics
 
 from support.loss_oracle import IGNORE_INDEX, batch, labels_of, value_and_gradient
 
@@ -136,7 +138,7 @@ def test_mcc_of_certain_predictions_is_the_correlation_of_two_masks():
 
 @pytest.mark.parametrize("share", [0.5, 1e-5, 1 - 1e-5])
 def test_mcc_of_large_images_in_float32(share):
-    """The products of counts have more digits than float32; compared with float64."""
+    """Compared with logits in float64."""
     generator = torch.Generator().manual_seed(0)
     mask = (torch.rand(1, 2048, 2048, generator=generator) < share).to(torch.uint8)
     logits = 4 * mask.float()[:, None] - 2 + torch.randn(1, 1, 2048, 2048, generator=generator)
@@ -145,6 +147,21 @@ def test_mcc_of_large_images_in_float32(share):
     expected, exact = value_and_gradient(loss, logits.double(), mask)
     assert value.item() == pytest.approx(expected.item(), abs=2e-5)
     assert (gradient - exact).norm() < 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("tp", "predicted", "reference"),
+    [(16_000_003, 16_000_011, 16_000_005), (7, 9, 12), (8_000_000, 8_000_001, 8_000_400), (3, 15_999_999, 5)],
+)
+def test_mcc_of_counts_whose_products_have_more_digits_than_float32(tp, predicted, reference):
+    """Against integers, of 16,000,020 pixels: products of counts reach 2.6e14, and nearly cancel."""
+    pixels = 16_000_020
+    fp, fn = predicted - tp, reference - tp
+    tn = pixels - tp - fp - fn
+    denominator = math.sqrt(tp + fp) * math.sqrt(tp + fn) * math.sqrt(tn + fp) * math.sqrt(tn + fn)
+    sums = Statistics(*(torch.tensor([[float(count)]]) for count in (tp, predicted, reference, pixels)))
+    loss = MatthewsCorrelation(labels=labels_of("binary"), eps=1e-12)
+    assert loss.score(sums).item() == pytest.approx(1 - (tp * tn - fp * fn) / denominator, abs=1e-6)
 
 
 def test_mcc_leaves_out_a_class_that_covers_everything():

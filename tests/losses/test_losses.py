@@ -324,6 +324,14 @@ def test_terms_are_named_and_unweighted_and_the_call_weights_them():
     assert_close(loss(logits, mask), 0.25 * terms["dice"] + terms["dice_2"])
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_every_term_of_a_sum_of_all_losses_is_that_of_the_loss_alone(mode):
+    names = [name for name in LOSSES if mode in MODES_OF.get(name, MODES)]
+    logits, mask = batch(mode, (4, 5))
+    terms = build_loss(names, labels_of(mode)).terms(logits, mask)
+    assert_close(terms, {name: build_loss(name, labels_of(mode))(logits, mask) for name in names})
+
+
 def test_terms_share_their_passes():
     class Counting(TorchDispatchMode):
         def __init__(self):
