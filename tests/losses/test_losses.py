@@ -238,7 +238,10 @@ BACKENDS = [
 @pytest.mark.compile
 @pytest.mark.parametrize(("mode", "backend"), BACKENDS)
 def test_all_terms_compile_to_one_graph_for_every_shape(mode, backend):
-    names = [name for name in LOSSES if mode in MODES_OF.get(name, MODES)]
+    once = ("ohem_cross_entropy", "dice_semimetric")  # nearly the code of another loss, and compiling takes seconds
+    names = [
+        name for name in LOSSES if mode in MODES_OF.get(name, MODES) and (mode == "multiclass" or name not in once)
+    ]
     exact = [{"name": name, **EXACT[name]} for name in names if name in EXACT]
     loss = build_loss([*names, *exact, {"name": "dice", "per": "image", "power": 2}], labels_of(mode))
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)

@@ -69,19 +69,16 @@ VARIANTS = [
         {"name": "cross_entropy", "positive_weights": [2.5, 0.4, 1.5], "label_smoothing": 0.1, "normalize": "valid"},
         ("multilabel",),
     ),
-    ({"name": "ohem_cross_entropy", "threshold": 0.05, "min_share": 0.0, "min_pixels": 7}, MODES),
+    ({"name": "ohem_cross_entropy", "threshold": 0.05, "min_share": 0.0, "min_pixels": 7}, ("multilabel",)),
     ({"name": "margin_label_smoothing", "margin": 1.5, "penalty": 0.7}, MODES),
-    ({"name": "jaccard_metric", "variant": 2, "per": "image", "eps": [0.5, 1.0]}, MODES),
-    (
-        {"name": "dice_semimetric", "variant": 2, "empty": "zero", "class_weights": [0.3, 2.1, 1.25]},
-        ("multiclass", "multilabel"),
-    ),
+    ({"name": "jaccard_metric", "variant": 2, "per": "image", "eps": [0.5, 1.0]}, ("multiclass", "binary")),
+    ({"name": "dice_semimetric", "variant": 2, "empty": "zero", "class_weights": [0.3, 2.1, 1.25]}, ("multilabel",)),
     ({"name": "mcc", "per": "image", "empty": "keep", "background": False}, ("multiclass",)),
-    ({"name": "unified_focal", "variant": "symmetric", "gamma": 0.3, "delta": 0.7, "per": "image"}, MODES),
     (
-        {"name": "exponential_log", "gamma": 1.5, "per": "image", "class_weights": [0.3, 2.1, 1.25]},
-        ("multiclass", "multilabel"),
+        {"name": "unified_focal", "variant": "symmetric", "gamma": 0.3, "delta": 0.7, "per": "image"},
+        ("multiclass", "binary"),
     ),
+    ({"name": "exponential_log", "gamma": 1.5, "per": "image", "class_weights": [0.3, 2.1, 1.25]}, ("multiclass",)),
 ]
 
 
