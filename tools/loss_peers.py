@@ -46,6 +46,14 @@ ROWS = {
     "lovasz_softmax exact": Row({"name": "lovasz_softmax", "mode": "exact"}, 0.8, None),
     "poly_cross_entropy": Row("poly_cross_entropy"),
     "topk_cross_entropy": Row("topk_cross_entropy"),
+    "ohem_cross_entropy": Row("ohem_cross_entropy"),
+    "margin_label_smoothing": Row("margin_label_smoothing"),
+    "log_cosh_dice": Row("log_cosh_dice"),
+    "dice_semimetric variant 2": Row({"name": "dice_semimetric", "variant": 2}),
+    "jaccard_metric variant 2": Row({"name": "jaccard_metric", "variant": 2}),
+    "mcc": Row("mcc"),
+    "unified_focal": Row("unified_focal"),
+    "exponential_log": Row("exponential_log"),
 }
 
 
@@ -101,12 +109,14 @@ def losses_of(library: str, dims: int) -> dict[str, Loss]:
 
 
 def _torch_losses(_dims: int) -> dict[str, Loss]:
-    return dict.fromkeys(("cross_entropy", "poly_cross_entropy", "topk_cross_entropy"), F.cross_entropy)
+    others = ("poly_cross_entropy", "topk_cross_entropy", "ohem_cross_entropy", "margin_label_smoothing")
+    return dict.fromkeys(("cross_entropy", *others), F.cross_entropy)
 
 
 def _monai_losses(_dims: int) -> dict[str, Loss]:
-    from monai.losses.dice import DiceCELoss, DiceLoss, GeneralizedDiceLoss
+    from monai.losses.dice import DiceCELoss, DiceFocalLoss, DiceLoss, GeneralizedDiceLoss
     from monai.losses.focal_loss import FocalLoss
+    from monai.losses.mcc_loss import MCCLoss
     from monai.losses.tversky import TverskyLoss
 
     return {
@@ -116,6 +126,12 @@ def _monai_losses(_dims: int) -> dict[str, Loss]:
         "tversky": with_channel(TverskyLoss(**MONAI_OPTIONS)),
         "generalized_dice": with_channel(GeneralizedDiceLoss(**MONAI_OPTIONS)),
         "dice_ce": with_channel(DiceCELoss(**MONAI_OPTIONS)),
+        "log_cosh_dice": with_channel(DiceLoss(**MONAI_OPTIONS)),
+        "dice_semimetric variant 2": with_channel(DiceLoss(**MONAI_OPTIONS)),
+        "jaccard_metric variant 2": with_channel(DiceLoss(jaccard=True, **MONAI_OPTIONS)),
+        "mcc": with_channel(MCCLoss(**MONAI_OPTIONS)),
+        "unified_focal": with_channel(DiceFocalLoss(**MONAI_OPTIONS)),  # its own takes two classes
+        "exponential_log": with_channel(DiceCELoss(**MONAI_OPTIONS)),
     }
 
 

@@ -33,6 +33,11 @@ WHEN = {
     "otherwise it behaves like the cross-entropy.",
     "topk_cross_entropy": "For large images in which most pixels are easy, alone or together with `dice` (`dice_topk`). Wrongly "
     "labelled pixels count as hard pixels too.",
+    "ohem_cross_entropy": "Like `topk_cross_entropy`, but the number of pixels follows the state of the network: all pixels below the "
+    "threshold while it is poor, and only the minimum once it is good. PIDNet uses it for street scenes.",
+    "margin_label_smoothing": "For better calibrated probabilities than those of the cross-entropy: it limits how far the logits move apart "
+    "instead of moving all of them together, as label smoothing does. In units of logits, so choose `margin` below the distances that the "
+    "network reaches.",
     "focal": "For many easy pixels of one class. It reduces their weight gradually, whereas top-k leaves them out.",
     "dice": "When the score is Dice and the foreground is small. Its probabilities are overconfident, less so with "
     "`dice_ce`.",
@@ -40,6 +45,18 @@ WHEN = {
     "tversky": "When false positives and false negatives have different costs: raise `beta` for recall, `alpha` for precision.",
     "focal_tversky": "Like `tversky`, with more weight on classes that are nearly right (gamma below 1) or far from it (above 1).",
     "generalized_dice": "For classes of very different size that are all present. If classes are often absent, use `dice`.",
+    "log_cosh_dice": "Like `dice`, with less weight on classes that are nearly right, like `focal_tversky` with gamma 2. Its values are small (at most "
+    "0.434 per class), so weigh it against other terms.",
+    "dice_semimetric": "For soft labels, such as several annotators, soft labels of a teacher or label smoothing, when the score is Dice. For "
+    "hard labels use `dice`, which it then equals.",
+    "jaccard_metric": "For soft labels, such as several annotators, soft labels of a teacher or label smoothing, when the score is IoU. For hard "
+    "labels use `jaccard`, which it then equals.",
+    "mcc": "When correctly excluded pixels should count as well: unlike Dice, it is symmetric in foreground and background, so a class that covers "
+    "most of the image is not nearly right from the start.",
+    "unified_focal": "For a rare foreground, instead of the sum of a Tversky and a focal loss: one `delta` and one `gamma` for both. "
+    "Start from the defaults, and raise `delta` for recall.",
+    "exponential_log": "For many classes of very different sizes: the logarithm raises the gradient of classes with little overlap. With gamma below 1, "
+    "pixels that are nearly right keep a large weight, so the loss is sensitive to wrong labels.",
     "lovasz_softmax": "To raise IoU after or together with the cross-entropy (`ce_then_lovasz`, `ce_lovasz`). Alone and from the "
     "start it rarely trains a network.",
     "lovasz_hinge": "Like `lovasz_softmax` for binary and overlapping classes, with a margin instead of probabilities.",
@@ -48,13 +65,14 @@ GLOBAL, LOCAL = "whole batch", "each process alone"
 PROCESSES = {
     **dict.fromkeys(LOSSES, GLOBAL),
     "topk_cross_entropy": LOCAL,
+    "ohem_cross_entropy": LOCAL,
     "lovasz_softmax": "whole batch; `mode: exact` with `per: batch`: each process alone",
     "lovasz_hinge": "whole batch; `mode: exact` with `per: batch`: each process alone",
 }
 ADDS_UP = {
     **dict.fromkeys(LOSSES, "with `per: image`"),
-    **dict.fromkeys(("cross_entropy", "poly_cross_entropy", "focal"), "yes"),
-    **dict.fromkeys(("topk_cross_entropy", "lovasz_softmax", "lovasz_hinge"), "no"),
+    **dict.fromkeys(("cross_entropy", "poly_cross_entropy", "margin_label_smoothing", "focal"), "yes"),
+    **dict.fromkeys(("topk_cross_entropy", "ohem_cross_entropy", "lovasz_softmax", "lovasz_hinge"), "no"),
 }
 MODES = ("multiclass", "binary", "multilabel")
 
@@ -99,7 +117,12 @@ loss.terms(logits, mask)  # {"dice": ..., "cross_entropy": ...}, unweighted
 loss(logits, mask, pixel_weight=weight)  # [B, *S]
 loss(logits, mask, valid=seen)  # bool [B, *S]
 build_loss("dice", labels)(logits, mask, valid=annotated)  # bool [B, K, *S] where not every class was annotated
+build_loss("dice_ce", labels, reduction="none")(logits, mask)  # [B], the loss of each case
 ```
+
+With `reduction="none"`, each entry is exactly the loss of the batch that consists of this case alone, for every loss. The
+mean of the entries is the loss of the batch only for means over cases. It is not an option of a configuration, since training
+needs a scalar; `group` and a normaliser, which concern the loss of a batch, are refused.
 
 `valid` per class, [B, K, *S], or [B, K, 1, ...] for whole images, works for losses with separate sums for each class (the
 column `valid [B, K]` below): all losses in binary and multilabel mode, and region and Lovász losses also with a softmax. A

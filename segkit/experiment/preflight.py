@@ -12,7 +12,10 @@ from segkit.losses.library_presets import preset
 from segkit.utils.text import listed
 
 SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")
-POOLING = ("dice", "jaccard", "tversky", "focal_tversky", "generalized_dice", "lovasz_softmax", "lovasz_hinge")
+POOLING = (
+    *("dice", "jaccard", "tversky", "focal_tversky", "generalized_dice", "log_cosh_dice", "dice_semimetric"),
+    *("jaccard_metric", "mcc", "unified_focal", "exponential_log", "lovasz_softmax", "lovasz_hinge"),
+)
 
 
 def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:

@@ -11,6 +11,7 @@ tests/losses/test_reference.py compares value and gradient with it in float64.
 """
 
 from segkit.losses.build import LOSSES, RECIPES, build_loss, expanded
+from segkit.losses.per_case import PerCase
 from segkit.losses.weighted_sum import WeightedSum
 
-__all__ = ["LOSSES", "RECIPES", "WeightedSum", "build_loss", "expanded"]
+__all__ = ["LOSSES", "RECIPES", "PerCase", "WeightedSum", "build_loss", "expanded"]

@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, overload
 
 from pydantic import ValidationError
 from torch import nn
@@ -17,14 +17,21 @@ from segkit.losses.border import BorderCrossEntropy
 from segkit.losses.centreline import ClDice, SkeletonRecall
 from segkit.losses.class_weights import is_from_class_counts, resolve_class_weights
 from segkit.losses.components import ComponentDice
+from segkit.losses.correlation import MatthewsCorrelation
 from segkit.losses.distance import Boundary, Hausdorff, Surface
 from segkit.losses.library_presets import preset
 from segkit.losses.limits import LARGEST_OPTION
+from segkit.losses.logarithmic import ExponentialLog, LogCoshDice
 from segkit.losses.lovasz import LovaszHinge, LovaszSoftmax
+from segkit.losses.margin import MarginLabelSmoothing
+from segkit.losses.ohem import OhemCrossEntropy
+from segkit.losses.per_case import PerCase
 from segkit.losses.pixel import CrossEntropy, Focal, PolyCrossEntropy
 from segkit.losses.region import Dice, Jaccard
+from segkit.losses.soft_labels import DiceSemimetric, JaccardMetric
 from segkit.losses.topk import TopkCrossEntropy
 from segkit.losses.tversky import FocalTversky, GeneralizedDice, Tversky
+from segkit.losses.unified_focal import UnifiedFocal
 from segkit.losses.weight_schedules import WEIGHT_SCHEDULES, Constant, WeightSchedule
 from segkit.losses.weighted_sum import Scale, WeightedSum
 from segkit.utils.field_errors import PROBLEM
@@ -42,12 +49,20 @@ LOSSES: dict[str, type[nn.Module]] = {
     "cross_entropy": CrossEntropy,
     "poly_cross_entropy": PolyCrossEntropy,
     "topk_cross_entropy": TopkCrossEntropy,
+    "ohem_cross_entropy": OhemCrossEntropy,
+    "margin_label_smoothing": MarginLabelSmoothing,
     "focal": Focal,
     "dice": Dice,
     "jaccard": Jaccard,
     "tversky": Tversky,
     "focal_tversky": FocalTversky,
     "generalized_dice": GeneralizedDice,
+    "log_cosh_dice": LogCoshDice,
+    "dice_semimetric": DiceSemimetric,
+    "jaccard_metric": JaccardMetric,
+    "mcc": MatthewsCorrelation,
+    "unified_focal": UnifiedFocal,
+    "exponential_log": ExponentialLog,
     "lovasz_softmax": LovaszSoftmax,
     "lovasz_hinge": LovaszHinge,
     "boundary": Boundary,
@@ -84,9 +99,34 @@ INJECTED = ("labels", "class_counts", "reduce")  # passed by `build_loss`; users
 TermSpec = str | Mapping[str, Any]
 
 
+@overload
 def build_loss(
-    spec: TermSpec | Sequence[TermSpec], labels: Labels, class_counts: Any = None, group: Any = None
-) -> WeightedSum:
+    spec: TermSpec | Sequence[TermSpec],
+    labels: Labels,
+    class_counts: Any = None,
+    group: Any = None,
+    reduction: Literal["batch"] = "batch",
+) -> WeightedSum: ...
+
+
+@overload
+def build_loss(
+    spec: TermSpec | Sequence[TermSpec],
+    labels: Labels,
+    class_counts: Any = None,
+    group: Any = None,
+    *,
+    reduction: Literal["none"],
+) -> PerCase: ...
+
+
+def build_loss(
+    spec: TermSpec | Sequence[TermSpec],
+    labels: Labels,
+    class_counts: Any = None,
+    group: Any = None,
+    reduction: Literal["batch", "none"] = "batch",
+) -> WeightedSum | PerCase:
     """Build a loss from a name, a mapping or a list of terms.
 
     spec: the name of a loss or of a recipe; a mapping `{"name": ..., "weight": 1, ...}` with the options of the loss;
@@ -98,9 +138,15 @@ def build_loss(
         `components`, and the largest radius of each class in each case under `radius`, see `ClDice`.
     group: a process group of `torch.distributed` whose processes each hold a part of the batch. Every process then
         gets the loss of the whole batch, and the mean of the processes' gradients is the gradient of the whole batch.
+    reduction: `batch` gives a scalar, the loss of the batch; `none` the loss of each case, [B], see `PerCase`. `none`
+        is not an option of a configuration, since training needs a scalar, and cannot be combined with `group`.
 
     Raises ValueError for an unknown name, option or value, and suggests the nearest known one.
     """
+    if reduction not in ("batch", "none"):
+        raise ValueError(f"expected reduction as 'batch' or 'none', got {shown(reduction)}")
+    if reduction == "none" and group is not None:
+        raise ValueError("reduction none gives the loss of each case, which needs no other process; leave group out")
     reduce: Reduce = single_process if group is None else GlobalSum(group)
     terms: dict[str, nn.Module] = {}
     schedules, scales = [], []
@@ -115,7 +161,8 @@ def build_loss(
         with _naming(name):
             scales.append(_library_scale(name, library, options, labels))
         terms[_free_name(name, terms)] = _build_term(name, loss_class, options, labels, class_counts, reduce)
-    return WeightedSum(labels, terms, schedules, scales, reduce)
+    loss = WeightedSum(labels, terms, schedules, scales, reduce)
+    return loss if reduction == "batch" else PerCase(loss)
 
 
 @contextmanager

@@ -182,7 +182,7 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             {"normalize": "weights"},
             _weighted_over_pixels,
             note="if all pixels are ignored, it returns NaN, segkit 0; with one-hot targets it divides by all pixels, "
-            "which is normalize: numel; pos_weight=w is class_weights: [1, w] in binary mode",
+            "which is normalize: numel; pos_weight=w is positive_weights: w",
         ),
         "focal": Preset(
             "torchvision.ops.sigmoid_focal_loss(reduction='mean')",
@@ -220,6 +220,14 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             note=f"it does not support class_weights; {MONAI_NOTE}",
             forms={"monai.losses.TverskyLoss(sigmoid=True)": SIGMOID},
             unweighted=EVERY_MODE,
+        ),
+        "mcc": Refusal(
+            "its MCCLoss adds 1e-5 to the product of the four sums instead of eps to each count; for classes that are "
+            "present it is per: image with a small eps such as 1e-12"
+        ),
+        "unified_focal": Refusal(
+            "its AsymmetricUnifiedFocalLoss applies neither softmax nor sigmoid, averages the focal part over two "
+            "channels as well, which halves it, and gives `weight` to that part instead of the Tversky part"
         ),
         "focal_tversky": Refusal(
             "its AsymmetricFocalTverskyLoss takes the power of only one of two classes, and applies neither softmax "
@@ -259,8 +267,8 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             "smp.losses.SoftCrossEntropyLoss or SoftBCEWithLogitsLoss",
             {"normalize": "numel"},
             note="its mean includes ignored pixels; smooth_factor=s is label_smoothing: s, and 2 s in binary and "
-            "multilabel mode; pos_weight=w is class_weights: [1, w] in binary mode; it does not support class_weights "
-            "in multiclass mode",
+            "multilabel mode; pos_weight=w is positive_weights: w; it does not support class_weights in multiclass "
+            "mode",
             unweighted=("multiclass",),
         ),
         "dice": Preset("smp.losses.DiceLoss", SMP_REGION, note="smooth=s is eps: 2 s, before 0.4 eps: s"),
@@ -295,6 +303,12 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             HINGE_OF_BATCH,
             not_for=ONE_SET,
             note="its gradient loses digits as the number of pixels grows",
+        ),
+        "mcc": Preset(
+            "smp.losses.MCCLoss",
+            {"eps": 1e-5, "empty": "keep"},
+            not_for={mode: Refusal("it supports binary mode only") for mode in ("multiclass", "multilabel")},
+            note="it takes probabilities, and does not support ignored pixels",
         ),
     },
     "kornia": {
@@ -369,7 +383,12 @@ PRESETS: dict[str, dict[str, Preset | Refusal]] = {
             "equal to it, without `like`",
         ),
         "topk_cross_entropy": Refusal(
-            "its OhemCrossEntropy selects all pixels below a probability, not a share of the pixels"
+            "its OhemCrossEntropy selects all pixels below a probability, not a share of the pixels; see "
+            "ohem_cross_entropy"
+        ),
+        "ohem_cross_entropy": Refusal(
+            "if no more than min_kept pixels are valid, its OhemCrossEntropy leaves out the one with the largest "
+            "probability; otherwise it is threshold: 0.7, min_share: 0, min_pixels: 100000"
         ),
         "dice": Preset(
             "mmseg's DiceLoss",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -124,15 +124,16 @@ class RequestedSums:
     hard: tuple[str, ...] = ()
 
     @staticmethod
-    def of(requests: Sequence[Request], batch: Batch) -> RequestedSums:
+    def of(requests: Sequence[Request], maps: Mapping[str, Tensor] | None = None) -> RequestedSums:
+        """maps: those of the target, whose shapes tell the numbers of groups."""
         powers = sorted({request.power for request in requests if isinstance(request, RegionSums)})
-        maps = dict.fromkeys(one for request in requests if isinstance(request, MapSums) for one in request.sums)
+        map_sums = dict.fromkeys(one for request in requests if isinstance(request, MapSums) for one in request.sums)
         groups = dict.fromkeys(request for request in requests if isinstance(request, GroupSums))
         return RequestedSums(
             tuple(powers),
             tuple(request for request in requests if isinstance(request, PixelSums)),
-            tuple(maps),
-            tuple((request, batch.target.maps[request.slots].shape[-1]) for request in groups),
+            tuple(map_sums),
+            tuple((request, (maps or {})[request.slots].shape[-1]) for request in groups),
             tuple(request.name for request in requests if isinstance(request, (MapSums, GroupSums))),
         )
 

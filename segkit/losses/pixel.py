@@ -168,11 +168,14 @@ class CrossEntropy(PixelLoss):
     class_weights, normalize: see `PixelMean`.
     label_smoothing: s in [0, 1). The target becomes 1 - s for the true class plus s / K for every class (Szegedy et al.
         2016); in binary and multilabel mode, s / 2 each for presence and absence.
+    positive_weights: in binary and multilabel mode, a factor of the loss where a class is present, one number or one
+        per channel; Z does not include it, so that the loss equals torch's BCEWithLogitsLoss(pos_weight=...). A class
+        weight in binary mode is a factor that Z includes.
 
     Targets may be soft. Ignored pixels do not contribute, except to the divisor `numel`; if all pixels are ignored, the
     loss is 0. Values lie in [0, inf); a log p below -2^64 (-2^512 in float64) counts as that, with the gradient of log
-    p itself. Raises ValueError at build for class weights that do not match the classes, and for a label_smoothing
-    outside [0, 1).
+    p itself. Raises ValueError at build for class weights that do not match the classes, for a label_smoothing outside
+    [0, 1), and for positive_weights in multiclass mode or of the wrong length.
     """
 
     def __init__(
@@ -184,16 +187,36 @@ class CrossEntropy(PixelLoss):
         class_weights: ClassWeights = None,
         normalize: Normalize = "weights",
         label_smoothing: float = 0.0,
+        positive_weights: float | list[float] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected label_smoothing of at least 0 and less than 1, got {label_smoothing}")
         self.smoothing = label_smoothing
-        self.mean = PixelMean(labels, class_counts, reduce, activation_of(labels), class_weights, normalize)
+        factors = None if positive_weights is None else _positive_factors(positive_weights, labels)
+        self.mean = PixelMean(labels, class_counts, reduce, activation_of(labels), class_weights, normalize, factors)
 
     @property
     def sums(self) -> PixelSums:
         return PixelSums("cross_entropy", self.mean.activation, NegativeLog(), self.mean.weights, self.smoothing)
+
+
+def _positive_factors(positive_weights: float | Sequence[float], labels: Labels) -> Tensor:
+    """The factors of absence, which are 1, and presence of each channel's class, [2, K]."""
+    if labels.mode == "multiclass":
+        raise ValueError(
+            "positive_weights weigh the presence of a class against its absence, in binary and multilabel mode; for "
+            "mutually exclusive classes use class_weights"
+        )
+    is_list = isinstance(positive_weights, Sequence)
+    numbers = [float(number) for number in (positive_weights if is_list else [positive_weights] * labels.channels)]
+    if len(numbers) != labels.channels or not all(0 <= number <= LARGEST_OPTION for number in numbers):
+        raise ValueError(
+            f"expected positive_weights of 0 or more, at most {LARGEST_OPTION:g}, one number or a list for "
+            f"{', '.join(labels.channel_names)}, got {positive_weights}"
+        )
+    present = torch.tensor(numbers, dtype=torch.float64)
+    return torch.stack([torch.ones_like(present), present])
 
 
 class PolyCrossEntropy(PixelLoss):

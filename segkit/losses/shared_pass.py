@@ -57,6 +57,7 @@ __all__ = [
     "Statistics",
     "mask_sums",
     "run_pass",
+    "sums_of_chunks",
 ]
 
 
@@ -139,7 +140,7 @@ def mask_sums(batch: Batch) -> MaskSums:
     def sums_of(chunk_slice: Slice) -> list[Tensor]:
         return _sums_of_mask(batch.mask_chunk(chunk_slice, buffers))
 
-    totals = _totals(batch, 4 * batch.logits.shape[1], sums_of)
+    totals = sums_of_chunks(batch, 4 * batch.logits.shape[1], sums_of)
     return _as_mask_sums(totals.to(batch.work_type), batch)
 
 
@@ -172,7 +173,7 @@ def run_pass(batch: Batch, requests: Sequence[Request]) -> list[Totals]:
 
     All requests have the activation of the batch. Raises ValueError if a requested sum is not defined for the target.
     """
-    requested = RequestedSums.of(requests, batch)
+    requested = RequestedSums.of(requests, batch.target.maps)
     requested.check(batch)
     if torch.compiler.is_compiling():  # plain operations, which the compiler fuses into one pass
         buffers = ScratchBuffers()
@@ -233,7 +234,7 @@ class _SharedPass(torch.autograd.Function):
             return [*kernel.sums(chunk, requested, buffers, kept), *_sums_of_mask(chunk.mask)]
 
         width = requested.width(channels)
-        totals = _totals(batch, width + 4 * channels, sums_of, requested.shrink)
+        totals = sums_of_chunks(batch, width + 4 * channels, sums_of, requested.shrink)
         sums, of_mask = totals[:, :width].to(batch.work_type), totals[:, width:].contiguous()
         ctx.mark_non_differentiable(of_mask)
         return sums, of_mask
@@ -261,7 +262,7 @@ class _SharedPass(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def _totals(batch: Batch, width: int, sums_of: Callable[[Slice], list[Tensor]], shrink: int = 1) -> Tensor:
+def sums_of_chunks(batch: Batch, width: int, sums_of: Callable[[Slice], list[Tensor]], shrink: int = 1) -> Tensor:
     """The sums of all chunks, added up and concatenated, [B, width]; `sums_of` returns those of one chunk, [b, ...]
     each.
 

@@ -17,52 +17,37 @@ from segkit.losses.region import divided
 from segkit.losses.shared_pass import PixelTotals, run_pass
 
 
-class TopkCrossEntropy(nn.Module):
-    """The mean of the cross-entropy over the `share` of valid pixels with the largest loss (Wu et al. 2016).
+class RankedCrossEntropy(nn.Module):
+    """The base of losses that are the mean of the cross-entropy over the pixels with the largest loss.
 
-    share: in (0, 1], of the valid pixels of the batch. In binary and multilabel mode each pixel of each channel is one
-        entry. Pixels that tie at the threshold share the remaining places equally, so the order of pixels has no
-        effect.
-    rounding: how the number of pixels is rounded, `up` or `down`; it is at least 1.
-
-    The threshold is found by bisection of its bits, without sorting and without a host synchronisation. Targets may be
-    soft. Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf); a log p
-    below -2^64 counts as that, as for `cross_entropy`. Raises ValueError for pixel weights, which would have to change
-    the ranking, and at build for a share outside (0, 1].
+    name: the name of the loss, for error messages.
     """
 
-    def __init__(self, *, labels: Labels, share: float = 0.1, rounding: Literal["up", "down"] = "up") -> None:
+    def __init__(self, name: str, labels: Labels) -> None:
         super().__init__()
-        if not 0 < share <= 1:
-            raise ValueError(f"expected share above 0 and at most 1, got {share}")
-        self.labels, self.share, self.rounding = labels, share, rounding
-        self.request = PixelSums("topk_cross_entropy", activation_of(labels), NegativeLog())
+        self.labels = labels
+        self.request = PixelSums(name, activation_of(labels), NegativeLog())
+
+    def number(self, losses: Tensor, valid: Tensor) -> Tensor:
+        """The number of entries in the mean, a scalar, from the loss of each entry and whether it is valid."""
+        raise NotImplementedError
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
         """The loss of logits [B, K, *S], a scalar."""
         if target.pixel_weight is not None:
             raise ValueError(
-                "topk_cross_entropy ranks pixels, so it does not support pixel_weight; use cross_entropy instead"
+                f"{self.request.name} ranks pixels, so it does not support pixel_weight; use cross_entropy instead"
             )
         batch = Batch(logits, target, self.labels, self.request.activation)
-        RequestedSums.of([self.request], batch).check(batch)
+        RequestedSums.of([self.request]).check(batch)
         with torch.no_grad():
             losses, valid = self._losses(batch)
-            number = self._number(valid.sum())
+            number = self.number(losses, valid)
             chosen = largest(losses, valid, number).to(batch.work_type).view(losses.shape[0], -1, *logits.shape[2:])
         weighted = replace(batch, target=replace(target, pixel_weight=chosen))
         (totals,) = run_pass(weighted, [self.request])
         assert isinstance(totals, PixelTotals)
         return divided(totals.total, number.to(totals.total.dtype))
-
-    def _number(self, valid: Tensor) -> Tensor:
-        """The number of entries in the mean, from the number of valid entries."""
-        # In floating point, 0.1 * 30 is slightly more than 3 but should not round up to 4, and 0.29 * 100 is slightly
-        # less than 29 but should not round down to 28.
-        number = valid.to(precise_type(valid.device)) * self.share
-        slack = 4 * torch.finfo(number.dtype).eps * number
-        rounded = (number - slack).ceil() if self.rounding == "up" else (number + slack).floor()
-        return torch.where(valid > 0, rounded.clamp(min=1), 0)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of each entry and whether it is valid, [B, 1 or K, N]."""
@@ -77,6 +62,46 @@ class TopkCrossEntropy(nn.Module):
             position = (chunk_slice.images, slice(None), chunk_slice.pixels)
             losses[position], valid[position] = pixel_losses(batch.chunk(chunk_slice, buffers), self.request, buffers)
         return losses, valid
+
+
+class TopkCrossEntropy(RankedCrossEntropy):
+    """The mean of the cross-entropy over the `share` of valid pixels with the largest loss (Wu et al. 2016).
+
+    share: in (0, 1], of the valid pixels of the batch. In binary and multilabel mode each pixel of each channel is one
+        entry. Pixels that tie at the threshold share the remaining places equally, so the order of pixels has no
+        effect.
+    rounding: how the number of pixels is rounded, `up` or `down`; it is at least 1.
+
+    The threshold is found by bisection of its bits, without sorting and without a host synchronisation. Targets may be
+    soft. Ignored pixels do not contribute; if all pixels are ignored, the loss is 0. Values lie in [0, inf); a log p
+    below -2^64 counts as that, as for `cross_entropy`. Raises ValueError for pixel weights, which would have to change
+    the ranking, and at build for a share outside (0, 1].
+    """
+
+    def __init__(self, *, labels: Labels, share: float = 0.1, rounding: Literal["up", "down"] = "up") -> None:
+        super().__init__("topk_cross_entropy", labels)
+        if not 0 < share <= 1:
+            raise ValueError(f"expected share above 0 and at most 1, got {share}")
+        self.share, self.rounding = share, rounding
+
+    def number(self, losses: Tensor, valid: Tensor) -> Tensor:  # noqa: ARG002
+        """The number of entries in the mean."""
+        total = valid.sum()
+        number = total.to(precise_type(valid.device)) * self.share
+        rounded = rounded_up(number) if self.rounding == "up" else rounded_down(number)
+        return torch.where(total > 0, rounded.clamp(min=1), 0)
+
+
+def rounded_up(number: Tensor) -> Tensor:
+    """A share of a number of pixels, rounded up. In floating point, 0.1 * 30 is slightly more than 3, but is not
+    rounded up to 4."""
+    return (number - 4 * torch.finfo(number.dtype).eps * number).ceil()
+
+
+def rounded_down(number: Tensor) -> Tensor:
+    """A share of a number of pixels, rounded down. In floating point, 0.29 * 100 is slightly less than 29, but is not
+    rounded down to 28."""
+    return (number + 4 * torch.finfo(number.dtype).eps * number).floor()
 
 
 def largest(values: Tensor, valid: Tensor, number: Tensor) -> Tensor:

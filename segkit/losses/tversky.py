@@ -25,12 +25,12 @@ def tversky_losses(statistics: Statistics, eps: Eps, alpha: float, beta: float) 
     return 1 - ratio(statistics.tp + eps[0], statistics.tp + false + eps[1])
 
 
-def focal_power(losses: Tensor, gamma: float) -> Tensor:
+def focal_power(losses: Tensor, gamma: float, smallest: float = SMALLEST) -> Tensor:
     """losses ** gamma for losses of at least 0, with a finite slope at 0."""
     if gamma >= 1:
         return losses.clamp(min=0) ** gamma
-    line = losses * SMALLEST ** (gamma - 1)
-    return torch.where(losses > SMALLEST, losses.clamp(min=SMALLEST) ** gamma, line)
+    line = losses * smallest ** (gamma - 1)
+    return torch.where(losses > smallest, losses.clamp(min=smallest) ** gamma, line)
 
 
 def _check_not_negative(**numbers: float) -> None:

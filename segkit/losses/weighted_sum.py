@@ -42,11 +42,11 @@ class Normaliser:
 class WeightedSum(nn.Module):
     """The sum of weight * term over the terms of a loss.
 
-    terms: modules by name. A term has either an attribute `sums`, its request to the shared pass, with the methods
-        `score(result, count)` and `count(mask sums)`, or the method `forward(logits, target)`; the latter may also have
-        `count`, and then takes the count as a third argument and names its `activation`. A term that needs maps of the
-        target names them in its attribute `maps`; one that needs maps of the prediction has the method
-        `predicted_maps(logits, target)`.
+    terms: modules by name. A term has either an attribute `sums`, its request to the shared pass or a tuple of them,
+        with the methods `score(result or results, count)` and `count(mask sums)`, or the method `forward(logits,
+        target)`. A term whose `forward` takes a divisor as well has an `activation` and the method `count(mask sums)`.
+        A term that needs maps of the target names them in its attribute `maps`; one that needs maps of the prediction
+        has the method `predicted_maps(logits, target)`.
     schedules: the weight of each term as a function of the progress of the run. `set_progress` writes the current
         weights to the buffer `weights`.
     scales: factor and offset of each term.
@@ -164,7 +164,7 @@ class WeightedSum(nn.Module):
             if name in results:
                 value = term.score(results[name], counts.get(name))
             else:
-                value = term(logits, target, counts.get(name)) if hasattr(term, "count") else term(logits, target)
+                value = term(logits, target, counts.get(name)) if _has_count(term) else term(logits, target)
             value = value if scale == Scale() else scale.factor * value
             if normaliser is not None and counts.get(name) is None:
                 value = value / normaliser.batches
@@ -199,16 +199,19 @@ class WeightedSum(nn.Module):
     def _results(self, logits: Tensor, target: Target) -> dict[str, Any]:
         """The results of the shared passes, one pass for each activation, by the name of the term."""
         requests = {
-            name: term.sums for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")
+            name: _requests(term) for name, term in zip(self.names, self._terms, strict=True) if hasattr(term, "sums")
         }
+        single = {name for name, term in zip(self.names, self._terms, strict=True) if not _is_compound(term)}
         activations: list[Activation] = ["softmax", "sigmoid"]
         results: dict[str, Any] = {}
         for activation in activations:
-            names = [name for name, sums in requests.items() if sums.activation == activation]
+            names = [name for name, sums in requests.items() if sums[0].activation == activation]
             if names:
                 batch = Batch(logits, target, self.labels, activation)
-                pass_results = run_pass(batch, [requests[name] for name in names])
-                results |= dict(zip(names, pass_results, strict=True))
+                pass_results = iter(run_pass(batch, [request for name in names for request in requests[name]]))
+                for name in names:
+                    own = tuple(next(pass_results) for _request in requests[name])
+                    results[name] = own[0] if name in single else own
         return results
 
     @property
@@ -219,7 +222,7 @@ class WeightedSum(nn.Module):
         return [
             name
             for name, term in zip(self.names, self._terms, strict=True)
-            if not hasattr(term, "count") or term.count(self._mask_sums(mask, _activation(term), None, None, 2)) is None
+            if not _has_count(term) or term.count(self._mask_sums(mask, _activation(term), None, None, 2)) is None
         ]
 
     @torch.no_grad()
@@ -242,14 +245,14 @@ class WeightedSum(nn.Module):
         counts: dict[str, Tensor | None] = {}
         for name, term in zip(self.names, self._terms, strict=True):
             batch_counts = []
-            for index, mask in enumerate(masks) if hasattr(term, "count") else ():
+            for index, mask in enumerate(masks) if _has_count(term) else ():
                 weight = None if pixel_weights is None else pixel_weights[index]
                 valid = None if valids is None else valids[index]
                 batch_counts.append(term.count(self._mask_sums(mask, _activation(term), weight, valid, spatial)))
             if not batch_counts or batch_counts[0] is None:
                 counts[name] = None
             else:
-                (counts[name],) = self.reduce(torch.stack(batch_counts).sum())
+                (counts[name],) = self.reduce(torch.stack(batch_counts).sum(0))
         return Normaliser(counts, len(masks))
 
     def _mask_sums(
@@ -297,6 +300,19 @@ class WeightedSum(nn.Module):
                 )
 
 
+def _is_compound(term: Any) -> bool:
+    return isinstance(getattr(term, "sums", None), tuple)
+
+
+def _requests(term: Any) -> tuple[Any, ...]:
+    """The requests of a term to the shared pass."""
+    return term.sums if _is_compound(term) else (term.sums,)
+
+
+def _has_count(term: Any) -> bool:
+    """Whether the divisor of a term may be computed from the masks alone, with its method `count`."""
+    return hasattr(term, "sums") or (hasattr(term, "count") and hasattr(term, "activation"))
+
+
 def _activation(term: Any) -> Activation:
-    """The activation of a term that has the method `count`."""
-    return term.sums.activation if hasattr(term, "sums") else term.activation
+    return _requests(term)[0].activation if hasattr(term, "sums") else term.activation

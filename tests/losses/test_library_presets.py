@@ -149,6 +149,10 @@ def smp(name: str, **options: Any) -> LibraryLoss:
     return library_loss
 
 
+def smp_mcc(logits: Tensor, mask: Tensor, _mode: str) -> Tensor:
+    return pytest.importorskip("segmentation_models_pytorch.losses").MCCLoss()(logits.sigmoid(), mask.double())
+
+
 def smp_cross_entropy(logits: Tensor, mask: Tensor, mode: str) -> Tensor:
     losses = pytest.importorskip("segmentation_models_pytorch.losses")
     if mode == "multiclass":
@@ -449,6 +453,7 @@ add(
     torch_cross_entropy(pos_weight=3.0),
     options={"class_weights": [1.0, 3.0], "normalize": "valid"},
 )
+add("torch", "cross_entropy", OVERLAP, torch_cross_entropy(pos_weight=3.0), options={"positive_weights": 3.0})
 add(
     "torch",
     "cross_entropy",
@@ -544,7 +549,7 @@ add(
 add("smp", "cross_entropy", MODES, smp_cross_entropy, EVERY)
 add("smp", "cross_entropy", "multiclass", smp_smoothed, IGNORED, {"label_smoothing": 0.2})
 add("smp", "cross_entropy", "multilabel", smp_smoothed, IGNORED, {"label_smoothing": 0.2})
-add("smp", "cross_entropy", "binary", smp_smoothed, IGNORED, {"label_smoothing": 0.2, "class_weights": [1.0, 3.0]})
+add("smp", "cross_entropy", "binary", smp_smoothed, IGNORED, {"label_smoothing": 0.2, "positive_weights": 3.0})
 add("smp", "dice", MODES, smp("DiceLoss"), EVERY)
 add("smp", "jaccard", MODES, smp("JaccardLoss"), EVERY)
 add("smp", "tversky", MODES, smp("TverskyLoss"), EVERY)
@@ -575,6 +580,8 @@ for options in ({}, {"per": "image"}):
     library_loss = smp("LovaszLoss", per_image=bool(options))
     add("smp", "lovasz_softmax", "multiclass", library_loss, EVERY, options, **CURVE)
     add("smp", "lovasz_hinge", "binary", library_loss, EVERY, options, **CURVE)
+
+add("smp", "mcc", "binary", smp_mcc, VOLUME)
 
 before = Before("0.9", {"empty": "keep"}, FIVE_DIGITS)
 add("kornia", "dice", "multiclass", kornia("dice_loss", average="macro"), IGNORED, before=before)

@@ -17,12 +17,14 @@ INDEPENDENT = ("binary", "multilabel")  # the modes with independent channels
 MODES_OF = {"lovasz_hinge": INDEPENDENT}  # all others support every mode
 SOFT = (  # losses that support soft targets
     "cross_entropy", "poly_cross_entropy", "topk_cross_entropy", "dice", "jaccard", "tversky", "focal_tversky",
-    "generalized_dice",
+    "generalized_dice", "ohem_cross_entropy", "margin_label_smoothing", "log_cosh_dice", "dice_semimetric",
+    "jaccard_metric", "mcc", "exponential_log",
 )  # fmt: skip
 SPATIAL = (  # losses that depend on where pixels lie
     "boundary", "hausdorff", "surface", "cldice", "skeleton_recall", "component_dice", "border_cross_entropy",
 )  # fmt: skip
-UNWEIGHTED = ("topk_cross_entropy", "lovasz_softmax", "lovasz_hinge")  # losses that do not support pixel weights
+# losses that do not support pixel weights
+UNWEIGHTED = ("topk_cross_entropy", "ohem_cross_entropy", "lovasz_softmax", "lovasz_hinge")
 # options that some losses need: without class counts, the iterations of cldice have no default
 NEEDED = {"cldice": {"iterations": 2}}
 # With few pixels, the error of a histogram, which replaces errors by the centres of their bins, is large.
@@ -87,6 +89,21 @@ VARIANTS = [
     ({"name": "component_dice", "of": "region", "per": "image", "eps": 0.5}, MODES),
     ({"name": "border_cross_entropy", "w0": 3.0, "sigma": 1.0, "normalize": "weights"}, MODES),
     ({"name": "border_cross_entropy", "class_weights": [0.3, 2.1, 1.25]}, ("multiclass", "multilabel")),
+    ({"name": "cross_entropy", "positive_weights": 3.0, "class_weights": [0.3, 2.1]}, ("binary",)),
+    (
+        {"name": "cross_entropy", "positive_weights": [2.5, 0.4, 1.5], "label_smoothing": 0.1, "normalize": "valid"},
+        ("multilabel",),
+    ),
+    ({"name": "ohem_cross_entropy", "threshold": 0.05, "min_share": 0.0, "min_pixels": 7}, ("multilabel",)),
+    ({"name": "margin_label_smoothing", "margin": 1.5, "penalty": 0.7}, MODES),
+    ({"name": "jaccard_metric", "variant": 2, "per": "image", "eps": [0.5, 1.0]}, ("multiclass", "binary")),
+    ({"name": "dice_semimetric", "variant": 2, "empty": "zero", "class_weights": [0.3, 2.1, 1.25]}, ("multilabel",)),
+    ({"name": "mcc", "per": "image", "empty": "keep", "background": False}, ("multiclass",)),
+    (
+        {"name": "unified_focal", "variant": "symmetric", "gamma": 0.3, "delta": 0.7, "per": "image"},
+        ("multiclass", "binary"),
+    ),
+    ({"name": "exponential_log", "gamma": 1.5, "per": "image", "class_weights": [0.3, 2.1, 1.25]}, ("multiclass",)),
 ]
 # variants that make maps of the prediction on the host
 ON_HOST = [({"name": "hausdorff", "one_sided": False, "distance": "mm"}, MODES)]

@@ -25,7 +25,7 @@ def compute_share(rank: int, folder: Path) -> None:
         value = loss(own, mask[SHARE[rank]])
         value.backward()
         normaliser = loss.normaliser(list(mask[SHARE[rank]].split(1)))
-        counts = {name: None if count is None else count.item() for name, count in normaliser.counts.items()}
+        counts = {name: None if count is None else count.tolist() for name, count in normaliser.counts.items()}
         results[key] = (value.detach(), own.grad, counts)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -93,8 +93,9 @@ def entries(
     activation: str | None = None,
     class_weights: Sequence[float] | None = None,
     alpha: float | Sequence[float] | None = None,
+    positive_weights: float | Sequence[float] | None = None,
 ) -> Entries:
-    """The valid entries of a batch. class_weights, alpha: the options of the pixel losses."""
+    """The valid entries of a batch. The other arguments are options of the pixel losses."""
     labels, channels = pixels.labels, pixels.labels.channels
     weights = torch.tensor(class_weights or [1.0] * len(labels.names), dtype=pixels.logits.dtype)
     if labels.mode == "multiclass" and activation != "sigmoid":
@@ -109,6 +110,8 @@ def entries(
         weights = weights.view(2, 1, 1) if labels.mode == "binary" else weights.view(1, channels, 1)
         present = torch.tensor(alpha if isinstance(alpha, list) else [alpha or 0.0] * channels, dtype=g.dtype)
         factors = torch.ones(2, channels, dtype=g.dtype) if alpha is None else torch.stack([1 - present, present])
+        if positive_weights is not None:
+            factors[1] = torch.tensor(positive_weights, dtype=g.dtype)
         factors = factors.unsqueeze(-1)
         valid, w = pixels.valid, pixels.w.unsqueeze(1).expand_as(pixels.valid)
 
@@ -132,9 +135,10 @@ def pixel_mean(
     normalize: str = "weights",
     alpha: float | Sequence[float] | None = None,
     label_smoothing: float = 0.0,
+    positive_weights: float | Sequence[float] | None = None,
 ) -> Tensor:
     """sum_i w_i alpha_i g_i f(log p_i) / Z over all entries and their outcomes."""
-    e = entries(pixels, activation, class_weights, alpha)
+    e = entries(pixels, activation, class_weights, alpha, positive_weights)
     smoothed = (1 - label_smoothing) * e.g + label_smoothing / e.g.shape[1]
     total = (e.weights * e.factors * smoothed * f(e.log_p)).sum()
     exclusive = pixels.labels.mode == "multiclass" and activation != "sigmoid"
@@ -166,16 +170,45 @@ def topk_cross_entropy(pixels: Pixels, share: float = 0.1) -> Tensor:
     return losses.topk(math.ceil(share * len(losses))).values.mean() if len(losses) else (0 * pixels.logits).sum()
 
 
+def ohem_cross_entropy(pixels: Pixels, threshold: float = 0.7, min_share: float = 0.1, min_pixels: int = 0) -> Tensor:
+    """The mean of -log p_i over the entries with p_i < threshold, or over a minimum number of the largest -log p_i."""
+    e = entries(pixels)
+    losses = -(e.g * e.log_p).sum(1)
+    minimum = min(max(math.ceil(min_share * len(losses) - 1e-9), min_pixels), len(losses))
+    number = max(int((losses > -math.log(threshold)).sum()), minimum)
+    return losses.topk(number).values.mean() if number else (0 * pixels.logits).sum()
+
+
+def margin_label_smoothing(pixels: Pixels, margin: float = 10.0, penalty: float = 0.1) -> Tensor:
+    """sum_i w_i (-log p_i + penalty mean_k max(0, max_j z_j - z_k - margin)) / sum_i w_i"""
+    if pixels.labels.mode == "multiclass":
+        distances, valid = pixels.logits.amax(1, keepdim=True) - pixels.logits, pixels.valid[:, 0]
+        weights = pixels.w[valid]
+    else:  # the logits of absence and presence are 0 and z
+        z = pixels.logits.abs()
+        distances, valid = torch.stack([z, torch.zeros_like(z)], 1), pixels.valid
+        weights = pixels.w.unsqueeze(1).expand_as(valid)[valid]
+    excess = (-floored(-distances, pixels.floor) - margin).clamp(min=0).mean(1)[valid]
+    if not weights.sum() > 0:
+        return (0 * pixels.logits).sum()
+    return cross_entropy(pixels) + penalty * (weights * excess).sum() / weights.sum()
+
+
 # --- region losses: a function of the sums of each class ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of one class over a group of images, scalars. valid: whether it has a valid pixel."""
+    """The sums of one class over a group of images, scalars. valid: whether it has a valid pixel.
+
+    product: sum w p g. pixels: sum w.
+    """
 
     tp: Tensor
     predicted: Tensor
     reference: Tensor
+    product: Tensor
+    pixels: Tensor
     valid: bool
 
 
@@ -191,7 +224,8 @@ def class_sums(pixels: Pixels, per: str, power: int = 1, activation: str | None 
             valid = pixels.valid[images, k]
             p, g, w = probabilities[images, k][valid], pixels.g[images, k][valid], pixels.w[images][valid]
             overlap = (p**power + g**power - (p - g).abs() ** power) / 2
-            row.append(Sums((w * overlap).sum(), (w * p**power).sum(), (w * g**power).sum(), bool(valid.any())))
+            sums = [(w * values).sum() for values in (overlap, p**power, g**power, p * g)]
+            row.append(Sums(*sums, w.sum(), bool(valid.any())))
         result.append(row)
     return result
 
@@ -206,10 +240,12 @@ def region_mean(
     class_weights: Sequence[float] | None = None,
     average: str = "macro",
     activation: str | None = None,
+    partial: bool = False,
 ) -> Tensor:
     """The weighted mean of `loss` over the counted classes of a group, then the mean over groups that have any.
 
     average: with `micro`, the weighted sums over the classes are those of one class.
+    partial: treat a class that covers all pixels like one that is absent.
     """
     weights = list(class_weights or [1.0] * pixels.labels.channels)
     weights[0] = weights[0] if background else 0.0
@@ -217,10 +253,11 @@ def region_mean(
     if average == "micro":
         rows, weights = [[sum_over_classes(row, weights)] for row in rows], [1.0]
     for row in rows:
-        has_pixels = [sums.reference > 0 if empty == "present" else sums.valid for sums in row]
+        present = [sums.reference > 0 and not (partial and sums.reference == sums.pixels) for sums in row]
+        has_pixels = present if empty == "present" else [sums.valid for sums in row]
         counted = [k for k, counts in enumerate(has_pixels) if weights[k] and counts]
         zero = (0 * pixels.logits).sum()
-        losses = [zero if empty == "zero" and row[k].reference == 0 else loss(row[k]) for k in counted]
+        losses = [zero if empty == "zero" and not present[k] else loss(row[k]) for k in counted]
         if counted:
             weighted = [weights[k] * value for k, value in zip(counted, losses, strict=True)]
             means.append(torch.stack(weighted).sum() / sum(weights[k] for k in counted))
@@ -230,11 +267,11 @@ def region_mean(
 def sum_over_classes(row: list[Sums], weights: Sequence[float]) -> Sums:
     """The weighted sums over the classes of a group, as if they were one class."""
     pairs = [(weight, sums) for weight, sums in zip(weights, row, strict=True) if weight]
-    tp, predicted, reference = (
+    totals = (
         torch.stack([weight * getattr(sums, name) for weight, sums in pairs]).sum()
-        for name in ("tp", "predicted", "reference")
+        for name in ("tp", "predicted", "reference", "product", "pixels")
     )
-    return Sums(tp, predicted, reference, any(sums.valid for _weight, sums in pairs))
+    return Sums(*totals, any(sums.valid for _weight, sums in pairs))
 
 
 def mean_or_zero(values: list[Tensor], pixels: Pixels) -> Tensor:
@@ -271,9 +308,11 @@ def tversky(
     return region_mean(pixels, lambda s: tversky_loss(s, alpha, beta, eps), **options)
 
 
-def power(loss: Tensor, gamma: float) -> Tensor:
-    """loss^gamma; for gamma below 1 a straight line below 1e-6, so that its slope stays finite."""
-    return loss**gamma if gamma >= 1 or loss > 1e-6 else loss * 1e-6 ** (gamma - 1)
+def power(loss: Tensor, gamma: float, smallest: float = 1e-6) -> Tensor:
+    """loss^gamma; for gamma below 1 a straight line below `smallest`, so that its slope stays finite."""
+    if gamma >= 1:
+        return loss**gamma
+    return torch.where(loss > smallest, loss.clamp(min=smallest) ** gamma, loss * smallest ** (gamma - 1))
 
 
 def focal_tversky(
@@ -318,6 +357,142 @@ def generalized_dice(
         size = sum(weight * (s.predicted + s.reference) for weight, s in zip(v, row, strict=True))
         losses.append(1 - (2 * overlap + eps_n) / (size + eps_d))
     return mean_or_zero(losses, pixels)
+
+
+def log_cosh_dice(pixels: Pixels, eps: float | list[float] = 1e-5, **options) -> Tensor:
+    """log cosh of the Dice loss"""
+    eps_n, eps_d = pair(eps)
+
+    def loss(s: Sums) -> Tensor:
+        return (1 - (2 * s.tp + eps_n) / (s.predicted + s.reference + eps_d)).cosh().log()
+
+    return region_mean(pixels, loss, **options)
+
+
+def jaccard_metric(pixels: Pixels, variant: int = 1, eps: float | list[float] = 1e-5, **options) -> Tensor:
+    """1 - (I + eps_n) / (I + sum |p - g| + eps_d), I = sum min(p, g) or sum p g"""
+    eps_n, eps_d = pair(eps)
+
+    def loss(s: Sums) -> Tensor:
+        overlap, difference = s.tp if variant == 1 else s.product, s.predicted + s.reference - 2 * s.tp
+        return 1 - (overlap + eps_n) / (overlap + difference + eps_d)
+
+    return region_mean(pixels, loss, **options)
+
+
+def dice_semimetric(pixels: Pixels, variant: int = 1, eps: float | list[float] = 1e-5, **options) -> Tensor:
+    """1 - (2 I + eps_n) / (2 I + sum |p - g| + eps_d), I = sum min(p, g) or sum p g"""
+    eps_n, eps_d = pair(eps)
+
+    def loss(s: Sums) -> Tensor:
+        overlap, difference = s.tp if variant == 1 else s.product, s.predicted + s.reference - 2 * s.tp
+        return 1 - (2 * overlap + eps_n) / (2 * overlap + difference + eps_d)
+
+    return region_mean(pixels, loss, **options)
+
+
+def mcc(pixels: Pixels, eps: float = 0.01, **options) -> Tensor:
+    """1 - (tp tn - fp fn) / sqrt((tp + fp) (tp + fn) (tn + fp) (tn + fn)), eps added to each of the four"""
+
+    def loss(s: Sums) -> Tensor:
+        tp, fp, fn = s.tp + eps, s.predicted - s.tp + eps, s.reference - s.tp + eps
+        tn = s.pixels - s.predicted - s.reference + s.tp + eps
+        return 1 - (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)).sqrt()
+
+    return region_mean(pixels, loss, partial=True, **options)
+
+
+# --- losses with a region part and a pixel part ---------------------------------------------------------------------
+
+
+def power_of_log(log_p: Tensor, gamma: float) -> Tensor:
+    """(-log p)^gamma; a straight line where -log p is below 1e-4 (gamma below 1), the tangent where it is above 10."""
+    tangent = 10**gamma + gamma * 10 ** (gamma - 1) * (-log_p - 10)
+    return torch.where(-log_p > 10, tangent, power((-log_p).clamp(max=10), gamma, 1e-4))
+
+
+def exponential_log(
+    pixels: Pixels,
+    gamma: float = 0.3,
+    dice_weight: float = 0.8,
+    cross_entropy_weight: float = 0.2,
+    eps: float | list[float] = 1e-5,
+    class_weights: Sequence[float] | None = None,
+    normalize: str = "weights",
+    **options,
+) -> Tensor:
+    """dice_weight mean_c (-log D_c)^gamma + cross_entropy_weight sum_i w_i (-log p_i)^gamma / Z, D_c the overlap"""
+    eps_n, eps_d = pair(eps)
+
+    def loss(s: Sums) -> Tensor:
+        return power(-((2 * s.tp + eps_n) / (s.predicted + s.reference + eps_d)).log(), gamma, 1e-4)
+
+    weighing = {"class_weights": class_weights, "normalize": normalize}
+    cross_entropy_part = pixel_mean(pixels, lambda log_p: power_of_log(log_p, gamma), **weighing)
+    return dice_weight * region_mean(pixels, loss, **options) + cross_entropy_weight * cross_entropy_part
+
+
+def unified_focal(
+    pixels: Pixels,
+    variant: str = "asymmetric",
+    delta: float = 0.6,
+    gamma: float = 0.5,
+    balance: float = 0.5,
+    eps: float | list[float] = 1e-5,
+    **options,
+) -> Tensor:
+    """balance mean_c (1 - T_c)^(1 - gamma) - (1 - balance) sum_i d_i (1 - p_i)^gamma log p_i / N
+
+    A batch with independent channels is taken as one of twice as many classes: absence and presence of each.
+    """
+    exclusive = pixels.labels.mode == "multiclass"
+    channels = pixels.labels.channels
+    g = pixels.g if exclusive else torch.cat([1 - pixels.g, pixels.g], 1)
+    p = pixels.p if exclusive else torch.cat([(-pixels.logits).sigmoid(), pixels.p], 1)
+    valid = pixels.valid if exclusive else pixels.valid.repeat(1, 2, 1)
+    is_background = [k == 0 for k in range(channels)] if exclusive else [True] * channels + [False] * channels
+    linear = [variant == "asymmetric" and background for background in is_background]
+    tversky_part = outcome_mean(
+        pixels, p, g, valid, lambda s, k: unified_tversky(s, delta, 0.0 if linear[k] else gamma, eps), **options
+    )
+    e = entries(pixels)
+    outcomes = e.g.shape[1]  # the background first
+    background = torch.arange(outcomes) == 0
+    focused = background | (variant == "symmetric")
+    distance = (-e.log_p.expm1()).clamp(min=torch.finfo(p.dtype).tiny) ** gamma
+    weights = torch.full((outcomes,), delta, dtype=p.dtype).masked_fill(background, 1 - delta)
+    focal_part = -e.log_p * torch.where(focused, distance, 1) * weights
+    total, divisor = (e.weights * e.g * focal_part).sum(), (e.weights * e.g).sum()
+    return balance * tversky_part + (1 - balance) * (total / divisor if divisor > 0 else 0 * total)
+
+
+def unified_tversky(s: Sums, delta: float, gamma: float, eps: float | list[float]) -> Tensor:
+    return power(tversky_loss(s, 1 - delta, delta, eps), 1 - gamma, 1e-4)
+
+
+def outcome_mean(
+    pixels: Pixels,
+    p: Tensor,
+    g: Tensor,
+    valid: Tensor,
+    loss: Callable[[Sums, int], Tensor],
+    per: str = "batch",
+    empty: str = "present",
+) -> Tensor:
+    """The mean of loss(sums, k) over the counted outcomes k of a group, then over groups. p, g, valid: [B, K', N]."""
+    means = []
+    for images in [slice(None)] if per == "batch" else [slice(b, b + 1) for b in range(len(p))]:
+        losses = []
+        for k in range(p.shape[1]):
+            seen = valid[images, k]
+            w, q, h = pixels.w[images][seen], p[images, k][seen], g[images, k][seen]
+            sums = [(w * values).sum() for values in (q * h, q, h, q * h)]
+            s = Sums(*sums, w.sum(), bool(seen.any()))
+            if s.reference > 0 if empty == "present" else s.valid:
+                losses.append(0 * s.predicted if empty == "zero" and s.reference == 0 else loss(s, k))
+        if losses:
+            means.append(torch.stack(losses).mean())
+    return mean_or_zero(means, pixels)
 
 
 # --- Lovász losses --------------------------------------------------------------------------------------------------
@@ -369,12 +544,20 @@ REFERENCES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "poly_cross_entropy": poly_cross_entropy,
     "topk_cross_entropy": topk_cross_entropy,
+    "ohem_cross_entropy": ohem_cross_entropy,
+    "margin_label_smoothing": margin_label_smoothing,
     "focal": focal,
     "dice": dice,
     "jaccard": jaccard,
     "tversky": tversky,
     "focal_tversky": focal_tversky,
     "generalized_dice": generalized_dice,
+    "log_cosh_dice": log_cosh_dice,
+    "dice_semimetric": dice_semimetric,
+    "jaccard_metric": jaccard_metric,
+    "mcc": mcc,
+    "unified_focal": unified_focal,
+    "exponential_log": exponential_log,
     "lovasz_softmax": lovasz_softmax,
     "lovasz_hinge": lovasz_hinge,
 }
