@@ -20,7 +20,7 @@ from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_avail
 from segkit.compare.caveats import caveats
 from segkit.compare.rankings import rankings
 from segkit.compare.score_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
-from segkit.compare.table_checks import METRICS
+from segkit.compare.table_checks import metric_properties
 from segkit.compare.variance_models import ALPHA, MIN_GROUPS, Folds, TwoWay, fit_variance_model
 
 MAX_RUNS = 200  # largest number of runs per loss that `seeds_needed` reports
@@ -121,7 +121,8 @@ def analyse_scores(
     _check_aggregation(scores)
     model = fit_variance_model(scores, test_train_ratio)
     pairs = _pairs(losses, baseline, family)
-    low, high = 0.0, METRICS[scores.metric].maximum
+    facts = metric_properties(scores.metric)
+    low, high = facts.minimum, facts.maximum
     return {
         "metric": scores.metric,
         "aggregation": scores.aggregation,
