@@ -161,9 +161,9 @@ def _counted(predicted: np.ndarray, reference: np.ndarray) -> Components:
 def shared_pixels(predicted: np.ndarray, reference: np.ndarray) -> Matches:
     """All pairs of components of two numbered masks [*S] that share pixels."""
     both = (predicted > 0) & (reference > 0)
-    pairs = np.stack([reference[both], predicted[both]], 1).astype(np.int64) - 1
-    found, overlap = np.unique(pairs, axis=0, return_counts=True) if len(pairs) else (pairs, np.zeros(0, np.int64))
-    return Matches(found[:, 0], found[:, 1], overlap)
+    columns = int(predicted.max(initial=0)) + 1
+    found, overlap = np.unique(reference[both].astype(np.int64) * columns + predicted[both], return_counts=True)
+    return Matches(found // columns - 1, found % columns - 1, overlap)
 
 
 def match_by_iou(components: Components, threshold: float) -> tuple[Matches, np.ndarray]:

@@ -33,8 +33,8 @@ def cldice(prediction: np.ndarray, reference: np.ndarray) -> float:
     if not (prediction.any() and reference.any()):
         return 0.0 if prediction.any() or reference.any() else math.nan
     lines = skeleton(prediction, "the metric cldice"), skeleton(reference, "the metric cldice")
-    precision = np.count_nonzero(lines[0] & reference) / np.count_nonzero(lines[0])
-    sensitivity = np.count_nonzero(lines[1] & prediction) / np.count_nonzero(lines[1])
+    precision = int(np.count_nonzero(lines[0] & reference)) / int(np.count_nonzero(lines[0]))
+    sensitivity = int(np.count_nonzero(lines[1] & prediction)) / int(np.count_nonzero(lines[1]))
     return 2 * precision * sensitivity / (precision + sensitivity) if precision + sensitivity else 0.0
 
 
