@@ -13,13 +13,10 @@ import pandas as pd
 
 from segkit.evaluation.scoring import ALWAYS_COMPUTED, Scoring
 from segkit.labels import Labels
-from segkit.metrics.components import COMPONENT_METRICS
 from segkit.metrics.size_strata import scores_by_size
 from segkit.metrics.summary import summarise
-from segkit.metrics.topology import BETTI_METRICS
 from segkit.utils.csv_tables import write_table
 from segkit.utils.files import replace_text
-from segkit.utils.metric_names import base_metric
 
 FORMAT = 1
 ADDED = ("members", "orientations", "decisions")  # fields of an origin that a plain evaluation does not need
@@ -123,29 +120,13 @@ def scores_match(scores: Mapping[str, Any], scoring: Scoring, step: int, thresho
     recorded = scores.get("threshold", "unknown")  # files of earlier versions do not record it
     strata = None if scoring.size_strata is None else scoring.size_strata.number or list(scoring.size_strata.bounds)
     same = (
-        _rules_of(scores.get("rules"), names) == _rules_of(scoring.rules.to_dict(), scoring.metrics)
+        scores.get("rules") == scoring.rules.to_dict(scoring.metrics)
         and names == list(scoring.metrics)
         and ("calibration" in scores) == scoring.calibration
         and scores.get("by_size", {}).get("strata") == strata
         and (recorded is None or recorded == threshold)
     )
     return same and "mean_intervals" in scores and scores.get("finished") is not None and scores.get("step") == step
-
-
-def _rules_of(rules: Any, metrics: Sequence[str]) -> Any:
-    """The part of the rules of scores.json that concerns some metrics.
-
-    Files of earlier versions lack the rules of metrics that were added later.
-    """
-    if not isinstance(rules, Mapping):
-        return None
-    of_components = any(metric in (*COMPONENT_METRICS, *BETTI_METRICS) for metric in metrics)
-    empty = rules.get("empty", {})
-    return {
-        **{name: value for name, value in rules.items() if name not in ("empty", "components")},
-        "empty": {metric: empty.get(base_metric(metric)) for metric in metrics},
-        "components": rules.get("components") if of_components else None,
-    }
 
 
 def _ignored_pixels(cases: Any, labels: Labels) -> int:

@@ -163,8 +163,8 @@ class Rules:
     def to_dict(self, metrics: Sequence[str] | None = None) -> dict[str, Any]:
         """The rules as plain data for JSON, with the rule for empty classes of every metric.
 
-        metrics: leave out what concerns none of these metrics, but for the first ones that segkit had, so that a record
-            does not change with a version that has more metrics.
+        metrics: leave out what concerns none of these metrics, except the first ones that segkit had, so that records
+            of earlier versions, and of versions with more metrics, are the same.
         """
         plain = self._plain()
         if metrics is not None:
@@ -242,7 +242,7 @@ def _describe_score(score: EmptyClassScore) -> str:
     if score is None:
         return "is not counted"
     if score == "formula":
-        return "counts as its formula gives"
+        return "has the value of its formula"
     return "counts as the image diagonal" if score == "worst" else f"counts as {score:g}"
 
 

@@ -61,7 +61,7 @@ def summarise(
         if metric in PER_CASE_METRICS
     }
     return {
-        "rules": rules.to_dict(),
+        "rules": rules.to_dict(metrics),
         "rules_in_words": rules.describe(metrics),
         "metrics": {metric: rules.full_name(metric) for metric in metrics},
         "classes": per_class,

@@ -12,7 +12,7 @@ from segkit.report.figure_text import printable
 from segkit.report.score_notes import heading, number
 
 UNITS = {"ml": "ml", "mm2": "mm²"}
-METRICS_PER_TABLE = 4
+METRICS_PER_TABLE = 2
 
 
 def size_tables(scores: Mapping[str, Any], names: Sequence[str]) -> Iterator[Table]:
@@ -52,8 +52,12 @@ def size_text(stratum: Mapping[str, Any]) -> str:
     """The bounds of a stratum, such as `up to 1`, `1 to 10` or `over 10`."""
     low, high = stratum["above"], stratum["up_to"]
     if high is None:
-        return f"over {low:g}" if low else "all"
-    return f"{low:.3g} to {high:.3g}" if low else f"up to {high:.3g}"
+        return f"over {_size(low)}" if low else "all"
+    return f"{_size(low)} to {_size(high)}" if low else f"up to {_size(high)}"
+
+
+def _size(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def interval_text(ends: Sequence[float] | None) -> str:

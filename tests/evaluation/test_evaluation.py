@@ -473,25 +473,22 @@ def test_the_threshold_is_recorded_and_compared():
 
 
 def test_scores_of_earlier_versions_stay_valid():
-    """Their rules lack the metrics that were added since; another definition of what was measured is noticed."""
+    """What was added since is recorded only with the metrics that it concerns, and another definition is noticed."""
     scored = scorer_of(*masks(6), scoring=Scoring(("hd95", "pq"))).result()
     origin = Origin("last.pt", 5, 5, "steps", None, "0123")
 
     def result(scoring):
         return json.loads(json.dumps(scores_json(scored, LABELS, scoring, split="test", origin=origin)))
 
-    def without_later_metrics(content):
-        first = ("dice", "iou", "hd95", "recall")
-        rules = {name: value for name, value in content["rules"].items() if name != "components"}
-        return content | {"rules": rules | {"empty": {name: rules["empty"][name] for name in first}}}
-
-    assert scores_match(without_later_metrics(result(Scoring(("hd95",)))), Scoring(("hd95",)), 5, 0.5)
-    assert not scores_match(without_later_metrics(result(Scoring(("pq",)))), Scoring(("pq",)), 5, 0.5)
-    assert scores_match(result(Scoring(("pq",))), Scoring(("pq",)), 5, 0.5)
-    other = replace(Scoring(("pq",)), rules=Rules(component_iou=0.4))
-    assert not scores_match(result(Scoring(("pq",))), other, 5, 0.5)
-    by_size = replace(Scoring(), size_strata=SizeStrata(bounds=(1.0, 2.5)))
-    assert not scores_match(result(Scoring()), by_size, 5, 0.5)
+    of_distances, of_components = Scoring(("hd95",)), Scoring(("pq",))
+    first = "dice iou boundary_iou nsd precision recall volume_difference hd hd95 assd"
+    assert " ".join(result(of_distances)["rules"]["empty"]) == first
+    assert "components" not in result(of_distances)["rules"]
+    assert result(of_components)["rules"]["components"]["iou"] == 0.5
+    for scoring in (of_distances, of_components):
+        assert scores_match(result(scoring), scoring, 5, 0.5)
+    assert not scores_match(result(of_components), replace(of_components, rules=Rules(component_iou=0.4)), 5, 0.5)
+    assert not scores_match(result(of_components), replace(of_components, size_strata=SizeStrata(2)), 5, 0.5)
 
 
 def test_ids_of_changed_rules_are_those_of_earlier_versions():
