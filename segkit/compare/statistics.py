@@ -60,8 +60,8 @@ def analyse(
             `class` and the metric. Without `fold` all rows belong to one fold; without `group` every case is a group of
             its own. If folds hold different cases, each fold of each repetition needs its own number. The optional
             columns `tp`, `predicted` and `reference` hold pixel counts.
-        metric: `dice`, `iou`, `boundary_iou`, `nsd`, `precision` or `recall`, between 0 and 1, or `hd`, `hd95` or
-            `assd` in mm.
+        metric: Any metric with one value per class and case of which one direction is better: a fraction such as
+            `dice`, a distance in mm such as `hd95`, or a number of errors such as `betti_error`.
         baseline: The loss that is b in each of its pairs. With the family `vs_baseline`, every other loss is compared
             with it.
         family: The pairs to compare and to adjust for: `all_pairs` or `vs_baseline`.

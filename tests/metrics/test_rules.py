@@ -146,6 +146,33 @@ def test_nnunet_averages_over_cases_and_then_over_labels(seed):
     assert ours == (None if math.isnan(expected) else pytest.approx(expected))
 
 
+def test_metrics_reloaded_and_brats_of_empty_classes():
+    """The first case has a missed, the second one a spurious class; in the third one it is in neither."""
+    prediction, reference = torch.zeros(2, 3, 12, 12, dtype=torch.uint8)
+    reference[0, 2:10, 2:10], prediction[1, 2:10, 2:10] = 1, 1  # above the 50 mm³ of BraTS
+    metrics = ["dice", "iou", "boundary_iou", "nsd", "hd95", "mcc", "recall", "precision", "accuracy", "lesion_hd95"]
+    diagonal, right = math.hypot(12, 12), 80 / 144
+    expected = {  # missed, spurious, neither: as printed by BinaryPairwiseMeasures and by the code of BraTS 2023
+        "metrics_reloaded": {
+            **{name: [0, 0, 1] for name in ("dice", "boundary_iou", "nsd")},
+            **{name: [0, 0, math.nan] for name in ("iou", "precision")},
+            "hd95": [diagonal, diagonal, 0],  # NaN there, to be replaced by the worst value
+            "mcc": [math.nan] * 3,
+            "recall": [0, math.nan, math.nan],
+            "accuracy": [right, right, 1],
+        },
+        "brats2023": {"dice": [0, 0, 1], "hd95": [374, 374, 0], "lesion_hd95": [374, 374, 0]},
+    }
+    for name, rows in expected.items():
+        scorer = Scorer(3, LABELS, Scoring(tuple(metrics), PRESETS[name]), torch.device("cpu"))
+        for case in range(3):
+            scorer.add(str(case), str(case), prediction[case : case + 1], reference[case : case + 1], (1.0, 1.0))
+        table = scorer.result().cases
+        of_class = table[table["class"] == "a"]
+        for metric, values in rows.items():
+            assert of_class[metric].tolist() == pytest.approx(values, nan_ok=True), (name, metric)
+
+
 def test_the_random_masks_contain_what_the_rules_differ_in():
     """Classes absent from whole datasets, and missed and spurious ones: without them, all rules would agree."""
     tables = [table_of(*random_masks(seed, images=2), PRESETS["segkit"]) for seed in TRIALS]
