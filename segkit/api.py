@@ -28,7 +28,7 @@ from segkit.data.mask_validation import check_mask
 from segkit.evaluation.results import scores_json
 from segkit.evaluation.scorer import Scorer
 from segkit.evaluation.scoring import build_scoring
-from segkit.experiment.build import ConfigSource
+from segkit.experiment.build import MODES, ConfigSource
 from segkit.experiment.decision_file import AppliedDecisions
 from segkit.experiment.trained_ensemble import TrainedEnsemble, load_members, together
 from segkit.experiment.trained_model import TrainedModel
@@ -292,6 +292,8 @@ def evaluate(
     *,
     metrics: Sequence[str] = ("dice", "iou"),
     rules: str = "segkit",
+    options: Mapping[str, Any] | None = None,
+    size_strata: int | Sequence[float] | None = None,
     spacing: Sequence[float] | Sequence[Sequence[float]] | None = None,
     cases: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
@@ -305,17 +307,26 @@ def evaluate(
         labels: a `Labels`, or the class names in the order of their numbers.
         metrics: names, such as `["dice", "iou", "hd95", "nsd"]`; Dice and IoU are always included.
         rules: how empty classes are scored and how scores are averaged: `segkit`, `nnunet`, `monai`, `torchmetrics`,
-            `mmseg` or `smp`.
+            `mmseg`, `smp`, `metrics_reloaded` or `brats2023`.
+        options: definitions that replace those of the rules, by the names of the section `evaluation` of a
+            configuration, such as `{"lesion_matching": "iou", "tolerance_mm": 2.0}`.
+        size_strata: scores by size in the reference: a number of strata with equally many cases, or the bounds of
+            strata in ml (3D) or mm² (2D).
         spacing: the pixel size in mm of each axis, for all cases or per case, for distances; default: 1.
         cases, groups: a name per case, and the group (such as the patient) that it belongs to; default: numbers, and
             every case its own group.
 
-    Raises ValueError for unknown metrics or rules and lists of different lengths, and DataError, which names the case,
-    for shapes that differ and values that are not a class.
+    Raises ValueError for unknown metrics, rules or options and lists of different lengths, and DataError, which names
+    the case, for shapes that differ and values that are not a class.
     """
     labels = labels if isinstance(labels, Labels) else Labels(labels)
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    scoring = build_scoring(labels, metrics=metrics or ["dice", "iou"], rules=rules)
+    unknown = sorted(set(options or {}) - set(MODES))
+    if unknown:
+        raise ValueError(f"expected options to be some of {', '.join(MODES)}, got {', '.join(unknown)}")
+    scoring = build_scoring(
+        labels, metrics=metrics or ["dice", "iou"], rules=rules, size_strata=size_strata, modes=options
+    )
     if isinstance(predictions, (str, Path)) or isinstance(references, (str, Path)):
         raise TypeError("expected lists of masks; `segkit evaluate --predictions` scores folders of mask files")
     names = [str(number) for number in range(len(predictions))] if cases is None else [str(case) for case in cases]

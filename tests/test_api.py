@@ -174,6 +174,26 @@ def test_masks_of_any_layout_are_accepted(form):
     assert segkit.evaluate([form(mask)], [form(mask)], LABELS).scores["mean"] == expected
 
 
+def test_definitions_and_strata_are_options():
+    predictions, references = masks(2), masks(3)
+    table = {"predictions": predictions, "references": references, "labels": ["background", "a", "b"]}
+    found = {
+        matching: segkit.evaluate(
+            **table,
+            metrics=["lesion_f1", "rq"],
+            options={"lesion_matching": matching, "component_iou": 0.1},
+            size_strata=2,
+        )
+        for matching in ("overlap", "iou")
+    }
+    means = {matching: result.scores["mean"] for matching, result in found.items()}
+    assert means["iou"]["lesion_f1"] == means["iou"]["rq"] < means["overlap"]["lesion_f1"]
+    strata = found["iou"].scores["by_size"]["classes"]["a"]["strata"]
+    assert sum(stratum["cases"] for stratum in strata) == 4
+    with pytest.raises(ValueError, match=r"options to be some of tolerance_mm, .*got matching"):
+        segkit.evaluate(**table, options={"matching": "iou"})
+
+
 def test_distances_follow_the_spacing():
     """A plane that is moved by two pixels of 3 mm is 6 mm away."""
     reference = np.zeros((1, 12, 12), np.uint8)

@@ -57,7 +57,7 @@ def test_no_module_needs_posix():
 
 
 OPTIONAL = ("nibabel", "SimpleITK", "pydicom", "highdicom", "tifffile", "imagecodecs", "pycocotools", "ray",
-            "tensorboard", "mlflow", "statsmodels")  # fmt: skip
+            "tensorboard", "mlflow", "skimage", "statsmodels")  # fmt: skip
 if not any(line.startswith("requests") for line in requires("blosc2") or []):
     OPTIONAL += ("requests",)  # earlier versions of blosc2 need it, so that a plain install has it
 
@@ -91,6 +91,7 @@ def test_the_plain_install_trains_and_compares_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [
+        (["train", "-c", "quickstart", "checkpoints.best=cldice", "train.max_steps=1", "run.dir=c"], "topology"),
         (["compare", "-c", "quickstart", "--losses", "dice,focal", "--engine", "ray"], "ray"),
         (["train", "-c", "quickstart", "logging.tensorboard=true", "train.max_steps=1", "run.dir=a"], "tensorboard"),
         (["train", "-c", "quickstart", "logging.mlflow=mlruns", "train.max_steps=1", "run.dir=b"], "mlflow"),
@@ -100,7 +101,7 @@ def test_a_missing_extra_is_one_sentence_with_the_pip_line(tmp_path, monkeypatch
     from segkit import cli
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, extra, None)
+    monkeypatch.setitem(sys.modules, {"topology": "skimage"}.get(extra, extra), None)
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2

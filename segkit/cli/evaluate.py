@@ -33,12 +33,27 @@ def evaluate(
     metrics: Annotated[str | None, typer.Option(help="Comma-separated names, such as dice,hd95,nsd.")] = None,
     rules: Annotated[
         str | None,
-        typer.Option(help="Scoring rules (empty classes, averaging): segkit, nnunet, monai, torchmetrics, mmseg, smp."),
+        typer.Option(
+            help="Scoring rules (empty classes, averaging): segkit, nnunet, monai, torchmetrics, mmseg, smp, "
+            "metrics_reloaded, brats2023."
+        ),
     ] = None,
     exclude: Annotated[
         str | None, typer.Option(help="Classes to leave out of tables and means; their pixels still count.")
     ] = None,
     tolerance: Annotated[float | None, typer.Option(min=0, help="NSD tolerance in mm, or in pixels for 2D.")] = None,
+    lesion_matching: Annotated[
+        str | None, typer.Option(help="How lesions are matched: overlap, iou or brats [default: as in the rules].")
+    ] = None,
+    connectivity: Annotated[
+        str | None, typer.Option(help="Of components: full (corners connect) or direct [default: as in the rules].")
+    ] = None,
+    size_strata: Annotated[
+        str | None,
+        typer.Option(
+            help="Scores by size in the reference: a number of strata, or bounds such as 1,10 in ml (mm² in 2D)."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder [default: the run folder].")] = None,
     split: Annotated[
         str | None,
@@ -150,6 +165,9 @@ def evaluate(
             "rules": rules,
             "exclude_classes": exclude and f"[{exclude}]",
             "tolerance_mm": tolerance,
+            "lesion_matching": lesion_matching,
+            "connectivity": connectivity,
+            "size_strata": None if size_strata is None else parse_strata(size_strata),
         }
         chosen = [
             *(overrides or []),
@@ -191,7 +209,8 @@ def evaluate(
         "encodings": _encodings(values, threshold, prediction_values, prediction_threshold, ignore),
         "metrics": split_list(metrics or "dice,iou"),
         "rules": rules or "segkit",
-        "tolerance": tolerance,
+        "modes": {"tolerance_mm": tolerance, "lesion_matching": lesion_matching, "connectivity": connectivity},
+        "size_strata": None if size_strata is None else parse_strata(size_strata),
         "group": group,
         "images": images,
     }
@@ -253,6 +272,14 @@ def parse_regions(text: str) -> dict[str, list[int]]:
         return regions
     except ValueError as error:
         raise typer.BadParameter(f"expected --regions as whole:1+2+3,core:2+3, each name once, got {text}") from error
+
+
+def parse_strata(text: str) -> int | list[float]:
+    """`3` as a number of strata, `1,10` or `5.` as bounds."""
+    try:
+        return int(text) if text.isdecimal() else [float(bound) for bound in split_list(text)]
+    except ValueError as error:
+        raise typer.BadParameter(f"expected --size-strata as 3 or 1,10, got {text}") from error
 
 
 def parse_values(text: str | None) -> dict[int, int] | None:

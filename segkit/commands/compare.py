@@ -114,7 +114,7 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions, conso
     remove_leftovers(comparison.out)
     repair([*trials, *units], console)
     with _exclusive_time_budget(comparison.out, design):
-        rules = rules_of(base).to_dict()
+        rules = rules_of(base).to_dict(("dice", "iou", design.metric))
         plan = write_plan(
             comparison.out,
             design,
@@ -211,7 +211,13 @@ def _train_and_report(
     results = None
     if complete:
         context = ReportContext(
-            foreground_classes(base), _by_loss(failed), rules_of(base).to_dict(), plan, notes, rates, tried
+            foreground_classes(base),
+            _by_loss(failed),
+            rules_of(base).to_dict(("dice", "iou", design.metric)),
+            plan,
+            notes,
+            rates,
+            tried,
         )
         results = _report(complete, design, context, out, console)
     if failed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,13 +225,15 @@ def evaluate_predictions(
     encodings: Encodings = (AS_STORED, AS_STORED),
     metrics: Sequence[str],
     rules: str,
-    tolerance: float | None,
+    modes: Mapping[str, Any] | None = None,
+    size_strata: int | Sequence[float] | None = None,
     group: str | None,
     images: Path | None = None,
 ) -> dict[str, Any]:
     """Score a folder of masks predicted by any tool, and print the scores. Returns the contents of scores.json.
 
     images: folder of the images, on which masks are drawn in pictures; they are found by the names of the cases.
+    modes, size_strata: see `build_scoring`.
 
     encodings: how classes are encoded in the files of the predictions, and of the references. Raises RunError if they
     do not fit the labels.
@@ -242,7 +244,7 @@ def evaluate_predictions(
         for encoding in encodings:
             encoding.check(labels)
         scoring = build_scoring(
-            labels, metrics=metrics, rules=rules, exclude_classes=exclude, modes={"tolerance_mm": tolerance}
+            labels, metrics=metrics, rules=rules, exclude_classes=exclude, size_strata=size_strata, modes=modes
         )
     except ValueError as error:
         raise RunError(str(error)) from error

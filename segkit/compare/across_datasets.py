@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from segkit.compare.score_table import METRICS
+from segkit.compare.table_checks import metric_properties
 
 FEW_DATASETS = 5
 FEW_FOR_WILCOXON = 6  # with five data sets the p-value cannot be below 0.0625
@@ -52,7 +52,7 @@ def over_datasets(results: Mapping[str, Mapping[str, Any]], metric: str) -> dict
     if without_mean:
         raise ValueError(f"expected a mean of every loss in every data set, got none for {', '.join(without_mean)}")
     table = np.array([[loss_means[loss] for loss in losses] for loss_means in means.values()])
-    ranks = stats.rankdata(-METRICS[metric].sign * table, axis=1)
+    ranks = stats.rankdata(-metric_properties(metric).sign * table, axis=1)
     result: dict[str, Any] = {
         "metric": metric,
         "aggregation": next(iter(results.values()))["aggregation"],

@@ -21,7 +21,6 @@ from segkit.compare.score_table import (
     CHALLENGER,
     DEFAULT_AGGREGATION,
     DEFAULT_MARGIN,
-    METRICS,
     Missing,
     Scores,
     from_challenger,
@@ -29,8 +28,10 @@ from segkit.compare.score_table import (
     read_score_rows,
     read_scores,
     to_challenger,
+    unit_of,
 )
 from segkit.compare.statistics import analyse_scores
+from segkit.compare.table_checks import metric_properties
 from segkit.config import ConfigError
 from segkit.report.comparison_page import Material, write_pages
 from segkit.report.console import print_comparison, print_datasets
@@ -73,15 +74,18 @@ class Analysis:
             raise ConfigError(f"expected --family all_pairs or vs_baseline, got {self.family}")
         if self.missing not in (None, "perfect", "worst"):
             raise ConfigError(f"expected --missing perfect or worst, got {self.missing}")
-        if self.metric not in METRICS:
-            raise ConfigError(f"expected --metric to be one of {', '.join(METRICS)}, got {self.metric}")
+        try:
+            metric_properties(self.metric)
+        except ValueError as error:
+            raise ConfigError(f"--metric: {error}") from error
         try:
             check_aggregation(self.aggregation, self.metric)
         except ValueError as error:
             raise ConfigError(f"--aggregation: {error}") from error
         if lacks_margin(self.metric, self.margin):
             raise ConfigError(
-                f"{self.metric} is in mm; set --margin to the difference in mm that is practically equivalent"
+                f"{self.metric} is in {unit_of(self.metric)}; set --margin to the difference in "
+                f"{unit_of(self.metric)} that is practically equivalent"
             )
         if self.family == "vs_baseline" and self.baseline is None:
             raise ConfigError("--family vs_baseline needs --baseline")

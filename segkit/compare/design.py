@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 
 from segkit.compare.aggregation import check_aggregation
-from segkit.compare.score_table import METRICS, lacks_margin
+from segkit.compare.score_table import lacks_margin, unit_of
+from segkit.compare.table_checks import metric_properties
 from segkit.config import Config, ConfigError
 from segkit.config.schema import leaves
 from segkit.utils.files import replace_text
@@ -117,15 +118,18 @@ def make_design(config: Config) -> Design:
         raise ConfigError(
             f"expected comparison.seeds to be a number of seeds or a list of different seeds, got {seeds}"
         )
-    if section.metric not in METRICS:
-        raise ConfigError(f"expected comparison.metric to be one of {', '.join(METRICS)}, got {section.metric}")
+    try:
+        metric_properties(section.metric)
+    except ValueError as error:
+        raise ConfigError(f"comparison.metric: {error}") from error
     try:
         check_aggregation(section.aggregation, section.metric)
     except ValueError as error:
         raise ConfigError(f"comparison.aggregation: {error}") from error
     if lacks_margin(section.metric, section.margin):
         raise ConfigError(
-            f"{section.metric} is in mm; set comparison.margin to the difference in mm that is practically equivalent"
+            f"{section.metric} is in {unit_of(section.metric)}; set comparison.margin to the difference in "
+            f"{unit_of(section.metric)} that is practically equivalent"
         )
     if section.baseline is not None and section.baseline not in losses:
         raise ConfigError(

@@ -11,7 +11,8 @@ import pandas as pd
 
 from segkit.compare.aggregation import run_scores
 from segkit.compare.design import SWEEP_SEED, Design, Unit, unit_overrides
-from segkit.compare.score_table import METRICS, read_scores
+from segkit.compare.score_table import read_scores
+from segkit.compare.table_checks import metric_properties
 from segkit.compare.unit_results import finished, foreground_classes, unit_rows
 from segkit.compare.units import Comparison, folds_of, make_unit
 from segkit.config import ConfigError
@@ -51,7 +52,8 @@ def choose_rates(tried: pd.DataFrame, metric: str) -> dict[str, float]:
         tried: The table that `tried_rates` returns.
         metric: The metric of its scores.
     """
-    signed = tried.assign(score=METRICS[metric].sign * tried["score"].fillna(-METRICS[metric].sign * math.inf))
+    sign = metric_properties(metric).sign
+    signed = tried.assign(score=sign * tried["score"].fillna(-sign * math.inf))
     best: Any = signed.sort_values("score", ascending=False, kind="stable").drop_duplicates("loss")
     return dict(zip(best["loss"].tolist(), best["rate"].tolist(), strict=True))
 

@@ -5,6 +5,7 @@ A run is one (loss, seed, fold). If folds hold different cases, each run is eval
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from segkit.compare.table_checks import COUNTS, METRICS, RUN, CheckedRows, Rows, as_numbers, check_rows
+from segkit.compare.table_checks import COUNTS, RUN, CheckedRows, Rows, as_numbers, check_rows, metric_properties
 from segkit.utils.csv_tables import read_table
 
 Missing = Literal["perfect", "worst"]
@@ -25,8 +26,13 @@ MAX_CELLS = 2**28  # of the arrays [runs, cases, classes]
 
 
 def lacks_margin(metric: str, margin: float) -> bool:
-    """Whether a distance metric still has the default margin, which is meant for overlaps and not for mm."""
-    return not METRICS[metric].higher and margin == DEFAULT_MARGIN
+    """Whether a metric in mm or in errors still has the default margin, which is meant for scores up to 1."""
+    return math.isinf(metric_properties(metric).maximum) and margin == DEFAULT_MARGIN
+
+
+def unit_of(metric: str) -> str:
+    """The unit of a metric that is no fraction."""
+    return "mm" if metric_properties(metric).is_length else "errors"
 
 
 def read_rows(path: Path) -> Rows:
@@ -106,7 +112,7 @@ class Scores:
     @property
     def sign(self) -> int:
         """The factor that makes larger values better."""
-        return METRICS[self.metric].sign
+        return metric_properties(self.metric).sign
 
     def of(self, loss: str) -> np.ndarray:
         """The values of the runs of a loss, [runs, N, C]."""
@@ -178,8 +184,8 @@ def read_scores(
 def _fill_value(metric: str, missing: Missing) -> float:
     """The value that replaces a missing one."""
     if missing == "perfect":
-        return METRICS[metric].perfect
-    if not METRICS[metric].higher:
+        return metric_properties(metric).perfect
+    if not metric_properties(metric).higher:
         raise ValueError(f"{metric} has no worst value to replace missing ones; write the value into the table")
     return 0.0
 

@@ -20,7 +20,7 @@ from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_avail
 from segkit.compare.caveats import caveats
 from segkit.compare.rankings import rankings
 from segkit.compare.score_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
-from segkit.compare.table_checks import METRICS
+from segkit.compare.table_checks import metric_properties
 from segkit.compare.variance_models import ALPHA, MIN_GROUPS, Folds, TwoWay, fit_variance_model
 
 MAX_RUNS = 200  # largest number of runs per loss that `seeds_needed` reports
@@ -60,8 +60,8 @@ def analyse(
             `class` and the metric. Without `fold` all rows belong to one fold; without `group` every case is a group of
             its own. If folds hold different cases, each fold of each repetition needs its own number. The optional
             columns `tp`, `predicted` and `reference` hold pixel counts.
-        metric: `dice`, `iou`, `boundary_iou`, `nsd`, `precision` or `recall`, between 0 and 1, or `hd`, `hd95` or
-            `assd` in mm.
+        metric: Any metric with one value per class and case of which one direction is better: a fraction such as
+            `dice`, a distance in mm such as `hd95`, or a number of errors such as `betti_error`.
         baseline: The loss that is b in each of its pairs. With the family `vs_baseline`, every other loss is compared
             with it.
         family: The pairs to compare and to adjust for: `all_pairs` or `vs_baseline`.
@@ -121,7 +121,8 @@ def analyse_scores(
     _check_aggregation(scores)
     model = fit_variance_model(scores, test_train_ratio)
     pairs = _pairs(losses, baseline, family)
-    low, high = 0.0, METRICS[scores.metric].maximum
+    facts = metric_properties(scores.metric)
+    low, high = facts.minimum, facts.maximum
     return {
         "metric": scores.metric,
         "aggregation": scores.aggregation,

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from segkit.utils.metric_names import FACTS, PATTERNS, MetricFacts, base_metric, metric_facts
+from segkit.utils.text import did_you_mean
+
 Rows = Any  # a DataFrame; the types of pandas are too vague for a type checker
 RUN = ["loss", "seed", "fold"]
 COUNTS = ["tp", "predicted", "reference"]
@@ -18,31 +21,17 @@ LARGEST_COUNT = 2.0**53  # up to which whole numbers, and so their sums, are exa
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """Properties of a metric.
-
-    Args:
-        higher: Whether larger values are better.
-        perfect: The value of a run that correctly predicts nothing, in a case in which other runs have a value.
-        maximum: The largest possible value.
-    """
-
-    higher: bool
-    perfect: float
-    maximum: float
-
-    @property
-    def sign(self) -> int:
-        """The factor that makes larger values better."""
-        return 1 if self.higher else -1
+# one value per class and case, of which one direction is better
+METRICS = tuple(name for name, facts in FACTS.items() if facts.higher is not None and name != "generalized_dice")
 
 
-OVERLAP, DISTANCE = Metric(True, 1.0, 1.0), Metric(False, 0.0, math.inf)
-METRICS: dict[str, Metric] = {
-    **dict.fromkeys(("dice", "iou", "boundary_iou", "nsd", "precision", "recall"), OVERLAP),
-    **dict.fromkeys(("hd", "hd95", "assd"), DISTANCE),
-}
+def metric_properties(metric: str) -> MetricFacts:
+    """What is known of a metric by which losses can be compared. Raises ValueError for another one."""
+    facts = metric_facts(metric)
+    if facts is None or base_metric(metric) not in METRICS:
+        expected = f"expected metric to be one of {', '.join((*METRICS, *PATTERNS))}"
+        raise ValueError(f"{expected}, got {metric!r}{did_you_mean(metric, METRICS)}")
+    return facts
 
 
 @dataclass(frozen=True)
@@ -118,8 +107,7 @@ def check_rows(table: Rows, metric: str, classes: Sequence[str] | None) -> Check
         ValueError: A column or class is missing, an entry is blank or no number, a number is out of range, or a row is
             repeated.
     """
-    if metric not in METRICS:
-        raise ValueError(f"expected metric to be one of {', '.join(METRICS)}, got {metric!r}")
+    metric_properties(metric)
     _check_columns(table, metric)
     values, counts = _numbers(table, metric), {name: _counts(table, name) for name in COUNTS if name in table.columns}
     group = table["group"] if "group" in table.columns else table["case"]
@@ -243,10 +231,13 @@ def _check_no_blanks(columns: dict[str, Column]) -> None:
 
 
 def _check_range(values: np.ndarray, metric: str) -> None:
-    maximum, values = METRICS[metric].maximum, values[~np.isnan(values)]
-    if not ((values >= 0) & (values <= maximum)).all() or np.isinf(values).any():
+    facts, values = metric_properties(metric), values[~np.isnan(values)]
+    minimum, maximum = facts.minimum, facts.maximum
+    if not ((values >= minimum) & (values <= maximum)).all() or np.isinf(values).any():
         hint = "; divide percentages by 100" if maximum == 1 and 1 < values.max() <= 100 else ""
-        raise ValueError(f"expected {metric} from 0 to {maximum:g}, got {values.min():g} to {values.max():g}{hint}")
+        raise ValueError(
+            f"expected {metric} from {minimum:g} to {maximum:g}, got {values.min():g} to {values.max():g}{hint}"
+        )
 
 
 def _check_counts_agree(rows: CheckedRows) -> None:

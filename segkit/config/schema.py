@@ -116,7 +116,7 @@ class TrainSection(Section):
 
 
 class CheckpointsSection(Section):
-    best: Literal["dice", "iou"] = "dice"
+    best: str = "dice"
     every: Duration | None = None
     keep: Count = 3
 
@@ -124,7 +124,8 @@ class CheckpointsSection(Section):
 # settings that can change without a new training, so they are not part of the digest
 REPORTED = (
     *("metrics", "rules", "exclude_classes", "tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio"),
-    *("calibration", "overlays", "read_first"),
+    *("connectivity", "lesion_matching", "component_iou", "lesion_dilation", "lesion_min_volume", "lesion_penalty_mm"),
+    *("size_strata", "calibration", "overlays", "read_first"),
 )
 
 
@@ -141,6 +142,13 @@ class EvaluationSection(Section):
     assd: Literal["pooled", "mean_of_means"] | None = None
     nsd: Literal["area", "voxel"] | None = None
     boundary_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    connectivity: Literal["full", "direct"] | None = None
+    lesion_matching: Literal["overlap", "iou", "brats"] | None = None
+    component_iou: Annotated[float, Field(ge=0, lt=1)] | None = None
+    lesion_dilation: Count | None = None
+    lesion_min_volume: Annotated[float, Field(ge=0)] | None = None
+    lesion_penalty_mm: Annotated[float, Field(ge=0)] | Literal["worst"] | None = None
+    size_strata: Annotated[int, Field(ge=2, le=20)] | list[Annotated[float, Field(gt=0)]] | None = None
     calibration: bool = False
     overlays: bool = True
     read_first: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from segkit.evaluation.scoring import Scoring
+from segkit.evaluation.scoring import ALWAYS_COMPUTED, Scoring
 from segkit.labels import Labels
+from segkit.metrics.size_strata import scores_by_size
 from segkit.metrics.summary import summarise
 from segkit.utils.csv_tables import write_table
 from segkit.utils.files import replace_text
@@ -72,9 +73,15 @@ class CaseScores:
     threshold: float | tuple[float, ...] | None = None
 
 
-def foreground_means(cases: pd.DataFrame, labels: Labels) -> dict[str, float | None]:
-    """Mean Dice and IoU: over cases for each class, then over the foreground classes. None if no case is counted."""
-    return summarise(cases, labels, intervals=False)["mean"]
+def foreground_means(
+    cases: pd.DataFrame, labels: Labels, metrics: Sequence[str] = ALWAYS_COMPUTED
+) -> dict[str, float | None]:
+    """Means of some metrics by the default rules: over cases for each class, then over the foreground classes.
+
+    A metric of a case as a whole is averaged over cases. None if no case is counted.
+    """
+    summary = summarise(cases, labels, metrics=metrics, intervals=False)
+    return summary["mean"] | {metric: score["mean"] for metric, score in summary.get("of_cases", {}).items()}
 
 
 def scores_json(
@@ -91,6 +98,10 @@ def scores_json(
         "ignored_pixels": _ignored_pixels(scores.cases, labels),
         **summarise(scores.cases, labels, scoring.rules, metrics=scoring.metrics),
     }
+    if scoring.size_strata is not None and len(scores.cases):
+        result["by_size"] = scores_by_size(
+            scores.cases, labels, scoring.size_strata, scoring.rules, metrics=scoring.metrics
+        )
     if scores.calibration is not None:
         result["calibration"] = scores.calibration
     return result
@@ -104,11 +115,17 @@ def _threshold(scores: CaseScores, labels: Labels) -> float | dict[str, float] |
 
 def scores_match(scores: Mapping[str, Any], scoring: Scoring, step: int, threshold: float) -> bool:
     """Whether a scores.json belongs to a training that finished at this step, and to this scoring and threshold."""
-    expected = scoring.rules.to_dict(), list(scoring.metrics), scoring.calibration
     metrics = scores.get("metrics")
-    actual = scores.get("rules"), list(metrics) if isinstance(metrics, dict) else [], "calibration" in scores
+    names = list(metrics) if isinstance(metrics, dict) else []
     recorded = scores.get("threshold", "unknown")  # files of earlier versions do not record it
-    same = actual == expected and (recorded is None or recorded == threshold)
+    strata = None if scoring.size_strata is None else scoring.size_strata.number or list(scoring.size_strata.bounds)
+    same = (
+        scores.get("rules") == scoring.rules.to_dict(scoring.metrics)
+        and names == list(scoring.metrics)
+        and ("calibration" in scores) == scoring.calibration
+        and scores.get("by_size", {}).get("strata") == strata
+        and (recorded is None or recorded == threshold)
+    )
     return same and "mean_intervals" in scores and scores.get("finished") is not None and scores.get("step") == step
 
 

@@ -24,7 +24,9 @@ from segkit.metrics.boundary import boundary_counts
 from segkit.metrics.calibration_summary import calibration_scores, pooled_calibration_counts
 from segkit.metrics.case_table import BOUNDARY, COUNTS, DIAGONAL, PIXELS, cases_table
 from segkit.metrics.counts import pixel_counts
-from segkit.metrics.surface import image_diagonal, surface_scores
+from segkit.metrics.measured import measure
+from segkit.metrics.size_strata import SIZES, pixel_size
+from segkit.metrics.surface import image_diagonal
 from segkit.utils.errors import DataError
 
 # columns: pixels whose value is not a class, and pixels whose logits are not finite
@@ -47,8 +49,9 @@ class Scorer:
         self.invalid = torch.zeros(cases, len(INVALID), dtype=torch.int64, device=device)
         self.totals: PixelTotals = (None, {})
         self.totals_by_case: dict[str, PixelTotals] | None = {} if shared else None
-        surface_columns = [*scoring.surface_metrics, DIAGONAL] if scoring.surface_metrics else []
-        self.surface_values: dict[str, list[list[float]]] = {name: [] for name in surface_columns}
+        measured_columns = [*scoring.measured_metrics, DIAGONAL] if scoring.measured_metrics else []
+        self.measured_values: dict[str, list[list[float]]] = {name: [] for name in measured_columns}
+        self.spacings: list[tuple[float, ...]] = []
         self.names: list[str] = []
         self.groups: list[str] = []
 
@@ -89,28 +92,33 @@ class Scorer:
             self.totals = add_totals(self.totals, totals)
         else:
             self.totals_by_case[case] = totals
-        if self.scoring.surface_metrics:
-            self._measure_surfaces(prediction, mask, spacing)
+        if self.scoring.measured_metrics:
+            self._measure(prediction, mask, spacing)
+        self.spacings.append(tuple(spacing))
         self.names.append(case)
         self.groups.append(group)
 
-    def _measure_surfaces(self, prediction: Tensor, mask: Tensor, spacing: Sequence[float]) -> None:
-        """Compute the surface metrics of each class, on the CPU."""
-        rules, scores_by_class = self.scoring.rules, []
-        for predicted, reference in class_masks(prediction.cpu(), mask.cpu(), self.labels):
-            scores = surface_scores(
-                predicted,
-                reference,
-                spacing,
-                self.scoring.surface_metrics,
-                tolerance_mm=rules.tolerance_mm,
-                hd95=rules.hd95,
-                assd=rules.assd,
-                nsd=rules.nsd,
-            )
-            scores_by_class.append({**scores, DIAGONAL: image_diagonal(predicted.shape, spacing)})
-        for name, column in self.surface_values.items():
+    def _measure(self, prediction: Tensor, mask: Tensor, spacing: Sequence[float]) -> None:
+        """Measure each class on its masks, on the CPU."""
+        rules, metrics, scores_by_class = self.scoring.rules, self.scoring.measured_metrics, []
+        for masks in class_masks(prediction.cpu(), mask.cpu(), self.labels):
+            scores = measure(*masks, spacing, metrics, rules)
+            scores_by_class.append({**scores, DIAGONAL: image_diagonal(masks[0].shape, spacing)})
+        for name, column in self.measured_values.items():
             column.append([scores[name] for scores in scores_by_class])
+
+    def _sizes(self, reference: np.ndarray) -> dict[str, np.ndarray]:
+        """The column of the sizes of each class, if scores by size are wanted. reference: its pixels, [N, K].
+
+        Raises DataError for 2D and 3D cases together, whose sizes have no common unit.
+        """
+        if self.scoring.size_strata is None:
+            return {}
+        dimensions = {len(spacing) for spacing in self.spacings}
+        if len(dimensions) > 1:
+            raise DataError("size_strata need cases of one kind, got 2D images and volumes, whose sizes differ in unit")
+        sizes = np.array([pixel_size(spacing) for spacing in self.spacings])
+        return {SIZES[number]: reference * sizes[:, None] for number in dimensions}
 
     def result(self, group: ProcessGroup | None = None) -> CaseScores:
         """Read all counts back and return the scores of all cases.
@@ -131,7 +139,8 @@ class Scorer:
             table[..., : len(COUNTS)],
             self.labels,
             columns={name: table[..., column] for column, name in enumerate(self.columns) if name not in COUNTS}
-            | {name: np.array(values, float).reshape(shape) for name, values in self.surface_values.items()}
+            | {name: np.array(values, float).reshape(shape) for name, values in self.measured_values.items()}
+            | self._sizes(table[..., COUNTS.index("reference")])
             | {name: invalid[..., column] for column, name in enumerate(INVALID)},
             metrics=self.scoring.metrics,
             rules=self.scoring.rules,

@@ -339,7 +339,10 @@ def choose_device(name: str, processes: Processes = SINGLE_PROCESS) -> torch.dev
     )
 
 
-MODES = ("tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio")
+MODES = (
+    *("tolerance_mm", "hd95", "assd", "nsd", "boundary_ratio", "connectivity"),
+    *("lesion_matching", "component_iou", "lesion_dilation", "lesion_min_volume", "lesion_penalty_mm"),
+)
 
 
 def scoring_of(config: Config, labels: Labels) -> Scoring:
@@ -352,6 +355,7 @@ def scoring_of(config: Config, labels: Labels) -> Scoring:
             rules=chosen.rules,
             exclude_classes=chosen.exclude_classes,
             calibration=chosen.calibration,
+            size_strata=chosen.size_strata,
             modes={name: getattr(chosen, name) for name in MODES},
         )
     except ValueError as error:

@@ -13,7 +13,7 @@ from torch import nn
 from segkit.config import Config
 from segkit.data.memory_check import in_gb
 from segkit.data.sources.synthetic import check_options
-from segkit.evaluation.scoring import build_scoring
+from segkit.evaluation.scoring import build_scoring, validation_scoring
 from segkit.labels import Labels
 from segkit.losses import build_loss
 from segkit.losses.class_weights import equal_class_counts
@@ -189,7 +189,18 @@ def check_schedule(config: Config) -> None:
 def check_scoring(config: Config) -> None:
     chosen, labels = config.evaluation, _labels(config)
     if labels is not None:
-        build_scoring(labels, metrics=chosen.metrics, rules=chosen.rules, exclude_classes=chosen.exclude_classes)
+        build_scoring(
+            labels,
+            metrics=chosen.metrics,
+            rules=chosen.rules,
+            exclude_classes=chosen.exclude_classes,
+            size_strata=chosen.size_strata,
+        )
+
+
+def check_checkpoints(config: Config) -> None:
+    """The metric that selects `best.pt` must be one that a validation computes, of which one direction is better."""
+    validation_scoring(config.checkpoints.best)
 
 
 def check_comparison(config: Config) -> None:
@@ -218,5 +229,6 @@ CHECKS: dict[str, Callable[[Config], object]] = {
     "schedule": check_schedule,
     "sampling": check_sampling,
     "evaluation": check_scoring,
+    "checkpoints": check_checkpoints,
     "comparison": check_comparison,
 }

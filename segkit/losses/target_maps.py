@@ -20,7 +20,7 @@ from segkit.utils.morphology import (
     label_components,
     nearest_component,
     second_nearest_distances,
-    skeleton,
+    widened_skeleton,
 )
 
 Maps = Mapping[str, Tensor]
@@ -136,7 +136,7 @@ class SkeletonMap:
     def make(self, classes: np.ndarray, valid: np.ndarray, spacing: Sequence[float]) -> dict[str, np.ndarray]:  # noqa: ARG002
         skeletons = np.zeros(classes.shape, np.uint8)
         for channel in self.channels:
-            skeletons[channel] = skeleton(classes[channel], self.radius)
+            skeletons[channel] = widened_skeleton(classes[channel], self.radius, "loss skeleton_recall")
         return {self.name: skeletons}
 
     @staticmethod
@@ -204,7 +204,7 @@ class BorderMap:
 
     def make(self, classes: np.ndarray, valid: np.ndarray, spacing: Sequence[float]) -> dict[str, np.ndarray]:  # noqa: ARG002
         objects = np.asarray(classes[list(self.channels)].any(0))
-        components, count = label_components(objects, corners=False)
+        components, count = label_components(objects, "direct")
         first, second = second_nearest_distances(components, count, spacing, BORDER_REACH * self.sigma)
         with np.errstate(over="ignore"):
             weight = self.w0 * np.exp(-((first + second) ** 2) / (2 * self.sigma**2))

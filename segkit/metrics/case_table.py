@@ -11,9 +11,20 @@ import torch
 from torch import Tensor
 
 from segkit.labels import Labels
-from segkit.metrics.overlap import dice, generalized_dice, iou, precision, recall, specificity, volume_difference
+from segkit.metrics.measured import MEASURED_METRICS
+from segkit.metrics.overlap import (
+    accuracy,
+    dice,
+    generalized_dice,
+    iou,
+    mcc,
+    precision,
+    recall,
+    specificity,
+    volume_difference,
+)
 from segkit.metrics.rules import PER_CASE_METRICS, SEGKIT, EmptyClassRule, EmptyClassScore, Rules
-from segkit.metrics.surface import SURFACE_METRICS
+from segkit.utils.metric_names import PATTERNS, is_measured
 from segkit.utils.text import did_you_mean
 
 KEYS = ["case", "group", "class"]
@@ -23,24 +34,26 @@ BOUNDARY = ["boundary_tp", "boundary_predicted", "boundary_reference"]
 DIAGONAL = "diagonal_mm"
 Table = Any  # the type information of pandas is too incomplete for a type checker
 
-# the columns that each score is computed from, and the formula; surface scores are columns of the table as measured
+# the columns that each score is computed from, and the formula; measured scores are columns of the table
 FROM_COUNTS: dict[str, tuple[list[str], Callable[[Tensor], Tensor]]] = {
     "dice": (COUNTS, dice),
     "iou": (COUNTS, iou),
     "precision": (COUNTS, precision),
     "recall": (COUNTS, recall),
     "specificity": ([*COUNTS, "pixels"], lambda row: specificity(row[..., :3], row[..., 3])),
+    "accuracy": ([*COUNTS, "pixels"], lambda row: accuracy(row[..., :3], row[..., 3])),
+    "mcc": ([*COUNTS, "pixels"], lambda row: mcc(row[..., :3], row[..., 3])),
     "volume_difference": (COUNTS, volume_difference),
     "boundary_iou": (BOUNDARY, iou),
 }
-METRICS = (*FROM_COUNTS, *SURFACE_METRICS, *PER_CASE_METRICS)
+METRICS = (*FROM_COUNTS, *MEASURED_METRICS, *PER_CASE_METRICS)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
     """Raise ValueError if a metric is unknown or named twice, or if there are none."""
     for metric in metrics:
-        if metric not in METRICS:
-            expected = f"expected metrics among {', '.join(METRICS)}"
+        if metric not in METRICS and not is_measured(metric):
+            expected = f"expected metrics among {', '.join((*METRICS, *PATTERNS))}"
             raise ValueError(f"{expected}, got {metric}{did_you_mean(metric, METRICS)}")
     if not metrics or len(set(metrics)) != len(metrics):
         raise ValueError(f"expected at least one metric, each named once, got {', '.join(metrics) or 'none'}")
@@ -63,8 +76,8 @@ def cases_table(
 
     names, groups: the name and the group of each case, [N].
     counts: int64 [N, K, 3], from `count`.
-    columns: other counts and measurements, [N, K] each: `pixels` for specificity, `boundary_*` for boundary IoU, and
-        for surface metrics their values in mm and `diagonal_mm`.
+    columns: other counts and measurements, [N, K] each: `pixels` for specificity, accuracy and MCC, `boundary_*` for
+        boundary IoU, and for measured metrics their values and `diagonal_mm`.
 
     Raises ValueError if the numbers of names, groups or classes do not match the counts, if a metric is unknown, or if
     a column that it needs is missing.
@@ -113,7 +126,7 @@ def add_scores(table: Table, metrics: Sequence[str], rules: Rules, averaged: Seq
         missing = [column for column in needed if column not in table.columns]
         if missing:
             raise ValueError(f"{metric} needs the columns {', '.join(needed)}; the table has no {', '.join(missing)}")
-        table[metric] = apply_empty_class_rule(raw_score(table, metric), table, rules.empty.get(metric))
+        table[metric] = apply_empty_class_rule(raw_score(table, metric), table, rules.empty_class_rule(metric))
     first = [column for column in table.columns if column in KEYS + COUNTS]
     return table[[*first, *metrics, *(column for column in table.columns if column not in {*first, *metrics})]]
 
@@ -149,7 +162,8 @@ def apply_empty_class_rule(values: np.ndarray, table: Table, rule: EmptyClassRul
         (rule.missed, ~predicted & reference),
     ]
     for score, where in replacements:
-        values = np.where(where, _replacement(score, table), values)
+        if score != "formula":
+            values = np.where(where, _replacement(score, table), values)
     return values
 
 

@@ -57,6 +57,36 @@ def specificity(counts: Tensor, pixels: Tensor) -> Tensor:
     return (negative - (predicted - tp)) / negative
 
 
+def accuracy(counts: Tensor, pixels: Tensor) -> Tensor:
+    """Accuracy: the fraction of valid pixels that are rightly said to have the class or not, float64 [...], 0 to 1.
+
+    counts: [..., 3]. pixels: number of valid pixels, [...]. 1 if the class is absent from both prediction and
+    reference; NaN if no pixel is valid.
+    """
+    tp, predicted, reference = _unpack(counts)
+    pixels = pixels.to(torch.float64)
+    return (pixels - predicted - reference + 2 * tp) / pixels
+
+
+def mcc(counts: Tensor, pixels: Tensor) -> Tensor:
+    """Matthews correlation coefficient of one class against all others, -1 to 1, float64 [...] (Matthews, 1975).
+
+    (tp tn - fp fn) / sqrt((tp + fp) (tp + fn) (tn + fp) (tn + fn)). Both products are at most the root, so that no
+    digits are lost however large the counts are.
+
+    counts: [..., 3]. pixels: number of valid pixels, [...]. A mask with no or only pixels of the class has no
+    correlation with any other: 0 if one of prediction and reference is such a mask, as in scikit-learn, and NaN if
+    both are and they are equal.
+    """
+    tp, predicted, reference = _unpack(counts)
+    pixels = pixels.to(torch.float64)
+    scale = (predicted * reference).sqrt() * ((pixels - predicted) * (pixels - reference)).sqrt()
+    fp, fn = predicted - tp, reference - tp
+    tn = pixels - predicted - fn
+    undefined = torch.where(predicted == reference, torch.nan, 0.0)
+    return torch.where(scale > 0, (tp * tn - fp * fn) / scale, undefined)
+
+
 def volume_difference(counts: Tensor) -> Tensor:
     """Relative volume difference, (predicted - reference) / reference: counts [..., 3] -> float64 [...].
 

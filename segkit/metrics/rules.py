@@ -14,9 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from segkit.metrics.bootstrap import Bootstrap
-from segkit.metrics.surface import SURFACE_METRICS, Average, Elements, Percentile
+from segkit.metrics.components import COMPONENT_METRICS, ComponentRules, LesionMatching
+from segkit.metrics.surface import Average, Elements, Percentile
+from segkit.metrics.topology import BETTI_METRICS
+from segkit.utils.metric_names import base_metric, is_measured
+from segkit.utils.morphology import Connectivity
 
-EmptyClassScore = float | Literal["worst"] | None
+EmptyClassScore = float | Literal["worst", "formula"] | None
 Aggregation = Literal["class_case", "case_class", "pairs", "global", "micro"]
 AGGREGATIONS: dict[Aggregation, str] = {
     "class_case": "mean over cases for each class, then over classes",
@@ -37,7 +41,8 @@ class EmptyClassRule:
     spurious: if the class is in the prediction only.
     missed: if the class is in the reference only.
 
-    Each is a number, `worst` for the diagonal of the image in mm, or None if the case is not counted.
+    Each is a number, `worst` for the diagonal of the image in mm, `formula` for the value that the formula of the
+    metric gives, or None if the case is not counted.
     """
 
     neither: EmptyClassScore
@@ -47,12 +52,17 @@ class EmptyClassRule:
 
 OVERLAP = EmptyClassRule(neither=None, spurious=0.0, missed=0.0)
 DISTANCE = EmptyClassRule(neither=None, spurious="worst", missed="worst")
+COMPONENTS = EmptyClassRule(neither=None, spurious="formula", missed="formula")
 EMPTY: dict[str, EmptyClassRule] = {
     **dict.fromkeys(("dice", "iou", "boundary_iou", "nsd", "precision"), OVERLAP),
     "recall": EmptyClassRule(neither=None, spurious=None, missed=0.0),
     "volume_difference": EmptyClassRule(neither=None, spurious=None, missed=-1.0),
     **dict.fromkeys(("hd", "hd95", "assd"), DISTANCE),
+    **dict.fromkeys(("mcc", "cldice"), OVERLAP),
+    # of an absent class all components are missed or false, and its Betti numbers are 0
+    **dict.fromkeys((*COMPONENT_METRICS, *BETTI_METRICS), COMPONENTS),
 }
+FIRST_METRICS = tuple(EMPTY)[:10]  # of the first version, whose ids of changed rules are kept
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,11 @@ class Rules:
     hd95, assd, nsd: definitions of the surface metrics, see `segkit.metrics.surface`.
     tolerance_mm: tolerance of NSD.
     boundary_ratio: width of the band of boundary IoU, as a fraction of the image diagonal.
+    connectivity, lesion_matching, component_iou, lesion_dilation, lesion_min_volume, lesion_penalty_mm: definitions of
+        the metrics of components, see `ComponentRules`; the connectivity is also that of Betti numbers.
     bootstrap: parameters of the intervals.
 
-    Raises ValueError for an unknown aggregation, and for one that the metric does not support.
+    Raises ValueError for an unknown aggregation, for one that the metric does not support, and as `ComponentRules`.
     """
 
     name: str = "segkit"
@@ -86,6 +98,12 @@ class Rules:
     nsd: Elements = "area"
     tolerance_mm: float = 1.0
     boundary_ratio: float = 0.02
+    connectivity: Connectivity = "full"
+    lesion_matching: LesionMatching = "overlap"
+    component_iou: float = 0.5
+    lesion_dilation: int = 3
+    lesion_min_volume: float = 0.0
+    lesion_penalty_mm: float | Literal["worst"] = "worst"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
@@ -93,11 +111,29 @@ class Rules:
             if aggregation not in AGGREGATIONS:
                 choices = ", ".join(AGGREGATIONS)
                 raise ValueError(f"expected the aggregation of {metric} to be one of {choices}, got {aggregation!r}")
-            if aggregation in POOLED_AGGREGATIONS and metric in (*SURFACE_METRICS, *PER_CASE_METRICS):
+            if aggregation in POOLED_AGGREGATIONS and (is_measured(metric) or metric in PER_CASE_METRICS):
                 raise ValueError(
                     f"{metric} does not support the aggregation {aggregation}: it is computed for each case, not from "
                     "counts summed over cases"
                 )
+        _ = self.components  # which checks its values
+
+    @property
+    def components(self) -> ComponentRules:
+        """The rules for the metrics of components."""
+        return ComponentRules(
+            self.connectivity,
+            self.lesion_matching,
+            self.component_iou,
+            self.lesion_dilation,
+            self.lesion_min_volume,
+            self.lesion_penalty_mm,
+            self.hd95,
+        )
+
+    def empty_class_rule(self, metric: str) -> EmptyClassRule | None:
+        """The rule for empty classes of a metric; percentiles and single directions have that of hd, hd95 or assd."""
+        return self.empty.get(base_metric(metric))
 
     def aggregation_of(self, metric: str) -> Aggregation:
         """The aggregation of a metric."""
@@ -112,12 +148,31 @@ class Rules:
         """The name, followed by a hash of all fields if they differ from the preset of that name."""
         if self == PRESETS.get(self.name):
             return self.name
-        content = json.dumps(self._plain(), sort_keys=True)
+        plain, defaults = self._plain(), SEGKIT._plain()
+        # what was added later counts only where it differs, so that ids of earlier versions stay the same
+        plain["empty"] = {
+            metric: rule
+            for metric, rule in plain["empty"].items()
+            if metric in FIRST_METRICS or rule != defaults["empty"].get(metric)
+        }
+        if plain["components"] == defaults["components"]:
+            del plain["components"]
+        content = json.dumps(plain, sort_keys=True)
         return f"{self.name}+{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The rules as plain data for JSON, with the rule for empty classes of every metric."""
-        return {"name": self.name, "id": self.id, **self._plain()}
+    def to_dict(self, metrics: Sequence[str] | None = None) -> dict[str, Any]:
+        """The rules as plain data for JSON, with the rule for empty classes of every metric.
+
+        metrics: leave out what concerns none of these metrics, except the first ones that segkit had, so that records
+            of earlier versions, and of versions with more metrics, are the same.
+        """
+        plain = self._plain()
+        if metrics is not None:
+            kept = {*FIRST_METRICS, *map(base_metric, metrics)}
+            plain["empty"] = {metric: rule for metric, rule in plain["empty"].items() if metric in kept}
+            if not kept & {*COMPONENT_METRICS, *BETTI_METRICS}:
+                del plain["components"]
+        return {"name": self.name, "id": self.id, **plain}
 
     def _plain(self) -> dict[str, Any]:
         return {
@@ -131,6 +186,7 @@ class Rules:
             "absent": _plain(self.absent),
             "surface": {"hd95": self.hd95, "assd": self.assd, "nsd": self.nsd, "tolerance_mm": self.tolerance_mm},
             "boundary_ratio": self.boundary_ratio,
+            "components": {name: value for name, value in vars(self.components).items() if name != "hd95"},
             "generalized_dice": {
                 "weight": "1 / reference^2",
                 "class without reference": "the largest weight of the case",
@@ -145,8 +201,9 @@ class Rules:
         lines = [f"rules {self.name}: {self._describe_mean(metrics)}"]
         by_rule: dict[str, list[str]] = {}
         for metric in (metric for metric in metrics if metric not in PER_CASE_METRICS):
-            by_rule.setdefault(_describe_empty_class(self.empty.get(metric)), []).append(metric)
+            by_rule.setdefault(_describe_empty_class(self.empty_class_rule(metric)), []).append(metric)
         lines += [f"{', '.join(names)}: {description}" for description, names in by_rule.items()]
+        lines += self.components.describe(metrics)
         if "generalized_dice" in metrics:
             classes = "all" if "generalized_dice" in self.background else "foreground"
             lines.append(f"generalized_dice: over {classes} classes of each case, with weights 1 / reference^2")
@@ -184,6 +241,8 @@ def _describe_empty_class(rule: EmptyClassRule | None) -> str:
 def _describe_score(score: EmptyClassScore) -> str:
     if score is None:
         return "is not counted"
+    if score == "formula":
+        return "has the value of its formula"
     return "counts as the image diagonal" if score == "worst" else f"counts as {score:g}"
 
 
@@ -198,6 +257,7 @@ def _with_overlap(rule: EmptyClassRule) -> dict[str, EmptyClassRule]:
 
 
 SEGKIT = Rules()
+NOT_COUNTED = EmptyClassRule(neither=None, spurious=None, missed=None)
 MONAI_DISTANCE = EmptyClassRule(neither=None, spurious=math.inf, missed=math.inf)
 PRESETS: dict[str, Rules] = {
     "segkit": SEGKIT,
@@ -210,7 +270,7 @@ PRESETS: dict[str, Rules] = {
             **_with_overlap(EmptyClassRule(neither=None, spurious=None, missed=0.0)),
             "hd": MONAI_DISTANCE,
             "assd": MONAI_DISTANCE,
-            "hd95": EmptyClassRule(neither=None, spurious=None, missed=None),
+            "hd95": NOT_COUNTED,
         },
         aggregation=dict.fromkeys(("dice", "iou", "hd", "hd95", "assd", "nsd"), "case_class"),
         background=("dice", "iou", "generalized_dice"),
@@ -228,6 +288,35 @@ PRESETS: dict[str, Rules] = {
         empty=_with_overlap(EmptyClassRule(neither=1.0, spurious=0.0, missed=0.0)),
         aggregation={"dice": "global", "iou": "global"},
         background=("dice", "iou"),
+    ),
+    # BinaryPairwiseMeasures of June 2025 (commit cb38dfc): perfect scores for a class that is in neither mask, except
+    # IoU, precision and MCC, which are NaN; distances of a missed or spurious class are NaN, to be set by the user to
+    # their worst value, which is done here; clDice of a missed or spurious class is NaN
+    "metrics_reloaded": Rules(
+        name="metrics_reloaded",
+        empty={
+            **EMPTY,
+            **dict.fromkeys(("dice", "boundary_iou", "nsd"), EmptyClassRule(neither=1.0, spurious=0.0, missed=0.0)),
+            **dict.fromkeys(("hd", "hd95", "assd"), EmptyClassRule(neither=0.0, spurious="worst", missed="worst")),
+            "mcc": NOT_COUNTED,
+            "cldice": NOT_COUNTED,
+        },
+        nsd="voxel",
+    ),
+    # the evaluation of the adult glioma task (BraTS-GLI), in voxels of 1 mm³
+    "brats2023": Rules(
+        name="brats2023",
+        empty={
+            **EMPTY,
+            **dict.fromkeys(("dice", "lesion_dice"), EmptyClassRule(neither=1.0, spurious="formula", missed="formula")),
+            "hd95": EmptyClassRule(neither=0.0, spurious=374.0, missed=374.0),
+            "lesion_hd95": EmptyClassRule(neither=0.0, spurious="formula", missed="formula"),
+        },
+        hd95="area",
+        lesion_matching="brats",
+        lesion_dilation=3,
+        lesion_min_volume=50.0,
+        lesion_penalty_mm=374.0,
     ),
 }
 

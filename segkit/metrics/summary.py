@@ -50,7 +50,7 @@ def summarise(
     in `mean_left_out`. If there is no interval, it is None with a reason.
     """
     table: Table = cases
-    classes = _reported_classes(labels, rules)
+    classes = reported_classes(labels, rules)
     class_metrics = [
         _class_metric(table, metric, classes, labels, rules) for metric in metrics if metric not in PER_CASE_METRICS
     ]
@@ -61,7 +61,7 @@ def summarise(
         if metric in PER_CASE_METRICS
     }
     return {
-        "rules": rules.to_dict(),
+        "rules": rules.to_dict(metrics),
         "rules_in_words": rules.describe(metrics),
         "metrics": {metric: rules.full_name(metric) for metric in metrics},
         "classes": per_class,
@@ -79,12 +79,12 @@ def pooled(cases: pd.DataFrame, labels: Labels, rules: Rules = SEGKIT) -> dict[s
     `spurious` are the numbers of cases that have it in only one of the two. A class that is absent from all cases has
     the scores None with a reason, and is not part of the mean.
     """
-    names = _reported_classes(labels, rules)
+    names = reported_classes(labels, rules)
     totals = _total_counts(cases, names)
     scores = {metric: raw_score(totals, metric) for metric in ("dice", "iou")}
     rows: Table = cases
     classes: dict[str, dict[str, Any]] = {
-        name: {metric: _to_json(scores[metric][column]) for metric in scores}
+        name: {metric: to_json(scores[metric][column]) for metric in scores}
         | _case_numbers(rows[rows["class"] == name])
         for column, name in enumerate(names)
     }
@@ -93,7 +93,7 @@ def pooled(cases: pd.DataFrame, labels: Labels, rules: Rules = SEGKIT) -> dict[s
             score["reason"] = ABSENT
     averaged = {metric: averaged_classes(labels, rules, metric) for metric in scores}
     columns = {metric: [names.index(name) for name in averaged[metric]] for metric in scores}
-    means = {metric: _to_json(_nanmean(scores[metric][columns[metric]])) for metric in scores}
+    means = {metric: to_json(nanmean(scores[metric][columns[metric]])) for metric in scores}
     result: dict[str, Any] = {
         "classes": classes,
         "mean": means,
@@ -141,7 +141,8 @@ def _class_metric(table: Table, metric: str, classes: list[str], labels: Labels,
     )
 
 
-def _reported_classes(labels: Labels, rules: Rules) -> list[str]:
+def reported_classes(labels: Labels, rules: Rules) -> list[str]:
+    """The classes of tables: all but those that the rules exclude."""
     return [name for name in labels.channel_names if name not in rules.exclude_classes]
 
 
@@ -170,7 +171,7 @@ def _total_counts(table: Table, classes: Sequence[str]) -> Table:
 def _pooled_scores(table: Table, metric: str, classes: Sequence[str], rules: Rules) -> np.ndarray:
     """The metric computed from the total counts of each class, [classes]."""
     totals = _total_counts(table, classes)
-    return apply_empty_class_rule(raw_score(totals, metric), totals, rules.empty.get(metric))
+    return apply_empty_class_rule(raw_score(totals, metric), totals, rules.empty_class_rule(metric))
 
 
 def _case_numbers(rows: Table) -> dict[str, int]:
@@ -202,16 +203,16 @@ def _class_score(rows: Table, metric: _ClassMetric, column: int, rules: Rules) -
     """Mean, median and numbers of cases of one class. rows: the rows of the table of this class."""
     values = metric.values[:, column]
     counted = values[~np.isnan(values)]
-    mean = _nanmean(values)
+    mean = nanmean(values)
     if metric.is_pooled:
         name = rows["class"].iloc[0] if len(rows) else ""
         mean = float(_pooled_scores(rows, metric.name, [name], rules)[0])
     numbers = _case_numbers(rows)
-    score: dict[str, Any] = {"mean": _to_json(mean)}
+    score: dict[str, Any] = {"mean": to_json(mean)}
     if score["mean"] is None:
         score["mean_reason"] = _missing_mean_reason(mean, numbers)
     if len(counted):
-        score["median"] = _to_json(float(np.median(counted)))
+        score["median"] = to_json(float(np.median(counted)))
         score |= {"median_reason": INFINITE} if score["median"] is None else {}
     return score | {**numbers, "cases": len(counted)}
 
@@ -236,14 +237,14 @@ def _class_intervals(
     medians = median_intervals(values, groups, rules.bootstrap)
     pairs = [(metric.name, name) for metric in metrics for name in classes]
     result = {
-        pair: _interval_fields(means, column, "ci95") | _interval_fields(medians, column, "median_ci95")
+        pair: interval_fields(means, column, "ci95") | interval_fields(medians, column, "median_ci95")
         for column, pair in enumerate(pairs)
     }
     for metric in metrics:
         if metric.is_pooled and metric.name in ("dice", "iou"):
             ratios = ratio_intervals(*_pooled_ratio(table, metric.name, classes), groups, rules.bootstrap)
             for column, name in enumerate(classes):
-                result[metric.name, name] |= _interval_fields(ratios, column, "ci95")
+                result[metric.name, name] |= interval_fields(ratios, column, "ci95")
     return result, means.notes
 
 
@@ -272,7 +273,7 @@ def _means(
         if reason is not None:
             reasons[metric.name] = reason
     return {
-        "mean": {name: _to_json(mean) for name, mean in means.items()},
+        "mean": {name: to_json(mean) for name, mean in means.items()},
         "mean_counts": counts,
         "mean_intervals": {metric.name: _mean_interval(table, metric, rules) for metric in metrics}
         if intervals
@@ -285,22 +286,24 @@ def _means(
 def _mean(table: Table, metric: _ClassMetric, classes: Sequence[str], rules: Rules) -> float:
     """The mean over classes and cases, by the aggregation of the metric; NaN if nothing is counted."""
     if metric.aggregation == "pairs":
-        return _nanmean(metric.averaged_values)
+        return nanmean(metric.averaged_values)
     if metric.aggregation == "case_class":
-        return _nanmean(np.array([_nanmean(row) for row in metric.averaged_values]))
+        return nanmean(np.array([nanmean(row) for row in metric.averaged_values]))
     if metric.aggregation == "micro":
         totals = _total_counts(table[table["class"].isin(metric.averaged)], metric.averaged)
         total = totals.drop(columns="class").sum().to_frame().T
-        return float(apply_empty_class_rule(raw_score(total, metric.name), total, rules.empty.get(metric.name))[0])
+        return float(
+            apply_empty_class_rule(raw_score(total, metric.name), total, rules.empty_class_rule(metric.name))[0]
+        )
     class_means = (
         _pooled_scores(table, metric.name, classes, rules)[metric.columns]
         if metric.aggregation == "global"
-        else np.array([_nanmean(values) for values in metric.averaged_values.T])
+        else np.array([nanmean(values) for values in metric.averaged_values.T])
     )
     if rules.absent is not None:
         class_means = np.where(np.isnan(class_means), rules.absent, class_means)
         return float(class_means.mean()) if len(class_means) else math.nan
-    return _nanmean(class_means)
+    return nanmean(class_means)
 
 
 def _mean_counts(scores: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -326,7 +329,7 @@ def _mean_interval(table: Table, metric: _ClassMetric, rules: Rules) -> dict[str
         return {"ci95": None, "ci95_reason": NO_COUNTED_CASE}
     if metric.is_pooled and metric.name not in ("dice", "iou"):
         return {"ci95": None, "ci95_reason": f"intervals of pooled {metric.name} are not supported"}
-    return _interval_fields(_intervals_of_mean(table, metric, values, rules), 0, "ci95")
+    return interval_fields(_intervals_of_mean(table, metric, values, rules), 0, "ci95")
 
 
 def _intervals_of_mean(table: Table, metric: _ClassMetric, values: torch.Tensor, rules: Rules) -> Intervals:
@@ -368,7 +371,7 @@ def _per_case_score(table: Table, metric: str, labels: Labels, rules: Rules, *, 
     sums = table[table["class"].isin(classes)].groupby("case")[["predicted", "reference"]].sum()
     numbers = _case_numbers(sums) | {"cases": len(counted)}
     score: dict[str, Any] = {
-        "mean": _to_json(_nanmean(values)),
+        "mean": to_json(nanmean(values)),
         "cases": numbers["cases"],
         "missed": numbers["missed"],
         "spurious": numbers["spurious"],
@@ -380,14 +383,14 @@ def _per_case_score(table: Table, metric: str, labels: Labels, rules: Rules, *, 
     if not intervals:
         return score
     groups, column = _groups(table), torch.from_numpy(values[:, None])
-    means = _interval_fields(mean_intervals(column, groups, rules.bootstrap), 0, "ci95")
-    return score | means | _interval_fields(median_intervals(column, groups, rules.bootstrap), 0, "median_ci95")
+    means = interval_fields(mean_intervals(column, groups, rules.bootstrap), 0, "ci95")
+    return score | means | interval_fields(median_intervals(column, groups, rules.bootstrap), 0, "median_ci95")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def _interval_fields(intervals: Intervals, column: int, name: str) -> dict[str, Any]:
+def interval_fields(intervals: Intervals, column: int, name: str) -> dict[str, Any]:
     """An interval as a field of scores.json: its bounds, or None and the reason."""
     reason = intervals.reasons[column]
     if reason is not None:
@@ -395,7 +398,7 @@ def _interval_fields(intervals: Intervals, column: int, name: str) -> dict[str, 
     return {name: [float(intervals.low[column]), float(intervals.high[column])]}
 
 
-def _nanmean(values: np.ndarray) -> float:
+def nanmean(values: np.ndarray) -> float:
     """The mean of all values but NaN, with an exact sum; NaN if there are none."""
     counted = values[~np.isnan(values)]
     if not len(counted):
@@ -405,6 +408,6 @@ def _nanmean(values: np.ndarray) -> float:
     return math.fsum(counted) / len(counted)
 
 
-def _to_json(value: float) -> float | None:
+def to_json(value: float) -> float | None:
     """A number that JSON can represent: NaN and infinity become None."""
     return float(value) if math.isfinite(value) else None

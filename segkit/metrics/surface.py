@@ -1,4 +1,4 @@
-"""Distances between the surfaces of two masks, and the scores HD, HD95, ASSD and NSD derived from them, in float64.
+"""Distances between the surfaces of two masks, and the scores HD, HD95, ASSD, NSD and others of them, in float64.
 
 Libraries differ in the elements of a surface and in how the two directions are combined into one number; both choices
 are explicit here. Distances are in the unit of the spacing: mm, or pixels for a spacing of 1.
@@ -7,13 +7,14 @@ are explicit here. Distances are in the unit of the spacing: mm, or pixels for a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
 
+from segkit.utils.metric_names import PATTERNS, Direction, SurfaceName, surface_name
 from segkit.utils.morphology import boundary, crop_to_foreground, distances_between
 
 Elements = Literal["voxel", "area"]
@@ -63,24 +64,36 @@ def surface_distances(
     return SurfaceDistances(*distances, prediction_weights, reference_weights)
 
 
-def hausdorff(distances: SurfaceDistances) -> float:
+def hausdorff(distances: SurfaceDistances, direction: Direction | None = None) -> float:
     """Hausdorff distance: the largest distance in either direction, in mm. Weights are not used.
+
+    direction: the surface from which distances are measured, for a one-directional distance: `prediction` finds what is
+        predicted far from the reference, `reference` what of the reference is far from the prediction.
 
     NaN if both masks are empty, inf if one is.
     """
     empty = _empty_score(distances, math.inf)
     if empty is not None:
         return empty
-    return float(max(distances.from_prediction.max(), distances.from_reference.max()))
+    return float(max(values.max() for values, _ in _directions(distances, direction)))
 
 
 def hausdorff95(distances: SurfaceDistances, mode: Percentile = "directed") -> float:
-    """95th percentile of the surface distances, a robust Hausdorff distance, in mm (Huttenlocher et al., 1993).
+    """95th percentile of the surface distances, a robust Hausdorff distance, in mm; see `hausdorff_percentile`."""
+    return hausdorff_percentile(distances, 95, mode)
 
+
+def hausdorff_percentile(
+    distances: SurfaceDistances, percentile: float, mode: Percentile = "directed", direction: Direction | None = None
+) -> float:
+    """A percentile of the surface distances, a robust Hausdorff distance, in mm (Huttenlocher et al., 1993).
+
+    percentile: above 0 and below 100.
     mode: `directed`: the larger of the percentiles of the two directions, with linear interpolation (MONAI,
         MetricsReloaded). `pooled`: the percentile of the distances of both directions together, with linear
         interpolation (MedPy). `area`: the larger of the two directions, where the percentile is the smallest distance
-        within which 95 % of the weight lies (Nikolov et al., 2021). Only `area` uses the weights.
+        within which that percentage of the weight lies (Nikolov et al., 2021). Only `area` uses the weights.
+    direction: see `hausdorff`; of one direction, `directed` and `pooled` are the same.
 
     NaN if both masks are empty, inf if one is. Raises ValueError for an unknown mode.
     """
@@ -88,20 +101,22 @@ def hausdorff95(distances: SurfaceDistances, mode: Percentile = "directed") -> f
     empty = _empty_score(distances, math.inf)
     if empty is not None:
         return empty
-    directions = distances.from_prediction, distances.from_reference
+    ways = _directions(distances, direction)
     if mode == "pooled":
-        return float(np.percentile(np.concatenate(directions), 95))
+        return float(np.percentile(np.concatenate([values for values, _ in ways]), percentile))
     if mode == "directed":
-        return float(max(np.percentile(direction, 95) for direction in directions))
-    weights = distances.prediction_weights, distances.reference_weights
-    return max(_weighted_quantile(*pair, 0.95) for pair in zip(directions, weights, strict=True))
+        return float(max(np.percentile(values, percentile) for values, _ in ways))
+    return max(_weighted_quantile(*way, percentile / 100) for way in ways)
 
 
-def average_surface_distance(distances: SurfaceDistances, mode: Average = "pooled") -> float:
+def average_surface_distance(
+    distances: SurfaceDistances, mode: Average = "pooled", direction: Direction | None = None
+) -> float:
     """Average symmetric surface distance (ASSD), weighted, in mm (Heimann et al., 2009).
 
     mode: `pooled`: the mean over the elements of both surfaces (MONAI, MedPy). `mean_of_means`: the mean of the means
         of the two directions, also called MASD (MetricsReloaded).
+    direction: see `hausdorff`; the mean of one direction is the average surface distance (ASD) in either mode.
 
     NaN if both masks are empty, inf if one is. Raises ValueError for an unknown mode.
     """
@@ -109,14 +124,20 @@ def average_surface_distance(distances: SurfaceDistances, mode: Average = "poole
     empty = _empty_score(distances, math.inf)
     if empty is not None:
         return empty
-    sums = [
-        float(distances.from_prediction @ distances.prediction_weights),
-        float(distances.from_reference @ distances.reference_weights),
-    ]
-    sizes = [float(distances.prediction_weights.sum()), float(distances.reference_weights.sum())]
+    ways = _directions(distances, direction)
+    sums, sizes = [float(values @ weights) for values, weights in ways], [float(weights.sum()) for _, weights in ways]
     if mode == "pooled":
         return sum(sums) / sum(sizes)
-    return (sums[0] / sizes[0] + sums[1] / sizes[1]) / 2
+    return sum(total / size for total, size in zip(sums, sizes, strict=True)) / len(ways)
+
+
+def _directions(distances: SurfaceDistances, direction: Direction | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The distances and weights of the directions that count."""
+    ways = {
+        "prediction": (distances.from_prediction, distances.prediction_weights),
+        "reference": (distances.from_reference, distances.reference_weights),
+    }
+    return list(ways.values()) if direction is None else [ways[direction]]
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
@@ -149,39 +170,55 @@ def surface_scores(
     assd: Average = "pooled",
     nsd: Elements = "area",
 ) -> dict[str, float]:
-    """Surface scores of one structure by name: `hd`, `hd95` and `assd` in mm, and `nsd` from 0 to 1.
+    """Surface scores of one structure by name: distances in mm, and `nsd` from 0 to 1.
 
     prediction, reference: bool [*S], 2D or 3D.
     spacing: mm along each axis.
-    metrics: names of the scores to compute.
+    metrics: names of the scores to compute: `hd`, `assd` and `nsd`; `hd95` or any other percentile, such as `hd90`; one
+        direction of them, such as `hd_from_prediction`, `hd95_from_reference` or `asd_from_prediction`.
     tolerance_mm: tolerance of NSD.
-    hd95, assd: the modes of `hausdorff95` and `average_surface_distance`.
-    nsd: the surface elements of NSD. All other scores use voxels, except hd95 with the mode `area`.
+    hd95, assd: the modes of `hausdorff_percentile`, for every percentile, and of `average_surface_distance`.
+    nsd: the surface elements of NSD. All other scores use voxels, except percentiles with the mode `area`.
 
-    If both masks are empty, scores are NaN; if one is, hd, hd95 and assd are inf and nsd is 0. Raises ValueError as
+    If both masks are empty, scores are NaN; if one is, distances are inf and nsd is 0. Raises ValueError as
     `surface_distances` does, and for an unknown metric or mode or an invalid tolerance.
     """
-    for metric in metrics:
-        _check_choice("metrics", metric, SURFACE_METRICS)
+    names = {metric: surface_name(metric) for metric in metrics}
+    unknown = [metric for metric, name in names.items() if name is None and metric != "nsd"]
+    if unknown:
+        raise ValueError(
+            f"expected metrics to be some of {', '.join((*SURFACE_METRICS, *PATTERNS))}, got {unknown[0]!r}"
+        )
     for name, choice, choices in (("hd95", hd95, Percentile), ("assd", assd, Average), ("nsd", nsd, Elements)):
         _check_choice(name, choice, get_args(choices))
     _check(prediction, reference, spacing)
     cropped = crop_to_foreground(prediction, reference)
-    elements: dict[str, Elements] = {
-        "hd": "voxel",
-        "hd95": "area" if hd95 == "area" else "voxel",
-        "assd": "voxel",
-        "nsd": nsd,
+
+    elements: dict[str, Elements] = {"hd": "voxel", "hd95": "area" if hd95 == "area" else "voxel", "assd": "voxel"}
+    needed: dict[str, Elements] = {
+        metric: nsd if name is None else elements[name.base] for metric, name in names.items()
     }
-    scores: dict[str, Callable[[SurfaceDistances], float]] = {
-        "hd": hausdorff,
-        "hd95": lambda distances: hausdorff95(distances, hd95),
-        "assd": lambda distances: average_surface_distance(distances, assd),
-        "nsd": lambda distances: surface_dice(distances, tolerance_mm),
+    distances = {kind: surface_distances(*cropped, spacing, kind) for kind in set(needed.values())}
+    return {
+        metric: surface_dice(distances[kind], tolerance_mm)
+        if (name := names[metric]) is None
+        else _named_distance(distances[kind], name, hd95, assd)
+        for metric, kind in needed.items()
     }
-    needed: set[Elements] = {elements[metric] for metric in metrics}
-    distances = {kind: surface_distances(*cropped, spacing, kind) for kind in needed}
-    return {metric: scores[metric](distances[elements[metric]]) for metric in metrics}
+
+
+def _named_distance(distances: SurfaceDistances, name: SurfaceName, hd95: Percentile, assd: Average) -> float:
+    """The distance that a name stands for."""
+    if name.base == "hd":
+        return hausdorff(distances, name.direction)
+    if name.percentile is None:
+        return average_surface_distance(distances, assd, name.direction)
+    return hausdorff_percentile(distances, name.percentile, hd95, name.direction)
+
+
+def is_surface_metric(metric: str) -> bool:
+    """Whether `surface_scores` computes a metric of this name."""
+    return metric == "nsd" or surface_name(metric) is not None
 
 
 def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:

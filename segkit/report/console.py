@@ -15,6 +15,7 @@ from rich.table import Table
 from segkit.report.advice import advice
 from segkit.report.figure_text import printable, shortened
 from segkit.report.score_notes import basis, caveats, heading, number, score_in_words, thresholds
+from segkit.report.size_table import size_tables
 from segkit.utils.console import warn
 
 METRICS_PER_TABLE = 4
@@ -46,6 +47,8 @@ def print_scores(scores: Mapping[str, Any], console: Console) -> None:
     others = [metric for metric in scores["mean"] if metric not in ("dice", "iou")]
     for start in range(0, len(others), METRICS_PER_TABLE):
         console.print(_metrics_table(scores, others[start : start + METRICS_PER_TABLE]))
+    for table in size_tables(scores, list(_listed_classes(scores))):
+        console.print(table)
     if "of_cases" in scores:
         console.print(_case_table(scores["of_cases"]))
     for line in (*basis(scores), *_left_out(scores), *caveats(scores)):

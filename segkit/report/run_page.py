@@ -17,6 +17,8 @@ from segkit.report.charts import Chart, Line, Tick, ticks, widened
 from segkit.report.evaluation_figures import MAX_ANNOTATED_CLASSES, MAX_CLASSES, most_confused, share_label
 from segkit.report.html import write_html
 from segkit.report.score_notes import basis, caveats, heading, number
+from segkit.report.size_table import size_columns, size_rows
+from segkit.utils.metric_names import metric_facts
 
 MOST_CLASSES = 40  # rows of the distributions
 MOST_DOTS = 400  # cases of a class that are drawn
@@ -124,6 +126,8 @@ def write_run_page(
             [Cell(heading(name)), *(_number(score.get(key)) for key in ("mean", "median")), Cell(str(score["cases"]))]
             for name, score in scores.get("of_cases", {}).items()
         ],
+        "size_columns": size_columns(scores, _per_class(scores)),
+        "sizes": [[Cell(*cell) for cell in row] for row in size_rows(scores, _per_class(scores))],
         "metric": heading(main),
         "distributions": distributions(cases, main, shown),
         "case_columns": ["case", *shown, "mean"],
@@ -153,17 +157,20 @@ def headline(scores: Mapping[str, Any], metric: str) -> str:
 
 
 def training_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The loss and the validation scores over the steps."""
+    """The loss and the validation scores over the steps; each score that is no fraction has a chart of its own."""
     steps = [record for record in records if record["kind"] == "step"]
     epochs = [record for record in records if record["kind"] == "epoch"]
     losses = [("training", _points(steps, lambda record: record.get("loss")), False)]
     losses += [("validation", _points(epochs, lambda record: record.get("validation_loss")), True)]
-    scores = [
-        (heading(name), _points(epochs, lambda record, name=name: record.get("validation", {}).get(name)), True)
-        for name in dict.fromkeys(name for record in epochs for name in record.get("validation", {}))
-    ]
+    scores: dict[str, list[tuple[str, list[tuple[float, float]], bool]]] = {}
+    for name in dict.fromkeys(name for record in epochs for name in record.get("validation", {})):
+        facts = metric_facts(name)
+        title = "Validation" if facts is None or facts.maximum == 1 else f"Validation: {heading(name)}"
+        points = _points(epochs, lambda record, name=name: record.get("validation", {}).get(name))
+        scores.setdefault(title, []).append((heading(name), points, True))
     charts = []
-    for title, y_name, found in (("Loss", "mean", losses), ("Validation", "mean over cases, then classes", scores)):
+    mean = "mean over cases, then classes"
+    for title, y_name, found in (("Loss", "mean", losses), *((title, mean, lines) for title, lines in scores.items())):
         lines = [
             Line(name, colour % COLOURS, points, dots) for colour, (name, points, dots) in enumerate(found) if points
         ]

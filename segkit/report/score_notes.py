@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from segkit.utils.metric_names import surface_name
 from segkit.utils.text import listed
 
 LISTED = 20  # classes in a note
@@ -19,16 +20,36 @@ SCORES = {  # by aggregation
 }
 
 
+HEADINGS = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "mcc": "MCC",
+    "nsd": "NSD",
+    "boundary_iou": "b. IoU",
+    "volume_difference": "vol. diff.",
+    "generalized_dice": "generalised Dice",
+    "cldice": "clDice",
+    "betti_error": "Betti error",
+    "betti0_error": "Betti 0 error",
+    "betti1_error": "Betti 1 error",
+    "betti2_error": "Betti 2 error",
+    "lesion_f1": "lesion F1",
+    "lesion_dice": "lesion Dice",
+    "lesion_hd95": "lesion HD95",
+    "pq": "PQ",
+    "rq": "RQ",
+    "sq": "SQ",
+}
+
+
 def heading(metric: str) -> str:
     """The name of a metric for the head of a column."""
-    names = {
-        "dice": "Dice",
-        "iou": "IoU",
-        "boundary_iou": "b. IoU",
-        "volume_difference": "vol. diff.",
-        "generalized_dice": "generalised Dice",
-    }
-    return names.get(metric, metric.upper() if metric in ("hd", "hd95", "assd", "nsd") else metric)
+    if metric in HEADINGS:
+        return HEADINGS[metric]
+    if surface_name(metric) is None:
+        return metric
+    name, _, direction = metric.partition("_from_")
+    return name.upper() + (f" from {direction}" if direction else "")
 
 
 def score_in_words(result: Mapping[str, Any]) -> str:

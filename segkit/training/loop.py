@@ -16,6 +16,7 @@ from torch import Tensor
 from segkit.data.datasets import EvaluationSet
 from segkit.evaluation.results import foreground_means
 from segkit.evaluation.scorer import score_cases
+from segkit.evaluation.scoring import validation_scoring
 from segkit.losses.gradient_diagnostics import dead_terms
 from segkit.losses.weighted_sum import WeightedSum
 from segkit.training import checkpoint
@@ -29,6 +30,7 @@ from segkit.training.trainer import Batch, Experiment, MicroBatches, Trainer
 from segkit.utils.console import warn
 from segkit.utils.distributed import Processes
 from segkit.utils.errors import is_out_of_memory
+from segkit.utils.metric_names import metric_facts
 from segkit.utils.progress import ProgressDisplay
 from segkit.utils.text import readable_number
 
@@ -298,11 +300,11 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
         means, loss, has_foreground = _validation_scores(trainer, experiment.validation, masks)
         score = means[settings.best] if has_foreground else None  # otherwise only false positives are scored
         trainer.validation_score = score
-        improved = score is not None and not math.isnan(score) and (trainer.best is None or score > trainer.best)
+        improved = score is not None and not math.isnan(score) and _is_better(score, trainer.best, settings.best)
         if improved:
             trainer.best, trainer.best_step = score, step
         if isinstance(experiment.schedule, Plateau):
-            experiment.schedule.observe(step, score)
+            experiment.schedule.observe(step, None if score is None else _sign(settings.best) * score)
         record |= {"validation": means, "time": {"validation_seconds": time.perf_counter() - start}}
         record |= {} if loss is None else {"validation_loss": loss}
         scores = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if value is not None)
@@ -317,6 +319,16 @@ def _validate(trainer: Trainer, run: Run, console: Console) -> None:
         trainer.finished = trainer.finished or settings.limits.out_of_patience(step, trainer.best_step)
     if improved:
         _save(run, run.best, {**trainer.state(), "selected_on": "validation"})
+
+
+def _sign(metric: str) -> int:
+    """The factor that makes larger values of a metric better."""
+    facts = metric_facts(metric)
+    return 1 if facts is None else facts.sign
+
+
+def _is_better(score: float, best: float | None, metric: str) -> bool:
+    return best is None or _sign(metric) * score > _sign(metric) * best
 
 
 class _CaseLosses:
@@ -340,11 +352,11 @@ class _CaseLosses:
 def _validation_scores(
     trainer: Trainer, validation: EvaluationSet, masks: FirstMasks | None
 ) -> tuple[dict[str, float | None], float | None, bool]:
-    """Mean Dice and IoU over the foreground classes, the mean loss of the cases, and whether a mask has foreground.
+    """The mean scores over the foreground classes, the mean loss of the cases, and whether a mask has foreground.
 
     The first predictions are kept in `masks`.
     """
-    losses = None
+    losses, scoring = None, validation_scoring(trainer.settings.best)
     if trainer.experiment.validation_loss is not None:
         losses = _CaseLosses(trainer.experiment.validation_loss)
         losses.loss.set_progress(max(0, trainer.step_number - 1) / trainer.settings.limits.steps)
@@ -352,6 +364,7 @@ def _validation_scores(
         trainer.experiment.predictor(trainer.evaluated_model),
         validation,
         trainer.experiment.labels,
+        scoring,
         group=trainer.processes.group,
         keep=None if masks is None else masks.keep,
         observe=None if losses is None else losses.observe,
@@ -360,7 +373,7 @@ def _validation_scores(
     foreground = scored.cases["class"].isin([labels.channel_names[channel] for channel in labels.foreground])
     has_foreground = bool((scored.cases.loc[foreground, "reference"] > 0).any())
     loss = None if losses is None else losses.mean(trainer.processes)
-    return foreground_means(scored.cases, labels), loss, has_foreground
+    return foreground_means(scored.cases, labels, scoring.metrics), loss, has_foreground
 
 
 def _save(run: Run, path: Path, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,7 +51,7 @@ class Settings:
         validate_every: Steps between validations.
         log_every: Steps between log lines.
         gradients_every: Steps between measurements of the share of each term in the gradient.
-        best: The score that selects `best.pt`.
+        best: The metric that selects `best.pt`; see `validation_scoring`.
         keep_every: Steps between numbered checkpoints, which are kept in addition to `last.pt`; None for none.
         keep: Number of numbered checkpoints to keep.
         nonfinite: Number of consecutive steps with a non-finite loss or gradient that ends the training. Such steps
@@ -68,7 +68,7 @@ class Settings:
     validate_every: int = 1000
     log_every: int = 10
     gradients_every: int = 100
-    best: Literal["dice", "iou"] = "dice"
+    best: str = "dice"
     keep_every: int | None = None
     keep: int = 3
     nonfinite: int = 10

@@ -139,6 +139,21 @@ def test_a_smaller_distance_is_better():
     assert result["ranks"]["rules"]["class_case"]["ranks"] == {"near": 1, "far": 2}
 
 
+@pytest.mark.parametrize(("metric", "sign"), [("betti_error", -1), ("hd90_from_reference", -1), ("mcc", 1)])
+def test_metrics_with_other_ranges(metric, sign):
+    """Numbers of errors, which have no largest value, and a correlation, which may be negative."""
+    generator = np.random.default_rng(3)
+    values = generator.uniform(-0.6, -0.2, (2, 3, 60)) if metric == "mcc" else generator.integers(3, 9, (2, 3, 60))
+    table = long_table({"a": values[0], "b": values[1] + sign * -0.3}).rename(columns={"dice": metric})
+    result = analyse(table, metric=metric, margin=0.01)
+    (pair,) = result["pairs"]
+    assert pair["difference"] == pytest.approx(sign * (values[0].mean() - values[1].mean() + sign * 0.3))
+    assert pair["difference"] > 0
+    assert result["higher_is_better"] == (sign > 0)
+    with pytest.raises(ValueError, match=f"expected {metric} from "):
+        analyse(table.assign(**{metric: -1.5}), metric=metric, margin=0.01)
+
+
 def test_correctly_predicted_absence_has_distance_zero():
     table = long_table({"a": [[2.0, np.nan]], "b": [[2.0, 40.0]]}).rename(columns={"dice": "hd95"})
     assert [loss["mean"] for loss in analyse(table, metric="hd95")["losses"]] == [1.0, 21.0]

@@ -384,7 +384,7 @@ def test_invalid_tables_are_refused(change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "accuracy"}, "one of dice, iou, .*, got 'accuracy'"),
+        ({"metric": "sharpness"}, "one of dice, iou, .*, got 'sharpness'"),
         ({"baseline": "focal"}, "got 'focal'"),
         ({"family": "vs_baseline"}, "needs a baseline"),
         ({"family": "some"}, "got 'some'"),

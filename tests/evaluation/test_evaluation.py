@@ -22,8 +22,11 @@ from segkit.evaluation.results import Origin, scores_json, scores_match
 from segkit.evaluation.scorer import Scorer, class_masks
 from segkit.evaluation.scoring import Scoring, build_scoring
 from segkit.metrics import count
-from segkit.metrics.rules import PRESETS
+from segkit.metrics.components import component_scores
+from segkit.metrics.rules import PRESETS, Rules
+from segkit.metrics.size_strata import SizeStrata
 from segkit.metrics.surface import image_diagonal, surface_scores
+from segkit.metrics.topology import betti_errors
 from segkit.report.console import print_scores
 from segkit.utils.errors import DataError, RunError
 
@@ -34,8 +37,11 @@ LABELS = Labels(["background", "a", "b"], ignore_index=255)
 OVERLAPPING = Labels(["whole", "core"], mode="multilabel", ignore_index=255)
 BINARY = Labels(["no", "yes"], mode="binary", ignore_index=255)
 CPU = torch.device("cpu")
+MEASURED = ("hd", "hd95", "assd", "nsd", "hd90_from_reference", "betti_error", "lesion_f1", "lesion_hd95", "pq")
 EVERYTHING = Scoring(
-    ("dice", "iou", "specificity", "boundary_iou", "hd", "hd95", "assd", "nsd", "generalized_dice"), calibration=True
+    ("dice", "iou", "specificity", "mcc", "accuracy", "boundary_iou", *MEASURED, "generalized_dice"),
+    calibration=True,
+    size_strata=SizeStrata(2),
 )
 
 
@@ -71,9 +77,12 @@ def test_the_table_agrees_with_each_measure_alone():
         assert rows["pixels"].tolist() == [(known != 255).sum()] * 3
         for channel, row in enumerate(rows.to_dict("records")):
             planes = [(mask == channel) & (known != 255) for mask in (guessed, known)]
-            expected = surface_scores(*planes, (2.0, 0.5), ["hd", "hd95", "assd", "nsd"])
+            expected = surface_scores(*planes, (2.0, 0.5), ["hd", "hd95", "assd", "nsd", "hd90_from_reference"])
+            expected |= {"betti_error": betti_errors(*planes)["betti_error"]}
+            expected |= component_scores(*planes, (2.0, 0.5), ["lesion_f1", "lesion_hd95", "pq"])
             assert {name: row[name] for name in expected} == pytest.approx(expected)
             assert row["diagonal_mm"] == image_diagonal((12, 14), (2.0, 0.5))
+            assert row["reference_mm2"] == planes[1].sum() * 2.0 * 0.5
     valid = reference != 255
     pairs = list(zip(reference[valid], prediction[valid], strict=True))
     expected = [[pairs.count((row, column)) for column in range(3)] for row in range(3)]
@@ -463,10 +472,67 @@ def test_the_threshold_is_recorded_and_compared():
     assert "probability exceeds 0.3" in " ".join(console.export_text().split())
 
 
+def test_scores_of_earlier_versions_stay_valid():
+    """What was added since is recorded only with the metrics that it concerns, and another definition is noticed."""
+    scored = scorer_of(*masks(6), scoring=Scoring(("hd95", "pq"))).result()
+    origin = Origin("last.pt", 5, 5, "steps", None, "0123")
+
+    def result(scoring):
+        return json.loads(json.dumps(scores_json(scored, LABELS, scoring, split="test", origin=origin)))
+
+    of_distances, of_components = Scoring(("hd95",)), Scoring(("pq",))
+    first = "dice iou boundary_iou nsd precision recall volume_difference hd hd95 assd"
+    assert " ".join(result(of_distances)["rules"]["empty"]) == first
+    assert "components" not in result(of_distances)["rules"]
+    assert result(of_components)["rules"]["components"]["iou"] == 0.5
+    for scoring in (of_distances, of_components):
+        assert scores_match(result(scoring), scoring, 5, 0.5)
+    assert not scores_match(result(of_components), replace(of_components, rules=Rules(component_iou=0.4)), 5, 0.5)
+    assert not scores_match(result(of_components), replace(of_components, size_strata=SizeStrata(2)), 5, 0.5)
+
+
+def test_ids_of_changed_rules_are_those_of_earlier_versions():
+    """`tolerance_mm: 2` had this id before metrics of components were added."""
+    assert replace(PRESETS["segkit"], tolerance_mm=2.0).id == "segkit+d57fddf9"
+    assert replace(PRESETS["segkit"], component_iou=0.4).id not in ("segkit", PRESETS["segkit"].id)
+
+
+def test_scores_by_size_are_printed_and_saved(folders, tmp_path):
+    out = tmp_path / "out"
+    command = ["evaluate", "--predictions", str(folders[0]), "--references", str(folders[1]), "--out", str(out)]
+    options = ["--classes", "background,a,b", "--ignore", "255", "--metrics", "lesion_f1,hd90", "--size-strata", "2"]
+    result = CliRunner().invoke(app, [*command, *options, "--lesion-matching", "brats", "--connectivity", "direct"])
+    assert result.exit_code == 0, result.output
+    assert "by size in the reference (mm²)" in result.output
+    assert "lesions are pixels sharing a side, joined if they touch after 3" in " ".join(result.output.split())
+    scores = json.loads((out / "scores.json").read_text())
+    strata = scores["by_size"]["classes"]["a"]["strata"]
+    assert [stratum["cases"] for stratum in strata] == [2, 2]
+    assert set(strata[0]) == {"above", "up_to", "cases", "missed", "dice", "iou", "lesion_f1", "hd90"}
+    assert scores["rules"]["components"]["matching"] == "brats"
+    assert "reference_mm2" in pd.read_csv(out / "cases.csv").columns
+    page = (out / "report.html").read_text()
+    assert "scores by size" in page
+    assert f"up to {strata[0]['up_to']:.3g}" in page
+
+
+def test_sizes_of_images_and_volumes_have_no_common_unit():
+    scorer = Scorer(2, BINARY, Scoring(size_strata=SizeStrata(2)), CPU)
+    for dims in (2, 3):
+        mask = torch.ones((1, *[3] * dims), dtype=torch.uint8)
+        scorer.add(f"c{dims}", "g", mask, mask, (1.0,) * dims)
+    with pytest.raises(DataError, match="2D images and volumes"):
+        scorer.result()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--classes", "background,a,b", "--exclude", "a,b"], "leave no foreground class"),
+        (["--classes", "background,a,b", "--size-strata", "1"], "a number from 2 to 20, or increasing bounds"),
+        (["--classes", "background,a,b", "--size-strata", "small"], "--size-strata as 3 or 1,10"),
+        (["--classes", "background,a,b", "--lesion-matching", "touch"], "overlap, iou, brats"),
+        (["--classes", "background,a,b", "--metrics", "hd100"], "hd90 or any percentile"),
         (["--classes", "background,a,b", "--values", "2:1,2:0"], "each value once"),
         (["--regions", "whole:1+2,whole:2"], "each name once"),
     ],

@@ -14,7 +14,7 @@ from segkit.labels import Labels
 from segkit.losses import build_loss
 from segkit.losses.soft_skeleton import skeleton_gradient, soft_skeleton
 from segkit.losses.target_maps import BorderMap, ComponentMap, DistanceMap, maps_of_mask
-from segkit.utils.morphology import label_components, skeleton, taxicab_radius
+from segkit.utils.morphology import label_components, taxicab_radius, widened_skeleton
 
 from support.loss_oracle import batch, labels_of, value_and_gradient
 
@@ -134,7 +134,7 @@ def test_a_skeleton_keeps_the_number_of_components_and_stays_inside():
     for shape in ((30, 40), (12, 14, 16)):
         mask = binary_erosion(rng.random(shape) < 0.9)
         for radius in (0, 2):
-            thin = skeleton(mask, radius)
+            thin = widened_skeleton(mask, radius)
             assert not (thin & ~mask).any()
             assert label_components(thin)[1] == label_components(mask)[1]
 

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from monai.metrics import compute_dice, compute_iou
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
+from torchmetrics.functional.classification import (
+    binary_accuracy,
+    binary_matthews_corrcoef,
+    multiclass_confusion_matrix,
+    multiclass_jaccard_index,
+)
 from torchmetrics.functional.segmentation import dice_score
 
 from segkit import Labels
@@ -20,6 +25,8 @@ from segkit.labels import INDEX_DTYPES
 from segkit.metrics import count, dice, iou
 from segkit.metrics.bootstrap import Bootstrap
 from segkit.metrics.case_table import cases_table
+from segkit.metrics.counts import pixel_counts
+from segkit.metrics.overlap import accuracy, mcc
 from segkit.metrics.rules import Rules
 from segkit.metrics.summary import pooled, summarise
 
@@ -379,3 +386,35 @@ def test_rules_are_frozen_plain_data():
     assert json.loads(json.dumps(rules.to_dict())) == rules.to_dict()
     stricter = summarise(random_cases(8), THREE, Rules(bootstrap=Bootstrap(min_groups=50)))
     assert stricter["classes"]["a"]["dice"]["ci95"] is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_mcc_and_accuracy_equal_torchmetrics(seed):
+    prediction, mask = batch(seed, [0, 1, 2], (3, 9, 8)), batch(seed + 100, [0, 1, 1, 2, 255], (3, 9, 8))
+    mask = torch.where(batch(seed + 200, [0, 0, 1], mask.shape) == 1, mask, torch.where(mask == 255, 255, prediction))
+    pixels = pixel_counts(prediction, mask, THREE)
+    ours = mcc(pixels.counts, pixels.valid), accuracy(pixels.counts, pixels.valid)
+    for case in range(3):
+        valid = mask[case] != 255
+        for number in range(3):
+            pair = (prediction[case][valid] == number).int(), (mask[case][valid] == number).int()
+            assert ours[0][case, number].item() == pytest.approx(binary_matthews_corrcoef(*pair).item(), abs=1e-6)
+            assert ours[1][case, number].item() == pytest.approx(binary_accuracy(*pair).item(), abs=1e-6)
+    assert (ours[0] > 0.1).all()
+
+
+def test_mcc_of_constant_masks_and_opposites():
+    """Counts tp, predicted, reference of 10 pixels."""
+    rows = {
+        (0, 0, 0): NAN,
+        (10, 10, 10): NAN,
+        (0, 4, 0): 0,  # spurious
+        (0, 0, 4): 0,  # missed
+        (4, 10, 4): 0,
+        (4, 4, 4): 1,
+        (0, 6, 4): -1,
+    }
+    counts, pixels = torch.tensor(list(rows)), torch.full((len(rows),), 10)
+    assert mcc(counts, pixels).tolist() == pytest.approx(list(rows.values()), nan_ok=True)
+    assert accuracy(counts, pixels).tolist() == pytest.approx([1, 1, 0.6, 0.6, 0.4, 1, 0])
+    assert accuracy(torch.tensor([0, 0, 0]), torch.tensor(0)).isnan()

@@ -163,3 +163,14 @@ def test_a_hundred_thousand_cases_take_little_memory():
     with LargestTensor() as largest:
         mean_intervals(torch.rand(100_000, 1), np.arange(100_000), Bootstrap(resamples=200))
     assert largest.elements <= 2**23  # all resamples at once have 20 million weights
+
+
+def test_mcc_of_large_counts_has_all_digits():
+    """A background that is nearly everything, where the other usual form of the numerator loses eight digits."""
+    pixels, tp, predicted, reference = 10**10, 10**10 - 17, 10**10 - 12, 10**10 - 11
+    fp, fn = predicted - tp, reference - tp
+    tn = pixels - predicted - fn
+    square = Fraction((tp * tn - fp * fn) ** 2, (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    ours = overlap.mcc(torch.tensor([tp, predicted, reference]), torch.tensor(pixels)).item()
+    assert ours == pytest.approx(math.sqrt(square), rel=1e-12)
+    assert 0.4 < ours < 0.6

@@ -20,9 +20,12 @@ from segkit import Labels
 from segkit.evaluation.scorer import Scorer
 from segkit.evaluation.scoring import Scoring
 from segkit.metrics.case_table import METRICS, add_scores, cases_table
+from segkit.metrics.components import COMPONENT_METRICS
 from segkit.metrics.counts import pixel_counts
+from segkit.metrics.measured import MEASURED_METRICS
 from segkit.metrics.rules import AGGREGATIONS, EMPTY, PER_CASE_METRICS, PRESETS, EmptyClassRule, Rules, rules_by_name
 from segkit.metrics.summary import summarise
+from segkit.metrics.topology import BETTI_METRICS
 
 NAMES = ["background", "a", "b", "c"]
 LABELS = Labels(NAMES, ignore_index=255)
@@ -143,6 +146,33 @@ def test_nnunet_averages_over_cases_and_then_over_labels(seed):
     assert ours == (None if math.isnan(expected) else pytest.approx(expected))
 
 
+def test_metrics_reloaded_and_brats_of_empty_classes():
+    """The first case has a missed, the second one a spurious class; in the third one it is in neither."""
+    prediction, reference = torch.zeros(2, 3, 12, 12, dtype=torch.uint8)
+    reference[0, 2:10, 2:10], prediction[1, 2:10, 2:10] = 1, 1  # above the 50 mm³ of BraTS
+    metrics = ["dice", "iou", "boundary_iou", "nsd", "hd95", "mcc", "recall", "precision", "accuracy", "lesion_hd95"]
+    diagonal, right = math.hypot(12, 12), 80 / 144
+    expected = {  # missed, spurious, neither: as printed by BinaryPairwiseMeasures and by the code of BraTS 2023
+        "metrics_reloaded": {
+            **{name: [0, 0, 1] for name in ("dice", "boundary_iou", "nsd")},
+            **{name: [0, 0, math.nan] for name in ("iou", "precision")},
+            "hd95": [diagonal, diagonal, 0],  # NaN there, to be replaced by the worst value
+            "mcc": [math.nan] * 3,
+            "recall": [0, math.nan, math.nan],
+            "accuracy": [right, right, 1],
+        },
+        "brats2023": {"dice": [0, 0, 1], "hd95": [374, 374, 0], "lesion_hd95": [374, 374, 0]},
+    }
+    for name, rows in expected.items():
+        scorer = Scorer(3, LABELS, Scoring(tuple(metrics), PRESETS[name]), torch.device("cpu"))
+        for case in range(3):
+            scorer.add(str(case), str(case), prediction[case : case + 1], reference[case : case + 1], (1.0, 1.0))
+        table = scorer.result().cases
+        of_class = table[table["class"] == "a"]
+        for metric, values in rows.items():
+            assert of_class[metric].tolist() == pytest.approx(values, nan_ok=True), (name, metric)
+
+
 def test_the_random_masks_contain_what_the_rules_differ_in():
     """Classes absent from whole datasets, and missed and spurious ones: without them, all rules would agree."""
     tables = [table_of(*random_masks(seed, images=2), PRESETS["segkit"]) for seed in TRIALS]
@@ -150,9 +180,13 @@ def test_the_random_masks_contain_what_the_rules_differ_in():
     assert ((every["predicted"] > 0) & (every["reference"] == 0)).any()
     assert ((every["predicted"] == 0) & (every["reference"] > 0)).any()
     assert any((table.groupby("class")[["predicted", "reference"]].sum() == 0).all(axis=1).any() for table in tables)
-    means = [{name: means_of(*random_masks(seed, images=2), name)["iou"] for name in PRESETS} for seed in TRIALS]
+    means = [{name: means_of(*random_masks(seed, images=2), name) for name in PRESETS} for seed in TRIALS]
     for first, second in itertools.combinations(PRESETS, 2):
-        assert any(mean[first] != pytest.approx(mean[second], abs=1e-6) for mean in means), (first, second)
+        if {first, second} == {"metrics_reloaded", "brats2023"}:
+            continue  # they differ in distances and lesions
+        metric = "dice" if {first, second} & {"metrics_reloaded", "brats2023"} else "iou"
+        different = [mean[first][metric] != pytest.approx(mean[second][metric], abs=1e-6) for mean in means]
+        assert any(different), (first, second)
 
 
 GOLDEN = {
@@ -242,6 +276,7 @@ def test_pixels_of_excluded_classes_are_not_ignored():
     assert list(summary["global"]["classes"]) == ["sky"]
 
 
+FORMULA = (*COMPONENT_METRICS, *BETTI_METRICS)  # whose spurious and missed classes have the value of the formula
 ROWS = [("neither", 0, 0), ("spurious", 5, 0), ("missed", 0, 5)]
 
 
@@ -252,14 +287,16 @@ def test_every_empty_class_rule_of_every_preset(preset, metric, cell, predicted,
     rules = PRESETS[preset]
     row = {"tp": 0, "predicted": predicted, "reference": reference, "pixels": 20, "diagonal_mm": 7.5}
     row |= {f"boundary_{name}": row[name] for name in ("tp", "predicted", "reference")}
-    row |= dict.fromkeys(("hd", "hd95", "assd"), math.inf) | {"nsd": 0.0}
+    row |= dict.fromkeys(MEASURED_METRICS, 0.0) | dict.fromkeys(("hd", "hd95", "assd"), math.inf)
+    row |= dict.fromkeys(FORMULA, 3.5)
     value = add_scores(pd.DataFrame([row]), [metric], rules)[metric].item()
     table = rules.empty.get(metric)
     if table is None:
-        assert metric == "specificity"
-        assert value == {"neither": 1.0, "spurious": 0.75, "missed": 1.0}[cell]
+        expected = {"specificity": (1.0, 0.75, 1.0), "accuracy": (1.0, 0.75, 0.75)}[metric]
+        assert value == expected[["neither", "spurious", "missed"].index(cell)]
     else:
-        expected = {"worst": 7.5, None: math.nan}.get(getattr(table, cell), getattr(table, cell))
+        numbers = {"worst": 7.5, None: math.nan, "formula": 0.0 if metric == "dice" else 3.5}
+        expected = numbers.get(getattr(table, cell), getattr(table, cell))
         assert value == pytest.approx(expected, nan_ok=True)
 
 

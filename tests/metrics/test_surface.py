@@ -21,6 +21,7 @@ from segkit.metrics.surface import (
     hausdorff,
     hausdorff95,
     image_diagonal,
+    is_surface_metric,
     surface_dice,
     surface_distances,
     surface_scores,
@@ -88,6 +89,56 @@ def test_voxel_scores_equal_monai(sides, spacing, seed):
     assert ours == pytest.approx({name: value.item() for name, value in theirs.items()}, rel=1e-5)
     assert ours["hd"] > ours["assd"] > 0
     assert 0 < ours["nsd"] < 1
+
+
+@pytest.mark.parametrize(("sides", "spacing", "seed"), CASES)
+def test_percentiles_and_single_directions_equal_monai(sides, spacing, seed):
+    prediction, reference = blobs(seed, sides)
+    pair, both = tensors(prediction, reference), {"include_background": True, "spacing": spacing}
+    swapped = pair[::-1]
+    theirs = {
+        "hd50": compute_hausdorff_distance(*pair, percentile=50, **both),
+        "hd99.5": compute_hausdorff_distance(*pair, percentile=99.5, **both),
+        "hd_from_prediction": compute_hausdorff_distance(*pair, directed=True, **both),
+        "hd_from_reference": compute_hausdorff_distance(*swapped, directed=True, **both),
+        "hd90_from_prediction": compute_hausdorff_distance(*pair, directed=True, percentile=90, **both),
+        "hd90_from_reference": compute_hausdorff_distance(*swapped, directed=True, percentile=90, **both),
+        "asd_from_prediction": compute_average_surface_distance(*pair, **both),
+        "asd_from_reference": compute_average_surface_distance(*swapped, **both),
+    }
+    for mode in ({}, {"hd95": "pooled", "assd": "mean_of_means"}):
+        names = [name for name in theirs if not mode or "from" in name]  # of one direction, the modes are the same
+        ours = surface_scores(prediction, reference, spacing, names, **mode)
+        assert ours == pytest.approx({name: theirs[name].item() for name in names}, rel=1e-5)
+    assert len({round(value.item(), 6) for value in theirs.values()}) > 5
+
+
+def test_directions_say_what_is_wrong():
+    """A spurious pixel is far from the reference; a missed one is far from the prediction."""
+    reference = boxes((12, 30), ((2, 6), (2, 6)))
+    spurious = reference | boxes((12, 30), ((3, 4), (25, 26)))
+    names = ["hd_from_prediction", "hd_from_reference", "hd99_from_reference"]
+    assert surface_scores(spurious, reference, (1, 1), names) == {
+        "hd_from_prediction": 20,
+        "hd_from_reference": 0,
+        "hd99_from_reference": 0,
+    }
+    assert surface_scores(reference, spurious, (1, 1), names)["hd_from_reference"] == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        *((name, True) for name in ("hd", "hd1", "hd99.5", "hd95_from_reference", "asd_from_prediction", "nsd")),
+        *((name, False) for name in ("hd0", "hd100", "hd05", "hd95.0", "hd95.", "asd", "assd_from_prediction")),
+        *((name, False) for name in ("hd_from_", "hd_from_case", "nsd_from_prediction", "HD95", "hd٩")),
+    ],
+)
+def test_names_of_distances(name, known):
+    assert is_surface_metric(name) == known
+    if not known:
+        with pytest.raises(ValueError, match=r"expected metrics to be some of .*hd90 or any percentile"):
+            surface_scores(SPECK, SQUARE, (1, 1), [name])
 
 
 @pytest.mark.parametrize("tolerance", [0.3, 1.0, 2.2])
@@ -397,7 +448,7 @@ def test_invalid_inputs_raise(prediction, reference, spacing, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": ["hd", "dice"]}, "metrics .*hd, hd95, assd, nsd, got 'dice'"),
+        ({"metrics": ["hd", "dice"]}, "metrics .*hd, hd95, assd, nsd, .*got 'dice'"),
         ({"hd95": "max"}, "hd95 .*directed, pooled, area, got 'max'"),
         ({"assd": "area"}, "assd .*pooled, mean_of_means, got 'area'"),
         ({"nsd": "surfel"}, "nsd .*voxel, area, got 'surfel'"),

@@ -19,7 +19,15 @@ from segkit.metrics.case_table import cases_table
 from segkit.report import case_views
 from segkit.report.case_views import case_view, legend
 from segkit.report.charts import Chart, Line, round_numbers, thinned, ticks, widened
-from segkit.report.run_page import RunMaterial, Setting, averaged_classes, case_rows, shown_classes, write_run_page
+from segkit.report.run_page import (
+    RunMaterial,
+    Setting,
+    averaged_classes,
+    case_rows,
+    shown_classes,
+    training_charts,
+    write_run_page,
+)
 
 from support.browser import Visit, browser
 
@@ -373,3 +381,16 @@ def test_a_training_starts_without_what_draws():
     code = "import sys, segkit.experiment.runner; print({'matplotlib', 'jinja2'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_scores_that_are_no_fractions_have_charts_of_their_own():
+    records = [
+        {"kind": "epoch", "step": step, "validation": {"dice": 0.5, "mcc": 0.1, "hd95": 30.0, "betti_error": 4}}
+        for step in (10, 20)
+    ]
+    charts = {chart.title: [line.name for line in chart.lines] for chart in training_charts(records)}
+    assert charts == {
+        "Validation": ["Dice", "MCC"],
+        "Validation: HD95": ["HD95"],
+        "Validation: Betti error": ["Betti error"],
+    }

@@ -390,11 +390,26 @@ def test_numbered_checkpoints_are_pruned(tmp_path):
     assert checkpoint.load(run.numbered(5))["step"] == 5
 
 
-def test_the_best_checkpoint_has_the_best_score(tmp_path):
+@pytest.mark.parametrize(("metric", "best"), [("iou", max), ("hd95_from_reference", min), ("generalized_dice", max)])
+def test_the_best_checkpoint_has_the_best_score(metric, best, tmp_path):
     run = Run(tmp_path)
-    fit(make_experiment(steps=6, best="iou"), run, console=QUIET)
-    scores = [record["validation"]["iou"] for record in log_of(run) if record["kind"] == "epoch"]
-    assert checkpoint.load(run.best)["best"] == max(scores)
+    fit(make_experiment(steps=6, best=metric), run, console=QUIET)
+    records = [record for record in log_of(run) if record["kind"] == "epoch"]
+    scores = [record["validation"][metric] for record in records]
+    assert len(set(scores)) > 1
+    saved = checkpoint.load(run.best)
+    assert saved["best"] == best(scores)
+    assert saved["step"] == records[scores.index(best(scores))]["step"]
+    assert list(records[0]["validation"]) == list(dict.fromkeys(["dice", "iou", metric]))
+
+
+def test_a_plateau_follows_a_score_of_which_less_is_better(tmp_path):
+    run = Run(tmp_path)
+    made = make_experiment(steps=6, best="hd95", lr=1e-2)
+    plateau = SCHEDULES["plateau"](steps=6, steps_per_epoch=2)
+    fit(replace(made, schedule=plateau), run, console=QUIET)
+    scores = [record["validation"]["hd95"] for record in log_of(run) if record["kind"] == "epoch"]
+    assert plateau.state["best"] == -min(scores)
 
 
 def test_plateau_lowers_the_learning_rate_and_resumes(tmp_path):
