@@ -37,6 +37,7 @@ SINCE: dict[str, dict[str, Since]] = {
         "focal": {**SMP_REGION, "multiclass": "0.6.0"},
         "lovasz_softmax": {"": "0.3.0"},
         "lovasz_hinge": {"": "0.3.0"},
+        "mcc": {"": "0.3.0"},
     },
     "kornia": {
         "dice": {"": "0.9.0"},

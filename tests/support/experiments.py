@@ -1,5 +1,7 @@
 """A small experiment that is built without a configuration."""
 
+from functools import partial
+
 import torch
 from rich.console import Console
 
@@ -12,6 +14,7 @@ from segkit.data.loaders import training_loader
 from segkit.data.preprocess import Preprocess
 from segkit.inference.predictor import Predictor
 from segkit.losses import build_loss
+from segkit.losses.target_maps import maps_of_mask
 from segkit.models.unet import UNet
 from segkit.training.lr_schedules import SCHEDULES
 from segkit.training.optimizers import build_optimizer
@@ -36,13 +39,16 @@ def make_experiment(steps=6, *, workers=0, ema=None, dropout=0.2, lr=1e-2, loss=
     store = CaseStore(source, "memory")
     preprocess = Preprocess.fit(((case, store.read(case)) for case in train), multiple=4)
     augment = build_augment("albumentations", [ALBUMENTATIONS["horizontal_flip"](p=0.5)], LABELS.padding_value)
-    dataset = TrainingSet(train, store, preprocess, LABELS, augment, patch=[24, 24], foreground=0.5, margin=1.5, seed=1)
+    built = build_loss(loss, LABELS)
+    maps = partial(maps_of_mask, built.maps, LABELS) if built.maps else None
+    options = {"patch": [24, 24], "foreground": 0.5, "margin": 1.5, "seed": 1, "maps": maps}
+    dataset = TrainingSet(train, store, preprocess, LABELS, augment, **options)
     torch.manual_seed(0)
     model = UNet(in_channels=1, out_channels=3, dims=2, widths=[8, 16, 32], dropout=dropout)
     return Experiment(
         labels=LABELS,
         model=model,
-        loss=build_loss(loss, LABELS),
+        loss=built,
         optimizer=build_optimizer("adamw", model, {"lr": lr}),
         schedule=SCHEDULES["poly"](steps=steps),
         batches=lambda start: training_loader(

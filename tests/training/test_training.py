@@ -261,9 +261,11 @@ def test_clipping_limits_the_step():
     torch.testing.assert_close(moved.detach(), torch.tensor(1e-3), rtol=1e-3, atol=0)  # float32 differences
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"ema": 0.9}, {"precision": "bf16"}, {"channels_last": True}], ids=lambda one: "-".join(one)
-)
+SETTINGS = [{}, {"ema": 0.9}, {"precision": "bf16"}, {"channels_last": True}]
+MAPS = {"loss": [{"name": "cldice", "iterations": 2}, "boundary", "component_dice", "border_cross_entropy"]}
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, MAPS], ids=lambda one: "-".join(one))
 def test_a_step_never_waits_for_the_device(settings):
     """The whole step except for the optimiser, under a mode that refuses to read tensors back."""
     experiment = make_experiment(steps=2, **settings)
