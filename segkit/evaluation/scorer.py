@@ -188,14 +188,14 @@ def score_cases(
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     group: ProcessGroup | None = None,
     keep: Callable[[int, Tensor], None] | None = None,
-    observe: Callable[[int, Tensor, Tensor], None] | None = None,
+    observe: Callable[[int, Tensor, Tensor, Sequence[float]], None] | None = None,
 ) -> CaseScores:
     """Predict and score every case on its original grid.
 
     track: wraps the iterable of case numbers, for a progress bar.
     group: process group that shares the cases. Each process scores a part of them, and all get the scores of all cases.
     keep: called with the number and the predicted mask of each case.
-    observe: called with the number, the logits [1, K, *S] and the mask [1, ...] of each case.
+    observe: called with the number, the logits [1, K, *S], the mask [1, ...] and the spacing of each case.
 
     Raises DataError, as `Scorer.result` does, and PredictionMemoryError, which names the case.
     """
@@ -213,11 +213,11 @@ def score_case(
     scorer: Scorer,
     predictor: ImagePredictor,
     sample: Mapping[str, Any],
-    observe: Callable[[Tensor, Tensor], None] | None = None,
+    observe: Callable[[Tensor, Tensor, Sequence[float]], None] | None = None,
 ) -> Tensor:
     """Predict and score a sample on the grid of its mask; the predicted mask [1, ...].
 
-    observe: called with the logits [1, K, *S] and the mask [1, ...].
+    observe: called with the logits [1, K, *S], the mask [1, ...] and the spacing.
 
     Raises PredictionMemoryError, which names the case.
     """
@@ -226,7 +226,7 @@ def score_case(
     prediction = _predicted(predictor, sample, labels, keep_logits=calibrated or observe is not None)
     logits = prediction.logits
     if observe is not None and logits is not None:
-        observe(logits, mask)
+        observe(logits, mask, sample["spacing"])
     scorer.add(
         sample["case"],
         sample["group"],

@@ -15,7 +15,14 @@ SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")
 POOLING = (
     *("dice", "jaccard", "tversky", "focal_tversky", "generalized_dice", "log_cosh_dice", "dice_semimetric"),
     *("jaccard_metric", "mcc", "unified_focal", "exponential_log", "lovasz_softmax", "lovasz_hinge"),
+    *("boundary", "hausdorff", "surface", "cldice", "skeleton_recall"),
 )
+# what is missing from a loss that is used without another one
+INCOMPLETE = {
+    "boundary": "says nothing of pixels at the boundary and can be lowered by predicting nothing",
+    "skeleton_recall": "says nothing of false positives",
+    "component_dice": "says nothing of images without the class",
+}
 
 
 def mirror_warnings(names: Sequence[str], augment: Any, dims: int) -> list[str]:
@@ -78,6 +85,9 @@ def loss_warnings(terms: Sequence[Mapping[str, Any]]) -> list[str]:
             "its gradient reaches few pixels. Use loss=ce_lovasz (cross-entropy added) or loss=ce_then_lovasz "
             "(cross-entropy first)"
         ]
+    if all(name in INCOMPLETE for name in names):
+        reasons = " and ".join(f"{name} {INCOMPLETE[name]}" for name in dict.fromkeys(names))
+        return [f"{reasons}; use it beside another loss, such as loss=dice_ce_{names[0]}"]
     return []
 
 

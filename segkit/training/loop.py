@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -339,8 +339,8 @@ class _CaseLosses:
         self.values: dict[int, Tensor] = {}
 
     @torch.inference_mode()
-    def observe(self, number: int, logits: Tensor, mask: Tensor) -> None:
-        self.values[number] = self.loss(logits, mask)
+    def observe(self, number: int, logits: Tensor, mask: Tensor, spacing: Sequence[float]) -> None:
+        self.values[number] = self.loss(logits, mask, spacing=[spacing])
 
     def mean(self, processes: Processes) -> float:
         """The mean over the cases of all processes; a case of two processes counts once."""

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from segkit.experiment.build import load_config
 from segkit.experiment.build_training import build_experiment
+from segkit.experiment.preflight import loss_warnings
 from segkit.experiment.run_header import header, print_header
 
 from support.command_line import TINY
@@ -49,3 +50,12 @@ def test_patches_accumulation_and_processes_are_told(built):
     shown = io.StringIO()
     print_header(config, made, Console(file=shown, width=80))
     assert shown.getvalue().startswith("[bold]x  on cpu")  # the name of a run is no markup
+
+
+def test_losses_that_need_another_one():
+    (warning,) = loss_warnings([{"name": "skeleton_recall", "weight": 1.0}])
+    assert "nothing of false positives" in warning
+    assert "loss=dice_ce_skeleton_recall" in warning
+    assert loss_warnings([{"name": "skeleton_recall"}, {"name": "dice"}]) == []
+    (warning,) = loss_warnings([{"name": "lovasz_softmax"}])
+    assert "rarely trains" in warning
