@@ -61,15 +61,15 @@ WHEN = {
     "start it rarely trains a network.",
     "lovasz_hinge": "Like `lovasz_softmax` for binary and overlapping classes, with a margin instead of probabilities.",
     "boundary": "Beside a region loss, for a foreground that is small and whose false positives lie far away: `dice_ce_boundary` raises its "
-    "weight from 0 to 1 during the run, as the authors do. Alone it can be lowered by predicting nothing.",
-    "hausdorff": "When large distances between boundaries matter more than overlap. `one_sided: true` costs no more than `dice`; the "
-    "two-sided form computes distances on the host in every step.",
+    "weight from 0 to 0.1 during the run; the authors raise it by 0.01 in every epoch. Alone it can be lowered by predicting nothing.",
+    "hausdorff": "When large distances between boundaries matter more than overlap. Its values are squares of distances, so use `log: true` or a "
+    "small weight beside another loss. The two-sided form computes distances on the host in every step.",
     "surface": "Like `hausdorff`, but relative to the largest possible error, so that its values lie in [0, 1] whatever the size of image and "
     "structure. Use it beside `dice_ce`.",
     "cldice": "For vessels, roads, nerves and other tubular structures whose connections matter, beside `dice_ce` (`dice_ce_cldice`). Every "
     "iteration costs time, see the benchmark; for structures that are not tubular it has no meaning.",
-    "skeleton_recall": "For the same structures as `cldice`, at the cost of `dice`: only the skeletons of the reference are needed, which the "
-    "loader makes. It raises recall only, so use it beside `dice_ce` (`dice_ce_skeleton_recall`).",
+    "skeleton_recall": "For the same structures as `cldice`, without its cost in the training process: only the skeletons of the reference are "
+    "needed, which the loader makes. It raises recall only, so use it beside `dice_ce` (`dice_ce_skeleton_recall`).",
     "component_dice": "For lesions of very different sizes, all of which should be found, beside `dice_ce` (`dice_ce_component_dice`). It tends "
     "to raise recall at the cost of false positives.",
     "border_cross_entropy": "For touching objects of one class that have to be separated, such as cells, whose number is read from the "
@@ -141,7 +141,7 @@ under a sigmoid inf is probability 1. NaN, and under a softmax inf, makes loss o
 The probability p is a softmax over the channels in multiclass mode, and a sigmoid of each channel in binary and multilabel
 mode. Terms that need the same probabilities share one pass over the logits and one backward. Both process the batch in
 chunks and keep only the logits, the mask and the memory of the gradient, so that all losses except the Lovász losses
-need at most two logit sizes of extra memory, the gradient included ([measured](../benchmarks/losses.md)). Every loss is checked
+and some losses of boundaries and centrelines need at most two logit sizes of extra memory, the gradient included ([measured](../benchmarks/losses.md)). Every loss is checked
 in value and gradient against a few lines of plain torch in `tests/support/reference_losses.py`.
 
 ```python
@@ -397,7 +397,7 @@ def _paragraphs(cls: type) -> list[str]:
 
 def _as_list(paragraph: str) -> list[str]:
     """A paragraph as a Markdown list if its lines describe options (`name: ...`), otherwise as text."""
-    entry = re.compile(r"^([a-z_]+(?:, [a-z_]+)*): ")
+    entry = re.compile(r"^([a-z_0-9]+(?:, [a-z_0-9]+)*): ")
     text = re.sub(r"\n +", " ", paragraph)
     lines = text.split("\n")
     if not entry.match(lines[0]):

@@ -47,7 +47,7 @@ def with_measured_iterations(
 
 
 def _iterations(term: Mapping[str, Any], labels: Labels, radii: np.ndarray) -> int:
-    (built,) = build_loss({**term, "class_weights": None}, labels, {"radius": radii}).members
+    (built,) = build_loss(dict(term), labels, {"radius": radii}).members
     return built.iterations  # pyright: ignore[reportReturnType]
 
 

@@ -87,7 +87,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "dice_ce_boundary": [
         {"name": "dice"},
         {"name": "cross_entropy"},
-        {"name": "boundary", "weight": {"name": "linear", "start": 0.0, "end": 1.0}},
+        {"name": "boundary", "weight": {"name": "linear", "start": 0.0, "end": 0.1}},
     ],
     "dice_ce_cldice": [{"name": "dice"}, {"name": "cross_entropy"}, {"name": "cldice"}],
     "dice_ce_skeleton_recall": [{"name": "dice"}, {"name": "cross_entropy"}, {"name": "skeleton_recall"}],

@@ -19,7 +19,7 @@ from segkit.losses.chunking import (
     weight_map,
 )
 from segkit.losses.class_weights import ClassWeights
-from segkit.losses.map_loss import MapLoss, Pixels, foreground_mean
+from segkit.losses.map_loss import MapLoss, Pixels, foreground_mean, inside
 from segkit.losses.pass_requests import MapSum, MapSums
 from segkit.losses.region import Per, eps_pair, ratio
 from segkit.losses.shared_pass import MaskSums, mask_sums
@@ -36,11 +36,13 @@ class ClDice(nn.Module):
 
     precision = (sum S(p) g + eps_n) / (sum S(p) + eps_d) is the share of the predicted centreline in the reference g,
     sensitivity = (sum S(g) p + eps_n) / (sum S(g) + eps_d) the share of its centreline in the prediction p. S is the
-    soft skeleton, see `segkit.losses.soft_skeleton`.
+    soft skeleton: 1 - prod_j (1 - max(0, e_j - open(e_j))) over the erosions e_0 to e_n of the probabilities by direct
+    neighbours; open is an erosion followed by a dilation with all neighbours.
 
-    iterations: how often the soft skeleton erodes; structures with a larger radius than iterations + 1 pixels, in steps
-        along the axes, lose their centre. `measured` takes the largest radius of the classes in the training masks,
-        minus 1; without class counts it raises an error.
+    iterations: n; a structure that is wider than 2 n + 1 pixels everywhere loses its whole centreline. `measured` takes
+        the largest radius of the counted classes in the training masks, in steps along the axes, minus 1; without class
+        counts it raises an error. Augmentation by scaling may make structures wider, and a few wide places may make the
+        number larger than necessary; then set it.
     eps: one number, or [numerator, denominator].
     per: `batch` pools the sums over the batch, `image` averages over the images that contain a class.
     background, class_weights: see `ClassMean`. The background is left out by default, since it has no centreline; give
@@ -198,7 +200,8 @@ class SkeletonRecall(MapLoss):
     s is 1 on the skeleton of the class in the reference, widened by `radius` pixels within the class, and 0 elsewhere;
     p is the probability. The loss says nothing of false positives, so it is used beside `dice_ce`.
 
-    radius: how often the skeleton is dilated by all neighbours; the authors use 2.
+    radius: how often the skeleton is dilated by all neighbours, corners included; the authors dilate it twice. Each
+        class has its own skeleton.
     eps: one number, or [numerator, denominator].
     per: `batch` pools the sums over the batch, `image` averages over the images that contain a class.
     background, class_weights: as for `cldice`.
@@ -224,8 +227,9 @@ class SkeletonRecall(MapLoss):
             raise ValueError(f"expected radius from 0 to {MOST_ITERATIONS}, got {radius}")
         mean = foreground_mean(labels, class_counts, reduce, per, background, class_weights)
         skeletons = SkeletonMap(radius, mean.channels)
-        # the skeleton lies within the class, where the error is 1 - p
-        sums = (MapSum(skeletons.name, 1, unchanged), MapSum(skeletons.name, 0, unchanged))
+        # The error is 1 - p on the class, in which the skeleton lies. In the masks of coarser heads of deep supervision
+        # some of its pixels are outside of the class; they do not count.
+        sums = (MapSum(skeletons.name, 1, inside), MapSum(skeletons.name, 0, inside))
         super().__init__(mean, [skeletons], MapSums("skeleton_recall", activation_of(labels), sums))
         self.eps = eps_pair(eps)
 
@@ -233,8 +237,3 @@ class SkeletonRecall(MapLoss):
         """The loss of each group and class, [B, K]."""
         missed, skeleton = sums
         return ratio(missed + self.eps[1] - self.eps[0], skeleton + self.eps[1])
-
-
-def unchanged(m: Tensor, g: Tensor) -> Tensor:  # noqa: ARG001
-    """m"""
-    return m.clone()

@@ -311,17 +311,17 @@ def softmax(chunk: Chunk, buffers: ScratchBuffers, kept: Tensor | None = None) -
     return keep_copy(select(p, some_valid(chunk.mask)), kept)
 
 
-def log_softmax(chunk: Chunk, buffers: ScratchBuffers) -> Tensor:
+def log_softmax(chunk: Chunk, buffers: ScratchBuffers, kept: Tensor | None = None) -> Tensor:
     """The logarithm of the softmax, [b, K, n], 0 at ignored pixels; at least -`LARGEST`, so that its product with 0 is
-    0."""
+    0. It is also written to `kept` if it is given."""
     if torch.compiler.is_compiling():
         logits = _selected_logits(chunk)
         # the differences of large logits overflow, but not their halves
         halves = logits / 2 - logits.detach().amax(1, keepdim=True) / 2
         log_p = 2 * bounded(halves - torch.logsumexp(2 * halves, 1, keepdim=True) / 2, 0.5)
     else:
-        log_p = bounded(aten._log_softmax.out(chunk.logits, 1, False, out=buffers.for_kept("p", chunk.logits, None)))
-    return select(log_p, some_valid(chunk.mask))
+        log_p = bounded(aten._log_softmax.out(chunk.logits, 1, False, out=buffers.for_kept("p", chunk.logits, kept)))
+    return keep_copy(select(log_p, some_valid(chunk.mask)), kept)
 
 
 def bounded(values: Tensor, scale: float = 1.0) -> Tensor:

@@ -146,7 +146,7 @@ def _checked_counts(class_counts: Any, names: Sequence[str] | None) -> Tensor:
 def equal_class_counts(labels: Labels) -> dict[str, Any]:
     """Class counts with which every loss can be built, where its weights do not matter."""
     ones = torch.ones((1, len(labels.names)), dtype=torch.int64)
-    return {"pixels": ones, "components": ones, "radius": ones}
+    return {"pixels": ones, "components": ones, "radius": 16 * ones}
 
 
 def resolve_class_weights(option: ClassWeights, labels: Labels, class_counts: Any = None) -> Tensor:

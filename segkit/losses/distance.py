@@ -16,13 +16,13 @@ from segkit.labels import Labels, Target
 from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import activation_of
 from segkit.losses.class_weights import ClassWeights
-from segkit.losses.map_loss import MapLoss, foreground_mean
+from segkit.losses.map_loss import MapLoss, foreground_mean, inside
 from segkit.losses.pass_requests import MapSum, MapSums
 from segkit.losses.region import Empty, Per, divided, ratio
 from segkit.losses.shared_pass import MapTotals, MaskSums
 from segkit.losses.target_maps import DistanceMap, SpacingMap, TargetMap, Unit, maps_of_target
 
-LARGEST_ALPHA = 16
+LARGEST_ALPHA = 4  # of distances of thousands of pixels, whose powers are summed in float32
 PREDICTED = "predicted-"  # begins the names of maps of the prediction
 
 
@@ -36,26 +36,23 @@ class AbsolutePower:
         return m.abs() if self.exponent == 1 else m.abs() ** self.exponent
 
 
-def inside(m: Tensor, g: Tensor) -> Tensor:
-    """m g, the values of a map on the pixels of the class."""
-    return m * g
-
-
 class Boundary(MapLoss):
     """sum_i d_i (p_i - g_i) / N, averaged over classes: the distance between two boundaries (Kervadec et al. 2019).
 
     d is the signed distance of a pixel to the boundary of the class in the reference: positive outside of the class,
-    negative inside, 0 on its inner boundary. p is the probability, g the reference, N the number of valid pixels.
+    negative inside, 0 for the pixels of the class that are one smallest spacing away. p is the probability, g the
+    reference, N the number of valid pixels.
 
-    distance: `diagonal` measures d in diagonals of the image or patch without its ignored margins, so that the size of
-        the loss does not depend on theirs; `mm` in mm, which are pixels where the spacing is 1.
+    distance: `pixels` measures d in the smallest spacing of the image, `mm` in mm, and `diagonal` in diagonals of the
+        image or patch without its ignored margins, so that the loss does not depend on their size but is small.
     offset: true subtracts sum_i d_i g_i / N, so that a perfect prediction has loss 0; false leaves it out, as the
         authors' code does, where the loss of a good prediction is negative. The gradient is the same.
     per: `batch` pools the sums over the batch, `image` averages over the images that contain a class.
     background: whether the background class counts; its boundary is that of all foreground together.
     empty, class_weights: see `ClassMean`.
 
-    The authors use it beside a region loss, with a weight that grows during the training. A class that is absent or
+    The authors use it beside a region loss, with a weight that grows during the training. Its gradient grows with the
+    distances, so with `pixels` a weight of 0.01 to 0.1 is usual. A class that is absent or
     fills the image has no boundary, and value and gradient 0. Ignored pixels are left out of the sum,
     and no boundary lies at them. Values lie in [0, 1] with `diagonal` and `offset`. Exact over several processes.
     Raises ValueError for soft targets.
@@ -67,7 +64,7 @@ class Boundary(MapLoss):
         labels: Labels,
         class_counts: Any = None,
         reduce: Reduce = single_process,
-        distance: Unit = "diagonal",
+        distance: Unit = "pixels",
         offset: bool = True,
         per: Per = "batch",
         empty: Empty = "present",
@@ -90,8 +87,8 @@ class Surface(MapLoss):
     """1 - sum_i (d_i (1 - (g_i + p_i)))^2 / sum_i d_i^2, averaged over classes: the generalised surface loss (Celaya et
     al. 2023).
 
-    d is the distance of a pixel to the boundary of the class in the reference, 0 on its inner boundary. p is the
-    probability, g the reference. The loss is 0 for a perfect prediction and 1 for its opposite.
+    d is the distance of a pixel to the boundary of the class in the reference, as for `boundary`. p is the probability,
+    g the reference. The loss is 0 for a perfect prediction and 1 for its opposite.
 
     per: `batch` pools the sums over the batch, `image` averages over the images that contain a class.
     empty, background, class_weights: as for `boundary`. The paper weighs the classes inside of one ratio; here each
@@ -153,7 +150,7 @@ class Hausdorff(MapLoss):
         alpha: float = 2.0,
         one_sided: bool = True,
         log: bool = False,
-        distance: Unit = "diagonal",
+        distance: Unit = "pixels",
         per: Per = "batch",
         empty: Empty = "present",
         background: bool = False,

@@ -61,3 +61,8 @@ class MapLoss(nn.Module):
     def count(self, mask: MaskSums) -> Tensor | None:
         """The number of images with counted classes, from the masks alone; None with `per: batch`."""
         return self.mean.count(mask)
+
+
+def inside(m: Tensor, g: Tensor) -> Tensor:
+    """m g, the values of a map on the pixels of the class."""
+    return m * g

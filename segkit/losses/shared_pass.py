@@ -224,8 +224,7 @@ class _SharedPass(torch.autograd.Function):
         ctx.save_for_backward(logits, *batch.target_tensors)
         ctx.without_tensors, ctx.requested = batch.without_tensors(), requested
         kernel, buffers, channels = KERNELS[batch.activation], ScratchBuffers(), logits.shape[1]
-        has_probabilities = requested.of_probabilities and logits.dtype == batch.work_type
-        keeps = training and logits.requires_grad and has_probabilities
+        keeps = training and logits.requires_grad and kernel.keeps(requested) and logits.dtype == batch.work_type
         ctx.kept = memory_for_gradient(logits) if keeps else None
 
         def sums_of(chunk_slice: Slice) -> list[Tensor]:
@@ -252,7 +251,8 @@ class _SharedPass(torch.autograd.Function):
                 chunk = batch.chunk(chunk_slice, buffers)
                 p, mask = kernel.probabilities(chunk, buffers), chunk.mask
             else:
-                p, mask = kernel.kept_probabilities(gradient_chunk, buffers), batch.mask_chunk(chunk_slice, buffers)
+                mask = batch.mask_chunk(chunk_slice, buffers)
+                p = kernel.kept_probabilities(gradient_chunk, mask, requested, buffers)
             same_type = gradient_chunk.dtype == p.dtype
             out = gradient_chunk if same_type else torch.empty_like(gradient_chunk, dtype=p.dtype)
             chunk_slopes = requested.named(slopes[0][chunk_slice.images], logits.shape[1])

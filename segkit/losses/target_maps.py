@@ -24,7 +24,7 @@ from segkit.utils.morphology import (
 )
 
 Maps = Mapping[str, Tensor]
-Unit = Literal["diagonal", "mm"]
+Unit = Literal["pixels", "mm", "diagonal"]
 # weights of pixels between objects are 0 beyond this many sigma, where they would be below 4e-6 of w0
 BORDER_REACH = 5.0
 
@@ -64,7 +64,8 @@ class DistanceMap:
         nearest other pixel inside of it, plus the smallest spacing: 0 on the inner boundary, as in Kervadec et al.
         2019. `unsigned` is the distance to the nearest pixel of the class outside of it, and to the nearest other pixel
         inside of it, as in Karimi & Salcudean 2019.
-    unit: `mm`, or `diagonal` for fractions of the diagonal of the smallest box around the pixels that are not ignored.
+    unit: `pixels` of the smallest spacing, `mm`, or `diagonal` for fractions of the diagonal of the smallest box around
+        the pixels that are not ignored.
     channels: the channels for which it is computed; it is 0 for others, and for a class that is absent or fills the
         image, since it has no boundary.
 
@@ -81,12 +82,18 @@ class DistanceMap:
 
     def make(self, classes: np.ndarray, valid: np.ndarray, spacing: Sequence[float]) -> dict[str, np.ndarray]:
         distances = np.zeros(classes.shape)
-        scale = 1 / _diagonal(np.asarray(valid.any(0)), spacing) if self.unit == "diagonal" else 1.0
+        unit = self._length_of_unit(np.asarray(valid.any(0)), spacing)
         for channel in self.channels:
             inside, outside = classes[channel], valid[channel] & ~classes[channel]
             if inside.any() and outside.any():
-                distances[channel] = self._of_class(inside, outside, spacing) * scale
+                distances[channel] = self._of_class(inside, outside, spacing) / unit
         return {self.name: distances}
+
+    def _length_of_unit(self, valid: np.ndarray, spacing: Sequence[float]) -> float:
+        """The length of a unit in mm."""
+        if self.unit == "diagonal":
+            return _diagonal(valid, spacing)
+        return min(spacing) if self.unit == "pixels" else 1.0
 
     def _of_class(self, inside: np.ndarray, outside: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         to_class, to_others = distance_to(inside, spacing), distance_to(outside, spacing)
@@ -200,7 +207,7 @@ class BorderMap:
 
     @property
     def name(self) -> str:
-        return f"border-{self.w0:g}-{self.sigma:g}-{'-'.join(map(str, self.channels))}"
+        return f"border-{self.w0!r}-{self.sigma!r}-{'-'.join(map(str, self.channels))}"
 
     def make(self, classes: np.ndarray, valid: np.ndarray, spacing: Sequence[float]) -> dict[str, np.ndarray]:  # noqa: ARG002
         objects = np.asarray(classes[list(self.channels)].any(0))

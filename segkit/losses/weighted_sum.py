@@ -190,11 +190,24 @@ class WeightedSum(nn.Module):
                 f"expected maps with {', '.join(missing)}, which the loss needs, got {', '.join(maps) or 'none'}; "
                 "leave maps out to have them made from the mask"
             )
+        self._check_maps(maps, logits)
         target = replace(target, maps=dict(maps))
         for term in self._terms:
             if hasattr(term, "predicted_maps"):
                 target = replace(target, maps={**target.maps, **term.predicted_maps(logits, target)})
         return target
+
+    def _check_maps(self, maps: Maps, logits: Tensor) -> None:
+        """Raise ValueError for a map whose shape does not fit the logits."""
+        images, channels, *space = logits.shape
+        for name, values in maps.items():
+            shape = list(values.shape)
+            fits = values.ndim == 2 or (values.ndim == logits.ndim and shape[1] in (1, channels) and shape[2:] == space)
+            if not fits or shape[0] != images:
+                raise ValueError(
+                    f"expected the map {name} of shape {[images, channels, *space]}, or with one channel, for logits "
+                    f"{list(logits.shape)}, got {shape}; a batch stacks the maps of its images"
+                )
 
     def _results(self, logits: Tensor, target: Target) -> dict[str, Any]:
         """The results of the shared passes, one pass for each activation, by the name of the term."""

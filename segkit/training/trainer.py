@@ -370,7 +370,10 @@ class Trainer:
         set_random_state(random_states[rank], self.experiment.device)
         self.step_number, self.seconds = state["step"], state["time"]["training_seconds"]
         self._apply_schedules(max(0, self.step_number - 1))  # as after the last step
-        self.best, self.best_step = state["best"], state["best_step"]
+        best_metric = state["config"].get("checkpoints", {}).get("best", self.settings.best)
+        # scores of different metrics cannot be compared
+        self.best = state["best"] if best_metric == self.settings.best else None
+        self.best_step = state["best_step"]
         self.validation_pending = state.get("validation_pending", False)  # earlier versions saved after the validation
         limits = self.settings.limits
         self.finished = limits.reached(self.step_number, self.seconds)

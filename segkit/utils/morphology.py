@@ -60,10 +60,11 @@ def euler_characteristic(mask: np.ndarray, connectivity: Connectivity = "full") 
 
 
 def skeleton(mask: np.ndarray, purpose: str = "a skeleton") -> np.ndarray:
-    """The skeleton of a bool mask [*S]: lines of one pixel that keep its topology, bool [*S].
+    """The skeleton of a bool mask [*S]: lines of one pixel through the middle of each component, bool [*S].
 
     It is that of scikit-image: thinning by Zhang and Suen (1984) in 2D and by Lee et al. (1994) in 3D. Everything
-    beyond the image is background. An empty mask has an empty skeleton.
+    beyond the image is background. An empty mask has an empty skeleton. In 3D, the thinning removes some components of
+    even width entirely; these get the skeleton of the component without its outermost layer on one side.
 
     purpose: what needs it, for the message of MissingExtra, which is raised without scikit-image.
     """
@@ -71,7 +72,32 @@ def skeleton(mask: np.ndarray, purpose: str = "a skeleton") -> np.ndarray:
     from skimage.morphology import skeletonize
 
     plane = mask[None] if mask.ndim == 1 else mask
-    return skeletonize(plane).astype(bool).reshape(mask.shape)
+    thin = skeletonize(plane).astype(bool).reshape(mask.shape)
+    if mask.ndim < 3 or not mask.any():
+        return thin
+    components, count = label_components(mask)
+    for number in set(range(1, count + 1)) - set(np.unique(components[thin]).tolist()):
+        component = components == number
+        box = _box(component)
+        thin[box] |= _skeleton_of_lost(component[box])
+    return thin
+
+
+def _skeleton_of_lost(component: np.ndarray) -> np.ndarray:
+    """The skeleton of a component that the thinning removes, bool [*S], not empty."""
+    from skimage.morphology import skeletonize
+
+    rest = component
+    for axis in range(component.ndim):  # an odd width has a middle
+        slices = np.moveaxis(rest.copy(), axis, 0)
+        slices[0] = False
+        slices[1:] &= np.moveaxis(rest, axis, 0)[:-1]
+        rest = np.moveaxis(slices, 0, axis)
+        thin = skeletonize(np.pad(rest, 1)).astype(bool)[(slice(1, -1),) * rest.ndim]
+        if thin.any():
+            return thin
+    depth = distance_to(~np.pad(component, 1), [1.0] * component.ndim)[(slice(1, -1),) * component.ndim]
+    return depth == depth.max()
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:

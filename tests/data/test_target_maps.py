@@ -169,6 +169,14 @@ def test_measured_iterations_become_a_number_of_the_run(tmp_path):
     assert term["iterations"] == radius - 1
     assert built.experiment.loss.members[2].iterations == radius - 1
     assert any(f"radius of {radius} pixels" in note for note in built.notes)
+    (tmp_path / "one.yaml").write_text(
+        TEXT.replace("[background, a]", "[background, a, b]").replace(
+            "dice_ce_cldice", "[dice, {name: cldice, class_weights: [0, 0, 1]}]"
+        )
+    )
+    built = build_experiment(load_config(str(tmp_path / "one.yaml")))
+    masks = [built.data.store.read(case).mask for case in built.data.cases("train")]
+    assert built.config.loss[1]["iterations"] == class_radii(masks, built.data.labels)[:, 2].max() - 1
     (kept,) = (tmp_path / "cache").glob("radii-*.json")
     assert np.array(json.loads(kept.read_text())).shape == (4, 2)
 

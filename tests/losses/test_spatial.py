@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from monai.losses import BoundaryLoss, HausdorffDTLoss, LogHausdorffDTLoss
 from monai.losses.cldice import SoftclDiceLoss, soft_skel
-from scipy.ndimage import binary_erosion, generate_binary_structure
+from scipy.ndimage import binary_erosion, binary_opening, generate_binary_structure
 from torch.testing import assert_close
 
 from segkit.labels import Labels
 from segkit.losses import build_loss
+from segkit.losses.deep_supervision import DeepSupervision
 from segkit.losses.soft_skeleton import skeleton_gradient, soft_skeleton
-from segkit.losses.target_maps import BorderMap, ComponentMap, DistanceMap, maps_of_mask
-from segkit.utils.morphology import label_components, taxicab_radius, widened_skeleton
+from segkit.losses.target_maps import BorderMap, ComponentMap, DistanceMap, maps_of_mask, maps_of_target
+from segkit.utils.morphology import label_components, skeleton, taxicab_radius, widened_skeleton
 
 from support.loss_oracle import batch, labels_of, value_and_gradient
 
@@ -110,6 +113,16 @@ def test_the_diagonal_is_that_of_the_pixels_that_are_not_ignored():
     assert_close(in_diagonals[0, 2:5, 2:6] * 5, in_mm[0, 2:5, 2:6])  # 3 x 4 pixels
 
 
+def test_pixels_are_the_smallest_spacing():
+    mask = np.zeros((4, 6), np.uint8)
+    mask[:, :3] = 1
+    in_mm, in_pixels = (
+        next(iter(maps_of_mask([DistanceMap("unsigned", unit, (0,))], BINARY, mask, [3.0, 0.5]).values()))
+        for unit in ("mm", "pixels")
+    )
+    assert_close(in_pixels, in_mm / 0.5)
+
+
 def test_the_radius_is_the_number_of_erosions_that_empty_a_mask():
     shape = np.random.default_rng(0).random((40, 30)) < 0.97
     cross, eroded, steps = generate_binary_structure(2, 1), shape, 0
@@ -129,14 +142,37 @@ def test_the_measured_iterations_keep_the_centre_of_every_structure():
     assert soft_skeleton(x, radius - 2)[complete > 0].min() == 0
 
 
-def test_a_skeleton_keeps_the_number_of_components_and_stays_inside():
+def test_every_component_has_a_skeleton_inside():
     rng = np.random.default_rng(0)
-    for shape in ((30, 40), (12, 14, 16)):
-        mask = binary_erosion(rng.random(shape) < 0.9)
+    boxes = [np.pad(np.ones(sides, bool), 1) for sides in itertools.product((1, 2, 4), repeat=3)]
+    blobs = [binary_opening(rng.random((9, 10, 11)) < 0.75) for _number in range(6)]
+    for mask in [binary_erosion(rng.random((30, 40)) < 0.9), *boxes, *blobs]:
+        components, count = label_components(mask)
         for radius in (0, 2):
             thin = widened_skeleton(mask, radius)
             assert not (thin & ~mask).any()
-            assert label_components(thin)[1] == label_components(mask)[1]
+            assert np.unique(components[thin]).tolist() == list(range(1, count + 1))
+
+
+def test_the_skeleton_of_a_tube_of_even_width_runs_along_it():
+    """Thinning in 3D removes such a tube entirely."""
+    thin = skeleton(np.pad(np.ones((4, 4, 30), bool), 2))
+    assert 26 <= thin.sum() <= 30
+    assert label_components(thin)[1] == 1
+
+
+def test_skeletons_of_coarser_heads_never_reward_a_missed_structure():
+    """The middle pixels of the blocks of a coarse mask miss most of a thin line; its skeleton has all blocks."""
+    rows, columns = np.mgrid[:64, :64]
+    lines = (abs(rows - columns) <= 1) | (abs(rows + columns - 50) <= 1)
+    mask = torch.from_numpy(lines.astype(np.uint8))[None]
+    loss = build_loss("skeleton_recall", BINARY)
+    heads = [torch.zeros(1, 1, side, side, dtype=torch.float64, requires_grad=True) for side in (64, 16)]
+    maps = maps_of_target(loss.maps, BINARY, BINARY.target(mask, 2), None, torch.float64)
+    DeepSupervision(loss)(heads, mask, maps=maps).backward()
+    for head in heads:
+        assert (head.grad <= 0).all()
+        assert (head.grad < 0).any()
 
 
 def test_component_slots_have_room_for_every_component():
@@ -174,6 +210,10 @@ def test_missing_maps_are_named():
     logits, mask = batch("multiclass", (4, 5))
     with pytest.raises(ValueError, match=r"distance-signed.*got none"):
         loss(logits, mask, maps={})
+    name = loss.maps[0].name
+    for shape in ((2, 3, 5, 4), (3, 4, 5), (1, 3, 4, 5)):
+        with pytest.raises(ValueError, match=rf"map {name} of shape \[2, 3, 4, 5\]"):
+            loss(logits, mask, maps={name: torch.zeros(shape)})
     with pytest.raises(ValueError, match="spacing of 2 images with 2 axes"):
         loss(logits, mask, spacing=[[1.0, 1.0]])
 

@@ -81,7 +81,10 @@ VARIANTS = [
     ({"name": "lovasz_softmax", "mode": "exact", "classes": "all"}, MODES),
     ({"name": "lovasz_softmax", "mode": "exact", "per": "image", "classes": ["a", 2]}, ("multiclass", "multilabel")),
     ({"name": "boundary", "distance": "mm", "offset": False, "per": "image"}, MODES),
-    ({"name": "boundary", "background": True, "class_weights": [0.3, 2.1, 1.25]}, ("multiclass", "multilabel")),
+    (
+        {"name": "boundary", "background": True, "class_weights": [0.3, 2.1, 1.25], "distance": "diagonal"},
+        ("multiclass", "multilabel"),
+    ),
     ({"name": "hausdorff", "alpha": 1.5, "log": True, "distance": "mm"}, MODES),
     ({"name": "surface", "per": "image"}, MODES),
     ({"name": "cldice", "iterations": 1, "per": "image", "eps": [1.0, 0.5]}, MODES),

@@ -1,7 +1,7 @@
 """Losses that depend on where pixels lie, in a few lines of plain differentiable torch; see `reference_losses`.
 
-Distances are those of every pixel to every other, and components are grown pixel by pixel, so that nothing is shared
-with the code under test but the skeletons of scikit-image.
+Distances are those of every pixel to every other, and components are grown pixel by pixel. Skeletons, and the component
+that is nearest to a pixel with ties, are those of `segkit.utils.morphology`; test_spatial.py checks their properties.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.morphology import dilation, skeletonize
+from skimage.morphology import dilation
 from torch import Tensor
 
-from segkit.utils.morphology import label_components, nearest_component
+from segkit.utils.morphology import label_components, nearest_component, skeleton
 
 from support.reference_losses import Pixels, entries, mean_or_zero, pair
 
@@ -79,13 +79,13 @@ def distance_map(pixels: Pixels, b: int, inside: Tensor, valid: Tensor, form: st
         return torch.zeros(len(inside), dtype=torch.float64)
     to_others, to_class = nearest(pixels.space, others), nearest(pixels.space, inside)
     d = torch.where(inside, 1 - to_others if form == "signed" else to_others, to_class)
-    if unit == "mm":
+    if unit in ("mm", "pixels"):  # the spacing is 1
         return d
     places = coordinates(pixels.space)[pixels.valid.any(1)[b]]
     return d / (places.amax(0) - places.amin(0) + 1).square().sum().sqrt()
 
 
-def boundary(pixels: Pixels, distance: str = "diagonal", offset: bool = True, **options) -> Tensor:
+def boundary(pixels: Pixels, distance: str = "pixels", offset: bool = True, **options) -> Tensor:
     """sum w d (p - g) / n"""
 
     def sums(b: int, k: int) -> Tensor:
@@ -97,7 +97,7 @@ def boundary(pixels: Pixels, distance: str = "diagonal", offset: bool = True, **
 
 
 def hausdorff(
-    pixels: Pixels, alpha: float = 2.0, one_sided: bool = True, log: bool = False, distance: str = "diagonal", **options
+    pixels: Pixels, alpha: float = 2.0, one_sided: bool = True, log: bool = False, distance: str = "pixels", **options
 ) -> Tensor:
     """sum w (p - g)^2 (d^alpha + q^alpha) / n"""
 
@@ -129,8 +129,8 @@ def skeleton_recall(pixels: Pixels, radius: int = 2, eps: float | list[float] = 
 
     def sums(b: int, k: int) -> Tensor:
         p, g, w = of_class(pixels, b, k)
-        inside = (g > 0).reshape(pixels.space if len(pixels.space) > 1 else (1, -1)).numpy()
-        s = skeletonize(inside) > 0
+        inside = (g > 0).reshape(pixels.space).numpy()
+        s = skeleton(inside)
         for _dilation in range(radius):
             s = dilation(s, np.ones((3,) * s.ndim))
         s = torch.from_numpy(s & inside).flatten()
