@@ -90,6 +90,10 @@ REPORTED = {
     "with Dice alone. For small cerebral lesions with nnU-Net, [arXiv 2511.17146](https://arxiv.org/abs/2511.17146) finds higher recall with "
     "slightly more false positives for a loss of regions (`of: region`) beside Dice and cross-entropy, which was generally better than the "
     "blob loss.",
+    "border_cross_entropy": "Ronneberger et al. 2015 train the first U-Net with these weights, on ISBI 2012 among others; they report no result "
+    "without them.",
+    "unified_focal": "Yeung et al. 2022 compare it with six other losses on five data sets; the abstract names Dice of 0.948 (breast ultrasound, "
+    "BUS2017), 0.800 (enhancing tumour, BraTS20) and 0.758 (kidney tumour, KiTS19) as the best results, without intervals.",
     "mcc": "Abhishek & Hamarneh 2021 report a mean Jaccard index 11.25, 4.87 and 0.76 % higher than with Dice on three data sets of skin lesions, "
     "without intervals in the abstract.",
     "dice_semimetric": "Wang et al. 2023 report higher Dice and better calibration with soft labels than with hard ones on QUBIQ, LiTS and KiTS; "

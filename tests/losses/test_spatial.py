@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.losses import BoundaryLoss, HausdorffDTLoss, LogHausdorffDTLoss
 from monai.losses.cldice import SoftclDiceLoss, soft_skel
-from scipy.ndimage import binary_erosion, binary_opening, generate_binary_structure
+from scipy.ndimage import binary_erosion, binary_opening, distance_transform_edt, generate_binary_structure
 from torch.testing import assert_close
 
 from segkit.labels import Labels
@@ -17,7 +17,7 @@ from segkit.losses import build_loss
 from segkit.losses.deep_supervision import DeepSupervision
 from segkit.losses.soft_skeleton import skeleton_gradient, soft_skeleton
 from segkit.losses.target_maps import BorderMap, ComponentMap, DistanceMap, maps_of_mask, maps_of_target
-from segkit.utils.morphology import label_components, skeleton, taxicab_radius, widened_skeleton
+from segkit.utils.morphology import distance_to, label_components, skeleton, taxicab_radius, widened_skeleton
 
 from support.loss_oracle import batch, labels_of, value_and_gradient
 
@@ -121,6 +121,22 @@ def test_pixels_are_the_smallest_spacing():
         for unit in ("mm", "pixels")
     )
     assert_close(in_pixels, in_mm / 0.5)
+
+
+def test_distances_of_images_are_exact():
+    rng = np.random.default_rng(0)
+    for sides, spacing in (
+        ((60, 45), [1.0] * 2),
+        ((1024, 7), [0.3] * 2),
+        ((40, 50), [0.7, 1.0]),
+        ((1100, 8), [1.0] * 2),
+    ):
+        mask = rng.random(sides) < 0.02
+        mask[0, 0] = True
+        assert_close(distance_to(mask, spacing), distance_transform_edt(~mask, sampling=spacing), rtol=1e-12, atol=0)
+    corner = np.zeros((1024, 1024), bool)
+    corner[0, 0] = True
+    assert_close(distance_to(corner, [1.0, 1.0]), distance_transform_edt(~corner), rtol=1e-12, atol=0)
 
 
 def test_the_radius_is_the_number_of_erosions_that_empty_a_mask():
