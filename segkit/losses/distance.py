@@ -52,10 +52,10 @@ class Boundary(MapLoss):
     empty, class_weights: see `ClassMean`.
 
     The authors use it beside a region loss, with a weight that grows during the training. Its gradient grows with the
-    distances, so the weight depends on the size of the images; with `pixels`, the authors begin with 0.01. A class that is absent or
-    fills the image has no boundary, and value and gradient 0. Ignored pixels are left out of the sum,
-    and no boundary lies at them. Values lie in [0, 1] with `diagonal` and `offset`. Exact over several processes.
-    Raises ValueError for soft targets.
+    distances, so the weight depends on the size of the images; with `pixels`, the authors begin with 0.01. A class that
+    is absent or fills the image has no boundary, and value and gradient 0. Ignored pixels are left out of the sum, and
+    no boundary lies at them. Values lie in [0, 1] with `diagonal` and `offset`. Exact over several processes. Raises
+    ValueError for soft targets.
     """
 
     def __init__(
