@@ -45,6 +45,12 @@ ADDED_TO = {
         "deep_supervision": False,
     },
 }
+# and for options of losses, by the name of the loss
+ADDED_TO_LOSSES: dict[str, dict[str, Any]] = {
+    "cross_entropy": {"positive_weights": None},
+    **{name: {"average": "macro", "activation": None} for name in ("dice", "jaccard", "tversky", "focal_tversky")},
+    "generalized_dice": {"power": 1, "activation": None},
+}
 
 
 class Section(BaseModel):
@@ -289,10 +295,16 @@ class Config:
         for section, key, default in added:
             if content[section].get(key) == default:
                 content[section].pop(key, None)
+        content["loss"] = [_without_added(term, ADDED_TO_LOSSES.get(term["name"], {})) for term in content["loss"]]
         for (section, option), former in FORMER_NAMES.items():
             if section in content:
                 content[section] = renamed(content[section], {option: former})
         return content
+
+
+def _without_added(term: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """A term of a loss without the options that earlier versions did not have, where they have their defaults."""
+    return {key: value for key, value in term.items() if key not in added or value != added[key]}
 
 
 def _plain(value: Any, *, keep_paths: bool) -> Any:

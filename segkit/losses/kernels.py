@@ -145,12 +145,14 @@ class Softmax:
         return True
 
     @staticmethod
-    def probabilities(chunk: Chunk, buffers: ScratchBuffers) -> Tensor:
+    def probabilities(chunk: Chunk, requested: RequestedSums, buffers: ScratchBuffers) -> Tensor:
         """The probabilities, [b, K, n], 0 at ignored pixels; they overwrite the logits where that is safe.
 
         On a CPU, a softmax and its backward read all classes of a pixel before they write them. For other devices this
-        is not documented.
+        is not documented. For pixel functions alone they are computed like those that were kept, to the bit.
         """
+        if not requested.of_probabilities:
+            return select(log_softmax(chunk, buffers).exp_(), some_valid(chunk.mask))
         in_place = chunk.spare and chunk.logits.device.type == "cpu"
         return softmax(chunk, buffers, chunk.logits if in_place else None)
 
@@ -328,7 +330,12 @@ class Sigmoid:
     """Independent channels: one binary class, or overlapping classes."""
 
     @staticmethod
-    def probabilities(chunk: Chunk, buffers: ScratchBuffers, kept: Tensor | None = None) -> Tensor:
+    def probabilities(
+        chunk: Chunk,
+        requested: RequestedSums,  # noqa: ARG004
+        buffers: ScratchBuffers,
+        kept: Tensor | None = None,
+    ) -> Tensor:
         """The probability of each channel, [b, K, n], 0 where ignored; also written to `kept` if it is given."""
         if torch.compiler.is_compiling():
             return select(select(chunk.logits, chunk.mask.valid).sigmoid(), chunk.mask.valid)
@@ -359,7 +366,7 @@ class Sigmoid:
         mask, sums = chunk.mask, []
         logits = select(chunk.logits, mask.valid) if torch.compiler.is_compiling() else chunk.logits
         if requested.of_probabilities:
-            sums = probability_sums(Sigmoid.probabilities(chunk, buffers, kept), mask, requested, buffers)
+            sums = probability_sums(Sigmoid.probabilities(chunk, requested, buffers, kept), mask, requested, buffers)
         for request in requested.pixel:
             values = select(_sigmoid_values(logits, mask, request), mask.valid)
             sums.append(weighted_sum(values, mask.weight).sum(1, keepdim=True))

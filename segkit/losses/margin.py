@@ -136,7 +136,7 @@ class _MarginPass(torch.autograd.Function):
             chunk, gradient_chunk = batch.chunk(chunk_slice, buffers), chunk_slice.of(gradient)
             slope = slopes[0][chunk_slice.images]
             of_penalty = loss.penalty_slope(chunk).mul_(slope.unsqueeze(-1))  # before the logits are overwritten
-            p = kernel.probabilities(chunk, buffers)
+            p = kernel.probabilities(chunk, requested, buffers)
             out = torch.empty_like(p)
             kernel.gradient(p, chunk.mask, requested, requested.named(slope, p.shape[1]), buffers, out)
             gradient_chunk.copy_(out.add_(of_penalty))

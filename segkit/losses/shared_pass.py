@@ -249,7 +249,7 @@ class _SharedPass(torch.autograd.Function):
             gradient_chunk = chunk_slice.of(gradient)
             if kept is None:
                 chunk = batch.chunk(chunk_slice, buffers)
-                p, mask = kernel.probabilities(chunk, buffers), chunk.mask
+                p, mask = kernel.probabilities(chunk, requested, buffers), chunk.mask
             else:
                 mask = batch.mask_chunk(chunk_slice, buffers)
                 p = kernel.kept_probabilities(gradient_chunk, mask, requested, buffers)

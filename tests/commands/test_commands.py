@@ -180,7 +180,7 @@ def test_other_data_need_a_place_for_their_scores(trained):
         (("--data", "somewhere"), "with --out"),
         (("--data", "somewhere", "--split", "test", "--out", "other"), "not both"),
         (("--checkpoint", "run"), "expected different checkpoints, got one twice"),
-        (("--metrics", "dice,hd59", "--out", "x"), "did you mean hd95?"),
+        (("--metrics", "dice,hd955", "--out", "x"), "did you mean hd95?"),
         (("--rules", "nnunett", "--out", "x"), "expected rules to be one of segkit, nnunet"),
         (("--metrics", "hd95"), "comparisons read them: choose another folder with --out"),
         (("--ignore", "255", "--group", "x"), "--ignore, --group can only be used"),
@@ -299,7 +299,7 @@ def test_a_failing_loss_stops_no_other(tmp_path):
     ("arguments", "message"),
     [
         (("--losses", "dice,dice"), "different names of losses"),
-        (("--losses", "dice", "--metric", "accuracy"), "one of dice, iou"),
+        (("--losses", "dice", "--metric", "acuracy"), "accuracy"),
         (("--losses", "dice", "--baseline", "dcie"), "(--baseline) to be one of dice"),
         (("--losses", "dice", "seed=7"), "the comparison sets seed"),
     ],

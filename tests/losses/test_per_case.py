@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from segkit.losses import LOSSES, build_loss
 
-from support.loss_oracle import IGNORE_INDEX, MODES, MODES_OF, batch, labels_of
+from support.loss_oracle import IGNORE_INDEX, MODES, MODES_OF, batch, labels_of, spec_of
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -19,14 +19,14 @@ def test_each_entry_is_the_loss_of_the_case_alone(name):
     labels = labels_of(mode)
     logits, mask = batch(mode, (6, 7), seed=4)
     valid = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(3)) < 0.8
-    loss = build_loss(name, labels, reduction="none")
+    loss = build_loss(spec_of(name), labels, reduction="none")
     leaf = logits.clone().requires_grad_()
     values = loss(leaf, mask, valid=valid)
     assert values.shape == (2,)
     (gradient,) = torch.autograd.grad(values @ torch.tensor([1.0, 3.0], dtype=values.dtype), leaf)
     for case, factor in ((0, 1.0), (1, 3.0)):
         alone = logits[[case]].requires_grad_()
-        expected = build_loss(name, labels)(alone, mask[[case]], valid=valid[[case]])
+        expected = build_loss(spec_of(name), labels)(alone, mask[[case]], valid=valid[[case]])
         assert_close(values[case], expected)
         assert_close(gradient[[case]], factor * torch.autograd.grad(expected, alone)[0])
 

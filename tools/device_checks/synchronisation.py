@@ -24,6 +24,8 @@ from support.loss_oracle import (  # pyright: ignore[reportMissingImports]
     MODES_OF,
     batch,
     labels_of,
+    maps_of,
+    spec_of,
 )
 from support.synchronisation import NoWaiting  # pyright: ignore[reportMissingImports]
 
@@ -123,11 +125,12 @@ def _loss(setup: Setup, name: str) -> Measured:
     for mode in MODES_OF.get(name, MODES):
         logits, mask = (tensor.to(setup.torch_device) for tensor in batch(mode, (6, 7), dtype=torch.float32))
         for options in ({}, EXACT.get(name, {})):
-            loss = build_loss({"name": name, **options}, labels_of(mode)).to(setup.torch_device)
-            loss(logits.clone().requires_grad_(), mask).backward()
+            loss = build_loss({**spec_of(name), **options}, labels_of(mode)).to(setup.torch_device)
+            given = maps_of(loss, mask, 2)
+            loss(logits.clone().requires_grad_(), mask, **given).backward()
             leaf = logits.clone().requires_grad_()
             with never_waiting(setup.torch_device):
-                loss(leaf, mask).backward()
+                loss(leaf, mask, **given).backward()
     return Measured()
 
 
