@@ -50,8 +50,8 @@ class ClDice(nn.Module):
 
     A class that is absent is left out. Ignored pixels are left out of the sums and neither erode nor dilate others; if
     all pixels are ignored, the loss is 0. Values lie in [0, 1] if both eps are equal. Exact over several processes.
-    Memory: about 12 + 2 sqrt(iterations) times one channel of one image, and the gradient. Raises ValueError for soft
-    targets, and at build for iterations below 0 and for a negative eps.
+    The memory grows with the root of the iterations, and is that of one channel of one image after the other. Raises
+    ValueError for soft targets, and at build for iterations below 0 and for a negative eps.
     """
 
     def __init__(
