@@ -144,8 +144,8 @@ under a sigmoid inf is probability 1. NaN, and under a softmax inf, makes loss o
 
 The probability p is a softmax over the channels in multiclass mode, and a sigmoid of each channel in binary and multilabel
 mode. Terms that need the same probabilities share one pass over the logits and one backward. Both process the batch in
-chunks and keep only the logits, the mask and the memory of the gradient, so that all losses except the Lovász losses
-and some losses of boundaries and centrelines need at most two logit sizes of extra memory, the gradient included ([measured](../benchmarks/losses.md)). Every loss is checked
+chunks and keep only the logits, the mask and the memory of the gradient, so that pixel and region losses need at most two
+logit sizes of extra memory, the gradient included; [some others](../explanation/losses.md#little-memory) need more ([measured](../benchmarks/losses.md)). Every loss is checked
 in value and gradient against a few lines of plain torch in `tests/support/reference_losses.py`.
 
 ```python
