@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segkit.utils.morphology import bounding_box
+
 
 @dataclass(frozen=True)
 class PostProcess:
@@ -36,7 +38,7 @@ class PostProcess:
         """
         if not mask.any():
             return mask
-        box = box_around(mask)
+        box = bounding_box(mask)
         part = mask[box]
         part = self._without_small(part) if self.smallest > 1 or self.largest else part
         result = np.zeros_like(mask)
@@ -64,20 +66,11 @@ def labelled(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The number of the component of each pixel, from 1, 0 outside [*S], and the pixels of each component [N]."""
     from scipy.ndimage import generate_binary_structure, label
 
+    # unlike OpenCV, which `label_components` uses for images, SciPy numbers in the order of the first pixels
     components, number = label(mask, structure=generate_binary_structure(mask.ndim, mask.ndim))  # pyright: ignore
     # slice by slice: of the whole array, numpy would make a copy of twice the size
     sizes = np.sum([np.bincount(part.ravel(), minlength=number + 1) for part in components], 0)
     return components, sizes[1:]
-
-
-def box_around(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that contains all pixels of a bool mask [*S], of which there is at least one."""
-    places = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        (present,) = np.nonzero(mask.any(others))
-        places.append(slice(int(present[0]), int(present[-1]) + 1))
-    return tuple(places)
 
 
 def filled(mask: np.ndarray) -> np.ndarray:

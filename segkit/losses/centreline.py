@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from segkit.losses.chunking import (
     weight_map,
 )
 from segkit.losses.class_weights import ClassWeights
+from segkit.losses.custom import valid_logits
 from segkit.losses.map_loss import MapLoss, Pixels, foreground_mean, inside
 from segkit.losses.pass_requests import MapSum, MapSums
 from segkit.losses.region import Per, eps_pair, ratio
@@ -75,9 +77,9 @@ class ClDice(nn.Module):
 
     def forward(self, logits: Tensor, target: Target, count: Tensor | None = None) -> Tensor:
         """The loss of logits [B, K, *S], a scalar. count: the divisor of the mean over images; see `ClassMean`."""
-        if target.onehot is not None and target.onehot.is_floating_point():
-            raise ValueError("cldice is defined for hard targets, got a floating one; use dice or jaccard instead")
         batch = Batch(logits, target, self.labels, self.activation)
+        if batch.soft:
+            raise ValueError("cldice is defined for hard targets, got a floating one; use dice or jaccard instead")
         mask = mask_sums(batch)
         sums = _centreline_sums(batch, self.channels, self.iterations).to(batch.work_type)
         reference, pixels, *pooled = self.mean.pooled(mask.reference, mask.pixels, *sums.unbind(-1))
@@ -119,28 +121,42 @@ def resolve_iterations(iterations: Iterations, labels: Labels, class_counts: Any
 def _centreline_sums(batch: Batch, channels: Sequence[int], iterations: int) -> Tensor:
     """sum S(p) g, sum S(p), sum S(g) p and sum S(g) of each image and class, [B, K, 4]; 0 for other classes."""
     if torch.compiler.is_compiling():
-        p, g, valid, weight = _planes(batch, slice(None))
-        return _sums(p, g, soft_skeleton(p, iterations, valid), soft_skeleton(g, iterations, valid), weight)
+        return _planes(batch, slice(None)).sums(iterations)
     sums: Any = _CentrelineSums.apply(batch.logits, batch, tuple(channels), iterations)
     return sums
 
 
-def _planes(batch: Batch, images: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Probabilities and reference of some images, 0 where ignored, [b, K, *S] each, validity and weight of pixels."""
+@dataclass(frozen=True)
+class Planes:
+    """Some images of a batch. probabilities: [b, K, *S]; p, g: probabilities and reference, 0 where ignored; valid,
+    weight: of pixels, [b, 1 or K, *S]."""
+
+    probabilities: Tensor
+    p: Tensor
+    g: Tensor
+    valid: Tensor | None
+    weight: Tensor | None
+
+    def of(self, channel: int) -> Planes:
+        """One channel."""
+        valid, weight = _channel(self.valid, channel), _channel(self.weight, channel)
+        one = slice(channel, channel + 1)
+        return Planes(self.probabilities[:, one], self.p[:, one], self.g[:, one], valid, weight)
+
+    def sums(self, iterations: int) -> Tensor:
+        """sum S(p) g, sum S(p), sum S(g) p and sum S(g) of each image and channel, [b, k, 4]."""
+        of_p, of_g = (soft_skeleton(x, iterations, self.valid) for x in (self.p, self.g))
+        values = (of_p * self.g, of_p, of_g * self.p, of_g)
+        weighted = [value if self.weight is None else value * self.weight for value in values]
+        return torch.stack([value.flatten(2).sum(-1, dtype=precise_type(value.device)) for value in weighted], -1)
+
+
+def _planes(batch: Batch, images: slice) -> Planes:
     part = batch.images(images)
-    valid, weight = part.valid_channels, weight_map(part, batch.work_type)
-    logits = batch.logits[images].to(batch.work_type)
-    logits = logits if valid is None else torch.where(valid, logits, 0)
-    p = logits.softmax(1) if batch.activation == "softmax" else logits.sigmoid()
-    p = p if valid is None else torch.where(valid, p, 0)
-    return p, batch.labels.onehot(part).to(batch.work_type), valid, weight
-
-
-def _sums(p: Tensor, g: Tensor, of_p: Tensor, of_g: Tensor, weight: Tensor | None) -> Tensor:
-    """The sums over pixels, [b, k, 4]. of_p, of_g: the soft skeletons."""
-    values = (of_p * g, of_p, of_g * p, of_g)
-    weighted = [value if weight is None else value * weight for value in values]
-    return torch.stack([value.flatten(2).sum(-1, dtype=precise_type(p.device)) for value in weighted], -1)
+    valid = part.valid_channels
+    probabilities = batch.labels.probabilities(valid_logits(batch.logits[images], part))
+    p = probabilities if valid is None else torch.where(valid, probabilities, 0)
+    return Planes(probabilities, p, batch.labels.onehot(part).to(p.dtype), valid, weight_map(part, p.dtype))
 
 
 class _CentrelineSums(torch.autograd.Function):
@@ -152,11 +168,9 @@ class _CentrelineSums(torch.autograd.Function):
         ctx.without_tensors, ctx.channels, ctx.iterations = batch.without_tensors(), channels, iterations
         sums = torch.zeros(*logits.shape[:2], 4, dtype=precise_type(logits.device), device=logits.device)
         for image in range(len(logits)):
-            p, g, valid, weight = _planes(batch, slice(image, image + 1))
+            planes = _planes(batch, slice(image, image + 1))
             for channel in channels:
-                one, ok, w = slice(channel, channel + 1), _channel(valid, channel), _channel(weight, channel)
-                of_p, of_g = (soft_skeleton(x[:, one], iterations, ok) for x in (p, g))
-                sums[image, channel] = _sums(p[:, one], g[:, one], of_p, of_g, w)[0, 0]
+                sums[image, channel] = planes.of(channel).sums(iterations)[0, 0]
         return sums
 
     @staticmethod
@@ -171,22 +185,21 @@ class _CentrelineSums(torch.autograd.Function):
 
 def _image_gradient(batch: Batch, image: int, slopes: Tensor, channels: Sequence[int], iterations: int) -> Tensor:
     """The gradient of the logits of one image, [K, *S]. slopes: with respect to its sums, [K, 4]."""
-    p, g, valid, weight = _planes(batch, slice(image, image + 1))
-    p_slope = torch.zeros_like(p)
+    planes = _planes(batch, slice(image, image + 1))
+    p_slope = torch.zeros_like(planes.p)
     for channel in channels:
-        one, ok, w = slice(channel, channel + 1), _channel(valid, channel), _channel(weight, channel)
-        on_g, predicted, on_p, _ = slopes[channel].to(p.dtype).unbind()
-        slope, direct = on_g * g[:, one] + predicted, on_p * soft_skeleton(g[:, one], iterations, ok)
-        slope, direct = (slope, direct) if w is None else (slope * w, direct * w)
-        p_slope[:, one] = skeleton_gradient(p[:, one], iterations, ok, slope) + direct
-    if valid is not None:
-        p_slope = torch.where(valid, p_slope, 0)
+        plane = planes.of(channel)
+        on_g, predicted, on_p, _ = slopes[channel].to(p_slope.dtype).unbind()
+        slope, direct = on_g * plane.g + predicted, on_p * soft_skeleton(plane.g, iterations, plane.valid)
+        if plane.weight is not None:
+            slope, direct = slope * plane.weight, direct * plane.weight
+        p_slope[:, channel : channel + 1] = skeleton_gradient(plane.p, iterations, plane.valid, slope) + direct
+    if planes.valid is not None:
+        p_slope = torch.where(planes.valid, p_slope, 0)
+    probabilities = planes.probabilities
     if batch.activation == "sigmoid":
-        return (p_slope * p * (1 - p))[0]
-    logits = batch.logits[image : image + 1].to(batch.work_type)
-    logits = logits if valid is None else torch.where(valid, logits, 0)
-    p = logits.softmax(1)
-    return (p * (p_slope - (p * p_slope).sum(1, keepdim=True)))[0]
+        return (p_slope * probabilities * (1 - probabilities))[0]
+    return (probabilities * (p_slope - (probabilities * p_slope).sum(1, keepdim=True)))[0]
 
 
 def _channel(tensor: Tensor | None, channel: int) -> Tensor | None:

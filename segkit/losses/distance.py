@@ -16,6 +16,7 @@ from segkit.labels import Labels, Target
 from segkit.losses.all_reduce import Reduce, single_process
 from segkit.losses.chunking import activation_of
 from segkit.losses.class_weights import ClassWeights
+from segkit.losses.custom import valid_logits
 from segkit.losses.map_loss import MapLoss, foreground_mean, inside
 from segkit.losses.pass_requests import MapSum, MapSums
 from segkit.losses.region import Empty, Per, divided, ratio
@@ -185,7 +186,7 @@ class Hausdorff(MapLoss):
         """The distances to the boundary of the prediction, made on the host; none if they are not needed."""
         if self.predicted is None:
             return {}
-        probabilities = self.labels.probabilities(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        probabilities = self.labels.probabilities(valid_logits(logits, target))
         prediction = Target(onehot=probabilities > 0.5, valid=target.valid)
         spacing = target.maps[SpacingMap().name].tolist()
         dtype = target.maps[self.sums.sums[0].map].dtype

@@ -16,7 +16,7 @@ from segkit.losses.class_weights import ClassWeights
 from segkit.losses.compound import CompoundLoss
 from segkit.losses.limits import LARGEST_OPTION
 from segkit.losses.pixel import Normalize, PixelLoss, PixelMean
-from segkit.losses.region import ClassMean, Empty, Eps, Per, RegionLoss, eps_pair, ratio
+from segkit.losses.region import ClassMean, Empty, Eps, Per, RegionLoss, eps_pair, soft_dice
 from segkit.losses.shared_pass import PixelSums, RegionSums, Statistics
 from segkit.losses.tversky import focal_power
 
@@ -60,12 +60,7 @@ class LogCoshDice(RegionLoss):
 
     def class_losses(self, statistics: Statistics) -> Tensor:
         """log cosh D for each group and class, [B, K]."""
-        return log_cosh(1 - _dice(statistics, self.eps))
-
-
-def _dice(statistics: Statistics, eps: Eps) -> Tensor:
-    """(2 tp + eps_n) / (predicted + reference + eps_d) for each group and class, [B, K]."""
-    return ratio(2 * statistics.tp + eps[0], statistics.predicted + statistics.reference + eps[1])
+        return log_cosh(1 - soft_dice(statistics, self.eps))
 
 
 def log_cosh(values: Tensor) -> Tensor:
@@ -157,7 +152,7 @@ class _LogDice(RegionLoss):
 
     def class_losses(self, statistics: Statistics) -> Tensor:
         """(-log D)^gamma for each group and class, [B, K]."""
-        return focal_power(-_dice(statistics, self.eps).log(), self.gamma, LINE_BELOW)
+        return focal_power(-soft_dice(statistics, self.eps).log(), self.gamma, LINE_BELOW)
 
 
 class _PowerCrossEntropy(PixelLoss):

@@ -194,6 +194,11 @@ class RegionLoss(nn.Module):
         return self.mean.count(mask)
 
 
+def soft_dice(statistics: Statistics, eps: Eps) -> Tensor:
+    """(2 tp + eps_n) / (predicted + reference + eps_d) for each group and class, [B, K]."""
+    return ratio(2 * statistics.tp + eps[0], statistics.predicted + statistics.reference + eps[1])
+
+
 class Dice(RegionLoss):
     """1 - (2 tp + eps_n) / (predicted + reference + eps_d), averaged over classes (Milletari et al. 2016).
 
@@ -232,8 +237,7 @@ class Dice(RegionLoss):
 
     def class_losses(self, statistics: Statistics) -> Tensor:
         """1 - (2 tp + eps_n) / (predicted + reference + eps_d) for each group and class, [B, K]."""
-        size = statistics.predicted + statistics.reference
-        return 1 - ratio(2 * statistics.tp + self.eps[0], size + self.eps[1])
+        return 1 - soft_dice(statistics, self.eps)
 
 
 class Jaccard(RegionLoss):

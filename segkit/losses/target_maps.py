@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segkit.labels import Labels, Target
 from segkit.utils.morphology import (
+    bounding_box,
     distance_to,
     label_components,
     nearest_component,
@@ -106,9 +107,8 @@ class DistanceMap:
 
 def _diagonal(valid: np.ndarray, spacing: Sequence[float]) -> float:
     """The diagonal in mm of the smallest box around the true pixels of a mask [*S]; 1 if there are none."""
-    places = [np.flatnonzero(valid.any(tuple(a for a in range(valid.ndim) if a != axis))) for axis in range(valid.ndim)]
-    sides = [(along[-1] - along[0] + 1) * step for along, step in zip(places, spacing, strict=True) if len(along)]
-    return float(np.linalg.norm(sides)) if sides else 1.0
+    sides = [(side.stop - side.start) * step for side, step in zip(bounding_box(valid), spacing, strict=True)]
+    return float(np.linalg.norm(sides)) or 1.0
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def skeleton(mask: np.ndarray, purpose: str = "a skeleton") -> np.ndarray:
     components, count = label_components(mask)
     for number in set(range(1, count + 1)) - set(np.unique(components[thin]).tolist()):
         component = components == number
-        box = _box(component)
+        box = bounding_box(component)
         thin[box] |= _skeleton_of_lost(component[box])
     return thin
 
@@ -124,14 +124,14 @@ def crop_to_foreground(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarra
     The margin is added even if the box reaches the border of the image. Two empty masks give masks of 2 background
     pixels along each axis.
     """
-    box = _box(first | second)
+    box = bounding_box(first | second)
     cropped = np.zeros((2, *(side.stop - side.start + 2 for side in box)), dtype=bool)
     inside = (slice(1, -1),) * first.ndim
     cropped[0][inside], cropped[1][inside] = first[box], second[box]
     return cropped[0], cropped[1]
 
 
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """The bounding box of a mask; it contains no pixels if the mask is empty."""
     box: list[slice] = []
     for axis in range(mask.ndim):
