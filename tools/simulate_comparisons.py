@@ -1,12 +1,18 @@
 """Measure error rates and power of the comparison of losses on simulated scores.
 
 python tools/simulate_comparisons.py --comparisons 1000
+python tools/simulate_comparisons.py --comparisons 5000 --tables folds
 
 A score is the sum of effects of the case, the run (standard deviation 0.004), the loss on the case (0.01) and a
 residual (0.02). The first table shows, for each number of losses, seeds and cases, the share of comparisons of equal
 losses with any false verdict: if all runs vary equally; if every second loss or only one loss varies four times as
 much; and with a Wilcoxon test over the cases of one run per loss. The second table shows how often a true difference
 is found.
+
+The third table is about cross-validation. The score of a fold also depends on which cases a loss was trained with:
+each case moves each loss by a number of its own, and training sets that share cases share these numbers. The table
+shows the share of false verdicts on two equal losses, and how often a true difference is found, by the standard
+deviation that independent training sets of the same size would have.
 """
 
 import argparse
@@ -18,9 +24,11 @@ import numpy as np
 from scipy import stats
 
 from segkit.compare.statistics import pair_results
-from segkit.compare.variance_models import TwoWay
+from segkit.compare.variance_models import Folds, TwoWay
 
 RUN, WIDE, NARROW, INTERACTION, RESIDUAL = 0.004, 0.008, 0.002, 0.01, 0.02
+FOLD_CASES, SHIFT = 100, 0.01  # cases of a cross-validation, and the true difference of its power
+TABLES = ("errors", "power", "folds")
 
 
 def simulated(
@@ -76,21 +84,85 @@ def power(losses: int, runs: int, cases: int, shift: float, comparisons: int, se
     return float(np.mean(detected))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comparisons", type=int, default=1000)
-    arguments = parser.parse_args()
+def simulated_folds(
+    generator: np.random.Generator, folds: int, repeats: int, runs: int, training_sd: float, shift: float = 0.0
+) -> dict[str, list[np.ndarray]]:
+    """Scores {loss: [[runs] for each fold]} of two losses in a repeated cross-validation; the first is better by
+    `shift`.
+
+    training_sd: standard deviation over independent training sets of the size of a fold's.
+    """
+    partitions = [np.array_split(generator.permutation(FOLD_CASES), folds) for _ in range(repeats)]
+    samples: dict[str, list[np.ndarray]] = {}
+    for loss, better in (("a", shift), ("b", 0.0)):
+        interaction = generator.normal(0, INTERACTION, FOLD_CASES)
+        influence = generator.normal(0, 1, FOLD_CASES)  # of a training case on the scores of this loss
+        samples[loss] = []
+        for test in itertools.chain.from_iterable(partitions):
+            training = np.setdiff1d(np.arange(FOLD_CASES), test)
+            trained = training_sd * influence[training].sum() / np.sqrt(len(training))
+            residual = generator.normal(0, RESIDUAL, (runs, len(test))).mean(1)
+            run_effects = generator.normal(0, RUN, runs) + residual
+            samples[loss].append(better + interaction[test].mean() + trained + run_effects)
+    return samples
+
+
+def fold_rates(
+    folds: int, repeats: int, training_sd: float, comparisons: int, runs: int = 1, seed: int = 2
+) -> dict[str, float]:
+    """The share of verdicts better or worse on equal losses, with and without Nadeau and Bengio's correction, and of
+    verdicts better if the first loss is."""
+    generator = np.random.default_rng([seed, folds, repeats, runs, round(1e6 * training_sd)])
+    ratio = 1 / (folds - 1)
+
+    def verdict(shift: float, test_train_ratio: float) -> str:
+        samples = simulated_folds(generator, folds, repeats, runs, training_sd, shift)
+        model = Folds(samples, test_train_ratio=test_train_ratio, groups=FOLD_CASES)
+        return pair_results([("a", "b")], model, 0.0, {})[0]["verdict"]
+
+    def share(shift: float, test_train_ratio: float, verdicts: set[str]) -> float:
+        return float(np.mean([verdict(shift, test_train_ratio) in verdicts for _ in range(comparisons)]))
+
+    false = {"better", "worse"}
+    return {"corrected": share(0, ratio, false), "plain": share(0, 0, false), "found": share(SHIFT, ratio, {"better"})}
+
+
+def print_errors(comparisons: int) -> None:
     print("| losses | seeds | cases | equal | every second wide | one wide | Wilcoxon, one run |")
     print("|--:|--:|--:|--:|--:|--:|--:|")
     for losses, runs, cases in itertools.product((2, 8), (3, 5), (30, 100, 300)):
-        rates = error_rates(losses, runs, cases, arguments.comparisons)
+        rates = error_rates(losses, runs, cases, comparisons)
         row = [losses, runs, cases, *(f"{rate:.3f}" for rate in rates.values())]
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
-    print("\n| losses | true difference | seeds | found |\n|--:|--:|--:|--:|")
+
+
+def print_power(comparisons: int) -> None:
+    print("| losses | true difference | seeds | found |\n|--:|--:|--:|--:|")
     for losses, shift, seeds in ((2, 0.006, (3, 5, 10)), (8, 0.015, (2, 3, 5))):
         for runs in seeds:
-            rate = power(losses, runs, 100, shift, max(1, arguments.comparisons // 3))
+            rate = power(losses, runs, 100, shift, max(1, comparisons // 3))
             print(f"| {losses} | {shift} | {runs} | {rate:.2f} |", flush=True)
+
+
+def print_folds(comparisons: int) -> None:
+    print("| folds | repeats | runs in a fold | sd by training sets | corrected | plain t test | found |")
+    print("|--:|--:|--:|--:|--:|--:|--:|")
+    designs = [(5, 1, 1), (10, 1, 1), (5, 1, 3), (5, 3, 1), (10, 3, 1)]
+    for (folds, repeats, runs), training_sd in itertools.product(designs, (0.0, 0.004, 0.008)):
+        rates = fold_rates(folds, repeats, training_sd, comparisons, runs)
+        row = [folds, repeats, runs, training_sd, *(f"{rate:.3f}" for rate in rates.values())]
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comparisons", type=int, default=1000)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="tables to print (default: all)")
+    arguments = parser.parse_args()
+    functions = dict(zip(TABLES, (print_errors, print_power, print_folds), strict=True))
+    for table in arguments.tables:
+        functions[table](arguments.comparisons)
+        print()
 
 
 if __name__ == "__main__":

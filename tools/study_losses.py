@@ -1,7 +1,7 @@
 """Train the comparisons of losses that docs/results.md reports.
 
 python tools/study_losses.py hippocampus --out studies/hippocampus
-python tools/study_losses.py --list
+python tools/study_losses.py hippocampus --print
 
 A study is a shipped configuration with a shorter budget and a list of losses, so that this script only calls `segkit
 compare` with the options in `STUDIES`. Stop it at any time; the same command continues. The environment variable
@@ -11,6 +11,7 @@ SEGKIT_DATA names the folder of the data sets.
 import argparse
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,20 +109,21 @@ STUDIES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", choices=STUDIES)
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--out", type=Path, help="output folder (default: studies/STUDY)")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--list", action="store_true", help="print the commands of all studies")
+    parser.add_argument("--print", action="store_true", help="print the command only")
     arguments = parser.parse_args()
-    if arguments.list or not arguments.study:
-        for name, study in STUDIES.items():
-            print("segkit", *map(repr, study.arguments(Path("studies") / name, arguments.parallel)), "\n")
+    out = arguments.out or Path("studies") / arguments.study
+    command = STUDIES[arguments.study].arguments(out, arguments.parallel)
+    if arguments.print:
+        print("segkit", shlex.join(command))
         return
     # plugins are imported by name, in worker processes too
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     sys.path.insert(0, here)
-    segkit(STUDIES[arguments.study].arguments(arguments.out or Path("studies") / arguments.study, arguments.parallel))
+    segkit(command)
 
 
 if __name__ == "__main__":

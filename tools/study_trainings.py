@@ -1,0 +1,180 @@
+"""Train the single configurations that docs/results.md reports, one after another, and collect their scores.
+
+python tools/study_trainings.py hippocampus --out studies/trainings
+python tools/study_trainings.py hippocampus camvid --print
+
+A study is a list of shipped configurations with overrides; each is one `segkit train`. A training that has finished is
+not repeated, and one that was interrupted continues. Scores of all finished trainings of a study are written to
+STUDY-runs.csv (one row per training) and STUDY-cases.csv (one row per training, case and foreground class). The
+environment variable SEGKIT_DATA names the folder of the data sets.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from segkit.training.checkpoint import load as load_checkpoint
+from segkit.training.run_folder import Run
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ONE_VALIDATION = "train.validate_every={fraction: 1.0}"
+NO_PICTURES = "evaluation.overlays=false"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: a shipped configuration and what it changes.
+
+    Args:
+        group: What the training is a repetition of; trainings of one group become one row of a table.
+        config: Name of the configuration.
+        seed: The seed.
+        fold: The fold of a cross-validation; None keeps the split.
+        overrides: Further overrides, `key=value`.
+    """
+
+    group: str
+    config: str
+    seed: int = 0
+    fold: int | None = None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        fold = "" if self.fold is None else f"-fold{self.fold}"
+        return f"{self.group.replace(' ', '_')}{fold}-seed{self.seed}"
+
+    def arguments(self, folder: Path) -> list[str]:
+        """The arguments of the command `segkit`."""
+        fold = [] if self.fold is None else [f"split.fold={self.fold}"]
+        overrides = [*self.overrides, *fold, f"seed={self.seed}", NO_PICTURES, f"run.dir={folder / self.name}"]
+        return ["train", "--resume", "--config", str(CONFIGS / f"{self.config}.yaml"), *overrides]
+
+
+def hippocampus() -> Iterator[Training]:
+    """Five folds of 10 and 60 minutes, and the first fold for 5 and 20 minutes."""
+    for minutes, steps, folds in ((10, 2800, 5), (5, 1400, 1), (20, 5600, 1), (60, 16800, 5)):
+        overrides = (f"train.steps={steps}", "evaluation.metrics=[hd95, nsd]", ONE_VALIDATION)
+        for fold in range(folds):
+            yield Training(f"{minutes} minutes", "hippocampus", 0, fold, overrides)
+
+
+def camvid() -> Iterator[Training]:
+    for config in ("camvid", "camvid_pretrained"):
+        for seed in range(3):
+            yield Training(config, config, seed, None, ("evaluation.split=test", ONE_VALIDATION))
+
+
+def chase_db1() -> Iterator[Training]:
+    for fold in range(5):
+        yield Training("chase_db1", "chase_db1", 0, fold, ("evaluation.metrics=[cldice]", ONE_VALIDATION))
+
+
+def isbi2012() -> Iterator[Training]:
+    for seed in range(3):
+        for fold in range(5):
+            yield Training("isbi2012", "isbi2012", seed, fold, (ONE_VALIDATION,))
+
+
+def transforms() -> Iterator[Training]:
+    """Shipped configurations with and without their transforms, on cases that their published scores do not use."""
+    other_cases = {
+        "hippocampus": "split.fold=1",
+        "isbi2012": "split.fold=1",
+        "chase_db1": "split.fold=1",
+        "camvid": "evaluation.split=validation",
+        "camvid_pretrained": "evaluation.split=validation",
+    }
+    for config, cases in other_cases.items():
+        for seed in range(3):
+            yield Training(f"{config} as shipped", config, seed, None, (cases, ONE_VALIDATION))
+            yield Training(f"{config} without", config, seed, None, (cases, ONE_VALIDATION, "augment.transforms=[]"))
+
+
+STUDIES = {function.__name__: function for function in (hippocampus, camvid, chase_db1, isbi2012, transforms)}
+
+
+def train(training: Training, folder: Path, threads: int) -> None:
+    """Train, unless it has finished; the output is appended to NAME.log."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    log = folder / f"{training.name}.log"
+    with log.open("a") as output:
+        command = [sys.executable, "-m", "segkit.cli", *training.arguments(folder)]
+        code = subprocess.run(command, stdout=output, stderr=output, env=environment).returncode
+    print(training.name, "finished" if code == 0 else f"failed with exit code {code}, see {log}", flush=True)
+
+
+def finished(training: Training, folder: Path) -> Path | None:
+    """The folder with the scores of a training; None if it has not finished."""
+    found = sorted((folder / training.name / "evaluation").glob("*/scores.json"))
+    return found[0].parent if found else None
+
+
+def run_row(training: Training, folder: Path, evaluation: Path) -> dict[str, Any]:
+    """What a training took and reached."""
+    run = Run(folder / training.name)
+    scores = json.loads((evaluation / "scores.json").read_text())
+    environment = json.loads((run.folder / "environment.json").read_text())
+    row = {"group": training.group, "config": training.config, "seed": training.seed, "fold": training.fold}
+    row |= {name: scores[name] for name in ("split", "cases", "steps", "finished")}
+    row |= {"minutes": load_checkpoint(run.last)["time"]["training_seconds"] / 60}
+    row |= {name: environment[name] for name in ("threads", "revision", "started")}
+    row |= {f"mean_{metric}": value for metric, value in scores["mean"].items()}
+    return row | {f"global_{metric}": value for metric, value in scores["global"]["mean"].items()}
+
+
+def train_all(study: str, folder: Path, parallel: int) -> None:
+    """Train what has not finished, some at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pending = [training for training in STUDIES[study]() if not finished(training, folder)]
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(train, pending, repeat(folder), repeat(threads)))
+
+
+def collect(study: str, folder: Path) -> None:
+    """Write the tables of the finished trainings of a study."""
+    rows, tables = [], []
+    for training in STUDIES[study]():
+        evaluation = finished(training, folder)
+        if evaluation is None:
+            continue
+        rows.append(run_row(training, folder, evaluation))
+        table = pd.read_csv(evaluation / "cases.csv", dtype={"case": str, "group": str})
+        table = table[table["class"] != "background"].drop(columns=["ignored", "rules"], errors="ignore")
+        tables.append(table.assign(training=training.group, seed=training.seed, fold=training.fold))
+    if rows:
+        pd.DataFrame(rows).to_csv(folder.parent / f"{study}-runs.csv", index=False, float_format="%.6g")
+        pd.concat(tables).to_csv(folder.parent / f"{study}-cases.csv", index=False, float_format="%.6g")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", choices=STUDIES)
+    parser.add_argument("--out", type=Path, default=Path("studies") / "trainings", help="output folder")
+    parser.add_argument("--parallel", type=int, default=1, help="trainings at a time, which share the cores")
+    parser.add_argument("--print", action="store_true", help="print the commands only")
+    arguments = parser.parse_args()
+    for study in arguments.studies:
+        folder = (arguments.out / study).absolute()
+        if arguments.print:
+            for training in STUDIES[study]():
+                print("segkit", shlex.join(training.arguments(folder)))
+            continue
+        train_all(study, folder, arguments.parallel)
+        collect(study, folder)
+
+
+if __name__ == "__main__":
+    main()
