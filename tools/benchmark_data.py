@@ -16,8 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from benchmark_tables import Sheet, as_markdown, as_rich, circumstances
-from rich.console import Console
+from benchmark_tables import Sheet, write_page
 from torch.utils.data import DataLoader, Dataset
 
 from segkit.data.cases import Case
@@ -36,14 +35,8 @@ def benchmark_data(rounds: int, workers: Sequence[int], data: Path, markdown: Pa
     """Print each table when it is finished, and write all tables to a Markdown file."""
     os.environ |= {"SEGKIT_DATA": str(data), "NO_ALBUMENTATIONS_UPDATE": "1"}
     torch.set_num_threads(1)
-    console, written = Console(width=120), [circumstances(1)]
-    console.print(written[0], highlight=False)
-    for make in (hippocampus_sheet, camvid_sheet):
-        sheet = make(rounds, workers)
-        console.print("", sheet.title, as_rich(sheet), sheet.note, sep="\n", highlight=False)
-        written.append(as_markdown(sheet))
-        if markdown is not None:
-            markdown.write_text("\n\n".join(written) + "\n", encoding="utf-8")
+    sheets = (make(rounds, workers) for make in (hippocampus_sheet, camvid_sheet))
+    write_page("Benchmark: data loading", "data", "", sheets, 1, markdown)
 
 
 def hippocampus_sheet(rounds: int, workers: Sequence[int]) -> Sheet:

@@ -8,14 +8,16 @@ therefore of the same kind, but not always of the same value: segkit pools a reg
 while MONAI and kornia average over images; the focal loss of smp uses a sigmoid per class, the others use a softmax.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from benchmark_tables import Sheet, as_markdown, as_rich, circumstances, target_text
+from benchmark_tables import Sheet, target_text, write_page
 from loss_peers import (
     LIBRARIES,
     ROWS,
@@ -33,7 +35,6 @@ from loss_peers import (
     with_maps,
 )
 from meters import peak_bytes
-from rich.console import Console
 from torch import Tensor
 
 ABOUT = """\
@@ -42,6 +43,13 @@ round. The column `target` holds the goals of this project: the largest ratio to
 memory, the largest error. The losses of a row are of the same kind, but not always of the same value: each library has
 its own defaults.\
 """
+SECTIONS = {
+    "speed": "Time",
+    "memory": "Memory",
+    "spatial": "Boundaries, centrelines and components",
+    "accuracy": "Accuracy",
+    "classes": "Many classes",
+}
 SHAPES = ("4x4x512x512", "2x21x512x512", "2x3x96x96x96")
 SHARES = (0.1, 0.01, 0.001, 0.0001)
 WARM_UP = 3  # rounds
@@ -63,15 +71,10 @@ def benchmark_losses(
         "accuracy": accuracy_sheets,
         "classes": lambda: iter([many_classes_sheet(MANY_CLASSES, rounds)]),
     }
-    console = Console(width=120)
-    written = [circumstances(threads), ABOUT]
-    console.print(*written, sep="\n", highlight=False)
-    for name in tables:
-        for sheet in makers[name]():
-            console.print("", sheet.title, as_rich(sheet), sheet.note, sep="\n", highlight=False)
-            written.append(as_markdown(sheet))
-            if markdown is not None:
-                markdown.write_text("\n\n".join(written) + "\n", encoding="utf-8")
+    sheets = itertools.chain.from_iterable(
+        (replace(sheet, section=SECTIONS[name]) for sheet in makers[name]()) for name in tables
+    )
+    write_page("Benchmark: losses", "losses", ABOUT, sheets, threads, markdown)
 
 
 def speed_sheet(shape: str, rounds: int) -> Sheet:
@@ -188,7 +191,8 @@ def many_classes_sheet(shape: str, rounds: int) -> Sheet:
     sheet = Sheet(
         f"Dice with cross-entropy, {shape} ({size / 2**30:.2f} GiB of logits)",
         ["library", "peak memory, GiB", "in sizes of the logits", "seconds (minimum)", "of segkit's"],
-        note=f"The gradient, one size of the logits, is included. Minimum of up to {rounds} rounds.",
+        note=f"The gradient, one size of the logits, is included. Minimum of up to {rounds} rounds. TotalSegmentator\n"
+        "trains with this size.",
     )
     fastest = min(seconds["dice_ce", "segkit"])
     for (name, library), call in calls.items():

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import segmentation_models_pytorch.metrics as smp
 import torch
-from benchmark_tables import Sheet, as_markdown, as_rich, circumstances
+from benchmark_tables import Sheet, write_page
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.surface_dice import compute_surface_dice
-from rich.console import Console
 from torchmetrics.functional.segmentation import dice_score
 
 from segkit import Labels
@@ -39,14 +38,8 @@ LIBRARIES = ("segkit", "MONAI", "torchmetrics", "smp")
 def benchmark_metrics(rounds: int, threads: int, markdown: Path | None) -> None:
     """Print each table when it is finished, and write all tables to a Markdown file."""
     torch.set_num_threads(threads)
-    console, written = Console(width=120), [circumstances(threads)]
-    console.print(written[0], highlight=False)
-    for make in (counting_sheet, surface_sheet, evaluation_sheet, memory_sheet):
-        sheet = make(rounds)
-        console.print("", sheet.title, as_rich(sheet), sheet.note, sep="\n", highlight=False)
-        written.append(as_markdown(sheet))
-        if markdown is not None:
-            markdown.write_text("\n\n".join(written) + "\n", encoding="utf-8")
+    sheets = (make(rounds) for make in (counting_sheet, surface_sheet, evaluation_sheet, memory_sheet))
+    write_page("Benchmark: metrics", "metrics", "", sheets, threads, markdown)
 
 
 def cpu_seconds(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark_tables import Sheet, as_markdown, as_rich, circumstances
-from rich.console import Console
+from benchmark_tables import Sheet, write_page
 from torch import Tensor, nn
 
 from segkit.inference.predictor import Predictor
@@ -123,14 +122,8 @@ def tools() -> dict[str, Callable[[Task, nn.Module], Predict]]:
 
 def benchmark_predict(rounds: int, threads: int, markdown: Path | None) -> None:
     """Print each table when it is finished, and write all tables to a Markdown file."""
-    console, written = Console(width=120), [circumstances(threads)]
-    console.print(written[0], highlight=False)
-    for task in TASKS:
-        sheet = _sheet(task, rounds, threads)
-        console.print("", sheet.title, as_rich(sheet), sheet.note, sep="\n", highlight=False)
-        written.append(as_markdown(sheet))
-        if markdown is not None:
-            markdown.write_text("\n\n".join(written) + "\n", encoding="utf-8")
+    sheets = (_sheet(task, rounds, threads) for task in TASKS)
+    write_page("Benchmark: prediction", "predict", "", sheets, threads, markdown)
 
 
 def _sheet(task: Task, rounds: int, threads: int) -> Sheet:

@@ -1,13 +1,16 @@
-"""Benchmark tables for the console and in Markdown, and the environment in which they were measured."""
+"""The pages of the benchmarks: tables for the console and in Markdown, and where and how they were measured."""
 
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
+
+from segkit.utils.environment import versions
 
 PACKAGES = {
     "torch": "torch",
@@ -26,12 +29,41 @@ class Sheet:
     headings: Sequence[str]
     rows: list[list[str]] = field(default_factory=list)
     note: str = ""
+    section: str = ""  # heading of the page above the table; the same heading is written once
+
+
+def write_page(title: str, command: str, about: str, sheets: Iterable[Sheet], threads: int, page: Path | None) -> None:
+    """Print each table when it is finished; write the page, which so far has the finished tables, after each.
+
+    Args:
+        title: The heading of the page.
+        command: The arguments of tools/benchmark.py that make it.
+        about: What the tables have in common.
+        sheets: The tables.
+        threads: The number of threads.
+        page: The Markdown file; None only prints.
+    """
+    console = Console(width=120)
+    made_by = f"Made by `python tools/benchmark.py {command}`; {circumstances(threads)}."
+    written = [f"# {title}", *filter(None, [about]), made_by]
+    console.print(*written, sep="\n\n", highlight=False, markup=False)
+    section = ""
+    for sheet in sheets:
+        console.print("", sheet.title, as_rich(sheet), sheet.note, sep="\n", highlight=False)
+        if sheet.section != section:
+            section = sheet.section
+            written.append(f"## {section}")
+        written.append(as_markdown(sheet))
+        if page is not None:
+            page.write_text("\n\n".join(written) + "\n", encoding="utf-8")
 
 
 def circumstances(threads: int) -> str:
-    """The package versions, processor, number of threads and date."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(package)}" for name, package in PACKAGES.items())
-    return f"{versions}; {processor()}, threads: {threads}; {datetime.date.today().isoformat()}"
+    """The package versions, commit, processor, number of threads and date."""
+    packages = ", ".join(f"{name} {importlib.metadata.version(package)}" for name, package in PACKAGES.items())
+    revision = versions()["revision"] or "unknown"
+    today = datetime.date.today().isoformat()
+    return f"segkit at commit {revision}, {packages}; {processor()}, threads: {threads}; {today}"
 
 
 def processor() -> str:

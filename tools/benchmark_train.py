@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from benchmark_tables import Sheet, as_markdown, as_rich, circumstances
+from benchmark_tables import Sheet, write_page
 from monai.engines.trainer import SupervisedTrainer
 from rich.console import Console
 from torch import Tensor, nn
@@ -168,15 +168,9 @@ def benchmark_train(rounds: int, threads: int, tables: Sequence[str], markdown: 
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning|monai|ignite")
-    console, written = Console(width=120), [circumstances(threads)]
-    console.print(written[0], highlight=False)
     makers = {"loops": loops_sheet, "networks": networks_sheet, "switches": options_sheet}
-    for name in tables:
-        sheet = makers[name](rounds)
-        console.print("", sheet.title, as_rich(sheet), sheet.note, sep="\n", highlight=False)
-        written.append(as_markdown(sheet))
-        if markdown is not None:
-            markdown.write_text("\n\n".join(written) + "\n", encoding="utf-8")
+    sheets = (makers[name](rounds) for name in tables)
+    write_page("Benchmark: training steps", "train", "", sheets, threads, markdown)
 
 
 def make_batch(shape: tuple[int, ...]) -> dict[str, Any]:
