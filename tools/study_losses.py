@@ -61,6 +61,7 @@ HIPPOCAMPUS = (
 )
 ISBI2012 = ("train.steps=100", ONE_VALIDATION, "comparison.folds=5")
 CHASE_DB1 = ("train.steps=300", "evaluation.metrics=[cldice]", ONE_VALIDATION)
+PHANTOMS = (ONE_VALIDATION,)
 CAMVID = ("train.steps=250", "train.precision=auto", ONE_VALIDATION)
 
 
@@ -102,6 +103,7 @@ STUDIES = {
     "hippocampus_handicaps": Study("hippocampus", with_plugin(HIPPOCAMPUS), HANDICAPS, seeds=10, baseline=None),
     "isbi2012": Study("isbi2012", ISBI2012),
     "chase_db1": Study("chase_db1", CHASE_DB1),
+    "phantoms": Study("quickstart", PHANTOMS),
     "camvid": Study("camvid", CAMVID),
     "camvid_artefacts": Study("camvid", with_plugin(CAMVID), ARTEFACTS, baseline=None),
 }

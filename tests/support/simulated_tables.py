@@ -1,26 +1,13 @@
 """Simulated long tables of scores with known differences between losses."""
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-TOOLS = Path(__file__).parents[2] / "tools"
+from support.tool_modules import tool
 
-
-def simulations():
-    """The module tools/simulate_comparisons.py."""
-    spec = importlib.util.spec_from_file_location("simulate_comparisons", TOOLS / "simulate_comparisons.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-SIMULATIONS = simulations()
+SIMULATIONS = tool("simulate_comparisons")
 
 
 def long_table(values, classes=("organ",), groups=None):

@@ -1,0 +1,226 @@
+"""The studies of docs/results.md: their configurations, the losses made for them, and their statistics."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.nn import functional
+
+from segkit import Labels
+from segkit.compare.design import make_design
+from segkit.experiment.build import load_config
+from segkit.losses import build_loss
+
+from support.simulated_tables import SIMULATIONS
+from support.tool_modules import TOOLS, tool
+
+LABELS = Labels(["background", "a", "b"], ignore_index=255)
+LOSSES, TRAININGS, STATISTICS = tool("study_losses"), tool("study_trainings"), tool("results_statistics")
+PLUGIN, RESULTS = tool("study_plugin"), tool("write_results")
+
+
+@pytest.fixture(autouse=True)
+def data_folder(monkeypatch, tmp_path):
+    """Configurations name it; whether it holds anything does not matter to them."""
+    monkeypatch.setenv("SEGKIT_DATA", str(tmp_path))
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("study", LOSSES.STUDIES)
+def test_a_comparison_is_a_valid_configuration(study, tmp_path):
+    arguments = LOSSES.STUDIES[study].arguments(tmp_path, 2)
+    path, overrides = arguments[arguments.index("--config") + 1], [text for text in arguments if "=" in text]
+    seeds = arguments[arguments.index("--seeds") + 1]
+    design = make_design(load_config(path, [*overrides, f"comparison.seeds={seeds}"]))
+    assert len(design.losses) >= 3
+    assert len(design.seeds) >= 5
+    for loss in design.losses:
+        build_loss(design.losses[loss], LABELS, class_counts=counted())
+
+
+def counted():
+    """Class counts for losses with class weights."""
+    from segkit.losses.class_weights import equal_class_counts
+
+    return equal_class_counts(LABELS)
+
+
+@pytest.mark.parametrize("study", TRAININGS.STUDIES)
+def test_a_training_is_a_valid_configuration(study, tmp_path):
+    trainings = list(TRAININGS.STUDIES[study]())
+    assert len({training.name for training in trainings}) == len(trainings)
+    for training in trainings:
+        arguments = training.arguments(tmp_path)
+        load_config(arguments[arguments.index("--config") + 1], [text for text in arguments if "=" in text])
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def batch(seed=0, size=(2, 3, 8, 8)):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(0, size[1], (size[0], *size[2:]), generator=generator)
+
+
+def test_lovasz_on_logits_sums_the_jaccard_losses_of_sorted_errors():
+    """The Lovász extension: errors in decreasing order, times the increase of the Jaccard loss by each pixel."""
+    logits, mask = batch()
+    losses = []
+    for channel in range(3):
+        present = (mask == channel).flatten().numpy()
+        errors = np.abs(present - logits[:, channel].flatten().numpy())
+        wrong, before, total = np.zeros(len(present), bool), 0.0, 0.0
+        for pixel in np.argsort(-errors):
+            wrong[pixel] = True
+            jaccard = 1 - (present & ~wrong).sum() / (present | wrong).sum()
+            total += errors[pixel] * (jaccard - before)
+            before = jaccard
+        losses.append(total)
+    loss = PLUGIN.LovaszOnLogits(labels=Labels(LABELS.names))
+    target = Labels(LABELS.names).target(mask)
+    torch.testing.assert_close(loss(logits, target).item(), float(np.mean(losses)), rtol=1e-5, atol=1e-5)  # in float32
+
+
+def test_exploding_generalized_dice_has_no_gradient_for_classes_beside_an_absent_one():
+    logits, mask = batch()
+    labels = Labels(LABELS.names)
+    loss = PLUGIN.ExplodingGeneralizedDice(labels=labels)
+    all_present = logits.clone().requires_grad_()
+    value = loss(all_present, labels.target(mask))
+    expected = build_loss({"name": "generalized_dice", "per": "image"}, labels)(logits, mask)
+    torch.testing.assert_close(value.item(), expected.item(), rtol=1e-4, atol=1e-4)  # eps is relative there
+    value.backward()
+    absent = logits.clone().requires_grad_()
+    loss(absent, labels.target(mask.clamp(max=1))).backward()
+    assert absent.grad.abs().max() < 1e-5 * all_present.grad.abs().max()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_noisy_cross_entropy_is_label_smoothing_on_average(share):
+    """A share s of wrong labels, spread over K - 1 classes, is on average a smoothing by s K / (K - 1)."""
+    logits, mask = batch(size=(4, 3, 128, 128))
+    noisy = PLUGIN.NoisyCrossEntropy(labels=LABELS, share=share)(logits, LABELS.target(mask))
+    expected = functional.cross_entropy(logits, mask, label_smoothing=share * 3 / 2)
+    torch.testing.assert_close(noisy.item(), expected.item(), rtol=0, atol=0.01 if share else 1e-5)
+
+
+def test_noisy_cross_entropy_draws_the_same_for_the_same_mask():
+    logits, mask = batch()
+    noisy = PLUGIN.NoisyCrossEntropy(labels=LABELS, share=0.3)
+    assert noisy(logits, LABELS.target(mask)) == noisy(logits, LABELS.target(mask))
+    with pytest.raises(ValueError, match="share"):
+        PLUGIN.NoisyCrossEntropy(labels=LABELS, share=1.5)
+
+
+def test_noisy_cross_entropy_ignores_what_every_loss_ignores():
+    logits, mask = batch()
+    mask[:, 0] = 255
+    logits[:, :, 0] = math.nan
+    loss = PLUGIN.NoisyCrossEntropy(labels=LABELS, share=0.1)
+    leaf = logits.clone().requires_grad_()
+    loss(leaf, LABELS.target(mask)).backward()
+    assert leaf.grad[:, :, 0].eq(0).all()
+    assert leaf.grad.isfinite().all()
+
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_power_is_the_share_of_comparisons_that_find_the_difference():
+    """Against simulated comparisons, tested by segkit."""
+    spread = STATISTICS.Spread(run=0.004, interaction=0.01, residual=0.02)
+    generator, found = np.random.default_rng(0), 0
+    for _ in range(400):
+        case = generator.normal(0.8, 0.05, 60)
+        samples = {
+            loss: case
+            + shift
+            + generator.normal(0, 0.004, (4, 1))
+            + generator.normal(0, 0.01, 60)
+            + generator.normal(0, 0.02, (4, 60))
+            for loss, shift in (("a", 0.012), ("b", 0.0))
+        }
+        model = STATISTICS.TwoWay(samples)
+        found += STATISTICS.pair_results([("a", "b")], model, 0.0, {})[0]["verdict"] == "better"
+    interval = stats.binomtest(found, 400).proportion_ci(0.999)
+    assert interval.low <= STATISTICS.power(0.012, spread, 4, 60) <= interval.high
+
+
+def test_needs_fall_with_the_difference_and_never_end_where_cases_are_too_few():
+    spread = STATISTICS.Spread(run=0.004, interaction=0.01, residual=0.02)
+    needs = [STATISTICS.runs_needed(difference, spread, 100) for difference in (0.005, 0.01, 0.02)]
+    assert needs == sorted(needs, reverse=True)
+    assert STATISTICS.power(0.01, spread, needs[1], 100) >= 0.8 > STATISTICS.power(0.01, spread, needs[1] - 1, 100)
+    assert STATISTICS.runs_needed(0.001, spread, 20) is None
+    assert STATISTICS.runs_needed(0.002, spread, 20, new_cases=False) is not None
+
+
+def test_naive_pairs_count_the_winners_of_all_draws():
+    generator = np.random.default_rng(0)
+    case = generator.normal(0.8, 0.05, 40)
+    runs = generator.normal(0, 0.02, (3, 1)) + generator.normal(0, 0.005, (3, 40))
+    samples = {"a": case + runs, "b": case + runs[::-1], "c": case - 0.2 + runs}
+    pairs = {(pair.a, pair.b): pair for pair in STATISTICS.naive_pairs(samples)}
+    assert pairs["a", "b"].first == pairs["a", "b"].second > 0  # the same runs
+    assert pairs["a", "b"].contradictory
+    assert (pairs["a", "c"].first, pairs["a", "c"].second) == (9, 0)
+    one = stats.wilcoxon(samples["a"][0], samples["b"][1])
+    assert (STATISTICS.naive_verdict(samples["a"][0], samples["b"][1]) != 0) == (one.pvalue < 0.05)
+
+
+def test_a_loss_with_equal_runs_is_equivalent_to_itself():
+    case = np.random.default_rng(0).normal(0.8, 0.05, 40)
+    noise = np.random.default_rng(1).normal(0, 1e-4, (4, 40))
+    assert STATISTICS.self_comparisons({"a": case + noise}, 0.005) == {"a": "equivalent"}
+    folds = {"a": [noise[:, start : start + 8].mean(1) for start in range(0, 40, 8)]}
+    assert STATISTICS.fold_self_comparisons(folds, 0.25, 0.005) == {"a": "equivalent"}
+
+
+def test_folds_share_the_effect_of_their_training_cases():
+    """Two of k training sets share k - 2 of their k - 1 parts, which is the correlation of their effects."""
+    generator, folds, scores = np.random.default_rng(0), 5, []
+    for _ in range(500):
+        samples = SIMULATIONS.simulated_folds(generator, folds, 1, 1, training_sd=1.0)
+        scores.append([runs[0] for runs in samples["a"]])
+    correlations = np.corrcoef(np.array(scores).T)[np.triu_indices(folds, 1)]
+    assert correlations.mean() == pytest.approx((folds - 2) / (folds - 1), abs=0.05)
+
+
+def test_the_correction_for_folds_makes_false_verdicts_rarer():
+    rates = SIMULATIONS.fold_rates(5, 1, training_sd=0.004, comparisons=200)
+    assert rates["corrected"] < rates["plain"]
+
+
+# --- page ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_the_tables_of_its_data():
+    page = RESULTS.PAGE.read_text(encoding="utf-8")
+    assert page == RESULTS.filled(page), "run python tools/write_results.py"
+
+
+def test_every_table_is_on_the_page():
+    page = RESULTS.PAGE.read_text(encoding="utf-8")
+    assert [name for name in RESULTS.page_tables() if f"<!-- table: {name} -->" not in page] == []
+
+
+@pytest.mark.parametrize("name", ["LovaszOnLogits", "ExplodingGeneralizedDice"])
+def test_artefacts_have_true_gradients(name):
+    """They harm by their formula, not by a wrong gradient."""
+    logits, mask = batch(size=(1, 3, 3, 3))
+    labels = Labels(LABELS.names)
+    loss, target = getattr(PLUGIN, name)(labels=labels), labels.target(mask)
+    leaf = logits.float().requires_grad_()
+    loss(leaf, target).backward()
+    for position in itertools.islice(itertools.product(*map(range, leaf.shape)), 0, None, 5):
+        step = torch.zeros_like(leaf)
+        step[position] = 1e-2
+        slope = (loss(leaf.detach() + step, target) - loss(leaf.detach() - step, target)) / 2e-2
+        torch.testing.assert_close(leaf.grad[position], slope, rtol=0.02, atol=1e-3)  # in float32
