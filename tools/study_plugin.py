@@ -8,12 +8,19 @@ from segkit.labels import Labels, Target
 from segkit.losses.custom import masked_mean, valid_logits
 
 
+def class_numbers(target: Target) -> Tensor:
+    """The class of each pixel, [B, *S]."""
+    if target.index is None:
+        raise ValueError("expected a mask of class numbers, got one-hot masks")
+    return target.index
+
+
 class LovaszOnLogits(nn.Module):
     """The Lovász extension of the Jaccard loss at the errors |onehot - logit|, as if logits were probabilities.
 
     The softmax of Berman et al. (2018) is missing, and absent classes count, as in the published comparison of losses
     by Ma et al. (2021). The errors have no bound, and a logit above 1 at a pixel of the class is an error again.
-    Multiclass mode without ignored pixels only.
+    Multiclass mode.
     """
 
     def __init__(self, *, labels: Labels) -> None:
@@ -21,11 +28,11 @@ class LovaszOnLogits(nn.Module):
         self.labels = labels
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
-        logits = valid_logits(logits, target).float()
-        valid = target.valid if target.valid is not None else torch.ones_like(target.index, dtype=torch.bool)
+        logits, index = valid_logits(logits, target).float(), class_numbers(target)
+        valid = target.valid if target.valid is not None else torch.ones_like(index, dtype=torch.bool)
         losses = []
         for channel in range(self.labels.channels):
-            present = (target.index == channel).to(logits.dtype)
+            present = (index == channel).to(logits.dtype)
             errors = ((present - logits[:, channel]).abs() * valid).flatten()
             errors, order = errors.sort(descending=True)
             reference = (present * valid).flatten()[order]
@@ -74,7 +81,7 @@ class NoisyCrossEntropy(nn.Module):
         self.labels, self.share = labels, share
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
-        index, classes = target.index.long(), self.labels.channels
+        index, classes = class_numbers(target).long(), self.labels.channels
         position = torch.arange(index.numel(), device=index.device).view_as(index)
         generator = torch.Generator(index.device).manual_seed(int((index * (position % 65521)).sum()))
         wrong = torch.rand(index.shape, generator=generator, device=index.device) < self.share

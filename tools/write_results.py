@@ -7,6 +7,7 @@ is left as it is.
 """
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -151,13 +152,13 @@ def losses_table(study: str) -> str:
     rows = []
     for loss in sorted(result["losses"], key=lambda loss: -loss["mean"]):
         name, pair = loss["name"], pairs.get(loss["name"])
-        seeds = pd.DataFrame(loss["runs"]).groupby("seed")["mean"].mean()
+        seeds = seed_means(loss["runs"])
         interval = "" if loss["ci95"] is None else f" [{loss['ci95'][0]:.3f}, {loss['ci95'][1]:.3f}]"
         rows.append(
             [
                 shown(name),
                 f"{loss['mean']:.4f}{interval}",
-                f"{seeds.min():.3f} to {seeds.max():.3f}",
+                f"{min(seeds):.3f} to {max(seeds):.3f}",
                 "-" if pair is None else signed(pair["difference"]) + points(pair["ci95_adjusted"]),
                 "-" if pair is None else pair["verdict"],
                 f"{runs.loc[runs['loss'] == name, 'ece_boundary'].mean():.3f}",
@@ -167,20 +168,28 @@ def losses_table(study: str) -> str:
     return markdown(headings, rows) + "\n\n" + circumstances(study)
 
 
+def seed_means(runs: list[dict[str, Any]]) -> list[float]:
+    """The score of each seed, the mean over its folds."""
+    means = defaultdict(list)
+    for run in runs:
+        means[run["seed"]].append(run["mean"])
+    return [float(np.mean(values)) for values in means.values()]
+
+
 def circumstances(study: str) -> str:
     """Runs, cases, steps, time and commit."""
     scores, runs = scores_of(study), runs_of(study)
     commits, dates = sorted(set(runs["revision"])), sorted({started[:10] for started in runs["started"]})
     threads, precision = ("/".join(sorted({str(value) for value in runs[key]})) for key in ("threads", "precision"))
     return (
-        f"{len(runs)} runs of {span(runs['steps'])} steps in {precision}, threads: {threads}, "
+        f"{len(runs)} runs of {span(list(runs['steps']))} steps in {precision}, threads: {threads}, "
         f"{runs['minutes'].median():.1f} minutes each; {len(scores.cases)} cases, {len(scores.groups)} groups; "
         f"commit {', '.join(commits)}; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}."
     )
 
 
-def span(values: pd.Series) -> str:
-    return f"{values.min()}" if values.min() == values.max() else f"{values.min()} to {values.max()}"
+def span(values: list[int]) -> str:
+    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
 def contrasts_table() -> str:
@@ -286,10 +295,10 @@ def self_table() -> str:
             verdicts = fold_self_comparisons(fold_samples(name), model.test_train_ratio, MARGIN)
         else:
             verdicts = self_comparisons(model.samples, MARGIN)
-        counts = pd.Series(verdicts).value_counts()
-        false = int(counts.get("better", 0) + counts.get("worse", 0))
+        counts = Counter(verdicts.values())
+        false = counts["better"] + counts["worse"]
         wrong, total = wrong + false, total + len(verdicts)
-        rows.append([DATASETS[name], *(str(int(counts.get(v, 0))) for v in ("equivalent", "undecided")), str(false)])
+        rows.append([DATASETS[name], *(str(counts[verdict]) for verdict in ("equivalent", "undecided")), str(false)])
     rows.append(["all", "", "", percent(wrong, total)])
     return markdown(["data set", "equivalent", "undecided", "better or worse, which is false"], rows)
 
