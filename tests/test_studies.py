@@ -18,7 +18,7 @@ from support.simulated_tables import SIMULATIONS
 from support.tool_modules import TOOLS, tool
 
 LABELS = Labels(["background", "a", "b"], ignore_index=255)
-LOSSES, TRAININGS, STATISTICS = tool("study_losses"), tool("study_trainings"), tool("results_statistics")
+LOSSES, TRAININGS, STATISTICS = tool("study_losses"), tool("study_trainings"), tool("results.statistics")
 PLUGIN, RESULTS = tool("study_plugin"), tool("write_results")
 
 

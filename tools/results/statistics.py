@@ -127,3 +127,12 @@ def fold_self_comparisons(samples: Mapping[str, Sequence[np.ndarray]], ratio: fl
         model = Folds(halves, test_train_ratio=ratio, groups=len(folds))
         verdicts[loss] = pair_results([("a", "b")], model, margin, {})[0]["verdict"]
     return verdicts
+
+
+def found_by_chance(a: np.ndarray, b: np.ndarray, runs: int, margin: float, draws: int = 500) -> dict[str, float]:
+    """The verdicts on loss a against loss b with that many runs of each, drawn at random from those at hand."""
+    generator, verdicts = np.random.default_rng(0), []
+    for _ in range(draws):
+        chosen = {name: values[generator.permutation(len(values))[:runs]] for name, values in (("a", a), ("b", b))}
+        verdicts.append(pair_results([("a", "b")], TwoWay(chosen), margin, {})[0]["verdict"])
+    return {verdict: verdicts.count(verdict) / draws for verdict in sorted(set(verdicts))}

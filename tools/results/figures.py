@@ -1,0 +1,70 @@
+"""The figures of docs/results.md."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from results.data import DATASETS, MARGIN, NotMeasured, losses_of, measured, model_of, pairs_of, scores_of
+from results.statistics import naive_pairs
+from segkit.compare.across_datasets import over_datasets
+from segkit.compare.statistics import analyse_scores, pair_results
+from segkit.report.comparison_figures import demsar_figure
+
+BLUE_RED = LinearSegmentedColormap.from_list("winners", ["#b2182b", "#f7f7f7", "#2166ac"])
+
+
+def draw_single_runs(path: Path) -> None:
+    """For each pair of losses, the winners that single runs would have shown, and the verdict of all runs."""
+    names = measured()
+    size = (4.1 * len(names) + 1.2, 4.6)
+    figure, axes = plt.subplots(1, len(names), figsize=size, squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        image = draw_winners(axis, name)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, ticks=[-1, 0, 1])
+    bar.ax.set_yticklabels(["the other\nwins in all", "both or\nnone", "the loss of the\nrow wins in all"])
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_winners(axis: Axes, name: str) -> AxesImage:
+    """One data set. Rows and columns are losses, the best mean first."""
+    samples = losses_of(name)
+    order = sorted(samples, key=lambda loss: -samples[loss].mean())
+    place = {loss: number for number, loss in enumerate(order)}
+    balance, both = np.full((len(order), len(order)), np.nan), []
+    for pair in naive_pairs(samples):
+        a, b = place[pair.a], place[pair.b]
+        balance[a, b] = (pair.first - pair.second) / pair.draws
+        balance[b, a] = -balance[a, b]
+        both += [(a, b), (b, a)] if pair.contradictory else []
+    image = axis.imshow(balance, cmap=BLUE_RED, vmin=-1, vmax=1)
+    for a, b in both:
+        axis.plot(b, a, marker="o", color="black", markersize=4)
+    for result in pair_results(pairs_of(samples), model_of(name), MARGIN, {}):
+        a, b = place[result["a"]], place[result["b"]]
+        if result["verdict"] in ("better", "worse"):
+            for row, column in ((a, b), (b, a)):
+                axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black"))
+    axis.set_xticks(range(len(order)), order, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(order)), order, fontsize=7)
+    axis.set_title(DATASETS[name], fontsize=10)
+    return image
+
+
+def draw_critical_difference(path: Path) -> None:
+    results = {DATASETS[name]: analyse_scores(scores_of(name), margin=MARGIN, resamples=0) for name in measured()}
+    across = over_datasets(results, "dice")
+    if across["critical_difference"] is None:
+        raise NotMeasured("a test over data sets")
+    demsar_figure(across, 0.05).savefig(path, dpi=130)
+
+
+FIGURES = {"single_runs.png": draw_single_runs, "critical_difference.png": draw_critical_difference}

@@ -1,0 +1,112 @@
+"""Tables of docs/results.md about single trainings, and about the time that everything took."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from results.data import MARGIN, TABLES, NotMeasured, table_path
+from results.markdown import markdown, points, signed, span
+from segkit.compare.score_table import read_scores
+from segkit.compare.statistics import pair_results
+from segkit.compare.table_checks import Rows
+from segkit.compare.variance_models import fit_variance_model
+
+
+def trainings(study: str) -> tuple[Rows, Rows]:
+    """What each training of a study took, and its scores for each case and class."""
+    runs, cases = (pd.read_csv(table_path(f"trainings-{study}-{part}")) for part in ("runs", "cases"))
+    return runs, cases
+
+
+def over_cases(cases: Rows, metric: str, digits: int) -> str:
+    """The mean over cases and classes with its 95 % interval, a t interval over cases; the seeds of a case averaged."""
+    values = cases.groupby("case")[metric].mean()
+    half = float(stats.t.isf(0.025, len(values) - 1)) * values.std(ddof=1) / math.sqrt(len(values))
+    return f"{values.mean():.{digits}f} [{values.mean() - half:.{digits}f}, {values.mean() + half:.{digits}f}]"
+
+
+def hippocampus_table() -> str:
+    """Cross-validation of hippocampus at two budgets, and the learning curve of its first fold."""
+    runs, cases = trainings("hippocampus")
+    rows = []
+    for group in ("10 minutes", "60 minutes"):
+        of_group, chosen = runs[runs["group"] == group], cases[cases["training"] == group]
+        if len(of_group) < 5:
+            continue
+        by_class = [f"{chosen.loc[chosen['class'] == name, 'dice'].mean():.4f}" for name in ("anterior", "posterior")]
+        folds = ", ".join(f"{value:.4f}" for value in of_group.sort_values("fold")["mean_dice"])
+        minutes = f"{of_group['minutes'].mean():.1f}"
+        scores = [over_cases(chosen, "dice", 4), *by_class, over_cases(chosen, "hd95", 2), over_cases(chosen, "nsd", 4)]
+        rows.append([group, span(list(of_group["steps"])), minutes, *scores, folds])
+    headings = ["budget", "steps", "minutes", "Dice [95 %]", "anterior", "posterior", "HD95, mm", "NSD, 1 mm", "folds"]
+    curve = runs[runs["fold"] == 0].sort_values("steps")
+    steps = [[f"{r['minutes']:.1f}", f"{r['steps']}", f"{r['mean_dice']:.4f}"] for r in curve.to_dict("records")]
+    tables = [markdown(headings, rows)] if rows else []
+    return "\n\n".join([*tables, markdown(["minutes, first fold", "steps", "Dice"], steps)])
+
+
+def datasets_table() -> str:
+    """The other shipped configurations, with folds or seeds."""
+    rows = []
+    for study in ("camvid", "chase_db1", "isbi2012"):
+        if not (TABLES / f"trainings-{study}-runs.csv").exists():
+            continue
+        runs, cases = trainings(study)
+        for group, of_group in runs.groupby("group", sort=False):
+            chosen = cases[cases["training"] == group]
+            metrics = [name for name in ("dice", "cldice") if name in chosen and chosen[name].notna().any()]
+            pooled = "" if study != "camvid" else f", mIoU of all pixels {listed(of_group['global_iou'])}"
+            scores = ", ".join(f"{name} {over_cases(chosen, name, 3)}" for name in metrics)
+            minutes = f"{of_group['minutes'].mean():.1f}"
+            folds = span([int(of_group["fold"].nunique()) or 1])
+            rows.append([f"`{group}`", folds, str(of_group["seed"].nunique()), minutes, scores + pooled])
+    if not rows:
+        raise NotMeasured("trainings")
+    return markdown(["configuration", "folds", "seeds", "minutes", "score [95 % over cases]"], rows)
+
+
+def listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
+def transforms_table() -> str:
+    """Shipped configurations with and without their transforms."""
+    runs, cases = trainings("transforms")
+    rows = []
+    for config in dict.fromkeys(runs["config"]):
+        table = cases[cases["training"].str.startswith(f"{config} ")].rename(columns={"training": "loss"})
+        if table["loss"].nunique() < 2:
+            continue
+        scores = read_scores(table.assign(fold=0), "dice")
+        shipped, without = f"{config} as shipped", f"{config} without"
+        (pair,) = pair_results([(without, shipped)], fit_variance_model(scores), MARGIN, {})
+        seeds = [
+            ", ".join(f"{value:.4f}" for value in runs[runs["group"] == group].sort_values("seed")["mean_dice"])
+            for group in (shipped, without)
+        ]
+        difference = f"{signed(pair['difference'])}{points(pair['ci95'])}"
+        rows.append([f"`{config}`", *seeds, difference, pair["verdict"]])
+    if not rows:
+        raise NotMeasured("transforms")
+    headings = ["configuration", "Dice with its transforms", "without", "points without", "verdict on without"]
+    return markdown(headings, rows)
+
+
+def spent_table() -> str:
+    """Hours of training. A run in one thread of two cores counts half."""
+    rows, total = [], 0.0
+    for path in sorted(TABLES.glob("*-runs.csv")):
+        runs: Rows = pd.read_csv(path)
+        hours = float((runs["minutes"] * np.minimum(runs["threads"], 2) / 2).sum() / 60)
+        trials = TABLES / path.name.replace("-runs", "-trials")
+        if trials.exists():
+            tried: Rows = pd.read_csv(trials)
+            hours += float(tried["minutes"].sum() / 2 / 60)
+        total += hours
+        rows.append([path.name.removesuffix("-runs.csv"), str(len(runs)), f"{hours:.1f}"])
+    if not rows:
+        raise NotMeasured("runs")
+    return markdown(["study", "runs", "hours of the machine"], [*rows, ["all", "", f"{total:.1f}"]])
