@@ -40,7 +40,7 @@ INFERENCES = {
     "nothing": Inference("none", "these checkpoints on these cases only, and not to the losses"),
     "folds": Inference(
         "t test over folds with the variance of Nadeau and Bengio (2003)",
-        "the losses, for new training sets and new cases",
+        "the losses, for new cases, and for new training sets as far as folds of one set of cases can tell",
     ),
 }
 
@@ -267,7 +267,9 @@ class Folds:
     """Variation over cross-validation folds; the runs of a fold are averaged.
 
     Folds share training cases, so their scores vary less than those of independent training sets. The variance of a
-    mean over J folds is therefore (1 / J + test_train_ratio) s^2 (Nadeau and Bengio 2003).
+    mean over J folds is therefore (1 / J + test_train_ratio) s^2 (Nadeau and Bengio 2003). This assumes that the scores
+    of two folds correlate as little as their test cases overlap with all cases; what the training sets have in common
+    can make the correlation larger (`tools/simulate_comparisons.py --tables folds`).
 
     Args:
         samples: The scores of each loss in each fold, {loss: [[runs] for each fold]}; larger is better.

@@ -111,6 +111,7 @@ def test_k_fold_tables_are_tested_over_folds(repeats, seeds):
     assert pair["p"] == pytest.approx(2 * stats.t.sf(differences.mean() / error, len(differences) - 1))
     assert pair["verdict"] == "better"
     assert "new training sets" in result["method"]["speaks_of"]
+    assert any("share their training cases" in words for words in result["warnings"])
     assert {run["fold"] for run in result["losses"][0]["runs"]} == set(range(5 * repeats))
 
 
