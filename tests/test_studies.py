@@ -1,13 +1,11 @@
 """The studies of docs/results.md: their configurations, the losses made for them, and their statistics."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch.nn import functional
 
 from segkit import Labels
 from segkit.compare.design import make_design
@@ -19,13 +17,14 @@ from support.tool_modules import TOOLS, tool
 
 LABELS = Labels(["background", "a", "b"], ignore_index=255)
 LOSSES, TRAININGS, STATISTICS = tool("study_losses"), tool("study_trainings"), tool("results.statistics")
-PLUGIN, RESULTS = tool("study_plugin"), tool("write_results")
+PLUGIN, NOISE, RESULTS = tool("study_plugin"), tool("study_noise"), tool("write_results")
 
 
 @pytest.fixture(autouse=True)
 def data_folder(monkeypatch, tmp_path):
     """Configurations name it; whether it holds anything does not matter to them."""
     monkeypatch.setenv("SEGKIT_DATA", str(tmp_path))
+    monkeypatch.setenv("SEGKIT_WRONG_LABELS", str(tmp_path))
     monkeypatch.syspath_prepend(str(TOOLS))
 
 
@@ -36,10 +35,8 @@ def data_folder(monkeypatch, tmp_path):
 def test_a_comparison_is_a_valid_configuration(study, tmp_path):
     arguments = LOSSES.STUDIES[study].arguments(tmp_path, 2)
     path, overrides = arguments[arguments.index("--config") + 1], [text for text in arguments if "=" in text]
-    seeds = arguments[arguments.index("--seeds") + 1]
-    design = make_design(load_config(path, [*overrides, f"comparison.seeds={seeds}"]))
-    assert len(design.losses) >= 3
-    assert len(design.seeds) >= 5
+    design = make_design(load_config(path, overrides))
+    assert len(design.seeds) >= 3
     for loss in design.losses:
         build_loss(design.losses[loss], LABELS, class_counts=counted())
 
@@ -102,32 +99,16 @@ def test_exploding_generalized_dice_has_no_gradient_for_classes_beside_an_absent
     assert absent.grad.abs().max() < 1e-5 * all_present.grad.abs().max()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1])
-def test_noisy_cross_entropy_is_label_smoothing_on_average(share):
-    """A share s of wrong labels, spread over K - 1 classes, is on average a smoothing by s K / (K - 1)."""
-    logits, mask = batch(size=(4, 3, 128, 128))
-    noisy = PLUGIN.NoisyCrossEntropy(labels=LABELS, share=share)(logits, LABELS.target(mask))
-    expected = functional.cross_entropy(logits, mask, label_smoothing=share * 3 / 2)
-    torch.testing.assert_close(noisy.item(), expected.item(), rtol=0, atol=0.01 if share else 1e-5)
-
-
-def test_noisy_cross_entropy_draws_the_same_for_the_same_mask():
-    logits, mask = batch()
-    noisy = PLUGIN.NoisyCrossEntropy(labels=LABELS, share=0.3)
-    assert noisy(logits, LABELS.target(mask)) == noisy(logits, LABELS.target(mask))
-    with pytest.raises(ValueError, match="share"):
-        PLUGIN.NoisyCrossEntropy(labels=LABELS, share=1.5)
-
-
-def test_noisy_cross_entropy_ignores_what_every_loss_ignores():
-    logits, mask = batch()
-    mask[:, 0] = 255
-    logits[:, :, 0] = math.nan
-    loss = PLUGIN.NoisyCrossEntropy(labels=LABELS, share=0.1)
-    leaf = logits.clone().requires_grad_()
-    loss(leaf, LABELS.target(mask)).backward()
-    assert leaf.grad[:, :, 0].eq(0).all()
-    assert leaf.grad.isfinite().all()
+def test_wrong_labels_are_a_fixed_share_of_each_mask():
+    mask = np.random.default_rng(0).integers(0, 3, (40, 50, 40))
+    wrong = NOISE.with_wrong_labels(mask, 0.1, "case")
+    assert (wrong != mask).mean() == pytest.approx(0.1, abs=0.005)
+    assert set(np.unique(wrong)) == {0, 1, 2}
+    assert (NOISE.with_wrong_labels(mask, 0.1, "case") == wrong).all()
+    assert (NOISE.with_wrong_labels(mask, 0.1, "other") != wrong).any()
+    assert (NOISE.with_wrong_labels(mask, 0.0, "case") == mask).all()
+    changed = wrong != mask  # each other class is as likely
+    assert (((wrong - mask) % 3)[changed] == 1).mean() == pytest.approx(0.5, abs=0.02)
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from segkit.cli import main as segkit
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
-# Twelve losses as they are meant. `comparison.noise_floor` trains the baseline again, as a thirteenth.
+# The losses as they are meant. `comparison.noise_floor` trains the baseline again, under another name.
 LOSSES: dict[str, Any] = {
     "dice_ce": "dice_ce",
     "cross_entropy": "cross_entropy",
@@ -35,32 +36,37 @@ LOSSES: dict[str, Any] = {
     "generalized_dice": "generalized_dice",
     "dice_topk": "dice_topk",
     "ce_lovasz": "ce_lovasz",
+    # `ce_then_lovasz` keeps the cross-entropy in its second half, this does not
+    "lovasz_softmax after cross_entropy": [
+        {"name": "cross_entropy", "weight": {"name": "after", "fraction": 0.5, "value": 0, "before": 1}},
+        {"name": "lovasz_softmax", "weight": {"name": "after", "fraction": 0.5}},
+    ],
 }
 
-# Three artefacts of published code. The first two losses are in study_plugin.py.
-ARTEFACTS: dict[str, Any] = {
-    "lovasz on raw logits": "lovasz_on_logits",
-    "generalized dice with exploding weights": "exploding_generalized_dice",
-    "raw inverse class weights": {"name": "cross_entropy", "class_weights": "inverse"},
+# Artefacts of published code, and milder forms. Weights of absent classes matter only where patches lack classes.
+LOGITS: dict[str, Any] = {"lovasz on raw logits": "lovasz_on_logits"}
+WEIGHTS: dict[str, Any] = {
+    "raw inverse class weights": {"name": "cross_entropy", "class_weights": "inverse", "normalize": "valid"},
+    "square roots of inverse class weights": {"name": "cross_entropy", "class_weights": "sqrt_inverse"},
 }
-
-# A known handicap: a share of the pixels of each training mask gets another class.
-HANDICAPS: dict[str, Any] = {
-    "cross_entropy": "cross_entropy",
-    "2 % wrong labels": {"name": "noisy_cross_entropy", "share": 0.02},
-    "5 % wrong labels": {"name": "noisy_cross_entropy", "share": 0.05},
-    "10 % wrong labels": {"name": "noisy_cross_entropy", "share": 0.1},
+ABSENT: dict[str, Any] = {
+    "generalized dice, absent classes weigh 1e20": "exploding_generalized_dice",
+    "generalized dice per image, absent classes weigh 0": {"name": "generalized_dice", "per": "image"},
+    "generalized dice per image, absent classes weigh most": {
+        "name": "generalized_dice",
+        "per": "image",
+        "absent": "max",
+    },
 }
+FULL = ("dice_ce", "cross_entropy", "dice", "lovasz_softmax", "ce_lovasz")  # at the whole budget, as a control
 
 ONE_VALIDATION = "train.validate_every={fraction: 1.0}"  # nothing is selected by it
-HIPPOCAMPUS = (
-    "train.steps=300",
-    "split={name: kfold, folds: 5, fold: 0, seed: 0, test_fold: 1}",
-    "evaluation.metrics=[hd95, nsd]",
-    ONE_VALIDATION,
-)
-ISBI2012 = ("train.steps=100", ONE_VALIDATION, "comparison.folds=5")
-CHASE_DB1 = ("train.steps=300", "evaluation.metrics=[cldice]", ONE_VALIDATION)
+TEST_FOLD = "split={name: kfold, folds: 5, fold: 0, seed: 0, test_fold: 1}"  # fold 0 has chosen settings before
+SPLIT_AND_METRICS = (TEST_FOLD, "evaluation.metrics=[hd95, nsd]", ONE_VALIDATION)
+HIPPOCAMPUS = ("train.steps=300", *SPLIT_AND_METRICS)
+# with one channel, generalised Dice is Dice: the membranes get a softmax, as the other data sets have
+ISBI2012 = ("train.steps=100", "labels.mode=multiclass", ONE_VALIDATION, "comparison.folds=5")
+CHASE_DB1 = ("train.steps=300", TEST_FOLD, "evaluation.metrics=[cldice]", ONE_VALIDATION)
 PHANTOMS = (ONE_VALIDATION,)
 CAMVID = ("train.steps=250", "train.precision=auto", ONE_VALIDATION)
 
@@ -73,39 +79,54 @@ class Study:
         config: Name of the configuration.
         overrides: Overrides of the configuration, `key=value`.
         losses: The losses by label.
-        seeds: Runs for each loss (and fold).
+        seeds: The seeds of the runs of each loss (and fold).
         baseline: The loss that is trained twice and that the others are compared with; None compares all pairs.
+        plugin: Whether a loss is in study_plugin.py.
     """
 
     config: str
     overrides: tuple[str, ...]
     losses: dict[str, Any] = field(default_factory=lambda: LOSSES)
-    seeds: int = 5
+    seeds: Sequence[int] = range(5)
     baseline: str | None = "dice_ce"
+    plugin: bool = False
 
     def arguments(self, out: Path, parallel: int) -> list[str]:
         """The arguments of the command `segkit`."""
-        overrides = [f"comparison.losses={json.dumps(self.losses)}", *self.overrides, "evaluation.overlays=false"]
+        overrides = [f"comparison.losses={json.dumps(self.losses)}", f"comparison.seeds={list(self.seeds)}"]
+        overrides += [*self.overrides, "evaluation.overlays=false"]
         if self.baseline:
             overrides += [f"comparison.baseline={self.baseline}", "comparison.noise_floor=true"]
-        options = ["--seeds", str(self.seeds), "--parallel", str(parallel), "--out", str(out)]
+        if self.plugin:
+            overrides.append("plugins=[study_plugin]")
+        options = ["--parallel", str(parallel), "--out", str(out)]
         return ["compare", "--config", str(CONFIGS / f"{self.config}.yaml"), *options, *overrides]
 
 
-def with_plugin(overrides: tuple[str, ...]) -> tuple[str, ...]:
-    return (*overrides, "plugins=[study_plugin]")
+def wrong_labels(percent: int) -> Study:
+    """A known handicap: training masks in which a share of the pixels has another class (tools/study_noise.py)."""
+    root = f"data.root=${{SEGKIT_WRONG_LABELS}}/hippocampus_{percent}"
+    return Study("hippocampus", (*HIPPOCAMPUS, root), {"cross_entropy": "cross_entropy"}, range(10), None)
 
 
+CROSS_ENTROPY: dict[str, Any] = {"cross_entropy": "cross_entropy"}
 STUDIES = {
     "hippocampus": Study("hippocampus", HIPPOCAMPUS),
-    "hippocampus_rates": Study("hippocampus", (*HIPPOCAMPUS, "comparison.sweep=[1e-3, 3e-3, 1e-2]")),
-    "hippocampus_artefacts": Study("hippocampus", with_plugin(HIPPOCAMPUS), ARTEFACTS, baseline=None),
-    "hippocampus_handicaps": Study("hippocampus", with_plugin(HIPPOCAMPUS), HANDICAPS, seeds=10, baseline=None),
+    "hippocampus_rates": Study("hippocampus", (*HIPPOCAMPUS, "comparison.sweep=[1e-3, 3e-3, 1e-2]"), baseline=None),
+    "hippocampus_artefacts": Study("hippocampus", HIPPOCAMPUS, LOGITS | WEIGHTS, baseline=None, plugin=True),
+    "hippocampus_full": Study(
+        "hippocampus", ("train.steps=2000", *SPLIT_AND_METRICS), {name: name for name in FULL}, range(3), None
+    ),
+    "hippocampus_more": Study("hippocampus", HIPPOCAMPUS, CROSS_ENTROPY, range(5, 10), None),
+    "hippocampus_half": Study("hippocampus", ("train.steps=150", *SPLIT_AND_METRICS), CROSS_ENTROPY, range(10), None),
+    "hippocampus_wrong_2": wrong_labels(2),
+    "hippocampus_wrong_5": wrong_labels(5),
+    "hippocampus_wrong_10": wrong_labels(10),
     "isbi2012": Study("isbi2012", ISBI2012),
     "chase_db1": Study("chase_db1", CHASE_DB1),
     "phantoms": Study("quickstart", PHANTOMS),
     "camvid": Study("camvid", CAMVID),
-    "camvid_artefacts": Study("camvid", with_plugin(CAMVID), ARTEFACTS, baseline=None),
+    "camvid_artefacts": Study("camvid", CAMVID, LOGITS | WEIGHTS | ABSENT, baseline=None, plugin=True),
 }
 
 

@@ -1,11 +1,10 @@
-"""Losses of the studies in docs/results.md, not for use: artefacts of published code, and a known handicap."""
+"""Losses of the studies in docs/results.md that nobody should train with: artefacts of published code."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from segkit.labels import Labels, Target
-from segkit.losses.custom import masked_mean, valid_logits
+from segkit.losses.custom import valid_logits
 
 
 def class_numbers(target: Target) -> Tensor:
@@ -46,8 +45,8 @@ class LovaszOnLogits(nn.Module):
 class ExplodingGeneralizedDice(nn.Module):
     """Generalised Dice of each image with the weights 1 / (reference + 1e-10)^2 (Sudre et al. 2017, without care).
 
-    A class that is absent from an image has the weight 1e20, so that numerator and denominator consist of this class
-    alone, and the gradient of all others vanishes.
+    A class that is absent from an image has the weight 1e20. The denominator then consists of this class alone, and its
+    numerator is 0: the loss is 1, and its gradient vanishes for all classes.
     """
 
     def __init__(self, *, labels: Labels) -> None:
@@ -68,33 +67,7 @@ class ExplodingGeneralizedDice(nn.Module):
         return (1 - ratio).mean()
 
 
-class NoisyCrossEntropy(nn.Module):
-    """Cross-entropy against masks in which a share of the pixels got another class, drawn uniformly.
-
-    The draw is a function of the mask alone, so a resumed training is the same. Multiclass mode.
-    """
-
-    def __init__(self, *, labels: Labels, share: float) -> None:
-        super().__init__()
-        if not 0 <= share <= 1:
-            raise ValueError(f"noisy_cross_entropy: expected a share from 0 to 1, got {share}")
-        self.labels, self.share = labels, share
-
-    def forward(self, logits: Tensor, target: Target) -> Tensor:
-        index, classes = class_numbers(target).long(), self.labels.channels
-        position = torch.arange(index.numel(), device=index.device).view_as(index)
-        generator = torch.Generator(index.device).manual_seed(int((index * (position % 65521)).sum()))
-        wrong = torch.rand(index.shape, generator=generator, device=index.device) < self.share
-        shift = torch.randint(1, classes, index.shape, generator=generator, device=index.device)
-        noisy = torch.where(wrong, (index + shift) % classes, index)
-        if target.valid is not None:
-            noisy = noisy.where(target.valid, 0)  # ignored pixels are left out of the mean
-        log_probabilities = functional.log_softmax(valid_logits(logits, target).float(), 1)
-        return masked_mean(-log_probabilities.gather(1, noisy.unsqueeze(1)).squeeze(1), target)
-
-
 LOSSES = {
     "lovasz_on_logits": LovaszOnLogits,
     "exploding_generalized_dice": ExplodingGeneralizedDice,
-    "noisy_cross_entropy": NoisyCrossEntropy,
 }
