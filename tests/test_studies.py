@@ -22,7 +22,8 @@ PLUGIN, NOISE, RESULTS = tool("study_plugin"), tool("study_noise"), tool("write_
 
 @pytest.fixture(autouse=True)
 def data_folder(monkeypatch, tmp_path):
-    """Configurations name it; whether it holds anything does not matter to them."""
+    """Configurations name it; what it holds does not matter to them."""
+    (tmp_path / "hippocampus" / "imagesTr").mkdir(parents=True)
     monkeypatch.setenv("SEGKIT_DATA", str(tmp_path))
     monkeypatch.setenv("SEGKIT_WRONG_LABELS", str(tmp_path))
     monkeypatch.syspath_prepend(str(TOOLS))
@@ -143,25 +144,73 @@ def test_needs_fall_with_the_difference_and_never_end_where_cases_are_too_few():
     assert STATISTICS.runs_needed(0.002, spread, 20, new_cases=False) is not None
 
 
-def test_naive_pairs_count_the_winners_of_all_draws():
+def test_power_grows_with_the_difference_and_the_runs():
+    """Also where scipy's noncentral t distribution is NaN."""
+    spread = STATISTICS.Spread(run=0.0015, interaction=0.0027, residual=0.0078)
+    by_difference = [STATISTICS.power(difference, spread, 3, 40) for difference in np.linspace(0.0005, 0.1, 40)]
+    by_runs = [STATISTICS.power(0.003, spread, runs, 40) for runs in range(2, 100)]
+    for values in (by_difference, by_runs):
+        assert np.isfinite(values).all()
+        assert np.diff(values).min() > -1e-6
+    assert by_difference[-1] == pytest.approx(1)
+
+
+def test_naive_verdicts_are_those_of_wilcoxon():
     generator = np.random.default_rng(0)
     case = generator.normal(0.8, 0.05, 40)
-    runs = generator.normal(0, 0.02, (3, 1)) + generator.normal(0, 0.005, (3, 40))
-    samples = {"a": case + runs, "b": case + runs[::-1], "c": case - 0.2 + runs}
-    pairs = {(pair.a, pair.b): pair for pair in STATISTICS.naive_pairs(samples)}
-    assert pairs["a", "b"].first == pairs["a", "b"].second > 0  # the same runs
-    assert pairs["a", "b"].contradictory
-    assert (pairs["a", "c"].first, pairs["a", "c"].second) == (9, 0)
-    one = stats.wilcoxon(samples["a"][0], samples["b"][1])
-    assert (STATISTICS.naive_verdict(samples["a"][0], samples["b"][1]) != 0) == (one.pvalue < 0.05)
+    a, b = (case + generator.normal(0, 0.01, (3, 1)) + generator.normal(0, 0.02, (3, 40)) for _ in range(2))
+    verdicts = STATISTICS.naive_verdicts(a, b)
+    assert verdicts.shape == (3, 3)
+    assert np.abs(verdicts).max() == 1
+    for (i, j), verdict in np.ndenumerate(verdicts):
+        better = np.sign((a[i] - b[j]).mean())
+        assert verdict == (better if stats.wilcoxon(a[i], b[j]).pvalue < 0.05 else 0)
+    assert (STATISTICS.naive_verdicts(b, a) == -verdicts.T).all()
+    assert STATISTICS.naive_verdict(case, case) == 0
 
 
-def test_a_loss_with_equal_runs_is_equivalent_to_itself():
-    case = np.random.default_rng(0).normal(0.8, 0.05, 40)
-    noise = np.random.default_rng(1).normal(0, 1e-4, (4, 40))
-    assert STATISTICS.self_comparisons({"a": case + noise}, 0.005) == {"a": "equivalent"}
-    folds = {"a": [noise[:, start : start + 8].mean(1) for start in range(0, 40, 8)]}
-    assert STATISTICS.fold_self_comparisons(folds, 0.25, 0.005) == {"a": "equivalent"}
+def test_replication_compares_draws_that_share_no_run():
+    table = np.array([[1, 1, 0], [1, -1, 0], [0, 0, 0]])
+    found = STATISTICS.replication([table, np.zeros((2, 2), int)])
+    # the draws that share no run with [0, 0] are [1, 1], [1, 2], [2, 1] and [2, 2], of which one has the other winner
+    assert (found.announced, found.draws, found.contradictory) == (4, 13, 1)
+    assert found.confirmed == pytest.approx(2 / 16)
+    assert found.reversed_ == pytest.approx(2 / 16)
+    assert found.silent == pytest.approx(12 / 16)
+
+
+def test_halves_are_all_divisions_of_the_runs():
+    assert len(STATISTICS.halves(5)) == 10
+    assert len(STATISTICS.halves(4)) == 3  # two parts of equal size are one division, whichever comes first
+    assert all(sorted(first + second) == list(range(5)) for first, second in STATISTICS.halves(5))
+
+
+def test_a_loss_against_itself_has_no_more_false_verdicts_than_nominal():
+    """Independent runs of equal losses; every division of every loss, with the variance of all losses."""
+    generator, rates = np.random.default_rng(0), []
+    for _ in range(20):
+        case = generator.normal(0.8, 0.05, 30)
+        samples = {
+            loss: case + generator.normal(0, 0.004, (4, 1)) + generator.normal(0, 0.02, (4, 30)) for loss in "abcdef"
+        }
+        table = STATISTICS.self_comparisons(samples, STATISTICS.TwoWay, 0.0)
+        assert len(table) == 6 * 3
+        rates.append(table["verdict"].isin(["better", "worse"]).mean())
+    assert np.mean(rates) < 0.08
+    shifted = {"a": np.concatenate([np.full((2, 30), 0.9), np.full((2, 30), 0.1)]) + generator.normal(0, 0.01, (4, 30))}
+    calm = {loss: 0.5 + generator.normal(0, 0.01, (4, 30)) for loss in "bcdefgh"}
+    table = STATISTICS.self_comparisons(shifted | calm, STATISTICS.TwoWay, 0.0)
+    assert set(table.loc[table["loss"] != "a", "verdict"]) <= {"undecided"}
+
+
+def test_the_rule_for_several_data_sets():
+    outcome = tool("results.comparison_tables").outcome
+    assert outcome(["better", "undecided", "better"], "better") == "came out again"
+    assert outcome(["better", "worse", "better"], "better") == "mixed"
+    assert outcome(["worse", "undecided", "worse"], "better") == "contradicted"
+    assert outcome(["better", "undecided"], "better") == "open"
+    assert outcome(["equivalent", "equivalent"], "equivalent") == "came out again"
+    assert outcome(["better", "worse"], "equivalent") == "contradicted"
 
 
 def test_folds_share_the_effect_of_their_training_cases():

@@ -10,11 +10,13 @@ took and how well its probabilities are calibrated. A folder of tools/study_trai
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from segkit.compare.table_checks import Rows
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 
@@ -25,17 +27,23 @@ DIGITS = "%.6g"
 
 def collect_comparison(folder: Path) -> None:
     """Write the tables of a comparison."""
-    table = pd.read_csv(folder / "cases.csv", dtype={"case": str, "group": str})
+    table: Rows = pd.read_csv(folder / "cases.csv", dtype={"case": str, "group": str})
     table = table[table["class"] != "background"].drop(columns=DROPPED, errors="ignore")
     table.to_csv(RESULTS / f"{folder.name}-cases.csv", index=False, float_format=DIGITS)
-    runs = pd.read_csv(folder / "runs.csv")
-    rows = [{**row, **facts(folder / str(row["folder"]))} for row in runs.to_dict("records")]
+    listed: Rows = pd.read_csv(folder / "runs.csv")
+    rows = [{**row, **facts(folder / str(row["folder"]))} for row in listed.to_dict("records")]
     runs = pd.DataFrame(rows).drop(columns="folder")
     runs.to_csv(RESULTS / f"{folder.name}-runs.csv", index=False, float_format=DIGITS)
     sweep = sorted((folder / "sweep").glob("*/evaluation/validation/scores.json"))
     if sweep:
-        trials = pd.DataFrame([trial(path) for path in sweep])
+        labels = {loss_part(str(row["folder"])): row["loss"] for row in rows}
+        trials = pd.DataFrame([trial(path, labels) for path in sweep])
         trials.to_csv(RESULTS / f"{folder.name}-trials.csv", index=False, float_format=DIGITS)
+
+
+def loss_part(folder: str) -> str:
+    """The part of the name of a run folder that stands for the loss."""
+    return Path(folder).name.split("-seed")[0]
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -58,12 +66,12 @@ def facts(folder: Path) -> dict[str, Any]:
     }
 
 
-def trial(path: Path) -> dict[str, Any]:
+def trial(path: Path, labels: Mapping[str, str]) -> dict[str, Any]:
     """The learning rate, time and validation score of a trial."""
     run = Run(path.parents[2])
     checkpoint = load_checkpoint(run.last)
     return {
-        "loss": run.folder.name.split("-seed")[0],
+        "loss": labels[loss_part(run.folder.name)],
         "rate": checkpoint["config"]["optimizer"]["lr"],
         "dice": json.loads(path.read_text())["mean"]["dice"],
         "minutes": checkpoint["time"]["training_seconds"] / 60,

@@ -11,6 +11,7 @@ import os
 import shutil
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -36,9 +37,9 @@ def copy_with_wrong_labels(data: Path, out: Path, share: float, training: set[st
         case = file.name.removesuffix(".nii.gz")
         if case not in training:
             continue
-        volume = nibabel.nifti1.load(file)
+        volume: Any = nibabel.load(file)
         mask = with_wrong_labels(np.asarray(volume.dataobj).round().astype(np.int64), share, case)
-        nibabel.nifti1.save(nibabel.nifti1.Nifti1Image(mask, volume.affine), file)
+        nibabel.save(nibabel.Nifti1Image(mask, volume.affine), file)
 
 
 def main() -> None:

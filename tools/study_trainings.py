@@ -12,9 +12,11 @@ environment variable SEGKIT_DATA names the folder of the data sets.
 import argparse
 import json
 import os
+import random
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,12 +64,35 @@ class Training:
         return ["train", "--resume", "--config", str(CONFIGS / f"{self.config}.yaml"), *overrides]
 
 
+HIPPOCAMPUS_STEPS = {5: 1400, 10: 2800, 20: 5600, 60: 16800}  # in so many minutes on two cores with AVX512-BF16
+
+
 def hippocampus() -> Iterator[Training]:
-    """Five folds of 10 and 60 minutes, and the first fold for 5 and 20 minutes."""
-    for minutes, steps, folds in ((10, 2800, 5), (5, 1400, 1), (20, 5600, 1), (60, 16800, 5)):
-        overrides = (f"train.steps={steps}", "evaluation.metrics=[hd95, nsd]", ONE_VALIDATION)
-        for fold in range(folds):
-            yield Training(f"{minutes} minutes", "hippocampus", 0, fold, overrides)
+    """Five folds of 10 and of 60 minutes."""
+    for minutes in (10, 60):
+        for fold in range(5):
+            yield Training(f"{minutes} minutes", "hippocampus", 0, fold, hippocampus_overrides(minutes))
+
+
+def hippocampus_curve() -> Iterator[Training]:
+    """Four budgets on a random split of 160 and 40 cases, which a script of another library can have, too."""
+    for minutes in HIPPOCAMPUS_STEPS:
+        split = f"split={{name: lists, file: {random_split()}}}"
+        yield Training(f"{minutes} minutes", "hippocampus", 0, None, (*hippocampus_overrides(minutes), split))
+
+
+def hippocampus_overrides(minutes: int) -> tuple[str, ...]:
+    return (f"train.steps={HIPPOCAMPUS_STEPS[minutes]}", "evaluation.metrics=[hd95, nsd]", ONE_VALIDATION)
+
+
+def random_split() -> Path:
+    """A file with the cases in the order of random.Random(0).shuffle, of which the first 40 are for validation."""
+    images = sorted((Path(os.environ["SEGKIT_DATA"]) / "hippocampus" / "imagesTr").glob("*.nii.gz"))
+    cases = [image.name.removesuffix(".nii.gz") for image in images]
+    random.Random(0).shuffle(cases)
+    path = Path(tempfile.gettempdir()) / "segkit-hippocampus-split.json"
+    path.write_text(json.dumps({"train": cases[40:], "validation": cases[:40]}))
+    return path
 
 
 def camvid() -> Iterator[Training]:
@@ -77,8 +102,9 @@ def camvid() -> Iterator[Training]:
 
 
 def chase_db1() -> Iterator[Training]:
-    for fold in range(5):
-        yield Training("chase_db1", "chase_db1", 0, fold, ("evaluation.metrics=[cldice]", ONE_VALIDATION))
+    for seed in range(3):
+        for fold in range(5):
+            yield Training("chase_db1", "chase_db1", seed, fold, ("evaluation.metrics=[cldice]", ONE_VALIDATION))
 
 
 def isbi2012() -> Iterator[Training]:
@@ -102,7 +128,10 @@ def transforms() -> Iterator[Training]:
             yield Training(f"{config} without", config, seed, None, (cases, ONE_VALIDATION, "augment.transforms=[]"))
 
 
-STUDIES = {function.__name__: function for function in (hippocampus, camvid, chase_db1, isbi2012, transforms)}
+STUDIES = {
+    function.__name__: function
+    for function in (hippocampus, hippocampus_curve, camvid, chase_db1, isbi2012, transforms)
+}
 
 
 def train(training: Training, folder: Path, threads: int) -> None:

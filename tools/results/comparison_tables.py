@@ -1,73 +1,72 @@
 """Tables of docs/results.md about losses: each data set, the planned contrasts, ranks, learning rates and artefacts."""
 
-import re
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from scipy import stats
 
 from results.data import (
+    AGAIN,
     BASELINE,
     DATASETS,
-    MARGIN,
     TABLES,
     NotMeasured,
+    competitive,
+    means_of,
     measured,
     model_of,
     ranks_of,
-    rows_of,
     runs_of,
     scores_of,
     seed_means,
     table_path,
+    verdicts,
 )
 from results.markdown import interval, markdown, points, shown, signed, span
 from segkit.compare.across_datasets import over_datasets
-from segkit.compare.score_table import read_scores
-from segkit.compare.statistics import analyse_scores, pair_results
-from segkit.compare.variance_models import fit_variance_model
+from segkit.compare.statistics import analyse_scores
+from segkit.compare.table_checks import Rows
 
-# a is expected to be better than b, "better", or not to differ, "alike"
+# the planned contrasts: a is expected to be better than b, or not to differ
 CONTRASTS = [
     ("cross-entropy with Lovász is above both alone", "ce_lovasz", "cross_entropy", "better"),
-    ("", "ce_then_lovasz", "cross_entropy", "better"),
     ("", "ce_lovasz", "lovasz_softmax", "better"),
-    ("", "ce_then_lovasz", "lovasz_softmax", "better"),
+    ("", "lovasz_softmax after cross_entropy", "cross_entropy", "better"),
+    ("", "lovasz_softmax after cross_entropy", "lovasz_softmax", "better"),
     ("Lovász alone is poor from scratch", "cross_entropy", "lovasz_softmax", "better"),
-    ("surrogates of Dice cannot be told apart", "dice", "jaccard", "alike"),
-    ("", "dice", "tversky", "alike"),
-    ("", "dice", "generalized_dice", "alike"),
-    ("", "jaccard", "tversky", "alike"),
-    ("", "jaccard", "generalized_dice", "alike"),
-    ("", "tversky", "generalized_dice", "alike"),
+    ("the surrogates of Dice cannot be told apart", "dice", "jaccard", "equivalent"),
+    ("", "dice", "generalized_dice", "equivalent"),
+    ("", "jaccard", "generalized_dice", "equivalent"),
+    ("unequal Tversky weights are a worse surrogate", "dice", "tversky", "better"),
     ("compound losses are best", "dice_ce", "dice", "better"),
     ("", "dice_ce", "cross_entropy", "better"),
     ("", "dice_topk", "dice_ce", "better"),
     ("class weights and focal weights harm", "cross_entropy", "weighted_cross_entropy", "better"),
     ("", "cross_entropy", "focal", "better"),
 ]
+CALIBRATION = [("dice", "cross_entropy"), ("dice", "dice_ce")]
 
 
 def losses_table(study: str) -> str:
     """Mean, spread and difference to the baseline of each loss, best first."""
-    scores, runs = scores_of(study), runs_of(study)
-    result = analyse_scores(scores, BASELINE, "vs_baseline", MARGIN, resamples=0)
-    pairs = {pair["a"]: pair for pair in result["pairs"]}
-    rows = []
-    for loss in sorted(result["losses"], key=lambda loss: -loss["mean"]):
-        name, pair = loss["name"], pairs.get(loss["name"])
-        seeds = seed_means(loss["runs"])
+    scores, runs, means = scores_of(study), runs_of(study), means_of(study)
+    pairs = {pair["a"]: pair for pair in verdicts(study, [(loss, BASELINE) for loss in means if loss != BASELINE])}
+    usual, rows = competitive(study), []
+    for loss in sorted(means, key=lambda loss: -means[loss]):
+        pair, model = pairs.get(loss), model_of(study, None if loss in usual else (loss, BASELINE))
+        seeds = seed_means(scores, loss)
         rows.append(
             [
-                shown(name),
-                f"{loss['mean']:.4f}{interval(loss['ci95'])}",
+                shown(loss),
+                f"{means[loss]:.4f}{interval(model.estimate({loss: 1}).interval())}",
                 f"{min(seeds):.3f} to {max(seeds):.3f}",
                 "-" if pair is None else signed(pair["difference"]) + points(pair["ci95_adjusted"]),
                 "-" if pair is None else pair["verdict"],
-                f"{runs.loc[runs['loss'] == name, 'ece_boundary'].mean():.3f}",
+                f"{runs.loc[runs['loss'] == loss, 'ece_boundary'].mean():.3f}",
             ]
         )
-    headings = ["loss", "Dice [95 %]", "lowest and highest seed", f"points above `{BASELINE}`", "verdict", "ECE"]
+    headings = ["loss", "Dice [95 %]", "seeds from, to", f"points above `{BASELINE}`", "verdict", "ECE at boundaries"]
     return markdown(headings, rows) + "\n\n" + circumstances(study)
 
 
@@ -79,81 +78,109 @@ def circumstances(study: str) -> str:
     return (
         f"{len(runs)} runs of {span(list(runs['steps']))} steps in {precision}, threads: {threads}, "
         f"{runs['minutes'].median():.1f} minutes each; {len(scores.cases)} cases, {len(scores.groups)} groups; "
-        f"commit {', '.join(commits)}; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}."
+        f"commit {', '.join(commits)}; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}. "
+        f"Intervals and verdicts apply to {model_of(study).inference.applies_to}."
     )
 
 
 def contrasts_table() -> str:
-    """The planned contrasts on each data set."""
+    """The planned contrasts on each data set, and what they say together."""
     names = measured()
     pairs = [(a, b) for _finding, a, b, _expected in CONTRASTS]
-    columns = [pair_results(pairs, model_of(name), MARGIN, {}) for name in names]
     rows = []
-    for (finding, a, b, _expected), results in zip(CONTRASTS, zip(*columns, strict=True), strict=True):
+    columns = [verdicts(name, pairs) for name in names]
+    for (finding, a, b, expected), results in zip(CONTRASTS, zip(*columns, strict=True), strict=True):
         cells = [f"{signed(r['difference'])}{points(r['ci95_adjusted'])} {r['verdict']}" for r in results]
-        rows.append([finding, f"`{a}` to `{b}`", *cells])
-    return markdown(["published finding", "contrast", *(DATASETS[name] for name in names)], rows, left=2)
+        sign = "and" if expected == "equivalent" else "above"
+        together = outcome([result["verdict"] for result in results], expected)
+        rows.append([finding, f"`{a}` {sign} `{b}`", *cells, together])
+    for a, b in CALIBRATION:
+        results = [calibration_difference(name, a, b) for name in names]
+        cells = [f"{d:+.3f} [{low:+.3f}, {high:+.3f}]" for d, low, high in results]
+        found = ["better" if low > 0 else "worse" if high < 0 else "undecided" for _d, low, high in results]
+        finding = "Dice is miscalibrated: ECE at boundaries" if (a, b) == CALIBRATION[0] else ""
+        rows.append([finding, f"`{a}` above `{b}`", *cells, outcome(found, "better")])
+    return markdown(["published finding", "contrast", *(DATASETS[name] for name in names), "together"], rows, left=2)
+
+
+def outcome(found: list[str], expected: str) -> str:
+    """What the verdicts on one contrast say together, by the rule that was planned."""
+    against = ("worse",) if expected == "better" else ("better", "worse")
+    ayes, noes = found.count(expected), sum(verdict in against for verdict in found)
+    if ayes and noes:
+        return "mixed"
+    return "came out again" if ayes >= 2 else "contradicted" if noes >= 2 else "open"
+
+
+def calibration_difference(study: str, a: str, b: str) -> tuple[float, float, float]:
+    """The difference of ECE at boundaries over runs with its interval (Welch, Bonferroni over the planned pairs)."""
+    runs = runs_of(study)
+    first, second = (runs.loc[runs["loss"] == loss].groupby("seed")["ece_boundary"].mean() for loss in (a, b))
+    test: Any = stats.ttest_ind(first, second, equal_var=False)
+    ends = test.confidence_interval(1 - 0.05 / len(CALIBRATION))
+    return float(first.mean() - second.mean()), float(ends.low), float(ends.high)
 
 
 def across_table() -> str:
     """Ranks over the data sets."""
-    names = measured()
-    results = {DATASETS[name]: analyse_scores(scores_of(name), margin=MARGIN, resamples=0) for name in names}
-    across = over_datasets(results, "dice")
-    ranks = {name: ranks_of(result) for name, result in results.items()}
+    across = over_all_datasets()
+    ranks = {DATASETS[name]: ranks_of(losses_only(means_of(name))) for name in measured()}
     rows = [
         [shown(loss), f"{mean:.2f}", *(f"{of_losses[loss]:g}" for of_losses in ranks.values())]
         for loss, mean in sorted(across["mean_ranks"].items(), key=lambda item: item[1])
     ]
+    table = markdown(["loss", "mean rank", *ranks], rows)
     if across["p"] is None:
-        return markdown(["loss", "mean rank", *ranks], rows) + f"\n\nNo test: {across['reason']}."
+        return f"{table}\n\nNo test: {across['reason']}."
     significant = [pair for pair in across["pairs"] if pair["p_adjusted"] < 0.05]
     found = ", ".join(f"{shown(pair['a'])} and {shown(pair['b'])}" for pair in significant) or "none"
-    return markdown(["loss", "mean rank", *ranks], rows) + (
-        f"\n\nFriedman's test (Iman and Davenport): p = {across['p']:.2g}. Critical difference of Nemenyi's test at "
-        f"5 %: {across['critical_difference']:.2f} ranks. Pairs beyond it: {found}."
+    return (
+        f"{table}\n\nFriedman's test (Iman and Davenport): p = {across['p']:.2g}. Critical difference of Nemenyi's "
+        f"test at 5 %: {across['critical_difference']:.2f} ranks. Pairs beyond it: {found}."
     )
+
+
+def over_all_datasets() -> dict[str, Any]:
+    """The contents of datasets.json, without the second set of runs of the baseline."""
+    return over_datasets(
+        {DATASETS[name]: analyse_scores(scores_of(name).without([AGAIN]), resamples=0) for name in measured()}, "dice"
+    )
+
+
+def losses_only(means: Mapping[str, float]) -> dict[str, float]:
+    return {loss: mean for loss, mean in means.items() if loss != AGAIN}
 
 
 def rates_table() -> str:
     """For each loss, the learning rates that were tried, and the scores with the shipped and the chosen rate."""
     study = "hippocampus_rates"
-    trials = pd.read_csv(table_path(f"{study}-trials"))
-    swept = analyse_scores(scores_of(study), margin=MARGIN, resamples=0)
-    shipped = analyse_scores(scores_of("hippocampus"), margin=MARGIN, resamples=0)
-    rates = sorted(set(trials["rate"]))
-    tried = trials.pivot(index="loss", columns="rate", values="dice")
-    before, after = ({loss["name"]: loss["mean"] for loss in result["losses"]} for result in (shipped, swept))
-    ranks_before, ranks_after = ranks_of(shipped), ranks_of(swept)
+    trials: Rows = pd.read_csv(table_path(f"{study}-trials"))
+    rates, tried = sorted(set(trials["rate"])), trials.pivot(index="loss", columns="rate", values="dice")
+    chosen = runs_of(study).groupby("loss")["rate"].first()
+    after = losses_only(means_of(study))
+    before = {loss: mean for loss, mean in means_of("hippocampus").items() if loss in after}
+    ranks_before, ranks_after = ranks_of(before), ranks_of(after)
     rows = []
     for loss in sorted(after, key=lambda loss: -after[loss]):
-        cells = [f"{tried.loc[file_name(loss), rate]:.4f}" for rate in rates]
+        cells = [f"{tried.loc[loss, rate]:.4f}" for rate in rates]
         means = [f"{before[loss]:.4f}", f"{after[loss]:.4f}"]
-        chosen = f"{tried.loc[file_name(loss)].idxmax():g}"
-        rows.append([shown(loss), *cells, chosen, *means, f"{ranks_before[loss]:g}", f"{ranks_after[loss]:g}"])
+        rows.append(
+            [shown(loss), *cells, f"{chosen[loss]:g}", *means, f"{ranks_before[loss]:g}", f"{ranks_after[loss]:g}"]
+        )
     tau: Any = stats.kendalltau([ranks_before[loss] for loss in after], [ranks_after[loss] for loss in after])
-    headings = [
-        "loss",
-        *(f"rate {rate:g}" for rate in rates),
-        "chosen",
-        "Dice, rate 0.003",
-        "chosen rate",
-        "rank",
-        "then",
-    ]
+    validated = [f"rate {rate:g}" for rate in rates]
+    headings = ["loss", *validated, "chosen", "Dice, rate 0.003", "chosen rate", "rank", "then"]
     return markdown(headings, rows) + f"\n\nKendall's tau of the two orders: {tau.statistic:.2f}."
 
 
-def file_name(loss: str) -> str:
-    """The name of a loss in the names of its run folders."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", loss).strip("_")
-
-
-# the correct form of each artefact
+# what each artefact, or its milder form, is compared with
 ARTEFACTS = {
     "lovasz on raw logits": "lovasz_softmax",
-    "generalized dice with exploding weights": "generalized_dice",
     "raw inverse class weights": "cross_entropy",
+    "square roots of inverse class weights": "cross_entropy",
+    "generalized dice, absent classes weigh 1e20": "generalized_dice",
+    "generalized dice per image, absent classes weigh 0": "generalized_dice",
+    "generalized dice per image, absent classes weigh most": "generalized_dice",
 }
 
 
@@ -163,13 +190,11 @@ def artefacts_table() -> str:
     for name in DATASETS:
         if not (TABLES / f"{name}_artefacts-cases.csv").exists():
             continue
-        table = pd.concat([rows_of(name), rows_of(f"{name}_artefacts")], ignore_index=True)
-        scores = read_scores(table, "dice")
-        means = {loss["name"]: loss["mean"] for loss in analyse_scores(scores, resamples=0)["losses"]}
-        pairs = pair_results(list(ARTEFACTS.items()), fit_variance_model(scores), MARGIN, {})
-        for artefact, pair in zip(ARTEFACTS, pairs, strict=True):
-            correct = ARTEFACTS[artefact]
-            others = [mean for loss, mean in means.items() if loss not in (correct, *ARTEFACTS)]
+        both = (name, f"{name}_artefacts")
+        means, artefacts = losses_only(means_of("+".join(both))), means_of(both[1])
+        pairs = [(artefact, ARTEFACTS[artefact]) for artefact in artefacts]
+        for (artefact, correct), pair in zip(pairs, verdicts("+".join(both), pairs), strict=True):
+            others = [mean for loss, mean in means.items() if loss not in (correct, *artefacts)]
             ranks = [1 + sum(other > means[loss] for other in others) for loss in (correct, artefact)]
             difference = f"{signed(pair['difference'])}{points(pair['ci95_adjusted'])}"
             rows.append(

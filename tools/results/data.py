@@ -1,6 +1,7 @@
 """The committed tables: scores and runs of comparisons, and of single trainings."""
 
-from collections import defaultdict
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from segkit.compare.aggregation import run_scores
 from segkit.compare.score_table import Scores, read_rows, read_scores
+from segkit.compare.statistics import pair_results
+from segkit.compare.table_checks import Rows
 from segkit.compare.variance_models import Folds, TwoWay, fit_variance_model, group_values
 
 DOCS = Path(__file__).parents[2] / "docs"
 TABLES = DOCS / "results"
-MARGIN, BASELINE, AGAIN = 0.005, "dice_ce", "dice_ce (again)"
+MARGIN, MUCH_WORSE = 0.005, 0.05
+BASELINE, AGAIN = "dice_ce", "dice_ce (again)"
 DATASETS = {
     "hippocampus": "Hippocampus",
     "isbi2012": "ISBI 2012",
@@ -36,8 +41,9 @@ def table_path(name: str) -> Path:
 
 
 @cache
-def rows_of(study: str) -> pd.DataFrame:
-    return read_rows(table_path(f"{study}-cases"))
+def rows_of(study: str) -> Rows:
+    """The long table of a study, or of several that score the same cases, joined by +."""
+    return pd.concat([read_rows(table_path(f"{name}-cases")) for name in study.split("+")], ignore_index=True)
 
 
 @cache
@@ -47,7 +53,8 @@ def scores_of(study: str, metric: str = "dice") -> Scores:
 
 
 @cache
-def runs_of(study: str) -> pd.DataFrame:
+def runs_of(study: str) -> Rows:
+    """What each run took, and its calibration."""
     return pd.read_csv(table_path(f"{study}-runs"))
 
 
@@ -60,8 +67,37 @@ def measured() -> list[str]:
 
 
 @cache
-def model_of(study: str, metric: str = "dice") -> TwoWay | Folds:
-    return fit_variance_model(scores_of(study, metric))
+def means_of(study: str) -> dict[str, float]:
+    """The mean score of each loss."""
+    scores = scores_of(study)
+    model = fit_variance_model(scores)
+    return {loss: model.estimate({loss: 1}).value for loss in scores.losses}
+
+
+def competitive(study: str) -> list[str]:
+    """The losses whose mean is at most 5 points below the best; the others do not enter the pooled variance."""
+    means = means_of(study)
+    return [loss for loss, mean in means.items() if mean >= max(means.values()) - MUCH_WORSE]
+
+
+def model_of(study: str, losses: Sequence[str] | None = None) -> TwoWay | Folds:
+    """The variance model of some losses; by default of the competitive ones."""
+    return _model_of(study, tuple(losses or competitive(study)))
+
+
+@cache
+def _model_of(study: str, losses: tuple[str, ...]) -> TwoWay | Folds:
+    scores = scores_of(study)
+    return fit_variance_model(scores.without([loss for loss in scores.losses if loss not in losses]))
+
+
+def verdicts(study: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The results of a family of pairs. A pair with a loss that is much worse has a model of its two losses."""
+    usual = set(competitive(study))
+    return [
+        pair_results(pairs, model_of(study, None if {a, b} <= usual else (a, b)), MARGIN, {})[number]
+        for number, (a, b) in enumerate(pairs)
+    ]
 
 
 def case_samples(study: str) -> dict[str, np.ndarray]:
@@ -89,19 +125,17 @@ def fold_samples(study: str) -> dict[str, list[np.ndarray]]:
     return samples
 
 
-def pairs_of(samples: dict[str, np.ndarray]) -> list[tuple[str, str]]:
-    names = list(samples)
-    return [(a, b) for position, a in enumerate(names) for b in names[position + 1 :]]
+def pairs_of(losses: Iterable[str]) -> list[tuple[str, str]]:
+    return list(itertools.combinations(losses, 2))
 
 
-def seed_means(runs: list[dict[str, Any]]) -> list[float]:
-    """The score of each seed, the mean over its folds."""
-    means = defaultdict(list)
-    for run in runs:
-        means[run["seed"]].append(run["mean"])
-    return [float(np.mean(values)) for values in means.values()]
+def seed_means(scores: Scores, loss: str) -> list[float]:
+    """The score of each seed of a loss, the mean over its folds."""
+    own = (scores.runs["loss"] == loss).to_numpy()
+    runs: Rows = scores.runs[own].assign(score=run_scores(scores)[own])
+    return runs.groupby("seed")["score"].mean().tolist()
 
 
-def ranks_of(result: dict[str, Any]) -> dict[str, float]:
-    means = {loss["name"]: loss["mean"] for loss in result["losses"]}
-    return dict(zip(means, stats.rankdata([-mean for mean in means.values()]), strict=True))
+def ranks_of(means: Mapping[str, float]) -> dict[str, float]:
+    """The rank of each loss by its mean, 1 for the best."""
+    return dict(zip(means, stats.rankdata([-mean for mean in means.values()]).tolist(), strict=True))

@@ -12,10 +12,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from results.data import DATASETS, MARGIN, NotMeasured, losses_of, measured, model_of, pairs_of, scores_of
-from results.statistics import naive_pairs
-from segkit.compare.across_datasets import over_datasets
-from segkit.compare.statistics import analyse_scores, pair_results
+from results.comparison_tables import over_all_datasets
+from results.data import DATASETS, NotMeasured, losses_of, measured, pairs_of, verdicts
+from results.statistics import naive_verdicts
 from segkit.report.comparison_figures import demsar_figure
 
 BLUE_RED = LinearSegmentedColormap.from_list("winners", ["#b2182b", "#f7f7f7", "#2166ac"])
@@ -40,15 +39,15 @@ def draw_winners(axis: Axes, name: str) -> AxesImage:
     order = sorted(samples, key=lambda loss: -samples[loss].mean())
     place = {loss: number for number, loss in enumerate(order)}
     balance, both = np.full((len(order), len(order)), np.nan), []
-    for pair in naive_pairs(samples):
-        a, b = place[pair.a], place[pair.b]
-        balance[a, b] = (pair.first - pair.second) / pair.draws
-        balance[b, a] = -balance[a, b]
-        both += [(a, b), (b, a)] if pair.contradictory else []
+    for first, second in pairs_of(samples):
+        winners = naive_verdicts(samples[first], samples[second])
+        a, b = place[first], place[second]
+        balance[a, b], balance[b, a] = winners.mean(), -winners.mean()
+        both += [(a, b), (b, a)] if (winners > 0).any() and (winners < 0).any() else []
     image = axis.imshow(balance, cmap=BLUE_RED, vmin=-1, vmax=1)
     for a, b in both:
         axis.plot(b, a, marker="o", color="black", markersize=4)
-    for result in pair_results(pairs_of(samples), model_of(name), MARGIN, {}):
+    for result in verdicts(name, pairs_of(samples)):
         a, b = place[result["a"]], place[result["b"]]
         if result["verdict"] in ("better", "worse"):
             for row, column in ((a, b), (b, a)):
@@ -60,8 +59,7 @@ def draw_winners(axis: Axes, name: str) -> AxesImage:
 
 
 def draw_critical_difference(path: Path) -> None:
-    results = {DATASETS[name]: analyse_scores(scores_of(name), margin=MARGIN, resamples=0) for name in measured()}
-    across = over_datasets(results, "dice")
+    across = over_all_datasets()
     if across["critical_difference"] is None:
         raise NotMeasured("a test over data sets")
     demsar_figure(across, 0.05).savefig(path, dpi=130)

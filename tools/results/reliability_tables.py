@@ -1,10 +1,17 @@
 """Tables of docs/results.md about comparisons: what they need, and how often they and others are wrong."""
 
-from collections import Counter
+from functools import cache
+
+import numpy as np
 
 from results.data import (
+    AGAIN,
+    BASELINE,
     DATASETS,
     MARGIN,
+    NotMeasured,
+    case_samples,
+    competitive,
     fold_samples,
     losses_of,
     measured,
@@ -12,96 +19,161 @@ from results.data import (
     pairs_of,
     scores_of,
 )
-from results.markdown import markdown, percent, points, share, signed
+from results.markdown import markdown, points, share, signed
 from results.statistics import (
+    Replication,
     Spread,
     cases_needed,
-    fold_self_comparisons,
     found_by_chance,
-    naive_pairs,
+    naive_self_rate,
+    naive_verdicts,
+    replication,
     runs_needed,
     self_comparisons,
 )
 from segkit.compare.statistics import pair_results
 from segkit.compare.variance_models import Folds, TwoWay
 
+DIFFERENCES = (0.005, 0.01, 0.02)
+
 
 def needs_table() -> str:
-    """Runs and cases that are needed to find a difference."""
+    """Runs and cases that are needed to find a difference: the median over the pairs of competitive losses."""
     rows = []
     for name in measured():
-        samples = losses_of(name)
-        spread, cases = Spread.of(samples), next(iter(samples.values())).shape[1]
+        samples = {loss: values for loss, values in losses_of(name).items() if loss in competitive(name)}
+        spreads = [Spread.of({a: samples[a], b: samples[b]}) for a, b in pairs_of(samples)]
+        cases = next(iter(samples.values())).shape[1]
         new_cases = len(scores_of(name).groups) >= 10
-        runs = [runs_needed(d, spread, cases, new_cases=new_cases) for d in (0.005, 0.01, 0.02)]
-        more = [cases_needed(d, spread, 5) if new_cases else None for d in (0.005, 0.01, 0.02)]
-        sizes = [f"{100 * value:.2f}" for value in (spread.run, spread.interaction, spread.residual)]
+        runs = [[runs_needed(d, spread, cases, new_cases=new_cases) for spread in spreads] for d in DIFFERENCES]
+        more = [[cases_needed(d, spread, 5) for spread in spreads] for d in DIFFERENCES] if new_cases else []
+        parts = [[100 * getattr(spread, part) for spread in spreads] for part in ("run", "interaction", "residual")]
         rows.append(
             [
-                *(DATASETS[name], str(cases), *sizes),
-                *(str(n) if n else "more than 200" for n in runs),
-                *((str(n) if n else "more than 5000") if new_cases else "-" for n in more),
+                *(DATASETS[name], str(cases), *(f"{np.median(values):.2f}" for values in parts)),
+                *(typical(numbers, 200) for numbers in runs),
+                *((typical(numbers, 5000) for numbers in more) if new_cases else ["-"] * 3),
             ]
         )
-    headings = ["data set", "cases", "sd of runs", "of loss and case", "rest", *("0.5", "1", "2"), *("0.5", "1", "2")]
-    return markdown(headings, rows)
+    headings = ["data set", "cases", "runs", "loss and case", "rest", *(f"runs for {d:g}" for d in (0.5, 1, 2))]
+    return markdown([*headings, *(f"cases for {d:g}" for d in (0.5, 1, 2))], rows)
+
+
+def typical(numbers: list[int | None], most: int) -> str:
+    """The median and the middle half; numbers that were not found are larger than `most`."""
+    values = np.array([most + 1 if number is None else number for number in numbers])
+    low, middle, high = (int(value) for value in np.quantile(values, [0.25, 0.5, 0.75], method="nearest"))
+    shown = [f"> {most}" if value > most else str(value) for value in (middle, low, high)]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+@cache
+def replications(name: str) -> Replication:
+    samples = losses_of(name)
+    return replication([naive_verdicts(samples[a], samples[b]) for a, b in pairs_of(samples)])
 
 
 def naive_table() -> str:
-    """What a test over the cases of single runs would have announced."""
+    """What a test over the cases of single runs announces, and what other runs then say."""
     rows = []
     for name in measured():
-        samples = losses_of(name)
-        verdicts = {(r["a"], r["b"]): r["verdict"] for r in pair_results(pairs_of(samples), model_of(name), MARGIN, {})}
-        pairs = naive_pairs(samples)
-        decided = [pair for pair in pairs if verdicts[pair.a, pair.b] in ("better", "worse")]
-        others = [pair for pair in pairs if pair not in decided]
-        wrong = sum(pair.second if verdicts[pair.a, pair.b] == "better" else pair.first for pair in decided)
-        right = sum(pair.first if verdicts[pair.a, pair.b] == "better" else pair.second for pair in decided)
-        draws, open_draws = sum(pair.draws for pair in decided), sum(pair.draws for pair in others)
-        announced = sum(pair.first + pair.second for pair in others)
+        samples, found = losses_of(name), replications(name)
+        own = [naive_self_rate(values) for values in samples.values()]
         rows.append(
             [
-                *(DATASETS[name], str(len(pairs)), str(len(decided))),
-                *(share(right, draws), share(wrong, draws), share(announced, open_draws)),
-                f"{sum(pair.contradictory for pair in pairs)}",
+                *(DATASETS[name], share(found.announced, found.draws)),
+                *(f"{100 * part:.0f} %" for part in (found.confirmed, found.silent, found.reversed_)),
+                f"{found.contradictory} of {len(pairs_of(samples))}",
+                share(sum(wrong for wrong, _pairs in own), sum(pairs for _wrong, pairs in own)),
             ]
         )
     headings = [
-        *("data set", "pairs", "decided by all runs", "one run each: the same", "the opposite"),
-        *("one run each: a winner where all runs decide nothing", "pairs with winners of both kinds"),
+        *("data set", "a winner", "other runs: the same", "none", "the other one"),
+        *("pairs with winners of both kinds", "a winner between two runs of one loss"),
     ]
     return markdown(headings, rows)
 
 
 def self_table() -> str:
-    """Verdicts on each loss against itself."""
-    rows, wrong, total = [], 0, 0
+    """Verdicts on each loss against itself, in all divisions of its runs."""
+    rows, per_loss = [], []
     for name in measured():
         model = model_of(name)
         if isinstance(model, Folds):
-            verdicts = fold_self_comparisons(fold_samples(name), model.test_train_ratio, MARGIN)
+            samples, make = fold_samples(name), FoldModel(model)
         else:
-            verdicts = self_comparisons(model.samples, MARGIN)
-        counts = Counter(verdicts.values())
-        false = counts["better"] + counts["worse"]
-        wrong, total = wrong + false, total + len(verdicts)
-        rows.append([DATASETS[name], *(str(counts[verdict]) for verdict in ("equivalent", "undecided")), str(false)])
-    rows.append(["all", "", "", percent(wrong, total)])
-    return markdown(["data set", "equivalent", "undecided", "better or worse, which is false"], rows)
+            samples, make = model.samples, TwoWay
+        usual = {loss: values for loss, values in samples.items() if loss in competitive(name) and loss != AGAIN}
+        table = self_comparisons(usual, make, MARGIN)
+        false = table.assign(false=table["verdict"].isin(["better", "worse"])).groupby("loss")["false"].mean()
+        equivalent = int((table["verdict"] == "equivalent").sum())
+        per_loss += false.tolist()
+        rows.append(
+            [
+                *(DATASETS[name], str(len(false)), str(len(table))),
+                *(share(equivalent, len(table)), f"{100 * false.mean():.1f} %"),
+                baseline_again(name),
+            ]
+        )
+    low, high = interval_of_mean(np.array(per_loss))
+    total = f"{100 * np.mean(per_loss):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    rows.append(["all", str(len(per_loss)), "", "", total, ""])
+    headings = ["data set", "losses", "divisions", "equivalent", "better or worse, which is false"]
+    return markdown([*headings, f"`{BASELINE}` to itself, all runs"], rows)
+
+
+class FoldModel:
+    """Makes the model of folds with the ratio and number of groups of another one."""
+
+    def __init__(self, model: Folds):
+        self.ratio, self.groups = model.test_train_ratio, model.groups
+
+    def __call__(self, samples: dict[str, list[np.ndarray]]) -> Folds:
+        return Folds(samples, test_train_ratio=self.ratio, groups=self.groups)
+
+
+def baseline_again(name: str) -> str:
+    if AGAIN not in case_samples(name):
+        return "-"
+    (result,) = pair_results([(AGAIN, BASELINE)], model_of(name), MARGIN, {})
+    return f"{signed(result['difference'])}{points(result['ci95'])} {result['verdict']}"
+
+
+def interval_of_mean(rates: np.ndarray) -> tuple[float, float]:
+    """A bootstrap interval of the mean of the losses' rates; the divisions of one loss are not independent."""
+    draws = np.random.default_rng(0).choice(rates, (2000, len(rates))).mean(1)
+    return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
+
+
+HANDICAPS = {
+    "hippocampus_wrong_2": "2 % wrong labels",
+    "hippocampus_wrong_5": "5 % wrong labels",
+    "hippocampus_wrong_10": "10 % wrong labels",
+    "hippocampus_half": "half of the steps",
+}
 
 
 def handicaps_table() -> str:
     """A known handicap: what all runs say, and how often fewer runs find it."""
-    samples = model_of("hippocampus_handicaps").samples
-    baseline, runs = "cross_entropy", len(next(iter(samples.values())))
+    clean = cross_entropy_runs("hippocampus", "hippocampus_more")
     rows = []
-    for loss in samples:
-        if loss == baseline:
+    for study, title in HANDICAPS.items():
+        try:
+            worse = cross_entropy_runs(study)
+        except NotMeasured:
             continue
-        both = {baseline: samples[baseline], loss: samples[loss]}
-        (result,) = pair_results([(loss, baseline)], TwoWay(both), MARGIN, {})
-        rates = [found_by_chance(both[loss], both[baseline], count, MARGIN) for count in (3, 5)]
+        (result,) = pair_results([("worse", "clean")], TwoWay({"worse": worse, "clean": clean}), MARGIN, {})
+        rates = [found_by_chance(worse, clean, count, MARGIN) for count in (3, 5)]
         cells = [", ".join(f"{100 * rate:.0f} % {name}" for name, rate in found.items()) for found in rates]
-        rows.append([loss, f"{signed(result['difference'])}{points(result['ci95'])}", result["verdict"], *cells])
-    return markdown(["handicap", f"points, {runs} runs", "verdict", "3 runs each", "5 runs each"], rows)
+        number = f"{len(worse)} and {len(clean)}"
+        rows.append(
+            [title, number, f"{signed(result['difference'])}{points(result['ci95'])}", result["verdict"], *cells]
+        )
+    if not rows:
+        raise NotMeasured("handicaps")
+    return markdown(["handicap", "runs", "points, all runs", "verdict", "3 runs of each", "5 runs of each"], rows)
+
+
+def cross_entropy_runs(*studies: str) -> np.ndarray:
+    """The scores of the cross-entropy, [runs, cases], of some studies with the same cases."""
+    return np.concatenate([case_samples(study)["cross_entropy"] for study in studies])

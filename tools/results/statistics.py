@@ -1,23 +1,26 @@
 """Statistics of docs/results.md that `segkit compare` does not report: how many runs and cases a decision needs, what a
 test over the cases of single runs would have announced, and the verdicts on a loss against itself.
 
-All functions take samples, {loss: [runs, cases]}, the scores of each run on each case.
+Samples are {loss: [runs, cases]}, the scores of each run on each case.
 """
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import special, stats
 
 from segkit.compare.statistics import pair_results
-from segkit.compare.variance_models import Folds, TwoWay
+from segkit.compare.table_checks import Rows
+from segkit.compare.variance_models import TwoWay
 
 ALPHA, POWER = 0.05, 0.8
 MOST_RUNS, MOST_CASES = 200, 5000  # that are looked for
+FAR = 5  # critical values beyond which a difference is found for certain
 Samples = Mapping[str, np.ndarray]
 
 
@@ -42,7 +45,7 @@ class Spread:
 
 
 def power(difference: float, spread: Spread, runs: int, cases: int, *, new_cases: bool = True) -> float:
-    """The probability that a comparison of two losses finds their difference at 5 %.
+    """The probability that a comparison of two losses finds their difference at 5 %, in its direction.
 
     new_cases: whether the conclusion extends to cases beyond those that were used.
     """
@@ -51,9 +54,11 @@ def power(difference: float, spread: Spread, runs: int, cases: int, *, new_cases
     run_df, case_df = 2 * (runs - 1), cases - 1
     variance = v_run + v_case
     df = variance**2 / (v_run**2 / run_df + v_case**2 / case_df)
-    critical = special.stdtrit(df, 1 - ALPHA / 2)
-    shifted: Any = stats.nct(df, difference / math.sqrt(variance))
-    return float(shifted.sf(critical) + shifted.cdf(-critical))
+    critical, shift = float(special.stdtrit(df, 1 - ALPHA / 2)), difference / math.sqrt(variance)
+    if shift > FAR * max(critical, 1):
+        return 1.0  # scipy's noncentral t distribution is NaN there
+    shifted: Any = stats.nct(df, shift)
+    return float(shifted.sf(critical))
 
 
 def runs_needed(difference: float, spread: Spread, cases: int, *, new_cases: bool = True) -> int | None:
@@ -71,31 +76,6 @@ def cases_needed(difference: float, spread: Spread, runs: int) -> int | None:
 # --- a test over the cases of single runs ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Naive:
-    """What Wilcoxon's test over cases announces about a pair of losses, for each choice of one run of each."""
-
-    a: str
-    b: str
-    first: int
-    second: int
-    draws: int
-
-    @property
-    def contradictory(self) -> bool:
-        """Whether some runs show that a is better, and others that b is."""
-        return self.first > 0 and self.second > 0
-
-
-def naive_pairs(samples: Samples) -> list[Naive]:
-    """The announcements (p < 0.05) for all pairs of losses; one of a and one of b in each draw."""
-    results = []
-    for a, b in itertools.combinations(samples, 2):
-        signs = [naive_verdict(x, y) for x, y in itertools.product(samples[a], samples[b])]
-        results.append(Naive(a, b, signs.count(1), signs.count(-1), len(signs)))
-    return results
-
-
 def naive_verdict(a: np.ndarray, b: np.ndarray) -> int:
     """1 if a Wilcoxon signed-rank test over cases finds run a better (p < 0.05), -1 for run b, 0 if neither."""
     difference = a - b
@@ -105,34 +85,102 @@ def naive_verdict(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.sign(difference.mean())) if result.pvalue < ALPHA else 0
 
 
+def naive_verdicts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The verdicts on one run of a and one of b, for all choices, [runs of a, runs of b]."""
+    return np.array([[naive_verdict(x, y) for y in b] for x in a])
+
+
+@dataclass(frozen=True)
+class Replication:
+    """What other runs of both losses say, given that one run of each had a winner (p < 0.05).
+
+    Args:
+        announced: Number of draws with a winner, of `draws`.
+        confirmed, silent, reversed_: Shares of the draws that share no run with the first: the same winner, none, and
+            the other one.
+        contradictory: Number of pairs of losses for which some runs show one winner and others the other.
+    """
+
+    announced: int
+    draws: int
+    confirmed: float
+    silent: float
+    reversed_: float
+    contradictory: int
+
+
+def replication(tables: Sequence[np.ndarray]) -> Replication:
+    """Replication over pairs of losses, from the tables of `naive_verdicts`."""
+    outcomes = {1: 0, 0: 0, -1: 0}
+    for table in tables:
+        for (i, j), winner in np.ndenumerate(table):
+            if winner:
+                others = np.delete(np.delete(table, i, 0), j, 1)
+                for same, number in zip(*np.unique(others * winner, return_counts=True), strict=True):
+                    outcomes[int(same)] += int(number)
+    total = max(sum(outcomes.values()), 1)
+    return Replication(
+        announced=int(sum((table != 0).sum() for table in tables)),
+        draws=int(sum(table.size for table in tables)),
+        confirmed=outcomes[1] / total,
+        silent=outcomes[0] / total,
+        reversed_=outcomes[-1] / total,
+        contradictory=sum(bool((table > 0).any() and (table < 0).any()) for table in tables),
+    )
+
+
+def naive_self_rate(values: np.ndarray) -> tuple[int, int]:
+    """How often the test finds a winner between two runs of one loss, and the number of pairs of runs."""
+    pairs = list(itertools.combinations(values, 2))
+    return sum(naive_verdict(a, b) != 0 for a, b in pairs), len(pairs)
+
+
 # --- a loss against itself -------------------------------------------------------------------------------------------
 
-
-def self_comparisons(samples: Samples, margin: float) -> dict[str, str]:
-    """The verdict on each loss against itself: its first runs, rounded down, against the others."""
-    verdicts = {}
-    for loss, values in samples.items():
-        half = len(values) // 2
-        model = TwoWay({"a": values[:half], "b": values[half:]})
-        verdicts[loss] = pair_results([("a", "b")], model, margin, {})[0]["verdict"]
-    return verdicts
+Halves = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def fold_self_comparisons(samples: Mapping[str, Sequence[np.ndarray]], ratio: float, margin: float) -> dict[str, str]:
-    """The same for folds, {loss: [[runs] for each fold]}."""
-    verdicts = {}
-    for loss, folds in samples.items():
-        half = len(folds[0]) // 2
-        halves = {"a": [runs[:half] for runs in folds], "b": [runs[half:] for runs in folds]}
-        model = Folds(halves, test_train_ratio=ratio, groups=len(folds))
-        verdicts[loss] = pair_results([("a", "b")], model, margin, {})[0]["verdict"]
-    return verdicts
+def halves(runs: int) -> list[Halves]:
+    """All divisions of that many runs into two parts, as equal as possible."""
+    everything = set(range(runs))
+    parts = [(part, tuple(sorted(everything - set(part)))) for part in itertools.combinations(everything, runs // 2)]
+    return parts if runs % 2 else [part for part in parts if 0 in part[0]]
+
+
+def self_comparisons(samples: Mapping[str, Any], make_model: Callable[[dict[str, Any]], Any], margin: float) -> Rows:
+    """The verdict on each loss against itself, for each division of its runs, with the variance pooled over all losses.
+
+    Args:
+        samples: {loss: values with runs first}, or for folds {loss: [runs of each fold]}.
+        make_model: The variance model of samples like these.
+        margin: The margin of equivalence.
+
+    Returns:
+        A table with the columns loss, division and verdict.
+    """
+    first = next(iter(samples.values()))
+    rows = []
+    for division, parts in enumerate(halves(len(first[0]) if isinstance(first, list) else len(first))):
+        both = {(loss, side): chosen(values, parts[side]) for loss, values in samples.items() for side in (0, 1)}
+        model = make_model({f"{loss}/{side}": values for (loss, side), values in both.items()})
+        for loss in samples:
+            (result,) = pair_results([(f"{loss}/0", f"{loss}/1")], model, margin, {})
+            rows.append((loss, division, result["verdict"]))
+    return pd.DataFrame(rows, columns=["loss", "division", "verdict"])
+
+
+def chosen(values: Any, runs: Sequence[int]) -> Any:
+    """Some of the runs."""
+    return [fold[list(runs)] for fold in values] if isinstance(values, list) else values[list(runs)]
+
+
+# --- power on runs at hand -------------------------------------------------------------------------------------------
 
 
 def found_by_chance(a: np.ndarray, b: np.ndarray, runs: int, margin: float, draws: int = 500) -> dict[str, float]:
     """The verdicts on loss a against loss b with that many runs of each, drawn at random from those at hand."""
-    generator, verdicts = np.random.default_rng(0), []
+    generator, found = np.random.default_rng(0), []
     for _ in range(draws):
-        chosen = {name: values[generator.permutation(len(values))[:runs]] for name, values in (("a", a), ("b", b))}
-        verdicts.append(pair_results([("a", "b")], TwoWay(chosen), margin, {})[0]["verdict"])
-    return {verdict: verdicts.count(verdict) / draws for verdict in sorted(set(verdicts))}
+        drawn = {name: values[generator.permutation(len(values))[:runs]] for name, values in (("a", a), ("b", b))}
+        found.append(pair_results([("a", "b")], TwoWay(drawn), margin, {})[0]["verdict"])
+    return {verdict: found.count(verdict) / draws for verdict in sorted(set(found))}

@@ -12,7 +12,7 @@ from results.markdown import markdown, points, signed, span
 from segkit.compare.score_table import read_scores
 from segkit.compare.statistics import pair_results
 from segkit.compare.table_checks import Rows
-from segkit.compare.variance_models import fit_variance_model
+from segkit.compare.variance_models import MIN_GROUPS, fit_variance_model
 
 
 def trainings(study: str) -> tuple[Rows, Rows]:
@@ -21,15 +21,22 @@ def trainings(study: str) -> tuple[Rows, Rows]:
     return runs, cases
 
 
-def over_cases(cases: Rows, metric: str, digits: int) -> str:
-    """The mean over cases and classes with its 95 % interval, a t interval over cases; the seeds of a case averaged."""
-    values = cases.groupby("case")[metric].mean()
-    half = float(stats.t.isf(0.025, len(values) - 1)) * values.std(ddof=1) / math.sqrt(len(values))
-    return f"{values.mean():.{digits}f} [{values.mean() - half:.{digits}f}, {values.mean() + half:.{digits}f}]"
+def over_groups(cases: Rows, metric: str, digits: int) -> str:
+    """The mean over cases for each class, then over classes, with a 95 % t interval over groups of cases.
+
+    Runs of a case are averaged first. There is no interval with fewer than ten groups.
+    """
+    classes: Rows = cases.groupby(["class", "group", "case"])[metric].mean()
+    mean = classes.groupby("class").mean().mean()
+    groups = classes.groupby(["class", "group"]).mean().groupby("group").mean()
+    if len(groups) < MIN_GROUPS:
+        return f"{mean:.{digits}f}"
+    half = float(stats.t.isf(0.025, len(groups) - 1)) * groups.std(ddof=1) / math.sqrt(len(groups))
+    return f"{mean:.{digits}f} [{mean - half:.{digits}f}, {mean + half:.{digits}f}]"
 
 
 def hippocampus_table() -> str:
-    """Cross-validation of hippocampus at two budgets, and the learning curve of its first fold."""
+    """Cross-validation of hippocampus at two budgets."""
     runs, cases = trainings("hippocampus")
     rows = []
     for group in ("10 minutes", "60 minutes"):
@@ -39,13 +46,25 @@ def hippocampus_table() -> str:
         by_class = [f"{chosen.loc[chosen['class'] == name, 'dice'].mean():.4f}" for name in ("anterior", "posterior")]
         folds = ", ".join(f"{value:.4f}" for value in of_group.sort_values("fold")["mean_dice"])
         minutes = f"{of_group['minutes'].mean():.1f}"
-        scores = [over_cases(chosen, "dice", 4), *by_class, over_cases(chosen, "hd95", 2), over_cases(chosen, "nsd", 4)]
+        scores = [
+            over_groups(chosen, "dice", 4),
+            *by_class,
+            over_groups(chosen, "hd95", 2),
+            over_groups(chosen, "nsd", 4),
+        ]
         rows.append([group, span(list(of_group["steps"])), minutes, *scores, folds])
     headings = ["budget", "steps", "minutes", "Dice [95 %]", "anterior", "posterior", "HD95, mm", "NSD, 1 mm", "folds"]
-    curve = runs[runs["fold"] == 0].sort_values("steps")
-    steps = [[f"{r['minutes']:.1f}", f"{r['steps']}", f"{r['mean_dice']:.4f}"] for r in curve.to_dict("records")]
-    tables = [markdown(headings, rows)] if rows else []
-    return "\n\n".join([*tables, markdown(["minutes, first fold", "steps", "Dice"], steps)])
+    return markdown(headings, rows)
+
+
+def curve_table() -> str:
+    """Hippocampus on a random split, by the time of training."""
+    runs, cases = trainings("hippocampus_curve")
+    rows = []
+    for run in runs.sort_values("steps").to_dict("records"):
+        chosen = cases[cases["training"] == run["group"]]
+        rows.append([f"{run['minutes']:.1f}", str(run["steps"]), over_groups(chosen, "dice", 4)])
+    return markdown(["minutes", "steps", "Dice [95 %]"], rows)
 
 
 def datasets_table() -> str:
@@ -59,13 +78,13 @@ def datasets_table() -> str:
             chosen = cases[cases["training"] == group]
             metrics = [name for name in ("dice", "cldice") if name in chosen and chosen[name].notna().any()]
             pooled = "" if study != "camvid" else f", mIoU of all pixels {listed(of_group['global_iou'])}"
-            scores = ", ".join(f"{name} {over_cases(chosen, name, 3)}" for name in metrics)
+            scores = ", ".join(f"{name} {over_groups(chosen, name, 3)}" for name in metrics)
             minutes = f"{of_group['minutes'].mean():.1f}"
             folds = span([int(of_group["fold"].nunique()) or 1])
             rows.append([f"`{group}`", folds, str(of_group["seed"].nunique()), minutes, scores + pooled])
     if not rows:
         raise NotMeasured("trainings")
-    return markdown(["configuration", "folds", "seeds", "minutes", "score [95 % over cases]"], rows)
+    return markdown(["configuration", "folds", "seeds", "minutes", "score [95 % over groups of cases]"], rows)
 
 
 def listed(values: Iterable[float]) -> str:
