@@ -65,10 +65,10 @@ TEST_FOLD = "split={name: kfold, folds: 5, fold: 0, seed: 0, test_fold: 1}"  # f
 SPLIT_AND_METRICS = (TEST_FOLD, "evaluation.metrics=[hd95, nsd]", ONE_VALIDATION)
 HIPPOCAMPUS = ("train.steps=300", *SPLIT_AND_METRICS)
 # with one channel, generalised Dice is Dice: the membranes get a softmax, as the other data sets have
-ISBI2012 = ("train.steps=100", "labels.mode=multiclass", ONE_VALIDATION, "comparison.folds=5")
+ISBI2012 = ("train.steps=120", "loader.batch=2", "labels.mode=multiclass", ONE_VALIDATION, "comparison.folds=5")
 CHASE_DB1 = ("train.steps=300", TEST_FOLD, "evaluation.metrics=[cldice]", ONE_VALIDATION)
 PHANTOMS = (ONE_VALIDATION,)
-CAMVID = ("train.steps=250", "train.precision=auto", ONE_VALIDATION)
+CAMVID = ("train.steps=300", "loader.batch=4", "train.precision=auto", ONE_VALIDATION)
 
 
 @dataclass(frozen=True)
