@@ -79,6 +79,11 @@ def _case_caveats(scores: Scores, model: TwoWay | Folds) -> Iterator[str]:
 
 def _spread_caveats(model: TwoWay | Folds) -> Iterator[str]:
     """Whether the runs of all losses vary equally, which the test assumes."""
+    if isinstance(model, TwoWay) and model.unstable:
+        yield (
+            f"the runs of {', '.join(sorted(model.unstable))} vary far more than those of the other losses (standard "
+            f"deviations {_standard_deviations(model)}): they do not enter the variance of the others"
+        )
     if model.equal_spread_p < UNEQUAL:
         yield (
             f"runs may vary more for some losses than for others (Bartlett's test, p {model.equal_spread_p:.2g}; "
@@ -161,5 +166,5 @@ def _classes_absent_in_folds(scores: Scores) -> str:
 
 
 def _standard_deviations(model: TwoWay | Folds) -> str:
-    variances = model.run_variances if isinstance(model, TwoWay) else {}
+    variances = model.run_variances.of_loss if isinstance(model, TwoWay) else {}
     return ", ".join(f"{loss} {math.sqrt(variance):.4f}" for loss, variance in variances.items())

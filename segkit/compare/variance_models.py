@@ -20,6 +20,8 @@ from segkit.compare.score_table import Scores
 ALPHA = 0.05
 MIN_GROUPS = 10
 UNEQUAL = 0.2  # p-value of Bartlett's test below which the spread of runs is treated as unequal
+UNSTABLE = 6  # times the standard deviation of the other losses, from which on a loss is set aside
+MIN_STABLE = 2  # losses that remain when the unstable ones are set aside
 
 
 class Inference(NamedTuple):
@@ -122,6 +124,54 @@ def fit_variance_model(scores: Scores, test_train_ratio: float | None = None) ->
     )
 
 
+class RunVariances:
+    """The variances of the runs of some losses, which have two runs or more.
+
+    Args:
+        runs: The score of each run, {loss: [runs]}.
+
+    Attributes:
+        of_loss, dfs: The variance of each loss and its degrees of freedom.
+        pooled, df: The pooled variance and its degrees of freedom.
+        equal_spread_p: p-value of Bartlett's test that runs spread equally in all losses.
+    """
+
+    def __init__(self, runs: Mapping[str, np.ndarray]):
+        self.of_loss = {loss: float(scores.var(ddof=1)) for loss, scores in runs.items()}
+        self.dfs = {loss: len(scores) - 1 for loss, scores in runs.items()}
+        self.df = sum(self.dfs.values())
+        self.pooled = sum(self.of_loss[loss] * df for loss, df in self.dfs.items()) / max(self.df, 1)
+        self.equal_spread_p = equal_spread_p(list(runs.values()))
+
+    def of_sum(self, shares: Mapping[str, float]) -> tuple[float, float]:
+        """The variance of a signed sum, and its degrees of freedom (Satterthwaite 1946).
+
+        If runs may spread unequally, each loss's own variance gets half of the weight, and the degrees of freedom are
+        those of the losses' own variances.
+
+        Args:
+            shares: The reciprocal of the number of runs of each loss in the sum.
+        """
+        if self.equal_spread_p >= UNEQUAL:
+            return self.pooled * sum(shares.values()), self.df
+        own_shares = {loss: share / 2 if loss in self.of_loss else 0.0 for loss, share in shares.items()}
+        pooled_share = sum(shares.values()) - sum(own_shares.values())
+        parts = {
+            loss: (own_shares.get(loss, 0.0) + pooled_share * df / self.df) * self.of_loss[loss]
+            for loss, df in self.dfs.items()
+        }
+        variance = sum(parts.values())
+        return variance, variance**2 / sum(part**2 / self.dfs[loss] for loss, part in parts.items())
+
+
+def _sum_of_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The sum of independent variances with their degrees of freedom (Satterthwaite 1946)."""
+    variance = sum(part for part, _df in parts)
+    if len(parts) == 1 or variance == 0:
+        return variance, sum(df for _part, df in parts)
+    return variance, variance**2 / sum(part**2 / df for part, df in parts)
+
+
 class TwoWay:
     """Variation over runs, which are nested in losses, and over groups of cases, which all runs share.
 
@@ -131,11 +181,12 @@ class TwoWay:
         limiting_class: The name of that class.
 
     Attributes:
-        run_variance: Variance of a run's score, pooled over losses, with `run_df` degrees of freedom.
-        run_variances: The same for each loss with more than one run.
-        equal_spread_p: p-value of Bartlett's test that runs spread equally in all losses. Below `UNEQUAL`, the variance
-            of a loss is the mean of its own and the pooled variance, with the degrees of freedom of the losses' own
-            variances. `tools/simulate_comparisons.py` measures the error rates of both.
+        run_variances: The variances of the runs of all losses with more than one run.
+        unstable: The losses whose runs vary far more than those of the others. They have their own variances and do not
+            enter `usual_variances`, that of the others.
+        equal_spread_p: p-value of Bartlett's test that runs spread equally in all losses but the unstable ones. Below
+            `UNEQUAL`, the variance of a loss is the mean of its own and the pooled variance.
+            `tools/simulate_comparisons.py` measures the error rates.
         residual: For each loss, the variance that neither run nor group explains; pooled for a loss with one run.
         over: The key of `INFERENCES` that describes what intervals extend to: new runs if at least two losses have
             several runs, new cases if the effective number of groups is at least `MIN_GROUPS`.
@@ -159,11 +210,11 @@ class TwoWay:
         self.residual = {loss: squares[loss] / df if df else pooled for loss, df in run_df.items()}
 
         repeated = {loss: scores for loss, scores in self.runs.items() if len(scores) > 1}
-        self.run_variances = {loss: float(scores.var(ddof=1)) for loss, scores in repeated.items()}
-        self.run_dfs = {loss: run_df[loss] for loss in repeated}
-        weighted = sum(self.run_variances[loss] * df for loss, df in self.run_dfs.items())
-        self.run_variance = weighted / max(self.run_df, 1)
-        self.equal_spread_p = equal_spread_p(list(repeated.values()))
+        self.run_variances = RunVariances(repeated)
+        self.unstable = unstable_losses(self.run_variances)
+        usual = {loss: scores for loss, scores in repeated.items() if loss not in self.unstable}
+        self.usual_variances = RunVariances(usual) if self.unstable else self.run_variances
+        self.equal_spread_p = self.usual_variances.equal_spread_p
 
         over_runs = bool(self.run_df) and self.scope == "losses"
         over_cases = self.effective_groups >= MIN_GROUPS
@@ -198,9 +249,7 @@ class TwoWay:
             run_counts = dict.fromkeys(signs, runs)
             v_observed, v_residual = v_residual, self._residual_variance(run_counts)
             v_case = max(v_case - v_observed, 0.0) + v_residual if v_case else 0.0
-        v_run, run_df = self._run_variance(run_counts)
-        if runs is not None:
-            run_df *= (runs - 1) * len(self.run_variances) / max(self.run_df, 1)
+        v_run, run_df = self._run_variance(run_counts, runs)
         variance = max(v_run + v_case - v_residual, v_run, v_case)
         df = self._degrees_of_freedom(variance, v_run, run_df, v_case)
         return Estimate(float(group_means.mean()), math.sqrt(variance), df)
@@ -215,21 +264,26 @@ class TwoWay:
             return 0.0
         return self.effective_groups / (self.effective_groups - 1) * group_means.var() / self.groups
 
-    def _run_variance(self, run_counts: Mapping[str, int]) -> tuple[float, float]:
-        """Variance of the signed sum over runs, and its degrees of freedom (Satterthwaite 1946)."""
+    def _run_variance(self, run_counts: Mapping[str, int], runs: int | None) -> tuple[float, float]:
+        """Variance of the signed sum over runs, and its degrees of freedom.
+
+        An unstable loss has its own variance, the others that of all stable losses.
+
+        Args:
+            run_counts: The number of runs of each loss.
+            runs: With a number, the degrees of freedom are those of so many runs of every loss.
+        """
         if "runs" not in self.over:
             return 0.0, 0.0
-        shares = {loss: 1 / count for loss, count in run_counts.items()}
-        if self.equal_spread_p >= UNEQUAL:
-            return self.run_variance * sum(shares.values()), self.run_df
-        own_shares = {loss: share / 2 if loss in self.run_variances else 0.0 for loss, share in shares.items()}
-        pooled_share = sum(shares.values()) - sum(own_shares.values())
-        parts = {
-            loss: (own_shares.get(loss, 0.0) + pooled_share * df / self.run_df) * self.run_variances[loss]
-            for loss, df in self.run_dfs.items()
-        }
-        variance = sum(parts.values())
-        return variance, variance**2 / sum(part**2 / self.run_dfs[loss] for loss, part in parts.items())
+        shares = {loss: 1 / count for loss, count in run_counts.items() if loss not in self.unstable}
+        parts = [self.usual_variances.of_sum(shares)] if shares else []
+        if runs is not None:
+            growth = (runs - 1) * len(self.usual_variances.dfs) / max(self.usual_variances.df, 1)
+            parts = [(variance, df * growth) for variance, df in parts]
+        for loss in self.unstable & run_counts.keys():
+            df = self.run_variances.dfs[loss] if runs is None else runs - 1
+            parts.append((self.run_variances.of_loss[loss] / run_counts[loss], df))
+        return _sum_of_variances(parts)
 
     def _degrees_of_freedom(self, variance: float, v_run: float, run_df: float, v_case: float) -> float:
         """Satterthwaite's degrees of freedom; 0 if there is no interval."""
@@ -254,11 +308,11 @@ class TwoWay:
         between = means.mean(1).var(ddof=1) if losses > 1 else 0.0
         loss_by_group = interaction - residual * inverse_runs
         variances = {
-            "run": self.run_variance - residual / groups,
+            "run": self.usual_variances.pooled - residual / groups,
             "group": group - interaction / losses,
             "loss x group": loss_by_group,
             "residual": residual,
-            "loss": between - self.run_variance * inverse_runs - max(loss_by_group, 0.0) / groups,
+            "loss": between - self.run_variances.pooled * inverse_runs - max(loss_by_group, 0.0) / groups,
         }
         return {name: math.sqrt(max(float(value), 0.0)) for name, value in variances.items()}
 
@@ -314,6 +368,29 @@ class Folds:
             "loss": float(table.mean(1).std(ddof=1)) if len(table) > 1 else 0.0,
         }
         return components if self.run_sd is None else {"run": self.run_sd, **components}
+
+
+def unstable_losses(variances: RunVariances) -> set[str]:
+    """The losses whose runs vary far more than those of the others.
+
+    The loss with the largest variance is compared with the others, then the next one with the rest. It is unstable if
+    its standard deviation is `UNSTABLE` times that of the others, and an F test agrees at 1 % (corrected for the number
+    of losses). At least two losses remain.
+    """
+    remaining, unstable = dict(variances.dfs), set[str]()
+    for loss in sorted(remaining, key=lambda loss: -variances.of_loss[loss]):
+        others = {other: df for other, df in remaining.items() if other != loss}
+        if len(others) < MIN_STABLE:
+            break
+        others_df = sum(others.values())
+        pooled = sum(variances.of_loss[other] * df for other, df in others.items()) / others_df
+        ratio = variances.of_loss[loss] / pooled if pooled else math.inf
+        likely = stats.f.sf(ratio, remaining[loss], others_df) * len(variances.dfs) < 0.01
+        if variances.of_loss[loss] == 0 or ratio < UNSTABLE**2 or not likely:
+            break
+        unstable.add(loss)
+        remaining = others
+    return unstable
 
 
 def equal_spread_p(samples: Sequence[np.ndarray]) -> float:

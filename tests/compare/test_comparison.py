@@ -164,12 +164,13 @@ def test_unequal_spread_uses_the_mean_of_own_and_pooled_variance():
     """Against the formula, with a variance pooled over three losses."""
     case = np.linspace(0.3, 0.7, 40)
     runs = {
-        "a": np.array([0.0, 0.04, -0.04, 0.02]),
-        "b": np.array([0.1, 0.101, 0.0995, 0.1002]),
+        "a": np.array([0.0, 0.006, -0.006, 0.003]),
+        "b": np.array([0.1, 0.102, 0.099, 0.1004]),
         "c": np.array([0.05, 0.052, 0.049, 0.051]),
     }
     values = {loss: np.add.outer(means, case) for loss, means in runs.items()}
     study = TwoWay(values)
+    assert study.equal_spread_p < 0.2
     assert study.equal_spread_p == pytest.approx(stats.bartlett(*runs.values()).pvalue)
     own = {loss: means.var(ddof=1) for loss, means in runs.items()}
     pooled = np.mean(list(own.values()))
@@ -181,6 +182,22 @@ def test_unequal_spread_uses_the_mean_of_own_and_pooled_variance():
     assert sum(parts) == pytest.approx(expected)
     assert estimate.df == pytest.approx(expected**2 / sum(part**2 / 3 for part in parts))
     assert any("Bartlett" in words for words in analyse(long_table(values))["warnings"])
+
+
+def test_an_unstable_loss_does_not_widen_the_intervals_of_the_others():
+    """Two stable losses beside one whose runs vary forty times as much, and without it."""
+    generator, case = np.random.default_rng(0), np.linspace(0.3, 0.7, 40)
+    spreads = {"a": 0.002, "b": 0.002, "c": 0.002, "wild": 0.08}
+    values = {loss: case + generator.normal(0, sd, (5, 1)) + 0.003 * (loss == "a") for loss, sd in spreads.items()}
+    stable = {loss: values[loss] for loss in "abc"}
+    study, alone = TwoWay(values), TwoWay(stable)
+    assert study.unstable == {"wild"}
+    assert alone.unstable == set()
+    assert study.estimate({"a": 1, "b": -1}) == alone.estimate({"a": 1, "b": -1})
+    assert study.estimate({"a": 1}, runs=9) == alone.estimate({"a": 1}, runs=9)
+    wide = study.estimate({"a": 1, "wild": -1}).standard_error
+    assert wide > 5 * study.estimate({"a": 1, "b": -1}).standard_error
+    assert any("the runs of wild vary far more" in words for words in analyse(long_table(values))["warnings"])
 
 
 def test_a_failed_run_leaves_its_loss_undecided():
