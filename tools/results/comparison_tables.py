@@ -45,6 +45,11 @@ CONTRASTS = [
     ("class weights and focal weights harm", "cross_entropy", "weighted_cross_entropy", "better"),
     ("", "cross_entropy", "focal", "better"),
 ]
+SECOND_SCORES = {  # heading, metric, aggregation and number of digits
+    "hippocampus": ("HD95, mm", "hd95", "class_case", 2),
+    "chase_db1": ("clDice", "cldice", "class_case", 3),
+    "camvid": ("mIoU of all pixels", "iou", "global", 3),
+}
 CALIBRATION = [("dice", "cross_entropy"), ("dice", "dice_ce")]
 
 
@@ -53,6 +58,8 @@ def losses_table(study: str) -> str:
     scores, runs, means = scores_of(study), runs_of(study), means_of(study)
     pairs = {pair["a"]: pair for pair in verdicts(study, [(loss, BASELINE) for loss in means if loss != BASELINE])}
     usual, rows = competitive(study), []
+    heading, metric, aggregation, digits = SECOND_SCORES.get(study, ("", "dice", "class_case", 3))
+    second = means_of(study, metric, aggregation)
     for loss in sorted(means, key=lambda loss: -means[loss]):
         pair, model = pairs.get(loss), model_of(study, None if loss in usual else (loss, BASELINE))
         seeds = seed_means(scores, loss)
@@ -64,9 +71,11 @@ def losses_table(study: str) -> str:
                 "-" if pair is None else signed(pair["difference"]) + points(pair["ci95_adjusted"]),
                 "-" if pair is None else pair["verdict"],
                 f"{runs.loc[runs['loss'] == loss, 'ece_boundary'].mean():.3f}",
+                *([f"{second[loss]:.{digits}f}"] if heading else []),
             ]
         )
     headings = ["loss", "Dice [95 %]", "seeds from, to", f"points above `{BASELINE}`", "verdict", "ECE at boundaries"]
+    headings += [heading] if heading else []
     return markdown(headings, rows) + "\n\n" + circumstances(study)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from segkit.compare.aggregation import run_scores
-from segkit.compare.score_table import Scores, read_rows, read_scores
+from segkit.compare.score_table import DEFAULT_AGGREGATION, Scores, read_rows, read_scores
 from segkit.compare.statistics import pair_results
 from segkit.compare.table_checks import Rows
 from segkit.compare.variance_models import Folds, TwoWay, fit_variance_model, group_values
@@ -47,9 +47,12 @@ def rows_of(study: str) -> Rows:
 
 
 @cache
-def scores_of(study: str, metric: str = "dice") -> Scores:
+def scores_of(study: str, metric: str = "dice", aggregation: str = DEFAULT_AGGREGATION) -> Scores:
     """The scores of a comparison."""
-    return read_scores(rows_of(study), metric)
+    rows = rows_of(study)
+    if metric == "iou":  # it is not in the committed tables, since it follows from the counts
+        rows = rows.assign(iou=rows["tp"] / (rows["predicted"] + rows["reference"] - rows["tp"]))
+    return read_scores(rows, metric, aggregation=aggregation)
 
 
 @cache
@@ -67,11 +70,11 @@ def measured() -> list[str]:
 
 
 @cache
-def means_of(study: str) -> dict[str, float]:
+def means_of(study: str, metric: str = "dice", aggregation: str = DEFAULT_AGGREGATION) -> dict[str, float]:
     """The mean score of each loss."""
-    scores = scores_of(study)
+    scores = scores_of(study, metric, aggregation)
     model = fit_variance_model(scores)
-    return {loss: model.estimate({loss: 1}).value for loss in scores.losses}
+    return {loss: scores.sign * model.estimate({loss: 1}).value for loss in scores.losses}
 
 
 def competitive(study: str) -> list[str]:
