@@ -21,6 +21,7 @@ from segkit.training import checkpoint
 
 from support.command_line import TINY, tool
 from support.pages import blocks
+from support.plugin_tables import forget_plugins
 
 LOSS = Path(__file__).parents[1] / "support" / "brier_plugin.py"
 OTHERS = """\
@@ -56,16 +57,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
-    forget()
-
-
-def forget():
-    """As a new process would: no plugin has been imported."""
-    for (table, entry), _ in list(plugins._providers.items()):
-        del plugins.TABLES[table][entry]
-    plugins._providers.clear()
-    for name in ("my_losses", "my_others"):
-        sys.modules.pop(name, None)
+    forget_plugins("my_losses", "my_others")
 
 
 def test_a_run_with_plugins_is_trained_evaluated_and_used(project):
@@ -73,10 +65,10 @@ def test_a_run_with_plugins_is_trained_evaluated_and_used(project):
     content = checkpoint.load(project / "run/checkpoints/last.pt")
     assert content["config"]["plugins"] == ["my_losses", "my_others"]
     assert content["plugins"] == plugin_hashes(["my_losses", "my_others"])
-    forget()
+    forget_plugins("my_losses", "my_others")
     tool("evaluate", "--checkpoint", "run", "--out", "scores")
     assert (project / "scores/scores.json").read_text().replace("\n", "")
-    forget()
+    forget_plugins("my_losses", "my_others")
     import segkit
 
     assert segkit.load(project / "run").predict(torch.zeros(32, 32)).shape == (32, 32)
@@ -104,7 +96,7 @@ def test_a_changed_plugin_makes_other_units(project):
 
     changed = folders()
     (project / "my_losses.py").write_text((project / "my_losses.py").read_text() + "\n# again\n")
-    forget()
+    forget_plugins("my_losses", "my_others")
     assert not changed & folders()
 
 
@@ -115,7 +107,7 @@ def test_workers_of_the_loader_know_the_source():
 
 def test_a_missing_plugin_is_named(project):
     tool("train", "--config", "tiny.yaml", "run.dir=run", *SWITCH, "train.steps=2")
-    forget()
+    forget_plugins("my_losses", "my_others")
     (project / "my_losses.py").unlink()
     shutil.rmtree(project / "__pycache__", ignore_errors=True)
     for command in (
@@ -132,9 +124,9 @@ def test_a_missing_plugin_is_named(project):
 def test_a_plugin_that_has_changed_is_warned_of_and_not_resumed(project):
     tool("train", "--config", "tiny.yaml", "run.dir=run", *SWITCH, "train.steps=2")
     (project / "my_losses.py").write_text((project / "my_losses.py").read_text() + "\n# changed\n")
-    forget()
+    forget_plugins("my_losses", "my_others")
     assert "my_losses" in tool("evaluate", "--checkpoint", "run", "--out", "scores")
-    forget()
+    forget_plugins("my_losses", "my_others")
     printed = tool("train", "--config", "tiny.yaml", "run.dir=run", *SWITCH, "train.steps=2", "--resume", code=2)
     assert "plugins" in printed
 
@@ -247,6 +239,6 @@ def test_the_plugins_in_the_how_to_train_together(tmp_path):
         assert "run folder" in tool("train", "--config", "own.yaml", "run.dir=run")
         assert "train/loss" in (tmp_path / "run" / "loss.txt").read_text()
     finally:
-        forget()
+        forget_plugins("my_losses", "my_others")
         for name in modules:
             sys.modules.pop(name, None)

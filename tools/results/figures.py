@@ -52,8 +52,9 @@ def draw_winners(axis: Axes, name: str) -> AxesImage:
         if result["verdict"] in ("better", "worse"):
             for row, column in ((a, b), (b, a)):
                 axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black"))
-    axis.set_xticks(range(len(order)), order, rotation=90, fontsize=7)
-    axis.set_yticks(range(len(order)), order, fontsize=7)
+    names = [loss.replace("lovasz_softmax after cross_entropy", "lovasz after cross-entropy") for loss in order]
+    axis.set_xticks(range(len(order)), names, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(order)), names, fontsize=7)
     axis.set_title(DATASETS[name], fontsize=10)
     return image
 
