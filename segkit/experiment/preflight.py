@@ -81,8 +81,8 @@ def loss_warnings(terms: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [term["name"] for term in terms]
     if all(name.startswith("lovasz") for name in names):
         return [
-            f"{' and '.join(names)} alone is reported to train poorly from scratch, though not on all data (it did best "
-            "on hippocampus): compare it with loss=ce_lovasz (cross-entropy added) and loss=ce_then_lovasz "
+            f"{' and '.join(names)} alone is reported to train poorly from scratch, though not on all data (it did "
+            "best on hippocampus): compare it with loss=ce_lovasz (cross-entropy added) and loss=ce_then_lovasz "
             "(cross-entropy first)"
         ]
     if all(name in INCOMPLETE for name in names):
