@@ -104,6 +104,6 @@ def trained(network: Network, minutes: float) -> Iterator[dict[str, Any]]:
             (scores,) = (run / "evaluation").glob("*/scores.json")
             yield json.loads(scores.read_text()) | {
                 "seconds": checkpoint["time"]["training_seconds"],
-                "precision": checkpoint["config"]["train"]["precision"],
+                "precision": checkpoint["resolved"]["train"]["precision"],
                 "parameters": sum(weights.numel() for weights in checkpoint["model"].values()),
             }

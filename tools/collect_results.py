@@ -58,8 +58,8 @@ def facts(folder: Path) -> dict[str, Any]:
         "minutes": checkpoint["time"]["training_seconds"] / 60,
         "ece": calibration["all"]["ece"],
         "ece_boundary": calibration["boundary"]["ece"],
-        "rate": checkpoint["config"]["optimizer"]["lr"],
-        "precision": checkpoint["config"]["train"]["precision"],
+        "rate": checkpoint["resolved"]["optimizer"]["lr"],
+        "precision": checkpoint["resolved"]["train"]["precision"],
         "threads": environment["threads"],
         "revision": environment["revision"],
         "started": environment["started"],
@@ -72,7 +72,7 @@ def trial(path: Path, labels: Mapping[str, str]) -> dict[str, Any]:
     checkpoint = load_checkpoint(run.last)
     return {
         "loss": labels[loss_part(run.folder.name)],
-        "rate": checkpoint["config"]["optimizer"]["lr"],
+        "rate": checkpoint["resolved"]["optimizer"]["lr"],
         "dice": json.loads(path.read_text())["mean"]["dice"],
         "minutes": checkpoint["time"]["training_seconds"] / 60,
     }
