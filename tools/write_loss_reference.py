@@ -27,8 +27,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "losses.md"
 
 # When to use each loss, and its behaviour with several processes.
 WHEN = {
-    "cross_entropy": "The first choice, alone or together with a region loss: smooth, calibrated and easy to use. For rare classes, set "
-    "`class_weights` or combine it with a region loss.",
+    "cross_entropy": "The first choice, alone or together with a region loss: smooth, calibrated and easy to use. For rare classes, "
+    "combine it with a region loss; `class_weights` raise their recall and cost Dice ([14 points on hippocampus](../results.md#artefacts)).",
     "poly_cross_entropy": "When the cross-entropy already works well and slightly more weight on confident pixels is wanted; "
     "otherwise it behaves like the cross-entropy.",
     "topk_cross_entropy": "For large images in which most pixels are easy, alone or together with `dice` (`dice_topk`). Wrongly "
