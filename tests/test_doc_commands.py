@@ -115,7 +115,7 @@ def _limit(command, folder):
 
 
 def test_no_command_is_overlooked():
-    assert len(commands(ROOT / "README.md")) == 9
+    assert len(commands(ROOT / "README.md")) == 8
     assert sum(len(commands(page)) for page in PAGES if page.name not in NOTEBOOKS) > 50
 
 
