@@ -74,7 +74,7 @@ def losses_table(study: str) -> str:
                 *([f"{second[loss]:.{digits}f}"] if heading else []),
             ]
         )
-    headings = ["loss", "Dice [95 %]", "seeds from, to", f"points above `{BASELINE}`", "verdict", "ECE at boundaries"]
+    headings = ["loss", "Dice ± 95 %", "runs from, to", f"points above {BASELINE}", "verdict", "ECE"]
     headings += [heading] if heading else []
     return markdown(headings, rows) + "\n\n" + circumstances(study)
 
@@ -101,15 +101,16 @@ def contrasts_table() -> str:
     for (finding, a, b, expected), results in zip(CONTRASTS, zip(*columns, strict=True), strict=True):
         cells = [f"{signed(r['difference'])}{points(r['ci95_adjusted'])} {r['verdict']}" for r in results]
         sign = "and" if expected == "equivalent" else "above"
-        together = outcome([result["verdict"] for result in results], expected)
-        rows.append([finding, f"`{a}` {sign} `{b}`", *cells, together])
+        together = [outcome([r["verdict"] for r in results], expected)] if len(names) > 1 else []
+        rows.append([finding, f"{a} {sign} {b}", *cells, *together])
     for a, b in CALIBRATION:
         results = [calibration_difference(name, a, b) for name in names]
-        cells = [f"{d:+.3f} [{low:+.3f}, {high:+.3f}]" for d, low, high in results]
+        cells = [f"{d:+.3f} ± {(high - low) / 2:.3f}" for d, low, high in results]
         found = ["better" if low > 0 else "worse" if high < 0 else "undecided" for _d, low, high in results]
         finding = "Dice is miscalibrated: ECE at boundaries" if (a, b) == CALIBRATION[0] else ""
-        rows.append([finding, f"`{a}` above `{b}`", *cells, outcome(found, "better")])
-    return markdown(["published finding", "contrast", *(DATASETS[name] for name in names), "together"], rows, left=2)
+        rows.append([finding, f"{a} above {b}", *cells, *([outcome(found, "better")] if len(names) > 1 else [])])
+    headings = ["published finding", "contrast", *(DATASETS[name] for name in names)]
+    return markdown(headings + (["together"] if len(names) > 1 else []), rows, left=2)
 
 
 def outcome(found: list[str], expected: str) -> str:
@@ -132,6 +133,8 @@ def calibration_difference(study: str, a: str, b: str) -> tuple[float, float, fl
 
 def across_table() -> str:
     """Ranks over the data sets."""
+    if len(measured()) < 2:
+        raise NotMeasured("several data sets")
     across = over_all_datasets()
     ranks = {DATASETS[name]: ranks_of(losses_only(means_of(name))) for name in measured()}
     rows = [

@@ -16,7 +16,8 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def points(interval: list[float] | None) -> str:
-    return "" if interval is None else f" [{signed(interval[0])}, {signed(interval[1])}]"
+    """Half of a confidence interval of a difference, in points; the intervals are symmetric."""
+    return "" if interval is None else f" ± {50 * (interval[1] - interval[0]):.2f}"
 
 
 def percent(count: int, total: int) -> str:
@@ -26,7 +27,7 @@ def percent(count: int, total: int) -> str:
 
 
 def shown(loss: str) -> str:
-    return f"`{BASELINE}`, other seeds" if loss == AGAIN else f"`{loss}`"
+    return f"{BASELINE}, other seeds" if loss == AGAIN else loss
 
 
 def share(count: int, total: int) -> str:
@@ -37,6 +38,6 @@ def span(values: list[int]) -> str:
     return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
-def interval(ends: list[float] | None, digits: int = 3) -> str:
-    """A confidence interval of a score."""
-    return "" if ends is None else f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+def interval(ends: list[float] | None, digits: int = 4) -> str:
+    """Half of a confidence interval of a score."""
+    return "" if ends is None else f" ± {(ends[1] - ends[0]) / 2:.{digits}f}"

@@ -116,10 +116,10 @@ def self_table() -> str:
             ]
         )
     low, high = interval_of_mean(np.array(per_loss))
-    total = f"{100 * np.mean(per_loss):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    total = f"{100 * np.mean(per_loss):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     rows.append(["all", str(len(per_loss)), "", "", total, ""])
     headings = ["data set", "losses", "divisions", "equivalent", "better or worse, which is false"]
-    return markdown([*headings, f"`{BASELINE}` to itself, all runs"], rows)
+    return markdown([*headings, f"{BASELINE} to itself, all runs"], rows)
 
 
 class FoldModel:

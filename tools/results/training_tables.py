@@ -32,7 +32,7 @@ def over_groups(cases: Rows, metric: str, digits: int) -> str:
     if len(groups) < MIN_GROUPS:
         return f"{mean:.{digits}f}"
     half = float(stats.t.isf(0.025, len(groups) - 1)) * groups.std(ddof=1) / math.sqrt(len(groups))
-    return f"{mean:.{digits}f} [{mean - half:.{digits}f}, {mean + half:.{digits}f}]"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def hippocampus_table() -> str:
@@ -53,7 +53,7 @@ def hippocampus_table() -> str:
             over_groups(chosen, "nsd", 4),
         ]
         rows.append([group, span(list(of_group["steps"])), minutes, *scores, folds])
-    headings = ["budget", "steps", "minutes", "Dice [95 %]", "anterior", "posterior", "HD95, mm", "NSD, 1 mm", "folds"]
+    headings = ["budget", "steps", "minutes", "Dice ± 95 %", "anterior", "posterior", "HD95, mm", "NSD, 1 mm", "folds"]
     return markdown(headings, rows)
 
 
@@ -64,7 +64,7 @@ def curve_table() -> str:
     for run in runs.sort_values("steps").to_dict("records"):
         chosen = cases[cases["training"] == run["group"]]
         rows.append([f"{run['minutes']:.1f}", str(run["steps"]), over_groups(chosen, "dice", 4)])
-    return markdown(["minutes", "steps", "Dice [95 %]"], rows)
+    return markdown(["minutes", "steps", "Dice ± 95 %"], rows)
 
 
 def datasets_table() -> str:
@@ -84,7 +84,7 @@ def datasets_table() -> str:
             rows.append([f"`{group}`", folds, str(of_group["seed"].nunique()), minutes, scores + pooled])
     if not rows:
         raise NotMeasured("trainings")
-    return markdown(["configuration", "folds", "seeds", "minutes", "score [95 % over groups of cases]"], rows)
+    return markdown(["configuration", "folds", "seeds", "minutes", "score ± 95 % over groups of cases"], rows)
 
 
 def listed(values: Iterable[float]) -> str:
