@@ -211,11 +211,10 @@ def artefacts_table() -> str:
             difference = f"{signed(pair['difference'])}{points(pair['ci95_adjusted'])}"
             rows.append(
                 [
-                    *(DATASETS[name], artefact, shown(correct), f"{means[artefact]:.4f}", f"{means[correct]:.4f}"),
+                    *(DATASETS[name], artefact, f"{means[artefact]:.4f}", f"{correct} {means[correct]:.4f}"),
                     *(difference, pair["verdict"], f"{ranks[0]} to {ranks[1]} of {len(others) + 1}"),
                 ]
             )
     if not rows:
         raise NotMeasured("artefacts")
-    headings = ["data set", "artefact", "instead of", "Dice", "instead of", "points", "verdict", "rank"]
-    return markdown(headings, rows, left=3)
+    return markdown(["data set", "artefact", "Dice", "instead of", "points", "verdict", "rank"], rows, left=2)
