@@ -156,12 +156,12 @@ class RunVariances:
             return self.pooled * sum(shares.values()), self.df
         own_shares = {loss: share / 2 if loss in self.of_loss else 0.0 for loss, share in shares.items()}
         pooled_share = sum(shares.values()) - sum(own_shares.values())
-        parts = {
-            loss: (own_shares.get(loss, 0.0) + pooled_share * df / self.df) * self.of_loss[loss]
-            for loss, df in self.dfs.items()
-        }
-        variance = sum(parts.values())
-        return variance, variance**2 / sum(part**2 / self.dfs[loss] for loss, part in parts.items())
+        return _sum_of_variances(
+            [
+                ((own_shares.get(loss, 0.0) + pooled_share * df / self.df) * self.of_loss[loss], df)
+                for loss, df in self.dfs.items()
+            ]
+        )
 
 
 def _sum_of_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -97,10 +97,9 @@ def _model_of(study: str, losses: tuple[str, ...]) -> TwoWay | Folds:
 def verdicts(study: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """The results of a family of pairs. A pair with a loss that is much worse has a model of its two losses."""
     usual = set(competitive(study))
-    return [
-        pair_results(pairs, model_of(study, None if {a, b} <= usual else (a, b)), MARGIN, {})[number]
-        for number, (a, b) in enumerate(pairs)
-    ]
+    modelled = [None if {*pair} <= usual else pair for pair in pairs]
+    results = {losses: pair_results(pairs, model_of(study, losses), MARGIN, {}) for losses in dict.fromkeys(modelled)}
+    return [results[losses][number] for number, losses in enumerate(modelled)]
 
 
 def case_samples(study: str) -> dict[str, np.ndarray]:

@@ -1,7 +1,5 @@
 """Tables and numbers in Markdown."""
 
-from scipy import stats
-
 from results.data import AGAIN, BASELINE
 
 
@@ -18,12 +16,6 @@ def signed(value: float, digits: int = 2) -> str:
 def points(interval: list[float] | None) -> str:
     """Half of a confidence interval of a difference, in points; the intervals are symmetric."""
     return "" if interval is None else f" ± {50 * (interval[1] - interval[0]):.2f}"
-
-
-def percent(count: int, total: int) -> str:
-    """A share with its 95 % interval (Clopper and Pearson)."""
-    interval = stats.binomtest(count, total).proportion_ci()
-    return f"{count} of {total} ({100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
 
 
 def shown(loss: str) -> str:

@@ -1,6 +1,6 @@
 """Tables of docs/results.md about comparisons: what they need, and how often they and others are wrong."""
 
-from functools import cache
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from results.data import (
 )
 from results.markdown import markdown, points, share, signed
 from results.statistics import (
-    Replication,
     Spread,
     cases_needed,
     found_by_chance,
@@ -67,17 +66,12 @@ def typical(numbers: list[int | None], most: int) -> str:
     return f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
-@cache
-def replications(name: str) -> Replication:
-    samples = losses_of(name)
-    return replication([naive_verdicts(samples[a], samples[b]) for a, b in pairs_of(samples)])
-
-
 def naive_table() -> str:
     """What a test over the cases of single runs announces, and what other runs then say."""
     rows = []
     for name in measured():
-        samples, found = losses_of(name), replications(name)
+        samples = losses_of(name)
+        found = replication([naive_verdicts(samples[a], samples[b]) for a, b in pairs_of(samples)])
         own = [naive_self_rate(values) for values in samples.values()]
         rows.append(
             [
@@ -100,7 +94,8 @@ def self_table() -> str:
     for name in measured():
         model = model_of(name)
         if isinstance(model, Folds):
-            samples, make = fold_samples(name), FoldModel(model)
+            samples = fold_samples(name)
+            make = partial(Folds, test_train_ratio=model.test_train_ratio, groups=model.groups)
         else:
             samples, make = model.samples, TwoWay
         usual = {loss: values for loss, values in samples.items() if loss in competitive(name) and loss != AGAIN}
@@ -120,16 +115,6 @@ def self_table() -> str:
     rows.append(["all", str(len(per_loss)), "", "", total, ""])
     headings = ["data set", "losses", "divisions", "equivalent", "better or worse, which is false"]
     return markdown([*headings, f"{BASELINE} to itself, all runs"], rows)
-
-
-class FoldModel:
-    """Makes the model of folds with the ratio and number of groups of another one."""
-
-    def __init__(self, model: Folds):
-        self.ratio, self.groups = model.test_train_ratio, model.groups
-
-    def __call__(self, samples: dict[str, list[np.ndarray]]) -> Folds:
-        return Folds(samples, test_train_ratio=self.ratio, groups=self.groups)
 
 
 def baseline_again(name: str) -> str:
