@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from segkit.compare.score_table import Scores
-from segkit.compare.variance_models import MIN_GROUPS, UNEQUAL, Folds, TwoWay
+from segkit.compare.variance_models import ALPHA, MIN_GROUPS, UNEQUAL, Folds, TwoWay
 from segkit.utils.text import listed
 
 FEW_RUNS, FEW_CASES, FEW_FOLDS = 3, 50, 5
@@ -27,6 +28,31 @@ def caveats(scores: Scores, model: TwoWay | Folds) -> list[str]:
         *_spread_caveats(model),
         *_value_caveats(scores, model),
     ]
+
+
+def separate_runs(pairs: Sequence[Mapping[str, Any]], model: TwoWay | Folds) -> Iterator[str]:
+    """One sentence for each undecided pair of which all runs of one loss are above all runs of the other.
+
+    A test of means decides little if runs are skewed, such as when one run fails. The ranks of the runs then still show
+    the difference on these cases. Two equal losses are separate with probability 2 / C(m + n, m), the exact p-value of
+    the rank-sum test (Wilcoxon 1945). The sentence appears if that, times the number of pairs, is below 0.05. Folds
+    share cases and training cases, so their runs are not independent and get no such sentence.
+    """
+    if isinstance(model, Folds):
+        return
+    for pair in pairs:
+        if pair["verdict"] != "undecided" or "reason" in pair:
+            continue
+        a, b = (model.runs[pair[side]] for side in ("a", "b"))
+        p = min(1.0, len(pairs) * 2 / math.comb(len(a) + len(b), len(a)))
+        if p < ALPHA and (a.min() > b.max() or b.min() > a.max()):
+            above, below = (pair["a"], pair["b"]) if a.min() > b.max() else (pair["b"], pair["a"])
+            adjusted = f"adjusted for {len(pairs)} pair{'s' * (len(pairs) != 1)}"
+            yield (
+                f"{above} and {below} are undecided, although every run of {above} is better than every run of "
+                f"{below}: on these cases, equal losses would do so with a probability of {p:.2g} (exact test of "
+                f"ranks, {adjusted}); look at the runs, which may spread unevenly, and at the cases"
+            )
 
 
 def _run_caveats(model: TwoWay | Folds) -> Iterator[str]:

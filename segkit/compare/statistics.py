@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_available
-from segkit.compare.caveats import caveats
+from segkit.compare.caveats import caveats, separate_runs
 from segkit.compare.rankings import rankings
 from segkit.compare.score_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
 from segkit.compare.table_checks import metric_properties
@@ -123,6 +123,7 @@ def analyse_scores(
     pairs = _pairs(losses, baseline, family)
     facts = metric_properties(scores.metric)
     low, high = facts.minimum, facts.maximum
+    compared = pair_results(pairs, model, margin, failed)
     return {
         "metric": scores.metric,
         "aggregation": scores.aggregation,
@@ -135,12 +136,12 @@ def analyse_scores(
         "groups": model.groups,
         "higher_is_better": scores.sign > 0,
         "losses": [_possible(_loss_result(loss, scores, model), low, high) for loss in losses],
-        "pairs": [_possible(pair, low - high, high - low) for pair in pair_results(pairs, model, margin, failed)],
+        "pairs": [_possible(pair, low - high, high - low) for pair in compared],
         "components": model.components(),
         "equal_spread_p": model.equal_spread_p,
         "ranks": rankings(scores, pairs, resamples, seed),
         "method": _method(model, pairs, scores.aggregation),
-        "warnings": caveats(scores, model),
+        "warnings": [*caveats(scores, model), *separate_runs(compared, model)],
     }
 
 

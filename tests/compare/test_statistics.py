@@ -358,6 +358,52 @@ def test_caveats():
     assert "folds share training images" in " ".join(analyse(table)["warnings"])
 
 
+CASES = np.linspace(0.2, 0.6, 60)
+
+
+def separate_warnings(runs_of, **options):
+    """The warnings about losses whose runs do not overlap; `runs_of` has a score for each run of each loss."""
+    table = long_table({loss: np.add.outer(np.array(runs), CASES) for loss, runs in runs_of.items()})
+    return [text for text in analyse(table, resamples=0, **options)["warnings"] if "although every run" in text]
+
+
+def share_of_divisions_as_far_apart(a, b):
+    """The exact two-sided p-value of the difference of rank sums: a loop over all divisions of the runs."""
+    runs = stats.rankdata([*a, *b])
+    expected = len(a) * runs.mean()
+    far = abs(runs[: len(a)].sum() - expected)
+    divisions = list(itertools.combinations(runs, len(a)))
+    return sum(abs(sum(part) - expected) >= far for part in divisions) / len(divisions)
+
+
+def test_separate_runs_of_an_undecided_pair_are_named():
+    steady, failing = [0.2, 0.201, 0.202, 0.203, 0.204], [0.199, 0.198, 0.197, 0.196, 0.02]
+    (warning,) = separate_warnings({"failing": failing, "steady": steady})
+    assert warning.startswith("steady and failing are undecided")
+    p = share_of_divisions_as_far_apart(failing, steady)
+    assert f"a probability of {p:.2g}" in warning
+    assert f"{stats.mannwhitneyu(failing, steady, method='exact').pvalue:.2g}" == f"{p:.2g}"
+
+
+@pytest.mark.parametrize(
+    "runs_of",
+    [
+        {"failing": [0.199, 0.198, 0.197, 0.2005, 0.02], "steady": [0.2, 0.201, 0.202, 0.203, 0.204]},  # overlap
+        {"failing": [0.199, 0.198, 0.02], "steady": [0.2, 0.201, 0.202]},  # 3 and 3: p is 0.1
+        {"low": [0.1, 0.101, 0.102, 0.103], "high": [0.2, 0.201, 0.202, 0.203]},  # decided
+    ],
+)
+def test_other_pairs_are_not(runs_of):
+    assert separate_warnings(runs_of) == []
+
+
+def test_separate_runs_are_judged_by_the_number_of_pairs():
+    steady = [0.2, 0.201, 0.202, 0.203, 0.204]
+    failing = {f"failing{n}": [0.199, 0.198, 0.197, 0.196, 0.02 + n / 1000] for n in range(6)}
+    assert len(separate_warnings({"steady": steady} | failing, baseline="steady", family="vs_baseline")) == 6
+    assert separate_warnings({"steady": steady} | failing) == []  # 21 pairs
+
+
 def broken(change):
     table = long_table(simulated(np.random.default_rng(17), 2, 2, 12))
     return change(table)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
+from segkit.compare.caveats import separate_runs
 from segkit.compare.statistics import pair_results
 from segkit.compare.table_checks import Rows
 from segkit.compare.variance_models import TwoWay
@@ -178,9 +179,15 @@ def chosen(values: Any, runs: Sequence[int]) -> Any:
 
 
 def found_by_chance(a: np.ndarray, b: np.ndarray, runs: int, margin: float, draws: int = 500) -> dict[str, float]:
-    """The verdicts on loss a against loss b with that many runs of each, drawn at random from those at hand."""
+    """The verdicts on loss a against loss b with that many runs of each, drawn at random from those at hand.
+
+    An undecided pair whose runs do not overlap, which the report names, is `undecided, but runs separate`.
+    """
     generator, found = np.random.default_rng(0), []
     for _ in range(draws):
         drawn = {name: values[generator.permutation(len(values))[:runs]] for name, values in (("a", a), ("b", b))}
-        found.append(pair_results([("a", "b")], TwoWay(drawn), margin, {})[0]["verdict"])
+        model = TwoWay(drawn)
+        results = pair_results([("a", "b")], model, margin, {})
+        separate = any(separate_runs(results, model))
+        found.append("undecided, but runs separate" if separate else results[0]["verdict"])
     return {verdict: found.count(verdict) / draws for verdict in sorted(set(found))}
