@@ -5,6 +5,7 @@ import itertools
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -59,7 +60,8 @@ def test_a_training_is_a_valid_configuration(study, tmp_path):
     trainings = list(TRAININGS.STUDIES[study]())
     assert len({training.name for training in trainings}) == len(trainings)
     for training in trainings:
-        arguments = training.arguments(tmp_path)
+        arguments, *evaluations = training.commands(tmp_path)
+        assert len(evaluations) == len(training.splits) - 1
         load_config(arguments[arguments.index("--config") + 1], [text for text in arguments if "=" in text])
 
 
@@ -234,6 +236,48 @@ def test_the_correction_for_folds_makes_false_verdicts_rarer():
 
 
 # --- page ------------------------------------------------------------------------------------------------------------
+
+
+def score_rows(training, split, fold, means):
+    """The tables of runs and cases of trainings with one mean each, for twelve cases."""
+    cases = [
+        {"training": training, "split": split, "fold": fold, "seed": seed, "group": f"{split}{fold}-{number}"}
+        | {"case": f"{split}{fold}-{number}", "class": "a", "dice": mean + number / 1000}
+        for seed, mean in enumerate(means)
+        for number in range(12)
+    ]
+    runs = [
+        {"group": training, "config": training.split()[0], "split": split, "fold": fold, "seed": seed}
+        | {"mean_dice": mean, "steps": 100, "minutes": 30, "threads": 1}
+        for seed, mean in enumerate(means)
+    ]
+    return runs, cases
+
+
+def test_transforms_are_judged_on_the_same_validation_cases(monkeypatch, tmp_path):
+    tables = tool("results.training_tables")
+    for module in (tables, tool("results.data")):
+        monkeypatch.setattr(module, "TABLES", tmp_path)
+    studies = {
+        "transforms": [
+            ("isbi2012 without", "validation", 1, (0.5, 0.51, 0.52)),
+            ("camvid without", "validation", None, (0.4, 0.41, 0.42)),
+        ],
+        "isbi2012": [("isbi2012", "validation", fold, (fold, fold, fold)) for fold in (0, 2)]
+        + [("isbi2012", "validation", 1, (0.6, 0.61, 0.62))],
+        "camvid": [("camvid", "test", None, (0.9, 0.9, 0.9)), ("camvid", "validation", None, (0.3, 0.31, 0.32))],
+    }
+    for study, parts in studies.items():
+        both = [score_rows(*part) for part in parts]
+        for index, kind in enumerate(("runs", "cases")):
+            table = pd.DataFrame([row for part in both for row in part[index]])
+            table.to_csv(tmp_path / f"trainings-{study}-{kind}.csv", index=False)
+    table = tables.transforms_table()
+    assert "| `isbi2012` | 0.6000, 0.6100, 0.6200 | 0.5000, 0.5100, 0.5200 | -10.00" in table
+    assert "| `camvid` | 0.3000, 0.3100, 0.3200 | 0.4000, 0.4100, 0.4200 | +10.00" in table
+    # 6, 9 and 3 trainings of half an hour in one of two threads
+    assert "| trainings-transforms | 6 | 1.5 |" in tables.spent_table()
+    assert "| trainings-camvid | 3 | 0.8 |" in tables.spent_table()
 
 
 def test_the_page_has_the_tables_of_its_data():

@@ -5,8 +5,8 @@ python tools/study_trainings.py hippocampus camvid --print
 
 A study is a list of shipped configurations with overrides; each is one `segkit train`. A training that has finished is
 not repeated, and one that was interrupted continues. Scores of all finished trainings of a study are written to
-STUDY-runs.csv (one row per training) and STUDY-cases.csv (one row per training, case and foreground class). The
-environment variable SEGKIT_DATA names the folder of the data sets.
+STUDY-runs.csv (one row per training and split) and STUDY-cases.csv (one row per training, split, case and foreground
+class). The environment variable SEGKIT_DATA names the folder of the data sets.
 """
 
 import argparse
@@ -44,6 +44,7 @@ class Training:
         seed: The seed.
         fold: The fold of a cross-validation; None keeps the split.
         overrides: Further overrides, `key=value`.
+        splits: The parts of the data that are scored.
     """
 
     group: str
@@ -51,17 +52,20 @@ class Training:
     seed: int = 0
     fold: int | None = None
     overrides: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("validation",)
 
     @property
     def name(self) -> str:
         fold = "" if self.fold is None else f"-fold{self.fold}"
         return f"{self.group.replace(' ', '_')}{fold}-seed{self.seed}"
 
-    def arguments(self, folder: Path) -> list[str]:
-        """The arguments of the command `segkit`."""
+    def commands(self, folder: Path) -> list[list[str]]:
+        """The arguments of the commands `segkit`: the training, which scores the first split, and the other splits."""
+        run = folder / self.name
         fold = [] if self.fold is None else [f"split.fold={self.fold}"]
-        overrides = [*self.overrides, *fold, f"seed={self.seed}", NO_PICTURES, f"run.dir={folder / self.name}"]
-        return ["train", "--resume", "--config", str(CONFIGS / f"{self.config}.yaml"), *overrides]
+        overrides = [*self.overrides, *fold, f"evaluation.split={self.splits[0]}", f"seed={self.seed}", NO_PICTURES]
+        train = ["train", "--resume", "--config", str(CONFIGS / f"{self.config}.yaml"), *overrides, f"run.dir={run}"]
+        return [train, *(["evaluate", "--checkpoint", str(run), "--split", split] for split in self.splits[1:])]
 
 
 HIPPOCAMPUS_STEPS = {5: 1400, 10: 2800, 20: 5600, 60: 16800}  # in so many minutes on two cores with AVX512-BF16
@@ -98,7 +102,7 @@ def random_split() -> Path:
 def camvid() -> Iterator[Training]:
     for config in ("camvid", "camvid_pretrained"):
         for seed in range(3):
-            yield Training(config, config, seed, None, ("evaluation.split=test", ONE_VALIDATION))
+            yield Training(config, config, seed, None, (ONE_VALIDATION,), ("validation", "test"))
 
 
 def chase_db1() -> Iterator[Training]:
@@ -114,18 +118,16 @@ def isbi2012() -> Iterator[Training]:
 
 
 def transforms() -> Iterator[Training]:
-    """Shipped configurations with and without their transforms, on cases that their published scores do not use."""
-    other_cases = {
-        "hippocampus": "split.fold=1",
-        "isbi2012": "split.fold=1",
-        "chase_db1": "split.fold=1",
-        "camvid": "evaluation.split=validation",
-        "camvid_pretrained": "evaluation.split=validation",
-    }
-    for config, cases in other_cases.items():
+    """Shipped configurations without their transforms, on cases that their published scores do not use.
+
+    With their transforms, they are trained in the studies above, but for hippocampus.
+    """
+    for seed in range(3):
+        yield Training("hippocampus", "hippocampus", seed, 1, (ONE_VALIDATION,))
+    folds = {"hippocampus": 1, "isbi2012": 1, "chase_db1": 1, "camvid": None, "camvid_pretrained": None}
+    for config, fold in folds.items():
         for seed in range(3):
-            yield Training(f"{config} as shipped", config, seed, None, (cases, ONE_VALIDATION))
-            yield Training(f"{config} without", config, seed, None, (cases, ONE_VALIDATION, "augment.transforms=[]"))
+            yield Training(f"{config} without", config, seed, fold, (ONE_VALIDATION, "augment.transforms=[]"))
 
 
 STUDIES = {
@@ -135,19 +137,25 @@ STUDIES = {
 
 
 def train(training: Training, folder: Path, threads: int) -> None:
-    """Train, unless it has finished; the output is appended to NAME.log."""
+    """Train and score what has not been scored; the output is appended to NAME.log."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     log = folder / f"{training.name}.log"
-    with log.open("a") as output:
-        command = [sys.executable, "-m", "segkit.cli", *training.arguments(folder)]
-        code = subprocess.run(command, stdout=output, stderr=output, env=environment).returncode
-    print(training.name, "finished" if code == 0 else f"failed with exit code {code}, see {log}", flush=True)
+    for split, arguments in zip(training.splits, training.commands(folder), strict=True):
+        if scored(training, folder, split):
+            continue
+        with log.open("a") as output:
+            command = [sys.executable, "-m", "segkit.cli", *arguments]
+            code = subprocess.run(command, stdout=output, stderr=output, env=environment).returncode
+        if code:
+            print(training.name, f"failed with exit code {code}, see {log}", flush=True)
+            return
+    print(training.name, "finished", flush=True)
 
 
-def finished(training: Training, folder: Path) -> Path | None:
-    """The folder with the scores of a training; None if it has not finished."""
-    found = sorted((folder / training.name / "evaluation").glob("*/scores.json"))
-    return found[0].parent if found else None
+def scored(training: Training, folder: Path, split: str) -> Path | None:
+    """The folder with the scores of a training on a split; None if it has none yet."""
+    evaluation = folder / training.name / "evaluation" / split
+    return evaluation if (evaluation / "scores.json").exists() else None
 
 
 def run_row(training: Training, folder: Path, evaluation: Path) -> dict[str, Any]:
@@ -164,25 +172,23 @@ def run_row(training: Training, folder: Path, evaluation: Path) -> dict[str, Any
 
 
 def train_all(study: str, folder: Path, parallel: int) -> None:
-    """Train what has not finished, some at a time."""
+    """Train and score what has not been, some at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    pending = [training for training in STUDIES[study]() if not finished(training, folder)]
     threads = max(1, (os.cpu_count() or 1) // parallel)
     with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(train, pending, repeat(folder), repeat(threads)))
+        list(pool.map(train, STUDIES[study](), repeat(folder), repeat(threads)))
 
 
 def collect(study: str, folder: Path) -> None:
     """Write the tables of the finished trainings of a study."""
     rows, tables = [], []
     for training in STUDIES[study]():
-        evaluation = finished(training, folder)
-        if evaluation is None:
-            continue
-        rows.append(run_row(training, folder, evaluation))
-        table = pd.read_csv(evaluation / "cases.csv", dtype={"case": str, "group": str})
-        table = table[table["class"] != "background"].drop(columns=["ignored", "rules"], errors="ignore")
-        tables.append(table.assign(training=training.group, seed=training.seed, fold=training.fold))
+        for evaluation in filter(None, (scored(training, folder, split) for split in training.splits)):
+            rows.append(run_row(training, folder, evaluation))
+            table = pd.read_csv(evaluation / "cases.csv", dtype={"case": str, "group": str})
+            table = table[table["class"] != "background"].drop(columns=["ignored", "rules"], errors="ignore")
+            keys = {"training": training.group, "seed": training.seed, "fold": training.fold, "split": evaluation.name}
+            tables.append(table.assign(**keys))
     if rows:
         pd.DataFrame(rows).to_csv(folder.parent / f"{study}-runs.csv", index=False, float_format="%.6g")
         pd.concat(tables).to_csv(folder.parent / f"{study}-cases.csv", index=False, float_format="%.6g")
@@ -199,7 +205,8 @@ def main() -> None:
         folder = (arguments.out / study).absolute()
         if arguments.print:
             for training in STUDIES[study]():
-                print("segkit", shlex.join(training.arguments(folder)))
+                for command in training.commands(folder):
+                    print("segkit", shlex.join(command))
             continue
         train_all(study, folder, arguments.parallel)
         collect(study, folder)

@@ -76,6 +76,8 @@ def datasets_table() -> str:
         runs, cases = trainings(study)
         for group, of_group in runs.groupby("group", sort=False):
             chosen = cases[cases["training"] == group]
+            if study == "camvid":  # the validation frames have chosen settings
+                of_group, chosen = of_group[of_group["split"] == "test"], chosen[chosen["split"] == "test"]
             metrics = [name for name in ("dice", "cldice") if name in chosen and chosen[name].notna().any()]
             pooled = "" if study != "camvid" else f", mIoU of all pixels {listed(of_group['global_iou'])}"
             scores = ", ".join(f"{name} {over_groups(chosen, name, 3)}" for name in metrics)
@@ -91,20 +93,34 @@ def listed(values: Iterable[float]) -> str:
     return ", ".join(f"{value:.3f}" for value in values)
 
 
+# where the shipped configurations were trained with their transforms
+SHIPPED = {
+    "hippocampus": "transforms",
+    "isbi2012": "isbi2012",
+    "chase_db1": "chase_db1",
+    "camvid": "camvid",
+    "camvid_pretrained": "camvid",
+}
+
+
 def transforms_table() -> str:
-    """Shipped configurations with and without their transforms."""
-    runs, cases = trainings("transforms")
+    """Shipped configurations with and without their transforms, on validation cases."""
+    runs_without, cases_without = trainings("transforms")
     rows = []
-    for config in dict.fromkeys(runs["config"]):
-        table = cases[cases["training"].str.startswith(f"{config} ")].rename(columns={"training": "loss"})
-        if table["loss"].nunique() < 2:
+    for config, study in SHIPPED.items():
+        without = f"{config} without"
+        runs = runs_without[runs_without["group"] == without]
+        if runs.empty or not (TABLES / f"trainings-{study}-runs.csv").exists():
             continue
-        scores = read_scores(table.assign(fold=0), "dice")
-        shipped, without = f"{config} as shipped", f"{config} without"
-        (pair,) = pair_results([(without, shipped)], fit_variance_model(scores), MARGIN, {})
+        fold = runs["fold"].iloc[0]  # NaN without folds
+        runs_with, cases_with = trainings(study)
+        runs: Rows = pd.concat([of(runs_with, "group", config, fold), runs])
+        cases = pd.concat([of(cases_with, "training", config, fold), of(cases_without, "training", without, fold)])
+        scores = read_scores(cases.rename(columns={"training": "loss"}).assign(fold=0), "dice")
+        (pair,) = pair_results([(without, config)], fit_variance_model(scores), MARGIN, {})
         seeds = [
             ", ".join(f"{value:.4f}" for value in runs[runs["group"] == group].sort_values("seed")["mean_dice"])
-            for group in (shipped, without)
+            for group in (config, without)
         ]
         difference = f"{signed(pair['difference'])}{points(pair['ci95'])}"
         rows.append([f"`{config}`", *seeds, difference, pair["verdict"]])
@@ -114,11 +130,19 @@ def transforms_table() -> str:
     return markdown(headings, rows)
 
 
+def of(table: Rows, column: str, training: str, fold: float) -> Rows:
+    """The validation rows of a training, of one fold; NaN takes all rows."""
+    chosen = (table[column] == training) & (table["split"] == "validation")
+    return table[chosen & ((table["fold"] == fold) | math.isnan(fold))]
+
+
 def spent_table() -> str:
     """Hours of training. A run in one thread of two cores counts half."""
     rows, total = [], 0.0
     for path in sorted(TABLES.glob("*-runs.csv")):
         runs: Rows = pd.read_csv(path)
+        if "group" in runs:  # a training has a row for each part of the data that was scored
+            runs = runs.drop_duplicates(["group", "seed", "fold"])
         hours = float((runs["minutes"] * np.minimum(runs["threads"], 2) / 2).sum() / 60)
         trials = TABLES / path.name.replace("-runs", "-trials")
         if trials.exists():
