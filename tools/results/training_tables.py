@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,13 +59,23 @@ def hippocampus_table() -> str:
 
 
 def curve_table() -> str:
-    """Hippocampus on a random split, by the time of training."""
+    """Hippocampus on a random split, by the time of training, beside a MONAI script on the same split."""
     runs, cases = trainings("hippocampus_curve")
+    monai_runs, monai_cases = trainings("hippocampus_monai")
     rows = []
     for run in runs.sort_values("steps").to_dict("records"):
-        chosen = cases[cases["training"] == run["group"]]
-        rows.append([f"{run['minutes']:.1f}", str(run["steps"]), over_groups(chosen, "dice", 4)])
-    return markdown(["minutes", "steps", "Dice ± 95 %"], rows)
+        (other,) = monai_runs[monai_runs["group"] == run["group"]].to_dict("records")
+        chosen, others = (table[table["training"] == run["group"]] for table in (cases, monai_cases))
+        gain = chosen.groupby("case")["dice"].mean() - others.groupby("case")["dice"].mean()
+        half = float(stats.t.isf(0.025, len(gain) - 1)) * gain.std(ddof=1) / math.sqrt(len(gain))
+        cells = [text for each, table in ((run, chosen), (other, others)) for text in run_cells(each, table)]
+        rows.append([run["group"], *cells, f"{signed(gain.mean())} ± {100 * half:.2f}"])
+    columns = ["minutes", "steps", "Dice ± 95 %"]
+    return markdown(["budget", *columns, *(f"MONAI: {name}" for name in columns), "points above MONAI ± 95 %"], rows)
+
+
+def run_cells(run: dict[str, Any], cases: Rows) -> list[str]:
+    return [f"{run['minutes']:.1f}", str(run["steps"]), over_groups(cases, "dice", 4)]
 
 
 def datasets_table() -> str:
