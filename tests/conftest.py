@@ -4,6 +4,7 @@ import base64
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,10 +39,25 @@ ONE_PIXEL = base64.b64decode(
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Pages of comparisons are written without drawing their figures, which takes seconds for each page."""
+    """Evaluations and comparisons write one pixel for each figure, since drawing takes longer than a tiny training."""
     from segkit.report.html import Picture
 
+    def write_pixel(*arguments):
+        Path(arguments[-1]).write_bytes(ONE_PIXEL)
+
+    monkeypatch.setattr("segkit.report.evaluation_figures.confusion_figure", write_pixel)
+    monkeypatch.setattr("segkit.report.evaluation_figures.reliability_figure", write_pixel)
+    monkeypatch.setattr("segkit.experiment.evaluate_run.write_overlays", write_pixel)
+    monkeypatch.setattr("segkit.compare.run_artifacts.overlay_picture", lambda _rows, _labels: np.zeros((1, 1, 3), "u1"))
     monkeypatch.setattr(
         "segkit.report.comparison_page.figure_picture",
         lambda name, title, caption, _make, _widths: Picture(name, title, caption, ONE_PIXEL),
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_waiting_for_disks():
+    """Files are replaced without waiting until disks have them, which matters only if a machine loses its power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _file: None)
+        yield

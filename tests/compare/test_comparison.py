@@ -738,7 +738,7 @@ def test_changed_data_gives_new_units(folder):
     write_pairs(folder, side=32)
     text = TINY.replace("[background, a, b]", "[background, a]").replace("steps: 8", "steps: 2")
     text = text.replace(TINY.splitlines()[1], "data: {name: pairs, images: images, masks: masks}")
-    (folder / "tiny.yaml").write_text(text + "split: {name: kfold, folds: 3}\n")
+    (folder / "tiny.yaml").write_text(text + "split: {name: kfold, folds: 3}\nevaluation: {overlays: false}\n")
     compare(folder, "--losses", "dice", "--seeds", "2")
     for file in (folder / "masks").iterdir():
         Image.fromarray(np.ones((32, 32), np.uint8)).save(file)
