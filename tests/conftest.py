@@ -48,7 +48,8 @@ def without_figures(monkeypatch):
     monkeypatch.setattr("segkit.report.evaluation_figures.confusion_figure", write_pixel)
     monkeypatch.setattr("segkit.report.evaluation_figures.reliability_figure", write_pixel)
     monkeypatch.setattr("segkit.experiment.evaluate_run.write_overlays", write_pixel)
-    monkeypatch.setattr("segkit.compare.run_artifacts.overlay_picture", lambda _rows, _labels: np.zeros((1, 1, 3), "u1"))
+    pixel = np.zeros((1, 1, 3), np.uint8)
+    monkeypatch.setattr("segkit.compare.run_artifacts.overlay_picture", lambda _rows, _labels: pixel)
     monkeypatch.setattr(
         "segkit.report.comparison_page.figure_picture",
         lambda name, title, caption, _make, _widths: Picture(name, title, caption, ONE_PIXEL),

@@ -6,6 +6,7 @@ Samples are {loss: [runs, cases]}, the scores of each run on each case.
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,13 +66,19 @@ def power(difference: float, spread: Spread, runs: int, cases: int, *, new_cases
 def runs_needed(difference: float, spread: Spread, cases: int, *, new_cases: bool = True) -> int | None:
     """The smallest number of runs of each loss that finds a difference with a probability of 80 %; None above 200."""
     candidates = range(2, MOST_RUNS + 1)
-    return next((n for n in candidates if power(difference, spread, n, cases, new_cases=new_cases) >= POWER), None)
+    return first_that_finds(candidates, lambda n: power(difference, spread, n, cases, new_cases=new_cases))
 
 
 def cases_needed(difference: float, spread: Spread, runs: int) -> int | None:
     """The same for the number of cases; None above 5000."""
-    candidates = sorted({round(2 * 1.05**step) for step in range(161)})
-    return next((n for n in candidates if n <= MOST_CASES and power(difference, spread, runs, n) >= POWER), None)
+    candidates = sorted({min(round(2 * 1.05**step), MOST_CASES) for step in range(162)})
+    return first_that_finds(candidates, lambda n: power(difference, spread, runs, n))
+
+
+def first_that_finds(candidates: Sequence[int], power_of: Callable[[int], float]) -> int | None:
+    """The first candidate with a power of 80 %; a bisection, since power grows with the number of runs or cases."""
+    index = bisect_left(candidates, POWER, key=power_of)
+    return candidates[index] if index < len(candidates) else None
 
 
 # --- a test over the cases of single runs ----------------------------------------------------------------------------
