@@ -17,11 +17,15 @@ from segkit.losses import build_loss
 
 from support.plugin_tables import forget_plugins
 from support.simulated_tables import SIMULATIONS
-from support.tool_modules import TOOLS, tool
+from support.tool_modules import TOOLS, tool_module
 
 LABELS = Labels(["background", "a", "b"], ignore_index=255)
-LOSSES, TRAININGS, STATISTICS = tool("study_losses"), tool("study_trainings"), tool("results.statistics")
-PLUGIN, NOISE, RESULTS = tool("study_plugin"), tool("study_noise"), tool("write_results")
+LOSSES, TRAININGS, STATISTICS = (
+    tool_module("study_losses"),
+    tool_module("study_trainings"),
+    tool_module("results.statistics"),
+)
+PLUGIN, NOISE, RESULTS = tool_module("study_plugin"), tool_module("study_noise"), tool_module("write_results")
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +215,7 @@ def test_a_loss_against_itself_has_no_more_false_verdicts_than_nominal():
 
 
 def test_the_rule_for_several_data_sets():
-    outcome = tool("results.comparison_tables").outcome
+    outcome = tool_module("results.comparison_tables").outcome
     assert outcome(["better", "undecided", "better"], "better") == "came out again"
     assert outcome(["better", "worse", "better"], "better") == "mixed"
     assert outcome(["worse", "undecided", "worse"], "better") == "contradicted"
@@ -255,8 +259,8 @@ def score_rows(training, split, fold, means):
 
 
 def test_transforms_are_judged_on_the_same_validation_cases(monkeypatch, tmp_path):
-    tables = tool("results.training_tables")
-    for module in (tables, tool("results.data")):
+    tables = tool_module("results.training_tables")
+    for module in (tables, tool_module("results.data")):
         monkeypatch.setattr(module, "TABLES", tmp_path)
     studies = {
         "transforms": [

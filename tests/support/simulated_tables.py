@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from support.tool_modules import tool
+from support.tool_modules import tool_module
 
-SIMULATIONS = tool("simulate_comparisons")
+SIMULATIONS = tool_module("simulate_comparisons")
 
 
 def long_table(values, classes=("organ",), groups=None):

@@ -8,7 +8,7 @@ from types import ModuleType
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
-def tool(name: str) -> ModuleType:
+def tool_module(name: str) -> ModuleType:
     """The module tools/NAME.py. It may import its neighbours."""
     if str(TOOLS) not in sys.path:
         sys.path.append(str(TOOLS))
