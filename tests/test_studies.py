@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 
 from segkit import Labels
 from segkit.compare.design import make_design
@@ -188,6 +190,21 @@ def test_replication_compares_draws_that_share_no_run():
     assert found.confirmed == pytest.approx(2 / 16)
     assert found.reversed_ == pytest.approx(2 / 16)
     assert found.silent == pytest.approx(12 / 16)
+
+
+def test_what_seeds_share_is_a_variance_component_of_statsmodels():
+    """The mean squares are those of statsmodels' table of a two-way analysis of variance."""
+    generator = np.random.default_rng(4)
+    scores = generator.normal(0, 2, 6) + generator.normal(0, 1, (5, 6)) + np.arange(5)[:, None]
+    rows = pd.DataFrame([(value, loss, seed) for (loss, seed), value in np.ndenumerate(scores)], columns=list("yls"))
+    table = anova_lm(ols("y ~ C(l) + C(s)", rows).fit())
+    squares = table["mean_sq"]
+    found = STATISTICS.shared_by_seeds(scores)
+    assert found.rest == pytest.approx(np.sqrt(squares["Residual"]))
+    assert found.seed == pytest.approx(np.sqrt((squares["C(s)"] - squares["Residual"]) / 5))
+    assert found.p == pytest.approx(table.loc["C(s)", "PR(>F)"])
+    pairs = [np.corrcoef(a, b)[0, 1] for a, b in itertools.combinations(scores, 2)]
+    assert found.correlation == pytest.approx(np.mean(pairs))
 
 
 def test_halves_are_all_divisions_of_the_runs():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from results.comparison_tables import across_table, artefacts_table, contrasts_table, losses_table, rates_table
 from results.data import DATASETS, DOCS, TABLES, NotMeasured
-from results.reliability_tables import handicaps_table, naive_table, needs_table, self_table
+from results.reliability_tables import handicaps_table, naive_table, needs_table, seeds_table, self_table
 from results.training_tables import curve_table, datasets_table, hippocampus_table, spent_table, transforms_table
 
 PAGE = DOCS / "results.md"
@@ -27,6 +27,7 @@ def page_tables() -> dict[str, Callable[[], str]]:
         "needs": needs_table,
         "naive": naive_table,
         "self": self_table,
+        "seeds": seeds_table,
         "handicaps": handicaps_table,
         "hippocampus": hippocampus_table,
         "curve": curve_table,

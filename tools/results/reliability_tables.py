@@ -18,6 +18,7 @@ from results.data import (
     model_of,
     pairs_of,
     scores_of,
+    seed_means,
 )
 from results.markdown import markdown, points, share, signed
 from results.statistics import (
@@ -29,6 +30,7 @@ from results.statistics import (
     replication,
     runs_needed,
     self_comparisons,
+    shared_by_seeds,
 )
 from segkit.compare.statistics import pair_results
 from segkit.compare.variance_models import Folds, TwoWay
@@ -90,7 +92,7 @@ def naive_table() -> str:
 
 def self_table() -> str:
     """Verdicts on each loss against itself, in all divisions of its runs."""
-    rows, per_loss = [], []
+    rows, rates = [], []
     for name in measured():
         model = model_of(name)
         if isinstance(model, Folds):
@@ -102,7 +104,7 @@ def self_table() -> str:
         table = self_comparisons(usual, make, MARGIN)
         false = table.assign(false=table["verdict"].isin(["better", "worse"])).groupby("loss")["false"].mean()
         equivalent = int((table["verdict"] == "equivalent").sum())
-        per_loss += false.tolist()
+        rates.append(100 * false.mean())
         rows.append(
             [
                 *(DATASETS[name], str(len(false)), str(len(table))),
@@ -110,9 +112,8 @@ def self_table() -> str:
                 baseline_again(name),
             ]
         )
-    low, high = interval_of_mean(np.array(per_loss))
-    total = f"{100 * np.mean(per_loss):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-    rows.append(["all", str(len(per_loss)), "", "", total, ""])
+    if len(rates) > 1:
+        rows.append(["mean", "", "", "", f"{np.mean(rates):.1f} % ({min(rates):.1f} to {max(rates):.1f})", ""])
     headings = ["data set", "losses", "divisions", "equivalent", "better or worse, which is false"]
     return markdown([*headings, f"{BASELINE} to itself, all runs"], rows)
 
@@ -124,10 +125,17 @@ def baseline_again(name: str) -> str:
     return f"{signed(result['difference'])}{points(result['ci95'])} {result['verdict']}"
 
 
-def interval_of_mean(rates: np.ndarray) -> tuple[float, float]:
-    """A bootstrap interval of the mean of the losses' rates; the divisions of one loss are not independent."""
-    draws = np.random.default_rng(0).choice(rates, (2000, len(rates))).mean(1)
-    return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
+def seeds_table() -> str:
+    """How much of the spread of runs is that of their seeds, which all losses share."""
+    rows = []
+    for name in measured():
+        scores = scores_of(name)
+        losses = [loss for loss in competitive(name) if loss != AGAIN]
+        shared = shared_by_seeds(np.array([seed_means(scores, loss) for loss in losses]))
+        spreads = [f"{100 * value:.2f}" for value in (shared.seed, shared.rest)]
+        rows.append([DATASETS[name], str(len(losses)), *spreads, f"{shared.correlation:.2f}", f"{shared.p:.1g}"])
+    headings = ["data set", "losses", "shared by a seed", "rest", "correlation of two losses", "p of the F test"]
+    return markdown(headings, rows)
 
 
 HANDICAPS = {

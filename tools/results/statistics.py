@@ -143,6 +143,42 @@ def naive_self_rate(values: np.ndarray) -> tuple[int, int]:
     return sum(naive_verdict(a, b) != 0 for a, b in pairs), len(pairs)
 
 
+# --- what a seed does to all losses ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SharedBySeeds:
+    """What the runs of different losses with the same seed have in common.
+
+    Args:
+        seed: Standard deviation of what a seed adds to the scores of all losses.
+        rest: Standard deviation of what it adds to one loss beyond that.
+        correlation: The mean correlation of two losses over the seeds.
+        p: p-value of the F test that seeds add nothing to all losses.
+    """
+
+    seed: float
+    rest: float
+    correlation: float
+    p: float
+
+
+def shared_by_seeds(scores: np.ndarray) -> SharedBySeeds:
+    """Analysis of variance of scores, [losses, seeds], with one value in each cell."""
+    losses, seeds = scores.shape
+    centred = scores - scores.mean(1, keepdims=True)
+    seed_effects = centred.mean(0)
+    seed_df, rest_df = seeds - 1, (losses - 1) * (seeds - 1)
+    of_seeds = losses * (seed_effects**2).sum() / seed_df
+    of_rest = ((centred - seed_effects) ** 2).sum() / rest_df
+    return SharedBySeeds(
+        seed=math.sqrt(max(of_seeds - of_rest, 0.0) / losses),
+        rest=math.sqrt(of_rest),
+        correlation=float(np.corrcoef(scores)[np.triu_indices(losses, 1)].mean()),
+        p=float(stats.f.sf(of_seeds / of_rest, seed_df, rest_df)),
+    )
+
+
 # --- a loss against itself -------------------------------------------------------------------------------------------
 
 Halves = tuple[tuple[int, ...], tuple[int, ...]]
