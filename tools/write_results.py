@@ -9,7 +9,14 @@ is left as it is.
 import re
 from collections.abc import Callable
 
-from results.comparison_tables import across_table, artefacts_table, contrasts_table, losses_table, rates_table
+from results.comparison_tables import (
+    across_table,
+    annotator_table,
+    artefacts_table,
+    contrasts_table,
+    losses_table,
+    rates_table,
+)
 from results.data import DATASETS, DOCS, TABLES, NotMeasured
 from results.reliability_tables import handicaps_table, naive_table, needs_table, seeds_table, self_table
 from results.training_tables import curve_table, datasets_table, hippocampus_table, spent_table, transforms_table
@@ -20,6 +27,7 @@ PAGE = DOCS / "results.md"
 def page_tables() -> dict[str, Callable[[], str]]:
     tables: dict[str, Callable[[], str]] = {f"losses {name}": lambda name=name: losses_table(name) for name in DATASETS}
     return tables | {
+        "annotator": annotator_table,
         "contrasts": contrasts_table,
         "across": across_table,
         "rates": rates_table,

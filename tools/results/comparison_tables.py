@@ -17,6 +17,7 @@ from results.data import (
     measured,
     model_of,
     ranks_of,
+    rows_of,
     runs_of,
     scores_of,
     seed_means,
@@ -90,6 +91,26 @@ def circumstances(study: str) -> str:
         f"commit {', '.join(commits)}; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}. "
         f"Intervals and verdicts apply to {model_of(study).inference.applies_to}."
     )
+
+
+def annotator_table() -> str:
+    """The second annotator of CHASE_DB1 against the first, beside the loss with the best mean, on the same eyes."""
+    annotator: Rows = pd.read_csv(table_path("annotator-cases"))
+    study = rows_of("chase_db1")
+    means = means_of("chase_db1")
+    best = max(means, key=lambda loss: means[loss])
+    scored = annotator["case"].isin(study["case"])
+    parts = {
+        f"second annotator, {len(annotator)} eyes": annotator,
+        f"second annotator, the {scored.sum()} eyes of the comparison": annotator[scored],
+        f"{shown(best)}, these eyes": study[study["loss"] == best],
+    }
+    rows = []
+    for name, part in parts.items():
+        by_eye = part.groupby("case")[["dice", "cldice"]].mean()  # over the runs
+        numbers = (by_eye["dice"].mean(), by_eye["dice"].min(), by_eye["dice"].max(), by_eye["cldice"].mean())
+        rows.append([name, *(f"{number:.3f}" for number in numbers)])
+    return markdown(["against the first annotator", "Dice", "lowest eye", "highest eye", "clDice"], rows)
 
 
 def contrasts_table() -> str:
