@@ -13,6 +13,10 @@ The third table is about cross-validation. The score of a fold also depends on w
 each case moves each loss by a number of its own, and training sets that share cases share these numbers. The table
 shows the share of false verdicts on two equal losses, and how often a true difference is found, by the standard
 deviation that independent training sets of the same size would have.
+
+The fourth table is about losses that are trained with the same seeds: a part of the variance of runs is then shared by
+the runs of all losses with one seed. It shows the share of comparisons of equal losses with any false verdict, and the
+half width of the adjusted intervals.
 """
 
 import argparse
@@ -28,17 +32,27 @@ from segkit.compare.variance_models import Folds, TwoWay
 
 RUN, WIDE, NARROW, INTERACTION, RESIDUAL = 0.004, 0.008, 0.002, 0.01, 0.02
 FOLD_CASES, SHIFT = 100, 0.01  # cases of a cross-validation, and the true difference of its power
-TABLES = ("errors", "power", "folds")
+TABLES = ("errors", "power", "folds", "seeds")
 
 
 def simulated(
-    generator: np.random.Generator, spreads: Sequence[float], runs: int, cases: int, shift: float = 0.0
+    generator: np.random.Generator,
+    spreads: Sequence[float],
+    runs: int,
+    cases: int,
+    shift: float = 0.0,
+    shared: float = 0.0,
 ) -> dict[str, np.ndarray]:
-    """Scores {loss: [runs, cases]} of one loss for each standard deviation of runs; the first is better by `shift`."""
+    """Scores {loss: [runs, cases]} of one loss for each standard deviation of runs; the first is better by `shift`.
+
+    shared: the part of the variance of runs that the runs of all losses with one seed have in common.
+    """
     case = generator.beta(8, 2, cases) * 0.8 + 0.05
+    of_seeds = generator.normal(0, np.sqrt(shared), (runs, 1)) if shared else 0.0
     samples = {}
     for number, spread in enumerate(spreads):
-        loss_scores = case + generator.normal(0, spread, (runs, 1)) + generator.normal(0, INTERACTION, cases)
+        run = spread * of_seeds + generator.normal(0, spread * np.sqrt(1 - shared), (runs, 1))
+        loss_scores = case + run + generator.normal(0, INTERACTION, cases)
         scores = loss_scores + generator.normal(0, RESIDUAL, (runs, cases)) + (shift if number == 0 else 0.0)
         samples[f"loss{number}"] = scores.clip(0, 1)
     return samples
@@ -127,6 +141,18 @@ def fold_rates(
     return {"corrected": share(0, ratio, false), "plain": share(0, 0, false), "found": share(SHIFT, ratio, {"better"})}
 
 
+def shared_seed_rates(losses: int, runs: int, shared: float, comparisons: int, seed: int = 3) -> tuple[float, float]:
+    """The share of comparisons of equal losses with a false verdict, and the median half width of an interval."""
+    generator = np.random.default_rng([seed, losses, runs, round(100 * shared)])
+    false, widths = [], []
+    for _ in range(comparisons):
+        samples = simulated(generator, [RUN] * losses, runs, 100, shared=shared)
+        results = pair_results(list(itertools.combinations(samples, 2)), TwoWay(samples), 0.005, {})
+        false.append(any(result["verdict"] in ("better", "worse") for result in results))
+        widths += [(result["ci95_adjusted"][1] - result["ci95_adjusted"][0]) / 2 for result in results]
+    return float(np.mean(false)), float(np.median(widths))
+
+
 def print_errors(comparisons: int) -> None:
     print("| losses | seeds | cases | equal | every second wide | one wide | Wilcoxon, one run |")
     print("|--:|--:|--:|--:|--:|--:|--:|")
@@ -154,12 +180,20 @@ def print_folds(comparisons: int) -> None:
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
+def print_seeds(comparisons: int) -> None:
+    print("| losses | seeds | shared by seeds | false verdicts | half width, points |")
+    print("|--:|--:|--:|--:|--:|")
+    for losses, runs, shared in itertools.product((2, 5, 13), (3, 5), (0.0, 0.5, 0.8)):
+        rate, width = shared_seed_rates(losses, runs, shared, comparisons)
+        print(f"| {losses} | {runs} | {100 * shared:.0f} % | {rate:.3f} | {100 * width:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comparisons", type=int, default=1000)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="tables to print (default: all)")
     arguments = parser.parse_args()
-    functions = dict(zip(TABLES, (print_errors, print_power, print_folds), strict=True))
+    functions = dict(zip(TABLES, (print_errors, print_power, print_folds, print_seeds), strict=True))
     for table in arguments.tables:
         functions[table](arguments.comparisons)
         print()
