@@ -22,12 +22,9 @@ from support.simulated_tables import SIMULATIONS
 from support.tool_modules import TOOLS, tool_module
 
 LABELS = Labels(["background", "a", "b"], ignore_index=255)
-LOSSES, TRAININGS, STATISTICS = (
-    tool_module("study_losses"),
-    tool_module("study_trainings"),
-    tool_module("results.statistics"),
-)
-PLUGIN, NOISE, RESULTS = tool_module("study_plugin"), tool_module("study_noise"), tool_module("write_results")
+LOSSES, TRAININGS = tool_module("study_losses"), tool_module("study_trainings")
+PLUGIN, NOISE = tool_module("study_plugin"), tool_module("study_noise")
+RESULTS, STATISTICS = tool_module("write_results"), tool_module("results.statistics")
 
 
 @pytest.fixture(autouse=True)

@@ -27,8 +27,7 @@ DIGITS = "%.6g"
 
 def collect_comparison(folder: Path) -> None:
     """Write the tables of a comparison."""
-    table: Rows = pd.read_csv(folder / "cases.csv", dtype={"case": str, "group": str})
-    table = table[table["class"] != "background"].drop(columns=DROPPED, errors="ignore")
+    table = foreground_scores(folder)
     table.to_csv(RESULTS / f"{folder.name}-cases.csv", index=False, float_format=DIGITS)
     listed: Rows = pd.read_csv(folder / "runs.csv")
     rows = [{**row, **facts(folder / str(row["folder"]))} for row in listed.to_dict("records")]
@@ -39,6 +38,12 @@ def collect_comparison(folder: Path) -> None:
         labels = {loss_part(str(row["folder"])): row["loss"] for row in rows}
         trials = pd.DataFrame([trial(path, labels) for path in sweep])
         trials.to_csv(RESULTS / f"{folder.name}-trials.csv", index=False, float_format=DIGITS)
+
+
+def foreground_scores(folder: Path) -> Rows:
+    """The rows of cases.csv for the foreground classes, without the columns that nothing here needs."""
+    table: Rows = pd.read_csv(folder / "cases.csv", dtype={"case": str, "group": str})
+    return table[table["class"] != "background"].drop(columns=DROPPED, errors="ignore")
 
 
 def loss_part(folder: str) -> str:

@@ -58,10 +58,14 @@ def simulated(
     return samples
 
 
-def wrong(samples: dict[str, np.ndarray]) -> bool:
-    """Whether any pair of equal losses gets the verdict better or worse."""
-    pairs = list(itertools.combinations(samples, 2))
-    return any(pair["verdict"] in ("better", "worse") for pair in pair_results(pairs, TwoWay(samples), 0.005, {}))
+def compared(samples: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The results of all pairs of losses."""
+    return pair_results(list(itertools.combinations(samples, 2)), TwoWay(samples), 0.005, {})
+
+
+def wrong(results: list[dict[str, Any]]) -> bool:
+    """Whether any pair of equal losses has the verdict better or worse."""
+    return any(result["verdict"] in ("better", "worse") for result in results)
 
 
 def wrong_naively(samples: dict[str, np.ndarray]) -> bool:
@@ -81,7 +85,7 @@ def error_rates(losses: int, runs: int, cases: int, comparisons: int, seed: int 
     }
     rates = {}
     for kind, spreads in kinds.items():
-        rates[kind] = np.mean([wrong(simulated(generator, spreads, runs, cases)) for _ in range(comparisons)])
+        rates[kind] = np.mean([wrong(compared(simulated(generator, spreads, runs, cases))) for _ in range(comparisons)])
     naive = max(1, comparisons // 5)
     rates["Wilcoxon"] = np.mean([wrong_naively(simulated(generator, kinds["equal"], 1, cases)) for _ in range(naive)])
     return {kind: float(rate) for kind, rate in rates.items()}
@@ -92,8 +96,7 @@ def power(losses: int, runs: int, cases: int, shift: float, comparisons: int, se
     generator = np.random.default_rng([seed, losses, runs, cases])
     detected = []
     for _ in range(comparisons):
-        samples = simulated(generator, [RUN] * losses, runs, cases, shift)
-        pairs = pair_results(list(itertools.combinations(samples, 2)), TwoWay(samples), 0.005, {})
+        pairs = compared(simulated(generator, [RUN] * losses, runs, cases, shift))
         detected += [pair["verdict"] == "better" for pair in pairs if pair["a"] == "loss0"]
     return float(np.mean(detected))
 
@@ -146,9 +149,8 @@ def shared_seed_rates(losses: int, runs: int, shared: float, comparisons: int, s
     generator = np.random.default_rng([seed, losses, runs, round(100 * shared)])
     false, widths = [], []
     for _ in range(comparisons):
-        samples = simulated(generator, [RUN] * losses, runs, 100, shared=shared)
-        results = pair_results(list(itertools.combinations(samples, 2)), TwoWay(samples), 0.005, {})
-        false.append(any(result["verdict"] in ("better", "worse") for result in results))
+        results = compared(simulated(generator, [RUN] * losses, runs, 100, shared=shared))
+        false.append(wrong(results))
         widths += [(result["ci95_adjusted"][1] - result["ci95_adjusted"][0]) / 2 for result in results]
     return float(np.mean(false)), float(np.median(widths))
 

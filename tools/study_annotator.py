@@ -12,10 +12,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-from collect_results import DIGITS, DROPPED, RESULTS
+from collect_results import DIGITS, RESULTS, foreground_scores
 
 ANNOTATORS = {"references": "1stHO", "predictions": "2ndHO"}
 
@@ -31,8 +29,7 @@ def main() -> None:
         folders = [text for role in ANNOTATORS for text in (f"--{role}", str(folder / role))]
         options = ["--classes", "background,vessel", "--metrics", "cldice", "--out", str(folder / "scores")]
         subprocess.run([sys.executable, "-m", "segkit.cli", "evaluate", *folders, *options], check=True)
-        table: Any = pd.read_csv(folder / "scores" / "cases.csv", dtype={"case": str})
-    table = table[table["class"] == "vessel"].drop(columns=DROPPED, errors="ignore")
+        table = foreground_scores(folder / "scores")
     child = table["case"].str.extract(r"Image_(\d+)", expand=False)
     table.assign(group=child).to_csv(RESULTS / "annotator-cases.csv", index=False, float_format=DIGITS)
 

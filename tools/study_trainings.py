@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from collect_results import DIGITS
 
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
@@ -190,8 +191,8 @@ def collect(study: str, folder: Path) -> None:
             keys = {"training": training.group, "seed": training.seed, "fold": training.fold, "split": evaluation.name}
             tables.append(table.assign(**keys))
     if rows:
-        pd.DataFrame(rows).to_csv(folder.parent / f"{study}-runs.csv", index=False, float_format="%.6g")
-        pd.concat(tables).to_csv(folder.parent / f"{study}-cases.csv", index=False, float_format="%.6g")
+        pd.DataFrame(rows).to_csv(folder.parent / f"{study}-runs.csv", index=False, float_format=DIGITS)
+        pd.concat(tables).to_csv(folder.parent / f"{study}-cases.csv", index=False, float_format=DIGITS)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from collect_results import DIGITS
 from monai.data.dataloader import DataLoader
 from monai.data.dataset import CacheDataset
 from monai.inferers.inferer import SlidingWindowInferer
@@ -68,14 +69,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[5, 10, 20, 60], help="time of each training")
     parser.add_argument("--out", type=Path, default=Path("studies") / "trainings", help="output folder")
     arguments = parser.parse_args()
+    trainings = arguments.out / "hippocampus_monai"
     for minutes in arguments.minutes:
-        folder = arguments.out / "hippocampus_monai" / f"{minutes:g}_minutes"
+        folder = trainings / f"{minutes:g}_minutes"
         if not (folder / "runs.csv").exists():  # written last
             train_and_score(minutes, folder)
-    folders = list((arguments.out / "hippocampus_monai").iterdir())
+    finished = sorted(file.parent for file in trainings.glob("*/runs.csv"))
     for kind in ("runs", "cases"):
-        table = pd.concat([pd.read_csv(folder / f"{kind}.csv") for folder in folders if (folder / "runs.csv").exists()])
-        table.to_csv(arguments.out / f"hippocampus_monai-{kind}.csv", index=False, float_format="%.6g")
+        table = pd.concat([pd.read_csv(folder / f"{kind}.csv") for folder in finished])
+        table.to_csv(arguments.out / f"hippocampus_monai-{kind}.csv", index=False, float_format=DIGITS)
 
 
 def train_and_score(minutes: float, folder: Path) -> None:

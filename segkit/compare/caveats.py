@@ -40,13 +40,13 @@ def separate_runs(pairs: Sequence[Mapping[str, Any]], model: TwoWay | Folds) -> 
     """
     if isinstance(model, Folds):
         return
+    runs = model.runs
     for pair in pairs:
         if pair["verdict"] != "undecided" or "reason" in pair:
             continue
-        a, b = (model.runs[pair[side]] for side in ("a", "b"))
-        p = min(1.0, len(pairs) * 2 / math.comb(len(a) + len(b), len(a)))
-        if p < ALPHA and (a.min() > b.max() or b.min() > a.max()):
-            above, below = (pair["a"], pair["b"]) if a.min() > b.max() else (pair["b"], pair["a"])
+        above, below = sorted((pair["a"], pair["b"]), key=lambda loss: runs[loss].mean(), reverse=True)
+        p = len(pairs) * 2 / math.comb(len(runs[above]) + len(runs[below]), len(runs[above]))
+        if p < ALPHA and runs[above].min() > runs[below].max():
             adjusted = f"adjusted for {len(pairs)} pair{'s' * (len(pairs) != 1)}"
             yield (
                 f"{above} and {below} are undecided, although every run of {above} is better than every run of "

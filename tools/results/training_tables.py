@@ -32,8 +32,12 @@ def over_groups(cases: Rows, metric: str, digits: int) -> str:
     groups = classes.groupby(["class", "group"]).mean().groupby("group").mean()
     if len(groups) < MIN_GROUPS:
         return f"{mean:.{digits}f}"
-    half = float(stats.t.isf(0.025, len(groups) - 1)) * groups.std(ddof=1) / math.sqrt(len(groups))
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return f"{mean:.{digits}f} ± {half_width(groups):.{digits}f}"
+
+
+def half_width(values: Any) -> float:
+    """Half of the 95 % t interval of a mean."""
+    return float(stats.t.isf(0.025, len(values) - 1)) * values.std(ddof=1) / math.sqrt(len(values))
 
 
 def hippocampus_table() -> str:
@@ -67,9 +71,8 @@ def curve_table() -> str:
         (other,) = monai_runs[monai_runs["group"] == run["group"]].to_dict("records")
         chosen, others = (table[table["training"] == run["group"]] for table in (cases, monai_cases))
         gain = chosen.groupby("case")["dice"].mean() - others.groupby("case")["dice"].mean()
-        half = float(stats.t.isf(0.025, len(gain) - 1)) * gain.std(ddof=1) / math.sqrt(len(gain))
         cells = [text for each, table in ((run, chosen), (other, others)) for text in run_cells(each, table)]
-        rows.append([run["group"], *cells, f"{signed(gain.mean())} ± {100 * half:.2f}"])
+        rows.append([run["group"], *cells, f"{signed(gain.mean())} ± {100 * half_width(gain):.2f}"])
     columns = ["minutes", "steps", "Dice ± 95 %"]
     return markdown(["budget", *columns, *(f"MONAI: {name}" for name in columns), "points above MONAI ± 95 %"], rows)
 
