@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from collect_results import DIGITS
+from collect_results import DIGITS, foreground_scores
 
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
@@ -186,10 +186,8 @@ def collect(study: str, folder: Path) -> None:
     for training in STUDIES[study]():
         for evaluation in filter(None, (scored(training, folder, split) for split in training.splits)):
             rows.append(run_row(training, folder, evaluation))
-            table = pd.read_csv(evaluation / "cases.csv", dtype={"case": str, "group": str})
-            table = table[table["class"] != "background"].drop(columns=["ignored", "rules"], errors="ignore")
             keys = {"training": training.group, "seed": training.seed, "fold": training.fold, "split": evaluation.name}
-            tables.append(table.assign(**keys))
+            tables.append(foreground_scores(evaluation).assign(**keys))
     if rows:
         pd.DataFrame(rows).to_csv(folder.parent / f"{study}-runs.csv", index=False, float_format=DIGITS)
         pd.concat(tables).to_csv(folder.parent / f"{study}-cases.csv", index=False, float_format=DIGITS)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import (
-    Event,
-    MappingEndEvent,
-    MappingStartEvent,
-    NodeEvent,
-    SequenceEndEvent,
-    SequenceStartEvent,
-)
+from ruamel.yaml.events import MappingStartEvent, SequenceStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 KeyPath = tuple
@@ -51,31 +44,41 @@ def parse_text(text: str) -> tuple[Any, dict[KeyPath, int]]:
     return (None if node is None else reader.value(node, ())), reader.lines
 
 
+class _BoundedComposer(Composer):
+    """Makes the tree of nodes, and stops at the bounds, before recursion or memory does."""
+
+    nodes = 0
+    collections = 0  # around the next node
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.parser.peek_event()
+        opens = isinstance(event, (MappingStartEvent, SequenceStartEvent))
+        self.nodes += 1
+        self.collections += opens
+        line = event.start_mark.line + 1
+        if self.collections > MAX_DEPTH:
+            raise _too_deep(line)
+        if self.nodes > 2 * MAX_VALUES:  # here keys count too
+            raise _too_many(line)
+        node = super().compose_node(parent, index)
+        self.collections -= opens
+        return node
+
+
 def _compose(yaml: YAML, text: str) -> Node | None:
     """The tree of nodes of one document; it is not expanded, so aliases cost nothing here."""
     try:
-        _check_nesting(YAML(typ="safe", pure=True).parse(text))  # first, since composing is recursive
+        yaml.Composer = _BoundedComposer
         yaml.composer.warn_double_anchors = False
         return yaml.compose(text)
     except MarkedYAMLError as error:
         line = None if error.problem_mark is None else error.problem_mark.line + 1
         raise YamlProblem((error.problem or str(error)).splitlines()[0], line) from error
+    except YamlProblem:
+        raise
     except (YAMLError, ValueError, OverflowError) as error:  # the last two from numbers in escapes and directives
         line = getattr(error, "line", None)
         raise YamlProblem(str(error).splitlines()[0] if str(error) else "unreadable YAML", line) from error
-
-
-def _check_nesting(events: Iterable[Event]) -> None:
-    depth = values = 0
-    for event in events:
-        opens = isinstance(event, (MappingStartEvent, SequenceStartEvent))
-        depth += opens - isinstance(event, (MappingEndEvent, SequenceEndEvent))
-        values += isinstance(event, NodeEvent)
-        line = event.start_mark.line + 1
-        if opens and depth > MAX_DEPTH:
-            raise _too_deep(line)
-        if values > 2 * MAX_VALUES:  # here keys count too
-            raise _too_many(line)
 
 
 def _too_deep(line: int) -> YamlProblem:
