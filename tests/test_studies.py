@@ -151,6 +151,7 @@ def test_needs_fall_with_the_difference_and_never_end_where_cases_are_too_few():
     assert needs == sorted(needs, reverse=True)
     assert STATISTICS.power(0.01, spread, needs[1], 100) >= 0.8 > STATISTICS.power(0.01, spread, needs[1] - 1, 100)
     assert STATISTICS.runs_needed(0.001, spread, 20) is None
+    assert STATISTICS.runs_needed(0.01, spread, 100, pairs=12) > needs[1]
     assert STATISTICS.runs_needed(0.002, spread, 20, new_cases=False) is not None
 
 
@@ -202,6 +203,12 @@ def test_what_seeds_share_is_a_variance_component_of_statsmodels():
     assert found.p == pytest.approx(table.loc["C(s)", "PR(>F)"])
     pairs = [np.corrcoef(a, b)[0, 1] for a, b in itertools.combinations(scores, 2)]
     assert found.correlation == pytest.approx(np.mean(pairs))
+    ratios = []
+    for a, b in itertools.combinations(scores, 2):  # the variance of a difference is that of a, plus b, minus both
+        (var_a, covariance), (_, var_b) = np.cov(a, b)
+        ratios.append(1 - 2 * covariance / (var_a + var_b))
+    assert found.paired_variance == pytest.approx(np.median(ratios))
+    assert found.wider == sum(covariance < 0 for covariance in np.cov(scores)[np.triu_indices(5, 1)])
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.8])
@@ -238,11 +245,11 @@ def test_a_loss_against_itself_has_no_more_false_verdicts_than_nominal():
 
 def test_the_rule_for_several_data_sets():
     outcome = tool_module("results.comparison_tables").outcome
-    assert outcome(["better", "undecided", "better"], "better") == "came out again"
+    assert outcome(["better", "undecided", "better"], "better") == "replicated"
     assert outcome(["better", "worse", "better"], "better") == "mixed"
     assert outcome(["worse", "undecided", "worse"], "better") == "contradicted"
     assert outcome(["better", "undecided"], "better") == "open"
-    assert outcome(["equivalent", "equivalent"], "equivalent") == "came out again"
+    assert outcome(["equivalent", "equivalent"], "equivalent") == "replicated"
     assert outcome(["better", "worse"], "equivalent") == "contradicted"
 
 

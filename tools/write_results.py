@@ -14,7 +14,9 @@ from results.comparison_tables import (
     annotator_table,
     artefacts_table,
     contrasts_table,
+    decided_pairs_table,
     losses_table,
+    other_scores_table,
     rates_table,
 )
 from results.data import DATASETS, DOCS, TABLES, NotMeasured
@@ -26,10 +28,12 @@ PAGE = DOCS / "results.md"
 
 def page_tables() -> dict[str, Callable[[], str]]:
     tables: dict[str, Callable[[], str]] = {f"losses {name}": lambda name=name: losses_table(name) for name in DATASETS}
+    tables |= {f"scores {name}": lambda name=name: other_scores_table(name) for name in DATASETS}
     return tables | {
         "annotator": annotator_table,
         "contrasts": contrasts_table,
         "across": across_table,
+        "pairs": decided_pairs_table,
         "rates": rates_table,
         "artefacts": artefacts_table,
         "needs": needs_table,

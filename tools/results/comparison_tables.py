@@ -1,6 +1,9 @@
 """Tables of docs/results.md about losses: each data set, the planned contrasts, ranks, learning rates and artefacts."""
 
+import itertools
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -10,12 +13,14 @@ from results.data import (
     AGAIN,
     BASELINE,
     DATASETS,
+    MARGIN,
     TABLES,
     NotMeasured,
     competitive,
     means_of,
     measured,
     model_of,
+    pairs_of,
     ranks_of,
     rows_of,
     runs_of,
@@ -26,6 +31,7 @@ from results.data import (
 )
 from results.markdown import interval, markdown, points, shown, signed, span
 from segkit.compare.across_datasets import over_datasets
+from segkit.compare.score_table import DEFAULT_AGGREGATION
 from segkit.compare.statistics import analyse_scores
 from segkit.compare.table_checks import Rows
 
@@ -46,38 +52,113 @@ CONTRASTS = [
     ("class weights and focal weights harm", "cross_entropy", "weighted_cross_entropy", "better"),
     ("", "cross_entropy", "focal", "better"),
 ]
-SECOND_SCORES = {  # heading, metric, aggregation and number of digits
-    "hippocampus": ("HD95, mm", "hd95", "class_case", 2),
-    "chase_db1": ("clDice", "cldice", "class_case", 3),
-    "camvid": ("mIoU of all pixels", "iou", "global", 3),
+
+
+@dataclass(frozen=True)
+class OtherScore:
+    """A score beside Dice: how it is computed and written. Distances are better if they are smaller."""
+
+    heading: str
+    metric: str
+    aggregation: str = DEFAULT_AGGREGATION
+    digits: int = 3
+
+
+OTHER_SCORES = {
+    "hippocampus": [OtherScore("HD95, mm", "hd95", digits=2), OtherScore("NSD, 1 mm", "nsd", digits=4)],
+    "chase_db1": [OtherScore("clDice", "cldice")],
+    "camvid": [OtherScore("mIoU of all pixels", "iou", "global")],
 }
 CALIBRATION = [("dice", "cross_entropy"), ("dice", "dice_ce")]
 
 
 def losses_table(study: str) -> str:
     """Mean, spread and difference to the baseline of each loss, best first."""
-    scores, runs, means = scores_of(study), runs_of(study), means_of(study)
-    pairs = {pair["a"]: pair for pair in verdicts(study, [(loss, BASELINE) for loss in means if loss != BASELINE])}
-    usual, rows = competitive(study), []
-    heading, metric, aggregation, digits = SECOND_SCORES.get(study, ("", "dice", "class_case", 3))
-    second = means_of(study, metric, aggregation)
+    scores, model, means = scores_of(study), model_of(study), means_of(study)
+    pairs, rows = against_baseline(study), []
     for loss in sorted(means, key=lambda loss: -means[loss]):
-        pair, model = pairs.get(loss), model_of(study, None if loss in usual else (loss, BASELINE))
         seeds = seed_means(scores, loss)
-        rows.append(
-            [
-                shown(loss),
-                f"{means[loss]:.4f}{interval(model.estimate({loss: 1}).interval())}",
-                f"{min(seeds):.3f} to {max(seeds):.3f}",
-                "-" if pair is None else signed(pair["difference"]) + points(pair["ci95_adjusted"]),
-                "-" if pair is None else pair["verdict"],
-                f"{runs.loc[runs['loss'] == loss, 'ece_boundary'].mean():.3f}",
-                *([f"{second[loss]:.{digits}f}"] if heading else []),
-            ]
-        )
-    headings = ["loss", "Dice ± 95 %", "runs from, to", f"points above {BASELINE}", "verdict", "ECE"]
-    headings += [heading] if heading else []
+        against = ["-"] * 3
+        if loss in pairs:
+            pair = pairs[loss]
+            difference = signed(pair["difference"]) + points(pair["ci95_adjusted"])
+            against = [difference, pair["verdict"], seeds_needed(pair)]
+        mean = f"{means[loss]:.4f}{interval(model.estimate({loss: 1}).interval())}"
+        rows.append([shown(loss), mean, f"{min(seeds):.3f} to {max(seeds):.3f}", *against])
+    headings = ["loss", "Dice ± 95 %", "runs from, to", f"points above {BASELINE}", "verdict", "seeds needed"]
     return markdown(headings, rows) + "\n\n" + circumstances(study)
+
+
+def against_baseline(study: str, metric: str = "dice", aggregation: str = DEFAULT_AGGREGATION) -> dict[str, Any]:
+    """The results of all losses against the baseline."""
+    pairs = [(loss, BASELINE) for loss in scores_of(study).losses if loss != BASELINE]
+    return {pair["a"]: pair for pair in verdicts(study, pairs, metric, aggregation)}
+
+
+def seeds_needed(pair: Mapping[str, Any]) -> str:
+    """The number of seeds that would give a verdict if difference and spread stay as they are."""
+    if pair["verdict"] != "undecided" or "seeds_needed" not in pair:
+        return "-"
+    return "> 1000" if pair["seeds_needed"] is None else str(pair["seeds_needed"])
+
+
+def other_scores_table(study: str) -> str:
+    """Other scores of each loss, with the difference to the baseline, and the calibration; in the order of Dice."""
+    means, runs = means_of(study), runs_of(study)
+    order = sorted(means, key=lambda loss: -means[loss])
+    columns, headings = [], []
+    for score in OTHER_SCORES.get(study, []):
+        values, sign = means_of(study, score.metric, score.aggregation), scores_of(study, score.metric).sign
+        pairs = against_baseline(study, score.metric, score.aggregation)
+        columns.append([f"{values[loss]:.{score.digits}f}" for loss in order])
+        columns.append([natural_difference(pairs.get(loss), sign, score.digits) for loss in order])
+        headings += [score.heading, f"minus {BASELINE}"]
+    for column, heading in (("ece_boundary", "ECE, boundaries"), ("ece", "ECE, all pixels")):
+        mean = runs.groupby("loss")[column].mean()
+        columns.append([f"{mean[loss]:.3f}" for loss in order])
+        headings.append(heading)
+    rows = [[shown(loss), *cells] for loss, *cells in zip(order, *columns, strict=True)]
+    return markdown(["loss", *headings], rows)
+
+
+def natural_difference(pair: Mapping[str, Any] | None, sign: int, digits: int) -> str:
+    """The difference of the scores themselves, with the adjusted interval; * where it excludes 0."""
+    if pair is None:
+        return "-"
+    low, high = pair["ci95_adjusted"] or (math.nan, math.nan)
+    star = " *" if low > 0 or high < 0 else ""
+    return f"{sign * pair['difference']:+.{digits}f} ± {(high - low) / 2:.{digits}f}{star}"
+
+
+def decided_pairs_table() -> str:
+    """The pairs of losses that are decided in one direction on several data sets and nowhere in the other."""
+    names = measured()
+    results = {name: differences_of_all_pairs(name) for name in names}
+    signs = {pair: [results[name][pair][0] for name in names] for pair in results[names[0]]}
+    several = [pair for pair, each in signs.items() if each.count(1) >= 2 and -1 not in each]
+    once = [pair for pair, each in signs.items() if each.count(1) == 1 and -1 not in each]
+    mixed = [(a, b) for (a, b), each in signs.items() if 1 in each and -1 in each and a < b]
+    poor = {loss for name in names for loss in means_of(name) if loss not in competitive(name)}
+    rows = [[a, b, *(results[name][a, b][1] for name in names)] for a, b in several if not {a, b} & poor]
+    notes = [
+        "\\* The interval excludes 0.",
+        f"Not listed: {len(several) - len(rows)} such pairs with a loss that is more than 5 points below the best of a",
+        f"data set ({', '.join(sorted(poor))}).",
+        f"Of {len(signs) // 2} pairs, {len(once)} are decided on one data set only,",
+        f"and {len(mixed)} in opposite directions.",
+    ]
+    return markdown(["loss", "is above", *(DATASETS[name] for name in names)], rows, left=2) + "\n\n" + " ".join(notes)
+
+
+def differences_of_all_pairs(study: str) -> dict[tuple[str, str], tuple[int, str]]:
+    """For each ordered pair of losses, the sign of the difference if it is decided, otherwise 0, and its text."""
+    differences = {}
+    for pair in verdicts(study, pairs_of(losses_only(means_of(study)))):
+        decided = {"better": 1, "worse": -1}.get(pair["verdict"], 0)
+        for ordered, sign in (((pair["a"], pair["b"]), 1), ((pair["b"], pair["a"]), -1)):
+            text = f"{signed(sign * pair['difference'])}{points(pair['ci95_adjusted'])}"
+            differences[ordered] = (sign * decided, text + (" *" if decided else ""))
+    return differences
 
 
 def circumstances(study: str) -> str:
@@ -94,23 +175,29 @@ def circumstances(study: str) -> str:
 
 
 def annotator_table() -> str:
-    """The second annotator of CHASE_DB1 against the first, beside the loss with the best mean, on the same eyes."""
-    annotator: Rows = pd.read_csv(table_path("annotator-cases"))
+    """The second annotator of CHASE_DB1 against the first, beside the best losses on the same eyes."""
+    annotator: Rows = pd.read_csv(table_path("annotator-cases"), dtype={"group": str})
     study = rows_of("chase_db1")
-    means = means_of("chase_db1")
-    best = max(means, key=lambda loss: means[loss])
+    annotator["group"], study = annotator["group"].astype(int), study.assign(group=study["group"].astype(int))
+    children = sorted(set(study["group"]))
     scored = annotator["case"].isin(study["case"])
     parts = {
         f"second annotator, {len(annotator)} eyes": annotator,
         f"second annotator, the {scored.sum()} eyes of the comparison": annotator[scored],
-        f"{shown(best)}, these eyes": study[study["loss"] == best],
     }
+    for metric, title in (("dice", "Dice"), ("cldice", "clDice")):
+        means = means_of("chase_db1", metric)
+        best = max(means, key=lambda loss: means[loss])
+        parts[f"{shown(best)}, the best loss by {title}, these eyes"] = study[study["loss"] == best]
     rows = []
     for name, part in parts.items():
-        by_eye = part.groupby("case")[["dice", "cldice"]].mean()  # over the runs
-        numbers = (by_eye["dice"].mean(), by_eye["dice"].min(), by_eye["dice"].max(), by_eye["cldice"].mean())
-        rows.append([name, *(f"{number:.3f}" for number in numbers)])
-    return markdown(["against the first annotator", "Dice", "lowest eye", "highest eye", "clDice"], rows)
+        by_eye = part.groupby(["group", "case"])[["dice", "cldice"]].mean()  # over the runs
+        by_child = by_eye["dice"].groupby("group").mean()
+        shown_children = len(by_child) == len(children)
+        cells = [f"{by_child[child]:.3f}" if shown_children else "" for child in children]
+        rows.append([name, f"{by_eye['dice'].mean():.3f}", *cells, f"{by_eye['cldice'].mean():.3f}"])
+    columns = ["Dice", *(f"child {child}" for child in children), "clDice"]
+    return markdown(["against the first annotator", *columns], rows)
 
 
 def contrasts_table() -> str:
@@ -123,6 +210,8 @@ def contrasts_table() -> str:
         cells = [f"{signed(r['difference'])}{points(r['ci95_adjusted'])} {r['verdict']}" for r in results]
         sign = "and" if expected == "equivalent" else "above"
         together = [outcome([r["verdict"] for r in results], expected)] if len(names) > 1 else []
+        if together == ["open"] and expected == "equivalent" and sum(map(could_be_equivalent, results)) < 2:
+            together = ["open, too few runs for `equivalent`"]
         rows.append([finding, f"{a} {sign} {b}", *cells, *together])
     for a, b in CALIBRATION:
         results = [calibration_difference(name, a, b) for name in names]
@@ -134,13 +223,19 @@ def contrasts_table() -> str:
     return markdown(headings + (["together"] if len(names) > 1 else []), rows, left=2)
 
 
+def could_be_equivalent(pair: Mapping[str, Any]) -> bool:
+    """Whether the interval is narrow enough to lie inside the margin."""
+    low, high = pair["ci95_adjusted"]
+    return high - low < 2 * MARGIN
+
+
 def outcome(found: list[str], expected: str) -> str:
     """What the verdicts on one contrast say together, by the rule that was planned."""
     against = ("worse",) if expected == "better" else ("better", "worse")
-    ayes, noes = found.count(expected), sum(verdict in against for verdict in found)
-    if ayes and noes:
+    supporting, contradicting = found.count(expected), sum(verdict in against for verdict in found)
+    if supporting and contradicting:
         return "mixed"
-    return "came out again" if ayes >= 2 else "contradicted" if noes >= 2 else "open"
+    return "replicated" if supporting >= 2 else "contradicted" if contradicting >= 2 else "open"
 
 
 def calibration_difference(study: str, a: str, b: str) -> tuple[float, float, float]:
@@ -158,19 +253,27 @@ def across_table() -> str:
         raise NotMeasured("several data sets")
     across = over_all_datasets()
     ranks = {DATASETS[name]: ranks_of(losses_only(means_of(name))) for name in measured()}
+    taus = [f"{a} and {b} {kendall(ranks[a], ranks[b]):.2f}" for a, b in itertools.combinations(ranks, 2)]
+    agreement = f"Kendall's tau of the orders: {', '.join(taus)}."
     rows = [
         [shown(loss), f"{mean:.2f}", *(f"{of_losses[loss]:g}" for of_losses in ranks.values())]
         for loss, mean in sorted(across["mean_ranks"].items(), key=lambda item: item[1])
     ]
     table = markdown(["loss", "mean rank", *ranks], rows)
     if across["p"] is None:
-        return f"{table}\n\nNo test: {across['reason']}."
+        return f"{table}\n\n{agreement} No test: {across['reason']}."
     significant = [pair for pair in across["pairs"] if pair["p_adjusted"] < 0.05]
     found = ", ".join(f"{shown(pair['a'])} and {shown(pair['b'])}" for pair in significant) or "none"
     return (
-        f"{table}\n\nFriedman's test (Iman and Davenport): p = {across['p']:.2g}. Critical difference of Nemenyi's "
-        f"test at 5 %: {across['critical_difference']:.2f} ranks. Pairs beyond it: {found}."
+        f"{table}\n\n{agreement} Friedman's test (Iman and Davenport): p = {across['p']:.2g}. Critical difference of "
+        f"Nemenyi's test at 5 %: {across['critical_difference']:.2f} ranks. Pairs beyond it: {found}."
     )
+
+
+def kendall(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """Kendall's tau of two rankings."""
+    result: Any = stats.kendalltau([a[loss] for loss in a], [b[loss] for loss in a])
+    return float(result.statistic)
 
 
 def over_all_datasets() -> dict[str, Any]:
@@ -200,10 +303,9 @@ def rates_table() -> str:
         rows.append(
             [shown(loss), *cells, f"{chosen[loss]:g}", *means, f"{ranks_before[loss]:g}", f"{ranks_after[loss]:g}"]
         )
-    tau: Any = stats.kendalltau([ranks_before[loss] for loss in after], [ranks_after[loss] for loss in after])
     validated = [f"rate {rate:g}" for rate in rates]
     headings = ["loss", *validated, "chosen", "Dice, rate 0.003", "chosen rate", "rank", "then"]
-    return markdown(headings, rows) + f"\n\nKendall's tau of the two orders: {tau.statistic:.2f}."
+    return markdown(headings, rows) + f"\n\nKendall's tau of the two orders: {kendall(ranks_before, ranks_after):.2f}."
 
 
 # what each artefact, or its milder form, is compared with

@@ -70,36 +70,28 @@ def measured() -> list[str]:
 
 
 @cache
+def model_of(study: str, metric: str = "dice", aggregation: str = DEFAULT_AGGREGATION) -> TwoWay | Folds:
+    """The variance model of all losses, as `segkit compare` makes it."""
+    return fit_variance_model(scores_of(study, metric, aggregation))
+
+
 def means_of(study: str, metric: str = "dice", aggregation: str = DEFAULT_AGGREGATION) -> dict[str, float]:
     """The mean score of each loss."""
-    scores = scores_of(study, metric, aggregation)
-    model = fit_variance_model(scores)
+    scores, model = scores_of(study, metric, aggregation), model_of(study, metric, aggregation)
     return {loss: scores.sign * model.estimate({loss: 1}).value for loss in scores.losses}
 
 
 def competitive(study: str) -> list[str]:
-    """The losses whose mean is at most 5 points below the best; the others do not enter the pooled variance."""
+    """The losses whose mean Dice is at most 5 points below the best."""
     means = means_of(study)
     return [loss for loss, mean in means.items() if mean >= max(means.values()) - MUCH_WORSE]
 
 
-def model_of(study: str, losses: Sequence[str] | None = None) -> TwoWay | Folds:
-    """The variance model of some losses; by default of the competitive ones."""
-    return _model_of(study, tuple(losses or competitive(study)))
-
-
-@cache
-def _model_of(study: str, losses: tuple[str, ...]) -> TwoWay | Folds:
-    scores = scores_of(study)
-    return fit_variance_model(scores.without([loss for loss in scores.losses if loss not in losses]))
-
-
-def verdicts(study: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The results of a family of pairs. A pair with a loss that is much worse has a model of its two losses."""
-    usual = set(competitive(study))
-    modelled = [None if {*pair} <= usual else pair for pair in pairs]
-    results = {losses: pair_results(pairs, model_of(study, losses), MARGIN, {}) for losses in dict.fromkeys(modelled)}
-    return [results[losses][number] for number, losses in enumerate(modelled)]
+def verdicts(
+    study: str, pairs: Sequence[tuple[str, str]], metric: str = "dice", aggregation: str = DEFAULT_AGGREGATION
+) -> list[dict[str, Any]]:
+    """The results of a family of pairs, with Bonferroni's correction over the family; positive differences favour a."""
+    return pair_results(pairs, model_of(study, metric, aggregation), MARGIN, {})
 
 
 def case_samples(study: str) -> dict[str, np.ndarray]:

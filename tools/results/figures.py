@@ -1,5 +1,6 @@
 """The figures of docs/results.md."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -17,15 +18,20 @@ from results.data import DATASETS, NotMeasured, losses_of, measured, pairs_of, v
 from results.statistics import naive_verdicts
 from segkit.report.comparison_figures import demsar_figure
 
+COLUMNS = 3  # of the figure of single runs
 BLUE_RED = LinearSegmentedColormap.from_list("winners", ["#b2182b", "#f7f7f7", "#2166ac"])
 
 
 def draw_single_runs(path: Path) -> None:
     """For each pair of losses, the winners that single runs would have shown, and the verdict of all runs."""
     names = measured()
-    size = (4.1 * len(names) + 1.2, 4.6)
-    figure, axes = plt.subplots(1, len(names), figsize=size, squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], names, strict=True):
+    columns = min(len(names), COLUMNS)
+    rows = math.ceil(len(names) / columns)
+    size = (4.1 * columns + 1.2, 4.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names, strict=False):
         image = draw_winners(axis, name)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, ticks=[-1, 0, 1])
     bar.ax.set_yticklabels(["the other\nwins in all", "both or\nnone", "the loss of the\nrow wins in all"])

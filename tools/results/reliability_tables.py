@@ -1,8 +1,10 @@
 """Tables of docs/results.md about comparisons: what they need, and how often they and others are wrong."""
 
+import math
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from results.data import (
     AGAIN,
@@ -17,6 +19,7 @@ from results.data import (
     measured,
     model_of,
     pairs_of,
+    runs_of,
     scores_of,
     seed_means,
 )
@@ -33,7 +36,7 @@ from results.statistics import (
     shared_by_seeds,
 )
 from segkit.compare.statistics import pair_results
-from segkit.compare.variance_models import Folds, TwoWay
+from segkit.compare.variance_models import Folds, TwoWay, equal_spread_p
 
 DIFFERENCES = (0.005, 0.01, 0.02)
 
@@ -47,16 +50,20 @@ def needs_table() -> str:
         cases = next(iter(samples.values())).shape[1]
         new_cases = len(scores_of(name).groups) >= 10
         runs = [[runs_needed(d, spread, cases, new_cases=new_cases) for spread in spreads] for d in DIFFERENCES]
+        many = [
+            runs_needed(0.01, spread, cases, new_cases=new_cases, pairs=len(losses_of(name)) - 1) for spread in spreads
+        ]
         more = [[cases_needed(d, spread, 5) for spread in spreads] for d in DIFFERENCES] if new_cases else []
         parts = [[100 * getattr(spread, part) for spread in spreads] for part in ("run", "interaction", "residual")]
         rows.append(
             [
                 *(DATASETS[name], str(cases), *(f"{np.median(values):.2f}" for values in parts)),
-                *(typical(numbers, 200) for numbers in runs),
+                *(typical(numbers, 200) for numbers in [*runs, many]),
                 *((typical(numbers, 5000) for numbers in more) if new_cases else ["-"] * 3),
             ]
         )
     headings = ["data set", "cases", "runs", "loss and case", "rest", *(f"runs for {d:g}" for d in (0.5, 1, 2))]
+    headings.append("runs for 1, of 13 losses")
     return markdown([*headings, *(f"cases for {d:g}" for d in (0.5, 1, 2))], rows)
 
 
@@ -69,10 +76,10 @@ def typical(numbers: list[int | None], most: int) -> str:
 
 
 def naive_table() -> str:
-    """What a test over the cases of single runs announces, and what other runs then say."""
+    """What a test over the cases of single runs of competitive losses reports, and what other runs then say."""
     rows = []
     for name in measured():
-        samples = losses_of(name)
+        samples = {loss: values for loss, values in losses_of(name).items() if loss in competitive(name)}
         found = replication([naive_verdicts(samples[a], samples[b]) for a, b in pairs_of(samples)])
         own = [naive_self_rate(values) for values in samples.values()]
         rows.append(
@@ -84,15 +91,15 @@ def naive_table() -> str:
             ]
         )
     headings = [
-        *("data set", "a winner", "other runs: the same", "none", "the other one"),
-        *("pairs with winners of both kinds", "a winner between two runs of one loss"),
+        *("data set", "significant", "other runs: the same winner", "not significant", "the other winner"),
+        *("pairs with winners of both kinds", "significant between two runs of one loss"),
     ]
     return markdown(headings, rows)
 
 
 def self_table() -> str:
     """Verdicts on each loss against itself, in all divisions of its runs."""
-    rows, rates = [], []
+    rows = []
     for name in measured():
         model = model_of(name)
         if isinstance(model, Folds):
@@ -103,19 +110,27 @@ def self_table() -> str:
         usual = {loss: values for loss, values in samples.items() if loss in competitive(name) and loss != AGAIN}
         table = self_comparisons(usual, make, MARGIN)
         false = table.assign(false=table["verdict"].isin(["better", "worse"])).groupby("loss")["false"].mean()
-        equivalent = int((table["verdict"] == "equivalent").sum())
-        rates.append(100 * false.mean())
+        spread = pd.Series({loss: np.std(seed_means(scores_of(name), loss), ddof=1) for loss in usual})
+        wide = spread > math.sqrt((spread**2).mean())
         rows.append(
             [
                 *(DATASETS[name], str(len(false)), str(len(table))),
-                *(share(equivalent, len(table)), f"{100 * false.mean():.1f} %"),
+                share(int((table["verdict"] == "equivalent").sum()), len(table)),
+                *(f"{100 * rates.mean():.1f} %" for rates in (false, false[wide], false[~wide])),
+                f"{equal_spread_p([np.array(seed_means(scores_of(name), loss)) for loss in usual]):.2g}",
                 baseline_again(name),
             ]
         )
-    if len(rates) > 1:
-        rows.append(["mean", "", "", "", f"{np.mean(rates):.1f} % ({min(rates):.1f} to {max(rates):.1f})", ""])
-    headings = ["data set", "losses", "divisions", "equivalent", "better or worse, which is false"]
-    return markdown([*headings, f"{BASELINE} to itself, all runs"], rows)
+    headings = [
+        "data set",
+        "losses",
+        "divisions",
+        "equivalent",
+        "false positives",
+        "of losses with wide runs",
+        "of others",
+    ]
+    return markdown([*headings, "p of Bartlett's test", f"{BASELINE} to itself, all runs"], rows)
 
 
 def baseline_again(name: str) -> str:
@@ -134,8 +149,9 @@ def seeds_table() -> str:
         shared = shared_by_seeds(np.array([seed_means(scores, loss) for loss in losses]))
         spreads = [f"{100 * value:.2f}" for value in (shared.seed, shared.rest)]
         rows.append([DATASETS[name], str(len(losses)), *spreads, f"{shared.correlation:.2f}", f"{shared.p:.1g}"])
+        rows[-1] += [f"{shared.paired_variance:.2f}", f"{shared.wider} of {len(pairs_of(losses))}"]
     headings = ["data set", "losses", "shared by a seed", "rest", "correlation of two losses", "p of the F test"]
-    return markdown(headings, rows)
+    return markdown([*headings, "variance of paired differences", "pairs above 1"], rows)
 
 
 HANDICAPS = {
@@ -159,12 +175,28 @@ def handicaps_table() -> str:
         rates = [found_by_chance(worse, clean, count, MARGIN) for count in (3, 5)]
         cells = [", ".join(f"{100 * rate:.0f} % {name}" for name, rate in found.items()) for found in rates]
         number = f"{len(worse)} and {len(clean)}"
-        rows.append(
-            [title, number, f"{signed(result['difference'])}{points(result['ci95'])}", result["verdict"], *cells]
-        )
-    if not rows:
+        difference = f"{signed(result['difference'])}{points(result['ci95'])}"
+        rows.append([title, number, difference, result["verdict"], *cells, *harm(study)])
+    rows.append(["none", str(len(clean)), *["-"] * 4, *harm("hippocampus", "hippocampus_more")])
+    if len(rows) == 1:
         raise NotMeasured("handicaps")
-    return markdown(["handicap", "runs", "points, all runs", "verdict", "3 runs of each", "5 runs of each"], rows)
+    headings = ["handicap", "runs", "points, all runs", "verdict", "3 runs of each", "5 runs of each"]
+    return markdown([*headings, "Dice of the runs", "ECE, boundaries", "HD95 of the runs, mm"], rows)
+
+
+def harm(*studies: str) -> list[str]:
+    """Dice, calibration and HD95 of the runs of the cross-entropy: the median, the lowest and the highest."""
+    dice, distances = (
+        np.concatenate([seed_means(scores_of(study, metric), "cross_entropy") for study in studies])
+        for metric in ("dice", "hd95")
+    )
+    runs = pd.concat([runs_of(study) for study in studies])
+    errors = runs.loc[runs["loss"] == "cross_entropy", "ece_boundary"]
+    return [
+        f"{np.median(dice):.3f} ({dice.min():.3f} to {dice.max():.3f})",
+        f"{errors.mean():.3f}",
+        f"{np.median(distances):.2f} ({distances.min():.2f} to {distances.max():.2f})",
+    ]
 
 
 def cross_entropy_runs(*studies: str) -> np.ndarray:

@@ -46,27 +46,34 @@ class Spread:
         return cls(parts["run"], parts["loss x group"], parts["residual"])
 
 
-def power(difference: float, spread: Spread, runs: int, cases: int, *, new_cases: bool = True) -> float:
+def power(difference: float, spread: Spread, runs: int, cases: int, *, new_cases: bool = True, pairs: int = 1) -> float:
     """The probability that a comparison of two losses finds their difference at 5 %, in its direction.
 
-    new_cases: whether the conclusion extends to cases beyond those that were used.
+    Args:
+        difference: The true difference.
+        spread: The standard deviations.
+        runs: Number of runs of each loss.
+        cases: Number of cases.
+        new_cases: Whether the conclusion extends to cases beyond those that were used.
+        pairs: Number of pairs of losses that are compared, for Bonferroni's correction. Variances and degrees of
+            freedom stay those of two losses.
     """
     v_run = 2 * (spread.run**2 + spread.residual**2 / cases) / runs
     v_case = 2 * spread.interaction**2 / cases if new_cases else 0.0
     run_df, case_df = 2 * (runs - 1), cases - 1
     variance = v_run + v_case
     df = variance**2 / (v_run**2 / run_df + v_case**2 / case_df)
-    critical, shift = float(special.stdtrit(df, 1 - ALPHA / 2)), difference / math.sqrt(variance)
+    critical, shift = float(special.stdtrit(df, 1 - ALPHA / pairs / 2)), difference / math.sqrt(variance)
     if shift > FAR * max(critical, 1):
         return 1.0  # scipy's noncentral t distribution is NaN there
     shifted: Any = stats.nct(df, shift)
     return float(shifted.sf(critical))
 
 
-def runs_needed(difference: float, spread: Spread, cases: int, *, new_cases: bool = True) -> int | None:
+def runs_needed(difference: float, spread: Spread, cases: int, *, new_cases: bool = True, pairs: int = 1) -> int | None:
     """The smallest number of runs of each loss that finds a difference with a probability of 80 %; None above 200."""
     candidates = range(2, MOST_RUNS + 1)
-    return first_that_finds(candidates, lambda n: power(difference, spread, n, cases, new_cases=new_cases))
+    return first_that_finds(candidates, lambda n: power(difference, spread, n, cases, new_cases=new_cases, pairs=pairs))
 
 
 def cases_needed(difference: float, spread: Spread, runs: int) -> int | None:
@@ -155,12 +162,17 @@ class SharedBySeeds:
         rest: Standard deviation of what it adds to one loss beyond that.
         correlation: The mean correlation of two losses over the seeds.
         p: p-value of the F test that seeds add nothing to all losses.
+        paired_variance: For the median pair of losses, the variance of the differences of runs with the same seed,
+            divided by the sum of the variances of both; 1 if runs are independent.
+        wider: Number of pairs for which that ratio is above 1.
     """
 
     seed: float
     rest: float
     correlation: float
     p: float
+    paired_variance: float
+    wider: int
 
 
 def shared_by_seeds(scores: np.ndarray) -> SharedBySeeds:
@@ -171,11 +183,14 @@ def shared_by_seeds(scores: np.ndarray) -> SharedBySeeds:
     seed_df, rest_df = seeds - 1, (losses - 1) * (seeds - 1)
     of_seeds = losses * (seed_effects**2).sum() / seed_df
     of_rest = ((centred - seed_effects) ** 2).sum() / rest_df
+    ratios = [(a - b).var() / (a.var() + b.var()) for a, b in itertools.combinations(scores, 2)]
     return SharedBySeeds(
         seed=math.sqrt(max(of_seeds - of_rest, 0.0) / losses),
         rest=math.sqrt(of_rest),
         correlation=float(np.corrcoef(scores)[np.triu_indices(losses, 1)].mean()),
         p=float(stats.f.sf(of_seeds / of_rest, seed_df, rest_df)),
+        paired_variance=float(np.median(ratios)),
+        wider=sum(ratio > 1 for ratio in ratios),
     )
 
 
