@@ -16,7 +16,13 @@ from segkit.compare.design import PLAN, Design, Unit, check_overrides, make_desi
 from segkit.compare.executors import EXECUTORS, Executor
 from segkit.compare.lr_sweep import choose_rates, make_sweep, tried_rates
 from segkit.compare.run_artifacts import gather
-from segkit.compare.sanity_checks import boundary_rates, log_warnings, same_functions, unequal_steps
+from segkit.compare.sanity_checks import (
+    boundary_rates,
+    log_warnings,
+    same_functions,
+    stopped_by_max_steps,
+    unequal_steps,
+)
 from segkit.compare.unit_results import (
     RUNS,
     failure,
@@ -29,6 +35,7 @@ from segkit.compare.unit_results import (
     rules_of,
     runs_table,
     unit_rows,
+    unit_scores,
 )
 from segkit.compare.units import Comparison, check_evaluation_cases, config_of, make_units, train_unit
 from segkit.config import Config, ConfigError
@@ -282,7 +289,8 @@ def report(
         warn(note, console)
         context = replace(context, notes=[*context.notes, note])
     by_loss = {loss: [records for unit, records in logs.items() if unit.loss == loss] for loss in design.losses}
-    context = replace(context, notes=[*context.notes, *unequal_steps(by_loss), *log_warnings(by_loss)])
+    stopped = stopped_by_max_steps([unit_scores(unit) for unit in units])
+    context = replace(context, notes=[*context.notes, *stopped, *unequal_steps(by_loss), *log_warnings(by_loss)])
     analysis = Analysis(
         *(design.metric, design.aggregation, design.baseline),
         *(design.margin, design.family, design.repeated_baseline, design.test_train_ratio),

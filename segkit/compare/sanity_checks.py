@@ -125,6 +125,13 @@ def operating_point_warnings(table: Any, classes: Sequence[str]) -> list[str]:
     sums = sums[sums["reference"] > 0]
     bias = sums["predicted"] / sums["reference"] - 1
     warnings = []
+    for loss, missed in bias[bias == -1].groupby("loss", sort=False, observed=True):
+        names = ", ".join(name for _, name in missed.index)
+        warnings.append(
+            f"no run of {loss} ever predicts {names}: the networks have not learned it; check the data, the learning "
+            "rate and the length of training"
+        )
+    bias = bias[bias > -1]
     for loss, class_bias in bias[bias.abs() > BIAS].groupby("loss", sort=False, observed=True):
         amounts = ", ".join(
             f"{abs(share):.0%} {'more' if share > 0 else 'less'} {name}" for (_, name), share in class_bias.items()
@@ -194,6 +201,22 @@ def unequal_steps(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> 
     return [
         f"runs were trained for {min(all_steps)} to {max(all_steps)} steps (mean by loss: {means}), so their budgets "
         "differ; train.patience, train.max_minutes or comparison.minutes stopped some of them"
+    ]
+
+
+def stopped_by_max_steps(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether `train.max_steps` ended trainings before the end of their learning rate schedule.
+
+    Args:
+        results: The contents of scores.json of each run.
+    """
+    stopped = [result for result in results if result.get("finished") == "max_steps"]
+    if not stopped:
+        return []
+    steps, planned = (max(result[key] for result in stopped) for key in ("step", "steps"))
+    return [
+        f"train.max_steps ended {len(stopped)} of {len(results)} runs after {steps} of {planned} planned steps, so the "
+        "learning rate did not decay as in a whole training; use train.steps or train.epochs for a shorter one"
     ]
 
 

@@ -29,6 +29,15 @@ NEEDED = (*TRAINED, *CONTINUED, "data", "init")  # the fields of a checkpoint by
 FIXED = ("labels", "model", "optimizer.name", "parameters")  # a checkpoint cannot be continued if these change
 
 
+def check_run_to_continue(config: Config, run: Run, allow: Sequence[str]) -> None:
+    """Raise RunError if changes are allowed in a run that does not exist; the configuration names its folder."""
+    if allow and config.run.dir is None and not run.last.exists():
+        raise RunError(
+            f"--allow {allow[0]}: there is no run in {run.folder}, whose name changes with the configuration; give the "
+            "folder of the run to continue, run.dir=FOLDER"
+        )
+
+
 def finished_scores(config: Config, run: Run, console: Console, allow: Sequence[str] = ()) -> dict[str, Any] | None:
     """The scores of a finished run; None if it is not finished.
 

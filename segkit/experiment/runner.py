@@ -19,7 +19,7 @@ from segkit.experiment.build_training import Built, build_experiment, init_diges
 from segkit.experiment.evaluate_run import evaluated_part, progress, write_evaluation
 from segkit.experiment.plugins import load_plugins
 from segkit.experiment.preflight import unscored_validation_warnings
-from segkit.experiment.resume import finished_scores, learning_rate_change
+from segkit.experiment.resume import check_run_to_continue, finished_scores, learning_rate_change
 from segkit.experiment.run_header import print_header, print_overfit, print_profile
 from segkit.training.loop import run_training
 from segkit.training.profiling import Profiler
@@ -56,6 +56,7 @@ def run_experiment(
     experiment, if it holds an unfinished run and `resume` is false, or if another process is training there.
     """
     load_plugins(config.plugins)  # this process may have received the configuration from another one
+    check_run_to_continue(config, run, allow)
     try:
         read_only = processes.broadcast(run.last.exists() and not os.access(run.folder, os.W_OK))
         with nullcontext() if read_only else run.locked():  # the scores of a finished run need no lock

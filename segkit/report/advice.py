@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from segkit.utils.metric_names import FRACTION, metric_facts
+
 MIRRORED = {"better": "worse", "worse": "better"}
+HARDLY_LEARNED = 0.1  # best mean of a score between 0 and 1, below which equal losses are no recommendation
 
 
 def enumerated(names: Sequence[str]) -> str:
@@ -33,6 +36,11 @@ def advice(result: Mapping[str, Any]) -> list[str]:
     worse = [loss for loss in losses if loss not in candidates]
     behind = f" {enumerated(worse)} {'is' if len(worse) == 1 else 'are'} worse." if worse else ""
     pairs = list(combinations(candidates, 2))
+    if len(candidates) > 1 and (best := _hardly_learned(result)) is not None:
+        return [
+            f"No recommendation: the best mean is {best:.4f}, so the networks have hardly learned the task. Check the "
+            "data and the learning rate, and train longer before losses are compared."
+        ]
     if not candidates:  # verdicts that go in a circle
         return ["No loss can be preferred: each is worse than another one.", _sureness(result)]
     if not pairs:
@@ -47,6 +55,8 @@ def advice(result: Mapping[str, Any]) -> list[str]:
     known = "which of the two is better" if len(candidates) == 2 else "which of them is best"
     mean = "better" if len(candidates) == 2 else "best"
     chance = f"{candidates[0]} has the {mean} mean of them, which may be chance."
+    if len({_shown_mean(result, loss) for loss in candidates}) == 1:
+        chance = "Their means are equal."
     undecided = [pair for pair in pairs if _verdict(result, *pair) != "equivalent"]
     return [
         f"{lead}: it is not known yet {known}. {chance}{behind}",
@@ -65,6 +75,17 @@ def _advice_against(result: Mapping[str, Any], losses: Sequence[str]) -> list[st
         return [f"Keep the baseline {baseline}: no other loss is shown to be better.", _sureness(result)]
     they_are = "it is" if len(better) == 1 else "they are"
     return [f"Take {_any_of(better)} instead of the baseline {baseline}: {they_are} better.", _sureness(result)]
+
+
+def _hardly_learned(result: Mapping[str, Any]) -> float | None:
+    """The best mean if it is close to 0 of 1, which says more about the trainings than about the losses."""
+    best = max(loss["mean"] for loss in result["losses"] if loss["mean"] is not None)
+    return best if metric_facts(result["metric"]) == FRACTION and best < HARDLY_LEARNED else None
+
+
+def _shown_mean(result: Mapping[str, Any], name: str) -> str:
+    (mean,) = [loss["mean"] for loss in result["losses"] if loss["name"] == name]
+    return f"{mean:.4f}"
 
 
 def _verdict(result: Mapping[str, Any], a: str, b: str) -> str | None:
@@ -109,6 +130,6 @@ def _sureness(result: Mapping[str, Any]) -> str:
     if all(pair["p"] is None for pair in result["pairs"]):
         return "Nothing was tested."
     return (
-        "How sure: of 100 comparisons like this one, about 5 at most would call a loss better, worse or equivalent "
-        "although it is not."
+        "How sure: if the assumptions of the test hold, about 5 of 100 comparisons like this one call a loss better, "
+        "worse or equivalent although it is not; the caveats tell where they may not hold."
     )

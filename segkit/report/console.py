@@ -269,7 +269,7 @@ def verdict_explanation(margin: float) -> str:
     """How verdicts are read from the adjusted interval."""
     return (
         f"verdicts are read from the adjusted interval: equivalent if it lies within ±{margin:g}, otherwise better or "
-        "worse if it excludes 0, and undecided if it includes 0"
+        "worse if it excludes 0, and undecided (inconclusive) if it includes 0"
     )
 
 

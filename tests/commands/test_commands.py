@@ -429,6 +429,10 @@ def test_a_change_is_allowed_by_its_key(tmp_path):
     assert (scores["step"], scores["finished"]) == (8, "steps")
     # the same command again finds the finished run
     assert "holds the finished run" in tool(*train, "--resume", "--allow", "train.max_steps", folder=tmp_path)
+    # without run.dir, the changed configuration has another folder, in which there is nothing to continue
+    other = tool(*train[:-1], "train.max_steps=5", "--resume", "--allow", "train.max_steps", code=2, folder=tmp_path)
+    assert "give the folder of the run to continue, run.dir=FOLDER" in other
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_allowed_change_is_not_undone_by_the_checkpoint(tmp_path):

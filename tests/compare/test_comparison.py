@@ -46,6 +46,7 @@ from segkit.compare.sanity_checks import (
     noise_warnings,
     operating_point_warnings,
     same_functions,
+    stopped_by_max_steps,
     unequal_steps,
 )
 from segkit.compare.score_table import from_challenger, read_scores, to_challenger
@@ -627,6 +628,9 @@ def test_warnings_about_aggregations_operating_points_and_identical_runs():
     table = table.assign(predicted=[180, 100], reference=[100, 180], loss="x", **{"class": ["a", "b"]})
     (told,) = operating_point_warnings(table, ["a", "b"])  # which is as much as there is of both together
     assert told.startswith("x predicts 80% more a, 44% less b than")
+    never = table.assign(predicted=[0, 100], reference=[100, 100])
+    (told,) = operating_point_warnings(never, ["a", "b"])
+    assert told.startswith("no run of x ever predicts a: ")
     runs = np.random.default_rng(0).random((3, 4, 1))
     (told,) = identical_runs({"a": runs[:2], "b": runs[1::-1], "c": runs + 1})
     assert "runs of a and b have the same scores on every case" in told
@@ -649,6 +653,13 @@ def test_warning_about_unequal_steps():
     assert unequal_steps({"dice": [steps(20)], "focal": [steps(20), steps(20)]}) == []
     (told,) = unequal_steps({"dice": [steps(20)], "focal": [steps(20), steps(10)]})
     assert told.startswith("runs were trained for 10 to 20 steps (mean by loss: dice 20, focal 15)")
+
+
+def test_warning_about_max_steps():
+    whole = {"step": 20, "steps": 20, "finished": "steps"}
+    assert stopped_by_max_steps([whole, {}]) == []
+    (told,) = stopped_by_max_steps([whole, {"step": 2, "steps": 20, "finished": "max_steps"}])
+    assert told.startswith("train.max_steps ended 1 of 2 runs after 2 of 20 planned steps")
 
 
 # --- the command: design, plan, units --------------------------------------------------------------------------------

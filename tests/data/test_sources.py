@@ -277,6 +277,11 @@ def test_msd_classes(tmp_path):
     listing["labels"] = {"background": 0, "anterior": 1, "posterior": 2}  # the form of nnU-Net v2
     (root / "dataset.json").write_text(json.dumps(listing))
     DecathlonSource(labels=THREE, root=root)
+    with pytest.raises(DataError, match=r"write `names: \[background, anterior, posterior\]` under `labels`"):
+        DecathlonSource(labels=Labels(["background", "posterior", "anterior"]), root=root)
+    swapped = {1: 2, 2: 1}
+    DecathlonSource(labels=Labels(["background", "posterior", "anterior"]), root=root, value_map=swapped)
+    DecathlonSource(labels=Labels(["background", "head", "tail"]), root=root)  # names of one's own
 
 
 @pytest.mark.parametrize(

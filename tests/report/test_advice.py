@@ -10,7 +10,7 @@ from segkit.report.comparison_page import best_first
 from support.simulated_tables import long_table
 
 
-def result(verdicts, *, family="all_pairs", baseline=None, scope="losses", runs=2, **extra):
+def result(verdicts, *, family="all_pairs", baseline=None, scope="losses", runs=2, mean=0.9, **extra):
     """Contents of comparison.json. verdicts: of pairs `a b`, the losses in the order of their means."""
     names = list(dict.fromkeys(name for pair in verdicts for name in pair.split()))
     pairs = [
@@ -18,7 +18,8 @@ def result(verdicts, *, family="all_pairs", baseline=None, scope="losses", runs=
         for (a, b), verdict in ((pair.split(), verdict) for pair, verdict in verdicts.items())
     ]
     return {
-        "losses": [{"name": name, "runs": [1] * runs} for name in names],
+        "metric": "dice",
+        "losses": [{"name": name, "runs": [1] * runs, "mean": mean - 0.1 * i} for i, name in enumerate(names)],
         "pairs": pairs,
         "scope": scope,
         "family": family,
@@ -99,6 +100,23 @@ def test_a_baseline_without_runs_is_not_recommended():
     next(loss for loss in found["losses"] if loss["name"] == "base")["runs"] = []
     (sentence,) = advice(found)
     assert sentence.endswith("the baseline base has no complete runs.")
+
+
+@pytest.mark.parametrize("verdict", ["equivalent", "undecided"])
+def test_networks_that_learned_nothing_recommend_no_loss(verdict):
+    found = result({"x y": verdict}, mean=0.02)
+    (sentence,) = advice(found)
+    assert sentence.startswith("No recommendation: the best mean is 0.0200")
+    assert advice(result({"x y": verdict}, mean=0.2))[0].split(":")[0] != "No recommendation"
+    assert advice(result({"x y": "better"}, mean=0.02))[0].startswith("Take x")
+    assert not advice({**found, "metric": "hd95"})[0].startswith("No recommendation"), "a distance of 0 is perfect"
+
+
+def test_equal_means_have_no_leader():
+    found = result({"x y": "undecided"})
+    for loss in found["losses"]:
+        loss["mean"] = 0.8
+    assert advice(found)[0].endswith("Their means are equal.")
 
 
 def test_one_loss_needs_no_advice():

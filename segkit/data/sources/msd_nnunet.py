@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -165,6 +165,17 @@ def _check_classes(classes: Mapping[str, Any], labels: Labels, value_map: Mappin
                 f"{file} names {len(values)} classes, {', '.join(value_of)}, but `labels` has "
                 f"{len(labels.values)}, {', '.join(labels.names)}; change the names, or merge classes with `value_map`"
             )
+        given = {value_map.get(int(value), int(value)): name for name, value in value_of.items()}
+        _check_order([given[value] for value in sorted(values)], labels.names, file)
+
+
+def _check_order(names: Sequence[str], used: Sequence[str], file: Path) -> None:
+    """Raise DataError if the classes of dataset.json have the names of the labels, but in another order."""
+    if list(names) != list(used) and sorted(names) == sorted(used):
+        raise DataError(
+            f"{file} has the classes {', '.join(names)} in the order of their values, but `labels` has "
+            f"{', '.join(used)}; write `names: [{', '.join(names)}]` under `labels`"
+        )
 
 
 def _all_digits(classes: Mapping[str, Any]) -> bool:
@@ -185,6 +196,8 @@ def _check_regions(classes: Mapping[str, tuple[int, ...]], labels: Labels, file:
             f"{file} has regions; write `mode: multilabel`, `names: [{', '.join(expected)}]` and "
             f"`regions: {{{shown}}}` under `labels`"
         )
+    name_of = {tuple(sorted(values)): name for name, values in expected.items()}
+    _check_order([name_of[values] for values in regions.values()], list(regions), file)
 
 
 def _listed_case(entry: _Pair, root: Path, group_of: Callable[[str], str]) -> Case:
