@@ -24,9 +24,11 @@ import torch
 from rich.console import Console
 
 from segkit.compare.design import Unit
+from segkit.compare.unit_results import FAILED
 from segkit.training.stopping import Interrupted
 from segkit.utils.leases import Leases
 from segkit.utils.optional import require
+from segkit.utils.text import readable_duration
 
 POLL_SECONDS = 2.0
 CORES_PER_UNIT = 4
@@ -50,14 +52,66 @@ class Executor(Protocol):
     def run(self, units: Sequence[Unit], train: TrainUnit, console: Console) -> None: ...
 
 
-def train_all(units: Sequence[Unit], train: TrainUnit, console: Console, since: float, wait: bool) -> None:
+class Progress:
+    """Tells how many units are done and about how long the others take.
+
+    Args:
+        units: The units to train.
+        console: Where to tell it.
+    """
+
+    def __init__(self, units: Sequence[Unit], console: Console):
+        self.units, self.open, self.console = len(units), list(units), console
+        self.start = time.monotonic()
+        self.earlier_failures = {unit.folder: _modified(unit.folder / FAILED) for unit in units}
+
+    def show(self) -> None:
+        """Print a line if units have ended since the last one."""
+        still_open = [unit for unit in self.open if not self._has_ended(unit)]
+        if len(still_open) == len(self.open):
+            return
+        self.open, done = still_open, self.units - len(still_open)
+        seconds = (time.monotonic() - self.start) / done * len(still_open)
+        left = f", about {readable_duration(seconds)} left" if still_open else ""
+        self.console.print(f"{done} of {self.units} units done{left}", highlight=False)
+
+    def _has_ended(self, unit: Unit) -> bool:
+        """Whether a unit has scores or has failed since the start, judging by its files, which takes little time."""
+        failed = _modified(unit.folder / FAILED)
+        has_failed = failed is not None and failed != self.earlier_failures[unit.folder]
+        return has_failed or any(unit.folder.glob("evaluation/*/scores.json"))
+
+
+def _modified(file: Path) -> int | None:
+    """When a file was modified, in nanoseconds; None if it does not exist."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def train_all(
+    units: Sequence[Unit],
+    train: TrainUnit,
+    console: Console,
+    since: float,
+    wait: bool,
+    progress: Progress | None = None,
+) -> None:
     """Train one unit after another, except those that other processes are training.
 
     With `wait`, poll the units of other processes until they are done, and train those whose process died.
     """
     leases, remaining = Leases(), list(units)
+
+    def ends(unit: Unit) -> bool:
+        ended = train(unit, leases, since, console)
+        if progress is not None:
+            progress.show()
+        return ended
+
     while remaining:
-        busy = [unit for unit in remaining if not train(unit, leases, since, console)]
+        busy = [unit for unit in remaining if not ends(unit)]
         if len(busy) == len(remaining):
             if not wait:
                 return
@@ -92,7 +146,7 @@ class LocalExecutor:
             return
         since = time.time()
         if self.parallel == 1 or len(units) == 1:
-            train_all(units, train, console, since, self.wait)
+            train_all(units, train, console, since, self.wait, Progress(units, console))
             return
         logs = units[0].folder.parent.parent / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -100,7 +154,7 @@ class LocalExecutor:
         threads = max(1, (os.cpu_count() or 1) // workers)
         console.print(f"training {workers} units at a time, {threads} threads each; output in {logs}", highlight=False)
         pool = WorkerPool(workers, (threads, list(units), train, since, logs, self.wait))
-        exit_codes = pool.join(console)
+        exit_codes = pool.join(console, Progress(units, console))
         signals = [number for number in map(_stop_signal, exit_codes) if number is not None]
         if signals:
             raise Interrupted(signals[0])
@@ -120,8 +174,8 @@ class WorkerPool:
         self.context: Any = multiprocessing.get_context(START_METHOD)
         self.running = {index: self._start(index) for index in range(workers)}
 
-    def join(self, console: Console) -> list[int]:
-        """Wait until all workers have ended, and return their exit codes.
+    def join(self, console: Console, progress: Progress) -> list[int]:
+        """Wait until all workers have ended, show their progress, and return their exit codes.
 
         An interruption of this process terminates the workers.
         """
@@ -132,6 +186,7 @@ class WorkerPool:
                     wait_for_any([process.sentinel for process in self.running.values()], POLL_SECONDS)
                     _check(received)
                     exit_codes += self._ended(console)
+                    progress.show()
         except BaseException:
             self._terminate(console)
             raise

@@ -84,6 +84,8 @@ def basis(scores: Mapping[str, Any]) -> list[str]:
 def caveats(scores: Mapping[str, Any]) -> list[str]:
     """Why scores are optimistic or missing, and how far intervals can be trusted."""
     notes = []
+    if scores["checkpoint"] is not None and scores["split"] == "train":
+        notes.append("the network was trained on these cases, so the scores say nothing about new images")
     if scores["checkpoint"] is not None and scores["selected_on"] == scores["split"]:
         notes.append(f"the checkpoint was selected by its score on {scores['split']}, so this score is optimistic")
     if scores.get("decisions") and scores["decisions"]["chosen_on"] == scores["split"]:

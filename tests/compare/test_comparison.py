@@ -885,6 +885,28 @@ def test_killed_workers_are_replaced(tmp_path):
     assert all((unit.folder / "done").exists() for unit in units)
 
 
+def ends(unit, _leases, _since, _console):
+    """Simulates a unit that fails, or that has scores."""
+    (unit.folder / "evaluation" / "test").mkdir(parents=True, exist_ok=True)  # the other worker may have made it
+    (unit.folder / ("failed.json" if unit.folder.name == "0" else "evaluation/test/scores.json")).touch()
+    return True
+
+
+@pytest.mark.usefixtures("quick_workers")
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_the_progress_of_all_units_is_shown(tmp_path, parallel):
+    units, printed = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(3)], io.StringIO()
+    for unit in units:  # failures of an earlier command
+        unit.folder.mkdir(parents=True)
+        (unit.folder / "failed.json").touch()
+        os.utime(unit.folder / "failed.json", (1, 1))
+    LocalExecutor(parallel).run(units, ends, Console(file=printed))
+    lines = [line for line in printed.getvalue().splitlines() if "units done" in line]
+    assert lines[-1] == "3 of 3 units done"
+    assert all(", about 0 s left" in line for line in lines[:-1])
+    assert parallel == 2 or len(lines) == 3
+
+
 @pytest.mark.usefixtures("quick_workers")
 def test_an_error_of_a_worker_is_raised(tmp_path):
     units = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(2)]

@@ -292,6 +292,16 @@ def test_a_known_layout_in_a_subfolder(tmp_path):
     assert (layout.source, layout.reasons[0]) == ("voc", "in VOCdevkit/VOC2012")
 
 
+def test_a_folder_of_data_sets_of_nnunet(tmp_path):
+    LAYOUTS["nnunet"](tmp_path / "raw" / "Dataset001_Foo")
+    layout = detect_layout(tmp_path / "raw")
+    assert (layout.source, layout.reasons[0]) == ("nnunet", "in Dataset001_Foo")
+    assert layout.labels == detect_layout(tmp_path / "raw" / "Dataset001_Foo").labels
+    LAYOUTS["msd"](tmp_path / "raw" / "Task04_Bar")
+    with pytest.raises(DataError, match=r"2 data sets with a dataset\.json, Dataset001_Foo, Task04_Bar: give one"):
+        detect_layout(tmp_path / "raw")
+
+
 def test_damaged_cases_do_not_stop_an_inspection(tmp_path):
     LAYOUTS["pairs"](tmp_path / "data")
     image = sorted(path for path in (tmp_path / "data").rglob("*.*") if "image" in str(path))[0]

@@ -14,6 +14,7 @@ from segkit.data.inspection.base import Layout, folders, images_in, read_json, s
 from segkit.data.inspection.mask_classes import MaskClasses, infer_classes
 from segkit.data.sources.manifest import read_rows
 from segkit.utils.errors import DataError
+from segkit.utils.text import listed
 
 __all__ = ["Layout", "MaskClasses", "detect_layout", "infer_classes", "unused_files"]
 
@@ -75,10 +76,28 @@ def detect_layout(root: Path) -> Layout:
             if layout is not None:
                 location = [] if folder == root else [f"in {folder.relative_to(root)}"]
                 return replace(layout, reasons=[*location, *layout.reasons])
+    if inside := _inside(root):
+        return inside
     layouts = [layout for detect in BY_FILE_NAMES if (layout := detect(root)) is not None]
     if layouts:
         return max(layouts, key=lambda layout: layout.file_count)
     raise DataError(_no_layout_message(root))
+
+
+def _inside(root: Path) -> Layout | None:
+    """The data set of nnU-Net or the Decathlon in a subfolder. Raises DataError if there are several."""
+    found = [
+        (folder, layout)
+        for folder in _archive_folders(root)
+        if (layout := known_layouts.dataset_json(folder)) is not None
+    ]
+    if len(found) > 1:
+        names = listed([str(folder.relative_to(root)) for folder, _layout in found], limit=5)
+        raise DataError(f"{root} has {len(found)} data sets with a dataset.json, {names}: give one of these folders")
+    if not found:
+        return None
+    ((folder, layout),) = found
+    return replace(layout, reasons=[f"in {folder.relative_to(root)}", *layout.reasons])
 
 
 def _no_layout_message(root: Path) -> str:
