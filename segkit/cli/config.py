@@ -51,7 +51,7 @@ def diff(first: Compared, second: Compared) -> None:
     rows = [(key, _text(before), _text(after)) for key, before, after in differing(*configs)]
     _print_columns([("", first, second), *rows] if rows else [])
     same = "the same experiment" if digests[0] == digests[1] else "different experiments"
-    typer.echo(f"{len(rows)} differences; {same}, digests {digests[0]} and {digests[1]}")
+    typer.echo(f"{len(rows)} differences; {same}, hashes {digests[0]} and {digests[1]}")
 
 
 def _config_of(name: str) -> Path:
@@ -78,7 +78,7 @@ def validate(config: ConfigOption, overrides: Overrides = None) -> None:
     from segkit.experiment.build import load_config
 
     checked = load_config(config, overrides or [])
-    typer.echo(f"{config}: valid, digest {checked.digest()}")
+    typer.echo(f"{config}: valid, hash {checked.digest()}")
 
 
 @config_app.command("list")

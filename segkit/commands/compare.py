@@ -37,7 +37,7 @@ from segkit.compare.unit_results import (
     unit_rows,
     unit_scores,
 )
-from segkit.compare.units import Comparison, check_evaluation_cases, config_of, make_units, train_unit
+from segkit.compare.units import Comparison, check_evaluation_cases, config_of, few_groups, make_units, train_unit
 from segkit.config import Config, ConfigError
 from segkit.experiment.build import build_labels, load_config
 from segkit.metrics.rules import SEGKIT
@@ -111,6 +111,8 @@ def compare(path: Path, overrides: Sequence[str], options: CompareOptions, conso
     comparison = Comparison.of(path, overrides, design, base, options.out)
     units = make_units(comparison)
     check_evaluation_cases(units)
+    for note in few_groups(comparison, units):
+        warn(note, console)
     trials = make_sweep(comparison, evaluated_part=units[0].part)
     if options.dry_run:
         if trials and all(map(finished, trials)):

@@ -14,6 +14,7 @@ from rich.console import Console
 from segkit.compare.design import Design, Unit, latest_plan, unit_folder, unit_overrides
 from segkit.compare.fixed_at_start import digests_of_weights, fixed_precision
 from segkit.compare.unit_results import FAILED, failure_record, finished, remove_damaged_checkpoint
+from segkit.compare.variance_models import MIN_GROUPS
 from segkit.config import Config, ConfigError
 from segkit.data.cases import Source, data_digest
 from segkit.experiment.build import build_labels, build_source, load_config, split_cases
@@ -140,6 +141,21 @@ def check_evaluation_cases(units: Sequence[Unit]) -> None:
                 f"{'train.patience' if patience else 'schedule.name: plateau'} uses scores of the validation set, on "
                 "which the losses are evaluated here; remove it, or use a split with a test set"
             )
+
+
+def few_groups(comparison: Comparison, units: Sequence[Unit]) -> list[str]:
+    """Whether there are too few groups of cases for conclusions about new cases, which is known before any training."""
+    if comparison.design.folds:
+        return []
+    group_of, cases = {case.name: case.group for case in comparison.source.cases}, units[0].cases
+    groups = len({group_of[case] for case in cases})
+    if groups >= MIN_GROUPS:
+        return []
+    return [
+        f"the losses are evaluated on {len(cases)} cases in {groups} groups ({units[0].part}): with fewer than "
+        f"{MIN_GROUPS} groups, such as patients, conclusions apply to these cases only; comparison.folds (--folds) "
+        f"evaluates all {len(group_of)} cases"
+    ]
 
 
 def config_of(units: Sequence[Unit], loss: str) -> Config:

@@ -30,8 +30,8 @@ FOLDS = 5
 THRESHOLDS = tuple(round(0.02 * number, 2) for number in range(1, 50))
 TEMPERATURES = tuple(float(value) for value in np.geomspace(0.25, 4, 49))
 SIZES = tuple(2**power for power in range(2, 15))  # pixels of the smallest object that is kept
-SAMPLED = 20_000  # pixels per case by which temperatures are judged
-# of the metrics by which decisions can be judged: whether higher is better
+SAMPLED = 20_000  # pixels per case by which temperatures are scored
+# of the metrics by which decisions can be scored: whether higher is better
 TUNED_METRICS = {"dice": True, "iou": True, "boundary_iou": True, "nsd": True, "hd95": False, "assd": False}
 Track = Callable[[Sequence[int]], Any]
 
@@ -131,7 +131,7 @@ def _best(values: np.ndarray) -> np.ndarray:
 class Predicted:
     """The validation cases with their predictions, one case at a time.
 
-    metric: by which masks are judged, one of TUNED_METRICS, computed as the scoring says.
+    metric: by which masks are scored, one of TUNED_METRICS, computed as the scoring says.
     """
 
     predictor: ImagePredictor

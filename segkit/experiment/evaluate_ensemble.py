@@ -1,4 +1,4 @@
-"""Which cases several checkpoints predict together, so that none is judged on a case of its own training."""
+"""Which cases several checkpoints predict together, so that none is evaluated on a case of its own training."""
 
 from __future__ import annotations
 

@@ -688,7 +688,9 @@ comparison:
   noise_floor: true
 """
     (folder / "tiny.yaml").write_text(text + section)
-    assert "9 units, 9 to be trained" in compare(folder, "--dry-run")
+    listed = compare(folder, "--dry-run")
+    assert "9 units, 9 to be trained" in listed
+    assert "with fewer than 10 groups" not in listed
     assert not (folder / "out").exists()
     printed = compare(folder)
     result = json.loads((folder / "out" / "comparison.json").read_text())
@@ -702,6 +704,14 @@ comparison:
     assert "Noise floor" in page
     assert "How often the predicted class is correct" in page
     assert "minutes of training" in compare(folder, "--dry-run", "comparison.seeds=[4, 5]")
+
+
+def test_too_few_groups_are_told_before_the_training(folder):
+    arguments = ("--losses", "dice,dice_ce", "--dry-run")
+    listed = " ".join(compare(folder, *arguments, "data.test=9").split())
+    assert "on 9 cases in 9 groups (test): with fewer than 10 groups" in listed
+    assert "(--folds) evaluates all 21 cases" in listed
+    assert "with fewer than 10 groups" not in " ".join(compare(folder, *arguments, "data.test=10").split())
 
 
 def test_cases_are_prepared_once_for_all_units(folder, monkeypatch):
