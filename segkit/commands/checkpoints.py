@@ -26,12 +26,16 @@ def checkpoint_files(paths: Sequence[Path], loss: str | None) -> list[Path]:
         if len(paths) != 1:
             raise RunError(f"--loss needs one --checkpoint, the folder of a comparison, got {len(paths)}")
         return _runs_of_loss(paths[0], loss)
-    for path in paths:
-        if (path / PLAN).is_file():
-            raise RunError(f"{path} is a comparison: choose one of its losses with --loss ({_listed_losses(path)})")
-    files = [checkpoint_file(path) for path in paths]
+    files = [single_checkpoint(path) for path in paths]
     check_different(files, paths)
     return files
+
+
+def single_checkpoint(path: Path) -> Path:
+    """The checkpoint file of a run folder, or the file itself. Raises RunError for the folder of a comparison."""
+    if (path / PLAN).is_file():
+        raise RunError(f"{path} is a comparison: choose one of its losses with --loss ({_listed_losses(path)})")
+    return checkpoint_file(path)
 
 
 def check_different(files: Sequence[Path], paths: Sequence[Path]) -> None:

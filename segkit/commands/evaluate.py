@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segkit.commands.checkpoints import check_different, checkpoint_files
+from segkit.commands.checkpoints import check_different, checkpoint_files, single_checkpoint
 from segkit.commands.decisions import NONE, chosen_decisions
 from segkit.data.mask_encoding import AS_STORED
 from segkit.evaluation.mask_folders import Encodings, score_folder
@@ -19,7 +19,6 @@ from segkit.experiment.decision_file import default_file
 from segkit.experiment.drawn_masks import MaskFolders
 from segkit.experiment.evaluate_ensemble import joint_evaluation
 from segkit.experiment.evaluate_run import (
-    checkpoint_file,
     evaluated_cases,
     evaluated_part,
     progress,
@@ -85,7 +84,7 @@ def short_names(paths: Sequence[Path]) -> dict[str, Path]:
 
     The last.pt of a run is named after the run. Raises RunError if a checkpoint is given twice.
     """
-    files = [checkpoint_file(path).resolve() for path in paths]
+    files = [single_checkpoint(path).resolve() for path in paths]
     check_different(files, paths)
     parts = [[part for part in file.with_suffix("").parts if part not in ("checkpoints", "last")] for file in files]
     length = next(length for length in range(1, 100) if len({tuple(names[-length:]) for names in parts}) == len(parts))
@@ -113,7 +112,7 @@ def evaluate_checkpoint(
 
     Raises RunError for options that exclude each other.
     """
-    file = checkpoint_file(path)
+    file = single_checkpoint(path)
     is_run = file != path
     _check_part(split, data)
     if out is None and (not is_run or data is not None):

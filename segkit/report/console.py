@@ -83,8 +83,8 @@ def _case_table(of_cases: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _mean_row_name(scores: Mapping[str, Any], metric: str) -> str:
-    """The classes over which the mean is taken."""
-    return "all classes" if metric in scores["rules"]["background"] else "foreground"
+    """The mean, with the classes over which it is taken; a class may be called foreground, too."""
+    return f"mean ({'all classes' if metric in scores['rules']['background'] else 'foreground'})"
 
 
 def print_side_by_side(results: Mapping[str, Mapping[str, Any]], console: Console) -> pd.DataFrame:

@@ -67,8 +67,14 @@ def is_control(letter: str) -> bool:
 def nearest_name(name: object, known: Iterable[object], *, similarity: float = 0.65) -> str | None:
     """The known name that `name` probably means; None if none has at least this similarity (0 to 1)."""
     text = name if isinstance(name, str) else shown(name)
-    close = difflib.get_close_matches(text[:SHOWN], [str(one) for one in known], n=1, cutoff=similarity)
-    return next(iter(close), None)
+    spelled = {_plain(str(one)): str(one) for one in known}
+    close = difflib.get_close_matches(_plain(text[:SHOWN]), spelled, n=1, cutoff=similarity)
+    return spelled[close[0]] if close else None
+
+
+def _plain(name: str) -> str:
+    """A name without what other libraries spell differently: DiceCE is dice_ce."""
+    return name.lower().replace("_", "").replace("-", "").replace(" ", "")
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

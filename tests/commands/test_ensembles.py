@@ -311,6 +311,8 @@ def test_the_loss_of_a_comparison_is_chosen(comparison, tmp_path):
     arguments = ["--input", comparison / "set" / "images", "--output", tmp_path / "out"]
     printed = tool("predict", "--checkpoint", comparison / "out", *arguments, code=2)
     assert "--loss (dice_ce)" in printed
+    printed = tool("evaluate", "--checkpoint", comparison / "out", code=2)
+    assert "out is a comparison: choose one of its losses with --loss (dice_ce" in printed
     printed = tool("predict", "--checkpoint", comparison / "out", "--loss", "dice", *arguments, code=2)
     assert "one of dice_ce, got dice" in printed
     tool("predict", "--checkpoint", comparison / "out", "--loss", "dice_ce", "--tta", *arguments)
