@@ -21,6 +21,7 @@ from segkit.cli.evaluate import evaluate
 from segkit.cli.export import export
 from segkit.cli.imports import import_app
 from segkit.cli.model import model_app
+from segkit.cli.names import list_names
 from segkit.cli.plugins import plugins
 from segkit.cli.predict import predict
 from segkit.cli.train import train
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for command in (train, evaluate, predict, tune, export, compare, plugins, doctor):
     app.command()(command)
+app.command(name="list")(list_names)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
