@@ -17,11 +17,13 @@ from segkit.data import SOURCES
 from segkit.data.cases import Case, Source, spread
 from segkit.data.inspection import Layout, detect_layout, infer_classes, unused_files
 from segkit.data.inspection.checks import (
+    GROUP_IN_NAME,
     CaseSummary,
     Finding,
     class_table,
     examine_all,
     find_problems,
+    groups_in_names,
     try_split,
 )
 from segkit.data.sampling import Key
@@ -416,6 +418,8 @@ def _group_hint(cases: Sequence[Case]) -> list[str]:
     """A comment about groups, if every case is its own group."""
     if len({case.group for case in cases}) < len(cases):
         return []
+    if number := groups_in_names(cases):
+        return [f"the names suggest {number} patients or series: if they are, set `group: '{GROUP_IN_NAME}'`"]
     return ["if several cases belong to one patient or site, set `group`, a regular expression for the case names"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,15 @@ from scipy import ndimage
 from segkit import Labels
 from segkit.config.schema import Augment, Named
 from segkit.data import Case, PairsSource, RawCase
-from segkit.data.inspection.checks import class_table, examine, examine_all, find_problems, try_split
+from segkit.data.inspection.checks import (
+    class_table,
+    examine,
+    examine_all,
+    find_problems,
+    groups_in_names,
+    try_split,
+)
+from segkit.data.sources.base import group_reader
 from segkit.data.splits import Split, kfold_split
 from segkit.experiment.preflight import mirror_warnings
 from segkit.utils.morphology import count_components
@@ -65,6 +74,35 @@ def findings(content, split=None):
     }
     summaries = [examine(source, case, THREE) for case in source.cases]
     return find_problems(summaries, source.cases, split or Split(**by_part), THREE)
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [
+        (["p03_a", "p03_b", "p14_a", "p14_b"], 2),
+        (["p1-a", "p1-b", "p10-a", "p10-b", "p10-c"], 2),
+        (["hippocampus_004", "hippocampus_017"], 0),  # a name of all, without a digit
+        (["img_1_a", "img_2_a", "img_3_b"], 0),  # one case of each
+        (["p03_a", "p03_b", "p14_a", "p14"], 0),  # a name of another form
+        (["scan_2020_1", "scan_2020_2"], 0),  # one group would be all cases
+    ],
+)
+def test_names_suggest_groups(names, number):
+    cases = [Case(name, name) for name in names]
+    assert groups_in_names(cases) == number
+    assert groups_in_names([replace(case, split="train") for case in cases]) == 0, "a split of their own"
+    assert groups_in_names([Case(name, name[:3]) for name in names]) == 0, "groups of their own"
+    split = Split(train=tuple(names[::2]), validation=tuple(names[1::2]), test=())
+    found = [finding for finding in find_problems([], cases, split, THREE) if "the names suggest" in finding.text]
+    assert len(found) == (number > 0)
+    if found:
+        assert found[0].level == "warning"
+        assert set(found[0].cases) == set(names)
+        (pattern,) = re.findall("`group: '(.*)'`", found[0].text)
+        groups = {group_reader(pattern)(name) for name in names}  # what it proposes makes these groups
+        assert len(groups) == number
+        together = Split(train=tuple(name for name in names if "1" not in name[:3]), validation=(), test=())
+        assert not any("the names suggest" in finding.text for finding in find_problems([], cases, together, THREE))
 
 
 def good():

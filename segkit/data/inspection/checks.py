@@ -31,6 +31,7 @@ IN_FLIGHT = 4  # cases submitted ahead per process
 MAX_SPACING_RATIO = 2.0  # to the median spacing
 MAX_NAMED = 5  # cases named in a finding before the rest is only counted
 _named = partial(listed, limit=MAX_NAMED)
+GROUP_IN_NAME = r"^(.*\d.*)[_.-][^_.-]+$"  # what precedes the last part of a name, if it contains a digit
 Level = Literal["error", "warning"]
 
 
@@ -241,6 +242,7 @@ def find_problems(
             read, "axes", lambda case: len(case.shape) - 1, "use separate configurations for 2D images and volumes"
         ),
         *_shared_groups(cases, part_of),
+        *_unused_groups(cases, part_of),
         *_duplicates(read, part_of),
         *_missing_classes(read, part_of, labels),
         *_constant(read),
@@ -313,6 +315,42 @@ def _shared_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Fi
         "`group` under `data` and keep the split"
     )
     return [Finding("warning", text, tuple(case.name for case in cases if case.group in shared))]
+
+
+def groups_in_names(cases: Sequence[Case]) -> int:
+    """How many patients or series the names of cases without groups suggest, such as `p03_a` and `p03_b`; 0 for none.
+
+    All names must have a last part, and what precedes it must contain a digit and stand for two cases or more on
+    average. Data with a split of their own are left alone.
+    """
+    if any(case.group != case.name or case.split for case in cases):
+        return 0
+    groups = [_group_in_name(case) for case in cases]
+    distinct = len(set(groups))
+    return distinct if None not in groups and 2 <= distinct <= len(cases) / 2 else 0
+
+
+def _group_in_name(case: Case) -> str | None:
+    match = re.match(GROUP_IN_NAME, case.name)
+    return None if match is None else match[1]
+
+
+def _unused_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Finding]:
+    """Cases whose names suggest one patient and that are in different parts."""
+    number = groups_in_names(cases)
+    parts: dict[str | None, set[str]] = defaultdict(set)
+    for case in cases if number else []:
+        if case.name in part_of:
+            parts[_group_in_name(case)].add(part_of[case.name])
+    shared = [group for group, names in parts.items() if len(names) > 1]
+    if not shared:
+        return []
+    text = (
+        f"the names suggest {number} patients or series, of which {len(shared)} are in several parts of the split "
+        f"({_named(shared)}); if they are, keep them together with `group: '{GROUP_IN_NAME}'` under `data`, or with "
+        "the column group of a table"
+    )
+    return [Finding("warning", text, tuple(case.name for case in cases if _group_in_name(case) in shared))]
 
 
 def _duplicates(summaries: Sequence[CaseSummary], part_of: Mapping[str, str]) -> list[Finding]:
