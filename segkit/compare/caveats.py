@@ -113,8 +113,8 @@ def _spread_caveats(model: TwoWay | Folds) -> Iterator[str]:
     if model.equal_spread_p < UNEQUAL:
         yield (
             f"runs may vary more for some losses than for others (Bartlett's test, p {model.equal_spread_p:.2g}; "
-            f"standard deviations {_standard_deviations(model)}): the test uses the mean of each loss's own variance "
-            "and the pooled variance"
+            f"standard deviations {_standard_deviations(model)}): the test uses mostly each loss's own variance, so "
+            "that intervals are wide for losses with wide runs"
         )
     elif isinstance(model, TwoWay) and model.run_df and _too_few_to_detect_unequal_spread(model):
         yield (

@@ -20,6 +20,8 @@ from segkit.compare.score_table import Scores
 ALPHA = 0.05
 MIN_GROUPS = 10
 UNEQUAL = 0.2  # p-value of Bartlett's test below which the spread of runs is treated as unequal
+PRIOR_DF = 2  # degrees of freedom that the typical variance counts as, where spreads are unequal
+MIN_TYPICAL = 3  # losses that a typical variance needs
 UNSTABLE = 6  # times the standard deviation of the other losses, from which on a loss is set aside
 MIN_STABLE = 2  # losses that remain when the unstable ones are set aside
 
@@ -133,6 +135,8 @@ class RunVariances:
     Attributes:
         of_loss, dfs: The variance of each loss and its degrees of freedom.
         pooled, df: The pooled variance and its degrees of freedom.
+        typical: The geometric mean of the variances, corrected for its bias (Smyth 2004), which a few losses with wide
+            runs hardly change; None if fewer than three losses vary.
         equal_spread_p: p-value of Bartlett's test that runs spread equally in all losses.
     """
 
@@ -141,27 +145,40 @@ class RunVariances:
         self.dfs = {loss: len(scores) - 1 for loss, scores in runs.items()}
         self.df = sum(self.dfs.values())
         self.pooled = sum(self.of_loss[loss] * df for loss, df in self.dfs.items()) / max(self.df, 1)
+        self.typical = _typical_variance(self.of_loss, self.dfs)
         self.equal_spread_p = equal_spread_p(list(runs.values()))
 
     def of_sum(self, shares: Mapping[str, float]) -> tuple[float, float]:
         """The variance of a signed sum, and its degrees of freedom (Satterthwaite 1946).
 
-        If runs may spread unequally, each loss's own variance gets half of the weight, and the degrees of freedom are
-        those of the losses' own variances.
+        If runs may spread unequally, a loss has its own variance, moderated by the typical one, if there is one, which
+        counts as `PRIOR_DF` degrees of freedom in the mean but adds none. Two losses are then compared as by Welch
+        (1947). A loss with one run has the pooled variance.
 
         Args:
             shares: The reciprocal of the number of runs of each loss in the sum.
         """
         if self.equal_spread_p >= UNEQUAL:
             return self.pooled * sum(shares.values()), self.df
-        own_shares = {loss: share / 2 if loss in self.of_loss else 0.0 for loss, share in shares.items()}
-        pooled_share = sum(shares.values()) - sum(own_shares.values())
-        return _sum_of_variances(
-            [
-                ((own_shares.get(loss, 0.0) + pooled_share * df / self.df) * self.of_loss[loss], df)
-                for loss, df in self.dfs.items()
-            ]
-        )
+        parts = [(share * self._moderated(loss), self.dfs.get(loss, self.df)) for loss, share in shares.items()]
+        return _sum_of_variances(parts)
+
+    def _moderated(self, loss: str) -> float:
+        """The variance of the runs of a loss where spreads are unequal."""
+        if loss not in self.of_loss:
+            return self.pooled
+        own, df = self.of_loss[loss], self.dfs[loss]
+        return own if self.typical is None else (PRIOR_DF * self.typical + df * own) / (PRIOR_DF + df)
+
+
+def _typical_variance(variances: Mapping[str, float], dfs: Mapping[str, int]) -> float | None:
+    """The geometric mean of variances, whose logarithms are corrected for their bias; None of fewer than three."""
+    logarithms = [
+        math.log(variance) - float(special.digamma(dfs[loss] / 2)) + math.log(dfs[loss] / 2)
+        for loss, variance in variances.items()
+        if variance > 0
+    ]
+    return math.exp(sum(logarithms) / len(logarithms)) if len(logarithms) >= MIN_TYPICAL else None
 
 
 def _sum_of_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -185,7 +202,7 @@ class TwoWay:
         unstable: The losses whose runs vary far more than those of the others. They have their own variances and do not
             enter `usual_variances`, that of the others.
         equal_spread_p: p-value of Bartlett's test that runs spread equally in all losses but the unstable ones. Below
-            `UNEQUAL`, the variance of a loss is the mean of its own and the pooled variance.
+            `UNEQUAL`, a loss has mostly its own variance, see `RunVariances.of_sum`.
             `tools/simulate_comparisons.py` measures the error rates.
         residual: For each loss, the variance that neither run nor group explains; pooled for a loss with one run.
         over: The key of `INFERENCES` that describes what intervals extend to: new runs if at least two losses have
@@ -404,4 +421,4 @@ def equal_spread_p(samples: Sequence[np.ndarray]) -> float:
     if not all(varies):
         return 0.0
     result: Any = stats.bartlett(*samples)
-    return float(result.pvalue)
+    return 1.0 if math.isnan(result.pvalue) else float(result.pvalue)  # NaN for equal variances

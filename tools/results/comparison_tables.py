@@ -147,6 +147,8 @@ def decided_pairs_table() -> str:
         f"Of {len(signs) // 2} pairs, {len(once)} are decided on one data set only,",
         f"and {len(mixed)} in opposite directions.",
     ]
+    if not rows:
+        return " ".join(["No pair of losses within 5 points of the best is decided on two data sets.", *notes[1:]])
     return markdown(["loss", "is above", *(DATASETS[name] for name in names)], rows, left=2) + "\n\n" + " ".join(notes)
 
 
