@@ -175,9 +175,13 @@ class Checker:
         return self._absolute(path, key, value)
 
     def _absolute(self, path: KeyPath, key: Any, value: str) -> Any:
+        dotted = ".".join(map(str, (*path, key)))
         for name in VARIABLE.findall(value):
             if name not in os.environ:
-                self.error((*path, key), f"the environment variable {name} is not set")
+                self.error(
+                    (*path, key),
+                    f"the environment variable {name} is not set: export it, or give a path with {dotted}=PATH",
+                )
                 return value
         expanded = Path(VARIABLE.sub(lambda match: os.environ[match[1]], value))
         if any(len(os.fsencode(part)) > MAX_NAME for part in expanded.parts):

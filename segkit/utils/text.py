@@ -67,9 +67,12 @@ def is_control(letter: str) -> bool:
 def nearest_name(name: object, known: Iterable[object], *, similarity: float = 0.65) -> str | None:
     """The known name that `name` probably means; None if none has at least this similarity (0 to 1)."""
     text = name if isinstance(name, str) else shown(name)
-    spelled = {_plain(str(one)): str(one) for one in known}
-    close = difflib.get_close_matches(_plain(text[:SHOWN]), spelled, n=1, cutoff=similarity)
-    return spelled[close[0]] if close else None
+    names = [str(one) for one in known]
+    for simplify in (str, _plain):
+        spelled = {simplify(one): one for one in names}
+        if close := difflib.get_close_matches(simplify(text[:SHOWN]), spelled, n=1, cutoff=similarity):
+            return spelled[close[0]]
+    return None
 
 
 def _plain(name: str) -> str:

@@ -485,7 +485,8 @@ def test_an_unset_variable_is_named_and_hides_no_other_mistake(write, monkeypatc
     monkeypatch.delenv("SEGKIT_UNSET", raising=False)
     found = errors(write(data="\n  name: pairs\n  images: '${SEGKIT_UNSET}/in'\n  patern: x"))
     assert found == [
-        "x.yaml:4: data.images: the environment variable SEGKIT_UNSET is not set",
+        "x.yaml:4: data.images: the environment variable SEGKIT_UNSET is not set: export it, or give a path with "
+        "data.images=PATH",
         "x.yaml:5: data.patern: unknown key; did you mean 'pattern'?",
     ]
 
