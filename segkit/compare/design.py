@@ -60,7 +60,7 @@ class Unit:
     @property
     def name(self) -> str:
         """The name of the unit in messages."""
-        fold = f", fold {self.fold}" if self.fold else ""
+        fold = f", fold {self.fold}" if self.fold or self.config.split.name == "kfold" else ""
         return f"{self.loss}, " + (f"seed {self.seed}{fold}" if self.lr is None else f"learning rate {self.lr:g}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -96,8 +97,24 @@ def write_pages(
         "difference": "a - b" if result["higher_is_better"] else "b - a",
         "disagreement": disagreement,
         "tables": tables(result, scores, material),
+        "plan": plan_rows(result["plan"]) if result.get("plan") else [],
     }
     write_both("comparison", values, out, "report")
+
+
+def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The settings of the current design that are set, with their values as text."""
+    design = (plan["changes"][-1] if plan["changes"] else plan)["design"]
+    return [(key, _setting(value)) for key, value in design.items() if value is not None]
+
+
+def _setting(value: Any) -> str:
+    """A setting as text; losses that have the name of their label by this name alone."""
+    if isinstance(value, Mapping):
+        return ", ".join(key if item == key else f"{key}: {json.dumps(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
@@ -177,7 +194,7 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
     based_on = f"Based on {basis(result, scores)}. {limits_caption(result, scores)}".rstrip()
     has_shares = result["ranks"]["resamples"] and all(rule.get("shares") for rule in result["ranks"]["rules"].values())
     result = drawn_part(result)
-    metric, several, score = result["metric"], len(result["losses"]) > 1, score_in_words(result)
+    metric, several = result["metric"], len(result["losses"]) > 1
     shown = drawn_classes(class_scores)
     classes, counted = scores.sign * class_scores[:, shown], (~np.isnan(scores.values)).any(0).sum(0)[shown]
     class_names = [scores.classes[number] for number in shown]
@@ -199,11 +216,11 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
         (several, "rules", "Ranks by aggregation", f"{aggregation_caption(result)} {based_on}",
          lambda: draw.aggregations_figure(result)),
         (True, "classes", "Scores by class",
-         f"{score[:1].upper()}{score[1:]} of each class alone, mean over the runs. {based_on}",
+         f"The {metric} of each class, over the cases as in the comparison, mean over the runs. {based_on}",
          lambda: draw.classes_figure(classes, loss_of_run, losses, class_names, scores.sign, counted)),
         (True, "components", "Sources of variation",
-         f"Variation of {score} that is due to each source. A group of cases counts by its contribution to the score. "
-         f"{based_on}",
+         "How much of the variation of the score comes from each source. A group of cases counts by its contribution "
+         f"to the score. {based_on}",
          lambda: draw.components_figure(result)),
         (several, "paired", "Scores of the cases", f"{paired_caption(result)} {based_on}",
          lambda: draw.paired_figure(paired(result, scores), metric)),

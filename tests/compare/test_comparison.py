@@ -722,6 +722,7 @@ comparison:
     (folder / "tiny.yaml").write_text(text + section)
     listed = compare(folder, "--dry-run")
     assert "9 units, 9 to be trained" in listed
+    assert all(f"dice, seed 4, fold {fold}" in listed for fold in range(3))
     assert "with fewer than 10 groups" not in listed
     assert not (folder / "out").exists()
     printed = compare(folder)
@@ -734,6 +735,11 @@ comparison:
     page = (folder / "out" / "report.html").read_text()
     assert re.search("soft (and dice are|is (better|worse) than dice)|of soft and dice is inconclusive", page)
     assert "Noise floor" in page
+    report = (folder / "out" / "report.md").read_text()
+    assert "- losses: dice, soft: " in report
+    assert "- folds: 3\n" in report
+    assert "- minutes" not in report, "it is not set"
+    assert "- noise_floor: yes\n" in report
     assert "How often the predicted class is correct" in page
     assert "minutes of training" in compare(folder, "--dry-run", "comparison.seeds=[4, 5]")
 
