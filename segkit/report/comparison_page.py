@@ -16,7 +16,7 @@ from segkit.report import comparison_figures as draw
 from segkit.report.advice import MIRRORED, advice, enumerated
 from segkit.report.console import best_first, by_mean, noise_sentence, verdict_explanation
 from segkit.report.html import Picture, figure_picture, write_both
-from segkit.report.score_notes import score_in_words
+from segkit.report.score_notes import heading, score_in_words
 from segkit.utils.text import listed
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
         (several, "rules", "Ranks by aggregation", f"{aggregation_caption(result)} {based_on}",
          lambda: draw.aggregations_figure(result)),
         (True, "classes", "Scores by class",
-         f"The {metric} of each class, over the cases as in the comparison, mean over the runs. {based_on}",
+         f"The {heading(metric)} of each class, over the cases as in the comparison, mean over the runs. {based_on}",
          lambda: draw.classes_figure(classes, loss_of_run, losses, class_names, scores.sign, counted)),
         (True, "components", "Sources of variation",
          "How much of the variation of the score comes from each source. A group of cases counts by its contribution "

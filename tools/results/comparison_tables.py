@@ -32,7 +32,7 @@ from results.data import (
 from results.markdown import interval, markdown, points, shown, signed, span
 from segkit.compare.across_datasets import over_datasets
 from segkit.compare.score_table import DEFAULT_AGGREGATION
-from segkit.compare.statistics import analyse_scores
+from segkit.compare.statistics import MAX_RUNS, analyse_scores
 from segkit.compare.table_checks import Rows
 
 # the planned contrasts: a is expected to be better than b, or not to differ
@@ -99,7 +99,7 @@ def seeds_needed(pair: Mapping[str, Any]) -> str:
     """The number of seeds that would give a verdict if difference and spread stay as they are."""
     if pair["verdict"] != "undecided" or "seeds_needed" not in pair:
         return "-"
-    return "> 1000" if pair["seeds_needed"] is None else str(pair["seeds_needed"])
+    return f"> {MAX_RUNS}" if pair["seeds_needed"] is None else str(pair["seeds_needed"])
 
 
 def other_scores_table(study: str) -> str:
