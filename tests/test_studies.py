@@ -253,6 +253,49 @@ def test_the_rule_for_several_data_sets():
     assert outcome(["better", "worse"], "equivalent") == "contradicted"
 
 
+def test_differences_are_written_in_their_own_unit():
+    tables = tool_module("results.comparison_tables")
+    pair = {"difference": 0.5, "ci95_adjusted": [0.2, 0.8], "verdict": "better"}  # larger is better in the model
+    assert tables.natural_difference(pair, 1, 2) == "+0.50 ± 0.30 *"
+    assert tables.natural_difference(pair, -1, 2) == "-0.50 ± 0.30 *", "a distance that is smaller"
+    assert tables.natural_difference({**pair, "ci95_adjusted": [-0.1, 1.1]}, 1, 3) == "+0.500 ± 0.600"
+    assert tables.natural_difference(None, 1, 2) == "-"
+    assert not tables.could_be_equivalent({"ci95_adjusted": [-0.02, 0.0]})
+    assert tables.could_be_equivalent({"ci95_adjusted": [0.02, 0.029]})
+    assert [
+        tables.seeds_needed({"verdict": verdict, **more})
+        for verdict, more in (
+            ("better", {}),
+            ("undecided", {}),
+            ("undecided", {"seeds_needed": 9}),
+            ("undecided", {"seeds_needed": None}),
+        )
+    ] == ["-", "-", "9", "> 200"]
+
+
+def test_pairs_are_listed_that_several_data_sets_decide_alike(monkeypatch):
+    tables = tool_module("results.comparison_tables")
+    decided = {  # on a and b, a and c, a and the poor loss, b and c, ...
+        "hippocampus": ("better", "worse", "better", "undecided", "better", "better"),
+        "chase_db1": ("better", "better", "better", "undecided", "better", "better"),
+        "phantoms": ("undecided", "undecided", "undecided", "worse", "better", "better"),
+    }
+
+    def verdicts(name, pairs):
+        both = zip(pairs, decided[name], strict=True)
+        return [{"a": a, "b": b, "verdict": v, "difference": 0.1, "ci95_adjusted": [0, 0.2]} for (a, b), v in both]
+
+    monkeypatch.setattr(tables, "measured", lambda: list(decided))
+    monkeypatch.setattr(tables, "means_of", lambda _name: dict.fromkeys(["a", "b", "c", "poor"], 0.9))
+    monkeypatch.setattr(tables, "competitive", lambda _name: ["a", "b", "c"])
+    monkeypatch.setattr(tables, "verdicts", verdicts)
+    lines = tables.decided_pairs_table().splitlines()
+    assert lines[2] == "| a | b | +10.00 ± 10.00 * | +10.00 ± 10.00 * | +10.00 ± 10.00 |"
+    assert lines[3] == ""
+    assert "Not listed: 3 such pairs" in lines[4]
+    assert "Of 6 pairs, 1 are decided on one data set only, and 1 in opposite directions." in lines[4]
+
+
 def test_folds_share_the_effect_of_their_training_cases():
     """Two of k training sets share k - 2 of their k - 1 parts, which is the correlation of their effects."""
     generator, folds, scores = np.random.default_rng(0), 5, []

@@ -26,7 +26,7 @@ def tune(
         str | None, typer.Option(help="With a comparison's folder as --checkpoint: all its runs with this loss.")
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="By which masks are scored: dice, iou, boundary_iou, nsd, hd95 or assd.")
+        str, typer.Option(help="Metric by which masks are scored: dice, iou, boundary_iou, nsd, hd95 or assd.")
     ] = "dice",
     tta: TtaOption = False,
     out: Annotated[

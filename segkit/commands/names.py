@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segkit.experiment.build import TABLES
+from segkit.experiment.plugins import load_plugins
 from segkit.utils.errors import RunError
 from segkit.utils.metric_names import FACTS, MetricFacts
 
@@ -22,6 +23,7 @@ def list_names(kind: str | None, console: Console) -> dict[str, Any]:
 
     Raises RunError for an unknown kind.
     """
+    load_plugins([])  # the installed ones
     if kind is None:
         meanings = {name: f"{len(names())} names" for name, names in KINDS.items()}
     elif kind in KINDS:
@@ -74,8 +76,8 @@ def _transforms() -> dict[str, str]:
 
 def _metrics() -> dict[str, str]:
     patterns = {
-        "hd90": "as hd95, and so any other percentile",
-        "hd95_from_prediction": "in one direction only, or `_from_reference`; also of `hd` and `asd`",
+        "hd90": "any percentile, as hd95",
+        "hd95_from_prediction": "one direction only; also `_from_reference`, and for `hd` and `asd`",
     }
     return {name: _range(facts) for name, facts in FACTS.items()} | patterns
 

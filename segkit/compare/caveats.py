@@ -119,7 +119,7 @@ def _spread_caveats(model: TwoWay | Folds) -> Iterator[str]:
     elif isinstance(model, TwoWay) and model.run_df and _too_few_to_detect_unequal_spread(model):
         yield (
             f"fewer than {FEW_FOR_SPREADS} runs per loss: an unequal spread of runs often goes undetected, and false "
-            "verdicts are then somewhat more frequent than the nominal 5 %"
+            "verdicts are then more frequent than the nominal 5 % (up to 10 % in simulations)"
         )
 
 

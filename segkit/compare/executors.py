@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -63,7 +63,7 @@ class Progress:
     def __init__(self, units: Sequence[Unit], console: Console):
         self.units, self.open, self.console = len(units), list(units), console
         self.start = time.monotonic()
-        self.earlier_failures = {unit.folder: _modified(unit.folder / FAILED) for unit in units}
+        self.earlier = {unit.folder: _results(unit) for unit in units}
 
     def show(self) -> None:
         """Print a line if units have ended since the last one."""
@@ -76,18 +76,17 @@ class Progress:
         self.console.print(f"{done} of {self.units} units done{left}", highlight=False)
 
     def _has_ended(self, unit: Unit) -> bool:
-        """Whether a unit has scores or has failed since the start, judging by its files, which takes little time."""
-        failed = _modified(unit.folder / FAILED)
-        has_failed = failed is not None and failed != self.earlier_failures[unit.folder]
-        return has_failed or any(unit.folder.glob("evaluation/*/scores.json"))
+        """Whether a unit was scored or has failed since the start, judging by its files, which takes little time."""
+        return not _results(unit) <= self.earlier[unit.folder]
 
 
-def _modified(file: Path) -> int | None:
-    """When a file was modified, in nanoseconds; None if it does not exist."""
-    try:
-        return file.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
+def _results(unit: Unit) -> set[tuple[Path, int]]:
+    """The files with the scores and the failure of a unit, and when they were modified."""
+    found = set()
+    for file in (unit.folder / FAILED, *unit.folder.glob("evaluation/*/scores.json")):
+        with suppress(FileNotFoundError):
+            found.add((file, file.stat().st_mtime_ns))
+    return found
 
 
 def train_all(
@@ -351,7 +350,7 @@ class RayExecutor:
             train_all([unit], train, Console(quiet=True), since, wait)
 
         remote = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1)(train_remotely)
-        waiting, running, done = list(units), [], 0
+        waiting, running, progress = list(units), [], Progress(units, console)
         with _noted_sigterm() as received:
             while waiting or running:
                 while waiting and len(running) < self.parallel:
@@ -361,8 +360,7 @@ class RayExecutor:
                 if not ended:
                     continue
                 self.ray.get(ended)
-                done += len(ended)
-                console.print(f"{done} of {len(units)} units done", highlight=False)
+                progress.show()
 
 
 EXECUTORS: dict[str, Callable[..., Executor]] = {"local": LocalExecutor, "ray": RayExecutor}

@@ -205,7 +205,7 @@ def unequal_steps(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> 
 
 
 def stopped_by_max_steps(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Whether `train.max_steps` ended trainings before the end of their learning rate schedule.
+    """Whether `train.max_steps` or `train.max_epochs` ended trainings before the end of their learning rate schedule.
 
     Args:
         results: The contents of scores.json of each run.
@@ -215,8 +215,8 @@ def stopped_by_max_steps(results: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     steps, planned = (max(result[key] for result in stopped) for key in ("step", "steps"))
     return [
-        f"train.max_steps ended {len(stopped)} of {len(results)} runs after {steps} of {planned} planned steps, so the "
-        "learning rate did not decay as in a whole training; use train.steps or train.epochs for a shorter one"
+        f"train.max_steps or train.max_epochs ended {len(stopped)} of {len(results)} runs after {steps} of {planned} "
+        "planned steps, which cuts off the schedule of the learning rate; train.steps and train.epochs shorten it"
     ]
 
 

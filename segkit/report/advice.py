@@ -30,17 +30,20 @@ def advice(result: Mapping[str, Any]) -> list[str]:
             "These results cannot say which loss to take: at most one loss has several runs, and the score of a single "
             "run would differ with another seed. Train each loss with several seeds."
         ]
+    if (
+        not any(pair["verdict"] in MIRRORED for pair in result["pairs"])
+        and (best := _hardly_learned(result)) is not None
+    ):
+        return [
+            f"No recommendation: the best mean is {best:.4f}, so the networks have hardly learned the task. Check the "
+            "data and the learning rate, and train longer before losses are compared."
+        ]
     if result["family"] == "vs_baseline":
         return _advice_against(result, losses)
     candidates = [loss for loss in losses if not any(_verdict(result, other, loss) == "better" for other in losses)]
     worse = [loss for loss in losses if loss not in candidates]
     behind = f" {enumerated(worse)} {'is' if len(worse) == 1 else 'are'} worse." if worse else ""
     pairs = list(combinations(candidates, 2))
-    if len(candidates) > 1 and (best := _hardly_learned(result)) is not None:
-        return [
-            f"No recommendation: the best mean is {best:.4f}, so the networks have hardly learned the task. Check the "
-            "data and the learning rate, and train longer before losses are compared."
-        ]
     if not candidates:  # verdicts that go in a circle
         return ["No loss can be preferred: each is worse than another one.", _sureness(result)]
     if not pairs:

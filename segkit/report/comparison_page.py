@@ -216,7 +216,7 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
         (several, "rules", "Ranks by aggregation", f"{aggregation_caption(result)} {based_on}",
          lambda: draw.aggregations_figure(result)),
         (True, "classes", "Scores by class",
-         f"The {heading(metric)} of each class, over the cases as in the comparison, mean over the runs. {based_on}",
+         f"The {heading(metric)} of each class, aggregated over cases as in the comparison; mean over runs. {based_on}",
          lambda: draw.classes_figure(classes, loss_of_run, losses, class_names, scores.sign, counted)),
         (True, "components", "Sources of variation",
          "How much of the variation of the score comes from each source. A group of cases counts by its contribution "

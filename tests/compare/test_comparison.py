@@ -193,6 +193,32 @@ def test_the_typical_variance_is_not_biased_and_hardly_changed_by_wide_losses():
     assert RunVariances({"a": np.array([0.0, 1.0]), "b": np.array([0.0, 3.0])}).typical is None
 
 
+@pytest.mark.parametrize("constant", [0.1, 0.5, 0.7])  # equal runs, whose variance is not 0 in floating point
+def test_losses_whose_runs_hardly_vary_do_not_narrow_the_others(constant):
+    generator = np.random.default_rng(3)
+    runs = {name: constant + generator.normal(0, sd, 5) for name, sd in zip("abcde", (4, 6, 30, 5, 40), strict=True)}
+    before = RunVariances(runs)
+    assert before.equal_spread_p < 0.2
+    for hardly in (np.full(5, constant), constant + 1e-9 * generator.normal(0, 1, 5)):
+        after = RunVariances(runs | {"f": hardly})
+        assert after.typical == pytest.approx(before.typical)
+        assert after.of_sum({"a": 0.2, "b": 0.2})[0] == pytest.approx(before.of_sum({"a": 0.2, "b": 0.2})[0])
+        assert after.of_sum({"f": 0.2})[0] > 0, "its next run may differ"
+    few = RunVariances({"a": runs["a"], "b": np.full(5, constant), "c": np.full(5, constant)})
+    assert few.of_sum({"b": 0.2, "c": 0.2})[0] > 0
+    assert equal_spread_p([np.full(3, constant), np.full(3, constant)]) == 1.0
+
+
+def test_two_losses_with_one_run_share_one_pooled_variance():
+    generator = np.random.default_rng(4)
+    variances = RunVariances({name: generator.normal(0, sd, 5) for name, sd in (("a", 1), ("b", 9))})
+    assert variances.equal_spread_p < 0.2
+    variance, df = variances.of_sum({"c": 1.0, "d": 1.0})
+    assert variance == pytest.approx(2 * variances.pooled)
+    parts = np.array(list(variances.of_loss.values()))
+    assert df == pytest.approx(parts.sum() ** 2 / (parts**2 / 4).sum()), "of the sum of two variances, not of four"
+
+
 def test_two_losses_with_unequal_spread_are_compared_as_by_welch():
     runs = {"a": np.array([0.5, 0.51, 0.49, 0.50]), "b": np.array([0.4, 0.6, 0.3, 0.7])}
     study = TwoWay({loss: np.add.outer(means, np.zeros(5)) for loss, means in runs.items()})
@@ -691,7 +717,7 @@ def test_warning_about_max_steps():
     whole = {"step": 20, "steps": 20, "finished": "steps"}
     assert stopped_by_max_steps([whole, {}]) == []
     (told,) = stopped_by_max_steps([whole, {"step": 2, "steps": 20, "finished": "max_steps"}])
-    assert told.startswith("train.max_steps ended 1 of 2 runs after 2 of 20 planned steps")
+    assert told.startswith("train.max_steps or train.max_epochs ended 1 of 2 runs after 2 of 20 planned steps")
 
 
 # --- the command: design, plan, units --------------------------------------------------------------------------------
@@ -944,10 +970,11 @@ def ends(unit, _leases, _since, _console):
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_the_progress_of_all_units_is_shown(tmp_path, parallel):
     units, printed = [Deadly(tmp_path / "out" / "units" / str(number)) for number in range(3)], io.StringIO()
-    for unit in units:  # failures of an earlier command
-        unit.folder.mkdir(parents=True)
-        (unit.folder / "failed.json").touch()
-        os.utime(unit.folder / "failed.json", (1, 1))
+    for unit in units:  # failures and scores of an earlier command
+        (unit.folder / "evaluation" / "test").mkdir(parents=True)
+        for name in ("failed.json", "evaluation/test/scores.json"):
+            (unit.folder / name).touch()
+            os.utime(unit.folder / name, (1, 1))
     LocalExecutor(parallel).run(units, ends, Console(file=printed))
     lines = [line for line in printed.getvalue().splitlines() if "units done" in line]
     assert lines[-1] == "3 of 3 units done"

@@ -302,6 +302,18 @@ def test_a_folder_of_data_sets_of_nnunet(tmp_path):
         detect_layout(tmp_path / "raw")
 
 
+def test_a_data_set_of_nnunet_beside_other_images_is_left_alone(tmp_path):
+    LAYOUTS["nnunet"](tmp_path / "raw" / "old" / "Dataset001_Foo")
+    for number in range(6):
+        save(tmp_path / f"raw/images/c{number}.png", large(f"c{number}"))
+        save(tmp_path / f"raw/masks/c{number}.png", large_classes(f"c{number}"))
+    assert detect_layout(tmp_path / "raw").source == "pairs"
+    (tmp_path / "other" / "sub").mkdir(parents=True)
+    (tmp_path / "other" / "sub" / "dataset.json").write_text('{"file_ending": 3}')
+    LAYOUTS["pairs"](tmp_path / "other")
+    assert detect_layout(tmp_path / "other").source == "pairs", "a damaged dataset.json is not that of the data"
+
+
 def test_damaged_cases_do_not_stop_an_inspection(tmp_path):
     LAYOUTS["pairs"](tmp_path / "data")
     image = sorted(path for path in (tmp_path / "data").rglob("*.*") if "image" in str(path))[0]

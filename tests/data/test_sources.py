@@ -284,6 +284,23 @@ def test_msd_classes(tmp_path):
     DecathlonSource(labels=Labels(["background", "head", "tail"]), root=root)  # names of one's own
 
 
+def test_regions_with_exchanged_names_are_refused(tmp_path):
+    root = decathlon(tmp_path, ["a"])
+    listing = json.loads((root / "dataset.json").read_text())
+    listing["labels"] = {"background": 0, "whole": [1, 2], "core": [2]}
+    (root / "dataset.json").write_text(json.dumps(listing))
+
+    def source(**regions):
+        labels = Labels(list(regions), mode="multilabel", regions=regions)
+        return DecathlonSource(labels=labels, root=root)
+
+    source(whole=[1, 2], core=[2])
+    source(core=[2], whole=[2, 1])
+    source(all=[1, 2], middle=[2])  # names of one's own
+    with pytest.raises(DataError, match=r"write .*`regions: \{whole: \[1, 2\], core: \[2\]\}`"):
+        source(whole=[2], core=[1, 2])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

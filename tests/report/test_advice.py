@@ -109,6 +109,8 @@ def test_networks_that_learned_nothing_recommend_no_loss(verdict):
     assert sentence.startswith("No recommendation: the best mean is 0.0200")
     assert advice(result({"x y": verdict}, mean=0.2))[0].split(":")[0] != "No recommendation"
     assert advice(result({"x y": "better"}, mean=0.02))[0].startswith("Take x")
+    against = result({"x y": verdict}, mean=0.02, family="vs_baseline", baseline="y")
+    assert advice(against)[0].startswith("No recommendation")
     assert not advice({**found, "metric": "hd95"})[0].startswith("No recommendation"), "a distance of 0 is perfect"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 
@@ -76,7 +77,8 @@ def detect_layout(root: Path) -> Layout:
             if layout is not None:
                 location = [] if folder == root else [f"in {folder.relative_to(root)}"]
                 return replace(layout, reasons=[*location, *layout.reasons])
-    if inside := _inside(root):
+    inside = _inside(root)
+    if inside is not None:
         return inside
     layouts = [layout for detect in BY_FILE_NAMES if (layout := detect(root)) is not None]
     if layouts:
@@ -85,18 +87,23 @@ def detect_layout(root: Path) -> Layout:
 
 
 def _inside(root: Path) -> Layout | None:
-    """The data set of nnU-Net or the Decathlon in a subfolder. Raises DataError if there are several."""
-    found = [
-        (folder, layout)
-        for folder in _archive_folders(root)
-        if (layout := known_layouts.dataset_json(folder)) is not None
-    ]
-    if len(found) > 1:
-        names = listed([str(folder.relative_to(root)) for folder, _layout in found], limit=5)
-        raise DataError(f"{root} has {len(found)} data sets with a dataset.json, {names}: give one of these folders")
-    if not found:
+    """The data set of nnU-Net or the Decathlon in a subfolder; None if there is none, or if images lie beside it.
+
+    Raises DataError if there are several.
+    """
+    found: dict[Path, Layout] = {}
+    for folder in _archive_folders(root):
+        with suppress(DataError):  # a dataset.json of another kind, or a damaged one
+            layout = known_layouts.dataset_json(folder)
+            if layout is not None:
+                found[folder] = layout
+    beside = [folder for folder in folders(root) if not any(folder.is_relative_to(inside) for inside in found)]
+    if not found or any(images_in(folder) for folder in beside):
         return None
-    ((folder, layout),) = found
+    if len(found) > 1:
+        names = listed([str(folder.relative_to(root)) for folder in found], limit=5)
+        raise DataError(f"{root} has {len(found)} data sets with a dataset.json, {names}: give one of these folders")
+    ((folder, layout),) = found.items()
     return replace(layout, reasons=[f"in {folder.relative_to(root)}", *layout.reasons])
 
 

@@ -31,7 +31,8 @@ IN_FLIGHT = 4  # cases submitted ahead per process
 MAX_SPACING_RATIO = 2.0  # to the median spacing
 MAX_NAMED = 5  # cases named in a finding before the rest is only counted
 _named = partial(listed, limit=MAX_NAMED)
-GROUP_IN_NAME = r"^(.*\d.*)[_.-][^_.-]+$"  # what precedes the last part of a name, if it contains a digit
+GROUP_IN_NAME = r"^(.*?\d[^_.-]*)[_.-]"  # the parts of a name up to the first one with a digit, if others follow
+MIN_GROUPS_IN_NAMES = 3
 Level = Literal["error", "warning"]
 
 
@@ -320,14 +321,14 @@ def _shared_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Fi
 def groups_in_names(cases: Sequence[Case]) -> int:
     """How many patients or series the names of cases without groups suggest, such as `p03_a` and `p03_b`; 0 for none.
 
-    All names must have a last part, and what precedes it must contain a digit and stand for two cases or more on
-    average. Data with a split of their own are left alone.
+    The parts of all names up to the first one with a digit must be followed by another part, and stand for two cases or
+    more on average. Data with a split of their own are left alone.
     """
     if any(case.group != case.name or case.split for case in cases):
         return 0
     groups = [_group_in_name(case) for case in cases]
     distinct = len(set(groups))
-    return distinct if None not in groups and 2 <= distinct <= len(cases) / 2 else 0
+    return distinct if None not in groups and MIN_GROUPS_IN_NAMES <= distinct <= len(cases) / 2 else 0
 
 
 def _group_in_name(case: Case) -> str | None:
