@@ -290,7 +290,7 @@ def test_a_failing_loss_stops_no_other(tmp_path):
     assert "1 of 2 units failed" in printed
     assert "no training case contains b" in printed
     result = json.loads((tmp_path / "failing" / "comparison.json").read_text())
-    assert list(result["failed"]) == ["weighted_cross_entropy, seed 0"]
+    assert list(result["failed"]) == ["weighted_cross_entropy, seed 0, fold 0"]
     assert {loss["name"]: len(loss["runs"]) for loss in result["losses"]} == {"dice": 1, "weighted_cross_entropy": 0}
     assert result["pairs"][0]["verdict"] == "undecided"
 
