@@ -29,7 +29,7 @@ from results.data import (
     table_path,
     verdicts,
 )
-from results.markdown import interval, markdown, points, shown, signed, span
+from results.markdown import interval, markdown, points, shown, signed, span, with_sign
 from segkit.compare.across_datasets import over_datasets
 from segkit.compare.score_table import DEFAULT_AGGREGATION
 from segkit.compare.statistics import MAX_RUNS, analyse_scores
@@ -127,7 +127,7 @@ def natural_difference(pair: Mapping[str, Any] | None, sign: int, digits: int) -
         return "-"
     low, high = pair["ci95_adjusted"] or (math.nan, math.nan)
     star = " *" if low > 0 or high < 0 else ""
-    return f"{sign * pair['difference']:+.{digits}f} ± {(high - low) / 2:.{digits}f}{star}"
+    return f"{with_sign(sign * pair['difference'], digits)} ± {(high - low) / 2:.{digits}f}{star}"
 
 
 def decided_pairs_table() -> str:

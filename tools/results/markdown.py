@@ -4,13 +4,21 @@ from results.data import AGAIN, BASELINE
 
 
 def markdown(headings: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A table in Markdown, whose first columns are aligned to the left. Lines do not break beside ±."""
     rule = [":--"] * left + ["--:"] * (len(headings) - left)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [headings, rule, *rows])
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in [headings, rule, *rows])
+    return table.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
 def signed(value: float, digits: int = 2) -> str:
     """A difference of scores in points (hundredths)."""
-    return f"{100 * value:+.{digits}f}"
+    return with_sign(100 * value, digits)
+
+
+def with_sign(value: float, digits: int) -> str:
+    """A number with its sign, which a number that is rounded to 0 has not."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
 
 
 def points(interval: list[float] | None) -> str:
