@@ -357,13 +357,14 @@ def test_transforms_are_judged_on_the_same_validation_cases(monkeypatch, tmp_pat
     assert "| trainings-camvid | 3 | 0.8 |" in tables.spent_table()
 
 
-def test_the_page_has_the_tables_of_its_data():
-    page = RESULTS.PAGE.read_text(encoding="utf-8")
-    assert page == RESULTS.filled(page), "run python tools/write_results.py"
+@pytest.mark.parametrize("page", [RESULTS.PAGE, RESULTS.README], ids=["results", "README"])
+def test_a_page_has_the_tables_of_its_data(page):
+    text = page.read_text(encoding="utf-8")
+    assert text == RESULTS.filled(text), "run python tools/write_results.py"
 
 
-def test_the_page_has_every_table_that_is_measured():
-    page, missing = RESULTS.PAGE.read_text(encoding="utf-8"), []
+def test_pages_have_every_table_that_is_measured():
+    page, missing = "".join(path.read_text(encoding="utf-8") for path in (RESULTS.PAGE, RESULTS.README)), []
     for name, make in RESULTS.page_tables().items():
         if f"<!-- table: {name} -->" in page:
             continue

@@ -1,8 +1,8 @@
-"""Write the tables and figures of docs/results.md from the tables in docs/results.
+"""Write the tables and figures of docs/results.md, and the table of the README, from the tables in docs/results.
 
 python tools/write_results.py
 
-Each part of the page between `<!-- table: NAME -->` and `<!-- end -->` is replaced. A part whose data are not there yet
+Each part of a page between `<!-- table: NAME -->` and `<!-- end -->` is replaced. A part whose data are not there yet
 is left as it is.
 """
 
@@ -15,6 +15,7 @@ from results.comparison_tables import (
     artefacts_table,
     contrasts_table,
     decided_pairs_table,
+    headline_table,
     losses_table,
     other_scores_table,
     rates_table,
@@ -23,13 +24,14 @@ from results.data import DATASETS, DOCS, TABLES, NotMeasured
 from results.reliability_tables import handicaps_table, naive_table, needs_table, seeds_table, self_table
 from results.training_tables import curve_table, datasets_table, hippocampus_table, spent_table, transforms_table
 
-PAGE = DOCS / "results.md"
+PAGE, README = DOCS / "results.md", DOCS.parent / "README.md"
 
 
 def page_tables() -> dict[str, Callable[[], str]]:
     tables: dict[str, Callable[[], str]] = {f"losses {name}": lambda name=name: losses_table(name) for name in DATASETS}
     tables |= {f"scores {name}": lambda name=name: other_scores_table(name) for name in DATASETS}
     return tables | {
+        "headline": headline_table,
         "annotator": annotator_table,
         "contrasts": contrasts_table,
         "across": across_table,
@@ -67,7 +69,8 @@ def filled(page: str) -> str:
 def main() -> None:
     from results.figures import FIGURES  # matplotlib is not needed for the tables
 
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (PAGE, README):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     for name, draw in FIGURES.items():
         try:
             draw(TABLES / name)

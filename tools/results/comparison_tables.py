@@ -89,6 +89,29 @@ def losses_table(study: str) -> str:
     return markdown(headings, rows) + "\n\n" + circumstances(study)
 
 
+HEADLINE = ("lovasz_softmax", "ce_lovasz", "dice", AGAIN, BASELINE, "cross_entropy", "focal", "weighted_cross_entropy")
+
+
+def headline_table() -> str:
+    """Some losses on hippocampus, best first, for the README."""
+    study = "hippocampus"
+    scores, model, means, pairs = scores_of(study), model_of(study), means_of(study), against_baseline(study)
+    rows = []
+    for loss in sorted(HEADLINE, key=lambda loss: -means[loss]):
+        seeds, name = seed_means(scores, loss), f"`{BASELINE}` with other seeds" if loss == AGAIN else f"`{loss}`"
+        low, high = model.estimate({loss: 1}).interval() or (math.nan, math.nan)
+        cells = [name, f"{means[loss]:.4f}", f"{low:.3f} to {high:.3f}", f"{min(seeds):.3f}, {max(seeds):.3f}"]
+        if loss == BASELINE:
+            rows.append([*cells, "", ""])
+            continue
+        pair = pairs[loss]
+        low, high = (signed(end) for end in pair["ci95_adjusted"])
+        verdict = f"**{pair['verdict']}**" if pair["verdict"] in ("better", "worse") else pair["verdict"]
+        rows.append([*cells, f"{signed(pair['difference'])} ({low} to {high})", verdict])
+    headings = ["loss", "mean Dice", "95 % CI", "lowest and highest of 5 runs"]
+    return markdown([*headings, f"against `{BASELINE}`, points (adjusted CI)", "verdict"], rows)
+
+
 def against_baseline(study: str, metric: str = "dice", aggregation: str = DEFAULT_AGGREGATION) -> dict[str, Any]:
     """The results of all losses against the baseline."""
     pairs = [(loss, BASELINE) for loss in scores_of(study).losses if loss != BASELINE]
