@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +25,7 @@ from segkit.config.schema import (
     plain_named,
     renamed,
 )
-from segkit.config.sections import FIXED, check_part
+from segkit.config.sections import FIXED, check_part, keys_of_sections
 from segkit.config.validation import Checker, Table
 from segkit.config.yaml_tree import apply_overrides, parse_file
 from segkit.utils.text import shown
@@ -96,6 +97,7 @@ def check(
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{source}: expected a mapping with {', '.join(REQUIRED)}; got {shown(tree)}")
     checker = Checker(source, tables, dict(lines or {}), folder or Path.cwd())
+    checker.keys_elsewhere = partial(keys_of_sections, tables, NAMED)
     plain = plain_copy(tree, checker.error)
     checker.finish()
     written = {key: value for key, value in plain.items() if value is not None or key not in defaults}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segkit.config.schema import (
@@ -19,7 +20,7 @@ from segkit.config.schema import (
     SamplingSection,
     TrainSection,
 )
-from segkit.config.validation import Checker
+from segkit.config.validation import Checker, Table
 from segkit.utils.text import shown
 
 FIXED = {
@@ -34,6 +35,20 @@ FIXED = {
     "run": RunSection,
     "comparison": ComparisonSection,
 }
+
+
+def keys_of_sections(tables: Mapping[str, Table], named: Sequence[str]) -> dict[str, str]:
+    """The keys of all sections with their dotted paths; of a key in several sections, the first path.
+
+    Args:
+        tables: The entries that sections can name.
+        named: The sections with an entry of the table of the same name.
+    """
+    keys = {key: f"{section}.{key}" for section, model in reversed(FIXED.items()) for key in model.model_fields}
+    for section in reversed(named):
+        for entry in tables[section].entries:
+            keys |= {key: f"{section}.{key}" for key in tables[section].model(entry).model_fields}
+    return keys
 
 
 def check_part(checker: Checker, key: str, value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from segkit.utils.text import nearest_name, one_line, shown
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 MOST_ERRORS = 100  # in one message
+ELSEWHERE = 0.8  # similarity of an unknown key with a key of another section that is suggested
 MAX_NAME = 255  # bytes of a file name
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
@@ -49,6 +50,7 @@ class Checker:
         self.source, self.tables, self.lines, self.folder = source, tables, lines, folder
         self.origins: dict[KeyPath, str] = {}  # the override that set each key path
         self.errors: list[tuple[int, str]] = []  # the line and the message
+        self.keys_elsewhere: Callable[[], dict[str, str]] = dict  # the keys of all sections, and where they belong
 
     def error(self, path: KeyPath, message: str) -> None:
         override = self._override(path)
@@ -84,8 +86,17 @@ class Checker:
                 self._unknown_key((*path, key), known)
 
     def _unknown_key(self, path: KeyPath, known: Sequence[str]) -> None:
-        hint = _suggestion(path[-1], known) if len(self.errors) < MOST_ERRORS else ""  # not shown, and slow
+        hint = self._known_key(path[-1], known) if len(self.errors) < MOST_ERRORS else ""  # not shown, and slow
         self.error(path, f"unknown key; {hint}")
+
+    def _known_key(self, key: object, known: Sequence[str]) -> str:
+        """The key of this section, or of another one, that an unknown key probably means; otherwise all of this one."""
+        if nearest_name(key, known) is None:
+            keys = self.keys_elsewhere()
+            elsewhere = nearest_name(key, keys, similarity=ELSEWHERE)
+            if elsewhere is not None:
+                return f"did you mean '{keys[elsewhere]}'?"
+        return _suggestion(key, known)
 
     def length(self, value: Any, path: KeyPath) -> None:
         """Check that the length is given once, in steps or epochs. It may be omitted if there is a limit."""

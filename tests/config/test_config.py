@@ -145,6 +145,8 @@ extra: 1
         ("train: {steps: 10}", "train: {steps: '10'}", "train.steps: expected a whole number or null, got '10'"),
         ("train: {steps: 10}", "train: 10", "experiment.yaml:6: train: expected a mapping, got 10"),
         ("loss: dice", "loss: dise", "loss: unknown name 'dise'; did you mean 'dice'?"),
+        ("train: {steps: 10}", "train: {steps: 10, lr: 1}", "train.lr: unknown key; did you mean 'optimizer.lr'?"),
+        ("train: {steps: 10}", "train: {steps: 10}\nbatch: 2", "batch: unknown key; did you mean 'loader.batch'?"),
         ("loss: dice", "loss: DiceCE", "loss: unknown name 'DiceCE'; did you mean 'dice_ce'?"),  # as MONAI spells it
         ("loss: dice", "loss: []", "loss: expected a name, a mapping or a list of them, got an empty list"),
         ("loss: dice", "loss: {per: batch}", "loss: missing required key 'name'"),
