@@ -84,8 +84,8 @@ class Analysis:
             raise ConfigError(f"--aggregation: {error}") from error
         if lacks_margin(self.metric, self.margin):
             raise ConfigError(
-                f"{self.metric} is in {unit_of(self.metric)}; set --margin to the difference in "
-                f"{unit_of(self.metric)} that is practically equivalent"
+                f"{self.metric} is in {unit_of(self.metric)}: set --margin to the difference in this unit that is "
+                "practically equivalent"
             )
         if self.family == "vs_baseline" and self.baseline is None:
             raise ConfigError("--family vs_baseline needs --baseline")

@@ -128,8 +128,8 @@ def make_design(config: Config) -> Design:
         raise ConfigError(f"comparison.aggregation: {error}") from error
     if lacks_margin(section.metric, section.margin):
         raise ConfigError(
-            f"{section.metric} is in {unit_of(section.metric)}; set comparison.margin to the difference in "
-            f"{unit_of(section.metric)} that is practically equivalent"
+            f"{section.metric} is in {unit_of(section.metric)}: set comparison.margin (--margin) to the difference in "
+            "this unit that is practically equivalent"
         )
     if section.baseline is not None and section.baseline not in losses:
         raise ConfigError(

@@ -32,7 +32,7 @@ def lacks_margin(metric: str, margin: float) -> bool:
 
 def unit_of(metric: str) -> str:
     """The unit of a metric that is no fraction."""
-    return "mm" if metric_properties(metric).is_length else "errors"
+    return "mm, or pixels of images without a spacing" if metric_properties(metric).is_length else "errors"
 
 
 def read_rows(path: Path) -> Rows:
