@@ -25,11 +25,11 @@ def complete_config(incomplete: str) -> list[str]:
 def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     """The keys of the configuration that is named by --config, and of the fixed sections, that begin with what is
     typed."""
-    from segkit.config.sections import FIXED
+    from segkit.config.sections import fixed_keys
 
-    keys = dict.fromkeys(f"{section}.{key}" for section, model in FIXED.items() for key in model.model_fields)
+    keys = fixed_keys()
     if (config := ctx.params.get("config")) is not None:
-        keys = dict.fromkeys([*_keys_of(config), *keys])
+        keys = list(dict.fromkeys([*_keys_of(config), *keys]))
     return [f"{key}=" for key in keys if key.startswith(incomplete)]
 
 

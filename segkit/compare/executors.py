@@ -52,7 +52,7 @@ class Executor(Protocol):
     def run(self, units: Sequence[Unit], train: TrainUnit, console: Console) -> None: ...
 
 
-class Progress:
+class UnitProgress:
     """Tells how many units are done and about how long the others take.
 
     Args:
@@ -64,6 +64,16 @@ class Progress:
         self.units, self.open, self.console = len(units), list(units), console
         self.start = time.monotonic()
         self.earlier = {unit.folder: _results(unit) for unit in units}
+
+    def after(self, train: TrainUnit) -> TrainUnit:
+        """The function that trains a unit, after which the progress is shown."""
+
+        def trained(unit: Unit, leases: Leases, since: float, console: Console) -> bool:
+            ended = train(unit, leases, since, console)
+            self.show()
+            return ended
+
+        return trained
 
     def show(self) -> None:
         """Print a line if units have ended since the last one."""
@@ -89,28 +99,14 @@ def _results(unit: Unit) -> set[tuple[Path, int]]:
     return found
 
 
-def train_all(
-    units: Sequence[Unit],
-    train: TrainUnit,
-    console: Console,
-    since: float,
-    wait: bool,
-    progress: Progress | None = None,
-) -> None:
+def train_all(units: Sequence[Unit], train: TrainUnit, console: Console, since: float, wait: bool) -> None:
     """Train one unit after another, except those that other processes are training.
 
     With `wait`, poll the units of other processes until they are done, and train those whose process died.
     """
     leases, remaining = Leases(), list(units)
-
-    def ends(unit: Unit) -> bool:
-        ended = train(unit, leases, since, console)
-        if progress is not None:
-            progress.show()
-        return ended
-
     while remaining:
-        busy = [unit for unit in remaining if not ends(unit)]
+        busy = [unit for unit in remaining if not train(unit, leases, since, console)]
         if len(busy) == len(remaining):
             if not wait:
                 return
@@ -143,9 +139,9 @@ class LocalExecutor:
         """
         if not units:
             return
-        since = time.time()
+        since, progress = time.time(), UnitProgress(units, console)
         if self.parallel == 1 or len(units) == 1:
-            train_all(units, train, console, since, self.wait, Progress(units, console))
+            train_all(units, progress.after(train), console, since, self.wait)
             return
         logs = units[0].folder.parent.parent / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -153,7 +149,7 @@ class LocalExecutor:
         threads = max(1, (os.cpu_count() or 1) // workers)
         console.print(f"training {workers} units at a time, {threads} threads each; output in {logs}", highlight=False)
         pool = WorkerPool(workers, (threads, list(units), train, since, logs, self.wait))
-        exit_codes = pool.join(console, Progress(units, console))
+        exit_codes = pool.join(console, progress)
         signals = [number for number in map(_stop_signal, exit_codes) if number is not None]
         if signals:
             raise Interrupted(signals[0])
@@ -173,7 +169,7 @@ class WorkerPool:
         self.context: Any = multiprocessing.get_context(START_METHOD)
         self.running = {index: self._start(index) for index in range(workers)}
 
-    def join(self, console: Console, progress: Progress) -> list[int]:
+    def join(self, console: Console, progress: UnitProgress) -> list[int]:
         """Wait until all workers have ended, show their progress, and return their exit codes.
 
         An interruption of this process terminates the workers.
@@ -350,7 +346,7 @@ class RayExecutor:
             train_all([unit], train, Console(quiet=True), since, wait)
 
         remote = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1)(train_remotely)
-        waiting, running, progress = list(units), [], Progress(units, console)
+        waiting, running, progress = list(units), [], UnitProgress(units, console)
         with _noted_sigterm() as received:
             while waiting or running:
                 while waiting and len(running) < self.parallel:

@@ -37,6 +37,11 @@ FIXED = {
 }
 
 
+def fixed_keys() -> list[str]:
+    """The dotted paths of the keys of the fixed sections."""
+    return [f"{section}.{key}" for section, model in FIXED.items() for key in model.model_fields]
+
+
 def keys_of_sections(tables: Mapping[str, Table], named: Sequence[str]) -> dict[str, str]:
     """The keys of all sections with their dotted paths; of a key in several sections, the first path.
 
@@ -44,7 +49,7 @@ def keys_of_sections(tables: Mapping[str, Table], named: Sequence[str]) -> dict[
         tables: The entries that sections can name.
         named: The sections with an entry of the table of the same name.
     """
-    keys = {key: f"{section}.{key}" for section, model in reversed(FIXED.items()) for key in model.model_fields}
+    keys = {path.rpartition(".")[2]: path for path in reversed(fixed_keys())}
     for section in reversed(named):
         for entry in tables[section].entries:
             keys |= {key: f"{section}.{key}" for key in tables[section].model(entry).model_fields}

@@ -91,12 +91,11 @@ class Checker:
 
     def _known_key(self, key: object, known: Sequence[str]) -> str:
         """The key of this section, or of another one, that an unknown key probably means; otherwise all of this one."""
-        if nearest_name(key, known) is None:
-            keys = self.keys_elsewhere()
-            elsewhere = nearest_name(key, keys, similarity=ELSEWHERE)
-            if elsewhere is not None:
-                return f"did you mean '{keys[elsewhere]}'?"
-        return _suggestion(key, known)
+        if (here := nearest_name(key, known)) is not None:
+            return f"did you mean '{here}'?"
+        keys = self.keys_elsewhere()
+        elsewhere = nearest_name(key, keys, similarity=ELSEWHERE)
+        return f"expected one of {', '.join(known)}" if elsewhere is None else f"did you mean '{keys[elsewhere]}'?"
 
     def length(self, value: Any, path: KeyPath) -> None:
         """Check that the length is given once, in steps or epochs. It may be omitted if there is a limit."""
@@ -186,9 +185,9 @@ class Checker:
         return self._absolute(path, key, value)
 
     def _absolute(self, path: KeyPath, key: Any, value: str) -> Any:
-        dotted = ".".join(map(str, (*path, key)))
         for name in VARIABLE.findall(value):
             if name not in os.environ:
+                dotted = ".".join(map(str, (*path, key)))
                 self.error(
                     (*path, key),
                     f"the environment variable {name} is not set: export it, or give a path with {dotted}=PATH",

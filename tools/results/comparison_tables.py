@@ -201,9 +201,9 @@ def circumstances(study: str) -> str:
 
 def annotator_table() -> str:
     """The second annotator of CHASE_DB1 against the first, beside the best losses on the same eyes."""
-    annotator: Rows = pd.read_csv(table_path("annotator-cases"), dtype={"group": str})
+    annotator: Rows = pd.read_csv(table_path("annotator-cases"))
     study = rows_of("chase_db1")
-    annotator["group"], study = annotator["group"].astype(int), study.assign(group=study["group"].astype(int))
+    study = study.assign(group=study["group"].astype(int))
     children = sorted(set(study["group"]))
     scored = annotator["case"].isin(study["case"])
     parts = {

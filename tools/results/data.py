@@ -75,6 +75,7 @@ def model_of(study: str, metric: str = "dice", aggregation: str = DEFAULT_AGGREG
     return fit_variance_model(scores_of(study, metric, aggregation))
 
 
+@cache
 def means_of(study: str, metric: str = "dice", aggregation: str = DEFAULT_AGGREGATION) -> dict[str, float]:
     """The mean score of each loss."""
     scores, model = scores_of(study, metric, aggregation), model_of(study, metric, aggregation)

@@ -1,6 +1,5 @@
 """Tables of docs/results.md about comparisons: what they need, and how often they and others are wrong."""
 
-import math
 from functools import partial
 
 import numpy as np
@@ -36,7 +35,7 @@ from results.statistics import (
     shared_by_seeds,
 )
 from segkit.compare.statistics import pair_results
-from segkit.compare.variance_models import Folds, TwoWay, equal_spread_p
+from segkit.compare.variance_models import Folds, RunVariances, TwoWay
 
 DIFFERENCES = (0.005, 0.01, 0.02)
 
@@ -110,14 +109,14 @@ def self_table() -> str:
         usual = {loss: values for loss, values in samples.items() if loss in competitive(name) and loss != AGAIN}
         table = self_comparisons(usual, make, MARGIN)
         false = table.assign(false=table["verdict"].isin(["better", "worse"])).groupby("loss")["false"].mean()
-        spread = pd.Series({loss: np.std(seed_means(scores_of(name), loss), ddof=1) for loss in usual})
-        wide = spread > math.sqrt((spread**2).mean())
+        runs = RunVariances({loss: np.array(seed_means(scores_of(name), loss)) for loss in usual})
+        wide = pd.Series(runs.of_loss) > runs.pooled
         rows.append(
             [
                 *(DATASETS[name], str(len(false)), str(len(table))),
                 share(int((table["verdict"] == "equivalent").sum()), len(table)),
                 *(f"{100 * rates.mean():.1f} %" for rates in (false, false[wide], false[~wide])),
-                f"{equal_spread_p([np.array(seed_means(scores_of(name), loss)) for loss in usual]):.2g}",
+                f"{runs.equal_spread_p:.2g}",
                 baseline_again(name),
             ]
         )

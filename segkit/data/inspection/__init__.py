@@ -97,8 +97,10 @@ def _inside(root: Path) -> Layout | None:
             layout = known_layouts.dataset_json(folder)
             if layout is not None:
                 found[folder] = layout
+    if not found:
+        return None
     beside = [folder for folder in folders(root) if not any(folder.is_relative_to(inside) for inside in found)]
-    if not found or any(images_in(folder) for folder in beside):
+    if any(images_in(folder) for folder in beside):
         return None
     if len(found) > 1:
         names = listed([str(folder.relative_to(root)) for folder in found], limit=5)

@@ -303,11 +303,7 @@ def _inconsistent(
 
 def _shared_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Finding]:
     """Groups with cases in more than one part of the split."""
-    parts: dict[str, set[str]] = defaultdict(set)
-    for case in cases:
-        if case.name in part_of:
-            parts[case.group].add(part_of[case.name])
-    shared = [group for group, group_parts in parts.items() if len(group_parts) > 1]
+    shared = _in_several_parts({case.name: case.group for case in cases}, part_of)
     if not shared:
         return []
     text = (
@@ -339,11 +335,8 @@ def _group_in_name(case: Case) -> str | None:
 def _unused_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Finding]:
     """Cases whose names suggest one patient and that are in different parts."""
     number = groups_in_names(cases)
-    parts: dict[str | None, set[str]] = defaultdict(set)
-    for case in cases if number else []:
-        if case.name in part_of:
-            parts[_group_in_name(case)].add(part_of[case.name])
-    shared = [group for group, names in parts.items() if len(names) > 1]
+    group_of = {case.name: str(_group_in_name(case)) for case in cases} if number else {}
+    shared = _in_several_parts(group_of, part_of)
     if not shared:
         return []
     text = (
@@ -351,7 +344,16 @@ def _unused_groups(cases: Sequence[Case], part_of: Mapping[str, str]) -> list[Fi
         f"({_named(shared)}); if they are, keep them together with `group: '{GROUP_IN_NAME}'` under `data`, or with "
         "the column group of a table"
     )
-    return [Finding("warning", text, tuple(case.name for case in cases if _group_in_name(case) in shared))]
+    return [Finding("warning", text, tuple(name for name, group in group_of.items() if group in shared))]
+
+
+def _in_several_parts(group_of: Mapping[str, str], part_of: Mapping[str, str]) -> list[str]:
+    """The groups whose cases are in more than one part of the split. group_of, part_of: by the name of the case."""
+    parts: dict[str, set[str]] = defaultdict(set)
+    for name, group in group_of.items():
+        if name in part_of:
+            parts[group].add(part_of[name])
+    return [group for group, names in parts.items() if len(names) > 1]
 
 
 def _duplicates(summaries: Sequence[CaseSummary], part_of: Mapping[str, str]) -> list[Finding]:

@@ -190,7 +190,7 @@ def _check_regions(classes: Mapping[str, tuple[int, ...]], labels: Labels, file:
     """Raise DataError if the regions of dataset.json differ from those of the labels."""
     expected = {name: values for name, values in classes.items() if values != (0,)}
     regions = {name: tuple(sorted(values)) for name, values in (labels.regions or {}).items()}
-    swapped = sorted(regions) == sorted(expected) and any(regions[name] != expected[name] for name in regions)
+    swapped = regions.keys() == expected.keys() and regions != expected
     if sorted(regions.values()) != sorted(expected.values()) or swapped:
         shown = ", ".join(f"{name}: {list(values)}" for name, values in expected.items())
         raise DataError(
