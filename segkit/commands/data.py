@@ -16,16 +16,9 @@ from segkit.config import Config, ConfigError
 from segkit.data import SOURCES
 from segkit.data.cases import Case, Source, spread
 from segkit.data.inspection import Layout, detect_layout, infer_classes, unused_files
-from segkit.data.inspection.checks import (
-    GROUP_IN_NAME,
-    CaseSummary,
-    Finding,
-    class_table,
-    examine_all,
-    find_problems,
-    groups_in_names,
-    try_split,
-)
+from segkit.data.inspection.case_summaries import CaseSummary, examine_all
+from segkit.data.inspection.checks import Finding, class_table, find_problems, try_split
+from segkit.data.inspection.group_names import GROUP_IN_NAME, groups_in_names
 from segkit.data.sampling import Key
 from segkit.data.splits import PARTS, Split
 from segkit.experiment.augmentation_effect import augmentation_warnings, augmented_pixels, describe_effect

@@ -13,7 +13,7 @@ from rich.table import Table
 from segkit.experiment.build import TABLES
 from segkit.experiment.plugins import load_plugins
 from segkit.utils.errors import RunError
-from segkit.utils.metric_names import FACTS, MetricFacts
+from segkit.utils.metric_names import FACTS, PATTERNS, MetricFacts
 
 SENTENCE = re.compile(r".+?\.(?=\s+[A-Z`]|$)|.+", re.DOTALL)  # the first one
 
@@ -75,11 +75,7 @@ def _transforms() -> dict[str, str]:
 
 
 def _metrics() -> dict[str, str]:
-    patterns = {
-        "hd90": "any percentile, as hd95",
-        "hd95_from_prediction": "one direction only; also `_from_reference`, and for `hd` and `asd`",
-    }
-    return {name: _range(facts) for name, facts in FACTS.items()} | patterns
+    return {name: _range(facts) for name, facts in FACTS.items()} | PATTERNS
 
 
 def _range(facts: MetricFacts) -> str:

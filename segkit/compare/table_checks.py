@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from segkit.utils.metric_names import FACTS, PATTERNS, MetricFacts, base_metric, metric_facts
+from segkit.utils.metric_names import DESCRIBED_PATTERNS, FACTS, MetricFacts, base_metric, metric_facts
 from segkit.utils.text import did_you_mean
 
 Rows = Any  # a DataFrame; the types of pandas are too vague for a type checker
@@ -29,7 +29,7 @@ def metric_properties(metric: str) -> MetricFacts:
     """What is known of a metric by which losses can be compared. Raises ValueError for another one."""
     facts = metric_facts(metric)
     if facts is None or base_metric(metric) not in METRICS:
-        expected = f"expected metric to be one of {', '.join((*METRICS, *PATTERNS))}"
+        expected = f"expected metric to be one of {', '.join((*METRICS, *DESCRIBED_PATTERNS))}"
         raise ValueError(f"{expected}, got {metric!r}{did_you_mean(metric, METRICS)}")
     return facts
 

@@ -24,7 +24,7 @@ from segkit.metrics.overlap import (
     volume_difference,
 )
 from segkit.metrics.rules import PER_CASE_METRICS, SEGKIT, EmptyClassRule, EmptyClassScore, Rules
-from segkit.utils.metric_names import PATTERNS, is_measured
+from segkit.utils.metric_names import DESCRIBED_PATTERNS, is_measured
 from segkit.utils.text import did_you_mean
 
 KEYS = ["case", "group", "class"]
@@ -53,7 +53,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
     """Raise ValueError if a metric is unknown or named twice, or if there are none."""
     for metric in metrics:
         if metric not in METRICS and not is_measured(metric):
-            expected = f"expected metrics among {', '.join((*METRICS, *PATTERNS))}"
+            expected = f"expected metrics among {', '.join((*METRICS, *DESCRIBED_PATTERNS))}"
             raise ValueError(f"{expected}, got {metric}{did_you_mean(metric, METRICS)}")
     if not metrics or len(set(metrics)) != len(metrics):
         raise ValueError(f"expected at least one metric, each named once, got {', '.join(metrics) or 'none'}")

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from segkit.utils.metric_names import PATTERNS, Direction, SurfaceName, surface_name
+from segkit.utils.metric_names import DESCRIBED_PATTERNS, Direction, SurfaceName, surface_name
 from segkit.utils.morphology import boundary, crop_to_foreground, distances_between
 
 Elements = Literal["voxel", "area"]
@@ -187,7 +187,7 @@ def surface_scores(
     unknown = [metric for metric, name in names.items() if name is None and metric != "nsd"]
     if unknown:
         raise ValueError(
-            f"expected metrics to be some of {', '.join((*SURFACE_METRICS, *PATTERNS))}, got {unknown[0]!r}"
+            f"expected metrics to be some of {', '.join((*SURFACE_METRICS, *DESCRIBED_PATTERNS))}, got {unknown[0]!r}"
         )
     for name, choice, choices in (("hd95", hd95, Percentile), ("assd", assd, Average), ("nsd", nsd, Elements)):
         _check_choice(name, choice, get_args(choices))

@@ -11,7 +11,12 @@ Direction = Literal["prediction", "reference"]
 # the percentile without leading or trailing zeros, so that a metric has one name
 PERCENTILE, ONE_DIRECTION = r"([1-9]\d?(?:\.\d*[1-9])?)", r"(?:_from_(prediction|reference))"
 SURFACE_NAME = re.compile(rf"(?:hd{PERCENTILE}?|assd(?!_)|asd(?=_)){ONE_DIRECTION}?", re.ASCII)
-PATTERNS = ("hd90 or any percentile", "hd95_from_prediction or hd, asd of one direction (_from_reference)")
+# further names, by an example of each
+PATTERNS = {
+    "hd90": "any percentile",
+    "hd95_from_prediction": "one direction only; also _from_reference, and for hd and asd",
+}
+DESCRIBED_PATTERNS = tuple(f"{name} ({meaning})" for name, meaning in PATTERNS.items())  # in errors
 
 
 @dataclass(frozen=True)

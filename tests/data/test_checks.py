@@ -23,14 +23,9 @@ from scipy import ndimage
 from segkit import Labels
 from segkit.config.schema import Augment, Named
 from segkit.data import Case, PairsSource, RawCase
-from segkit.data.inspection.checks import (
-    class_table,
-    examine,
-    examine_all,
-    find_problems,
-    groups_in_names,
-    try_split,
-)
+from segkit.data.inspection.case_summaries import examine, examine_all
+from segkit.data.inspection.checks import class_table, find_problems, try_split
+from segkit.data.inspection.group_names import groups_in_names
 from segkit.data.sources.base import group_reader
 from segkit.data.splits import Split, kfold_split
 from segkit.experiment.preflight import mirror_warnings

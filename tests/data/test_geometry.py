@@ -11,7 +11,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEnd
 from segkit import Labels
 from segkit.data import Case, DataError, MaskFile
 from segkit.data.formats import format_name
-from segkit.data.inspection.checks import examine, find_problems
+from segkit.data.inspection.case_summaries import examine
+from segkit.data.inspection.checks import find_problems
 from segkit.data.readers import check_geometry, read_files, read_image, read_mask
 
 LABELS = Labels(["background", "a"])

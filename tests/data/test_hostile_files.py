@@ -22,7 +22,7 @@ from segkit import Labels
 from segkit.data import SOURCES, Case, DataError, RawCase
 from segkit.data.cases import MaskFile, file_stamps
 from segkit.data.documents import read_json
-from segkit.data.inspection.checks import examine
+from segkit.data.inspection.case_summaries import examine
 from segkit.data.preprocess import Preprocess
 from segkit.data.readers import geometry_of, number_type, read_files, read_image, read_mask
 from segkit.data.splits import lists_split

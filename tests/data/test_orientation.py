@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 
 from segkit import Labels
 from segkit.data import SOURCES, Case, DataError, MaskFile
-from segkit.data.inspection.checks import examine, find_problems
+from segkit.data.inspection.case_summaries import examine
+from segkit.data.inspection.checks import find_problems
 from segkit.data.readers import orientation, read_files, read_image, read_mask
 
 from support.command_line import tool

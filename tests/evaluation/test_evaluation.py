@@ -532,7 +532,7 @@ def test_sizes_of_images_and_volumes_have_no_common_unit():
         (["--classes", "background,a,b", "--size-strata", "1"], "a number from 2 to 20, or increasing bounds"),
         (["--classes", "background,a,b", "--size-strata", "small"], "--size-strata as 3 or 1,10"),
         (["--classes", "background,a,b", "--lesion-matching", "touch"], "overlap, iou, brats"),
-        (["--classes", "background,a,b", "--metrics", "hd100"], "hd90 or any percentile"),
+        (["--classes", "background,a,b", "--metrics", "hd100"], "hd90 (any percentile)"),
         (["--classes", "background,a,b", "--values", "2:1,2:0"], "each value once"),
         (["--regions", "whole:1+2,whole:2"], "each name once"),
     ],
