@@ -233,13 +233,14 @@ def test_a_loss_against_itself_has_no_more_false_verdicts_than_nominal():
         samples = {
             loss: case + generator.normal(0, 0.004, (4, 1)) + generator.normal(0, 0.02, (4, 30)) for loss in "abcdef"
         }
-        table = STATISTICS.self_comparisons(samples, STATISTICS.TwoWay, 0.0)
+        table = STATISTICS.self_comparisons(list(samples), 0.0, STATISTICS.TwoWay, samples)
         assert len(table) == 6 * 3
         rates.append(table["verdict"].isin(["better", "worse"]).mean())
     assert np.mean(rates) < 0.08
     shifted = {"a": np.concatenate([np.full((2, 30), 0.9), np.full((2, 30), 0.1)]) + generator.normal(0, 0.01, (4, 30))}
     calm = {loss: 0.5 + generator.normal(0, 0.01, (4, 30)) for loss in "bcdefgh"}
-    table = STATISTICS.self_comparisons(shifted | calm, STATISTICS.TwoWay, 0.0)
+    samples = shifted | calm
+    table = STATISTICS.self_comparisons(list(samples), 0.0, STATISTICS.TwoWay, samples)
     assert set(table.loc[table["loss"] != "a", "verdict"]) <= {"undecided"}
 
 

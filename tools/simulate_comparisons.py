@@ -14,7 +14,12 @@ each case moves each loss by a number of its own, and training sets that share c
 shows the share of false verdicts on two equal losses, and how often a true difference is found, by the standard
 deviation that independent training sets of the same size would have.
 
-The fourth table is about losses that are trained with the same seeds: a part of the variance of runs is then shared by
+The fourth table is about cross-validations whose folds are trained with the same seeds, which add a half of the
+variance of runs to a loss in all folds alike, with the standard deviations of the membranes of ISBI 2012. It shows
+the share of false verdicts on two equal losses if folds have seeds of their own, if they have the same and the test
+does not know it, and if it does.
+
+The fifth table is about losses that are trained with the same seeds: a part of the variance of runs is then shared by
 the runs of all losses with one seed. It shows the share of comparisons of equal losses with any false verdict, and the
 half width of the adjusted intervals.
 """
@@ -22,6 +27,7 @@ half width of the adjusted intervals.
 import argparse
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,8 +37,22 @@ from segkit.compare.statistics import pair_results
 from segkit.compare.variance_models import Folds, TwoWay
 
 RUN, WIDE, NARROW, INTERACTION, RESIDUAL = 0.004, 0.008, 0.002, 0.01, 0.02
-FOLD_CASES, SHIFT = 100, 0.01  # cases of a cross-validation, and the true difference of its power
-TABLES = ("errors", "power", "folds", "seeds")
+SHIFT = 0.01  # the true difference of the power of a cross-validation
+TABLES = ("errors", "power", "folds", "fold-seeds", "seeds")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The number of cases of a cross-validation and the standard deviations of its scores."""
+
+    cases: int
+    run: float
+    interaction: float
+    residual: float
+
+
+USUAL = Data(100, RUN, INTERACTION, RESIDUAL)
+MEMBRANES = Data(30, 0.0042, 0.0026, 0.0043)
 
 
 def simulated(
@@ -102,25 +122,34 @@ def power(losses: int, runs: int, cases: int, shift: float, comparisons: int, se
 
 
 def simulated_folds(
-    generator: np.random.Generator, folds: int, repeats: int, runs: int, training_sd: float, shift: float = 0.0
+    generator: np.random.Generator,
+    folds: int,
+    repeats: int,
+    runs: int,
+    training_sd: float,
+    shift: float = 0.0,
+    data: Data = USUAL,
+    of_seeds: float = 0.0,
 ) -> dict[str, list[np.ndarray]]:
     """Scores {loss: [[runs] for each fold]} of two losses in a repeated cross-validation; the first is better by
     `shift`.
 
     training_sd: standard deviation over independent training sets of the size of a fold's.
+    of_seeds: the part of the variance of runs that a seed adds to a loss in all folds alike.
     """
-    partitions = [np.array_split(generator.permutation(FOLD_CASES), folds) for _ in range(repeats)]
+    partitions = [np.array_split(generator.permutation(data.cases), folds) for _ in range(repeats)]
     samples: dict[str, list[np.ndarray]] = {}
     for loss, better in (("a", shift), ("b", 0.0)):
-        interaction = generator.normal(0, INTERACTION, FOLD_CASES)
-        influence = generator.normal(0, 1, FOLD_CASES)  # of a training case on the scores of this loss
+        interaction = generator.normal(0, data.interaction, data.cases)
+        influence = generator.normal(0, 1, data.cases)  # of a training case on the scores of this loss
+        in_all_folds = generator.normal(0, data.run * np.sqrt(of_seeds), runs) if of_seeds else 0.0
         samples[loss] = []
         for test in itertools.chain.from_iterable(partitions):
-            training = np.setdiff1d(np.arange(FOLD_CASES), test)
+            training = np.setdiff1d(np.arange(data.cases), test)
             trained = training_sd * influence[training].sum() / np.sqrt(len(training))
-            residual = generator.normal(0, RESIDUAL, (runs, len(test))).mean(1)
-            run_effects = generator.normal(0, RUN, runs) + residual
-            samples[loss].append(better + interaction[test].mean() + trained + run_effects)
+            residual = generator.normal(0, data.residual, (runs, len(test))).mean(1)
+            run_effects = generator.normal(0, data.run * np.sqrt(1 - of_seeds), runs) + residual
+            samples[loss].append(better + interaction[test].mean() + trained + in_all_folds + run_effects)
     return samples
 
 
@@ -134,7 +163,7 @@ def fold_rates(
 
     def verdict(shift: float, test_train_ratio: float) -> str:
         samples = simulated_folds(generator, folds, repeats, runs, training_sd, shift)
-        model = Folds(samples, test_train_ratio=test_train_ratio, groups=FOLD_CASES)
+        model = Folds(samples, test_train_ratio=test_train_ratio, groups=USUAL.cases)
         return pair_results([("a", "b")], model, 0.0, {})[0]["verdict"]
 
     def share(shift: float, test_train_ratio: float, verdicts: set[str]) -> float:
@@ -142,6 +171,23 @@ def fold_rates(
 
     false = {"better", "worse"}
     return {"corrected": share(0, ratio, false), "plain": share(0, 0, false), "found": share(SHIFT, ratio, {"better"})}
+
+
+def fold_seed_rates(folds: int, runs: int, comparisons: int, seed: int = 4) -> dict[str, float]:
+    """The share of false verdicts on equal losses, by the seeds of folds, and the median half width of an interval."""
+    generator = np.random.default_rng([seed, folds, runs])
+    same = {loss: [np.arange(runs)] * folds for loss in "ab"}
+    kinds = {"own": (0.0, None), "same, unknown": (0.5, None), "same, known": (0.5, same)}
+    found = {}
+    for kind, (of_seeds, seeds) in kinds.items():
+        results = []
+        for _ in range(comparisons):
+            samples = simulated_folds(generator, folds, 1, runs, 0.0, data=MEMBRANES, of_seeds=of_seeds)
+            model = Folds(samples, test_train_ratio=1 / (folds - 1), groups=MEMBRANES.cases, seeds=seeds)
+            results += pair_results([("a", "b")], model, 0.0, {})
+        found[kind] = float(np.mean([wrong([result]) for result in results]))
+        found[f"{kind}, width"] = float(np.median([np.ptp(result["ci95"]) / 2 for result in results]))
+    return found
 
 
 def shared_seed_rates(losses: int, runs: int, shared: float, comparisons: int, seed: int = 3) -> tuple[float, float]:
@@ -182,6 +228,17 @@ def print_folds(comparisons: int) -> None:
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
+def print_fold_seeds(comparisons: int) -> None:
+    print("| folds | runs in a fold | own seeds | the same, unknown | the same, known | half widths, points |")
+    print("|--:|--:|--:|--:|--:|--:|")
+    for folds, runs in itertools.product((5, 10), (1, 3, 5)):
+        found = fold_seed_rates(folds, runs, comparisons)
+        kinds = ("own", "same, unknown", "same, known")
+        widths = " ".join(f"{100 * found[f'{kind}, width']:.2f}" for kind in kinds)
+        row = [folds, runs, *(f"{found[kind]:.3f}" for kind in kinds), widths]
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
 def print_seeds(comparisons: int) -> None:
     print("| losses | seeds | shared by seeds | false verdicts | half width, points |")
     print("|--:|--:|--:|--:|--:|")
@@ -195,7 +252,7 @@ def main() -> None:
     parser.add_argument("--comparisons", type=int, default=1000)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="tables to print (default: all)")
     arguments = parser.parse_args()
-    functions = dict(zip(TABLES, (print_errors, print_power, print_folds, print_seeds), strict=True))
+    functions = dict(zip(TABLES, (print_errors, print_power, print_folds, print_fold_seeds, print_seeds), strict=True))
     for table in arguments.tables:
         functions[table](arguments.comparisons)
         print()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # an import would bring torch to the analysis of tables
 
 RESERVED_KEYS = ("loss", "seed", "run.dir")  # set by the comparison for each unit
 REPEATED_SUFFIX, REPEATED_SEED_OFFSET = " (again)", 1000  # label and seeds of the repeated baseline
+FOLD_SEED_OFFSET = 10_000  # times the number of the fold: seeds of the runs of a fold
 SWEEP_SEED = 500  # of learning-rate trials
 PLAN = "plan.json"
 
@@ -96,9 +97,13 @@ class Design:
         """Test cases divided by training cases of a fold if the sweep holds out a validation fold, otherwise None."""
         return 1 / (self.folds - 2) if self.folds is not None and self.sweep is not None else None
 
-    def seed_of(self, loss: str, seed: int) -> int:
-        """The seed of a unit; the repeated baseline has seeds of its own."""
-        return seed + REPEATED_SEED_OFFSET if loss.endswith(REPEATED_SUFFIX) else seed
+    def seed_of(self, loss: str, seed: int, fold: int) -> int:
+        """The seed of a unit; all losses have the same, but the repeated baseline has seeds of its own.
+
+        Folds have, too: what a seed adds to a loss would be in all folds, and the test over folds would not see it.
+        """
+        repeated = REPEATED_SEED_OFFSET if loss.endswith(REPEATED_SUFFIX) else 0
+        return seed + repeated + FOLD_SEED_OFFSET * fold
 
     def to_dict(self) -> dict[str, Any]:
         """The design for plan.json."""
@@ -149,6 +154,11 @@ def make_design(config: Config) -> Design:
     if section.noise_floor and max(seeds) >= REPEATED_SEED_OFFSET:
         raise ConfigError(
             f"comparison.noise_floor uses the seeds from {REPEATED_SEED_OFFSET}; choose smaller seeds than {max(seeds)}"
+        )
+    if section.folds is not None and max(seeds) >= FOLD_SEED_OFFSET:
+        raise ConfigError(
+            f"comparison.folds uses the seeds from {FOLD_SEED_OFFSET} for further folds; choose smaller seeds than "
+            f"{max(seeds)}"
         )
     family = section.family or ("all_pairs" if section.baseline is None else "vs_baseline")
     if section.noise_floor:

@@ -105,11 +105,11 @@ def make_units(comparison: Comparison, rates: Mapping[str, float] | None = None)
             for loss in design.losses:
                 if rates is not None and loss not in rates:
                     continue
-                unit_seed = design.seed_of(loss, seed)
+                fold_number = repeat * (design.folds or 1) + (fold or 0)
+                unit_seed = design.seed_of(loss, seed, fold_number)
                 overrides = unit_overrides(design, comparison.base, loss, unit_seed, repeat, fold, comparison.cache)
                 if rates is not None:
                     overrides.append(f"optimizer.lr={rates[loss]!r}")
-                fold_number = repeat * (design.folds or 1) + (fold or 0)
                 units.append(make_unit(comparison, overrides, loss, unit_seed, fold_number, "units"))
     if not design.folds:
         units = [replace(unit, fold=int(unit.config.split.args.get("fold", 0))) for unit in units]

@@ -35,6 +35,7 @@ class Inference(NamedTuple):
     applies_to: str
 
 
+FOLDS_APPLY_TO = "the losses, for new cases, and for new training sets as far as folds of one set of cases can tell"
 INFERENCES = {
     "runs and cases": Inference(
         "two-way t test over runs and groups of cases", "the losses, for new runs and new cases"
@@ -46,7 +47,11 @@ INFERENCES = {
     "nothing": Inference("none", "these checkpoints on these cases only, and not to the losses"),
     "folds": Inference(
         "t test over folds with the variance of Nadeau and Bengio (2003)",
-        "the losses, for new cases, and for new training sets as far as folds of one set of cases can tell",
+        FOLDS_APPLY_TO,
+    ),
+    "folds and seeds": Inference(
+        "t test over folds with the variance of Nadeau and Bengio (2003), and over the seeds, which all folds share",
+        FOLDS_APPLY_TO,
     ),
 }
 
@@ -108,7 +113,7 @@ def fit_variance_model(scores: Scores, test_train_ratio: float | None = None) ->
     Raises:
         ValueError: A loss has no run in one of the folds.
     """
-    loss_of_run = scores.runs["loss"].to_numpy()
+    loss_of_run, seed_of_run = scores.runs["loss"].to_numpy(), scores.runs["seed"].to_numpy()
     blocks = []
     for runs, cases in scores.blocks:
         values = scores.sign * group_values(scores, runs, cases)
@@ -123,6 +128,10 @@ def fit_variance_model(scores: Scores, test_train_ratio: float | None = None) ->
     test_cases = float(np.mean([len(cases) for _runs, cases in scores.blocks]))
     return Folds(
         {loss: [block[loss].mean(1) for block in blocks] for loss in scores.losses},
+        seeds={
+            loss: [seed_of_run[runs[loss_of_run[runs] == loss]] for runs, _cases in scores.blocks]
+            for loss in scores.losses
+        },
         test_train_ratio=test_train_ratio or test_cases / (len(scores.cases) - test_cases),
         groups=len(scores.groups),
     )
@@ -192,9 +201,7 @@ def _variance(scores: np.ndarray) -> float:
 def _sum_of_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """The sum of independent variances with their degrees of freedom (Satterthwaite 1946)."""
     variance = sum(part for part, _df in parts)
-    if len(parts) == 1 or variance == 0:
-        return variance, sum(df for _part, df in parts)
-    return variance, variance**2 / sum(part**2 / df for part, df in parts)
+    return variance, _satterthwaite(variance, parts) or sum(df for _part, df in parts)
 
 
 class TwoWay:
@@ -315,8 +322,7 @@ class TwoWay:
         if self.over == "nothing":
             return 0.0
         case_df = self.effective_groups - 1
-        scaled = sum((part / variance) ** 2 / df for part, df in ((v_run, run_df), (v_case, case_df)) if part > 0)
-        return 1 / scaled if scaled > 0 else self.run_df + case_df
+        return _satterthwaite(variance, [(v_run, run_df), (v_case, case_df)]) or self.run_df + case_df
 
     def components(self) -> dict[str, float]:
         """Standard deviations of runs, groups of cases, the interaction of loss and group, residual, and loss means.
@@ -350,16 +356,34 @@ class Folds:
     of two folds correlate as little as their test cases overlap with all cases; what the training sets have in common
     can make the correlation larger (`tools/simulate_comparisons.py --tables folds`).
 
+    Runs with the same seed begin with the same weights and draw the same patches in every fold. What a seed adds to a
+    loss is then in all folds alike, and the variance over folds does not contain it. If all folds have the same seeds,
+    two or more, the variance of the mean over seeds is added. As over runs, seeds of different losses are taken as
+    independent.
+
     Args:
         samples: The scores of each loss in each fold, {loss: [[runs] for each fold]}; larger is better.
         test_train_ratio: Number of test cases of a fold divided by its number of training cases.
         groups: Number of groups of cases.
+        seeds: The seeds of `samples`; None if no seed is in two folds.
+
+    Attributes:
+        by_seed: For each loss, the scores of the seeds that are in all folds, [seeds, folds].
     """
 
-    over, scope = "folds", "losses"
+    scope = "losses"
 
-    def __init__(self, samples: Mapping[str, list[np.ndarray]], *, test_train_ratio: float, groups: int):
+    def __init__(
+        self,
+        samples: Mapping[str, list[np.ndarray]],
+        *,
+        test_train_ratio: float,
+        groups: int,
+        seeds: Mapping[str, Sequence[np.ndarray]] | None = None,
+    ):
         self.folds = len(next(iter(samples.values())))
+        self.by_seed = {} if seeds is None else {loss: _by_seed(runs, seeds[loss]) for loss, runs in samples.items()}
+        self.over = "folds and seeds" if any(len(table) > 1 for table in self.by_seed.values()) else "folds"
         self.scores = {loss: np.array([runs.mean() for runs in folds]) for loss, folds in samples.items()}
         self.samples = {loss: np.concatenate(folds)[:, None] for loss, folds in samples.items()}
         self.groups, self.single, self.equal_spread_p = groups, set[str](), 1.0
@@ -380,8 +404,14 @@ class Folds:
     def estimate(self, signs: Mapping[str, int]) -> Estimate:
         """The signed sum of the scores of one or two losses."""
         fold_scores = np.sum([sign * self.scores[loss] for loss, sign in signs.items()], axis=0)
-        variance = (1 / self.folds + self.test_train_ratio) * fold_scores.var(ddof=1)
-        return Estimate(float(fold_scores.mean()), math.sqrt(variance), self.folds - 1)
+        v_fold = (1 / self.folds + self.test_train_ratio) * float(fold_scores.var(ddof=1))
+        tables = [table for table in (self.by_seed.get(loss, ()) for loss in signs) if len(table) > 1]
+        of_seeds = [(float(table.mean(1).var(ddof=1)) / len(table), len(table) - 1) for table in tables]
+        v_seed, v_residual = sum(part for part, _df in of_seeds), sum(map(_residual_of_mean, tables))
+        # both variances contain the residual one, as in `TwoWay.estimate`
+        variance = max(v_fold + v_seed - v_residual, v_fold, v_seed)
+        df = _satterthwaite(variance, [(v_fold, self.folds - 1), *of_seeds]) or self.folds - 1
+        return Estimate(float(fold_scores.mean()), math.sqrt(variance), df)
 
     def components(self) -> dict[str, float]:
         """Standard deviations of folds, the interaction of loss and fold, loss means, and, if available, runs."""
@@ -393,6 +423,25 @@ class Folds:
             "loss": float(table.mean(1).std(ddof=1)) if len(table) > 1 else 0.0,
         }
         return components if self.run_sd is None else {"run": self.run_sd, **components}
+
+
+def _by_seed(runs: Sequence[np.ndarray], seeds: Sequence[np.ndarray]) -> np.ndarray:
+    """The scores of the seeds that are in all folds, [seeds, folds], from the runs of each fold and their seeds."""
+    common = sorted(set.intersection(*(set(fold.tolist()) for fold in seeds)), key=str)
+    table = [[fold[own == seed].mean() for fold, own in zip(runs, seeds, strict=True)] for seed in common]
+    return np.array(table).reshape(len(common), len(runs))
+
+
+def _residual_of_mean(table: np.ndarray) -> float:
+    """The variance of the mean of a table [seeds, folds] from what neither seed nor fold explains."""
+    residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    return float((residuals**2).sum() / ((len(table) - 1) * (table.shape[1] - 1)) / table.size)
+
+
+def _satterthwaite(variance: float, parts: Sequence[tuple[float, float]]) -> float:
+    """The degrees of freedom of a variance from those of its parts (Satterthwaite 1946); 0 if all parts are 0."""
+    scaled = sum((part / variance) ** 2 / df for part, df in parts if part > 0)
+    return 1 / scaled if scaled > 0 else 0.0
 
 
 def unstable_losses(variances: RunVariances) -> set[str]:

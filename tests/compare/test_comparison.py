@@ -85,18 +85,20 @@ def test_folds_have_the_variance_of_nadeau_and_bengio():
     assert estimate.p == pytest.approx(0.105, abs=5e-4)
 
 
-def folded(generator, folds=5, repeats=1, seeds=1, cases=40, shift=0.0):
-    """Two losses over a repeated k-fold; each repetition splits the same cases differently."""
+def folded(generator, folds=5, repeats=1, seeds=1, cases=40, shift=0.0, same_seeds=False):
+    """Two losses over a repeated k-fold; each repetition splits the same cases differently.
+
+    Folds have seeds of their own or the same seeds.
+    """
     rows, case = [], generator.uniform(0.5, 0.9, cases)
     for repeat in range(repeats):
         for fold, part in enumerate(np.array_split(generator.permutation(cases), folds)):
             for loss in "ab":
                 for seed in range(seeds):
                     run = generator.normal(0, 0.004) + (shift if loss == "a" else 0)
-                    rows += [
-                        (loss, seed, repeat * folds + fold, f"c{n}", "organ", case[n] + run + generator.normal(0, 0.01))
-                        for n in part
-                    ]
+                    number = repeat * folds + fold
+                    keys = (loss, seed if same_seeds else 100 * number + seed, number)
+                    rows += [(*keys, f"c{n}", "organ", case[n] + run + generator.normal(0, 0.01)) for n in part]
     return pd.DataFrame(rows, columns=["loss", "seed", "fold", "case", "class", "dice"])
 
 
@@ -114,6 +116,52 @@ def test_k_fold_tables_are_tested_over_folds(repeats, seeds):
     assert "new training sets" in result["method"]["speaks_of"]
     assert any("share their training cases" in words for words in result["warnings"])
     assert {run["fold"] for run in result["losses"][0]["runs"]} == set(range(5 * repeats))
+
+
+def test_the_variance_over_seeds_of_all_folds_is_that_of_the_mean_of_independent_losses():
+    """The estimated variance of a difference is on average the variance that 4000 simulated differences have.
+
+    Without cases that folds share, so without the correction for it.
+    """
+    generator, estimates = np.random.default_rng(0), []
+    for _ in range(4000):
+        tables = {
+            loss: generator.normal(0, 0.004, (4, 1))
+            + generator.normal(0, 0.003, (4, 6))
+            + generator.normal(0, 0.002, 6)
+            for loss in "ab"
+        }
+        seeds = {loss: [np.arange(4)] * 6 for loss in tables}
+        model = Folds({loss: list(t.T) for loss, t in tables.items()}, test_train_ratio=0.0, groups=60, seeds=seeds)
+        estimates.append(model.estimate({"a": 1, "b": -1}))
+    true = np.var([estimate.value for estimate in estimates])
+    expected = 2 * (0.004**2 / 4 + 0.003**2 / 24 + 0.002**2 / 6)
+    assert true == pytest.approx(expected, rel=0.05)
+    # slightly above, since the variance is not below that over folds or over seeds
+    assert 1 < np.mean([estimate.standard_error**2 for estimate in estimates]) / expected < 1.1
+    assert 0.02 < np.mean([estimate.p < 0.05 for estimate in estimates]) < 0.06
+
+
+def test_seeds_that_all_folds_share_widen_the_interval():
+    """Seeds decide most of the scores, and folds little: only a model of seeds sees how uncertain the mean is."""
+    generator = np.random.default_rng(3)
+    table = folded(generator, seeds=3, same_seeds=True)
+    of_seed = dict(zip(range(3), (0.0, 0.02, 0.04), strict=True))
+    table["dice"] += table["seed"].map(of_seed) * (table["loss"] == "a")
+    result = analyse(table)
+    assert "over the seeds, which all folds share" in result["method"]["test"]
+    own = analyse(table.assign(seed=100 * table["fold"] + table["seed"]))
+    widths = [np.ptp(found["pairs"][0]["ci95"]) for found in (result, own)]
+    over_seeds = 2 * stats.t.ppf(0.975, 2) * np.std(list(of_seed.values()), ddof=1) / np.sqrt(3)
+    assert widths[0] == pytest.approx(over_seeds, rel=0.25)  # runs add to it
+    assert widths[1] < widths[0] / 3
+    assert not any("same seed" in text for text in [*result["warnings"], *own["warnings"]])
+
+
+def test_the_same_single_seed_in_all_folds_is_a_caveat():
+    alike = analyse(folded(np.random.default_rng(0), same_seeds=True))
+    assert any("all folds have the same seed" in text for text in alike["warnings"])
+    assert not any("same seed" in text for text in analyse(folded(np.random.default_rng(0)))["warnings"])
 
 
 def test_every_loss_needs_every_fold():
@@ -748,14 +796,16 @@ comparison:
     (folder / "tiny.yaml").write_text(text + section)
     listed = compare(folder, "--dry-run")
     assert "9 units, 9 to be trained" in listed
-    assert all(f"dice, seed 4, fold {fold}" in listed for fold in range(3))
+    assert all(f"dice, seed {10000 * fold + 4}, fold {fold}" in listed for fold in range(3))
+    assert all(f"soft, seed {10000 * fold + 4}, fold {fold}" in listed for fold in range(3))
+    assert all(f"dice (again), seed {10000 * fold + 1004}, fold {fold}" in listed for fold in range(3))
     assert "with fewer than 10 groups" not in listed
     assert not (folder / "out").exists()
     printed = compare(folder)
     result = json.loads((folder / "out" / "comparison.json").read_text())
     assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [("soft", "dice")]
     assert result["noise_floor"]["a"] == "dice (again)"
-    assert {(run["seed"], run["fold"]) for run in result["losses"][0]["runs"]} == {(4, 0), (4, 1), (4, 2)}
+    assert {(run["seed"], run["fold"]) for run in result["losses"][0]["runs"]} == {(4, 0), (10004, 1), (20004, 2)}
     assert result["cases"] == 24  # each case of the 24 judges one fold
     assert "t test over folds" in printed
     page = (folder / "out" / "report.html").read_text()
@@ -1014,6 +1064,7 @@ def test_no_wait(folder):
         ("losses: [dice], folds: 2, sweep: [0.1, 0.2]", "comparison.folds of at least 3"),
         ("losses: [dice], steps: 3, minutes: 1", "got both"),
         ("losses: [dice], seeds: [1, 1]", "different seeds"),
+        ("losses: [dice], folds: 3, seeds: [1, 10000]", "choose smaller seeds than 10000"),
         ("losses: [dice], family: vs_baseline", "needs comparison.baseline"),
         ("losses: {a: {name: dcie}}", "dcie"),
         ("losses: [dice], aggregation: global, metric: nsd", "comparison.aggregation: expected dice or iou"),

@@ -1,6 +1,7 @@
 """The committed tables: scores and runs of comparisons, and of single trainings."""
 
 import itertools
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from segkit.compare.aggregation import run_scores
+from segkit.compare.design import FOLD_SEED_OFFSET
 from segkit.compare.score_table import DEFAULT_AGGREGATION, Scores, read_rows, read_scores
 from segkit.compare.statistics import pair_results
 from segkit.compare.table_checks import Rows
@@ -27,6 +29,7 @@ DATASETS = {
     "camvid": "CamVid",
     "phantoms": "phantoms",
 }
+SAME_SEEDS = "isbi2012_same_seeds"  # the comparison of ISBI 2012 as segkit made it when all folds had the same seeds
 
 
 class NotMeasured(Exception):
@@ -98,7 +101,9 @@ def verdicts(
 def case_samples(study: str) -> dict[str, np.ndarray]:
     """The scores {loss: [runs, cases]}, the mean over classes; with folds, a run is all folds with one seed."""
     scores = scores_of(study)
-    values = pd.DataFrame(np.nanmean(scores.values, 2), index=pd.MultiIndex.from_frame(scores.runs[["loss", "seed"]]))
+    index = pd.MultiIndex.from_arrays([scores.runs["loss"], seed_in_fold(scores)])
+    with warnings.catch_warnings(action="ignore"):  # a run of a fold has no score on the cases of other folds
+        values = pd.DataFrame(np.nanmean(scores.values, 2), index=index)
     runs = values.groupby(level=[0, 1], sort=False).first()  # each case belongs to one fold
     samples = {str(loss): runs.loc[loss].to_numpy() for loss in scores.losses}
     return {loss: table[:, ~np.isnan(table).any(0)] for loss, table in samples.items()}
@@ -109,15 +114,23 @@ def losses_of(study: str) -> dict[str, np.ndarray]:
     return {loss: values for loss, values in case_samples(study).items() if loss != AGAIN}
 
 
-def fold_samples(study: str) -> dict[str, list[np.ndarray]]:
-    """The scores {loss: [[runs] for each fold]}."""
+def seed_in_fold(scores: Scores) -> pd.Series:
+    """The seed of each run as in the design of the comparison, which gives the runs of each fold seeds of their own."""
+    return scores.runs["seed"] % FOLD_SEED_OFFSET
+
+
+def fold_samples(study: str) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
+    """The scores and the seeds of runs, each {loss: [[runs] for each fold]}."""
     scores = scores_of(study)
-    loss_of_run, samples = scores.runs["loss"].to_numpy(), {loss: [] for loss in scores.losses}
+    loss_of_run, seed_of_run = scores.runs["loss"].to_numpy(), scores.runs["seed"].to_numpy()
+    samples, seeds = ({loss: [] for loss in scores.losses} for _ in range(2))
     for runs, cases in scores.blocks:
         means = group_values(scores, runs, cases).mean(1)
         for loss in scores.losses:
-            samples[loss].append(means[loss_of_run[runs] == loss])
-    return samples
+            own = loss_of_run[runs] == loss
+            samples[loss].append(means[own])
+            seeds[loss].append(seed_of_run[runs[own]])
+    return samples, seeds
 
 
 def pairs_of(losses: Iterable[str]) -> list[tuple[str, str]]:
@@ -127,7 +140,7 @@ def pairs_of(losses: Iterable[str]) -> list[tuple[str, str]]:
 def seed_means(scores: Scores, loss: str) -> list[float]:
     """The score of each seed of a loss, the mean over its folds."""
     own = (scores.runs["loss"] == loss).to_numpy()
-    runs: Rows = scores.runs[own].assign(score=run_scores(scores)[own])
+    runs: Rows = scores.runs[own].assign(score=run_scores(scores)[own], seed=seed_in_fold(scores)[own])
     return runs.groupby("seed")["score"].mean().tolist()
 
 

@@ -10,6 +10,8 @@ from results.data import (
     BASELINE,
     DATASETS,
     MARGIN,
+    SAME_SEEDS,
+    TABLES,
     NotMeasured,
     case_samples,
     competitive,
@@ -99,25 +101,30 @@ def naive_table() -> str:
 def self_table() -> str:
     """Verdicts on each loss against itself, in all divisions of its runs."""
     rows = []
-    for name in measured():
+    same_seeds = [SAME_SEEDS] if (TABLES / f"{SAME_SEEDS}-cases.csv").exists() else []
+    data_sets = {(name, True): DATASETS[name] for name in measured()}
+    data_sets |= {(name, False): f"{DATASETS['isbi2012']}, the same seeds in all folds" for name in same_seeds}
+    data_sets |= {(name, True): "- and their variance in the test" for name in same_seeds}
+    for (name, with_seeds), label in data_sets.items():
         model = model_of(name)
+        losses = [loss for loss in competitive(name) if loss != AGAIN]
         if isinstance(model, Folds):
-            samples = fold_samples(name)
+            samples, seeds = fold_samples(name)
             make = partial(Folds, test_train_ratio=model.test_train_ratio, groups=model.groups)
+            of_runs = {"seeds": seeds} if with_seeds else {}
+            table = self_comparisons(losses, MARGIN, make, samples, **of_runs)
         else:
-            samples, make = model.samples, TwoWay
-        usual = {loss: values for loss, values in samples.items() if loss in competitive(name) and loss != AGAIN}
-        table = self_comparisons(usual, make, MARGIN)
+            table = self_comparisons(losses, MARGIN, TwoWay, model.samples)
         false = table.assign(false=table["verdict"].isin(["better", "worse"])).groupby("loss")["false"].mean()
-        runs = RunVariances({loss: np.array(seed_means(scores_of(name), loss)) for loss in usual})
+        runs = RunVariances({loss: np.array(seed_means(scores_of(name), loss)) for loss in losses})
         wide = pd.Series(runs.of_loss) > runs.pooled
         rows.append(
             [
-                *(DATASETS[name], str(len(false)), str(len(table))),
+                *(label, str(len(false)), str(len(table))),
                 share(int((table["verdict"] == "equivalent").sum()), len(table)),
                 *(f"{100 * rates.mean():.1f} %" for rates in (false, false[wide], false[~wide])),
                 f"{runs.equal_spread_p:.2g}",
-                baseline_again(name),
+                baseline_again(name) if with_seeds else "-",
             ]
         )
     headings = [

@@ -206,23 +206,33 @@ def halves(runs: int) -> list[Halves]:
     return parts if runs % 2 else [part for part in parts if 0 in part[0]]
 
 
-def self_comparisons(samples: Mapping[str, Any], make_model: Callable[[dict[str, Any]], Any], margin: float) -> Rows:
-    """The verdict on each loss against itself, for each division of its runs, with the variance pooled over all losses.
+def self_comparisons(
+    losses: Sequence[str],
+    margin: float,
+    make_model: Callable[..., Any],
+    samples: Mapping[str, Any],
+    **of_runs: Mapping[str, Any],
+) -> Rows:
+    """The verdict on each loss against itself, for each division of its runs, in a model of all losses.
 
     Args:
-        samples: {loss: values with runs first}, or for folds {loss: [runs of each fold]}.
-        make_model: The variance model of samples like these.
+        losses: The losses.
         margin: The margin of equivalence.
+        make_model: The variance model of samples like these.
+        samples: {loss: values with runs first}, or for folds {loss: [runs of each fold]}.
+        of_runs: Other inputs of the model with the same structure.
 
     Returns:
         A table with the columns loss, division and verdict.
     """
-    first = next(iter(samples.values()))
-    rows = []
+    first, rows = samples[losses[0]], []
     for division, parts in enumerate(halves(len(first[0]) if isinstance(first, list) else len(first))):
-        both = {(loss, side): chosen(values, parts[side]) for loss, values in samples.items() for side in (0, 1)}
-        model = make_model({f"{loss}/{side}": values for (loss, side), values in both.items()})
-        for loss in samples:
+        own, *others = (
+            {f"{loss}/{side}": chosen(values[loss], parts[side]) for loss in losses for side in (0, 1)}
+            for values in (samples, *of_runs.values())
+        )
+        model = make_model(own, **dict(zip(of_runs, others, strict=True)))
+        for loss in losses:
             (result,) = pair_results([(f"{loss}/0", f"{loss}/1")], model, margin, {})
             rows.append((loss, division, result["verdict"]))
     return pd.DataFrame(rows, columns=["loss", "division", "verdict"])
