@@ -27,6 +27,7 @@ from typing import Any
 import pandas as pd
 from collect_results import DIGITS, foreground_scores
 
+from segkit.compare.design import FOLD_SEED_OFFSET
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 
@@ -42,7 +43,7 @@ class Training:
     Args:
         group: What the training is a repetition of; trainings of one group become one row of a table.
         config: Name of the configuration.
-        seed: The seed.
+        seed: The seed; further folds have others, as in a comparison.
         fold: The fold of a cross-validation; None keeps the split.
         overrides: Further overrides, `key=value`.
         splits: The parts of the data that are scored.
@@ -64,7 +65,8 @@ class Training:
         """The arguments of the commands `segkit`: the training, which scores the first split, and the other splits."""
         run = folder / self.name
         fold = [] if self.fold is None else [f"split.fold={self.fold}"]
-        overrides = [*self.overrides, *fold, f"evaluation.split={self.splits[0]}", f"seed={self.seed}", NO_PICTURES]
+        seed = self.seed + FOLD_SEED_OFFSET * (self.fold or 0)
+        overrides = [*self.overrides, *fold, f"evaluation.split={self.splits[0]}", f"seed={seed}", NO_PICTURES]
         train = ["train", "--resume", "--config", str(CONFIGS / f"{self.config}.yaml"), *overrides, f"run.dir={run}"]
         return [train, *(["evaluate", "--checkpoint", str(run), "--split", split] for split in self.splits[1:])]
 

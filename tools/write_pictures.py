@@ -2,7 +2,7 @@
 
 SEGKIT_DATA=... python tools/train.py --config configs/hippocampus.yaml run.dir=runs/hippocampus
 python tools/compare.py --config configs/quickstart.yaml --losses cross_entropy,dice,dice_ce --seeds 3 \\
-    --out quickstart-losses train.epochs=8
+    --parallel 2 --out quickstart-losses train.epochs=8
 python tools/write_pictures.py runs/hippocampus quickstart-losses
 """
 

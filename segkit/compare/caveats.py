@@ -75,8 +75,8 @@ def _fold_caveats(scores: Scores, model: Folds) -> Iterator[str]:
     if any(len(table) == 1 for table in model.by_seed.values()):
         yield (
             "all folds have the same seed: if their trainings began alike, what the seed adds to a loss is the same in "
-            "every fold and not in the intervals, and equal losses get a verdict too often (in 10 to 13 % of simulated "
-            "comparisons with 5 folds, in 21 % with 10); give each fold a seed of its own, as `segkit compare` does"
+            "every fold and not in the intervals, and equal losses get a verdict too often (in 11 % of simulated "
+            "comparisons with 5 folds, in 22 % with 10); give each fold a seed of its own, as `segkit compare` does"
         )
     if absent := _classes_absent_in_folds(scores):
         yield f"some folds have no case of some classes ({absent}): the means of these folds average fewer classes"
