@@ -197,7 +197,7 @@ def test_what_seeds_share_is_a_variance_component_of_statsmodels():
     rows = pd.DataFrame([(value, loss, seed) for (loss, seed), value in np.ndenumerate(scores)], columns=list("yls"))
     table = anova_lm(ols("y ~ C(l) + C(s)", rows).fit())
     squares = table["mean_sq"]
-    found = STATISTICS.shared_by_seeds(scores)
+    found = STATISTICS.shared_by_seeds(scores[None])
     assert found.rest == pytest.approx(np.sqrt(squares["Residual"]))
     assert found.seed == pytest.approx(np.sqrt((squares["C(s)"] - squares["Residual"]) / 5))
     assert found.p == pytest.approx(table.loc["C(s)", "PR(>F)"])
@@ -211,11 +211,25 @@ def test_what_seeds_share_is_a_variance_component_of_statsmodels():
     assert found.wider == sum(covariance < 0 for covariance in np.cov(scores)[np.triu_indices(5, 1)])
 
 
+def test_what_seeds_share_is_measured_within_folds():
+    """Seeds of their own in each fold: statsmodels' analysis of variance with an effect of each seed of each fold."""
+    generator = np.random.default_rng(6)
+    scores = generator.normal(0, 2, (3, 1, 6)) + generator.normal(0, 1, (3, 4, 6)) + np.arange(12).reshape(3, 4, 1)
+    rows = [(value, *key) for key, value in np.ndenumerate(scores)]
+    table = anova_lm(ols("y ~ C(f) * C(l) + C(f) : C(s)", pd.DataFrame(rows, columns=list("yfls"))).fit())
+    found = STATISTICS.shared_by_seeds(scores)
+    of_seeds, rest = table.loc["C(f):C(s)", "mean_sq"], table.loc["Residual", "mean_sq"]
+    assert (table.loc["C(f):C(s)", "df"], table.loc["Residual", "df"]) == (3 * 5, 3 * 3 * 5)
+    assert found.rest == pytest.approx(np.sqrt(rest))
+    assert found.seed == pytest.approx(np.sqrt((of_seeds - rest) / 4))
+    assert found.p == pytest.approx(table.loc["C(f):C(s)", "PR(>F)"])
+
+
 @pytest.mark.parametrize("shared", [0.0, 0.8])
 def test_simulated_runs_share_that_part_of_their_variance(shared):
     """Correlations of the run means over 400 seeds; the residual of 2000 cases makes 1 % of their variance."""
     samples = SIMULATIONS.simulated(np.random.default_rng(5), [SIMULATIONS.RUN] * 4, 400, 2000, shared=shared)
-    found = STATISTICS.shared_by_seeds(np.array([values.mean(1) for values in samples.values()]))
+    found = STATISTICS.shared_by_seeds(np.array([[values.mean(1) for values in samples.values()]]))
     assert found.correlation == pytest.approx(shared, abs=0.05)
 
 

@@ -57,16 +57,21 @@ class Training:
     splits: tuple[str, ...] = ("validation",)
 
     @property
+    def own_seed(self) -> int:
+        """The seed that is used."""
+        return self.seed + FOLD_SEED_OFFSET * (self.fold or 0)
+
+    @property
     def name(self) -> str:
         fold = "" if self.fold is None else f"-fold{self.fold}"
-        return f"{self.group.replace(' ', '_')}{fold}-seed{self.seed}"
+        return f"{self.group.replace(' ', '_')}{fold}-seed{self.own_seed}"
 
     def commands(self, folder: Path) -> list[list[str]]:
         """The arguments of the commands `segkit`: the training, which scores the first split, and the other splits."""
         run = folder / self.name
         fold = [] if self.fold is None else [f"split.fold={self.fold}"]
-        seed = self.seed + FOLD_SEED_OFFSET * (self.fold or 0)
-        overrides = [*self.overrides, *fold, f"evaluation.split={self.splits[0]}", f"seed={seed}", NO_PICTURES]
+        seed = f"seed={self.own_seed}"
+        overrides = [*self.overrides, *fold, f"evaluation.split={self.splits[0]}", seed, NO_PICTURES]
         train = ["train", "--resume", "--config", str(CONFIGS / f"{self.config}.yaml"), *overrides, f"run.dir={run}"]
         return [train, *(["evaluate", "--checkpoint", str(run), "--split", split] for split in self.splits[1:])]
 
@@ -166,7 +171,7 @@ def run_row(training: Training, folder: Path, evaluation: Path) -> dict[str, Any
     run = Run(folder / training.name)
     scores = json.loads((evaluation / "scores.json").read_text())
     environment = json.loads((run.folder / "environment.json").read_text())
-    row = {"group": training.group, "config": training.config, "seed": training.seed, "fold": training.fold}
+    row = {"group": training.group, "config": training.config, "seed": training.own_seed, "fold": training.fold}
     row |= {name: scores[name] for name in ("split", "cases", "steps", "finished")}
     row |= {"minutes": load_checkpoint(run.last)["time"]["training_seconds"] / 60}
     row |= {name: environment[name] for name in ("threads", "revision", "started")}
@@ -188,7 +193,12 @@ def collect(study: str, folder: Path) -> None:
     for training in STUDIES[study]():
         for evaluation in filter(None, (scored(training, folder, split) for split in training.splits)):
             rows.append(run_row(training, folder, evaluation))
-            keys = {"training": training.group, "seed": training.seed, "fold": training.fold, "split": evaluation.name}
+            keys = {
+                "training": training.group,
+                "seed": training.own_seed,
+                "fold": training.fold,
+                "split": evaluation.name,
+            }
             tables.append(foreground_scores(evaluation).assign(**keys))
     if rows:
         pd.DataFrame(rows).to_csv(folder.parent / f"{study}-runs.csv", index=False, float_format=DIGITS)

@@ -72,11 +72,10 @@ def _fold_caveats(scores: Scores, model: Folds) -> Iterator[str]:
         "whole: if training sets move scores as much as seeds do, 6 % of equal losses got a verdict with 5 folds, 10 % "
         "with 10, and 7 and 15 % with three repetitions of these (simulated)"
     )
-    if any(len(table) == 1 for table in model.by_seed.values()):
+    if model.shared_seeds.keys() - model.single:
         yield (
-            "all folds have the same seed: if their trainings began alike, what the seed adds to a loss is the same in "
-            "every fold and not in the intervals, and equal losses get a verdict too often (in 11 % of simulated "
-            "comparisons with 5 folds, in 22 % with 10); give each fold a seed of its own, as `segkit compare` does"
+            "several folds have the same seeds, so their runs are taken to have begun alike, and the variance over "
+            "seeds widens the intervals; if they did not, give the runs of each fold seeds of their own in the table"
         )
     if absent := _classes_absent_in_folds(scores):
         yield f"some folds have no case of some classes ({absent}): the means of these folds average fewer classes"
@@ -107,6 +106,12 @@ def _case_caveats(scores: Scores, model: TwoWay | Folds) -> Iterator[str]:
         yield f"the results apply to {model.inference.applies_to}"
     if scores.runs["fold"].nunique() > 1 and isinstance(model, TwoWay):
         yield "folds share training images, so their runs vary less than independent runs would"
+        if scores.runs.duplicated(["loss", "seed"]).any():
+            yield (
+                "runs of different folds with the same seed count as independent runs, although they begin alike: with "
+                "five folds, up to a third of simulated comparisons of equal losses got a verdict; give the runs of "
+                "each fold seeds of their own"
+            )
 
 
 def _spread_caveats(model: TwoWay | Folds) -> Iterator[str]:

@@ -107,7 +107,8 @@ class Design:
 
     def to_dict(self) -> dict[str, Any]:
         """The design for plan.json."""
-        return {**vars(self), "losses": dict(self.losses), "seeds": list(self.seeds)}
+        offset = {} if self.folds is None else {"seeds_of_folds": f"{FOLD_SEED_OFFSET} further for each fold"}
+        return {**vars(self), "losses": dict(self.losses), "seeds": list(self.seeds), **offset}
 
 
 def make_design(config: Config) -> Design:

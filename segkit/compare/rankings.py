@@ -84,11 +84,15 @@ def loss_means(scores: Scores, aggregation: str, draws: Draws) -> np.ndarray:
 
 
 def _draw(scores: Scores, resamples: int, generator: np.random.Generator) -> Draws:
-    """Resample groups of cases and runs; folds, if there are several, are resampled with their runs and cases."""
+    """Resample groups of cases and runs; folds, if there are several, are resampled with their runs and cases.
+
+    Folds whose runs have the same seeds draw the same seeds.
+    """
     runs = np.zeros((resamples, len(scores.runs)), DRAWN)
     cases = np.zeros((resamples, len(scores.cases)), DRAWN)
     folds = _multinomial(generator, len(scores.blocks), resamples)
-    loss_of_run = scores.runs["loss"].to_numpy()
+    loss_of_run, seed_of_run = scores.runs["loss"].to_numpy(), scores.runs["seed"].to_numpy()
+    drawn_runs: dict[tuple[Any, ...], np.ndarray] = {}
     for number, (fold_runs, fold_cases) in enumerate(scores.blocks):
         unique_groups, group = np.unique(scores.group[fold_cases], return_inverse=True)
         drawn_groups = _multinomial(generator, len(unique_groups), resamples)
@@ -96,7 +100,10 @@ def _draw(scores: Scores, resamples: int, generator: np.random.Generator) -> Dra
             cases[row, fold_cases] = drawn[group]
         for loss in scores.losses:
             loss_runs = fold_runs[loss_of_run[fold_runs] == loss]
-            runs[:, loss_runs] = _multinomial(generator, len(loss_runs), resamples) * folds[:, [number]]
+            key = loss, *seed_of_run[loss_runs].tolist()
+            if key not in drawn_runs:
+                drawn_runs[key] = _multinomial(generator, len(loss_runs), resamples)
+            runs[:, loss_runs] = drawn_runs[key] * folds[:, [number]]
     return Draws(runs, cases)
 
 

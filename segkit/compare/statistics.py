@@ -52,14 +52,16 @@ def analyse(
 
     A difference is a - b for overlaps and b - a for distances, so a positive difference favours a. Intervals and
     p-values are two-sided. `p_adjusted` uses Holm's correction over the pairs that have a p-value. `ci95_adjusted`,
-    from which the verdict is read, uses Bonferroni's correction over all pairs of the family. A loss with one run gets
-    neither p-value nor verdict. With fewer than 10 groups, intervals apply to new runs on the same cases only.
+    from which the verdict is read, uses Bonferroni's correction over all pairs of the family. A loss with one run, or
+    with one seed in all folds, gets neither p-value nor verdict. With fewer than 10 groups, intervals apply to new runs
+    on the same cases only.
 
     Args:
         table: One row per loss, seed, fold, case and class, with the columns `loss`, `seed`, `fold`, `case`, `group`,
             `class` and the metric. Without `fold` all rows belong to one fold; without `group` every case is a group of
-            its own. If folds hold different cases, each fold of each repetition needs its own number. The optional
-            columns `tp`, `predicted` and `reference` hold pixel counts.
+            its own. If folds hold different cases, each fold of each repetition needs its own number. Runs of different
+            folds have the same `seed` only if they began with the same random numbers. The optional columns `tp`,
+            `predicted` and `reference` hold pixel counts.
         metric: Any metric with one value per class and case of which one direction is better: a fraction such as
             `dice`, a distance in mm such as `hd95`, or a number of errors such as `betti_error`.
         baseline: The loss that is b in each of its pairs. With the family `vs_baseline`, every other loss is compared
@@ -229,7 +231,7 @@ def _pair_result(
     result = {"a": a, "b": b, "difference": estimate.value, "ci95": estimate.interval(), "ci95_adjusted": adjusted}
     single = " and ".join(loss for loss in (a, b) if loss in model.single)
     if single or adjusted is None:
-        reason = f"only one run of {single}: the variation between runs is unknown, so losses cannot be compared"
+        reason = model.why_single.format(losses=single)
         if failures:
             reason = f"runs of {failures} failed; {reason}"
         verdict = "undecided" if failures else None

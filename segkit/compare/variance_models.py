@@ -16,6 +16,7 @@ from scipy import special, stats
 
 from segkit.compare.aggregation import STEP, PerturbedGroups, effective_groups, run_scores
 from segkit.compare.score_table import Scores
+from segkit.compare.shared_seeds import SharedSeeds, shared_seeds
 
 ALPHA = 0.05
 MIN_GROUPS = 10
@@ -50,7 +51,7 @@ INFERENCES = {
         FOLDS_APPLY_TO,
     ),
     "folds and seeds": Inference(
-        "t test over folds with the variance of Nadeau and Bengio (2003), and over the seeds, which all folds share",
+        "t test over folds with the variance of Nadeau and Bengio (2003), and over seeds that several folds have",
         FOLDS_APPLY_TO,
     ),
 }
@@ -224,6 +225,8 @@ class TwoWay:
             several runs, new cases if the effective number of groups is at least `MIN_GROUPS`.
     """
 
+    why_single = "only one run of {losses}: the variation between runs is unknown, so losses cannot be compared"
+
     def __init__(
         self, samples: Mapping[str, np.ndarray], effective_groups: float = math.inf, limiting_class: str | None = None
     ):
@@ -356,10 +359,8 @@ class Folds:
     of two folds correlate as little as their test cases overlap with all cases; what the training sets have in common
     can make the correlation larger (`tools/simulate_comparisons.py --tables folds`).
 
-    Runs with the same seed begin with the same weights and draw the same patches in every fold. What a seed adds to a
-    loss is then in all folds alike, and the variance over folds does not contain it. If all folds have the same seeds,
-    two or more, the variance of the mean over seeds is added. As over runs, seeds of different losses are taken as
-    independent.
+    For seeds that are in several folds, the variance of the mean over seeds is added (`shared_seeds`). As over runs,
+    seeds of different losses are taken as independent.
 
     Args:
         samples: The scores of each loss in each fold, {loss: [[runs] for each fold]}; larger is better.
@@ -368,10 +369,16 @@ class Folds:
         seeds: The seeds of `samples`; None if no seed is in two folds.
 
     Attributes:
-        by_seed: For each loss, the scores of the seeds that are in all folds, [seeds, folds].
+        shared_seeds: The part of seeds in the mean of each loss that has seeds in several folds.
+        single: The losses of which nothing tells what a seed adds, such as those with one seed in all folds. They get
+            no verdict.
     """
 
     scope = "losses"
+    why_single = (
+        "all folds of {losses} have one and the same seed: what it adds to a loss in every fold is unknown, so losses "
+        "cannot be compared; if the folds began with different random numbers, give each a seed of its own"
+    )
 
     def __init__(
         self,
@@ -382,11 +389,13 @@ class Folds:
         seeds: Mapping[str, Sequence[np.ndarray]] | None = None,
     ):
         self.folds = len(next(iter(samples.values())))
-        self.by_seed = {} if seeds is None else {loss: _by_seed(runs, seeds[loss]) for loss, runs in samples.items()}
-        self.over = "folds and seeds" if any(len(table) > 1 for table in self.by_seed.values()) else "folds"
+        found = {} if seeds is None else {loss: shared_seeds(runs, seeds[loss]) for loss, runs in samples.items()}
+        self.shared_seeds: dict[str, SharedSeeds] = {loss: part for loss, part in found.items() if part is not None}
+        self.single = {loss for loss, part in self.shared_seeds.items() if part.df == 0}
+        self.over = "folds and seeds" if self.shared_seeds.keys() - self.single else "folds"
         self.scores = {loss: np.array([runs.mean() for runs in folds]) for loss, folds in samples.items()}
         self.samples = {loss: np.concatenate(folds)[:, None] for loss, folds in samples.items()}
-        self.groups, self.single, self.equal_spread_p = groups, set[str](), 1.0
+        self.groups, self.equal_spread_p = groups, 1.0
         self.test_train_ratio = test_train_ratio
         variances = [runs.var(ddof=1) for folds in samples.values() for runs in folds if len(runs) > 1]
         self.run_sd = math.sqrt(float(np.mean(variances))) if variances else None
@@ -405,12 +414,12 @@ class Folds:
         """The signed sum of the scores of one or two losses."""
         fold_scores = np.sum([sign * self.scores[loss] for loss, sign in signs.items()], axis=0)
         v_fold = (1 / self.folds + self.test_train_ratio) * float(fold_scores.var(ddof=1))
-        tables = [table for table in (self.by_seed.get(loss, ()) for loss in signs) if len(table) > 1]
-        of_seeds = [(float(table.mean(1).var(ddof=1)) / len(table), len(table) - 1) for table in tables]
-        v_seed, v_residual = sum(part for part, _df in of_seeds), sum(map(_residual_of_mean, tables))
+        of_seeds = [self.shared_seeds[loss] for loss in signs if loss in self.shared_seeds]
+        v_seed, v_residual = sum(part.variance for part in of_seeds), sum(part.residual for part in of_seeds)
         # both variances contain the residual one, as in `TwoWay.estimate`
         variance = max(v_fold + v_seed - v_residual, v_fold, v_seed)
-        df = _satterthwaite(variance, [(v_fold, self.folds - 1), *of_seeds]) or self.folds - 1
+        parts = [(v_fold, self.folds - 1), *((part.variance, part.df) for part in of_seeds)]
+        df = _satterthwaite(variance, parts) or self.folds - 1
         return Estimate(float(fold_scores.mean()), math.sqrt(variance), df)
 
     def components(self) -> dict[str, float]:
@@ -423,19 +432,6 @@ class Folds:
             "loss": float(table.mean(1).std(ddof=1)) if len(table) > 1 else 0.0,
         }
         return components if self.run_sd is None else {"run": self.run_sd, **components}
-
-
-def _by_seed(runs: Sequence[np.ndarray], seeds: Sequence[np.ndarray]) -> np.ndarray:
-    """The scores of the seeds that are in all folds, [seeds, folds], from the runs of each fold and their seeds."""
-    common = sorted(set.intersection(*(set(fold.tolist()) for fold in seeds)), key=str)
-    table = [[fold[own == seed].mean() for fold, own in zip(runs, seeds, strict=True)] for seed in common]
-    return np.array(table).reshape(len(common), len(runs))
-
-
-def _residual_of_mean(table: np.ndarray) -> float:
-    """The variance of the mean of a table [seeds, folds] from what neither seed nor fold explains."""
-    residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    return float((residuals**2).sum() / ((len(table) - 1) * (table.shape[1] - 1)) / table.size)
 
 
 def _satterthwaite(variance: float, parts: Sequence[tuple[float, float]]) -> float:

@@ -168,7 +168,7 @@ class ComparisonSection(Section):
     """The losses to compare and the design of the comparison; see docs/how_to/compare_losses.md.
 
     losses: names of losses or recipes, or a mapping from labels to anything that `loss` may be.
-    seeds: the number of seeds, or a list of them; each fold adds 10000 times its number to them.
+    seeds: the number of seeds, or a list of them; with `folds`, each fold adds 10000 times its number.
     folds: number of cross-validation folds, each evaluated on its own part; None keeps the split as it is.
     repeats: repetitions of the cross-validation with new folds.
     steps, minutes: the budget of each training, instead of the one in `train`.

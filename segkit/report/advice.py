@@ -30,6 +30,8 @@ def advice(result: Mapping[str, Any]) -> list[str]:
             "These results cannot say which loss to take: at most one loss has several runs, and the score of a single "
             "run would differ with another seed. Train each loss with several seeds."
         ]
+    if all(pair["verdict"] is None for pair in result["pairs"]):
+        return [f"These results cannot say which loss to take: {result['pairs'][0]['reason']}."]
     if (
         not any(pair["verdict"] in MIRRORED for pair in result["pairs"])
         and (best := _hardly_learned(result)) is not None

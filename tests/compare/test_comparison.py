@@ -51,7 +51,7 @@ from segkit.compare.sanity_checks import (
 )
 from segkit.compare.score_table import from_challenger, read_scores, to_challenger
 from segkit.compare.statistics import analyse
-from segkit.compare.variance_models import Folds, RunVariances, TwoWay, equal_spread_p, group_values
+from segkit.compare.variance_models import RunVariances, TwoWay, equal_spread_p, group_values
 from segkit.config import Config
 from segkit.data import SyntheticSource
 from segkit.data.splits import Split
@@ -64,111 +64,11 @@ from segkit.utils.leases import Leases
 from support.browser import Visit, browser
 from support.command_line import TINY, tool, write_pairs
 from support.processes import FORKS, start_tool
-from support.simulated_tables import long_table, simulated
+from support.simulated_tables import folded, long_table, simulated
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 QUIET = Console(quiet=True)
-
-
-# --- folds -----------------------------------------------------------------------------------------------------------
-
-
-def test_folds_have_the_variance_of_nadeau_and_bengio():
-    """Example of the paper: five folds, mean 0.016, variance 1.3e-4, t 2.092 with 4 degrees of freedom."""
-    differences = np.array([0.01, 0.02, 0.03, 0.00, 0.02])
-    a, b = ([np.array([value]) for value in values] for values in (0.5 + differences, np.full(5, 0.5)))
-    estimate = Folds({"a": a, "b": b}, test_train_ratio=0.25, groups=100).estimate({"a": 1, "b": -1})
-    assert estimate.value == pytest.approx(0.016)
-    assert estimate.standard_error == pytest.approx(np.sqrt(0.45 * 1.3e-4))
-    assert estimate.df == 4
-    assert estimate.p == pytest.approx(0.105, abs=5e-4)
-
-
-def folded(generator, folds=5, repeats=1, seeds=1, cases=40, shift=0.0, same_seeds=False):
-    """Two losses over a repeated k-fold; each repetition splits the same cases differently.
-
-    Folds have seeds of their own or the same seeds.
-    """
-    rows, case = [], generator.uniform(0.5, 0.9, cases)
-    for repeat in range(repeats):
-        for fold, part in enumerate(np.array_split(generator.permutation(cases), folds)):
-            for loss in "ab":
-                for seed in range(seeds):
-                    run = generator.normal(0, 0.004) + (shift if loss == "a" else 0)
-                    number = repeat * folds + fold
-                    keys = (loss, seed if same_seeds else 100 * number + seed, number)
-                    rows += [(*keys, f"c{n}", "organ", case[n] + run + generator.normal(0, 0.01)) for n in part]
-    return pd.DataFrame(rows, columns=["loss", "seed", "fold", "case", "class", "dice"])
-
-
-@pytest.mark.parametrize(("repeats", "seeds"), [(1, 1), (1, 3), (3, 1)])
-def test_k_fold_tables_are_tested_over_folds(repeats, seeds):
-    table = folded(np.random.default_rng(0), repeats=repeats, seeds=seeds, shift=0.05)
-    result = analyse(table)
-    means = table.groupby(["loss", "fold", "seed"])["dice"].mean().groupby(["loss", "fold"]).mean()
-    differences = (means["a"] - means["b"]).to_numpy()
-    (pair,) = result["pairs"]
-    error = np.sqrt((1 / len(differences) + 0.25) * differences.var(ddof=1))
-    assert pair["difference"] == pytest.approx(differences.mean())
-    assert pair["p"] == pytest.approx(2 * stats.t.sf(differences.mean() / error, len(differences) - 1))
-    assert pair["verdict"] == "better"
-    assert "new training sets" in result["method"]["speaks_of"]
-    assert any("share their training cases" in words for words in result["warnings"])
-    assert {run["fold"] for run in result["losses"][0]["runs"]} == set(range(5 * repeats))
-
-
-def test_the_variance_over_seeds_of_all_folds_is_that_of_the_mean_of_independent_losses():
-    """The estimated variance of a difference is on average the variance that 4000 simulated differences have.
-
-    Without cases that folds share, so without the correction for it.
-    """
-    generator, estimates = np.random.default_rng(0), []
-    for _ in range(4000):
-        tables = {
-            loss: generator.normal(0, 0.004, (4, 1))
-            + generator.normal(0, 0.003, (4, 6))
-            + generator.normal(0, 0.002, 6)
-            for loss in "ab"
-        }
-        seeds = {loss: [np.arange(4)] * 6 for loss in tables}
-        model = Folds({loss: list(t.T) for loss, t in tables.items()}, test_train_ratio=0.0, groups=60, seeds=seeds)
-        estimates.append(model.estimate({"a": 1, "b": -1}))
-    true = np.var([estimate.value for estimate in estimates])
-    expected = 2 * (0.004**2 / 4 + 0.003**2 / 24 + 0.002**2 / 6)
-    assert true == pytest.approx(expected, rel=0.05)
-    # slightly above, since the variance is not below that over folds or over seeds
-    assert 1 < np.mean([estimate.standard_error**2 for estimate in estimates]) / expected < 1.1
-    assert 0.02 < np.mean([estimate.p < 0.05 for estimate in estimates]) < 0.06
-
-
-def test_seeds_that_all_folds_share_widen_the_interval():
-    """Seeds decide most of the scores, and folds little: only a model of seeds sees how uncertain the mean is."""
-    generator = np.random.default_rng(3)
-    table = folded(generator, seeds=3, same_seeds=True)
-    of_seed = dict(zip(range(3), (0.0, 0.02, 0.04), strict=True))
-    table["dice"] += table["seed"].map(of_seed) * (table["loss"] == "a")
-    result = analyse(table)
-    assert "over the seeds, which all folds share" in result["method"]["test"]
-    own = analyse(table.assign(seed=100 * table["fold"] + table["seed"]))
-    widths = [np.ptp(found["pairs"][0]["ci95"]) for found in (result, own)]
-    over_seeds = 2 * stats.t.ppf(0.975, 2) * np.std(list(of_seed.values()), ddof=1) / np.sqrt(3)
-    assert widths[0] == pytest.approx(over_seeds, rel=0.25)  # runs add to it
-    assert widths[1] < widths[0] / 3
-    assert not any("same seed" in text for text in [*result["warnings"], *own["warnings"]])
-
-
-def test_the_same_single_seed_in_all_folds_is_a_caveat():
-    alike = analyse(folded(np.random.default_rng(0), same_seeds=True))
-    assert any("all folds have the same seed" in text for text in alike["warnings"])
-    assert not any("same seed" in text for text in analyse(folded(np.random.default_rng(0)))["warnings"])
-
-
-def test_every_loss_needs_every_fold():
-    table = folded(np.random.default_rng(1))
-    lacking = table[~((table["loss"] == "b") & (table["fold"] == 3))]
-    with pytest.raises(ValueError, match="b has no run in fold 3"):
-        analyse(lacking)
 
 
 # --- other metrics, other spreads ------------------------------------------------------------------------------------
@@ -321,7 +221,7 @@ def one_run_folds(losses=3, folds=5, cases=60, classes=("organ",)):
     """A k-fold with one run per loss and fold."""
     rng = np.random.default_rng(21)
     rows = [
-        (f"loss{k}", 0, case % folds, f"c{case:02}", name, 0.7 + 0.02 * k + rng.normal(0, 0.02))
+        (f"loss{k}", case % folds, case % folds, f"c{case:02}", name, 0.7 + 0.02 * k + rng.normal(0, 0.02))
         for k in range(losses) for case in range(cases) for name in classes
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["loss", "seed", "fold", "case", "class", "dice"])

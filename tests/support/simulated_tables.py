@@ -28,3 +28,20 @@ def long_table(values, classes=("organ",), groups=None):
 def simulated(generator, losses, runs, cases, shift=0.0, run_sd=0.004):
     """Scores with the variance components case, run, loss x case and residual; the first loss is better by `shift`."""
     return SIMULATIONS.simulated(generator, [run_sd] * losses, runs, cases, shift)
+
+
+def folded(generator, folds=5, repeats=1, seeds=1, cases=40, shift=0.0, same_seeds=False):
+    """Two losses over a repeated k-fold; each repetition splits the same cases differently.
+
+    Folds have seeds of their own or the same seeds.
+    """
+    rows, case = [], generator.uniform(0.5, 0.9, cases)
+    for repeat in range(repeats):
+        for fold, part in enumerate(np.array_split(generator.permutation(cases), folds)):
+            for loss in "ab":
+                for seed in range(seeds):
+                    run = generator.normal(0, 0.004) + (shift if loss == "a" else 0)
+                    number = repeat * folds + fold
+                    keys = (loss, seed if same_seeds else 100 * number + seed, number)
+                    rows += [(*keys, f"c{n}", "organ", case[n] + run + generator.normal(0, 0.01)) for n in part]
+    return pd.DataFrame(rows, columns=["loss", "seed", "fold", "case", "class", "dice"])

@@ -34,6 +34,7 @@ from segkit.compare.across_datasets import over_datasets
 from segkit.compare.score_table import DEFAULT_AGGREGATION
 from segkit.compare.statistics import MAX_RUNS, analyse_scores
 from segkit.compare.table_checks import Rows
+from segkit.compare.variance_models import Folds
 
 # the planned contrasts: a is expected to be better than b, or not to differ
 CONTRASTS = [
@@ -264,11 +265,25 @@ def outcome(found: list[str], expected: str) -> str:
 
 
 def calibration_difference(study: str, a: str, b: str) -> tuple[float, float, float]:
-    """The difference of ECE at boundaries over runs with its interval (Welch, Bonferroni over the planned pairs)."""
-    runs = runs_of(study)
-    first, second = (runs.loc[runs["loss"] == loss].groupby("seed")["ece_boundary"].mean() for loss in (a, b))
+    """The difference of ECE at boundaries with its interval, adjusted for the planned pairs (Bonferroni).
+
+    The test is Welch's over runs, and with folds that of `segkit compare` over folds.
+    """
+    runs, alpha = runs_of(study), 0.05 / len(CALIBRATION)
+    model = model_of(study)
+    if isinstance(model, Folds):
+        of_fold = {loss: [fold for _number, fold in runs[runs["loss"] == loss].groupby("fold")] for loss in (a, b)}
+        samples, seeds = (
+            {loss: [fold[column].to_numpy() for fold in parts] for loss, parts in of_fold.items()}
+            for column in ("ece_boundary", "seed")
+        )
+        folds = Folds(samples, seeds=seeds, test_train_ratio=model.test_train_ratio, groups=model.groups)
+        estimate = folds.estimate({a: 1, b: -1})
+        low, high = estimate.interval(alpha) or (math.nan, math.nan)
+        return estimate.value, low, high
+    first, second = (runs.loc[runs["loss"] == loss, "ece_boundary"] for loss in (a, b))
     test: Any = stats.ttest_ind(first, second, equal_var=False)
-    ends = test.confidence_interval(1 - 0.05 / len(CALIBRATION))
+    ends = test.confidence_interval(1 - alpha)
     return float(first.mean() - second.mean()), float(ends.low), float(ends.high)
 
 

@@ -120,7 +120,7 @@ def seed_in_fold(scores: Scores) -> pd.Series:
 
 
 def fold_samples(study: str) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
-    """The scores and the seeds of runs, each {loss: [[runs] for each fold]}."""
+    """The scores and the seeds of runs, each {loss: [[runs] for each fold]}; one fold without cross-validation."""
     scores = scores_of(study)
     loss_of_run, seed_of_run = scores.runs["loss"].to_numpy(), scores.runs["seed"].to_numpy()
     samples, seeds = ({loss: [] for loss in scores.losses} for _ in range(2))

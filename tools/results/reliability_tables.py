@@ -104,7 +104,9 @@ def self_table() -> str:
     same_seeds = [SAME_SEEDS] if (TABLES / f"{SAME_SEEDS}-cases.csv").exists() else []
     data_sets = {(name, True): DATASETS[name] for name in measured()}
     data_sets |= {(name, False): f"{DATASETS['isbi2012']}, the same seeds in all folds" for name in same_seeds}
-    data_sets |= {(name, True): "- and their variance in the test" for name in same_seeds}
+    data_sets |= {
+        (name, True): f"{DATASETS['isbi2012']}, the same seeds, their variance in the test" for name in same_seeds
+    }
     for (name, with_seeds), label in data_sets.items():
         model = model_of(name)
         losses = [loss for loss in competitive(name) if loss != AGAIN]
@@ -150,9 +152,9 @@ def seeds_table() -> str:
     """How much of the spread of runs is that of their seeds, which all losses share."""
     rows = []
     for name in measured():
-        scores = scores_of(name)
+        samples, _seeds = fold_samples(name)
         losses = [loss for loss in competitive(name) if loss != AGAIN]
-        shared = shared_by_seeds(np.array([seed_means(scores, loss) for loss in losses]))
+        shared = shared_by_seeds(np.array([samples[loss] for loss in losses]).swapaxes(0, 1))
         spreads = [f"{100 * value:.2f}" for value in (shared.seed, shared.rest)]
         rows.append([DATASETS[name], str(len(losses)), *spreads, f"{shared.correlation:.2f}", f"{shared.p:.1g}"])
         rows[-1] += [f"{shared.paired_variance:.2f}", f"{shared.wider} of {len(pairs_of(losses))}"]

@@ -176,21 +176,23 @@ class SharedBySeeds:
 
 
 def shared_by_seeds(scores: np.ndarray) -> SharedBySeeds:
-    """Analysis of variance of scores, [losses, seeds], with one value in each cell."""
-    losses, seeds = scores.shape
-    centred = scores - scores.mean(1, keepdims=True)
-    seed_effects = centred.mean(0)
-    seed_df, rest_df = seeds - 1, (losses - 1) * (seeds - 1)
+    """Analysis of variance of scores, [folds, losses, seeds], within the folds; one value in each cell."""
+    folds, losses, seeds = scores.shape
+    centred = scores - scores.mean(2, keepdims=True)
+    seed_effects = centred.mean(1, keepdims=True)
+    seed_df, rest_df = folds * (seeds - 1), folds * (losses - 1) * (seeds - 1)
     of_seeds = losses * (seed_effects**2).sum() / seed_df
     of_rest = ((centred - seed_effects) ** 2).sum() / rest_df
-    ratios = [(a - b).var() / (a.var() + b.var()) for a, b in itertools.combinations(scores, 2)]
+    covariances = np.einsum("fas,fbs->ab", centred, centred)  # times the degrees of freedom
+    pairs, variances = np.triu_indices(losses, 1), np.diag(covariances)
+    ratios = 1 - 2 * covariances[pairs] / np.add.outer(variances, variances)[pairs]
     return SharedBySeeds(
         seed=math.sqrt(max(of_seeds - of_rest, 0.0) / losses),
         rest=math.sqrt(of_rest),
-        correlation=float(np.corrcoef(scores)[np.triu_indices(losses, 1)].mean()),
+        correlation=float((covariances / np.sqrt(np.outer(variances, variances)))[pairs].mean()),
         p=float(stats.f.sf(of_seeds / of_rest, seed_df, rest_df)),
         paired_variance=float(np.median(ratios)),
-        wider=sum(ratio > 1 for ratio in ratios),
+        wider=int((ratios > 1).sum()),
     )
 
 
