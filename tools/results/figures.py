@@ -25,8 +25,8 @@ BLUE_RED = LinearSegmentedColormap.from_list("winners", ["#b2182b", "#f7f7f7", "
 def draw_single_runs(path: Path) -> None:
     """For each pair of losses, the winners that single runs would have shown, and the verdict of all runs."""
     names = measured()
-    columns = min(len(names), COLUMNS)
-    rows = math.ceil(len(names) / columns)
+    rows = math.ceil(len(names) / COLUMNS)
+    columns = math.ceil(len(names) / rows)
     size = (4.1 * columns + 1.2, 4.6 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(names) :]:
