@@ -24,7 +24,7 @@ model: {name: unet, widths: [4, 8]}
 loss: {name: cross_entropy}
 optimizer: {name: adamw, lr: 1e-2}
 train: {steps: 30}
-comparison: {losses: [cross_entropy], seeds: 1, folds: 2}
+comparison: {losses: [cross_entropy], seeds: 1, folds: 2, steps: 60}
 evaluation: {overlays: false, calibration: true}
 """
 
