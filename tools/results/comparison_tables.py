@@ -237,7 +237,7 @@ def contrasts_table() -> str:
         sign = "and" if expected == "equivalent" else "above"
         together = [outcome([r["verdict"] for r in results], expected)] if len(names) > 1 else []
         if together == ["open"] and expected == "equivalent" and sum(map(could_be_equivalent, results)) < 2:
-            together = ["open, too few runs for `equivalent`"]
+            together = ["open, too few runs or folds for `equivalent`"]
         rows.append([finding, f"{a} {sign} {b}", *cells, *together])
     for a, b in CALIBRATION:
         results = [calibration_difference(name, a, b) for name in names]
