@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 from collect_results import DIGITS, foreground_scores
 
-from segkit.compare.design import FOLD_SEED_OFFSET
+from segkit.compare.design import seed_of_fold
 from segkit.training.checkpoint import load as load_checkpoint
 from segkit.training.run_folder import Run
 
@@ -59,7 +59,7 @@ class Training:
     @property
     def own_seed(self) -> int:
         """The seed that is used."""
-        return self.seed + FOLD_SEED_OFFSET * (self.fold or 0)
+        return seed_of_fold(self.seed, self.fold or 0)
 
     @property
     def name(self) -> str:

@@ -102,7 +102,7 @@ def _case_caveats(scores: Scores, model: TwoWay | Folds) -> Iterator[str]:
             f"{classes}: absent from every reference but predicted by some runs, so the score depends on false "
             "positives alone; exclude the class with evaluation.exclude_classes, or --classes for a table"
         )
-    if model.over not in ("runs and cases", "folds", "folds and seeds"):
+    if isinstance(model, TwoWay) and model.over != "runs and cases":
         yield f"the results apply to {model.inference.applies_to}"
     if scores.runs["fold"].nunique() > 1 and isinstance(model, TwoWay):
         yield "folds share training images, so their runs vary less than independent runs would"

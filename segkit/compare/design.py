@@ -98,17 +98,22 @@ class Design:
         return 1 / (self.folds - 2) if self.folds is not None and self.sweep is not None else None
 
     def seed_of(self, loss: str, seed: int, fold: int) -> int:
-        """The seed of a unit; all losses have the same, but the repeated baseline has seeds of its own.
-
-        Folds have, too: what a seed adds to a loss would be in all folds, and the test over folds would not see it.
-        """
-        repeated = REPEATED_SEED_OFFSET if loss.endswith(REPEATED_SUFFIX) else 0
-        return seed + repeated + FOLD_SEED_OFFSET * fold
+        """The seed of a unit; all losses have the same, but the repeated baseline has seeds of its own."""
+        return seed_of_fold(seed + (REPEATED_SEED_OFFSET if loss.endswith(REPEATED_SUFFIX) else 0), fold)
 
     def to_dict(self) -> dict[str, Any]:
         """The design for plan.json."""
         offset = {} if self.folds is None else {"seeds_of_folds": f"{FOLD_SEED_OFFSET} further for each fold"}
         return {**vars(self), "losses": dict(self.losses), "seeds": list(self.seeds), **offset}
+
+
+def seed_of_fold(seed: int, fold: int) -> int:
+    """The seed of the runs of a fold.
+
+    Folds have seeds of their own: otherwise, what a seed adds to a loss would be in all folds, and the test over folds
+    would not see it.
+    """
+    return seed + FOLD_SEED_OFFSET * fold
 
 
 def make_design(config: Config) -> Design:

@@ -102,10 +102,10 @@ def make_units(comparison: Comparison, rates: Mapping[str, float] | None = None)
     design, units = comparison.design, []
     for seed in design.seeds:
         for repeat, fold in folds_of(design):
+            fold_number = repeat * (design.folds or 1) + (fold or 0)
             for loss in design.losses:
                 if rates is not None and loss not in rates:
                     continue
-                fold_number = repeat * (design.folds or 1) + (fold or 0)
                 unit_seed = design.seed_of(loss, seed, fold_number)
                 overrides = unit_overrides(design, comparison.base, loss, unit_seed, repeat, fold, comparison.cache)
                 if rates is not None:

@@ -91,6 +91,11 @@ def competitive(study: str) -> list[str]:
     return [loss for loss, mean in means.items() if mean >= max(means.values()) - MUCH_WORSE]
 
 
+def distinct(study: str) -> list[str]:
+    """As `competitive`, without the second set of runs of the baseline."""
+    return [loss for loss in competitive(study) if loss != AGAIN]
+
+
 def verdicts(
     study: str, pairs: Sequence[tuple[str, str]], metric: str = "dice", aggregation: str = DEFAULT_AGGREGATION
 ) -> list[dict[str, Any]]:
@@ -101,7 +106,7 @@ def verdicts(
 def case_samples(study: str) -> dict[str, np.ndarray]:
     """The scores {loss: [runs, cases]}, the mean over classes; with folds, a run is all folds with one seed."""
     scores = scores_of(study)
-    index = pd.MultiIndex.from_arrays([scores.runs["loss"], seed_in_fold(scores)])
+    index = pd.MultiIndex.from_arrays([scores.runs["loss"], design_seeds(scores.runs)])
     with warnings.catch_warnings(action="ignore"):  # a run of a fold has no score on the cases of other folds
         values = pd.DataFrame(np.nanmean(scores.values, 2), index=index)
     runs = values.groupby(level=[0, 1], sort=False).first()  # each case belongs to one fold
@@ -114,9 +119,15 @@ def losses_of(study: str) -> dict[str, np.ndarray]:
     return {loss: values for loss, values in case_samples(study).items() if loss != AGAIN}
 
 
-def seed_in_fold(scores: Scores) -> pd.Series:
-    """The seed of each run as in the design of the comparison, which gives the runs of each fold seeds of their own."""
-    return scores.runs["seed"] % FOLD_SEED_OFFSET
+def design_seeds(runs: Any) -> Any:
+    """The seeds of runs as in the design, which gives the runs of each fold seeds of their own (`seed_of_fold`)."""
+    return runs["seed"] % FOLD_SEED_OFFSET
+
+
+def distinct_samples(study: str) -> dict[str, np.ndarray]:
+    """As `case_samples`, of the losses of `distinct`."""
+    samples = case_samples(study)
+    return {loss: samples[loss] for loss in distinct(study)}
 
 
 def fold_samples(study: str) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
@@ -140,7 +151,7 @@ def pairs_of(losses: Iterable[str]) -> list[tuple[str, str]]:
 def seed_means(scores: Scores, loss: str) -> list[float]:
     """The score of each seed of a loss, the mean over its folds."""
     own = (scores.runs["loss"] == loss).to_numpy()
-    runs: Rows = scores.runs[own].assign(score=run_scores(scores)[own], seed=seed_in_fold(scores)[own])
+    runs: Rows = scores.runs[own].assign(score=run_scores(scores)[own], seed=design_seeds(scores.runs)[own])
     return runs.groupby("seed")["score"].mean().tolist()
 
 

@@ -14,7 +14,8 @@ from results.data import (
     TABLES,
     NotMeasured,
     case_samples,
-    competitive,
+    distinct,
+    distinct_samples,
     fold_samples,
     losses_of,
     measured,
@@ -46,7 +47,7 @@ def needs_table() -> str:
     """Runs and cases that are needed to find a difference: the median over the pairs of competitive losses."""
     rows = []
     for name in measured():
-        samples = {loss: values for loss, values in losses_of(name).items() if loss in competitive(name)}
+        samples = distinct_samples(name)
         spreads = [Spread.of({a: samples[a], b: samples[b]}) for a, b in pairs_of(samples)]
         cases = next(iter(samples.values())).shape[1]
         new_cases = len(scores_of(name).groups) >= 10
@@ -80,7 +81,7 @@ def naive_table() -> str:
     """What a test over the cases of single runs of competitive losses reports, and what other runs then say."""
     rows = []
     for name in measured():
-        samples = {loss: values for loss, values in losses_of(name).items() if loss in competitive(name)}
+        samples = distinct_samples(name)
         found = replication([naive_verdicts(samples[a], samples[b]) for a, b in pairs_of(samples)])
         own = [naive_self_rate(values) for values in samples.values()]
         rows.append(
@@ -109,7 +110,7 @@ def self_table() -> str:
     }
     for (name, with_seeds), label in data_sets.items():
         model = model_of(name)
-        losses = [loss for loss in competitive(name) if loss != AGAIN]
+        losses = distinct(name)
         if isinstance(model, Folds):
             samples, seeds = fold_samples(name)
             make = partial(Folds, test_train_ratio=model.test_train_ratio, groups=model.groups)
@@ -153,7 +154,7 @@ def seeds_table() -> str:
     rows = []
     for name in measured():
         samples, _seeds = fold_samples(name)
-        losses = [loss for loss in competitive(name) if loss != AGAIN]
+        losses = distinct(name)
         shared = shared_by_seeds(np.array([samples[loss] for loss in losses]).swapaxes(0, 1))
         spreads = [f"{100 * value:.2f}" for value in (shared.seed, shared.rest)]
         rows.append([DATASETS[name], str(len(losses)), *spreads, f"{shared.correlation:.2f}", f"{shared.p:.1g}"])

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from results.data import MARGIN, TABLES, NotMeasured, table_path
+from results.data import MARGIN, TABLES, NotMeasured, design_seeds, table_path
 from results.markdown import markdown, points, signed, span
-from segkit.compare.design import FOLD_SEED_OFFSET
 from segkit.compare.score_table import read_scores
 from segkit.compare.statistics import pair_results
 from segkit.compare.table_checks import Rows
@@ -98,9 +97,7 @@ def datasets_table() -> str:
             scores = ", ".join(f"{name} {over_groups(chosen, name, 3)}" for name in metrics)
             minutes = f"{of_group['minutes'].mean():.1f}"
             folds = span([int(of_group["fold"].nunique()) or 1])
-            rows.append(
-                [f"`{group}`", folds, str((of_group["seed"] % FOLD_SEED_OFFSET).nunique()), minutes, scores + pooled]
-            )
+            rows.append([f"`{group}`", folds, str(design_seeds(of_group).nunique()), minutes, scores + pooled])
     if not rows:
         raise NotMeasured("trainings")
     return markdown(["configuration", "folds", "seeds", "minutes", "score ± 95 % over groups of cases"], rows)
