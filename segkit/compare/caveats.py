@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from segkit.compare.run_variances import UNEQUAL
 from segkit.compare.score_table import Scores
-from segkit.compare.variance_models import ALPHA, MIN_GROUPS, UNEQUAL, Folds, TwoWay
+from segkit.compare.variance_models import ALPHA, MIN_GROUPS, Folds, TwoWay
 from segkit.utils.text import listed
 
 FEW_RUNS, FEW_CASES, FEW_FOLDS = 3, 50, 5

@@ -38,6 +38,7 @@ from segkit.compare.analysis import (
 from segkit.compare.design import Unit
 from segkit.compare.executors import LocalExecutor, RayExecutor
 from segkit.compare.rankings import Draws, loss_means, rankings
+from segkit.compare.run_variances import RunVariances, equal_spread_p
 from segkit.compare.sanity_checks import (
     aggregation_warnings,
     boundary_rates,
@@ -51,7 +52,7 @@ from segkit.compare.sanity_checks import (
 )
 from segkit.compare.score_table import from_challenger, read_scores, to_challenger
 from segkit.compare.statistics import analyse
-from segkit.compare.variance_models import RunVariances, TwoWay, equal_spread_p, group_values
+from segkit.compare.variance_models import TwoWay, group_values
 from segkit.config import Config
 from segkit.data import SyntheticSource
 from segkit.data.splits import Split

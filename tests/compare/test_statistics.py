@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from segkit.compare.run_variances import equal_spread_p
 from segkit.compare.statistics import analyse, holm, pair_results
-from segkit.compare.variance_models import TwoWay, equal_spread_p
+from segkit.compare.variance_models import TwoWay
 
 from support.simulated_tables import SIMULATIONS, long_table, simulated
 

@@ -37,8 +37,9 @@ from results.statistics import (
     self_comparisons,
     shared_by_seeds,
 )
+from segkit.compare.run_variances import RunVariances
 from segkit.compare.statistics import pair_results
-from segkit.compare.variance_models import Folds, RunVariances, TwoWay
+from segkit.compare.variance_models import Folds, TwoWay
 
 DIFFERENCES = (0.005, 0.01, 0.02)
 
