@@ -1,19 +1,18 @@
-"""Train a usual MONAI script on hippocampus for some minutes, to be read beside `study_trainings.py hippocampus_curve`.
+"""Train a usual MONAI script on hippocampus for some minutes, to be read beside `study_trainings.py hippocampus`.
 
 python tools/train_monai.py --minutes 5 10 20 60 --out studies/trainings
 
 The network is a DynUNet of 12, 24, 48 and 96 channels, the patches have 40 x 56 x 40 voxels, two a step. Images are
 cached; a patch is rotated and scaled with probability 0.5, and its intensities are scaled or get noise. AdamW minimises
 Dice with cross-entropy; its learning rate falls from 0.002 to 0 with the power 0.9 of the time left. Prediction is by
-overlapping windows, weighted by a Gaussian. All of it is MONAI's; the split is that of `study_trainings.py`.
-Scores go to hippocampus_monai-runs.csv and hippocampus_monai-cases.csv.
+overlapping windows, weighted by a Gaussian. All of it is MONAI's; the cases are those of one fold of that study. Scores
+go to hippocampus_monai-runs.csv and hippocampus_monai-cases.csv.
 """
 
 import argparse
-import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,9 @@ from monai.transforms.io.dictionary import LoadImaged
 from monai.transforms.spatial.dictionary import RandAffined
 from monai.transforms.utility.dictionary import EnsureChannelFirstd, EnsureTyped
 from monai.utils.misc import set_determinism
-from study_trainings import random_split
+from study_trainings import CONFIGS, CURVE_FOLD
+
+from segkit.experiment.build import build_split, load_config
 
 BOTH = ["image", "label"]
 CLASSES = ("anterior", "posterior")
@@ -83,7 +84,7 @@ def main() -> None:
 def train_and_score(minutes: float, folder: Path) -> None:
     """Train for some minutes, score the validation cases, and write runs.csv and cases.csv to the folder."""
     set_determinism(SEED)
-    split = json.loads(random_split().read_text())
+    split = build_split(load_config(CONFIGS / "hippocampus.yaml", [f"split.fold={CURVE_FOLD}"]))
     network = DynUNet(
         spatial_dims=3,
         in_channels=1,
@@ -93,13 +94,13 @@ def train_and_score(minutes: float, folder: Path) -> None:
         upsample_kernel_size=[2, 2, 2],
         filters=[12, 24, 48, 96],
     )
-    cases = CacheDataset(files(split["train"]), Compose([*LOADING, *RANDOM]), progress=False)
+    cases = CacheDataset(files(split.train), Compose([*LOADING, *RANDOM]), progress=False)
     loader = DataLoader(cases, batch_size=2, shuffle=True)
     started = pd.Timestamp.now().isoformat(timespec="seconds")
     seconds, steps = train(network, loader, 60 * minutes)
     keys = {"training": f"{minutes:g} minutes", "seed": SEED}
-    scores = pd.DataFrame([keys | row for row in score(network, split["validation"])])
-    run = {"group": keys["training"], "seed": SEED, "fold": None, "minutes": seconds / 60, "steps": steps}
+    scores = pd.DataFrame([keys | row for row in score(network, split.validation)])
+    run = {"group": keys["training"], "seed": SEED, "fold": CURVE_FOLD, "minutes": seconds / 60, "steps": steps}
     run |= {"threads": torch.get_num_threads(), "started": started, "mean_dice": scores["dice"].mean()}
     folder.mkdir(parents=True, exist_ok=True)
     scores.to_csv(folder / "cases.csv", index=False)
@@ -107,7 +108,7 @@ def train_and_score(minutes: float, folder: Path) -> None:
     print(run, flush=True)
 
 
-def files(cases: list[str]) -> list[dict[str, str]]:
+def files(cases: Sequence[str]) -> list[dict[str, str]]:
     """The files of each case."""
     root = Path(os.environ["SEGKIT_DATA"]) / "hippocampus"
     folders = {"image": "imagesTr", "label": "labelsTr"}
@@ -135,7 +136,7 @@ def train(network: torch.nn.Module, loader: Any, budget: float) -> tuple[float, 
 
 
 @torch.no_grad()
-def score(network: torch.nn.Module, cases: list[str]) -> Iterator[dict[str, Any]]:
+def score(network: torch.nn.Module, cases: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The Dice of each case and class."""
     network.eval()
     windows = SlidingWindowInferer(PATCH, sw_batch_size=1, overlap=0.5, mode="gaussian")

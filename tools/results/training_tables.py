@@ -63,8 +63,13 @@ def hippocampus_table() -> str:
 
 
 def curve_table() -> str:
-    """Hippocampus on a random split, by the time of training, beside a MONAI script on the same split."""
-    runs, cases = trainings("hippocampus_curve")
+    """Hippocampus by the time of training, on one fold, beside a MONAI script with the same cases."""
+    curve = trainings("hippocampus_curve")
+    fold = curve[0]["fold"].iloc[0]
+    runs, cases = (
+        pd.concat([table, folds[folds["fold"] == fold]])
+        for table, folds in zip(curve, trainings("hippocampus"), strict=True)
+    )
     monai_runs, monai_cases = trainings("hippocampus_monai")
     rows = []
     for run in runs.sort_values("steps").to_dict("records"):
