@@ -19,6 +19,7 @@ from results.comparison_tables import (
     losses_table,
     other_scores_table,
     rates_table,
+    rules_table,
 )
 from results.data import DATASETS, DOCS, TABLES, NotMeasured
 from results.reliability_tables import handicaps_table, naive_table, needs_table, seeds_table, self_table
@@ -36,6 +37,7 @@ def page_tables() -> dict[str, Callable[[], str]]:
         "contrasts": contrasts_table,
         "across": across_table,
         "pairs": decided_pairs_table,
+        "rules": rules_table,
         "rates": rates_table,
         "artefacts": artefacts_table,
         "needs": needs_table,

@@ -39,9 +39,7 @@ def compare(
     metric: Annotated[str | None, typer.Option(help="Metric: dice, iou, nsd, hd95, ... [dice].")] = None,
     aggregation: Annotated[
         str | None,
-        typer.Option(
-            help="How scores are averaged: class_case, case_class, groups, present, global or micro [class_case]."
-        ),
+        typer.Option(help="The average: class_case, case_class, groups, absent_perfect, global or micro [class_case]."),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Compare every loss with this one [all pairs].")] = None,
     margin: Annotated[
@@ -92,7 +90,9 @@ def compare(
     ] = False,
     missing: Annotated[
         str | None,
-        typer.Option(help="How to score missing values: perfect or worst [refuse the table].", rich_help_panel=TABLE),
+        typer.Option(
+            help="Meaning of missing values: absent, perfect or worst [refuse the table].", rich_help_panel=TABLE
+        ),
     ] = None,
     classes: Annotated[
         str | None,

@@ -19,10 +19,6 @@ from segkit.compare.score_table import Scores, counted_mean
 POOLED_METRICS = ("dice", "iou")
 STEP = 1e-20  # imaginary, for complex-step derivatives, whose imaginary part has no cancellation error
 CHUNK = 2**17  # weights of cases that are sorted at a time, which stay in the processor's cache
-COUNTING = (
-    "a case counts for a class if the class is in the reference or in the prediction of any run; a run that correctly "
-    "predicts nothing there counts as perfect"
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Aggregation:
         description: What it computes, in words.
         smooth: Whether a score changes smoothly with the weight of a case; otherwise it has no interval.
         pooled: Whether it is computed from pixel counts, which is possible for overlap metrics only.
-        filled: Whether a run without a value counts if other runs have one.
+        filled: Whether it takes the filled values of a table, which depend on what other runs predict.
         by_class: Whether every class has equal weight.
     """
 
@@ -82,11 +78,6 @@ class Aggregation:
     pooled: bool = False
     filled: bool = False
     by_class: bool = True
-
-    @property
-    def full_description(self) -> str:
-        """The description, with the cases that count."""
-        return f"{self.description}; {COUNTING}" if self.filled else self.description
 
 
 def _weighted_mean(values: np.ndarray, weights: Weights | sparse.csr_array) -> np.ndarray:
@@ -115,7 +106,10 @@ def _mean_of_class_means(values: np.ndarray, weights: Weights) -> np.ndarray:
 
 
 def class_case(scores: Scores, weights: Weights) -> np.ndarray:
-    """Mean over cases for each class, then over classes."""
+    """Mean over cases for each class, then over classes.
+
+    As in an evaluation of the run alone, a case does not count for a class that is in neither prediction nor reference.
+    """
     return _mean_of_class_means(scores.values, weights)
 
 
@@ -124,9 +118,9 @@ def case_class(scores: Scores, weights: Weights) -> np.ndarray:
     return _weighted_mean(counted_mean(scores.values, 2), weights)
 
 
-def present(scores: Scores, weights: Weights) -> np.ndarray:
-    """As `class_case`, ignoring for each run the cases in which both the class and its prediction are empty."""
-    return _mean_of_class_means(scores.present, weights)
+def absent_perfect(scores: Scores, weights: Weights) -> np.ndarray:
+    """As `class_case`, with a perfect score where a run correctly predicts nothing and another run has a value."""
+    return _mean_of_class_means(scores.filled, weights)
 
 
 def groups(scores: Scores, weights: Weights) -> np.ndarray:
@@ -198,15 +192,8 @@ def _place(blocks: np.ndarray, ends: np.ndarray, half: np.ndarray, below: np.ufu
 
 
 def pooled(scores: Scores, weights: Weights) -> np.ndarray:
-    """Overlap of the counts summed over cases for each class, then mean over classes.
-
-    A run that correctly predicts no pixel of a class counts as perfect if other runs predict some.
-    """
-    classes = range(len(scores.classes))
-    overlaps = (_overlap(scores, weights, slice(number, number + 1)) for number in classes)
-    return _class_mean(
-        np.where(np.isnan(values) & ~np.isnan(values).all(1, keepdims=True), 1.0, values) for values in overlaps
-    )
+    """Overlap of the counts summed over cases for each class, then mean over classes."""
+    return _class_mean(_overlap(scores, weights, slice(number, number + 1)) for number in range(len(scores.classes)))
 
 
 def micro(scores: Scores, weights: Weights) -> np.ndarray:
@@ -228,17 +215,18 @@ def _overlap(scores: Scores, weights: Weights, classes: slice) -> np.ndarray:
 
 
 AGGREGATIONS = {
-    "class_case": Aggregation(class_case, "mean over cases for each class, then over classes", filled=True),
+    "class_case": Aggregation(class_case, "mean over cases for each class, then over classes"),
     "case_class": Aggregation(
-        case_class, "mean over classes for each case, then over cases", filled=True, by_class=False
+        case_class, "mean over classes for each case, then over cases", by_class=False
     ),
-    "groups": Aggregation(groups, "as class_case, with the cases of a group averaged first", filled=True),
-    "present": Aggregation(
-        present, "as class_case, without the cases of a run in which both class and prediction are empty"
+    "groups": Aggregation(groups, "as class_case, with the cases of a group averaged first"),
+    "absent_perfect": Aggregation(
+        absent_perfect,
+        "as class_case, but a run that correctly predicts nothing of a class in a case counts as perfect there if "
+        "another run predicts some",
+        filled=True,
     ),
-    "median": Aggregation(
-        median, "median over cases for each class, then mean over classes", smooth=False, filled=True
-    ),
+    "median": Aggregation(median, "median over cases for each class, then mean over classes", smooth=False),
     "global": Aggregation(pooled, "overlap of the counts summed over cases for each class, then mean over classes",
                           pooled=True),
     "micro": Aggregation(micro, "overlap of the counts summed over cases and classes", pooled=True, by_class=False),
@@ -248,24 +236,27 @@ AGGREGATIONS = {
 def effective_groups(scores: Scores, runs: np.ndarray, cases: np.ndarray) -> tuple[float, str | None]:
     """The effective number of groups of cases behind the score, for the class with the fewest, and that class.
 
-    If classes have equal weight, a class counts as much as any other however few groups contain it. In pooled
+    If classes have equal weight, a class counts as much as any other however few groups contain it. A run that predicts
+    a class in many cases without it has more groups than the others, so the run with the fewest decides. In pooled
     aggregations, large groups dominate: the effective number is (sum of sizes)^2 / sum of squared sizes (Kish 1965).
     The class is None for an aggregation that pools classes.
     """
     aggregation = AGGREGATIONS[scores.aggregation]
-    group = np.unique(scores.group[cases], return_inverse=True)[1]
+    matrix = membership(np.unique(scores.group[cases], return_inverse=True)[1], len(np.unique(scores.group[cases])))
     if aggregation.pooled:
         assert scores.counts is not None
-        sizes = scores.counts[np.ix_(runs, cases)][..., 1:].sum((0, 3))
+        sizes = scores.counts[np.ix_(runs, cases)][..., 1:].sum((0, 3))[None]
     else:
-        sizes = (~np.isnan(scores.values[np.ix_(runs, cases)])).any(0).astype(float)
-    sizes = sizes if aggregation.by_class else sizes.sum(1, keepdims=True)
-    group_sizes = np.stack([np.bincount(group, weights=column) for column in sizes.T])
+        values = scores.filled if aggregation.filled else scores.values
+        sizes = (~np.isnan(values[np.ix_(runs, cases)])).astype(float)
+    sizes = sizes if aggregation.by_class else sizes.sum(2, keepdims=True)
+    group_sizes = np.stack([matrix @ of_run for of_run in sizes])  # [runs, groups, classes]
     group_sizes = group_sizes if aggregation.pooled else (group_sizes > 0).astype(float)
-    counted = np.flatnonzero(group_sizes.sum(1))
-    numbers = group_sizes[counted].sum(1) ** 2 / (group_sizes[counted] ** 2).sum(1)
+    with np.errstate(invalid="ignore"):
+        numbers = group_sizes.sum(1) ** 2 / (group_sizes**2).sum(1)
+    numbers = np.where(np.isnan(numbers), np.inf, numbers).min(0)  # a class that does not count in a run
     smallest = int(numbers.argmin())
-    return float(numbers[smallest]), scores.classes[counted[smallest]] if aggregation.by_class else None
+    return float(numbers[smallest]), scores.classes[smallest] if aggregation.by_class else None
 
 
 def class_scores(scores: Scores) -> np.ndarray:
@@ -274,8 +265,8 @@ def class_scores(scores: Scores) -> np.ndarray:
     for number in range(len(scores.classes)):
         class_slice = slice(number, number + 1)
         counts = None if scores.counts is None else scores.counts[:, :, class_slice]
-        values, present = scores.values[..., class_slice], scores.present[..., class_slice]
-        columns.append(run_scores(replace(scores, values=values, present=present, counts=counts)))
+        values, filled = scores.values[..., class_slice], scores.filled[..., class_slice]
+        columns.append(run_scores(replace(scores, values=values, filled=filled, counts=counts)))
     return np.stack(columns, 1)
 
 

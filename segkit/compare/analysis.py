@@ -21,6 +21,7 @@ from segkit.compare.score_table import (
     CHALLENGER,
     DEFAULT_AGGREGATION,
     DEFAULT_MARGIN,
+    MISSING,
     Missing,
     Scores,
     from_challenger,
@@ -72,8 +73,8 @@ class Analysis:
     def __post_init__(self) -> None:
         if self.family not in (None, "all_pairs", "vs_baseline"):
             raise ConfigError(f"expected --family all_pairs or vs_baseline, got {self.family}")
-        if self.missing not in (None, "perfect", "worst"):
-            raise ConfigError(f"expected --missing perfect or worst, got {self.missing}")
+        if self.missing is not None and self.missing not in MISSING:
+            raise ConfigError(f"expected --missing {', '.join(MISSING)}, got {self.missing}")
         try:
             metric_properties(self.metric)
         except ValueError as error:
@@ -226,12 +227,12 @@ def write_comparison(
     """
     compared = _without_repeated_baseline(table, analysis)
     scores = read_scores(
-        compared, analysis.metric, context.foreground, analysis.missing or "perfect", analysis.aggregation
+        compared, analysis.metric, context.foreground, analysis.missing or "absent", analysis.aggregation
     )
-    if scores.filled and scores.counts is None and analysis.missing is None:
+    if scores.number_missing and scores.counts is None and analysis.missing is None:
         raise ValueError(
-            f"{scores.filled} values are missing for cases in which other runs have a value; use --missing perfect if "
-            "the class was correctly not predicted there, or --missing worst if there is no result"
+            f"{scores.number_missing} values are missing where other runs have a value; say what they mean:"
+            + "".join(f"\n  --missing {name}: {meaning}" for name, meaning in MISSING.items())
         )
     incomplete = [loss for loss in scores.losses_with_missing_folds() if loss in context.failed]
     if incomplete and len(incomplete) < len(scores.losses):  # otherwise the analysis raises an error with the reason

@@ -140,11 +140,11 @@ def _too_few_to_detect_unequal_spread(model: TwoWay) -> bool:
 
 
 def _value_caveats(scores: Scores, model: TwoWay | Folds) -> Iterator[str]:
-    if scores.filled and scores.counts is None:
+    if scores.number_missing and scores.counts is None:
+        treatment = "do not count" if scores.missing == "absent" else f"are scored as {scores.missing}"
         yield (
-            f"{scores.filled} values are missing for cases in which other runs have a value, and are scored as "
-            f"{scores.missing}; the table does not say whether the class was correctly not predicted or there is no "
-            "result"
+            f"{scores.number_missing} values are missing for cases in which other runs have a value, and {treatment}; "
+            "the table does not say whether the class was correctly not predicted or there is no result"
         )
     components = model.components()
     if isinstance(model, TwoWay) and len(model.samples) > 2 and model.run_df and components["loss"] < components["run"]:

@@ -80,7 +80,7 @@ def tried_rates(trials: Sequence[Unit], design: Design) -> pd.DataFrame:
             f"{design.metric}: no reference or prediction contains {', '.join(classes)}; use another split or remove "
             "comparison.sweep"
         )
-    scores = read_scores(rows, design.metric, classes, "perfect", design.aggregation)
+    scores = read_scores(rows, design.metric, classes, aggregation=design.aggregation)
     score_of = dict(zip(scores.runs["seed"].tolist(), run_scores(scores).tolist(), strict=True))
     return pd.DataFrame(
         [(unit.loss, unit.lr, score_of[number], len(scores.cases)) for number, unit in enumerate(done)],

@@ -163,7 +163,7 @@ def _shown_losses(means: dict[str, float], scores: Scores) -> list[str]:
 
 def _evaluates(unit: Unit, scores: Scores, case: str) -> bool:
     """Whether a unit is evaluated on a case."""
-    return bool((~np.isnan(scores.values[_run_index(unit, scores), scores.cases.index(case)])).any())
+    return bool((~np.isnan(scores.filled[_run_index(unit, scores), scores.cases.index(case)])).any())
 
 
 def _run_index(unit: Unit, scores: Scores) -> int:

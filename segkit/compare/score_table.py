@@ -17,7 +17,12 @@ import pandas as pd
 from segkit.compare.table_checks import COUNTS, RUN, CheckedRows, Rows, as_numbers, check_rows, metric_properties
 from segkit.utils.csv_tables import read_table
 
-Missing = Literal["perfect", "worst"]
+Missing = Literal["absent", "perfect", "worst"]
+MISSING = {  # what --missing means
+    "absent": "the class was correctly not predicted, and the case does not count for it",
+    "perfect": "the same, and the case counts as perfect",
+    "worst": "there is no result",
+}
 DEFAULT_MARGIN = 0.005
 DEFAULT_AGGREGATION = "class_case"
 CHALLENGER = ["task", "case", "algorithm", "value"]
@@ -81,11 +86,12 @@ class Scores:
         cases: The names of the cases.
         group: The index of the group of each case, [N].
         groups: The names of the groups.
-        values: [R, N, C]; NaN if the case does not count for the class or is not among the cases of the run.
-        present: As `values`, but also NaN if the class is absent from both prediction and reference for that run.
+        values: [R, N, C]; NaN if the case does not count for the class in this run, since the class is in neither
+            prediction nor reference, or if the case is not among those of the run.
+        filled: As `values`, with the perfect score wherever another run with the same cases has a value.
         counts: Pixel counts tp, predicted and reference, [R, N, C, 3]; None if the table has none.
-        filled: Number of missing values that were filled in because other runs have a value.
-        missing: Whether such values count as perfect or as worst.
+        number_missing: Number of missing values where another run has a value.
+        missing: How such values count in `values`: not (`absent`), as perfect, or as worst.
         blocks: The indices of the runs and of the cases of each set of runs that share their cases.
         aggregation: How cases and classes become the score of a run; see `segkit.compare.aggregation`.
     """
@@ -97,9 +103,9 @@ class Scores:
     group: np.ndarray
     groups: list[str]
     values: np.ndarray
-    present: np.ndarray
+    filled: np.ndarray
     counts: np.ndarray | None
-    filled: int
+    number_missing: int
     missing: Missing
     blocks: list[tuple[np.ndarray, np.ndarray]]
     aggregation: str = DEFAULT_AGGREGATION
@@ -115,8 +121,8 @@ class Scores:
         return metric_properties(self.metric).sign
 
     def of(self, loss: str) -> np.ndarray:
-        """The values of the runs of a loss, [runs, N, C]."""
-        return self.values[(self.runs["loss"] == loss).to_numpy()]
+        """The filled values of the runs of a loss, [runs, N, C]."""
+        return self.filled[(self.runs["loss"] == loss).to_numpy()]
 
     def without(self, losses: Sequence[str]) -> Scores:
         """A copy without the runs of some losses; cases and classes stay the same."""
@@ -126,7 +132,7 @@ class Scores:
             self,
             runs=self.runs[selected].reset_index(drop=True),
             values=self.values[selected],
-            present=self.present[selected],
+            filled=self.filled[selected],
             counts=None if self.counts is None else self.counts[selected],
             blocks=[(new_index[runs[selected[runs]]], cases) for runs, cases in self.blocks],
         )
@@ -137,7 +143,10 @@ class Scores:
         return [loss for loss in self.losses if not all(loss in losses for losses in block_losses)]
 
     def case_means(self, loss: str) -> np.ndarray:
-        """The mean of each case over classes and the runs of a loss, [N]; NaN if no class counts."""
+        """The mean of the filled values of each case over classes and the runs of a loss, [N]; NaN if there are none.
+
+        Losses can be compared on a case where one of them correctly predicts nothing.
+        """
         return counted_mean(self.of(loss), (0, 2))
 
 
@@ -145,7 +154,7 @@ def read_scores(
     table: Rows,
     metric: str,
     classes: Sequence[str] | None = None,
-    missing: Missing = "perfect",
+    missing: Missing = "absent",
     aggregation: str = DEFAULT_AGGREGATION,
 ) -> Scores:
     """Check a long table and convert it to arrays; `segkit.compare.statistics.analyse` describes its format.
@@ -159,31 +168,30 @@ def read_scores(
     _check_complete(rows, runs, run_of_row, blocks)
     shape = (len(runs), len(rows.cases.names), len(rows.classes.names))
     cell_of_row = np.ravel_multi_index((run_of_row, rows.cases.codes, rows.classes.codes), shape)
-    present = np.full(shape, np.nan)
-    present.flat[cell_of_row] = rows.values
-    counted = np.zeros(shape, bool)
+    values = np.full(shape, np.nan)
+    values.flat[cell_of_row] = rows.values
+    counted_in_any = np.zeros(shape, bool)
     for members, cases in blocks:
         block = np.ix_(members, cases)
-        counted[block] = ~np.isnan(present[block]).all(0)
-    if not counted.any():
+        counted_in_any[block] = ~np.isnan(values[block]).all(0)
+    if not counted_in_any.any():
         raise ValueError(f"expected at least one value of {metric}, found none")
-    fill_value = _fill_value(metric, missing)
-    values = np.where(counted, np.where(np.isnan(present), fill_value, present), np.nan)
-    filled = int((counted & np.isnan(present)).sum())
-    present = values if missing == "worst" else present
+    is_missing = counted_in_any & np.isnan(values)
+    filled = np.where(is_missing, _fill_value(metric, missing), values)
     counts = None
     if rows.counts is not None:
         counts = np.zeros((*shape, len(COUNTS)))
         counts.reshape(-1, len(COUNTS))[cell_of_row] = rows.counts
     return Scores(
         *(metric, runs, rows.classes.names, rows.cases.names, rows.group_of_case(), rows.groups.names),
-        *(values, present, counts, filled, missing, blocks, aggregation),
+        *(values if missing == "absent" else filled, filled, counts),
+        *(int(is_missing.sum()), missing, blocks, aggregation),
     )
 
 
 def _fill_value(metric: str, missing: Missing) -> float:
     """The value that replaces a missing one."""
-    if missing == "perfect":
+    if missing != "worst":
         return metric_properties(metric).perfect
     if not metric_properties(metric).higher:
         raise ValueError(f"{metric} has no worst value to replace missing ones; write the value into the table")
@@ -302,7 +310,8 @@ def from_challenger(table: Rows, metric: str) -> Rows:
 def to_challenger(scores: Scores) -> Rows:
     """Convert scores to challengeR's columns task, case, algorithm and value.
 
-    Each class becomes a task and each loss an algorithm; the value is the mean over the runs of the loss.
+    Each class becomes a task and each loss an algorithm; the value is the mean of the filled values over the runs of
+    the loss, because challengeR ranks algorithms on each case.
     """
     tables = []
     for loss in scores.losses:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_available
+from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_available, run_scores
 from segkit.compare.caveats import caveats, separate_runs
 from segkit.compare.rankings import rankings
 from segkit.compare.score_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
@@ -36,7 +36,7 @@ def analyse(
     classes: Sequence[str] | None = None,
     *,
     failed: Mapping[str, Sequence[str]] | None = None,
-    missing: Missing = "perfect",
+    missing: Missing = "absent",
     test_train_ratio: float | None = None,
     aggregation: str = DEFAULT_AGGREGATION,
     resamples: int = 1000,
@@ -46,9 +46,8 @@ def analyse(
 
     A run is one (seed, fold) of a loss. Cases of one group, such as scans of one patient, are treated as dependent.
 
-    A value is NaN if the class is absent from both prediction and reference. If that holds for every run of every loss,
-    the case does not count for the class. Otherwise the runs with NaN correctly predicted nothing and count as perfect
-    (1 for overlaps, 0 for distances), so that all runs are evaluated on the same cases.
+    A value is NaN if the class is absent from both prediction and reference. The case then does not count for the class
+    in this run, as in an evaluation of the run alone, so that the score of a run does not depend on the other runs.
 
     A difference is a - b for overlaps and b - a for distances, so a positive difference favours a. Intervals and
     p-values are two-sided. `p_adjusted` uses Holm's correction over the pairs that have a p-value. `ci95_adjusted`,
@@ -72,13 +71,15 @@ def analyse(
         classes: The foreground classes to average over; None takes all classes except `background`.
         failed: Names of failed runs by loss. The remaining runs are not a fair sample of such a loss, so its pairs are
             `undecided`.
-        missing: How a NaN counts if other runs have a value: `perfect` as described above, or `worst` (0, for overlaps
-            only) for tables in which NaN means that there is no result. Without pixel counts, these two cannot be
-            distinguished, and the warnings state the number of filled values.
+        missing: How a NaN counts if other runs have a value: not (`absent`, as described above), as `perfect` (1 for
+            overlaps, 0 for distances), or as `worst` (0, for overlaps only) for tables in which NaN means that there is
+            no result. Without pixel counts, a correct prediction of nothing and no result cannot be distinguished, and
+            the warnings state the number of such values.
         test_train_ratio: With folds, the number of test cases of a fold divided by its number of training cases. None
             assumes that all cases outside the fold are used for training.
         aggregation: How the scores of cases and classes become the score of a run: `class_case` (mean over cases per
-            class, then over classes), `case_class`, `groups`, `present`, or, from pixel counts, `global` and `micro`.
+            class, then over classes), `case_class`, `groups`, `absent_perfect`, or, from pixel counts, `global` and
+            `micro`.
         resamples: Number of bootstrap resamples for the ranks; 0 omits the bootstrap.
         seed: Seed of the bootstrap.
 
@@ -120,7 +121,7 @@ def analyse_scores(
     failed = {loss: list(runs) for loss, runs in (failed or {}).items() if runs}
     losses = list(dict.fromkeys([*scores.losses, *failed]))
     _check_family(losses, baseline, family, margin)
-    _check_aggregation(scores)
+    _check_scores(scores)
     model = fit_variance_model(scores, test_train_ratio)
     pairs = _pairs(losses, baseline, family)
     facts = metric_properties(scores.metric)
@@ -164,12 +165,20 @@ def _check_family(losses: Sequence[str], baseline: str | None, family: str, marg
         raise ValueError(f"expected a margin of at least 0, got {margin}")
 
 
-def _check_aggregation(scores: Scores) -> None:
+def _check_scores(scores: Scores) -> None:
     check_aggregation(scores.aggregation, scores.metric)
     if not is_available(scores.aggregation, scores):
         raise ValueError(
             f"expected columns tp, predicted and reference for the aggregation {scores.aggregation}, which sums "
             "pixel counts; at least one of them is missing"
+        )
+    without = np.flatnonzero(np.isnan(run_scores(scores)))
+    if len(without):
+        run = scores.runs.iloc[without[0]]
+        raise ValueError(
+            f"expected a score of every run, but loss {run['loss']}, seed {run['seed']}, fold {run['fold']} has none "
+            f"({len(without)} such run{'s' * (len(without) > 1)}): its cases contain none of the classes, and it "
+            "predicts none; use the aggregation absent_perfect, other classes, or folds that contain them"
         )
 
 
@@ -274,8 +283,7 @@ def _method(model: TwoWay | Folds, pairs: Sequence[tuple[str, str]], aggregation
     """The method in words."""
     pooled = isinstance(model, TwoWay) and model.run_df
     return {
-        "score": AGGREGATIONS[aggregation].full_description
-        + (", within each fold" if isinstance(model, Folds) else ""),
+        "score": AGGREGATIONS[aggregation].description + (", within each fold" if isinstance(model, Folds) else ""),
         "test": model.inference.test + (", run variance pooled over losses" if pooled else ""),
         "speaks_of": model.inference.applies_to,
         "p_adjusted": "Holm's method, which is slightly less strict than the interval: the adjusted p-value of an "

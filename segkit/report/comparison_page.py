@@ -196,7 +196,7 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
     result = drawn_part(result)
     metric, several = result["metric"], len(result["losses"]) > 1
     shown = drawn_classes(class_scores)
-    classes, counted = scores.sign * class_scores[:, shown], (~np.isnan(scores.values)).any(0).sum(0)[shown]
+    classes, counted = scores.sign * class_scores[:, shown], (~np.isnan(scores.filled)).any(0).sum(0)[shown]
     class_names = [scores.classes[number] for number in shown]
     loss_of_run, losses = scores.runs["loss"].tolist(), [loss["name"] for loss in result["losses"]]
     curve = "iou" if metric == "iou" else "dice"

@@ -13,7 +13,7 @@ SCORES = {  # by aggregation
     "class_case": "mean {} over cases, then classes",
     "case_class": "mean {} over classes, then cases",
     "groups": "mean {} over groups of cases, then classes",
-    "present": "mean {} over cases with the class, then classes",
+    "absent_perfect": "mean {} over cases, then classes, correct predictions of nothing perfect",
     "median": "median {} of the cases, mean over classes",
     "global": "{} of all pixels, mean over classes",
     "micro": "{} of all pixels and classes",

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -107,7 +107,47 @@ def test_metrics_with_other_ranges(metric, sign):
 
 def test_correctly_predicted_absence_has_distance_zero():
     table = long_table({"a": [[2.0, np.nan]], "b": [[2.0, 40.0]]}).rename(columns={"dice": "hd95"})
-    assert [loss["mean"] for loss in analyse(table, metric="hd95")["losses"]] == [1.0, 21.0]
+    result = analyse(table, metric="hd95", aggregation="absent_perfect")
+    assert [loss["mean"] for loss in result["losses"]] == [1.0, 21.0]
+    assert [loss["mean"] for loss in analyse(table, metric="hd95", missing="perfect")["losses"]] == [1.0, 21.0]
+    assert [loss["mean"] for loss in analyse(table, metric="hd95")["losses"]] == [2.0, 21.0]  # as in an evaluation
+
+
+def test_the_score_of_a_run_does_not_depend_on_other_losses():
+    """A loss that predicts a rare class everywhere does not make the others, which never do, any better."""
+    table = with_counts(np.random.default_rng(11), losses=3, cases=24)
+    eager = table[table["loss"] == "l2"]
+    eager = eager.assign(predicted=eager["predicted"].clip(lower=1), dice=eager["dice"].fillna(0.0))
+    table = pd.concat([table[table["loss"] != "l2"], eager])
+
+    def difference(rows, **options):
+        return next(pair["difference"] for pair in analyse(rows, resamples=0, **options)["pairs"] if pair["b"] == "l1")
+
+    two = table[table["loss"] != "l2"]
+    for rule in ("class_case", "case_class", "groups", "global", "micro"):
+        assert difference(table, aggregation=rule) == pytest.approx(difference(two, aggregation=rule), abs=1e-15)
+    filled = [difference(rows, aggregation="absent_perfect") for rows in (table, two)]
+    assert abs(filled[0] - filled[1]) > 1e-4
+
+
+def test_a_run_without_a_score_is_an_error():
+    """Its cases hold no class, and it predicts none; the other runs predict some."""
+    table = long_table({"a": [[np.nan, np.nan]], "b": [[0.0, 0.0]]})
+    with pytest.raises(ValueError, match=r"expected a score of every run, but loss a, seed 0.*use the aggregation"):
+        analyse(table)
+    assert [loss["mean"] for loss in analyse(table, aggregation="absent_perfect")["losses"]] == [1.0, 0.0]
+
+
+def test_few_groups_of_most_runs_count_and_not_the_many_of_one():
+    """One run predicts a rare class in every case; for the others, three cases are behind its score."""
+    common, rare = np.full((3, 30), 0.8), np.full((3, 30), np.nan)
+    rare[:, :3] = 0.4
+    eager = np.where(np.isnan(rare), 0.0, rare)
+    tables = [long_table({"a": values, "b": other}) for values, other in ((common, common), (rare, eager))]
+    table = pd.concat([part.assign(**{"class": name}) for part, name in zip(tables, ("common", "rare"), strict=True)])
+    scores = read_scores(table, "dice")
+    assert effective_groups(scores, *scores.blocks[0]) == (3, "rare")
+    assert effective_groups(replace(scores, aggregation="absent_perfect"), *scores.blocks[0]) == (30, "common")
 
 
 def test_with_unequal_spread_losses_have_mostly_their_own_variance():
@@ -325,7 +365,7 @@ def test_missing_values_are_not_silently_perfect(tmp_path):
     number = int(table["dice"].isna().sum())
     assert any(f"{number} values are missing" in words for words in analyse(table)["warnings"])
     table.to_csv(tmp_path / "table.csv", index=False)
-    with pytest.raises(TableError, match=rf"{number} values are missing .*--missing perfect.*--missing worst"):
+    with pytest.raises(TableError, match=rf"(?s){number} values are missing .*absent.*perfect.*worst"):
         compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis(), QUIET)
     filled = analyse(table.fillna({"dice": 0.0}))
     assert analyse(table, missing="worst")["pairs"] == filled["pairs"]
@@ -387,22 +427,20 @@ def with_counts(generator, losses=2, runs=2, cases=9, classes=("x", "y")):
 def by_rule(table, rule, loss, seed):
     """The score of a run by an aggregation, with loops over the table."""
     own = table[(table["loss"] == loss) & (table["seed"] == seed)]
-    counted = table[table["dice"].notna()].groupby(["case", "class"]).size().index
-    filled = dict(zip(zip(own["case"], own["class"], strict=True), own["dice"], strict=True))
-    value = {(case, name): (1.0 if np.isnan(filled[case, name]) else filled[case, name]) for case, name in counted}
-    names = sorted({name for _case, name in counted})
+    value = {(row["case"], row["class"]): row["dice"] for row in own.to_dict("records") if row["dice"] == row["dice"]}
+    if rule == "absent_perfect":
+        anywhere = table[table["dice"].notna()]
+        pairs = set(zip(anywhere["case"], anywhere["class"], strict=True))
+        value = {**dict.fromkeys(pairs, 1.0), **value}
+    names = sorted({name for _case, name in value})
     sums = own.groupby("class")[["tp", "predicted", "reference"]].sum()
     if rule == "global":
         return np.mean([2 * sums["tp"][n] / (sums["predicted"][n] + sums["reference"][n]) for n in names])
     if rule == "micro":
         return 2 * sums["tp"].sum() / (sums["predicted"].sum() + sums["reference"].sum())
     if rule == "case_class":
-        cases = sorted({case for case, _name in counted})
+        cases = sorted({case for case, _name in value})
         return np.mean([np.mean([value[c, n] for n in names if (c, n) in value]) for c in cases])
-    if rule == "present":
-        return np.mean(
-            [np.mean([v for (c, n), v in filled.items() if n == name and not np.isnan(v)]) for name in names]
-        )
     if rule == "groups":
         group = own.drop_duplicates("case").set_index("case")["group"]
         found = []
@@ -473,7 +511,7 @@ def test_every_smooth_aggregation_gives_verdicts(rule):
     ("options", "message"),
     [
         ({"aggregation": "median"}, "median has no interval"),
-        ({"aggregation": "mean"}, "class_case, case_class, groups, present, global, micro, got mean"),
+        ({"aggregation": "mean"}, "class_case, case_class, groups, absent_perfect, global, micro, got mean"),
         ({"aggregation": "micro", "metric": "nsd"}, "expected dice or iou for the aggregation micro"),
     ],
 )
@@ -520,7 +558,7 @@ def test_missing_worst_counts_in_every_aggregation():
     table = long_table({"good": good, "gives up": easy})
     result = analyse(table, missing="worst")
     assert {rule["ranks"]["good"] for rule in result["ranks"]["rules"].values()} == {1}
-    (pair,) = analyse(table, missing="worst", aggregation="present")["pairs"]
+    (pair,) = analyse(table, missing="worst", aggregation="absent_perfect")["pairs"]
     assert (pair["a"], pair["verdict"]) == ("good", "better")
 
 
@@ -550,7 +588,7 @@ def test_a_class_without_reference():
     rows = table[(table["loss"] == "l1") & (table["seed"] == 1) & (table["class"] == "x")]
     dice = 2 * rows["tp"].sum() / (rows["predicted"].sum() + rows["reference"].sum())
     run = next(run for run in result["losses"][1]["runs"] if run["seed"] == 1)
-    assert run["mean"] == pytest.approx((dice + 1) / 2)
+    assert run["mean"] == pytest.approx(dice)
 
 
 def test_warnings_about_boundary_rates_and_noise():

@@ -255,7 +255,7 @@ def test_derivatives_for_groups_are_those_of_the_full_matrix():
     scores = read_scores(table, "dice")
     weights = np.ones((4, 12), complex)
     weights[scores.group, np.arange(12)] += 1e-20j
-    for name in ("class_case", "case_class", "groups", "present"):
+    for name in ("class_case", "case_class", "groups", "absent_perfect"):
         expected = AGGREGATIONS[name].score(scores, weights) if name != "groups" else None
         perturbed = AGGREGATIONS[name].score(scores, PerturbedGroups(np.ones(12), scores.group, 4))
         np.testing.assert_allclose(np.real(perturbed), np.broadcast_to(run_scores_by(scores, name), (4, 4)))

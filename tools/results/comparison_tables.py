@@ -154,6 +154,23 @@ def natural_difference(pair: Mapping[str, Any] | None, sign: int, digits: int) -
     return f"{with_sign(sign * pair['difference'], digits)} ± {(high - low) / 2:.{digits}f}{star}"
 
 
+def rules_table() -> str:
+    """CamVid by three rules for cases without a class, and whose pixels are added up."""
+    study, rows = "camvid", []
+    rules = ("class_case", "absent_perfect", "global")
+    means = {rule: means_of(study, "dice", rule) for rule in rules}
+    pairs = {rule: against_baseline(study, "dice", rule) for rule in rules}
+    for loss in sorted(means["class_case"], key=lambda loss: -means["class_case"][loss]):
+        cells = []
+        for rule in rules:
+            pair = pairs[rule].get(loss)
+            against = f"{signed(pair['difference'])}{points(pair['ci95_adjusted'])} {pair['verdict']}" if pair else "-"
+            cells += [f"{means[rule][loss]:.3f}", against]
+        rows.append([shown(loss), *cells])
+    words = ("does not count", "counts as perfect if another run predicts it", "pixels of all cases added up")
+    return markdown(["loss", *itertools.chain.from_iterable((text, "points, verdict") for text in words)], rows)
+
+
 def decided_pairs_table() -> str:
     """The pairs of losses that are decided in one direction on several data sets and nowhere in the other."""
     names = measured()
@@ -162,7 +179,7 @@ def decided_pairs_table() -> str:
     several = [pair for pair, each in signs.items() if each.count(1) >= 2 and -1 not in each]
     once = [pair for pair, each in signs.items() if each.count(1) == 1 and -1 not in each]
     mixed = [(a, b) for (a, b), each in signs.items() if 1 in each and -1 in each and a < b]
-    poor = {loss for name in names for loss in means_of(name) if loss not in competitive(name)}
+    poor = {loss for name in names for loss in means_of(name) if loss not in {*competitive(name), AGAIN}}
     rows = [[a, b, *(results[name][a, b][1] for name in names)] for a, b in several if not {a, b} & poor]
     notes = [
         "\\* The interval excludes 0.",

@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from results.comparison_tables import over_all_datasets
-from results.data import DATASETS, NotMeasured, losses_of, measured, pairs_of, verdicts
+from results.data import DATASETS, NotMeasured, losses_of, means_of, measured, pairs_of, verdicts
 from results.statistics import naive_verdicts
 from segkit.report.comparison_figures import demsar_figure
 
@@ -41,8 +41,8 @@ def draw_single_runs(path: Path) -> None:
 
 def draw_winners(axis: Axes, name: str) -> AxesImage:
     """One data set. Rows and columns are losses, the best mean first."""
-    samples = losses_of(name)
-    order = sorted(samples, key=lambda loss: -samples[loss].mean())
+    samples, means = losses_of(name), means_of(name)
+    order = [loss for loss in sorted(means, key=lambda loss: -means[loss]) if loss in samples]
     place = {loss: number for number, loss in enumerate(order)}
     balance, both = np.full((len(order), len(order)), np.nan), []
     for first, second in pairs_of(samples):

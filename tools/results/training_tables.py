@@ -66,10 +66,11 @@ def curve_table() -> str:
     """Hippocampus by the time of training, on one fold, beside a MONAI script with the same cases."""
     curve = trainings("hippocampus_curve")
     fold = curve[0]["fold"].iloc[0]
-    runs, cases = (
+    tables: list[Rows] = [
         pd.concat([table, folds[folds["fold"] == fold]])
         for table, folds in zip(curve, trainings("hippocampus"), strict=True)
-    )
+    ]
+    runs, cases = tables
     monai_runs, monai_cases = trainings("hippocampus_monai")
     rows = []
     for run in runs.sort_values("steps").to_dict("records"):

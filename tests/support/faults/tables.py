@@ -161,7 +161,7 @@ def analysed(folder: Path, tries: int, seed: int) -> Iterator[str | None]:
     for _ in range(tries):
         content = with_other_cells(valid_table(generator), generator)
         file.write_bytes(content)
-        settings = Analysis(missing=generator.choice((None, "perfect", "worst")))
+        settings = Analysis(missing=generator.choice((None, "absent", "perfect", "worst")))
         console = Console(file=io.StringIO(), width=100)
         result = outcome(lambda: compare_table(file, folder / "out", settings, console), content)  # noqa: B023
         yield result
