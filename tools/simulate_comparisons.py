@@ -22,6 +22,10 @@ does not know it, and if it does.
 The fifth table is about losses that are trained with the same seeds: a part of the variance of runs is then shared by
 the runs of all losses with one seed. It shows the share of comparisons of equal losses with any false verdict, and the
 half width of the adjusted intervals.
+
+The sixth table is about a rare class, which 15 of 60 cases contain, beside a common one. Each run predicts it falsely
+in a share of the other cases that is its own (Beta(1, 3)), and does not have a score in the rest. It shows the same
+shares for both rules about such cases (the aggregations class_case and absent_perfect).
 """
 
 import argparse
@@ -31,14 +35,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
+from segkit.compare.score_table import read_scores
 from segkit.compare.statistics import pair_results
-from segkit.compare.variance_models import Folds, TwoWay
+from segkit.compare.variance_models import Folds, TwoWay, fit_variance_model
 
 RUN, WIDE, NARROW, INTERACTION, RESIDUAL = 0.004, 0.008, 0.002, 0.01, 0.02
 SHIFT = 0.01  # the true difference of the power of a cross-validation
-TABLES = ("errors", "power", "folds", "fold-seeds", "seeds")
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,35 @@ def shared_seed_rates(losses: int, runs: int, shared: float, comparisons: int, s
     return float(np.mean(false)), float(np.median(widths))
 
 
+def absence_rates(losses: int, runs: int, aggregation: str, comparisons: int, seed: int = 5) -> tuple[float, float]:
+    """As `shared_seed_rates`, where a class is absent from most cases."""
+    generator = np.random.default_rng([seed, losses, runs])
+    false, widths = [], []
+    for _ in range(comparisons):
+        scores = read_scores(table_with_rare_class(generator, losses, runs), "dice", aggregation=aggregation)
+        pairs = list(itertools.combinations(scores.losses, 2))
+        results = pair_results(pairs, fit_variance_model(scores), 0.0, {})
+        false.append(wrong(results))
+        widths += [(result["ci95_adjusted"][1] - result["ci95_adjusted"][0]) / 2 for result in results]
+    return float(np.mean(false)), float(np.median(widths))
+
+
+def table_with_rare_class(generator: np.random.Generator, losses: int, runs: int, cases: int = 60) -> pd.DataFrame:
+    """A long table of equal losses with a common class, and a rare one in a quarter of the cases."""
+    common, rare = (simulated(generator, [RUN] * losses, runs, cases) for _ in range(2))
+    parts = []
+    for loss in common:
+        eager = generator.beta(1, 3, (runs, 1))
+        spurious = np.where(generator.uniform(size=(runs, cases)) < eager, 0.0, np.nan)
+        in_case = np.arange(cases) < cases // 4
+        of_class = {"common": 0.8 + common[loss], "rare": np.where(in_case, 0.5 + rare[loss], spurious)}
+        for name, values in of_class.items():
+            run, case = np.indices(values.shape)
+            columns = {"seed": run.ravel(), "case": case.ravel(), "dice": values.ravel().clip(0, 1)}
+            parts.append(pd.DataFrame({"loss": loss, "class": name, **columns}))
+    return pd.concat(parts, ignore_index=True)
+
+
 def print_errors(comparisons: int) -> None:
     print("| losses | seeds | cases | equal | every second wide | one wide | Wilcoxon, one run |")
     print("|--:|--:|--:|--:|--:|--:|--:|")
@@ -247,14 +281,34 @@ def print_seeds(comparisons: int) -> None:
         print(f"| {losses} | {runs} | {100 * shared:.0f} % | {rate:.3f} | {100 * width:.2f} |", flush=True)
 
 
+def print_absent(comparisons: int) -> None:
+    print("| losses | seeds | class_case: false verdicts | half width, points | absent_perfect | half width |")
+    print("|--:|--:|--:|--:|--:|--:|")
+    for losses, runs in itertools.product((2, 8), (3, 5)):
+        cells = []
+        for aggregation in ("class_case", "absent_perfect"):
+            rate, width = absence_rates(losses, runs, aggregation, comparisons)
+            cells += [f"{rate:.3f}", f"{100 * width:.1f}"]
+        print("| " + " | ".join([str(losses), str(runs), *cells]) + " |", flush=True)
+
+
+TABLES = {
+    "errors": print_errors,
+    "power": print_power,
+    "folds": print_folds,
+    "fold-seeds": print_fold_seeds,
+    "seeds": print_seeds,
+    "absent": print_absent,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comparisons", type=int, default=1000)
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="tables to print (default: all)")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="tables (default: all)")
     arguments = parser.parse_args()
-    functions = dict(zip(TABLES, (print_errors, print_power, print_folds, print_fold_seeds, print_seeds), strict=True))
     for table in arguments.tables:
-        functions[table](arguments.comparisons)
+        TABLES[table](arguments.comparisons)
         print()
 
 

@@ -45,7 +45,7 @@ WHEN = {
     "jaccard": "When the score is IoU. For hard targets it ranks predictions for a class in the same order as `dice`.",
     "tversky": "When false positives and false negatives have different costs: raise `beta` for recall, `alpha` for precision.",
     "focal_tversky": "Like `tversky`, with more weight on classes that are nearly right (gamma below 1) or far from it (above 1).",
-    "generalized_dice": "For a few classes of different size that are all present. With the eleven classes of street scenes, of which the largest has 190 times the pixels of the smallest, it failed ([Results](../results.md#camvid-300-steps)). If classes are often absent, use `dice`.",
+    "generalized_dice": "For a few classes of different size that are all present. On street scenes with eleven classes, of which the largest has 195 times the pixels of the smallest, it failed in short trainings ([Results](../results.md#camvid-300-steps)). If classes are often absent, use `dice`.",
     "log_cosh_dice": "Like `dice`, with less weight on classes that are nearly right, like `focal_tversky` with gamma 2. Its values are small (at most "
     "0.434 per class), so weigh it against other terms.",
     "dice_semimetric": "For soft labels, such as several annotators, soft labels of a teacher or label smoothing, when the score is Dice. For "
@@ -59,7 +59,7 @@ WHEN = {
     "exponential_log": "For many classes of very different sizes: the logarithm raises the gradient of classes with little overlap. With gamma below 1, "
     "pixels that are nearly right keep a large weight, so the loss is sensitive to wrong labels.",
     "lovasz_softmax": "To raise IoU after or together with the cross-entropy (`ce_then_lovasz`, `ce_lovasz`). Alone and from the "
-    "start it is reported to train poorly; on hippocampus and membranes it had the highest mean of thirteen losses, on street scenes the fifth, on vessels the sixth ([Results](../results.md)).",
+    "start it is reported to train poorly; on hippocampus and membranes it had the highest mean of thirteen losses, on street scenes the fifth (by another rule about frames without a class, the eleventh), on vessels the sixth ([Results](../results.md)).",
     "lovasz_hinge": "Like `lovasz_softmax` for binary and overlapping classes, with a margin instead of probabilities.",
     "boundary": "Beside a region loss, for a foreground that is small and whose false positives lie far away: `dice_ce_boundary` raises its "
     "weight from 0 to 0.1 during the run; the authors raise it by 0.01 in every epoch. Alone it can be lowered by predicting nothing.",

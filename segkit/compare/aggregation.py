@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from segkit.compare.score_table import Scores, counted_mean
+from segkit.compare.score_table import COUNTED, Scores, counted_mean
 
 POOLED_METRICS = ("dice", "iou")
+RENAMED = {"present": ", which is now the same as class_case"}
 STEP = 1e-20  # imaginary, for complex-step derivatives, whose imaginary part has no cancellation error
 CHUNK = 2**17  # weights of cases that are sorted at a time, which stay in the processor's cache
 
@@ -242,21 +243,27 @@ def effective_groups(scores: Scores, runs: np.ndarray, cases: np.ndarray) -> tup
     The class is None for an aggregation that pools classes.
     """
     aggregation = AGGREGATIONS[scores.aggregation]
-    matrix = membership(np.unique(scores.group[cases], return_inverse=True)[1], len(np.unique(scores.group[cases])))
+    unique_groups, group = np.unique(scores.group[cases], return_inverse=True)
+    matrix = membership(group, len(unique_groups))
     if aggregation.pooled:
         assert scores.counts is not None
-        sizes = scores.counts[np.ix_(runs, cases)][..., 1:].sum((0, 3))[None]
+        sizes = scores.counts[np.ix_(runs, cases)][..., 1:].sum((0, 3))
+        numbers = _effective_number(matrix @ (sizes if aggregation.by_class else sizes.sum(1, keepdims=True)))
     else:
         values = scores.filled if aggregation.filled else scores.values
-        sizes = (~np.isnan(values[np.ix_(runs, cases)])).astype(float)
-    sizes = sizes if aggregation.by_class else sizes.sum(2, keepdims=True)
-    group_sizes = np.stack([matrix @ of_run for of_run in sizes])  # [runs, groups, classes]
-    group_sizes = group_sizes if aggregation.pooled else (group_sizes > 0).astype(float)
-    with np.errstate(invalid="ignore"):
-        numbers = group_sizes.sum(1) ** 2 / (group_sizes**2).sum(1)
-    numbers = np.where(np.isnan(numbers), np.inf, numbers).min(0)  # a class that does not count in a run
+        numbers = np.full(len(scores.classes) if aggregation.by_class else 1, np.inf)
+        for run in runs:
+            counted = ~np.isnan(values[run, cases])
+            counted = counted if aggregation.by_class else counted.any(1, keepdims=True)
+            numbers = np.minimum(numbers, _effective_number((matrix @ counted.astype(float) > 0).astype(float)))
     smallest = int(numbers.argmin())
     return float(numbers[smallest]), scores.classes[smallest] if aggregation.by_class else None
+
+
+def _effective_number(sizes: np.ndarray) -> np.ndarray:
+    """The effective number of groups for each class, from their sizes [G, C]; infinite if no group counts."""
+    squares = (sizes**2).sum(0)
+    return np.divide(sizes.sum(0) ** 2, squares, out=np.full(sizes.shape[1], np.inf), where=squares > 0)
 
 
 def class_scores(scores: Scores) -> np.ndarray:
@@ -270,12 +277,20 @@ def class_scores(scores: Scores) -> np.ndarray:
     return np.stack(columns, 1)
 
 
+def score_in_words(scores: Scores) -> str:
+    """How the score of a run is computed, and which cases count."""
+    aggregation = AGGREGATIONS[scores.aggregation]
+    pixels_only = aggregation.pooled or aggregation.filled
+    return aggregation.description if pixels_only else f"{aggregation.description}; {COUNTED[scores.missing]}"
+
+
 def check_aggregation(name: str, metric: str) -> None:
     """Raise ValueError if an aggregation is unknown, or if it cannot give verdicts for this metric."""
     aggregation = AGGREGATIONS.get(name)
     if aggregation is None or not aggregation.smooth:
         supported = ", ".join(name for name, aggregation in AGGREGATIONS.items() if aggregation.smooth)
         reason = ", because a median has no interval from which a verdict could be read" if aggregation else ""
+        reason = RENAMED.get(name, reason)
         raise ValueError(f"expected the aggregation to be one of {supported}, got {name}{reason}")
     if aggregation.pooled and metric not in POOLED_METRICS:
         supported = " or ".join(POOLED_METRICS)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from segkit.compare.across_datasets import over_datasets
-from segkit.compare.aggregation import check_aggregation, class_scores
+from segkit.compare.aggregation import check_aggregation, class_scores, run_scores
 from segkit.compare.design import file_name
 from segkit.compare.disagreement import disagreement
 from segkit.compare.sanity_checks import aggregation_warnings, identical_runs, noise_warnings, operating_point_warnings
@@ -42,6 +43,7 @@ from segkit.utils.csv_tables import write_table
 from segkit.utils.files import replace_text
 
 FIGURES = "figures"  # a folder that the report itself uses
+NO_SCORE = "no score, since its cases contain none of the classes and it predicts none"
 
 
 class TableError(ValueError):
@@ -234,9 +236,11 @@ def write_comparison(
             f"{scores.number_missing} values are missing where other runs have a value; say what they mean:"
             + "".join(f"\n  --missing {name}: {meaning}" for name, meaning in MISSING.items())
         )
-    incomplete = [loss for loss in scores.losses_with_missing_folds() if loss in context.failed]
+    context = replace(context, failed=_failures(context.failed, scores))
+    incomplete = {loss for loss in scores.losses_with_missing_folds() if loss in context.failed}
+    incomplete |= set(scores.runs["loss"][np.isnan(run_scores(scores))])
     if incomplete and len(incomplete) < len(scores.losses):  # otherwise the analysis raises an error with the reason
-        scores = scores.without(incomplete)
+        scores = scores.without(sorted(incomplete))
     result = _result(table, compared, scores, analysis, context)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -278,6 +282,15 @@ def _result(table: Any, compared: Any, scores: Scores, analysis: Analysis, conte
     return result
 
 
+def _failures(failed: Mapping[str, Mapping[str, str]], scores: Scores) -> dict[str, dict[str, str]]:
+    """The failed runs of each loss, {loss: {run: reason}}, with those that have no score."""
+    runs = scores.runs[np.isnan(run_scores(scores))]
+    without: dict[str, dict[str, str]] = {str(loss): {} for loss in runs["loss"]}
+    for run in runs.to_dict("records"):
+        without[run["loss"]][f"{run['loss']}, seed {run['seed']}, fold {run['fold']}"] = NO_SCORE
+    return {loss: {**failed.get(loss, {}), **without.get(loss, {})} for loss in dict.fromkeys([*failed, *without])}
+
+
 def _without_repeated_baseline(table: Any, analysis: Analysis) -> Any:
     """The table without the repeated baseline, which belongs to no family of pairs."""
     return table if analysis.repeated_baseline is None else table[table["loss"] != analysis.repeated_baseline[0]]
@@ -291,7 +304,7 @@ def _noise_floor(table: pd.DataFrame, analysis: Analysis, context: ReportContext
     if both["loss"].nunique() < 2:
         return None
     scores = read_scores(both, analysis.metric, context.foreground, aggregation=analysis.aggregation)
-    if scores.losses_with_missing_folds():
+    if scores.losses_with_missing_folds() or np.isnan(run_scores(scores)).any():
         return None
     result = analyse_scores(
         scores,

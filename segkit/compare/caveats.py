@@ -103,6 +103,11 @@ def _case_caveats(scores: Scores, model: TwoWay | Folds) -> Iterator[str]:
             f"{classes}: absent from every reference but predicted by some runs, so the score depends on false "
             "positives alone; exclude the class with evaluation.exclude_classes, or --classes for a table"
         )
+    if classes := _classes_of_some_runs(scores):
+        yield (
+            f"{classes}: neither in the reference nor predicted in all cases of some runs, so the means of these runs "
+            "average fewer classes than those of the others; exclude the class, or use folds that contain it"
+        )
     if isinstance(model, TwoWay) and model.over != "runs and cases":
         yield f"the results apply to {model.inference.applies_to}"
     if scores.runs["fold"].nunique() > 1 and isinstance(model, TwoWay):
@@ -201,6 +206,15 @@ def _classes_absent_in_folds(scores: Scores) -> str:
         if names:
             descriptions.append(f"{', '.join(names)} in fold {scores.runs['fold'].iloc[runs[0]]}")
     return "; ".join(descriptions)
+
+
+def _classes_of_some_runs(scores: Scores) -> str:
+    """The classes that count in some runs and not in others with the same cases, as text."""
+    found: set[int] = set()
+    for runs, cases in scores.blocks:
+        counted = (~np.isnan(scores.values[np.ix_(runs, cases)])).any(1)
+        found |= set(np.flatnonzero(counted.any(0) & ~counted.all(0)).tolist())
+    return ", ".join(scores.classes[number] for number in sorted(found))
 
 
 def _standard_deviations(model: TwoWay | Folds) -> str:

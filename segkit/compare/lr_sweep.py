@@ -61,7 +61,8 @@ def choose_rates(tried: pd.DataFrame, metric: str) -> dict[str, float]:
 def tried_rates(trials: Sequence[Unit], design: Design) -> pd.DataFrame:
     """The score of each finished trial, with the columns loss, rate, score and cases (the number of validation cases).
 
-    All trials are evaluated on the same cases, as are all runs of the comparison.
+    All trials are evaluated on the same cases, as are all runs of the comparison. A trial without a score, whose cases
+    contain no class and which predicts none, has NaN.
 
     Raises:
         ConfigError: No validation case has a value of the metric.

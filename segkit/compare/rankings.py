@@ -58,7 +58,7 @@ def rankings(scores: Scores, pairs: Sequence[tuple[str, str]], resamples: int, s
         }
         if drawn is not None:
             resampled = np.concatenate([loss_means(scores, name, chunk) for chunk in drawn.chunks()])
-            resampled = resampled[~np.isnan(resampled).any(1)]  # drop resamples without any counted case
+            resampled = resampled[~np.isnan(resampled).any(1)]  # drop resamples in which some loss has no score
             verdict_means = resampled if verdict_means is None else verdict_means
             result["shares"] = _rank_shares(scores, resampled) if len(resampled) else None
         results[name] = result
@@ -122,7 +122,7 @@ def _multinomial(generator: np.random.Generator, items: int, resamples: int) -> 
 
 def _ranks(scores: Scores, means: np.ndarray, method: Literal["average", "min"] = "average") -> np.ndarray:
     """Ranks [B, L], 1 for the best; ties get the mean or the best of their ranks."""
-    return stats.rankdata(-scores.sign * means, method, axis=1)
+    return stats.rankdata(-scores.sign * means, method, axis=1, nan_policy="omit")
 
 
 def _by_loss(scores: Scores, values: np.ndarray) -> dict[str, float | None]:

@@ -23,6 +23,11 @@ MISSING = {  # what --missing means
     "perfect": "the same, and the case counts as perfect",
     "worst": "there is no result",
 }
+COUNTED = {  # by what missing values mean: which cases count for a class
+    "absent": "a case does not count for a class that is in neither reference nor prediction of the run",
+    "perfect": "a case without a value of the run counts as perfect if another run has one",
+    "worst": "a case without a value of the run counts as worst if another run has one",
+}
 DEFAULT_MARGIN = 0.005
 DEFAULT_AGGREGATION = "class_case"
 CHALLENGER = ["task", "case", "algorithm", "value"]
@@ -119,6 +124,14 @@ class Scores:
     def sign(self) -> int:
         """The factor that makes larger values better."""
         return metric_properties(self.metric).sign
+
+    @property
+    def always_counted(self) -> np.ndarray:
+        """The cases that count for a class in every run that has the case, bool [N, C]."""
+        counted = np.ones((len(self.cases), len(self.classes)), bool)
+        for runs, cases in self.blocks:
+            counted[cases] &= (~np.isnan(self.values[np.ix_(runs, cases)])).all(0)
+        return counted
 
     def of(self, loss: str) -> np.ndarray:
         """The filled values of the runs of a loss, [runs, N, C]."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from segkit.compare.aggregation import AGGREGATIONS, check_aggregation, is_available, run_scores
+from segkit.compare.aggregation import check_aggregation, is_available, run_scores, score_in_words
 from segkit.compare.caveats import caveats, separate_runs
 from segkit.compare.rankings import rankings
 from segkit.compare.score_table import DEFAULT_AGGREGATION, DEFAULT_MARGIN, Missing, Scores, read_scores
@@ -47,7 +47,7 @@ def analyse(
     A run is one (seed, fold) of a loss. Cases of one group, such as scans of one patient, are treated as dependent.
 
     A value is NaN if the class is absent from both prediction and reference. The case then does not count for the class
-    in this run, as in an evaluation of the run alone, so that the score of a run does not depend on the other runs.
+    in this run, as in an evaluation by the rules `segkit`, so that no other run changes the score of a run.
 
     A difference is a - b for overlaps and b - a for distances, so a positive difference favours a. Intervals and
     p-values are two-sided. `p_adjusted` uses Holm's correction over the pairs that have a p-value. `ci95_adjusted`,
@@ -84,10 +84,10 @@ def analyse(
         seed: Seed of the bootstrap.
 
     Returns:
-        The contents of `comparison.json`: settings (`metric`, `aggregation`, `baseline`, `family`, `margin`), what the
-        numbers are based on (`classes`, `cases`, `groups`), the `losses` with mean, interval and runs, the `pairs` with
-        difference, intervals, p-values and verdict, variance `components`, `ranks`, the `method` in words and
-        `warnings`. A value that cannot be computed is None, and a `reason` next to it gives the cause.
+        The contents of `comparison.json`: settings (such as `metric`, `aggregation`, `missing`, `baseline`, `margin`),
+        what the numbers are based on (`classes`, `cases`, `groups`), the `losses` with mean, interval and runs, the
+        `pairs` with difference, intervals, p-values and verdict, variance `components`, `ranks`, the `method` in words
+        and `warnings`. A value that cannot be computed is None, and a `reason` next to it gives the cause.
 
     Raises:
         ValueError: Columns, classes or cases of a run are missing, rows are repeated, values are out of range, or an
@@ -130,6 +130,7 @@ def analyse_scores(
     return {
         "metric": scores.metric,
         "aggregation": scores.aggregation,
+        "missing": scores.missing,
         "baseline": baseline,
         "family": family,
         "margin": margin,
@@ -143,7 +144,7 @@ def analyse_scores(
         "components": model.components(),
         "equal_spread_p": model.equal_spread_p,
         "ranks": rankings(scores, pairs, resamples, seed),
-        "method": _method(model, pairs, scores.aggregation),
+        "method": _method(model, pairs, score_in_words(scores)),
         "warnings": [*caveats(scores, model), *separate_runs(compared, model)],
     }
 
@@ -178,7 +179,7 @@ def _check_scores(scores: Scores) -> None:
         raise ValueError(
             f"expected a score of every run, but loss {run['loss']}, seed {run['seed']}, fold {run['fold']} has none "
             f"({len(without)} such run{'s' * (len(without) > 1)}): its cases contain none of the classes, and it "
-            "predicts none; use the aggregation absent_perfect, other classes, or folds that contain them"
+            "predicts none; use other classes, folds that contain them, or the aggregation absent_perfect"
         )
 
 
@@ -279,11 +280,11 @@ def _seeds_needed(signs: dict[str, int], model: TwoWay, margin: float, alpha: fl
     return run_numbers[index] if index < len(run_numbers) else None
 
 
-def _method(model: TwoWay | Folds, pairs: Sequence[tuple[str, str]], aggregation: str) -> dict[str, str]:
+def _method(model: TwoWay | Folds, pairs: Sequence[tuple[str, str]], score: str) -> dict[str, str]:
     """The method in words."""
     pooled = isinstance(model, TwoWay) and model.run_df
     return {
-        "score": AGGREGATIONS[aggregation].description + (", within each fold" if isinstance(model, Folds) else ""),
+        "score": score + (", within each fold" if isinstance(model, Folds) else ""),
         "test": model.inference.test + (", run variance pooled over losses" if pooled else ""),
         "speaks_of": model.inference.applies_to,
         "p_adjusted": "Holm's method, which is slightly less strict than the interval: the adjusted p-value of an "

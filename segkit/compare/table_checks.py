@@ -197,7 +197,7 @@ def _counts(table: Rows, name: str) -> np.ndarray:
 def _check_left_out_cases(columns: dict[str, Column], values: np.ndarray, counts: Rows, metric: str) -> None:
     """Refuse tables scored by rules that leave out cases in which the class is predicted or in the reference.
 
-    Here a missing value means that the class is absent from both, and it may count as perfect.
+    Here a missing value means that the class is absent from both.
     """
     if not {"predicted", "reference"} <= set(counts) or metric == "recall":
         return

@@ -196,7 +196,7 @@ def pictures(result: Mapping[str, Any], scores: Any, class_scores: np.ndarray, m
     result = drawn_part(result)
     metric, several = result["metric"], len(result["losses"]) > 1
     shown = drawn_classes(class_scores)
-    classes, counted = scores.sign * class_scores[:, shown], (~np.isnan(scores.filled)).any(0).sum(0)[shown]
+    classes, counted = scores.sign * class_scores[:, shown], scores.always_counted.sum(0)[shown]
     class_names = [scores.classes[number] for number in shown]
     loss_of_run, losses = scores.runs["loss"].tolist(), [loss["name"] for loss in result["losses"]]
     curve = "iou" if metric == "iou" else "dice"
@@ -302,7 +302,8 @@ def paired_caption(result: Mapping[str, Any]) -> str:
     kind = "the baseline" if reference == result["baseline"] else "the loss with the best mean"
     limited = f" Vertical axis: the best {PAIRED_LOSSES} of the other losses." if others > PAIRED_LOSSES else ""
     return (
-        f"One dot per case: its mean {result['metric']} over classes and runs, regardless of the aggregation. "
+        f"One dot per case: its mean {result['metric']} over classes and runs, regardless of the aggregation; a run "
+        "that correctly predicts nothing has a perfect score where another run has one. "
         f"Horizontal axis: {reference}, {kind}.{limited}"
     )
 

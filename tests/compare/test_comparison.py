@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -103,51 +103,6 @@ def test_metrics_with_other_ranges(metric, sign):
     assert result["higher_is_better"] == (sign > 0)
     with pytest.raises(ValueError, match=f"expected {metric} from "):
         analyse(table.assign(**{metric: -1.5}), metric=metric, margin=0.01)
-
-
-def test_correctly_predicted_absence_has_distance_zero():
-    table = long_table({"a": [[2.0, np.nan]], "b": [[2.0, 40.0]]}).rename(columns={"dice": "hd95"})
-    result = analyse(table, metric="hd95", aggregation="absent_perfect")
-    assert [loss["mean"] for loss in result["losses"]] == [1.0, 21.0]
-    assert [loss["mean"] for loss in analyse(table, metric="hd95", missing="perfect")["losses"]] == [1.0, 21.0]
-    assert [loss["mean"] for loss in analyse(table, metric="hd95")["losses"]] == [2.0, 21.0]  # as in an evaluation
-
-
-def test_the_score_of_a_run_does_not_depend_on_other_losses():
-    """A loss that predicts a rare class everywhere does not make the others, which never do, any better."""
-    table = with_counts(np.random.default_rng(11), losses=3, cases=24)
-    eager = table[table["loss"] == "l2"]
-    eager = eager.assign(predicted=eager["predicted"].clip(lower=1), dice=eager["dice"].fillna(0.0))
-    table = pd.concat([table[table["loss"] != "l2"], eager])
-
-    def difference(rows, **options):
-        return next(pair["difference"] for pair in analyse(rows, resamples=0, **options)["pairs"] if pair["b"] == "l1")
-
-    two = table[table["loss"] != "l2"]
-    for rule in ("class_case", "case_class", "groups", "global", "micro"):
-        assert difference(table, aggregation=rule) == pytest.approx(difference(two, aggregation=rule), abs=1e-15)
-    filled = [difference(rows, aggregation="absent_perfect") for rows in (table, two)]
-    assert abs(filled[0] - filled[1]) > 1e-4
-
-
-def test_a_run_without_a_score_is_an_error():
-    """Its cases hold no class, and it predicts none; the other runs predict some."""
-    table = long_table({"a": [[np.nan, np.nan]], "b": [[0.0, 0.0]]})
-    with pytest.raises(ValueError, match=r"expected a score of every run, but loss a, seed 0.*use the aggregation"):
-        analyse(table)
-    assert [loss["mean"] for loss in analyse(table, aggregation="absent_perfect")["losses"]] == [1.0, 0.0]
-
-
-def test_few_groups_of_most_runs_count_and_not_the_many_of_one():
-    """One run predicts a rare class in every case; for the others, three cases are behind its score."""
-    common, rare = np.full((3, 30), 0.8), np.full((3, 30), np.nan)
-    rare[:, :3] = 0.4
-    eager = np.where(np.isnan(rare), 0.0, rare)
-    tables = [long_table({"a": values, "b": other}) for values, other in ((common, common), (rare, eager))]
-    table = pd.concat([part.assign(**{"class": name}) for part, name in zip(tables, ("common", "rare"), strict=True)])
-    scores = read_scores(table, "dice")
-    assert effective_groups(scores, *scores.blocks[0]) == (3, "rare")
-    assert effective_groups(replace(scores, aggregation="absent_perfect"), *scores.blocks[0]) == (30, "common")
 
 
 def test_with_unequal_spread_losses_have_mostly_their_own_variance():

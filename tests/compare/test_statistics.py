@@ -154,16 +154,6 @@ def test_scores_match_pandas_with_random_missing_values(seed, groups):
     assert pair["difference"] == pytest.approx(result["losses"][0]["mean"] - result["losses"][1]["mean"])
 
 
-def test_a_correct_prediction_of_nothing_does_not_count_unless_asked_for():
-    nan = np.nan
-    spurious = {"a": [[0.5, nan]], "b": [[0.5, 0.0]]}
-    assert [loss["mean"] for loss in analyse(long_table(spurious))["losses"]] == [0.5, 0.25]
-    filled = analyse(long_table(spurious), aggregation="absent_perfect")
-    assert [loss["mean"] for loss in filled["losses"]] == [0.75, 0.25]
-    never = {"a": [[0.5, nan]], "b": [[0.7, nan]]}
-    assert [loss["mean"] for loss in analyse(long_table(never))["losses"]] == pytest.approx([0.5, 0.7])
-
-
 def test_classes_without_any_case_are_reported():
     values = {loss: np.full((2, 12, 2), 0.5) for loss in "ab"}
     for array in values.values():

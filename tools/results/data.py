@@ -110,8 +110,8 @@ def case_samples(study: str) -> dict[str, np.ndarray]:
     with warnings.catch_warnings(action="ignore"):  # a run of a fold has no score on the cases of other folds
         values = pd.DataFrame(np.nanmean(scores.values, 2), index=index)
     runs = values.groupby(level=[0, 1], sort=False).first()  # each case belongs to one fold
-    samples = {str(loss): runs.loc[loss].to_numpy() for loss in scores.losses}
-    return {loss: table[:, ~np.isnan(table).any(0)] for loss, table in samples.items()}
+    runs = runs.loc[:, runs.notna().all()]  # all losses on the same cases
+    return {str(loss): runs.loc[loss].to_numpy() for loss in scores.losses}
 
 
 def losses_of(study: str) -> dict[str, np.ndarray]:

@@ -23,12 +23,14 @@ def trainings(study: str) -> tuple[Rows, Rows]:
 
 
 def over_groups(cases: Rows, metric: str, digits: int) -> str:
-    """The mean over cases for each class, then over classes, with a 95 % t interval over groups of cases.
+    """The mean over cases, classes and runs, in this order, with a 95 % t interval over groups of cases.
 
-    Runs of a case are averaged first. There is no interval with fewer than ten groups.
+    A run is all folds with one seed. For the interval, the runs of a case are averaged first. There is no interval with
+    fewer than ten groups.
     """
+    of_run: Rows = cases.assign(run=design_seeds(cases)).groupby(["run", "class"])[metric].mean()
+    mean = of_run.groupby("run").mean().mean()
     classes: Rows = cases.groupby(["class", "group", "case"])[metric].mean()
-    mean = classes.groupby("class").mean().mean()
     groups = classes.groupby(["class", "group"]).mean().groupby("group").mean()
     if len(groups) < MIN_GROUPS:
         return f"{mean:.{digits}f}"
