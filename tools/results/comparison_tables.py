@@ -412,16 +412,21 @@ def artefacts_table() -> str:
         both = (name, f"{name}_artefacts")
         means, artefacts = losses_only(means_of("+".join(both))), means_of(both[1])
         pairs = [(artefact, ARTEFACTS[artefact]) for artefact in artefacts]
-        for (artefact, correct), pair in zip(pairs, verdicts("+".join(both), pairs), strict=True):
+        planned = [None] * len(pairs)
+        if name in PLANNED:
+            planned = verdicts("+".join(both), pairs, aggregation=PLANNED[name])
+        for (artefact, correct), pair, before in zip(pairs, verdicts("+".join(both), pairs), planned, strict=True):
             others = [mean for loss, mean in means.items() if loss not in (correct, *artefacts)]
             ranks = [1 + sum(other > means[loss] for other in others) for loss in (correct, artefact)]
             difference = f"{signed(pair['difference'])}{points(pair['ci95_adjusted'])}"
+            as_planned = f"{signed(before['difference'])} {before['verdict']}" if before else "-"
             rows.append(
                 [
                     *(DATASETS[name], artefact, f"{means[artefact]:.4f}", f"{correct} {means[correct]:.4f}"),
-                    *(difference, pair["verdict"], f"{ranks[0]} to {ranks[1]} of {len(others) + 1}"),
+                    *(difference, pair["verdict"], f"{ranks[0]} to {ranks[1]} of {len(others) + 1}", as_planned),
                 ]
             )
     if not rows:
         raise NotMeasured("artefacts")
-    return markdown(["data set", "artefact", "Dice", "instead of", "points", "verdict", "rank"], rows, left=2)
+    headings = ["data set", "artefact", "Dice", "instead of", "points", "verdict"]
+    return markdown([*headings, "rank", "by the planned rule"], rows, left=2)
