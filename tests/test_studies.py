@@ -299,17 +299,21 @@ def test_pairs_are_listed_that_several_data_sets_decide_alike(monkeypatch):
 
     def verdicts(name, pairs):
         both = zip(pairs, decided[name], strict=True)
-        return [{"a": a, "b": b, "verdict": v, "difference": 0.1, "ci95_adjusted": [0, 0.2]} for (a, b), v in both]
+        return [
+            {"a": a, "b": b, "verdict": v, "difference": -0.1 if v == "worse" else 0.1, "ci95_adjusted": [0, 0.2]}
+            for (a, b), v in both
+        ]
 
     monkeypatch.setattr(tables, "measured", lambda: list(decided))
     monkeypatch.setattr(tables, "means_of", lambda _name: dict.fromkeys(["a", "b", "c", "poor"], 0.9))
-    monkeypatch.setattr(tables, "competitive", lambda _name: ["a", "b", "c"])
     monkeypatch.setattr(tables, "verdicts", verdicts)
-    lines = tables.decided_pairs_table().splitlines()
-    assert lines[2].replace("\xa0", " ") == "| a | b | +10.00 ± 10.00 * | +10.00 ± 10.00 * | +10.00 ± 10.00 |"
-    assert lines[3] == ""
-    assert "Not listed: 3 such pairs" in lines[4]
-    assert "Of 6 pairs, 1 are decided on one data set only, and 1 in opposite directions." in lines[4]
+    page = tables.decided_pairs_table().replace("\xa0", " ")
+    same, opposite = page.split("Decided in opposite directions, 1:")
+    assert same.startswith("Decided in the same direction on two data sets or more (\\* the interval excludes 0), 4:")
+    assert "| a | b | +10.00 ± 10.00 * | +10.00 ± 10.00 * | +10.00 ± 10.00 |" in same
+    assert "| a | poor | +10.00 ± 10.00 * | +10.00 ± 10.00 * | +10.00 ± 10.00 |" in same
+    assert "| a | c | -10.00 ± 10.00 * | +10.00 ± 10.00 * | +10.00 ± 10.00 |" in opposite
+    assert opposite.endswith("Of 6 pairs, 1 are decided on one data set only.")
 
 
 def test_folds_share_the_effect_of_their_training_cases():

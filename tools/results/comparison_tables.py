@@ -16,7 +16,6 @@ from results.data import (
     MARGIN,
     TABLES,
     NotMeasured,
-    competitive,
     means_of,
     measured,
     model_of,
@@ -70,7 +69,7 @@ OTHER_SCORES = {
     "chase_db1": [OtherScore("clDice", "cldice")],
     "camvid": [OtherScore("mIoU of all pixels", "iou", "global")],
 }
-PLANNED = {"camvid": "absent_perfect"}  # data sets whose comparison was planned with another aggregation
+OLD_RULE = {"camvid": "absent_perfect"}  # data sets whose comparison was planned with another aggregation
 CALIBRATION = [("dice", "cross_entropy"), ("dice", "dice_ce")]
 
 
@@ -168,30 +167,32 @@ def rules_table() -> str:
             against = f"{signed(pair['difference'])}{points(pair['ci95_adjusted'])} {pair['verdict']}" if pair else "-"
             cells += [f"{means[rule][loss]:.3f}", against]
         rows.append([shown(loss), *cells])
-    words = ("does not count", "counts as perfect if another run predicts it", "pixels of all cases added up")
+    words = ("new rule: does not count", "old rule: perfect if another run predicts it", "pixels of all cases added up")
     return markdown(["loss", *itertools.chain.from_iterable((text, "points, verdict") for text in words)], rows)
 
 
 def decided_pairs_table() -> str:
-    """The pairs of losses that are decided in one direction on several data sets and nowhere in the other."""
+    """The pairs of losses that several data sets decide: in one direction, or in opposite ones."""
     names = measured()
     results = {name: differences_of_all_pairs(name) for name in names}
     signs = {pair: [results[name][pair][0] for name in names] for pair in results[names[0]]}
     several = [pair for pair, each in signs.items() if each.count(1) >= 2 and -1 not in each]
     once = [pair for pair, each in signs.items() if each.count(1) == 1 and -1 not in each]
     mixed = [(a, b) for (a, b), each in signs.items() if 1 in each and -1 in each and a < b]
-    poor = {loss for name in names for loss in means_of(name) if loss not in {*competitive(name), AGAIN}}
-    rows = [[a, b, *(results[name][a, b][1] for name in names)] for a, b in several if not {a, b} & poor]
-    notes = [
-        "\\* The interval excludes 0.",
-        f"Not listed: {len(several) - len(rows)} such pairs with a loss that is more than 5 points below the best of a",
-        f"data set ({', '.join(sorted(poor))}).",
-        f"Of {len(signs) // 2} pairs, {len(once)} are decided on one data set only,",
-        f"and {len(mixed)} in opposite directions.",
-    ]
-    if not rows:
-        return " ".join(["No pair of losses within 5 points of the best is decided on two data sets.", *notes[1:]])
-    return markdown(["loss", "is above", *(DATASETS[name] for name in names)], rows, left=2) + "\n\n" + " ".join(notes)
+
+    def listed(pairs: Sequence[tuple[str, str]], word: str) -> str:
+        rows = [[a, b, *(results[name][a, b][1] for name in names)] for a, b in pairs]
+        return markdown(["loss", word, *(DATASETS[name] for name in names)], rows, left=2) if rows else "None."
+
+    return "\n\n".join(
+        [
+            f"Decided in the same direction on two data sets or more (\\* the interval excludes 0), {len(several)}:",
+            listed(several, "is above"),
+            f"Decided in opposite directions, {len(mixed)}:",
+            listed(mixed, "and"),
+            f"Of {len(signs) // 2} pairs, {len(once)} are decided on one data set only.",
+        ]
+    )
 
 
 def differences_of_all_pairs(study: str) -> dict[tuple[str, str], tuple[int, str]]:
@@ -250,7 +251,7 @@ def contrasts_table() -> str:
     pairs = [(a, b) for _finding, a, b, _expected in CONTRASTS]
     rows, changed = [], []
     columns = [verdicts(name, pairs) for name in names]
-    planned = [verdicts(name, pairs, aggregation=PLANNED.get(name, DEFAULT_AGGREGATION)) for name in names]
+    planned = [verdicts(name, pairs, aggregation=OLD_RULE.get(name, DEFAULT_AGGREGATION)) for name in names]
     by_contrast = zip(CONTRASTS, zip(*columns, strict=True), zip(*planned, strict=True), strict=True)
     for (finding, a, b, expected), results, as_planned in by_contrast:
         cells = [f"{signed(r['difference'])}{points(r['ci95_adjusted'])} {r['verdict']}" for r in results]
@@ -271,7 +272,7 @@ def contrasts_table() -> str:
         rows.append([finding, f"{a} above {b}", *cells, *([outcome(found, "better")] if len(names) > 1 else [])])
     headings = ["published finding", "contrast", *(DATASETS[name] for name in names)]
     table = markdown(headings + (["together"] if len(names) > 1 else []), rows, left=2)
-    return f"{table}\n\nBy the planned rule for CamVid, other verdicts: {'; '.join(changed) or 'none'}."
+    return f"{table}\n\nBy the old rule for CamVid, other verdicts: {'; '.join(changed) or 'none'}."
 
 
 def together_in_words(results: Sequence[Mapping[str, Any]], expected: str) -> str:
@@ -333,7 +334,7 @@ def across_table() -> str:
         [shown(loss), f"{mean:.2f}", *(f"{of_losses[loss]:g}" for of_losses in ranks.values())]
         for loss, mean in sorted(across["mean_ranks"].items(), key=lambda item: item[1])
     ]
-    table = markdown(["loss", "mean rank", *ranks], rows) + f"\n\n{planned_ranks()}"
+    table = markdown(["loss", "mean rank", *ranks], rows) + f"\n\n{old_rule_ranks()}"
     if across["p"] is None:
         return f"{table}\n\n{agreement} No test: {across['reason']}."
     significant = [pair for pair in across["pairs"] if pair["p_adjusted"] < 0.05]
@@ -344,14 +345,14 @@ def across_table() -> str:
     )
 
 
-def planned_ranks() -> str:
-    """The mean ranks by the rule for CamVid that was planned."""
+def old_rule_ranks() -> str:
+    """The mean ranks with the rule for CamVid that the comparison was planned with."""
     of_sets = [
-        ranks_of(losses_only(means_of(name, "dice", PLANNED.get(name, DEFAULT_AGGREGATION)))) for name in measured()
+        ranks_of(losses_only(means_of(name, "dice", OLD_RULE.get(name, DEFAULT_AGGREGATION)))) for name in measured()
     ]
     means = {loss: sum(ranks[loss] for ranks in of_sets) / len(of_sets) for loss in of_sets[0]}
     listed = ", ".join(f"{shown(loss)} {means[loss]:.2f}" for loss in sorted(means, key=lambda loss: means[loss]))
-    return f"Mean ranks by the planned rule for CamVid: {listed}."
+    return f"Mean ranks by the old rule for CamVid: {listed}."
 
 
 def kendall(a: Mapping[str, float], b: Mapping[str, float]) -> float:
@@ -413,20 +414,20 @@ def artefacts_table() -> str:
         means, artefacts = losses_only(means_of("+".join(both))), means_of(both[1])
         pairs = [(artefact, ARTEFACTS[artefact]) for artefact in artefacts]
         planned = [None] * len(pairs)
-        if name in PLANNED:
-            planned = verdicts("+".join(both), pairs, aggregation=PLANNED[name])
+        if name in OLD_RULE:
+            planned = verdicts("+".join(both), pairs, aggregation=OLD_RULE[name])
         for (artefact, correct), pair, before in zip(pairs, verdicts("+".join(both), pairs), planned, strict=True):
             others = [mean for loss, mean in means.items() if loss not in (correct, *artefacts)]
             ranks = [1 + sum(other > means[loss] for other in others) for loss in (correct, artefact)]
             difference = f"{signed(pair['difference'])}{points(pair['ci95_adjusted'])}"
-            as_planned = f"{signed(before['difference'])} {before['verdict']}" if before else "-"
+            by_old_rule = f"{signed(before['difference'])} {before['verdict']}" if before else "-"
             rows.append(
                 [
                     *(DATASETS[name], artefact, f"{means[artefact]:.4f}", f"{correct} {means[correct]:.4f}"),
-                    *(difference, pair["verdict"], f"{ranks[0]} to {ranks[1]} of {len(others) + 1}", as_planned),
+                    *(difference, pair["verdict"], f"{ranks[0]} to {ranks[1]} of {len(others) + 1}", by_old_rule),
                 ]
             )
     if not rows:
         raise NotMeasured("artefacts")
     headings = ["data set", "artefact", "Dice", "instead of", "points", "verdict"]
-    return markdown([*headings, "rank", "by the planned rule"], rows, left=2)
+    return markdown([*headings, "rank", "points by the old rule"], rows, left=2)
