@@ -30,7 +30,7 @@ shares for both rules about such cases (the aggregations class_case and absent_p
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,9 +198,15 @@ def fold_seed_rates(folds: int, runs: int, comparisons: int, seed: int = 4) -> d
 def shared_seed_rates(losses: int, runs: int, shared: float, comparisons: int, seed: int = 3) -> tuple[float, float]:
     """The share of comparisons of equal losses with a false verdict, and the median half width of an interval."""
     generator = np.random.default_rng([seed, losses, runs, round(100 * shared)])
+    return rate_and_width(
+        compared(simulated(generator, [RUN] * losses, runs, 100, shared=shared)) for _ in range(comparisons)
+    )
+
+
+def rate_and_width(comparisons: Iterable[list[dict[str, Any]]]) -> tuple[float, float]:
+    """The share of comparisons with a false verdict, and the median half width of the adjusted intervals."""
     false, widths = [], []
-    for _ in range(comparisons):
-        results = compared(simulated(generator, [RUN] * losses, runs, 100, shared=shared))
+    for results in comparisons:
         false.append(wrong(results))
         widths += [(result["ci95_adjusted"][1] - result["ci95_adjusted"][0]) / 2 for result in results]
     return float(np.mean(false)), float(np.median(widths))
@@ -209,14 +215,13 @@ def shared_seed_rates(losses: int, runs: int, shared: float, comparisons: int, s
 def absence_rates(losses: int, runs: int, aggregation: str, comparisons: int, seed: int = 5) -> tuple[float, float]:
     """As `shared_seed_rates`, where a class is absent from most cases."""
     generator = np.random.default_rng([seed, losses, runs])
-    false, widths = [], []
-    for _ in range(comparisons):
+
+    def results() -> list[dict[str, Any]]:
         scores = read_scores(table_with_rare_class(generator, losses, runs), "dice", aggregation=aggregation)
         pairs = list(itertools.combinations(scores.losses, 2))
-        results = pair_results(pairs, fit_variance_model(scores), 0.0, {})
-        false.append(wrong(results))
-        widths += [(result["ci95_adjusted"][1] - result["ci95_adjusted"][0]) / 2 for result in results]
-    return float(np.mean(false)), float(np.median(widths))
+        return pair_results(pairs, fit_variance_model(scores), 0.0, {})
+
+    return rate_and_width(results() for _ in range(comparisons))
 
 
 def table_with_rare_class(generator: np.random.Generator, losses: int, runs: int, cases: int = 60) -> pd.DataFrame:

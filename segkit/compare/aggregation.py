@@ -280,8 +280,9 @@ def class_scores(scores: Scores) -> np.ndarray:
 def score_in_words(scores: Scores) -> str:
     """How the score of a run is computed, and which cases count."""
     aggregation = AGGREGATIONS[scores.aggregation]
-    pixels_only = aggregation.pooled or aggregation.filled
-    return aggregation.description if pixels_only else f"{aggregation.description}; {COUNTED[scores.missing]}"
+    if aggregation.pooled or aggregation.filled:  # their descriptions say which cases count
+        return aggregation.description
+    return f"{aggregation.description}; {COUNTED[scores.missing]}"
 
 
 def check_aggregation(name: str, metric: str) -> None:

@@ -236,9 +236,9 @@ def write_comparison(
             f"{scores.number_missing} values are missing where other runs have a value; say what they mean:"
             + "".join(f"\n  --missing {name}: {meaning}" for name, meaning in MISSING.items())
         )
-    context = replace(context, failed=_failures(context.failed, scores))
-    incomplete = {loss for loss in scores.losses_with_missing_folds() if loss in context.failed}
-    incomplete |= set(scores.runs["loss"][np.isnan(run_scores(scores))])
+    unscored = scores.runs[np.isnan(run_scores(scores))]
+    context = replace(context, failed=_failures(context.failed, unscored))
+    incomplete = {loss for loss in scores.losses_with_missing_folds() if loss in context.failed} | {*unscored["loss"]}
     if incomplete and len(incomplete) < len(scores.losses):  # otherwise the analysis raises an error with the reason
         scores = scores.without(sorted(incomplete))
     result = _result(table, compared, scores, analysis, context)
@@ -282,13 +282,13 @@ def _result(table: Any, compared: Any, scores: Scores, analysis: Analysis, conte
     return result
 
 
-def _failures(failed: Mapping[str, Mapping[str, str]], scores: Scores) -> dict[str, dict[str, str]]:
+def _failures(failed: Mapping[str, Mapping[str, str]], unscored: pd.DataFrame) -> dict[str, dict[str, str]]:
     """The failed runs of each loss, {loss: {run: reason}}, with those that have no score."""
-    runs = scores.runs[np.isnan(run_scores(scores))]
-    without: dict[str, dict[str, str]] = {str(loss): {} for loss in runs["loss"]}
-    for run in runs.to_dict("records"):
-        without[run["loss"]][f"{run['loss']}, seed {run['seed']}, fold {run['fold']}"] = NO_SCORE
-    return {loss: {**failed.get(loss, {}), **without.get(loss, {})} for loss in dict.fromkeys([*failed, *without])}
+    failures = {loss: dict(runs) for loss, runs in failed.items()}
+    for run in unscored.to_dict("records"):
+        name = f"{run['loss']}, seed {run['seed']}, fold {run['fold']}"
+        failures.setdefault(run["loss"], {})[name] = NO_SCORE
+    return failures
 
 
 def _without_repeated_baseline(table: Any, analysis: Analysis) -> Any:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from segkit.labels import Labels
 
 SAME_DIRECTION = 1 - 1e-9  # cosine of two float64 gradients above which they have the same direction
-ABSENT_OTHERWISE = {"absent_perfect": "class_case"}  # other aggregations have absent_perfect as their counterpart
 RANK_GAIN = 1.0  # difference from the median rank under other aggregations that is reported
 SKIPPED_SHARE = 0.01  # share of skipped steps that is reported
 BIAS = 0.15  # relative difference between predicted and reference pixels that is reported
@@ -82,22 +81,21 @@ def aggregation_warnings(result: Mapping[str, Any]) -> list[str]:
     ranks = aggregations[used]["ranks"]
     warnings = []
     best = [loss for loss, rank in ranks.items() if rank == 1]
-    ordered = [(best[0], loss) for loss in ranks if loss not in best] if len(best) == 1 else []
-    decided = [pair for pair in result["pairs"] if pair["verdict"] in ("better", "worse")]
-    ordered += [(pair["a"], pair["b"]) if pair["verdict"] == "better" else (pair["b"], pair["a"]) for pair in decided]
-    decided_order = ordered[len(ordered) - len(decided) :]
-    for ahead, behind in dict.fromkeys(ordered):
+    behind_best = [(best[0], loss) for loss in ranks if loss not in best] if len(best) == 1 else []
+    pairs = [pair for pair in result["pairs"] if pair["verdict"] in ("better", "worse")]
+    decided = [(pair["a"], pair["b"]) if pair["verdict"] == "better" else (pair["b"], pair["a"]) for pair in pairs]
+    other_rule = "class_case" if used == "absent_perfect" else "absent_perfect"
+    for ahead, behind in dict.fromkeys([*behind_best, *decided]):
         opposite = [name for name in others if _is_ahead(aggregations[name]["ranks"], behind, ahead)]
         if len(opposite) > len(others) / 2:
             warnings.append(
                 f"{ahead} ranks before {behind} with the aggregation {used}, but after it with {len(opposite)} of "
                 f"{len(others)} other aggregations: the order depends on the aggregation"
             )
-        elif ABSENT_OTHERWISE.get(used, "absent_perfect") in opposite and (ahead, behind) in decided_order:
+        elif other_rule in opposite and (ahead, behind) in decided:
             warnings.append(
-                f"{ahead} ranks before {behind} with the aggregation {used}, but after it with "
-                f"{ABSENT_OTHERWISE.get(used, 'absent_perfect')}: the verdict depends on how a case counts for a class "
-                "that it does not contain"
+                f"{ahead} ranks before {behind} with the aggregation {used}, but after it with {other_rule}: the "
+                "verdict depends on how a case counts for a class that it does not contain"
             )
     for loss, rank in ranks.items():
         other_ranks = [aggregations[name]["ranks"][loss] for name in others]

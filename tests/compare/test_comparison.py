@@ -320,7 +320,8 @@ def test_missing_values_are_not_silently_perfect(tmp_path):
     number = int(table["dice"].isna().sum())
     assert any(f"{number} values are missing" in words for words in analyse(table)["warnings"])
     table.to_csv(tmp_path / "table.csv", index=False)
-    with pytest.raises(TableError, match=rf"(?s){number} values are missing .*absent.*perfect.*worst"):
+    meanings = ".*".join(f"--missing {name}" for name in ("absent", "perfect", "worst"))
+    with pytest.raises(TableError, match=rf"(?s){number} values are missing .*{meanings}"):
         compare_table(tmp_path / "table.csv", tmp_path / "out", Analysis(), QUIET)
     filled = analyse(table.fillna({"dice": 0.0}))
     assert analyse(table, missing="worst")["pairs"] == filled["pairs"]
