@@ -28,7 +28,7 @@ from results.data import (
     table_path,
     verdicts,
 )
-from results.markdown import interval, markdown, points, shown, signed, span, with_sign
+from results.markdown import interval, markdown, shown, signed, span, with_interval, with_sign
 from segkit.compare.across_datasets import over_datasets
 from segkit.compare.score_table import DEFAULT_AGGREGATION
 from segkit.compare.statistics import MAX_RUNS, analyse_scores
@@ -82,7 +82,7 @@ def losses_table(study: str) -> str:
         against = ["-"] * 3
         if loss in pairs:
             pair = pairs[loss]
-            difference = signed(pair["difference"]) + points(pair["ci95_adjusted"])
+            difference = with_interval(pair["difference"], pair["ci95_adjusted"])
             against = [difference, pair["verdict"], seeds_needed(pair)]
         mean = f"{means[loss]:.4f}{interval(model.estimate({loss: 1}).interval())}"
         rows.append([shown(loss), mean, f"{min(seeds):.3f} to {max(seeds):.3f}", *against])
@@ -164,7 +164,7 @@ def rules_table() -> str:
         cells = []
         for rule in rules:
             pair = pairs[rule].get(loss)
-            against = f"{signed(pair['difference'])}{points(pair['ci95_adjusted'])} {pair['verdict']}" if pair else "-"
+            against = f"{with_interval(pair['difference'], pair['ci95_adjusted'])} {pair['verdict']}" if pair else "-"
             cells += [f"{means[rule][loss]:.3f}", against]
         rows.append([shown(loss), *cells])
     words = ("new rule: does not count", "old rule: perfect if another run predicts it", "pixels of all cases added up")
@@ -201,7 +201,7 @@ def differences_of_all_pairs(study: str) -> dict[tuple[str, str], tuple[int, str
     for pair in verdicts(study, pairs_of(losses_only(means_of(study)))):
         decided = {"better": 1, "worse": -1}.get(pair["verdict"], 0)
         for ordered, sign in (((pair["a"], pair["b"]), 1), ((pair["b"], pair["a"]), -1)):
-            text = f"{signed(sign * pair['difference'])}{points(pair['ci95_adjusted'])}"
+            text = with_interval(sign * pair["difference"], pair["ci95_adjusted"])
             differences[ordered] = (sign * decided, text + (" *" if decided else ""))
     return differences
 
@@ -251,17 +251,17 @@ def contrasts_table() -> str:
     pairs = [(a, b) for _finding, a, b, _expected in CONTRASTS]
     rows, changed = [], []
     columns = [verdicts(name, pairs) for name in names]
-    planned = [verdicts(name, pairs, aggregation=OLD_RULE.get(name, DEFAULT_AGGREGATION)) for name in names]
-    by_contrast = zip(CONTRASTS, zip(*columns, strict=True), zip(*planned, strict=True), strict=True)
-    for (finding, a, b, expected), results, as_planned in by_contrast:
-        cells = [f"{signed(r['difference'])}{points(r['ci95_adjusted'])} {r['verdict']}" for r in results]
+    by_old_rule = [verdicts(name, pairs, aggregation=OLD_RULE.get(name, DEFAULT_AGGREGATION)) for name in names]
+    by_contrast = zip(CONTRASTS, zip(*columns, strict=True), zip(*by_old_rule, strict=True), strict=True)
+    for (finding, a, b, expected), results, old_results in by_contrast:
+        cells = [f"{with_interval(r['difference'], r['ci95_adjusted'])} {r['verdict']}" for r in results]
         contrast = f"{a} {'and' if expected == 'equivalent' else 'above'} {b}"
-        together, before = (together_in_words(each, expected) for each in (results, as_planned))
+        together, before = (together_in_words(each, expected) for each in (results, old_results))
         rows.append([finding, contrast, *cells, *([together] if len(names) > 1 else [])])
         changed += [
-            f"{contrast} on {DATASETS[name]} {signed(old['difference'])}{points(old['ci95_adjusted'])} {old['verdict']}"
+            f"{contrast} on {DATASETS[name]} {with_interval(old['difference'], old['ci95_adjusted'])} {old['verdict']}"
             + (f" (together {before})" if before != together else "")
-            for name, new, old in zip(names, results, as_planned, strict=True)
+            for name, new, old in zip(names, results, old_results, strict=True)
             if new["verdict"] != old["verdict"]
         ]
     for a, b in CALIBRATION:
@@ -419,7 +419,7 @@ def artefacts_table() -> str:
         for (artefact, correct), pair, before in zip(pairs, verdicts("+".join(both), pairs), planned, strict=True):
             others = [mean for loss, mean in means.items() if loss not in (correct, *artefacts)]
             ranks = [1 + sum(other > means[loss] for other in others) for loss in (correct, artefact)]
-            difference = f"{signed(pair['difference'])}{points(pair['ci95_adjusted'])}"
+            difference = with_interval(pair["difference"], pair["ci95_adjusted"])
             by_old_rule = f"{signed(before['difference'])} {before['verdict']}" if before else "-"
             rows.append(
                 [

@@ -26,6 +26,11 @@ def points(interval: list[float] | None) -> str:
     return "" if interval is None else f" ± {50 * (interval[1] - interval[0]):.2f}"
 
 
+def with_interval(value: float, interval: list[float] | None) -> str:
+    """A difference with half of its confidence interval, in points."""
+    return f"{signed(value)}{points(interval)}"
+
+
 def shown(loss: str) -> str:
     return f"{BASELINE}, other seeds" if loss == AGAIN else loss
 

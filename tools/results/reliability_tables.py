@@ -25,7 +25,7 @@ from results.data import (
     scores_of,
     seed_means,
 )
-from results.markdown import markdown, points, share, signed
+from results.markdown import markdown, share, with_interval
 from results.statistics import (
     Spread,
     cases_needed,
@@ -147,7 +147,7 @@ def baseline_again(name: str) -> str:
     if AGAIN not in case_samples(name):
         return "-"
     (result,) = pair_results([(AGAIN, BASELINE)], model_of(name), MARGIN, {})
-    return f"{signed(result['difference'])}{points(result['ci95'])} {result['verdict']}"
+    return f"{with_interval(result['difference'], result['ci95'])} {result['verdict']}"
 
 
 def seeds_table() -> str:
@@ -185,7 +185,7 @@ def handicaps_table() -> str:
         rates = [found_by_chance(worse, clean, count, MARGIN) for count in (3, 5)]
         cells = [", ".join(f"{100 * rate:.0f} % {name}" for name, rate in found.items()) for found in rates]
         number = f"{len(worse)} and {len(clean)}"
-        difference = f"{signed(result['difference'])}{points(result['ci95'])}"
+        difference = with_interval(result["difference"], result["ci95"])
         rows.append([title, number, difference, result["verdict"], *cells, *harm(study)])
     rows.append(["none", str(len(clean)), *["-"] * 4, *harm("hippocampus", "hippocampus_more")])
     if len(rows) == 1:

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from results.data import MARGIN, TABLES, NotMeasured, design_seeds, table_path
-from results.markdown import markdown, points, signed, span
+from results.markdown import markdown, signed, span, with_interval
 from segkit.compare.score_table import read_scores
 from segkit.compare.statistics import pair_results
 from segkit.compare.table_checks import Rows
@@ -144,7 +144,7 @@ def transforms_table() -> str:
             ", ".join(f"{value:.4f}" for value in runs[runs["group"] == group].sort_values("seed")["mean_dice"])
             for group in (config, without)
         ]
-        difference = f"{signed(pair['difference'])}{points(pair['ci95'])}"
+        difference = with_interval(pair["difference"], pair["ci95"])
         rows.append([f"`{config}`", *seeds, difference, pair["verdict"]])
     if not rows:
         raise NotMeasured("transforms")
